@@ -1,0 +1,118 @@
+"""What an algorithm may know about an environment before the first step. No torch, no gymnasium."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+ObsKind = Literal["box", "image", "discrete", "multi_discrete", "multi_binary"]
+ActionKind = Literal["discrete", "multi_discrete", "multi_binary", "box"]
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One array of an observation, as it lies in an unroll.
+
+    dtype is "float32" (box, multi_binary), "uint8" (image) or "int64" (discrete, multi_discrete, counted from 0).
+    """
+
+    kind: ObsKind
+    shape: tuple[int, ...]
+    dtype: str
+    nvec: tuple[int, ...] = ()  # sizes, for discrete (one of them) and multi_discrete
+    channels_last: bool = False  # images only
+    start: tuple[int, ...] = ()  # what the environment counts from, for discrete and multi_discrete; (): from 0
+
+
+ObsSpec = Leaf | dict[str, "ObsSpec"] | tuple["ObsSpec", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ActionSpec:
+    """The action as the policy makes it and the unroll holds it: int64 counted from 0, or float32."""
+
+    kind: ActionKind
+    shape: tuple[int, ...]  # (): discrete; (n,): the others; Box keeps its own shape
+    nvec: tuple[int, ...] = ()  # discrete: (n,); multi_discrete: sizes; multi_binary: 2s
+    low: tuple[float, ...] = ()  # box, flattened
+    high: tuple[float, ...] = ()
+    start: tuple[int, ...] = ()  # what the environment counts from; (): from 0
+    takes: str = "float32"  # box: what the environment's own actions are; whole numbers are rounded to
+
+    @property
+    def dtype(self) -> str:
+        return "float32" if self.kind == "box" else "int64"
+
+    @property
+    def mask_size(self) -> int:
+        """Width of an action mask: the concatenation over heads, sum(nvec). 0 for Box."""
+        return sum(self.nvec)
+
+
+@dataclass(frozen=True, slots=True)
+class EnvSpec:
+    """A stream's view of its environment."""
+
+    id: str
+    obs: ObsSpec
+    action: ActionSpec
+    action_mask: bool = False
+    max_steps: int | None = None
+
+    def leaves(self) -> list[Leaf]:
+        """All arrays of the observation, in the order of the tree."""
+        return list(walk(self.obs))
+
+
+def walk(obs: ObsSpec) -> Iterator[Leaf]:
+    """The leaves of an observation spec: dicts in the order of their sorted keys, tuples in theirs."""
+    if isinstance(obs, Leaf):
+        yield obs
+    elif isinstance(obs, dict):
+        for key in sorted(obs):
+            yield from walk(obs[key])
+    else:
+        for child in obs:
+            yield from walk(child)
+
+
+def to_json(spec: EnvSpec) -> dict[str, Any]:
+    """Plain data for a checkpoint's meta.json; `from_json` reads it back."""
+
+    def obs(node: ObsSpec) -> Any:
+        if isinstance(node, Leaf):
+            return {"leaf": asdict(node)}
+        if isinstance(node, dict):
+            return {"dict": {key: obs(node[key]) for key in sorted(node)}}
+        return {"tuple": [obs(child) for child in node]}
+
+    return {
+        "id": spec.id,
+        "obs": obs(spec.obs),
+        "action": asdict(spec.action),
+        "action_mask": spec.action_mask,
+        "max_steps": spec.max_steps,
+    }
+
+
+def from_json(data: dict[str, Any]) -> EnvSpec:
+    """The inverse of `to_json`."""
+
+    def fields(plain: dict[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+
+    def obs(node: dict[str, Any]) -> ObsSpec:
+        if "leaf" in node:
+            return Leaf(**fields(node["leaf"]))
+        if "dict" in node:
+            return {key: obs(child) for key, child in node["dict"].items()}
+        return tuple(obs(child) for child in node["tuple"])
+
+    return EnvSpec(
+        id=data["id"],
+        obs=obs(data["obs"]),
+        action=ActionSpec(**fields(data["action"])),
+        action_mask=data["action_mask"],
+        max_steps=data["max_steps"],
+    )

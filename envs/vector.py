@@ -1,0 +1,214 @@
+"""B streams of one environment, stepped one after the other, written straight into the unroll's arrays.
+
+Next-step autoreset: after an episode ends, the next row resets the environment and ignores the action.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+
+from envs.errors import EnvFault
+from envs.spaces import MASK, action_reader, mask_of, obs_writer
+from envs.spec import EnvSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The arrays of one unroll that environments write. They may be wider than the streams (padding)."""
+
+    obs: Any  # tree of [T+1, B, *O]
+    reward: np.ndarray  # [T, B]
+    terminated: np.ndarray  # [T, B]
+    truncated: np.ndarray  # [T, B]
+    first: np.ndarray  # [T+1, B]
+    action_mask: np.ndarray | None  # [T+1, B, n]
+
+
+class VectorEnv(Protocol):
+    """Several streams side by side."""
+
+    spec: EnvSpec
+    streams: tuple[int, ...]  # the streams these columns are, ascending
+
+    def reset(self, rows: Rows) -> None:
+        """Begin all streams anew: writes row 0 of obs, first and action_mask."""
+
+    def step(self, action: np.ndarray, rows: Rows, t: int) -> None:
+        """Take action [B, *A]: writes row t of reward and flags, row t+1 of obs, first and action_mask."""
+
+    def end_unroll(self, action: np.ndarray, rows: Rows) -> None:
+        """Called once after the last row, with all actions [T, B, *A]: remember what `state` needs."""
+
+    def state(self) -> list[dict[str, Any]]:
+        """One dict of plain data per stream (or block of streams), enough for `load` to go on from here."""
+
+    def load(self, state: list[dict[str, Any]], rows: Rows) -> None:
+        """Go on from `state`: writes row 0 of obs, first and action_mask. `first` is True where it began anew."""
+
+    def close(self) -> None:
+        """Close the environments."""
+
+
+class SerialVectorEnv:
+    """Ordinary Gymnasium environments, one per stream.
+
+    Args:
+        make:    makes one environment.
+        spec:    what `make` makes.
+        streams: the streams of this actor.
+        seeds:   what each is seeded with, once, at its start.
+        way:     how a stream is brought back on resume, see `envs.bring_back`.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], gymnasium.Env[Any, Any]],
+        spec: EnvSpec,
+        streams: Sequence[int],
+        seeds: Sequence[int],
+        way: str = "rng",
+    ) -> None:
+        from envs.bring_back import Log  # gymnasium's own imports first
+
+        self.spec = spec
+        self.streams = tuple(streams)
+        self._seeds = tuple(seeds)
+        self._make = make
+        self._at = 0
+        self._seen: tuple[Rows, int] | None = None  # where the newest observations lie
+        self.envs: list[gymnasium.Env[Any, Any]] = []
+        self._logs = [Log(way) for _ in streams]
+        with _Blame(self):
+            for self._at in range(len(streams)):
+                self.envs.append(make())
+        space = self.envs[0].observation_space
+        self._write = obs_writer(space)
+        self._actions = action_reader(self.envs[0].action_space, spec.action)
+        self._mask_in_obs = isinstance(space, gymnasium.spaces.Dict) and MASK in space.spaces
+        self._active = list(enumerate(self.envs))
+        self._over = [False] * len(self.envs)
+        self._zeros = [0.0] * len(self.envs)
+
+    def reset(self, rows: Rows) -> None:
+        self._seen = rows, 0
+        with _Blame(self):
+            for b, env in enumerate(self.envs):
+                self._at = b
+                self._over[b] = False
+                obs, info = self._logs[b].begin(env, self._seeds[b])
+                self._put(rows, 0, b, obs, info)
+                rows.first[0, b] = True
+
+    def step(self, action: np.ndarray, rows: Rows, t: int) -> None:
+        over, write, obs_rows = self._over, self._write, rows.obs
+        actions = self._actions(action)
+        rewards = self._zeros.copy()
+        masked = rows.action_mask is not None
+        rows.terminated[t] = False
+        rows.truncated[t] = False
+        rows.first[t + 1] = False
+        b = 0
+        try:
+            for b, env in self._active:
+                if over[b]:
+                    obs, info = self._logs[b].again(env)
+                    rows.first[t + 1, b] = True
+                    over[b] = False
+                else:
+                    obs, reward, terminated, truncated, info = env.step(actions[b])
+                    rewards[b] = float(reward)
+                    if terminated or truncated:
+                        rows.terminated[t, b] = terminated
+                        rows.truncated[t, b] = truncated
+                        over[b] = True
+                write(obs_rows, (t + 1, b), obs)
+                if masked:
+                    self._put_mask(rows, t + 1, b, obs, info, over[b])
+            rows.reward[t, : len(rewards)] = rewards
+        except Exception as error:
+            raise EnvFault(self.streams[b], self._seeds[b], t, traceback.format_exc()) from error
+
+    def rest(self, ended: np.ndarray) -> None:
+        """Leave the streams where `ended` [B] alone from now on; their rows keep what they hold."""
+        self._active = [(b, env) for b, env in enumerate(self.envs) if not ended[b]]
+
+    def end_unroll(self, action: np.ndarray, rows: Rows) -> None:
+        self._seen = rows, len(action)
+        for b, log in enumerate(self._logs):
+            log.extend(action[:, b], rows.first[1:, b])
+
+    def state(self) -> list[dict[str, Any]]:
+        assert self._seen is not None, "reset comes first"
+        rows, t = self._seen
+        return [
+            self._logs[b].state(env) | {"over": self._over[b], "seen": _digest(rows.obs, t, b)}
+            for b, env in enumerate(self.envs)
+        ]
+
+    def load(self, state: list[dict[str, Any]], rows: Rows) -> None:
+        self._seen = rows, 0
+        with _Blame(self):
+            for b, (env, saved) in enumerate(zip(self.envs, state, strict=True)):
+                self._at = b
+                obs, info, exact = self._logs[b].load(env, saved, self._seeds[b], self._actions)
+                self._put(rows, 0, b, obs, info, bool(saved["over"]) and exact)
+                if exact and _digest(rows.obs, 0, b) != saved["seen"]:
+                    exact = False
+                    self._put(rows, 0, b, *self._logs[b].anew(env))
+                self._over[b] = bool(saved["over"]) and exact
+                rows.first[0, b] = not exact
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+    def _put(self, rows: Rows, t: int, b: int, obs: Any, info: dict[str, Any], over: bool = False) -> None:
+        self._write(rows.obs, (t, b), obs)
+        if rows.action_mask is not None:
+            self._put_mask(rows, t, b, obs, info, over)
+
+    def _put_mask(self, rows: Rows, t: int, b: int, obs: Any, info: dict[str, Any], over: bool) -> None:
+        """Where the episode is over nothing need be legal: the action is ignored, and all of them are allowed."""
+        assert rows.action_mask is not None
+        rows.action_mask[t, b] = True if over else mask_of(obs, info, self._mask_in_obs)
+
+
+def _digest(obs: Any, t: int, b: int) -> str:
+    """A hash of one stream's observation in an unroll."""
+    whole = hashlib.blake2b(digest_size=16)
+
+    def add(tree: Any) -> None:
+        if isinstance(tree, dict):
+            for key in sorted(tree):
+                add(tree[key])
+        elif isinstance(tree, tuple):
+            for child in tree:
+                add(child)
+        else:
+            whole.update(np.ascontiguousarray(tree[t, b]).tobytes())
+
+    add(obs)
+    return whole.hexdigest()
+
+
+class _Blame:
+    """Turns whatever an environment raises outside `step` into an EnvFault that names its stream."""
+
+    def __init__(self, env: SerialVectorEnv) -> None:
+        self.env = env
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception):
+            env = self.env
+            text = error.detail if isinstance(error, EnvFault) else "".join(traceback.format_exception(error))
+            raise EnvFault(env.streams[env._at], env._seeds[env._at], 0, text) from error

@@ -1,0 +1,25 @@
+"""Fixtures that several packages' tests share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> None:
+    """Actors in processes start quickly from here on, as under our own commands."""
+    from rollout.processes import start_fork_server
+
+    start_fork_server(["torch", "gymnasium", "algorithms.policies"])
+
+
+@pytest.fixture(autouse=True)
+def closed_rollouts() -> Iterator[None]:
+    """A test that fails leaves its actors open, and the interpreter would wait for them at its end."""
+    yield
+    faulty = sys.modules.get("oracles.faulty")
+    while faulty is not None and faulty.opened:
+        faulty.opened.pop().close()

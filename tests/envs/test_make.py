@@ -1,0 +1,179 @@
+"""What --env takes: every form, every error in one line, in the folder of the user."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cloudpickle
+import gymnasium
+import pytest
+
+from envs.errors import EnvError, EnvFault
+from envs.make import choose, look, register_env, resolve, vector
+from envs.probes import Counter
+
+MAZE = """
+import gymnasium, numpy as np
+from gymnasium import spaces
+
+class Maze(gymnasium.Env):
+    observation_space = spaces.Box(0, 1, (2,), np.float32)
+    action_space = spaces.Discrete(3)
+    def __init__(self, size=4, broken=False):
+        self.size = size
+        if broken:
+            raise RuntimeError("the maze fell down")
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        return np.ones(2, np.float32), 1.0, True, False, {}
+
+def factory(**kwargs):
+    return Maze(**kwargs)
+
+NUMBER = 3
+gymnasium.register("Maze-v0", "%s:Maze")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    registry = dict(gymnasium.registry)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith(("my_", "_env_file_")):
+            del sys.modules[name]
+    gymnasium.registry.clear()
+    gymnasium.registry.update(registry)
+
+
+def error(env, **kwargs) -> str:
+    with pytest.raises(EnvError) as caught:
+        resolve(env, kwargs).make()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "form", ["my_maze:Maze-v0", "my_maze:Maze", "my_maze:factory", "my_maze.py:Maze", "./my_maze.py:factory"]
+)
+def test_every_form_of_a_name_makes_the_same_environment(folder, form):
+    (folder / "my_maze.py").write_text(MAZE % "my_maze")
+    source = resolve(form, {"size": 9})
+    env = source.make()
+    assert type(env.unwrapped).__name__ == "Maze"
+    assert env.unwrapped.size == 9
+    assert look(source, 0).action.nvec == (3,)
+    assert sys.path[-1] == str(folder) or str(folder) in sys.path[1:]
+
+
+def test_a_class_a_closure_and_a_registered_name(folder):
+    size = 3
+
+    def closure():
+        env = Counter()
+        env.size = size
+        return env
+
+    register_env("my-counter", closure)
+    assert resolve("my-counter").make().size == 3
+    assert isinstance(resolve(Counter).make(), Counter)
+    assert resolve(Counter).name == "Counter"
+    travelled = cloudpickle.loads(cloudpickle.dumps(resolve(closure)))
+    assert travelled.make().size == 3
+
+
+def test_another_process_finds_the_users_module_by_its_folder(folder):
+    (folder / "my_maze.py").write_text(MAZE % "my_maze")
+    data = cloudpickle.dumps(resolve("my_maze:Maze"))
+    home = Path(__file__).parents[2]
+    code = (
+        f"import sys; sys.path.insert(0, {str(home)!r}); import cloudpickle as c; print(c.loads({data!r}).make().size)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=home, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "4", done.stderr
+
+
+def test_a_folder_called_envs_of_the_users_breaks_nothing(folder):
+    (folder / "envs").mkdir()
+    (folder / "envs" / "__init__.py").write_text("raise RuntimeError('the wrong envs')")
+    (folder / "envs" / "my_maze.py").write_text("import my_part\n" + MAZE % "x")
+    (folder / "envs" / "my_part.py").write_text("")
+    assert resolve("envs/my_maze.py:Maze").make().size == 4
+    assert resolve("probe:box").make() is not None
+    assert "Use --env envs/my_maze.py:Maze" in error("envs.my_maze:Maze")
+
+
+def test_errors_are_one_line_and_say_what_to_do(folder):
+    (folder / "my_maze.py").write_text(MAZE % "my_maze")
+    assert "Did you mean 'CartPole-v1'" in error("cartpole-v1")
+    assert "Did you mean 'CartPole-v1'" in error("CartPole-v9")
+    assert "Did you mean 'Maze'" in error("my_maze:Mase")
+    assert "there is no module 'my_mace'" in error("my_mace:Maze")
+    assert "there is no file" in error("nowhere.py:Maze")
+    assert "my_maze.py:ClassOrFactory" in error("my_maze.py")
+    assert "not a class or a function" in error("my_maze:NUMBER")
+    assert "probes: constant" in error("probe:unknown")
+    assert "not a gymnasium.Env" in error(lambda: 3)
+    assert "registers no environment 'Maze-v7'" in error("my_maze:Maze-v7")
+    assert "'sise'" in (text := error("my_maze:Maze", sise=3))
+    assert "Did you mean 'size'" in text
+    assert "'sise'" in error("my_maze:factory", sise=3)
+    assert "'foo'" in error("CartPole-v1", foo=1)
+
+
+def test_a_missing_extra_gives_the_command(monkeypatch):
+    for module, env_id, extra in [("mujoco", "HalfCheetah-v5", "mujoco"), ("Box2D", "LunarLander-v3", "box2d")]:
+        entry = gymnasium.registry[env_id].entry_point.partition(":")[0]
+        with monkeypatch.context() as patch:
+            for name in [n for n in sys.modules if n.startswith((module, entry, "gymnasium.envs." + extra))]:
+                patch.delitem(sys.modules, name)
+            patch.setitem(sys.modules, module, None)
+            assert f"pip install 'rltrain[{extra}]'" in error(env_id)
+        for name in [n for n in sys.modules if n.startswith("gymnasium.envs." + extra)]:
+            del sys.modules[name]
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    assert "pip install 'rltrain[atari]'" in error("ALE/Pong-v5")
+
+
+def test_what_the_users_own_code_raises_keeps_its_traceback(folder):
+    (folder / "my_maze.py").write_text(MAZE % "my_maze")
+    (folder / "my_bad.py").write_text("import not_there_at_all")
+    with pytest.raises(EnvFault) as caught:
+        resolve("my_maze:Maze", {"broken": True}).make()
+    assert caught.value.stream == -1
+    assert "the maze fell down" in caught.value.detail
+    assert "my_maze.py" in caught.value.detail
+    with pytest.raises(EnvFault, match="not_there_at_all"):
+        resolve("my_bad:Maze").make()
+
+
+def test_a_time_limit_inside_a_factory_is_seen():
+    assert look(resolve("probe:endless"), 0).max_steps == 10
+    assert look(resolve("CartPole-v1", {"max_episode_steps": 7}), 0).max_steps == 7
+    assert look(resolve(Counter), 0).max_steps is None
+
+
+def test_native_is_chosen_by_the_total_only():
+    cartpole = resolve("CartPole-v1")
+    assert [choose(cartpole, n) for n in (1, 127, 128, 1024)] == ["serial", "serial", "native", "native"]
+    assert choose(cartpole, 1024, "serial") == "serial"
+    assert choose(cartpole, 16, "native") == "native"
+    assert choose(resolve("Pendulum-v1"), 1024) == "serial"
+    assert choose(resolve(Counter), 1024) == "serial"
+    with pytest.raises(EnvError, match="--vector serial"):
+        choose(resolve("Pendulum-v1"), 1024, "native")
+
+
+def test_an_actor_owns_whole_blocks():
+    source = resolve("CartPole-v1")
+    spec = look(source, 0)
+    with pytest.raises(ValueError, match="whole blocks"):
+        vector(source, spec, range(5), range(5), "none", "native", total=32)
+    assert vector(source, spec, range(16, 32), range(16), "none", "native", total=32).streams == tuple(range(16, 32))
