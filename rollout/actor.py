@@ -1,0 +1,260 @@
+"""One actor: steps its streams with its copy of the policy, one unroll at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.errors import EnvFault
+from envs.seeding import stream_seed
+from envs.spec import EnvSpec
+from envs.vector import Rows, VectorEnv
+from rollout.episodes import EpisodeTracker, empty_rows, obs_arrays, padded
+from rollout.memory import SharedMemory, tree_at, tree_bytes
+from rollout.noise import StreamNoise
+from rollout.tree import Tree, leaves, tree_map, unflatten
+from rollout.types import Trajectory
+from rollout.weights import WeightsBoard
+
+SLOT_BYTES = 256 * 1024  # observations of an unroll that are bigger travel through shared memory, not by pickle
+SLOTS = 2
+
+
+@dataclass(frozen=True)
+class ActorJob:
+    """Everything an actor is made from. Travels to its process."""
+
+    worker: int
+    spec: EnvSpec
+    unroll: int  # T
+    seed: int  # the run's
+    streams: tuple[int, ...]  # ascending
+    incarnations: tuple[int, ...]  # how often each stream was started anew
+    rows: tuple[int, ...]  # rows each stream has behind it
+    make_env: Callable[[Sequence[int], Sequence[int]], VectorEnv]  # (streams, incarnations) -> environments
+    make_policy: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Links:
+    """What an actor shares with the learner: tickets of memory, or the memory itself in one process."""
+
+    weights: Any
+    progress: Any  # int64 per worker: vector steps, the evidence of life
+    slots: Any = None  # observations of big unrolls
+
+
+def needs_slots(job: ActorJob) -> int:
+    """Bytes of one slot for this actor's observations, or 0 where pickle is quicker."""
+    size = tree_bytes(obs_arrays(job.spec, job.unroll + 1, padded(len(job.streams))))
+    return size if size >= SLOT_BYTES else 0
+
+
+class Actor:
+    """Acts; see `collect`. All arrays are made once and are as wide as `padded(B)`."""
+
+    def __init__(self, job: ActorJob, links: Links) -> None:
+        self.job = job
+        count, width = len(job.streams), padded(len(job.streams))
+        self.policy = job.make_policy()
+        state = self.policy.state_dict()
+        self._parameters = {name: tensor.numpy() for name, tensor in state.items()}
+        memory = SharedMemory.attach(links.weights) if isinstance(links.weights, tuple) else links.weights
+        self._board = WeightsBoard(self._parameters, memory)
+        progress = SharedMemory.attach(links.progress) if isinstance(links.progress, tuple) else links.progress
+        self._progress = progress.array(8 * job.worker, (1,), np.int64)
+        like = obs_arrays(job.spec, job.unroll + 1, width)
+        shared = None if links.slots is None else SharedMemory.attach(links.slots)
+        buffers = [like] if shared is None else [tree_at(shared, slot, like) for slot in range(SLOTS)]
+        self._rows = [empty_rows(job.spec, job.unroll, count, obs) for obs in buffers]
+        self._views = [_RowViews(rows) for rows in self._rows]
+        self._slot = 0
+        self._noise_of = StreamNoise(job.seed, job.streams, *self.policy.noise)
+        self._noise = np.zeros((job.unroll, width, self.policy.noise.width), np.float32)
+        self._noise_rows = torch.from_numpy(self._noise).unbind(0)
+        self._action = np.zeros((job.unroll, width, *job.spec.action.shape), job.spec.action.dtype)
+        self._core = torch.zeros(width, self.policy.core_size) if self.policy.core_size else None
+        self._tracker = EpisodeTracker(count)
+        self.row = np.array(job.rows, np.int64)
+        self.env = job.make_env(job.streams, job.incarnations)
+        self._last: Rows | None = None  # the unroll before; None: streams that begin
+
+    def collect(self) -> tuple[Trajectory, int | None]:
+        """T steps of every stream with the newest weights. The arrays are reused by the next call.
+
+        Returns the unroll, and the number of the slot where its observations lie if they do not come with it.
+        """
+        job, env = self.job, self.env
+        count, unroll = len(job.streams), job.unroll
+        rows, views = self._rows[self._slot], self._views[self._slot]
+        version, _ = self._board.read(self._parameters)
+        try:
+            self._begin()
+            self._noise_of.fill(self._noise, self.row, job.incarnations)
+            core, cores = self._core, []
+            extras: dict[str, list[torch.Tensor]] = {}
+            action_rows, policy, every, progress = self._action, self.policy, self.policy.sequence, self._progress
+            with torch.inference_mode(), self._explaining(rows):
+                for t in range(unroll):
+                    if core is not None:
+                        if rows.first[t].any():
+                            core = core * torch.from_numpy(~rows.first[t])[:, None]
+                        if t % every == 0:
+                            cores.append(core[:count].numpy().copy())
+                    act = policy.act(views.obs[t], core, views.mask[t], self._noise_rows[t], True)
+                    core = act.core
+                    action = act.action.numpy()
+                    action_rows[t] = action
+                    for name, value in act.extras.items():
+                        extras.setdefault(name, []).append(value)
+                    env.step(action[:count], rows, t)
+                    progress[0] += 1
+                told = self._told({name: torch.stack(values) for name, values in extras.items()}, rows)
+            self._core = core
+            self._check(rows)
+        except EnvFault as fault:
+            column = job.streams.index(fault.stream) if fault.stream in job.streams else 0
+            raise EnvFault(fault.stream, fault.seed, int(self.row[column]) + fault.row, fault.detail) from fault
+        env.end_unroll(self._action[:, :count], rows)
+        trajectory = Trajectory(
+            obs=tree_map(lambda array: array[:, :count], rows.obs),
+            action=self._action[:, :count],
+            reward=rows.reward[:, :count],
+            terminated=rows.terminated[:, :count],
+            truncated=rows.truncated[:, :count],
+            first=rows.first[:, :count],
+            version=np.full(count, version, np.int64),
+            stream=np.array(job.streams, np.int64),
+            row=self.row.copy(),
+            extras=told,
+            action_mask=None if rows.action_mask is None else rows.action_mask[:, :count],
+            core=np.stack(cores) if cores else None,
+        )
+        ended = trajectory.terminated | trajectory.truncated
+        episodes = self._tracker.add(trajectory.reward, ended, trajectory.valid)
+        self.row += unroll
+        slot = self._slot if len(self._rows) > 1 else None
+        self._last, self._slot = rows, (self._slot + 1) % len(self._rows)
+        return replace(trajectory, episodes=episodes, obs=trajectory.obs if slot is None else None), slot
+
+    def _told(self, extras: dict[str, torch.Tensor], rows: Rows) -> dict[str, np.ndarray]:
+        """What the policy has to say of the unroll, [T, B, ...] each; it may say it for all rows at once."""
+        if hasattr(self.policy, "unrolled"):
+            mask = None if rows.action_mask is None else torch.from_numpy(rows.action_mask[:-1])
+            extras = self.policy.unrolled(extras, torch.from_numpy(self._action), mask)
+        return {name: value[:, : len(self.job.streams)].numpy() for name, value in extras.items()}
+
+    def _begin(self) -> None:
+        """Row 0: a reset for new streams, else the last row of the unroll before (it may lie in the other slot)."""
+        rows = self._rows[self._slot]
+        if self._last is None:
+            self.env.reset(rows)
+            self._remember(rows)
+            return
+        last = self._last
+        tree_map(lambda array, before: np.copyto(array[0], before[-1]), rows.obs, last.obs)
+        rows.first[0] = last.first[-1]
+        if rows.action_mask is not None and last.action_mask is not None:
+            rows.action_mask[0] = last.action_mask[-1]
+
+    def _remember(self, rows: Rows) -> None:
+        """Row 0, just made by a reset or a resume, stands where the last row of an unroll before would."""
+        tree_map(lambda array: np.copyto(array[-1], array[0]), rows.obs)
+        rows.first[-1] = rows.first[0]
+        if rows.action_mask is not None:
+            rows.action_mask[-1] = rows.action_mask[0]
+        self._last = rows
+
+    @contextlib.contextmanager
+    def _explaining(self, rows: Rows) -> Iterator[None]:
+        """If the policy cannot act on what an environment gave, it is that environment's fault."""
+        try:
+            yield
+        except EnvFault:
+            raise
+        except Exception:
+            self._check(rows)
+            raise
+
+    def _check(self, rows: Rows) -> None:
+        """Refuse numbers that would poison the learner, by naming the stream."""
+        count = len(self.job.streams)
+        floats = [(rows.reward[:, :count], "reward")]
+        floats += [(leaf[:, :count], "observation") for leaf in leaves(rows.obs) if leaf.dtype == np.float32]
+        for array, what in floats:
+            if not np.isfinite(array).all():
+                bad = ~np.isfinite(array)
+                t, b = np.argwhere(bad.reshape(*bad.shape[:2], -1).any(-1))[0]
+                text = f"ValueError: the environment returned a {what} that is not finite (nan or inf)"
+                raise self._fault(int(b), int(t), text)
+        if rows.action_mask is not None:
+            nvec = self.job.spec.action.nvec
+            heads = np.logical_or.reduceat(rows.action_mask[:, :count], np.cumsum((0, *nvec[:-1])), axis=-1)
+            if not heads.all():
+                t, b, head = np.argwhere(~heads)[0]
+                where = f" in head {head}" if len(nvec) > 1 else ""
+                raise self._fault(int(b), int(t), f"ValueError: the action mask allows no action at all{where}")
+
+    def _fault(self, b: int, t: int, text: str) -> EnvFault:
+        job = self.job
+        return EnvFault(job.streams[b], stream_seed(job.seed, job.streams[b], job.incarnations[b]), t, text)
+
+    def state(self) -> list[dict[str, Any]]:
+        """What a checkpoint needs to go on exactly here: one dict per unit (a stream, or a block of streams)."""
+        if self._last is None:
+            self._begin()
+        assert self._last is not None
+        units, column = [], 0
+        saved = self.env.state()
+        size = len(self.job.streams) // len(saved)
+        for unit in saved:
+            columns = slice(column, column + len(unit.get("streams", range(size))))
+            units.append(
+                {
+                    "streams": list(self.job.streams[columns]),
+                    "env": unit,
+                    "row": self.row[columns].copy(),
+                    "first": self._last.first[-1, columns].copy(),
+                    "incarnation": list(self.job.incarnations[columns]),
+                    "ret": self._tracker.ret[columns].copy(),
+                    "length": self._tracker.length[columns].copy(),
+                    "core": None if self._core is None else self._core[columns].numpy().copy(),
+                }
+            )
+            column = columns.stop
+        return units
+
+    def load(self, units: list[dict[str, Any]]) -> bool:
+        """Go on from `state`; units in the order of the streams. Returns whether every stream was brought back."""
+        rows = self._rows[self._slot]
+        self.env.load([unit["env"] for unit in units], rows)
+        self.row[:] = np.concatenate([unit["row"] for unit in units])
+        began = rows.first[0, : len(self.job.streams)].copy()
+        rows.first[0, : len(began)] |= np.concatenate([unit["first"] for unit in units])
+        self._tracker.ret[:] = np.where(began, 0.0, np.concatenate([unit["ret"] for unit in units]))
+        self._tracker.length[:] = np.where(began, 0, np.concatenate([unit["length"] for unit in units]))
+        if self._core is not None:
+            core = np.concatenate([unit["core"] for unit in units])
+            self._core[: len(core)] = torch.from_numpy(core)
+        self._remember(rows)
+        return not began.any()
+
+    def close(self) -> None:
+        """Close the environments."""
+        self.env.close()
+
+
+class _RowViews:
+    """Torch views of the rows of an unroll, made once."""
+
+    def __init__(self, rows: Rows) -> None:
+        columns = [torch.from_numpy(leaf).unbind(0) for leaf in leaves(rows.obs)]
+        self.obs: list[Tree] = [unflatten(rows.obs, list(row)) for row in zip(*columns, strict=True)]
+        self.mask: Sequence[torch.Tensor | None] = (
+            [None] * len(self.obs) if rows.action_mask is None else torch.from_numpy(rows.action_mask).unbind(0)
+        )

@@ -1,0 +1,145 @@
+"""Returns and lengths of the episodes inside streams, and the playing of whole episodes for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.spec import EnvSpec
+from envs.vector import Rows, SerialVectorEnv
+from rollout.noise import StreamNoise
+from rollout.tree import Tree, tree_map
+from rollout.types import Episode
+
+LONGEST = 10_000  # steps after which an episode is cut off that has no time limit of its own
+WIDTH = 16  # a network's row has the same bits in every batch whose width is a multiple of this
+
+
+def padded(streams: int) -> int:
+    """The width of the arrays that hold `streams` columns."""
+    return -(-streams // WIDTH) * WIDTH
+
+
+def obs_arrays(spec: EnvSpec, rows: int, width: int) -> Tree:
+    """Zeroed observation arrays [rows, width, *O] for each leaf of the spec."""
+
+    def node(obs: Any) -> Tree:
+        if isinstance(obs, dict):
+            return {key: node(obs[key]) for key in sorted(obs)}
+        if isinstance(obs, tuple):
+            return tuple(node(child) for child in obs)
+        return np.zeros((rows, width, *obs.shape), obs.dtype)
+
+    return node(spec.obs)
+
+
+def empty_rows(spec: EnvSpec, unroll: int, streams: int, obs: Tree | None = None) -> Rows:
+    """Arrays for an unroll of `unroll` rows, as wide as `padded(streams)`. Masks begin as all legal."""
+    width = padded(streams)
+    return Rows(
+        obs=obs_arrays(spec, unroll + 1, width) if obs is None else obs,
+        reward=np.zeros((unroll, width), np.float32),
+        terminated=np.zeros((unroll, width), bool),
+        truncated=np.zeros((unroll, width), bool),
+        first=np.zeros((unroll + 1, width), bool),
+        action_mask=np.ones((unroll + 1, width, spec.action.mask_size), bool) if spec.action_mask else None,
+    )
+
+
+class EpisodeTracker:
+    """Sums rewards and counts steps per stream, across unrolls."""
+
+    def __init__(self, streams: int) -> None:
+        self.ret = np.zeros(streams, np.float64)
+        self.length = np.zeros(streams, np.int64)
+
+    def add(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> tuple[Episode, ...]:
+        """One unroll, all [T, B]; returns the episodes that ended in it, in the order of their streams and time."""
+        done: list[Episode] = []
+        for b in np.flatnonzero(ended.any(0)):
+            begin = 0
+            for end in np.flatnonzero(ended[:, b]) + 1:
+                ret = self.ret[b] + reward[begin:end, b].sum(dtype=np.float64)
+                length = self.length[b] + valid[begin:end, b].sum()
+                done.append(Episode(float(ret), int(length)))
+                self.ret[b], self.length[b], begin = 0.0, 0, int(end)
+            self.ret[b] = reward[begin:, b].sum(dtype=np.float64)
+            self.length[b] = valid[begin:, b].sum()
+        rest = ~ended.any(0)
+        self.ret[rest] += reward[:, rest].sum(0, dtype=np.float64)
+        self.length[rest] += valid[:, rest].sum(0)
+        return tuple(done)
+
+
+def play(
+    make: Callable[[], Any],
+    spec: EnvSpec,
+    policy: Any,
+    seeds: Sequence[int],
+    explore: bool = False,
+    at_once: int = 64,
+    frame: Callable[[Any], None] | None = None,
+) -> list[Episode]:
+    """Play one whole episode per seed, so that short episodes are not preferred.
+
+    An environment without a time limit might never end one: it is cut off after LONGEST steps.
+
+    Args:
+        make:    makes one environment.
+        seeds:   an episode each; its environment is reset with it, its action noise drawn from it.
+        explore: sample actions, or take the most likely one.
+        at_once: episodes side by side.
+        frame:   called with the environment before each step of the first one (for videos).
+    """
+    episodes: list[Episode] = []
+    for begin in range(0, len(seeds), at_once):
+        episodes += _play(make, spec, policy, seeds[begin : begin + at_once], explore, frame)
+    return episodes
+
+
+def _play(
+    make: Callable[[], Any],
+    spec: EnvSpec,
+    policy: Any,
+    seeds: Sequence[int],
+    explore: bool,
+    frame: Callable[[Any], None] | None,
+) -> list[Episode]:
+    count = len(seeds)
+    env = SerialVectorEnv(make, spec, range(count), seeds, way="none")
+    rows = empty_rows(spec, 1, count)
+    noises = [StreamNoise(seed, [0], *policy.noise) for seed in seeds]
+    noise = np.zeros((1, padded(count), policy.noise.width), np.float32)
+    core = torch.zeros(padded(count), policy.core_size) if policy.core_size else None
+    ret, length, ended = np.zeros(count), np.zeros(count, np.int64), np.zeros(count, bool)
+    env.reset(rows)
+    step = 0
+    try:
+        with torch.inference_mode():
+            while not ended.all() and (spec.max_steps is not None or step < LONGEST):
+                if explore:
+                    for b, one in enumerate(noises):
+                        one.fill(noise[:, b : b + 1], np.array([step]), [0])
+                obs = tree_map(lambda array: torch.from_numpy(array[0]), rows.obs)
+                mask = None if rows.action_mask is None else torch.from_numpy(rows.action_mask[0])
+                act = policy.act(obs, core, mask, torch.from_numpy(noise[0]), explore)
+                core = act.core
+                if frame is not None:
+                    frame(env.envs[0])
+                env.step(act.action.numpy()[:count], rows, 0)
+                ret += np.where(ended, 0.0, rows.reward[0, :count])
+                length += ~ended
+                over = rows.terminated[0, :count] | rows.truncated[0, :count]
+                if (over & ~ended).any():
+                    ended |= over
+                    env.rest(ended)
+                tree_map(lambda array: np.copyto(array[0], array[1]), rows.obs)
+                if rows.action_mask is not None:
+                    rows.action_mask[0] = rows.action_mask[1]
+                step += 1
+    finally:
+        env.close()
+    return [Episode(float(r), int(n)) for r, n in zip(ret, length, strict=True)]

@@ -1,0 +1,75 @@
+"""The types that travel: Trajectory from actor to learner, Weights back. Time first, then streams.
+
+Letters: T unroll length, B streams, O observation, A action, H recurrent width.
+Index t is the decision at t: obs[t] is seen, action[t] is taken, reward[t] is its reward, obs[t+1] follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rollout.tree import Tree
+
+Array = Any  # numpy in actors, torch in the learner
+
+
+class Episode(NamedTuple):
+    """One finished episode: the sum of its untouched rewards and its number of steps."""
+
+    ret: float
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """T steps of B streams, under next-step autoreset.
+
+    obs[t+1] is always what followed obs[t], final observations included. After an episode ends there is one
+    row in which the environment resets and ignores the action; `valid` is False there and nowhere else.
+    """
+
+    obs: Tree  # [T+1, B, *O]
+    action: Array  # [T, B, *A]    as the policy made it: int64 from 0, or float32
+    reward: Array  # [T, B]        float32, untouched
+    terminated: Array  # [T, B]    bool, the MDP ended: do not bootstrap
+    truncated: Array  # [T, B]     bool, the clock ran out: bootstrap, do not look further
+    first: Array  # [T+1, B]       bool, obs[t] begins an episode (or follows a broken stream)
+    version: Array  # [B]          int64, the weights that acted
+    stream: Array  # [B]           int64, which stream this column is
+    row: Array  # [B]              int64, the stream's own count of rows at obs[0]
+    extras: dict[str, Array] = field(default_factory=dict)  # [T, B, ...] what the policy said: log_prob, ...
+    action_mask: Array | None = None  # [T+1, B, n]  bool, legal actions
+    core: Array | None = None  # [T/L, B, H]  recurrent state before every L-th row
+    episodes: tuple[Episode, ...] = ()  # finished during the unroll
+
+    @property
+    def valid(self) -> Array:
+        """[T, B] rows whose action was really taken."""
+        return ~self.first[1:]
+
+    @property
+    def steps(self) -> int:
+        """Environment steps inside: rows without the reset rows."""
+        return int(self.valid.sum())
+
+
+def discounts(unrolls: Trajectory, gamma: float) -> Array:
+    """[T, B] gamma, and 0 where nothing can be bootstrapped."""
+    return gamma * (unrolls.valid & ~unrolls.terminated)
+
+
+def traces(unrolls: Trajectory, lam: float) -> Array:
+    """[T, B] lambda, and 0 where the episode ended, for whichever reason."""
+    return lam * (unrolls.valid & ~(unrolls.terminated | unrolls.truncated))
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One version of the policy: every parameter and buffer of it, by name."""
+
+    version: int
+    step: int
+    arrays: dict[str, np.ndarray]

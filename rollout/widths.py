@@ -1,0 +1,72 @@
+"""Whether a policy's rows have the same bits in every batch, and what to do where they have not.
+
+A matrix product takes another path through the processor for narrow batches. From WIDTH rows on, in multiples of it,
+the paths agree for the networks we ship; a user's network is tested, and cut into blocks of WIDTH rows if it fails.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.spec import EnvSpec
+from rollout.episodes import WIDTH, empty_rows, padded
+from rollout.tree import leaves, tree_map, unflatten
+
+
+def rows_agree(policy: Any, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
+    """Whether `act` gives each row the same bits at width WIDTH and at the width of all streams together."""
+    width = padded(streams)
+    rng = np.random.default_rng(seed)
+    filled = []
+    for leaf, array in zip(spec.leaves(), leaves(empty_rows(spec, 1, streams).obs), strict=True):
+        high = np.array(leaf.nvec or 256).reshape(leaf.shape if leaf.kind == "multi_discrete" else ())
+        whole = leaf.dtype in ("uint8", "int64")
+        values = rng.integers(0, high, array[0].shape) if whole else rng.standard_normal(array[0].shape)
+        filled.append(torch.from_numpy(values.astype(leaf.dtype)))
+    obs = unflatten(spec.obs, filled)
+    core = torch.from_numpy(rng.standard_normal((width, policy.core_size), np.float32)) if policy.core_size else None
+    mask = torch.ones(width, spec.action.mask_size, dtype=torch.bool) if spec.action_mask else None
+    noise = torch.from_numpy(rng.standard_normal((width, policy.noise.width), np.float32))
+    with torch.inference_mode():
+        whole_act = policy.act(obs, core, mask, noise, True)
+        parts = _in_blocks(policy, obs, core, mask, noise, True)
+    pairs = [(whole_act.action, parts.action), (whole_act.core, parts.core)]
+    pairs += [(whole_act.extras[name], parts.extras[name]) for name in whole_act.extras]
+    return all(a is None or torch.equal(a, b) for a, b in pairs)
+
+
+class InBlocks:
+    """A policy that acts on WIDTH rows at a time, for networks whose rows depend on the width of the batch."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def act(self, obs: Any, core: Any, action_mask: Any, noise: Any, explore: bool) -> Any:
+        return _in_blocks(self._policy, obs, core, action_mask, noise, explore)
+
+
+def _in_blocks(policy: Any, obs: Any, core: Any, mask: Any, noise: Any, explore: bool) -> Any:
+    acts = []
+    for begin in range(0, len(noise), WIDTH):
+        rows = slice(begin, begin + WIDTH)
+        acts.append(
+            policy.act(
+                tree_map(lambda leaf, rows=rows: leaf[rows], obs),
+                None if core is None else core[rows],
+                None if mask is None else mask[rows],
+                noise[rows],
+                explore,
+            )
+        )
+    kind = type(acts[0])
+    return kind(
+        torch.cat([act.action for act in acts]),
+        {name: torch.cat([act.extras[name] for act in acts]) for name in acts[0].extras},
+        None if acts[0].core is None else torch.cat([act.core for act in acts]),
+    )

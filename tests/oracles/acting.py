@@ -1,0 +1,44 @@
+"""Unrolls made as in a run: the real environment, actor, feed and learner, in this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rl.config import load
+from rl.learner import Learner
+from rl.setup import make_algorithm, rollout_plan, torch_device, world
+from rollout.rollout import Rollout
+from rollout.types import Trajectory
+
+
+def _no_restart(lost: Any) -> None:
+    raise AssertionError(f"an actor was lost: {lost}")
+
+
+class Bench:
+    """A run taken apart: `collect` acts, `learn` updates and publishes. Settings as for `rl.train`."""
+
+    def __init__(self, algo: str, env: Any, **settings: Any) -> None:
+        config = load({"workers": 0, "preset": "none", "algo": algo, "env": env, **settings})
+        here = world(config)
+        self.config = config.settings
+        self.spec = here.spec
+        self.algorithm = make_algorithm(config, here.spec)
+        self.policy = self.algorithm.policy
+        self.learner = Learner(self.algorithm, torch_device("cpu"))
+        self.rollout = Rollout(
+            rollout_plan(config, here, self.algorithm.plan.unroll), self.learner.weights(0), _no_restart
+        )
+
+    def collect(self) -> Trajectory:
+        """One unroll of all streams, as the learner gets it."""
+        self.rollout.start()
+        return self.learner.feed.join(self.rollout.gather())
+
+    def learn(self, unrolls: Trajectory, progress: float = 0.0) -> dict[str, float]:
+        """An update on `unrolls`, whose weights the next unroll acts with."""
+        update = self.algorithm.update(unrolls, progress)
+        self.algorithm.observe(unrolls)
+        self.learner.version += 1
+        self.rollout.publish(self.learner.weights(self.rollout.steps))
+        return {name: float(value) for name, value in update.metrics.items()}

@@ -1,0 +1,177 @@
+"""Environments that go wrong, importable in actors, and a plan of actors for tests of the rollout."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from envs.make import resolve
+from envs.probes import Counter, Faulty, Masked, made
+from rl.config import RunConfig, load
+from rl.setup import make_algorithm, rollout_plan, world
+from rollout.handle import ActorLost
+from rollout.processes import ProcessHandle
+from rollout.rollout import Rollout
+from rollout.types import Weights
+
+
+def killed(at: int = 200, once: str = "") -> Faulty:
+    """SIGKILLs its own process in its `at`-th step."""
+
+    def fault() -> None:
+        assert "pytest" not in sys.modules, "the first look of a run came to the step that was meant for an actor"
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return Faulty(fault, at, once)
+
+
+def spins(at: int = 200, once: str = "") -> Faulty:
+    """Hangs in C code that never lets go of the interpreter's lock."""
+
+    def fault() -> None:
+        sum(range(10**12))
+
+    return Faulty(fault, at, once)
+
+
+class HangsInReset(Counter):
+    """Sleeps for ever in its `at`-th reset; `reached` is a file that is made then."""
+
+    def __init__(self, at: int, reached: str) -> None:
+        super().__init__()
+        self._resets, self._at_reset, self._reached = 0, at, reached
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._resets += 1
+        if self._resets == self._at_reset:
+            Path(self._reached).touch()
+            time.sleep(3600)
+        return super().reset(seed=seed, options=options)
+
+
+class Slow(Counter):
+    """A Counter whose steps take `seconds` each."""
+
+    def __init__(self, seconds: float = 0.01) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def step(self, action: Any) -> Any:
+        time.sleep(self._seconds)
+        return super().step(action)
+
+
+class HangsInEvaluation(Counter):
+    """Hangs, or kills its process, once, in the episodes whose seeds are listed in `evaluation`, by commas."""
+
+    def __init__(self, evaluation: str, how: str, once: str) -> None:
+        super().__init__()
+        self._evaluation = {int(seed) for seed in evaluation.split(",")}
+        self._how, self._once, self._bad = how, once, False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._bad = seed in self._evaluation
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        if self._bad and made(self._once):
+            if self._how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(3600)
+        return super().step(action)
+
+
+class NotFinite(Counter):
+    """A Counter whose reward or observation is `value` in step `at` of its life."""
+
+    def __init__(self, what: str, at: int, value: float = float("nan")) -> None:
+        super().__init__()
+        self._what, self._at, self._value, self._steps = what, at, value, 0
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = super().step(action)
+        self._steps += 1
+        if self._steps == self._at:
+            if self._what == "reward":
+                reward = self._value
+            else:
+                obs[1] = self._value
+        return obs, reward, terminated, truncated, info
+
+
+class NothingLegal(Masked):
+    """A Masked whose mask is all False after step `at` of its life."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self._at, self._steps = at, 0
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self._steps == self._at:
+            info = {"action_mask": np.zeros(4, np.int8)}
+        return obs, reward, terminated, truncated, info
+
+
+class Picture(gymnasium.Env[Any, Any]):
+    """A big uint8 image drawn from the stream's seed, and drawn again at every step; episodes of 5 steps."""
+
+    observation_space = spaces.Box(0, 255, (48, 48, 3), np.uint8)
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._t = 0
+        return self._draw(), {}
+
+    def step(self, action: Any) -> Any:
+        self._t += 1
+        return self._draw(), float(action), self._t == 5, False, {}
+
+    def _draw(self) -> np.ndarray:
+        return self.np_random.integers(0, 256, (48, 48, 3)).astype(np.uint8)
+
+
+def config_of(env: Any, **given: Any) -> RunConfig:
+    """The config of a tiny PPO run that nothing interrupts."""
+    tiny = {"algo": "ppo", "env": env, "streams": 5, "workers": 0, "unroll": 8, "epochs": 1, "minibatches": 2}
+    return load(tiny | {"eval_every": 0, "checkpoint_every": 0, "quiet": True, "preset": "none"} | given)
+
+
+def open_rollout(
+    env: Any, on_restart: Callable[[ActorLost], None] = lambda lost: None, looks_like: Any = None, **given: Any
+) -> tuple[Rollout, Any]:
+    """A rollout of such a run with its first weights published, and the policy that has them.
+
+    `looks_like` is what the first look sees in place of an environment that would not pass it.
+    """
+    config = config_of(looks_like or env, **given)
+    here = replace(world(config), source=resolve(env))
+    algorithm = make_algorithm(config, here.spec)
+    plan = rollout_plan(config, here, algorithm.plan.unroll)
+    opened.append(Rollout(plan, weights_of(algorithm.policy), on_restart))
+    return opened[-1], algorithm.policy
+
+
+opened: list[Rollout] = []  # by the test under way; closed after it, whatever became of it
+
+
+def weights_of(policy: Any, version: int = 0) -> Weights:
+    """A policy's weights as actors get them."""
+    return Weights(version, 0, {name: tensor.numpy() for name, tensor in policy.state_dict().items()})
+
+
+def pids(rollout: Rollout) -> list[int]:
+    """The processes of a rollout's actors."""
+    return [seat.handle.pid for seat in rollout._seats if isinstance(seat.handle, ProcessHandle)]

@@ -1,0 +1,88 @@
+"""Rows of our networks have the same bits at every width; a policy whose rows have not is found, and cut up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracles.faulty import config_of
+
+from algorithms.protocol import Act
+from envs.make import look, resolve
+from rl.setup import make_policy, rollout_plan, world
+from rollout.widths import InBlocks, rows_agree
+
+ENVS = ["CartPole-v1", "probe:multi-discrete", "probe:multi-binary", "probe:box", "probe:box3", "probe:masked"]
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("env", [*ENVS, "probe:dict", "probe:image"])
+def test_our_networks_agree(env: str, memory: str) -> None:
+    config = config_of(env, streams=100, memory=memory, sequence=4, normalize_obs=True)
+    spec = look(resolve(env), 0)
+    policy = make_policy(config, spec)()
+    assert all(rows_agree(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
+
+
+class Mixed:
+    """A policy that the rows of a batch talk through, as with batch statistics."""
+
+    def __init__(self, policy: Any, what: str) -> None:
+        self._policy, self._what = policy, what
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def act(self, obs: Any, core: Any, action_mask: Any, noise: Any, explore: bool) -> Act:
+        if self._what == "obs":
+            obs = obs - obs.mean(0)
+        act: Act = self._policy.act(obs, core, action_mask, noise, explore)
+        if self._what == "extras":
+            return act._replace(extras={"head": act.extras["head"] + 1e-7 * len(noise)})
+        if self._what == "core":
+            return act._replace(core=act.core + 1e-7 * len(noise))
+        return act
+
+
+@pytest.mark.parametrize("what", ["obs", "extras", "core"])
+def test_a_policy_whose_rows_depend_on_the_batch_is_found(what: str) -> None:
+    config = config_of("CartPole-v1", memory="gru", sequence=4)
+    spec = look(resolve("CartPole-v1"), 0)
+    policy = make_policy(config, spec)()
+    assert rows_agree(policy, spec, 33)
+    assert not rows_agree(Mixed(policy, what), spec, 33)
+    assert rows_agree(InBlocks(Mixed(policy, what)), spec, 33)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "probe:dict", "probe:masked"])
+def test_blocks_are_the_same_policy(env: str) -> None:
+    config = config_of(env, memory="gru", sequence=4)
+    here = world(config)
+    policy = make_policy(config, here.spec)()
+    rng = np.random.default_rng(0)
+    from rollout.episodes import obs_arrays
+    from rollout.tree import tree_map
+
+    obs = tree_map(lambda a: torch.from_numpy(a[0]), obs_arrays(here.spec, 1, 48))
+    core = torch.from_numpy(rng.standard_normal((48, policy.core_size), np.float32))
+    noise = torch.from_numpy(rng.standard_normal((48, policy.noise.width), np.float32))
+    mask = torch.ones(48, here.spec.action.mask_size, dtype=torch.bool) if here.spec.action_mask else None
+    with torch.inference_mode():
+        whole = policy.act(obs, core, mask, noise, True)
+        parts = InBlocks(policy).act(obs, core, mask, noise, True)
+    assert torch.equal(whole.action, parts.action)
+    assert torch.equal(whole.extras["head"], parts.extras["head"])
+    assert torch.equal(whole.core, parts.core)
+
+
+def test_a_run_cuts_such_a_policy_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from algorithms import policies
+    from rl import setup
+
+    config = config_of("CartPole-v1", streams=20)
+    here = world(config)
+    assert not isinstance(rollout_plan(config, here, 8).make_policy(), InBlocks)
+    monkeypatch.setattr(setup, "policy_factory", lambda name: lambda *a: Mixed(policies.ActorCritic(*a), "obs"))
+    assert isinstance(rollout_plan(config, here, 8).make_policy(), InBlocks)
