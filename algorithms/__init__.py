@@ -1,0 +1,56 @@
+"""Which algorithms there are. One paper, one file; a class is imported when it is asked for. Users import `rl`."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+DISTRIBUTION = "rltrain"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An algorithm and its settings: each a class, or "module:Class" to be imported on demand."""
+
+    algorithm: str | type[Any]
+    settings: str | type[BaseModel]
+
+
+_registry: dict[str, Entry] = {
+    "a2c": Entry("algorithms.a2c:A2C", "algorithms.settings:A2CConfig"),
+    "ppo": Entry("algorithms.ppo:PPO", "algorithms.settings:PPOConfig"),
+}
+
+
+def names() -> list[str]:
+    """The names `--algo` takes."""
+    return sorted(_registry)
+
+
+def settings_class(name: str) -> type[BaseModel]:
+    """The settings of an algorithm, without importing torch. KeyError for an unknown name."""
+    return _imported(_registry[name].settings)
+
+
+def algorithm_class(name: str) -> type[Any]:
+    """The algorithm itself, built as `Class(spec, settings, device, seed)`. KeyError for an unknown name."""
+    return _imported(_registry[name].algorithm)
+
+
+def register(name: str, algorithm: str | type[Any], settings: str | type[BaseModel]) -> None:
+    """Adds an algorithm under `name`; an existing name is replaced."""
+    if not name.isidentifier():
+        raise ValueError(f"an algorithm's name must be an identifier, so that [{name}] can head a table; got {name!r}")
+    _registry[name] = Entry(algorithm, settings)
+
+
+def _imported(item: str | type[Any]) -> type[Any]:
+    if not isinstance(item, str):
+        return item
+    module, _, attribute = item.partition(":")
+    found: type[Any] = getattr(importlib.import_module(module), attribute)
+    return found

@@ -1,0 +1,217 @@
+"""Distributions over actions, lean enough to act with: no checks, no broadcasting, everything lazy.
+
+Samples are functions of noise that the actor draws, so that they do not depend on how many rows act together:
+
+  Categorical, MultiCategorical   argmax(logits + gumbel)
+  Bernoulli                       logits + logistic > 0
+  DiagGaussian                    mean + exp(log_std) * normal
+
+softplus, sigmoid and the like are written out with exp and log1p: torch's own differ in the last bit between the
+vectorised part of a row and its tail.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from algorithms.protocol import Noise
+from envs.spec import ActionSpec
+
+FORCED = 1e9  # logit of a bit that has no choice
+
+
+class Categorical:
+    """One choice among n, some of which a mask may forbid.
+
+    Args:
+        logits: [..., n]
+        mask:   [..., n]  bool, legal actions.
+
+    Raises:
+        ValueError: if a row of the mask leaves no legal action.
+    """
+
+    def __init__(self, logits: Tensor, mask: Tensor | None = None) -> None:
+        self.mask = mask
+        if mask is not None:
+            if not bool(mask.any(-1).all()):
+                raise ValueError("a row of the action mask is all False: at least one action must be legal")
+            # The smallest finite number, not -inf: 0 * inf would make the gradients NaN.
+            logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+        self.logits = logits
+
+    @cached_property
+    def log_probs(self) -> Tensor:
+        """[..., n] log probability of each action."""
+        return torch.log_softmax(self.logits, -1)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """[...] int64, from noise [..., n], standard Gumbel."""
+        return (self.logits + noise).argmax(-1)
+
+    def mode(self) -> Tensor:
+        """[...] int64, the likeliest action."""
+        return self.logits.argmax(-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """[...] for action [...] int64."""
+        return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """[...] in nats, over the legal actions."""
+        log_probs = self.log_probs
+        if self.mask is not None:
+            log_probs = log_probs.masked_fill(~self.mask, 0.0)
+        return -(self.log_probs.exp() * log_probs).sum(-1)
+
+
+class MultiCategorical:
+    """Several independent choices side by side.
+
+    Args:
+        logits: [..., sum(nvec)]
+        nvec:   the number of actions of each head.
+        mask:   [..., sum(nvec)]  bool, legal actions of all heads.
+    """
+
+    def __init__(self, logits: Tensor, nvec: tuple[int, ...], mask: Tensor | None = None) -> None:
+        self.nvec = list(nvec)
+        masks = torch.split(mask, self.nvec, -1) if mask is not None else (None,) * len(nvec)
+        self.heads = [
+            Categorical(head, legal) for head, legal in zip(torch.split(logits, self.nvec, -1), masks, strict=True)
+        ]
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """[..., heads] int64, from noise [..., sum(nvec)], standard Gumbel."""
+        parts = torch.split(noise, self.nvec, -1)
+        return torch.stack([head.sample(part) for head, part in zip(self.heads, parts, strict=True)], -1)
+
+    def mode(self) -> Tensor:
+        """[..., heads] int64."""
+        return torch.stack([head.mode() for head in self.heads], -1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """[...] summed over the heads, for action [..., heads] int64."""
+        parts = [head.log_prob(part) for head, part in zip(self.heads, action.unbind(-1), strict=True)]
+        return torch.stack(parts, -1).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """[...] in nats, summed over the heads."""
+        return torch.stack([head.entropy() for head in self.heads], -1).sum(-1)
+
+
+class Bernoulli:
+    """n independent bits.
+
+    Args:
+        logits: [..., n]   log odds of a 1.
+        mask:   [..., 2n]  bool, for each bit in turn whether 0 is legal and whether 1 is.
+    """
+
+    def __init__(self, logits: Tensor, mask: Tensor | None = None) -> None:
+        if mask is not None:
+            zero, one = mask[..., 0::2], mask[..., 1::2]  # [..., n] each
+            if not bool((zero | one).all()):
+                raise ValueError("a row of the action mask is all False: each bit must be free to be 0 or 1")
+            logits = logits.masked_fill(~zero, FORCED).masked_fill(~one, -FORCED)
+        self.logits = logits
+
+    @cached_property
+    def log_one(self) -> Tensor:
+        """[..., n] log probability of a 1; that of a 0 is `log_one - logits`."""
+        # minimum, not clamp: at 0 its gradient is one half, as it should be.
+        below = torch.minimum(self.logits, torch.zeros_like(self.logits))
+        return below - torch.log1p(torch.exp(-self.logits.abs()))
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """[..., n] int64, from noise [..., n], standard logistic."""
+        return (self.logits + noise > 0).long()
+
+    def mode(self) -> Tensor:
+        """[..., n] int64."""
+        return (self.logits > 0).long()
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """[...] summed over the bits, for action [..., n] of 0 and 1."""
+        return (self.log_one - (1 - action) * self.logits).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """[...] in nats, summed over the bits."""
+        log_zero = self.log_one - self.logits
+        return -(self.log_one.exp() * self.log_one + log_zero.exp() * log_zero).sum(-1)
+
+
+class DiagGaussian:
+    """Independent normal numbers. Unbounded: the environment's adapter clips and scales, never the stored action.
+
+    Args:
+        mean:    [..., n]
+        log_std: [n] or [..., n]
+        shape:   *A of an action, prod(shape) = n.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor, shape: tuple[int, ...]) -> None:
+        self.mean, self.log_std = mean, log_std
+        self.shape = shape
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """[..., *A] float, from noise [..., n], standard normal."""
+        return self._shaped(self.mean + self.log_std.exp() * noise)
+
+    def mode(self) -> Tensor:
+        """[..., *A] float."""
+        return self._shaped(self.mean)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """[...] summed over the dimensions, for action [..., *A]."""
+        z = (action.reshape(self.mean.shape) - self.mean) * torch.exp(-self.log_std)  # [..., n]
+        return (-0.5 * z * z - self.log_std).sum(-1) - 0.5 * math.log(2 * math.pi) * self.mean.shape[-1]
+
+    def entropy(self) -> Tensor:
+        """[...] in nats, summed over the dimensions."""
+        constant = 0.5 * (1 + math.log(2 * math.pi)) * self.mean.shape[-1]
+        return (self.log_std.sum(-1) + constant).expand(self.mean.shape[:-1])
+
+    def _shaped(self, flat: Tensor) -> Tensor:
+        return flat if len(self.shape) == 1 else flat.reshape(*flat.shape[:-1], *self.shape)
+
+
+Distribution = Categorical | MultiCategorical | Bernoulli | DiagGaussian
+
+
+def head_size(action: ActionSpec) -> int:
+    """How many numbers a network must put out for an action: logits, or the mean of a Box."""
+    if action.kind in ("discrete", "multi_discrete"):
+        return sum(action.nvec)
+    return math.prod(action.shape)
+
+
+def noise_of(action: ActionSpec) -> Noise:
+    """The noise that `sample` takes."""
+    if action.kind in ("discrete", "multi_discrete"):
+        return Noise("gumbel", head_size(action))
+    return Noise("logistic" if action.kind == "multi_binary" else "normal", head_size(action))
+
+
+def distribution(
+    action: ActionSpec, head: Tensor, mask: Tensor | None = None, log_std: Tensor | None = None
+) -> Distribution:
+    """The distribution over an action that a network's output [..., head_size] stands for.
+
+    Args:
+        mask:    [..., mask_size]  bool, legal actions. Not for Box.
+        log_std: [n] or [..., n]   Box only.
+    """
+    if action.kind == "discrete":
+        return Categorical(head, mask)
+    if action.kind == "multi_discrete":
+        return MultiCategorical(head, action.nvec, mask)
+    if action.kind == "multi_binary":
+        return Bernoulli(head, mask)
+    if log_std is None:
+        raise ValueError("a Box action needs log_std")
+    return DiagGaussian(head, log_std, action.shape)

@@ -1,0 +1,107 @@
+"""Optimisers on one flat tensor: a handful of in-place operations, however many parameters a module has.
+
+torch.optim would do, but the first optimiser it makes imports torch's compiler, a second at the start of every run.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Flat(NamedTuple):
+    """All parameters of a module, and their gradient, as one vector each; the module's own are views of them."""
+
+    param: Tensor  # [P]
+    grad: Tensor  # [P]
+
+
+def flatten(module: nn.Module) -> Flat:
+    """Move a module's parameters into one flat tensor and give them gradients that are views of another.
+
+    Names in `state_dict` stay, and `load_state_dict` writes through the views. Call it after `module.to(device)`.
+
+    Raises:
+        ValueError: if the parameters differ in dtype or device.
+    """
+    params = [param for param in module.parameters() if param.requires_grad]
+    kinds = sorted({f"{param.dtype} on {param.device}" for param in params})
+    if len(kinds) != 1:
+        raise ValueError(f"flatten needs parameters of one dtype on one device, got {', '.join(kinds) or 'none'}")
+    flat = torch.cat([param.detach().reshape(-1) for param in params])
+    grad = torch.zeros_like(flat)
+    sizes = [param.numel() for param in params]
+    for param, values, slopes in zip(params, torch.split(flat, sizes), torch.split(grad, sizes), strict=True):
+        param.data = values.view(param.shape)
+        param.grad = slopes.view(param.shape)
+    return Flat(flat, grad)
+
+
+class Adam:
+    """Adam, Kingma and Ba 2015. The default epsilon is that of PPO's authors; torch's is 1e-8."""
+
+    def __init__(self, flat: Flat, eps: float = 1e-5, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.param, self.grad = flat
+        self.eps, self.betas = eps, betas
+        self.steps = 0
+        self.mean = torch.zeros_like(self.param)  # [P] of gradients
+        self.square = torch.zeros_like(self.param)  # [P] of squared gradients
+
+    def update(self, lr: float) -> None:
+        """One step along the gradient, with step size `lr`."""
+        first, second = self.betas
+        self.steps += 1
+        self.mean.lerp_(self.grad, 1 - first)
+        self.square.mul_(second).addcmul_(self.grad, self.grad, value=1 - second)
+        spread = self.square.sqrt().mul_((1 - second**self.steps) ** -0.5).add_(self.eps)
+        self.param.addcdiv_(self.mean, spread, value=-lr / (1 - first**self.steps))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "mean": self.mean, "square": self.square}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = int(state["steps"])
+        self.mean.copy_(state["mean"])
+        self.square.copy_(state["square"])
+
+
+class RMSProp:
+    """RMSProp, Hinton 2012, with epsilon outside the root. The defaults are those of A2C in Stable-Baselines3."""
+
+    def __init__(self, flat: Flat, eps: float = 1e-5, decay: float = 0.99) -> None:
+        self.param, self.grad = flat
+        self.eps, self.decay = eps, decay
+        self.square = torch.zeros_like(self.param)  # [P] of squared gradients
+
+    def update(self, lr: float) -> None:
+        """One step along the gradient, with step size `lr`."""
+        self.square.mul_(self.decay).addcmul_(self.grad, self.grad, value=1 - self.decay)
+        self.param.addcdiv_(self.grad, self.square.sqrt().add_(self.eps), value=-lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"square": self.square}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.square.copy_(state["square"])
+
+
+def step(optimizer: Adam | RMSProp, loss: Tensor, lr: float, max_grad_norm: float) -> Tensor:
+    """Zero, backward, clip by the global norm, update.
+
+    Args:
+        loss:          []  its graph is freed.
+        max_grad_norm: L2 norm over all parameters; 0 turns clipping off.
+
+    Returns:
+        [] the norm before clipping.
+    """
+    grad = optimizer.grad
+    grad.zero_()
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm: Tensor = torch.linalg.vector_norm(grad)
+    if max_grad_norm > 0:
+        grad.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+    optimizer.update(lr)
+    return norm

@@ -1,0 +1,164 @@
+"""The modules that actors run. One so far: ActorCritic, for every space, with or without memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from algorithms.distributions import Distribution, distribution, head_size, noise_of
+from algorithms.networks import MLP, Memory, load_torso
+from algorithms.normalize import Normalizer, ReturnScale
+from algorithms.protocol import Act
+from envs.spec import EnvSpec
+from rollout.tree import Tree, tree_map
+from rollout.types import Trajectory
+
+PolicyFactory = Callable[[EnvSpec, Any, int, torch.Generator], nn.Module]
+
+
+class ActorCritic(nn.Module):
+    """A stochastic policy and a value function.
+
+    Observations are encoded (`networks.Encoder`, or the user's torso) and pass through hidden layers, each for policy
+    and value apart, or shared, and through a GRU if there is memory, which is always shared. An encoder that has
+    nothing to learn serves both. Statistics are buffers, so they travel with the weights.
+
+    Args:
+        spec:      the environment.
+        config:    the settings of an on-policy algorithm.
+        streams:   their number, for the statistics of returns.
+        generator: for the first weights.
+    """
+
+    def __init__(self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.spec = spec
+        self.noise = noise_of(spec.action)
+        self.recurrent = config.memory == "gru"
+        self.core_size = config.memory_size if self.recurrent else 0
+        self.sequence = config.sequence if self.recurrent else config.unroll
+        self.normalizer = Normalizer(spec) if config.normalize_obs else None
+        self.return_scale = ReturnScale(streams) if config.normalize_return else None
+        self.encoder = load_torso(config.torso, spec, generator)
+        shared = self.recurrent or config.shared_torso
+        learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        self.value_encoder = load_torso(config.torso, spec, generator) if learns and not shared else None
+        mlp = partial(MLP, activation=config.activation, generator=generator)
+        features, outputs = self.encoder.features, head_size(spec.action)
+        self.trunk: MLP | None = None
+        self.memory: Memory | None = None
+        widths = config.widths
+        if shared:
+            self.trunk = mlp(features, widths)
+            features, widths = self.trunk.features, ()
+        if self.recurrent:
+            self.memory = Memory(features, config.memory_size, generator)
+            features = config.memory_size
+        self.actor = mlp(features, widths, outputs, gain=0.01)
+        self.critic = mlp(features, widths, 1, gain=1.0)
+        self.log_std = nn.Parameter(torch.full((outputs,), config.log_std_init)) if spec.action.kind == "box" else None
+
+    def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
+        """One decision for B streams: a sample, or the likeliest action. `unrolled` tells its log_prob."""
+        x = self.features(obs)
+        if self.memory is not None:
+            assert core is not None
+            x = core = self.memory.step(x, core)
+        head = self.actor.forward(x)
+        dist = distribution(self.spec.action, head, action_mask, self.log_std)
+        if not explore:
+            return Act(dist.mode(), {}, core)
+        return Act(dist.sample(noise), {"head": head}, core)
+
+    def unrolled(self, extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None) -> dict[str, Tensor]:
+        """What the learner gets in place of the extras of `act`, for whole unrolls [T, B, ...] at once: log_prob."""
+        dist = distribution(self.spec.action, extras["head"], action_mask, self.log_std)
+        return {"log_prob": dist.log_prob(action)}
+
+    def forward(
+        self, obs: Tree, action_mask: Tensor | None = None, core: Tensor | None = None, first: Tensor | None = None
+    ) -> tuple[Distribution, Tensor]:
+        """The distribution over actions and the value, for obs with any leading dims.
+
+        With memory obs is [L, N, *O], core [N, H] before the first row, first [L, N] where it is forgotten.
+        """
+        if self.value_encoder is None:
+            x = of_value = self.recall(obs, core, first)
+        else:
+            seen = self.normalised(obs)
+            x, of_value = self.encoder.forward(seen), self.value_encoder.forward(seen)
+        dist = distribution(self.spec.action, self.actor.forward(x), action_mask, self.log_std)
+        return dist, self.critic.forward(of_value).squeeze(-1)
+
+    def value(self, obs: Tree, core: Tensor | None = None, first: Tensor | None = None) -> Tensor:
+        """V(obs) alone; arguments as in `forward`."""
+        encoder = self.value_encoder
+        x = self.recall(obs, core, first) if encoder is None else encoder.forward(self.normalised(obs))
+        return self.critic.forward(x).squeeze(-1)
+
+    def scaled(self, reward: Tensor) -> Tensor:
+        """[T, B] rewards in the unit that values are learnt in."""
+        return reward if self.return_scale is None else reward * self.return_scale.scale()
+
+    def observe(self, unrolls: Trajectory, gamma: float) -> None:
+        """Show a delivery to the running statistics: every observation that was acted on, once."""
+        if self.normalizer is not None:
+            self.normalizer.update(tree_map(lambda x: x[:-1], unrolls.obs), unrolls.valid)
+        if self.return_scale is not None:
+            ended = unrolls.terminated | unrolls.truncated
+            begins = unrolls.first[0]
+            self.return_scale.update(unrolls.reward, ended, unrolls.valid, unrolls.stream, gamma, begins)
+
+    def normalised(self, obs: Tree) -> Tree:
+        """The observation as encoders see it."""
+        return obs if self.normalizer is None else self.normalizer.forward(obs)
+
+    def features(self, obs: Tree) -> Tensor:
+        """What the policy's head (or the memory) sees of an observation, and the value's where they share it."""
+        x = self.encoder.forward(self.normalised(obs))
+        return x if self.trunk is None else self.trunk.forward(x)
+
+    def recall(self, obs: Tree, core: Tensor | None, first: Tensor | None) -> Tensor:
+        """Features, remembered through the rows where there is memory."""
+        x = self.features(obs)
+        if self.memory is None:
+            return x
+        assert core is not None
+        assert first is not None
+        return self.memory.unroll(x, core, first, self.sequence)
+
+
+POLICIES: dict[str, PolicyFactory] = {"actor_critic": ActorCritic}
+
+
+def register_policy(name: str, factory: PolicyFactory) -> None:
+    """Let `--policy name` build `factory(spec, settings, streams, generator)`; see `protocol.Policy`."""
+    POLICIES[name] = factory
+
+
+def policy_factory(name: str) -> PolicyFactory:
+    """The factory registered under `name`; ValueError with one line if there is none."""
+    if name not in POLICIES:
+        raise ValueError(f"unknown policy {name!r}. Known: {', '.join(sorted(POLICIES))}")
+    return POLICIES[name]
+
+
+def build(factory: PolicyFactory, spec: EnvSpec, config: Any, streams: int, seed: int) -> Any:
+    """A policy with its first weights drawn from `seed`, the same in every process."""
+    return factory(spec, config, streams, torch.Generator().manual_seed(seed))
+
+
+def placed(policy: Any, device: torch.device) -> Any:
+    """The policy on `device`; ValueError with one line if the device cannot hold it, as MPS cannot hold float64."""
+    try:
+        return policy.to(device)
+    except TypeError as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"device {device} cannot hold the policy ({why}). Running statistics are float64: "
+            "turn normalize_obs and normalize_return off, or use another device"
+        ) from error

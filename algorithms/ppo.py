@@ -1,0 +1,103 @@
+"""Proximal policy optimisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from algorithms.losses import clipped_surrogate, clipped_value, masked_mean, normalised
+from algorithms.minibatch import Mean, Rows, Sequences
+from algorithms.optim import Adam, flatten, step
+from algorithms.policies import build, placed, policy_factory
+from algorithms.protocol import Stateful, StreamPlan, Update
+from algorithms.returns import gae
+from algorithms.rng import Rng
+from algorithms.schedules import linear
+from algorithms.settings import PPOConfig
+from envs.spec import EnvSpec
+from rollout.types import Trajectory, discounts, traces
+
+
+class PPO:
+    """Proximal policy optimisation with clipping, Schulman et al. 2017 (arXiv:1707.06347).
+
+    Deviations: advantages are normalised per minibatch; the value loss is not clipped unless asked for (Andrychowicz
+    et al. 2021 find it does not help); Adam epsilon 1e-5 as in the authors' code. A time limit is not a death: the
+    value of the final observation stands in for what would have followed (Pardo et al. 2018).
+    """
+
+    def __init__(self, spec: EnvSpec, config: PPOConfig, device: torch.device, seed: int, streams: int) -> None:
+        self.config = config
+        self.plan = StreamPlan(unroll=config.unroll)
+        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
+        self.rng = Rng(seed)
+
+    def update(self, unrolls: Trajectory, progress: float) -> Update:
+        """`epochs` passes over the unrolls of all streams, in shuffled minibatches.
+
+        Without a valid row nothing changes: reset rows alone teach nothing, and Adam would move by its momentum.
+        """
+        config = self.config
+        lr = linear(config.lr, config.lr_end, progress)
+        valid = unrolls.valid  # [T, B]
+        count = int(valid.sum())
+        if count == 0:
+            return Update({"lr": lr})
+        clip = linear(config.clip, config.clip_end, progress)
+        entropy = linear(config.entropy, config.entropy_end, progress)
+        with torch.no_grad():
+            core = None if unrolls.core is None else unrolls.core[0]
+            value = self.policy.value(unrolls.obs, core, unrolls.first)  # [T+1, B]
+            reward = self.policy.scaled(unrolls.reward)  # [T, B]
+            advantage = gae(reward, value, discounts(unrolls, config.gamma), traces(unrolls, config.lam))  # [T, B]
+            target = advantage + value[:-1]  # [T, B]
+
+        of = Rows.of if unrolls.core is None else Sequences.of
+        rows = of(unrolls, value[:-1], advantage, target)
+        metrics, stopped = Mean(), 0.0
+        for _ in range(config.epochs):
+            for batch in rows.shuffled(config.minibatches, self.rng.generator):
+                loss, info = self.loss(batch, clip, entropy)
+                info["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm)
+                metrics.add(info)
+            if config.max_kl is not None and info["approx_kl"] > config.max_kl:
+                stopped = 1.0
+                break
+        told: dict[str, Tensor | float] = {**metrics.result(), "kl_stops": stopped, "lr": lr}
+        if count > 1:  # one row has no variance
+            told["explained_variance"] = 1 - (target - value[:-1])[valid].var() / target[valid].var().clamp_min(1e-8)
+        return Update(told)
+
+    def loss(self, batch: Rows | Sequences, clip: float, entropy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The surrogate, the value loss and the entropy bonus of one minibatch."""
+        config = self.config
+        if isinstance(batch, Sequences):
+            valid: Tensor | None = batch.valid
+            dist, value = self.policy.forward(batch.obs, batch.action_mask, batch.core, batch.first)
+        else:
+            valid = None
+            dist, value = self.policy.forward(batch.obs, batch.action_mask)
+        advantage = normalised(batch.advantage, valid) if config.normalize_advantage else batch.advantage
+        surrogate = clipped_surrogate(dist.log_prob(batch.action), batch.log_prob, advantage, clip, valid)
+        if config.value_clip is None:
+            value_loss = 0.5 * masked_mean((value - batch.target).square(), valid)
+        else:
+            value_loss = clipped_value(value, batch.value, batch.target, config.value_clip, valid)
+        entropy = masked_mean(dist.entropy(), valid)
+        total = surrogate.loss + config.value * value_loss - entropy_weight * entropy
+        return total, {
+            "loss_policy": surrogate.loss,
+            "loss_value": value_loss,
+            "entropy": entropy,
+            "clip_fraction": surrogate.clip_fraction,
+            "approx_kl": surrogate.approx_kl,
+        }
+
+    def observe(self, unrolls: Trajectory) -> None:
+        """Running statistics, once per delivery and after the update: the next unroll acts with them."""
+        self.policy.observe(unrolls, self.config.gamma)
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything a checkpoint must hold."""
+        return {"policy": self.policy, "optimizer": self.optimizer, "rng": self.rng}

@@ -1,0 +1,79 @@
+"""What the platform expects of an algorithm and of a policy. Structural: nothing to inherit from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+from rollout.tree import Tree
+from rollout.types import Trajectory
+
+NoiseKind = Literal["gumbel", "logistic", "normal", "uniform"]
+
+
+class Noise(NamedTuple):
+    """What `Policy.act` wants to be random: `width` independent numbers per row, drawn by the actor."""
+
+    kind: NoiseKind
+    width: int
+
+
+class Act(NamedTuple):
+    """One decision for B streams."""
+
+    action: Tensor  # [B, *A]
+    extras: dict[str, Tensor]  # [B, ...] each, what the learner wants to know later: log_prob, ...
+    core: Tensor | None  # [B, H] recurrent state after this row
+
+
+class Policy(Protocol):
+    """An nn.Module that acts. The same object acts in training, in evaluation and for `rl.load`.
+
+    It may also have `unrolled(extras, action, action_mask) -> extras`: called once per unroll with what `act` returned,
+    stacked to [T, B, ...], it says what the learner gets instead. What is computed there costs nothing per step.
+    """
+
+    noise: Noise
+    core_size: int  # H, or 0 without memory
+    sequence: int  # L, rows between two stored cores
+
+    def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act: ...
+
+
+class Stateful(Protocol):
+    """Anything that can be written into a checkpoint: nested dicts and lists of tensors and plain numbers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """On-policy data: every unroll is used once, in the order of its streams."""
+
+    unroll: int  # T, rows per stream and unroll
+    wait: int | Literal["all"] = "all"  # streams an update waits for
+    overlap: bool = False  # whether actors go on while the learner learns
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one update reports."""
+
+    metrics: dict[str, Tensor | float] = field(default_factory=dict)
+
+
+class Algorithm(Protocol):
+    """Built as `Name(spec, config, device, seed)`."""
+
+    policy: Any  # Policy
+    plan: StreamPlan
+
+    def update(self, batch: Trajectory, progress: float) -> Update: ...
+
+    def observe(self, unrolls: Trajectory) -> None: ...
+
+    def parts(self) -> dict[str, Stateful]: ...

@@ -1,0 +1,82 @@
+"""Multi-step targets, as pure functions on time-major tensors.
+
+Every function takes `discount` and `trace` instead of "done" flags, because an
+episode can end in two ways and they mean different things:
+
+  terminated  the MDP is over      discount[t] = 0      nothing follows, so no bootstrap
+  truncated   the clock ran out    trace[t] = 0         bootstrap, but stop looking further
+
+`rollout.types.discounts` and `rollout.types.traces` build both from a Trajectory.
+Targets are constants: nothing here carries a gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gae(reward: Tensor, value: Tensor, discount: Tensor, trace: Tensor) -> Tensor:
+    """Generalised advantage estimate, Schulman et al. 2016, equation 16.
+
+        delta_t = r_t + discount_t * V(o_{t+1}) - V(o_t)
+        A_t     = delta_t + discount_t * trace_t * A_{t+1}
+
+    Args:
+        reward:   [T, B]    reward for the action taken at t, in the environment's own unit.
+        value:    [T+1, B]  V(o_t), the last row included: it is the bootstrap.
+        discount: [T, B]    gamma, or 0 where the episode terminated.
+        trace:    [T, B]    lambda, or 0 where the episode ended in either way.
+
+    Returns:
+        [T, B] advantages. Reset rows hold no meaning; the caller drops them with `trajectory.valid`.
+
+    Raises:
+        ValueError: if `value` is not exactly one row longer than `reward`.
+    """
+    _check("gae", reward, value, discount, trace)
+    delta = reward + discount * value[1:] - value[:-1]
+    return _backwards(delta, discount * trace)
+
+
+def lambda_returns(reward: Tensor, value: Tensor, discount: Tensor, trace: Tensor) -> Tensor:
+    """TD(lambda) returns, Sutton and Barto 2018, section 12.1. They equal `gae(...) + value[:-1]`.
+
+        G_t = r_t + discount_t * ((1 - trace_t) * V(o_{t+1}) + trace_t * G_{t+1}),   G_T = V(o_T)
+
+    Args and errors: as for `gae`.
+
+    Returns:
+        [T, B] returns, reset rows without meaning.
+    """
+    _check("lambda_returns", reward, value, discount, trace)
+    decay = discount * trace
+    step = reward + (discount - decay) * value[1:]
+    step[-1] += decay[-1] * value[-1]
+    return _backwards(step, decay)
+
+
+def _backwards(step: Tensor, decay: Tensor) -> Tensor:
+    """x_t = step_t + decay_t * x_{t+1}, with x_T = 0, for step and decay [T, B].
+
+    In numpy: for rows this short a torch operation costs three times as much, and on an accelerator
+    T launches cost more than the copy.
+    """
+    rows = step.detach().cpu().numpy().copy()
+    factors = decay.detach().cpu().numpy()
+    for t in range(len(rows) - 2, -1, -1):
+        rows[t] += factors[t] * rows[t + 1]
+    return torch.from_numpy(rows).to(step.device)
+
+
+def _check(name: str, reward: Tensor, value: Tensor, discount: Tensor, trace: Tensor) -> None:
+    if value.shape != (reward.shape[0] + 1, *reward.shape[1:]):
+        raise ValueError(
+            f"{name} needs value of shape [T+1, B] for reward [T, B]; "
+            f"got value {tuple(value.shape)} and reward {tuple(reward.shape)}"
+        )
+    if discount.shape != reward.shape or trace.shape != reward.shape:
+        raise ValueError(
+            f"{name} needs discount and trace shaped like reward {tuple(reward.shape)}; "
+            f"got {tuple(discount.shape)} and {tuple(trace.shape)}"
+        )
