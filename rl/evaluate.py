@@ -1,0 +1,239 @@
+"""Trained policies: load one from a checkpoint, act with it, evaluate it on episodes training never saw."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.make import EnvSource, look, resolve
+from envs.seeding import FRESH, seed_of
+from envs.spec import EnvSpec, from_json
+from rl import checkpoint
+from rl.config import RunConfig
+from rl.errors import CheckpointError, ConfigError
+from rl.setup import make_policy
+from rollout.episodes import obs_arrays, padded, play
+from rollout.tree import leaves, tree_map
+from rollout.types import Episode
+
+RESAMPLES = 10_000  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found. Returns are undiscounted sums of untouched rewards."""
+
+    return_mean: float
+    return_std: float
+    return_ci95: tuple[float, float]  # bootstrap interval of the mean
+    length_mean: float  # steps
+    episodes: int
+    checkpoint: Path
+    returns: tuple[float, ...]
+
+
+class Trained:
+    """A trained policy. `act` takes an observation as the environment gives it and returns an action it takes.
+
+    Attributes:
+        spec:   the environment it was trained on.
+        policy: the nn.Module.
+        path:   the checkpoint it came from.
+    """
+
+    def __init__(self, policy: Any, spec: EnvSpec, config: RunConfig, path: Path) -> None:
+        self.policy, self.spec, self.config, self.path = policy, spec, config, path
+        self._core: torch.Tensor | None = None
+        self._count = 0  # observations that the core is of
+        self._rng = np.random.default_rng(config.seed)
+
+    def reset(self) -> None:
+        """Forget what was seen: call it where an episode begins, if the policy has memory."""
+        self._core = None
+
+    def act(self, obs: Any, explore: bool = False, action_mask: Any = None) -> Any:
+        """An action for one observation, or actions [B, *A] for a batch [B, *O] of them.
+
+        Args:
+            obs:         an observation of the environment, or a batch with a leading dimension in every leaf.
+            explore:     sample instead of taking the likeliest action.
+            action_mask: [n] or [B, n] legal actions.
+
+        Raises:
+            ValueError: the observation has another shape than the environment's.
+        """
+        spec = self.spec
+        if spec.action_mask and isinstance(obs, dict) and "action_mask" in obs:
+            action_mask = obs["action_mask"] if action_mask is None else action_mask
+            rest = {key: value for key, value in obs.items() if key != "action_mask"}
+            obs = rest if isinstance(spec.obs, dict) else next(iter(rest.values()))
+        arrays = [np.asarray(leaf) for leaf in leaves(obs)]
+        known = spec.leaves()
+        single = arrays[0].ndim == len(known[0].shape)
+        count = 1 if single else len(arrays[0])
+        lead = () if single else (count,)
+        for leaf, array in zip(known, arrays, strict=True):
+            if array.shape != (*lead, *leaf.shape):
+                expected = f"{leaf.shape}, or with one leading dimension for a batch"
+                raise ValueError(f"{spec.id} has observations of shape {expected}; got {array.shape}")
+        width = padded(count)
+        rows = obs_arrays(spec, 1, width)
+        for leaf, row, array in zip(known, leaves(rows), arrays, strict=True):
+            row[0, :count] = array - np.array(leaf.start).reshape(leaf.shape) if leaf.start else array
+        mask = None
+        if spec.action_mask:
+            full = np.ones((width, spec.action.mask_size), bool)
+            if action_mask is not None:
+                full[:count] = np.asarray(action_mask, bool)
+            mask = torch.from_numpy(full)
+        if self.policy.core_size and (self._core is None or self._count != count):
+            self._core, self._count = torch.zeros(width, self.policy.core_size), count
+        noise = self._noise(width) if explore else np.zeros((width, self.policy.noise.width), np.float32)
+        with torch.inference_mode():
+            views = tree_map(lambda row: torch.from_numpy(row[0]), rows)
+            act = self.policy.act(views, self._core, mask, torch.from_numpy(noise), explore)
+        self._core = act.core
+        actions = self._for_env(act.action.numpy()[:count])
+        return actions[0] if single else actions
+
+    def _noise(self, width: int) -> np.ndarray:
+        from rollout.noise import DRAWS
+
+        kind, size = self.policy.noise
+        return DRAWS[kind](self._rng, (width, size)).astype(np.float32)
+
+    def _for_env(self, action: np.ndarray) -> np.ndarray:
+        """Policy actions [B, *A] as the environment takes them."""
+        spec = self.spec.action
+        if spec.kind != "box":
+            return action + np.array(spec.start).reshape(spec.shape) if spec.start else action
+        low, high = (np.array(bound, np.float32).reshape(spec.shape) for bound in (spec.low, spec.high))
+        scaled = np.clip(action, -1.0, 1.0) * ((high - low) / 2) + (high + low) / 2
+        bounded: np.ndarray = np.clip(scaled, low, high)
+        return (np.rint(scaled) if np.issubdtype(spec.takes, np.integer) else bounded).astype(spec.takes)
+
+
+def load(path: str | Path, best: bool = False) -> Trained:
+    """The policy of a checkpoint, or of a run's folder: its latest checkpoint, or its best one.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged; nothing in it is ever executed.
+    """
+    return _load(path, best)[0]
+
+
+def evaluate(
+    what: str | Path | Trained,
+    episodes: int = 100,
+    seed: int = 0,
+    stochastic: bool = False,
+    video: str | Path | None = None,
+    env: str | Callable[..., Any] | None = None,
+) -> Evaluation:
+    """Whole episodes without exploration, on seeds that neither training nor its evaluations use.
+
+    Args:
+        what:       a run's folder, a checkpoint, or what `load` returned.
+        stochastic: sample actions, as in training.
+        video:      film the first episode into this file (.mp4, .gif).
+        env:        an environment with the same spaces, in place of the one it was trained on.
+    """
+    trained = what if isinstance(what, Trained) else load(what)
+    source = _source(trained, env)
+    spec = look(source, seed)
+    if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
+        raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
+    seeds = [seed_of(seed, FRESH, episode) for episode in range(episodes)]
+    film: Film | None = None
+    if video is not None:
+        film = Film(Path(video))
+        source = replace(source, kwargs={**source.kwargs, "render_mode": "rgb_array"})
+        first = play(source.make, spec, trained.policy, seeds[:1], stochastic, frame=film.add)
+        film.write()
+        source, seeds = _source(trained, env), seeds[1:]
+    else:
+        first = []
+    found: list[Episode] = [*first, *play(source.make, spec, trained.policy, seeds, stochastic)]
+    returns = np.array([episode.ret for episode in found])
+    return Evaluation(
+        return_mean=float(returns.mean()),
+        return_std=float(returns.std()),
+        return_ci95=bootstrap(returns),
+        length_mean=float(np.mean([episode.length for episode in found])),
+        episodes=len(found),
+        checkpoint=trained.path,
+        returns=tuple(float(r) for r in returns),
+    )
+
+
+def bootstrap(returns: np.ndarray) -> tuple[float, float]:
+    """95% percentile interval of the mean of returns [N]."""
+    rng = np.random.default_rng(0)
+    means = returns[rng.integers(0, len(returns), (RESAMPLES, len(returns)))].mean(1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+class Film:
+    """Frames of an episode, and their writing. ConfigError where a package for it is missing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.frames: list[np.ndarray] = []
+        try:
+            import imageio.v3  # noqa: F401
+        except ImportError:
+            raise ConfigError("--video needs imageio: pip install 'rltrain[video]'") from None
+
+    def add(self, env: Any) -> None:
+        """The picture of the environment now."""
+        try:
+            frame = env.render()
+        except Exception as error:
+            raise ConfigError(f"--video: the environment cannot be filmed: {str(error).splitlines()[0]}") from None
+        if frame is not None:
+            self.frames.append(np.asarray(frame))
+        self.rate = int(env.metadata.get("render_fps", 30))
+
+    def write(self) -> None:
+        """Into the file; its ending tells the format."""
+        import imageio.v3
+
+        if not self.frames:
+            raise ConfigError("--video: the environment returned no pictures (render_mode rgb_array)")
+        try:
+            imageio.v3.imwrite(self.path, np.stack(self.frames), **self._options())
+        except Exception as error:
+            raise ConfigError(f"--video {self.path}: {str(error).splitlines()[0]}") from None
+
+    def _options(self) -> dict[str, Any]:
+        return {"duration": 1000 / self.rate, "loop": 0} if self.path.suffix == ".gif" else {"fps": self.rate}
+
+
+def _source(trained: Trained, env: str | Callable[..., Any] | None) -> EnvSource:
+    if env is None and not trained.config.reloadable:
+        raise ConfigError(f"{trained.path} was trained on {trained.spec.id}, an object of a program: give it as `env`")
+    return resolve(trained.config.env if env is None else env, trained.config.env_args)
+
+
+def _load(path: str | Path, best: bool) -> tuple[Trained, checkpoint.Checkpoint]:
+    found = checkpoint.load(checkpoint.find(path, "best" if best else "latest"))
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where training looked for a torso of the user's
+    try:
+        config = RunConfig.from_json(found.meta["config"])
+        spec = from_json(found.meta["spec"])
+        policy = make_policy(config, spec)()
+        policy.load_state_dict(checkpoint.to_tensors(found.state["learner"]["parts"]["policy"]))
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{found.path} does not fit this version: {str(error).splitlines()[0]}") from None
+    except ValueError as error:  # a torso or policy of the user's that is not here
+        raise CheckpointError(f"{found.path}: {error}") from None
+    return Trained(policy, spec, config, found.path), found

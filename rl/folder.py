@@ -1,0 +1,132 @@
+"""The folder of a run: its making, who uses it, and what of the world is written into it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from envs.spec import EnvSpec, to_json
+from rl.config import RUN_FILE, RunConfig
+from rl.errors import ConfigError, RunFailed
+
+LOCK = ".lock"
+
+
+def make_folder(config: RunConfig) -> Path:
+    """A new folder `out/<algo>-<env>-s<seed>-<time>`; ConfigError where none can be made."""
+    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env_name.replace("<locals>", "")).strip("-.")
+    stem = f"{config.algo}-{name}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in range(1000):
+        folder = Path(config.out) / (stem if number == 0 else f"{stem}-{number + 1}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"--out {config.out}: {folder} cannot be made: {_why(error)}") from None
+        return folder
+    raise RunFailed(f"no free name for a run's folder in {config.out}")
+
+
+def lock(folder: Path) -> Callable[[], None]:
+    """Nobody else may use a run's folder until the answer is called, or this process has ended.
+
+    Raises:
+        ConfigError: somebody does, or nothing can be written there.
+    """
+    path = folder / LOCK
+    try:
+        while True:
+            file = path.open("a+", encoding="utf-8")
+            if _claimed(file, folder) and not _is(file, path):  # its owner removed it between the two
+                file.close()
+                continue
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            break
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written to: {_why(error)}") from None
+
+    def release() -> None:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        with contextlib.suppress(OSError):
+            file.close()
+
+    return release
+
+
+def _claimed(file: IO[str], folder: Path) -> bool:
+    """Whether the file is locked now; False where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # not on this platform
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        who = file.read(20).strip()
+        file.close()
+        raise ConfigError(f"{folder} is in use by {f'process {who}' if who else 'another process'}") from None
+    except OSError:  # not on this file system
+        return False
+    return True
+
+
+def _is(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def write_run_file(folder: Path, config: RunConfig, spec: EnvSpec) -> None:
+    """run.json, all or nothing: the run as it is now, and every command that began it or went on with it."""
+    file, beside = folder / RUN_FILE, folder / f".{RUN_FILE}"
+    commands: list[Any] = []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        commands = list(json.loads(file.read_text())["commands"])
+    data = {
+        "config": config.to_json(),
+        "commands": [*commands, sys.argv],
+        "versions": versions(),
+        "spec": to_json(spec),
+    }
+    with writing(file), beside.open("w") as out:
+        out.write(json.dumps(data, indent=1) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+    with writing(file):
+        beside.replace(file)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A disk that is full, or gone, ends the run; what was written before stays as it is."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"{path} cannot be written: {_why(error)}") from None
+
+
+def _why(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def versions() -> dict[str, str]:
+    """Of what a run depends on."""
+    names = ("rltrain", "torch", "gymnasium", "numpy", "loky")
+    found = {"python": sys.version.split()[0]}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -1,0 +1,31 @@
+"""Tuned settings: configs/<algo>/<env>.toml, in the repository or inside the installed package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def folders() -> list[Path]:
+    """Where tuned settings may lie: beside the packages (a checkout), or within this one (a wheel)."""
+    return [folder for folder in (HERE.parent / "configs", HERE / "configs") if folder.is_dir()]
+
+
+def file_name(env: str) -> str:
+    """`ALE/Pong-v5` is tuned in `ALE-Pong-v5.toml`: a name without / and :."""
+    return env.replace("/", "-").replace(":", "-") + ".toml"
+
+
+def find(algo: str, env: str) -> Path | None:
+    """The file tuned for this algorithm and environment, or None."""
+    for folder in folders():
+        file = folder / algo / file_name(env)
+        if file.is_file():
+            return file
+    return None
+
+
+def shown(file: Path) -> str:
+    """The name a person knows it by: configs/<algo>/<env>.toml."""
+    return "/".join(("configs", file.parent.name, file.name))

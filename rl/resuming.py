@@ -1,0 +1,78 @@
+"""What a resumed run goes on from: the checkpoint, and whether environment and settings still fit it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from envs.spec import EnvSpec, from_json, to_json
+from rl import checkpoint
+from rl.checkpoint import Checkpoint
+from rl.errors import CheckpointError
+
+
+def newest(checkpoints: Path, notes: list[str]) -> Checkpoint | None:
+    """The checkpoint that `latest` names. Where there is no `latest`: the newest that loads, and a note of that.
+
+    Raises:
+        CheckpointError: what is there cannot be loaded. None is returned only if nothing was ever written.
+    """
+    if (checkpoints / "latest").exists():
+        return checkpoint.load(checkpoint.find(checkpoints))
+    there = sorted((path for path in checkpoints.glob("step-*") if path.is_dir()), key=_age, reverse=True)
+    damaged: list[str] = []
+    for path in there:
+        try:
+            found = checkpoint.load(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+            continue
+        notes.append(f"{checkpoints / 'latest'} is missing: going on from {path.name}, the newest that can be loaded")
+        notes += [f"{text}; it will be removed when the next checkpoint is written" for text in damaged]
+        checkpoint.point(checkpoints, "latest", path.name)
+        return found
+    if there:
+        raise CheckpointError(f"{checkpoints / 'latest'} is missing, and no other can be loaded: {damaged[0]}")
+    return None
+
+
+def _age(path: Path) -> tuple[str, int]:
+    """step-000000000128 before step-000000000128.2."""
+    step, _, number = path.name.partition(".")
+    return step, int(number) if number.isdecimal() else 1
+
+
+def same_environment(saved: Checkpoint, spec: EnvSpec) -> None:
+    """CheckpointError if what the policy sees and does has changed since; the environment's name may have."""
+    with fits(saved.path):
+        then, now = _flat(to_json(from_json(saved.meta["spec"]))), _flat(to_json(spec))
+    changed = [key for key in {**then, **now} if then.get(key) != now.get(key) and key != "id"]
+    if changed:
+        said = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed[:3])
+        raise CheckpointError(f"{saved.path} was trained on another {then.get('id')} than {spec.id} is now: {said}")
+
+
+def _flat(node: Any, name: str = "") -> dict[str, Any]:
+    """A spec's JSON by path: {"obs.shape": (4,), ...}."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return {name: node}
+    found: dict[str, Any] = {}
+    for key, child in node.items():
+        found |= _flat(child, name if key in ("leaf", "dict", "tuple") else f"{name}.{key}".lstrip("."))
+    return found
+
+
+@contextlib.contextmanager
+def fits(path: Path) -> Iterator[None]:
+    """What a checkpoint lacks, or has in another shape, is a CheckpointError."""
+    try:
+        yield
+    except KeyError as error:
+        raise CheckpointError(f"{path} does not fit this run: it has no {error}") from None
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        text = " ".join(str(error).split())
+        raise CheckpointError(f"{path} does not fit this run: {text[:300]}") from None

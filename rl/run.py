@@ -1,0 +1,394 @@
+"""One run: its folder, its parts, and what happens between two updates (log, evaluate, checkpoint, stop)."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from envs.spec import to_json
+from rl import checkpoint
+from rl.checkpoint import Checkpoint
+from rl.config import RunConfig
+from rl.console import Console
+from rl.errors import Interrupted, RunFailed, Stop
+from rl.evaluations import EvaluationFailed, Evaluations
+from rl.folder import lock, make_folder, versions, write_run_file
+from rl.learner import Learner
+from rl.metrics import Metrics, Window
+from rl.result import Result
+from rl.resuming import fits, newest, same_environment
+from rl.setup import (
+    EvaluationWorker,
+    World,
+    evaluation_seeds,
+    make_algorithm,
+    quiet_torch,
+    rollout_plan,
+    torch_device,
+    world,
+)
+from rl.signals import Signals
+from rollout.handle import ActorLost
+from rollout.rollout import Failed, Rollout, RolloutPlan
+from rollout.types import Episode, Trajectory, Weights
+
+CHECKPOINTS = "checkpoints"  # where they lie in a run's folder
+LOG_SECONDS = 1.0  # between two lines of metrics, evaluations apart
+GRACE_SECONDS = 10.0  # that a stop waits for unrolls under way, before it gives them up
+
+
+class Run:
+    """The parts of a run and its clock. Made by `open_run`."""
+
+    def __init__(self, config: RunConfig, resume: Path | None, signals: Signals) -> None:
+        self.config, self.signals = config, signals
+        self._parts = contextlib.ExitStack()  # what `close` ends, the newest first
+        try:
+            self._begin(resume)
+        except BaseException:
+            self._parts.close()
+            raise
+
+    def _begin(self, resume: Path | None) -> None:
+        """Everything until the first step; a signal that comes meanwhile ends it."""
+        config, notes = self.config, list[str]()
+        self._born = time.monotonic()
+        quiet_torch(config.learner_threads)
+        self.console = Console(json=config.json_line, quiet=config.quiet)
+        if resume is not None:
+            self._parts.callback(lock(resume))
+        saved = None if resume is None else newest(resume / CHECKPOINTS, notes)
+        here = world(config, None if saved is None else saved.meta["way"])
+        self.way, self.spec = here.way, here.spec
+        if saved is not None:
+            same_environment(saved, here.spec)
+        algorithm = make_algorithm(config, here.spec)
+        plan = rollout_plan(config, here, algorithm.plan.unroll)
+        self.learner = Learner(algorithm, torch_device(config.device))
+        if saved is not None:
+            with fits(saved.path):
+                self.learner.load(saved.state["learner"])
+        self.folder = resume or make_folder(config)
+        self.checkpoints = self.folder / CHECKPOINTS
+        if resume is None:
+            self._parts.callback(lock(self.folder))
+            write_run_file(self.folder, config, here.spec)
+        self._parts.callback(self.console.finish, "")
+        self._open(plan, here, saved)
+        if resume is not None:
+            write_run_file(self.folder, config, here.spec)
+        notes += here.warnings
+        if self.way == "none":
+            notes.append(
+                f"{here.spec.id} cannot be brought back in mid-episode: a resumed run is not exact (exact: false)"
+            )
+        if saved is not None:
+            notes.append(f"resumed {self.folder} at step {self.rollout.steps:,}")
+        elif resume is not None:
+            notes.append(f"{self.folder} holds no checkpoint yet: it begins at step 0")
+        self.console.start(config, config.preset_file, notes)
+        self.signals.ask = self._asked
+
+    def _open(self, plan: RolloutPlan, here: World, saved: Checkpoint | None) -> None:
+        """Start the actors and the evaluating worker; bring back what was saved."""
+        config = self.config
+        self.rollout = Rollout(plan, self.learner.weights(0), self._restarted)
+        self._parts.callback(self.rollout.close)
+        self._worker = EvaluationWorker(config, here)
+        self.evaluations = Evaluations(
+            self._worker.open,
+            evaluation_seeds(config.seed, config.eval_episodes),
+            config.actor_timeout,
+            config.max_restarts,
+            self._worker.alive,
+            self._restarted,
+        )
+        self._parts.callback(self._worker.close)
+        self._parts.callback(self.evaluations.close)
+        if config.eval_every:
+            self.evaluations.open()
+        self.window = Window()
+        self.eval_return: float | None = None
+        self.best: float | None = None
+        self.good = 0  # evaluations in a row that reached stop_return
+        self.evaluated = -1  # step of the newest evaluation that was launched
+        self.stopped: str | None = None
+        self._next_eval = self._next_checkpoint = 0
+        self._checkpoint: Path | None = None
+        self._started = self._logged = time.monotonic()
+        self._start_steps = 0
+        if saved is not None:
+            with fits(saved.path):
+                self._load(saved)
+        self._schedule()
+        self.metrics = Metrics(self.folder, self.rollout.steps)
+        self._parts.callback(self.metrics.close)
+
+    # --- what the training loop asks ---
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, for schedules."""
+        return min(self.rollout.steps / self.config.steps, 1.0)
+
+    def goes_on(self) -> bool:
+        """Whether another round of acting and learning is wanted."""
+        if self.rollout.steps >= self.config.steps:
+            self.stopped = self.stopped or "steps"
+        return self.stopped is None
+
+    def tick(self, unrolls: list[Trajectory]) -> None:
+        """After an update: log, evaluate, checkpoint, each when due; notice why to stop."""
+        config, steps, now = self.config, self.rollout.steps, time.monotonic()
+        for unroll in unrolls:
+            self.window.add(unroll.episodes)
+        if config.eval_every and steps >= self._next_eval and steps < config.steps:
+            self._evaluate()
+        self._take(self.evaluations.collect(config.stop_return is not None, self._signalled))
+        if config.max_seconds is not None and now - self._born >= config.max_seconds:
+            self.stopped = self.stopped or "seconds"
+        if self._signalled():
+            self._leave()
+        if config.checkpoint_every and steps >= self._next_checkpoint and steps < config.steps:
+            self.checkpoint()
+        if now - self._logged >= LOG_SECONDS:
+            self._log(now)
+
+    def finish(self) -> Result:
+        """The last evaluation, the last checkpoint, the result."""
+        steps = self.rollout.steps
+        if self.config.eval_every and self.evaluated != steps:
+            self._evaluate()
+        self._take(self.evaluations.collect(True, self._signalled))
+        if self.evaluations.pending:
+            self._leave()
+        self._log(time.monotonic())
+        path = self.checkpoint()
+        if self.stopped == "return":
+            self._save_best(self.learner.weights(steps), self.eval_return)
+        seconds = time.monotonic() - self._started
+        result = Result(
+            steps=steps,
+            seconds=time.monotonic() - self._born,
+            steps_per_second=(steps - self._start_steps) / max(seconds, 1e-9),
+            episodes=self.window.count,
+            train_return=self.window.return_mean,
+            eval_return=self.eval_return,
+            stopped=self.stopped or "steps",
+            run=self.folder,
+            checkpoint=path,
+            restarts=self.restarts,
+            fingerprint=checkpoint.fingerprint(self.learner.parts()),
+        )
+        self.console.finish(self._shares())
+        return result
+
+    # --- checkpoints ---
+
+    def checkpoint(self, blind: bool = False) -> Path:
+        """Write the whole state; `blind` where actors cannot be asked: their streams will begin anew."""
+        steps = self.rollout.steps
+        rollout = self.rollout.blind_state() if blind else self.rollout.state()
+        state = {
+            "learner": self.learner.state(),
+            "rollout": rollout,
+            "window": self.window.state(),
+            "evaluation": {
+                "return": self.eval_return,
+                "best": self.best,
+                "good": self.good,
+                "evaluated": self.evaluated,
+                "pending": [
+                    {"version": w.version, "step": w.step, "arrays": w.arrays} for w in self.evaluations.pending
+                ],
+            },
+            "restarts": self.evaluations.restarts,
+        }
+        name = f"step-{steps:012d}"
+        self._checkpoint = checkpoint.save(self.checkpoints, name, state, self._meta(steps, blind))
+        checkpoint.point(self.checkpoints, "latest", self._checkpoint.name)
+        checkpoint.prune(self.checkpoints, self.config.keep)
+        self.metrics.flush()
+        every = max(self.config.checkpoint_every, 1)
+        self._next_checkpoint = (steps // every + 1) * every
+        return self._checkpoint
+
+    def _meta(self, steps: int, blind: bool = False) -> dict[str, Any]:
+        return {
+            "kind": "run",
+            "step": steps,
+            "version": self.learner.version,
+            "exact": self.way != "none" and not blind,
+            "way": self.way,
+            "config": self.config.to_json(),
+            "spec": to_json(self.spec),
+            "versions": versions(),
+        }
+
+    def _save_best(self, weights: Weights, value: float | None) -> None:
+        name = f"best-{weights.step:012d}"
+        meta = {**self._meta(weights.step), "kind": "policy", "version": weights.version, "eval_return": value}
+        path = checkpoint.save(self.checkpoints, name, {"learner": {"parts": {"policy": weights.arrays}}}, meta)
+        checkpoint.point(self.checkpoints, "best", path.name)
+        checkpoint.prune(self.checkpoints, self.config.keep)
+
+    def _load(self, saved: Checkpoint) -> None:
+        state, steps = saved.state, int(saved.meta["config"]["steps"])
+        exact = self.rollout.load(state["rollout"])
+        if not exact:
+            self.console.note("not every stream could be brought back: those begin a new episode (exact: false)")
+        self.rollout.publish(self.learner.weights(self.rollout.steps))
+        self.window.load(state["window"])
+        evaluation = state["evaluation"]
+        self.eval_return, self.best, self.good = evaluation["return"], evaluation["best"], int(evaluation["good"])
+        self.evaluated = int(evaluation["evaluated"])
+        self.evaluations.restarts = int(state["restarts"])
+        for pending in evaluation["pending"]:
+            self.evaluations.launch(Weights(int(pending["version"]), int(pending["step"]), pending["arrays"]))
+        self._start_steps = self.rollout.steps
+        if self.good >= 2 and self.evaluated == self.rollout.steps and self.config.steps <= steps:
+            self.stopped = "return"  # it was about to end
+
+    def _schedule(self) -> None:
+        steps, config = self.rollout.steps, self.config
+        self._next_eval = (steps // max(config.eval_every, 1) + 1) * config.eval_every
+        self._next_checkpoint = (steps // max(config.checkpoint_every, 1) + 1) * config.checkpoint_every
+
+    # --- evaluations ---
+
+    def _evaluate(self) -> None:
+        steps = self.rollout.steps
+        self.evaluated = steps
+        self._next_eval = (steps // self.config.eval_every + 1) * self.config.eval_every
+        self.evaluations.launch(self.learner.frozen(steps))
+
+    def _take(self, done: list[tuple[Weights, list[Episode]]]) -> None:
+        """Results, in the order of their steps."""
+        for weights, episodes in done:
+            returns = np.array([episode.ret for episode in episodes])
+            lengths = np.array([episode.length for episode in episodes])
+            self.eval_return = float(returns.mean())
+            self.metrics.log(
+                weights.step,
+                {
+                    "eval/return_mean": self.eval_return,
+                    "eval/return_std": float(returns.std()),
+                    "eval/length_mean": float(lengths.mean()),
+                    "eval/episodes": float(len(episodes)),
+                },
+            )
+            if self.best is None or self.eval_return > self.best:
+                self.best = self.eval_return
+                self._save_best(weights, self.eval_return)
+            goal = self.config.stop_return
+            if goal is not None:
+                self.good = self.good + 1 if self.eval_return >= goal else 0
+                if self.good >= 2 and weights.step == self.rollout.steps:
+                    self.stopped = "return"
+
+    # --- logging ---
+
+    @property
+    def restarts(self) -> int:
+        return self.rollout.restarts + self.evaluations.restarts
+
+    def _log(self, now: float) -> None:
+        steps = self.rollout.steps
+        speed = (steps - self._start_steps) / max(now - self._started, 1e-9)
+        values = self.learner.metrics()
+        values |= {"rollout/steps_per_second": speed, "rollout/restarts": float(self.restarts)}
+        values |= {"rollout/episodes": float(self.window.count)}
+        if self.window.return_mean is not None and self.window.length_mean is not None:
+            values |= {"rollout/return_mean": self.window.return_mean, "rollout/length_mean": self.window.length_mean}
+        values |= {f"time/{name}": share for name, share in self._times(now).items()}
+        self.metrics.log(steps, values)
+        self._logged = now
+        left = (self.config.steps - steps) / speed if speed else None
+        self.console.update(
+            {
+                "steps": steps,
+                "total": self.config.steps,
+                "steps_per_second": speed,
+                "seconds_left": left,
+                "train_return": self.window.return_mean,
+                "eval_return": self.eval_return,
+                "restarts": self.restarts,
+            }
+        )
+
+    def _times(self, now: float) -> dict[str, float]:
+        total = max(now - self._started, 1e-9)
+        waiting, learning = self.rollout.seconds / total, self.learner.seconds / total
+        return {"acting": waiting, "learning": learning, "other": max(0.0, 1 - waiting - learning)}
+
+    def _shares(self) -> str:
+        shares = self._times(time.monotonic())
+        return "time: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+
+    def _restarted(self, lost: ActorLost) -> None:
+        who = "the evaluating worker" if lost.worker < 0 else f"worker {lost.worker}"
+        last = lost.detail.strip().splitlines()
+        text = last[0] if len(last) == 1 else f"{last[0].rstrip(':')}: {last[-1]}"
+        self.console.note(f"{who} was lost and is replaced: {text}")
+
+    # --- the beginning and the end ---
+
+    def _asked(self, again: bool) -> None:
+        """Stop after the update under way; asked again, or after a while, give up the unrolls under way."""
+        patience = 0.0 if again else time.monotonic() + GRACE_SECONDS
+        self.rollout.patience = min(self.rollout.patience, patience)
+
+    def _signalled(self) -> bool:
+        return self.signals.signum is not None
+
+    def _leave(self) -> NoReturn:
+        path = self.checkpoint()
+        raise self.interrupted(f"; checkpoint {path}")
+
+    def interrupted(self, text: str) -> Interrupted:
+        """The exception of a run that a signal ended."""
+        return Interrupted(self.signals.signum or signal.SIGINT, f"interrupted{text}")
+
+    def fail(self, failed: Exception, blind: bool) -> RunFailed:
+        """The checkpoint of a run that cannot go on, and the exception to raise."""
+        try:
+            path = self.checkpoint(blind)
+        except (Failed, InterruptedError):  # now the actors cannot be asked either
+            return self.fail(failed, blind=True)
+        except RunFailed as second:  # the disk is full too
+            return RunFailed(f"{failed}\nno checkpoint: {second}")
+        return RunFailed(f"{failed}\ncheckpoint {path}")
+
+    def close(self) -> None:
+        """End all workers, close all files."""
+        self._parts.close()
+
+
+@contextlib.contextmanager
+def open_run(config: RunConfig, resume: str | Path | None = None) -> Iterator[Run]:
+    """A run that is closed whatever happens; failures and signals leave a checkpoint behind."""
+    with Signals() as signals:
+        try:
+            run = Run(config, None if resume is None else Path(resume), signals)
+        except (Failed, ActorLost) as failed:
+            what = "started" if resume is None else "resumed; its checkpoints are as they were"
+            raise RunFailed(f"it could not be {what}: {failed}") from None
+        except Stop as stop:
+            raise Interrupted(stop.signum, "interrupted while it started") from None
+        try:
+            yield run
+        except (Failed, ActorLost) as failed:
+            raise run.fail(failed, blind=True) from None
+        except EvaluationFailed as failed:
+            raise run.fail(failed, blind=False) from None
+        except InterruptedError:
+            path = run.checkpoint(blind=True)
+            raise run.interrupted(f"; checkpoint {path} (exact: false)") from None
+        finally:
+            run.close()

@@ -1,0 +1,174 @@
+"""From a RunConfig to the parts of a run: environment, algorithm, rollout, evaluating worker."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import algorithms
+from algorithms.policies import build, policy_factory
+from envs import native
+from envs.bring_back import prove
+from envs.check import first_look
+from envs.errors import EnvError
+from envs.make import EnvSource, choose, look, resolve, vector
+from envs.seeding import LEARNER, evaluation_seed, seed_of, stream_seed
+from envs.spec import EnvSpec
+from envs.vector import VectorEnv
+from rl.config import RunConfig
+from rl.errors import ConfigError
+from rollout.evaluator import Evaluator, EvaluatorJob
+from rollout.handle import Handle
+from rollout.local import LocalHandle
+from rollout.memory import SharedMemory
+from rollout.rollout import RolloutPlan
+from rollout.widths import InBlocks, rows_agree
+
+DEVICES = ("cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class World:
+    """The environment of a run, looked at."""
+
+    source: EnvSource
+    spec: EnvSpec
+    kind: str  # serial or native
+    units: tuple[tuple[int, ...], ...]  # streams that an actor takes together
+    way: str  # how a stream is brought back on resume; "none" means that a resumed run is not exact
+    warnings: tuple[str, ...]
+
+
+def world(config: RunConfig, way: str | None = None) -> World:
+    """Make the environment once, look at it, and decide how its streams are stepped and brought back.
+
+    Args:
+        way: how they are brought back, where a checkpoint says it; else it is found out here.
+
+    Raises:
+        EnvError, ConfigError: a line for each thing that is wrong, with what to do.
+        EnvFault: the environment's own code raised.
+    """
+    source = resolve(config.env, config.env_args)
+    spec = look(source, config.seed)
+    problems = first_look(source, spec, config.seed)
+    fatal = [problem.text for problem in problems if problem.fatal]
+    if fatal:
+        raise EnvError("\n".join(fatal))
+    kind = choose(source, config.streams, config.vector)
+    if kind == "native":
+        units = tuple(native.blocks(config.streams))
+        way = way or native.prove_native(source.make_block, spec, config.seed)
+        if config.workers > len(units):
+            raise ConfigError(
+                f"--workers {config.workers}: the native vector environment of {spec.id} comes in {len(units)} blocks; "
+                f"use at most {len(units)} workers, or --vector serial"
+            )
+    else:
+        units = tuple((stream,) for stream in range(config.streams))
+        way = way or prove(source.make, spec, config.seed)
+    return World(source, spec, kind, units, way, tuple(p.text for p in problems if not p.fatal))
+
+
+def make_algorithm(config: RunConfig, spec: EnvSpec) -> Any:
+    """The algorithm, on its device, its first weights drawn from the run's seed."""
+    device = torch_device(config.device)
+    seed = seed_of(config.seed, LEARNER)
+    try:
+        return algorithms.algorithm_class(config.algo)(spec, config.settings, device, seed, config.streams)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, TypeError) and "float64" not in str(error):  # else a device that cannot hold it
+            raise
+        raise ConfigError(str(error).splitlines()[0]) from None
+
+
+def torch_device(name: str) -> torch.device:
+    """The device called `name`; ConfigError if it is unknown or not there."""
+    if name.partition(":")[0] not in DEVICES:
+        raise ConfigError(f"--device {name} is not known; it may be {', '.join(DEVICES)}, or with a number, cuda:1")
+    try:
+        device = torch.device(name)
+        if device.type != "cpu":
+            torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {name} is not there: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Any]:
+    """A picklable maker of the policy, for actors and evaluation."""
+    settings: Any = config.settings
+    factory = policy_factory(getattr(settings, "policy", "actor_critic"))
+    seed = seed_of(config.seed, LEARNER)
+    return functools.partial(build, factory, spec, settings, config.streams, seed)
+
+
+def rollout_plan(config: RunConfig, here: World, unroll: int) -> RolloutPlan:
+    """What the rollout is made from."""
+    policy = make_policy(config, here.spec)
+    if not rows_agree(policy(), here.spec, config.streams):
+        policy = functools.partial(_in_blocks, policy)
+    return RolloutPlan(
+        spec=here.spec,
+        seed=config.seed,
+        unroll=unroll,
+        workers=config.workers,
+        backend=config.backend,
+        units=here.units,
+        make_env=functools.partial(_vector, here, config.seed),
+        make_policy=policy,
+        actor_timeout=config.actor_timeout,
+        max_restarts=config.max_restarts,
+    )
+
+
+def _in_blocks(policy: Callable[[], Any]) -> InBlocks:
+    return InBlocks(policy())
+
+
+def _vector(here: World, seed: int, streams: Sequence[int], incarnations: Sequence[int]) -> VectorEnv:
+    """The environments of some streams, or of whole blocks of them, in an actor."""
+    seeds = [stream_seed(seed, stream, inc) for stream, inc in zip(streams, incarnations, strict=True)]
+    total = sum(len(unit) for unit in here.units)
+    return vector(here.source, here.spec, streams, seeds, here.way, here.kind, total)
+
+
+def evaluation_seeds(seed: int, episodes: int) -> list[int]:
+    """The seeds of evaluation episodes: the same each time, and none that training uses."""
+    return [evaluation_seed(seed, episode) for episode in range(episodes)]
+
+
+class EvaluationWorker:
+    """Opens the evaluating worker, and watches that it makes steps."""
+
+    def __init__(self, config: RunConfig, here: World) -> None:
+        self._job = EvaluatorJob(here.spec, here.source.make, make_policy(config, here.spec))
+        self._local = config.backend == "local" or config.workers == 0
+        self._progress = SharedMemory(8)
+        self._steps = self._progress.array(0, (1,), "int64")
+
+    def open(self) -> Handle:
+        """A new worker."""
+        if self._local:
+            return LocalHandle(-1, functools.partial(Evaluator, self._job, self._progress))
+        from rollout.processes import ProcessHandle
+
+        return ProcessHandle(-1, functools.partial(Evaluator, self._job), self._progress.ticket())
+
+    def alive(self) -> int:
+        """How many vector steps were made."""
+        return int(self._steps[0])
+
+    def close(self) -> None:
+        self._progress.close()
+
+
+def quiet_torch(threads: int) -> None:
+    """Torch as a run wants it: a fixed number of threads, no advice on the console."""
+    torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore", message=".*The given NumPy array is not writable.*")

@@ -1,0 +1,220 @@
+"""The commands: flags, help, one-line errors and exit statuses. Whole runs are tested elsewhere."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import algorithms
+from envs.errors import EnvError
+from rl import cli, config
+from rl.config import RunConfig
+from rl.errors import CheckpointError, ConfigError, Interrupted, RunFailed
+from rl.flags import literal
+
+HELP = ["--help"], ["--algo", "ppo", "--help"], ["--algo=a2c", "--help"]
+
+
+@dataclass
+class Result:
+    steps: int = 1000
+    seconds: float = 2.0
+    steps_per_second: float = 500.0
+    episodes: int = 10
+    train_return: float | None = 1.5
+    eval_return: float | None = None
+    stopped: str = "steps"
+    run: Path = Path("runs/x")
+    checkpoint: Path = Path("runs/x/checkpoints/step-1")
+    restarts: int = 0
+    fingerprint: str = "abc"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str, command: Any = cli.main) -> str:
+    """The one line that answers a wrong call."""
+    assert command(list(argv)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    return line.partition(": ")[2]
+
+
+def parsed(*argv: str) -> RunConfig:
+    return cli.parse(["--algo", "ppo", "--env", "X-v0", *argv])[0]
+
+
+@pytest.mark.parametrize("argv", HELP, ids=" ".join)
+def test_help_needs_no_torch_and_little_time(argv: list[str]) -> None:
+    text = "import sys; from rl.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", text, *argv], capture_output=True, text=True, check=True)
+        seconds.append(time.perf_counter() - start)
+
+    assert done.stdout.splitlines()[-1] == "False"
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("algo", algorithms.names())
+def test_every_setting_has_a_flag_with_its_default(algo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--algo", algo, "--help"])
+    assert end.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+
+    fields = {**RunConfig.model_fields, **algorithms.settings_class(algo).model_fields}
+    for key, field in fields.items():
+        key = field.alias or key
+        if key in config.INNER:
+            continue
+        flag = "--env-arg" if key == "env_args" else "--" + key.replace("_", "-")
+        assert f" {flag} " in text or f" {flag}, " in text, flag
+        assert key == "env_args" or field.description, key
+    assert "--max-kl FLOAT ends the epochs once the approximate KL passes it, in nats [none]" in text or algo != "ppo"
+    assert f"--streams INT environments stepped side by side, in all [{fields_default(algo)}]" in text
+
+
+def fields_default(algo: str) -> int:
+    return int(algorithms.settings_class(algo).model_fields["streams"].default)
+
+
+def test_flags_become_a_run() -> None:
+    config = parsed("--lr", "1e-3", "--steps=2e3", "--widths", "8,8", "--normalize-obs", "--no-normalize-advantage")
+    settings: Any = config.settings
+
+    assert (settings.lr, config.steps, settings.widths) == (1e-3, 2000, (8, 8))
+    assert (settings.normalize_obs, settings.normalize_advantage, settings.shared_torso) == (True, False, False)
+
+
+def test_negative_values_are_values() -> None:
+    settings: Any = parsed("--log-std-init", "-5e-1").settings
+
+    assert settings.log_std_init == -0.5
+    assert parsed("--stop-return", "-200").stop_return == -200.0
+
+
+def test_environment_arguments_are_values() -> None:
+    given = ["size=3", "name=maze", "path=a=b", "wind=true", "goal=(1, 2)", "rate=1e-3", "none=None", "text='3'"]
+
+    config = parsed(*(word for item in given for word in ("--env-arg", item)))
+
+    assert config.env_args == {
+        "size": 3, "name": "maze", "path": "a=b", "wind": True, "goal": (1, 2), "rate": 1e-3, "none": None, "text": "3"
+    }  # fmt: skip
+    assert literal("[1, 2]") == [1, 2]
+
+
+def test_the_file_chooses_the_algorithm_whose_flags_are_known(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('algo = "a2c"\nenv = "X-v0"\n[a2c]\nrms_eps = 1e-3\n')
+
+    config, _ = cli.parse(["--config", str(file), "--rms-alpha", "0.5"])
+    settings: Any = config.settings
+
+    assert (config.algo, settings.rms_eps, settings.rms_alpha) == ("a2c", 1e-3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--algo", "ppp", "--env", "X-v0"], "--algo: unknown algorithm 'ppp'; did you mean 'ppo'?"),
+        (["--env", "X-v0"], "--algo is needed"),
+        (["--algo", "ppo"], "--env is needed"),
+        (
+            ["--algo", "ppo", "--env", "X-v0", "--learning-rate", "1"],
+            "unknown flag --learning-rate; did you mean --lr?",
+        ),
+        (["--algo", "ppo", "--env", "X-v0", "--eval-evry=1"], "unknown flag --eval-evry; did you mean --eval-every?"),
+        (["--algo", "ppo", "--env", "X-v0", "--lr"], "--lr: expected one argument"),
+        (["--algo", "ppo", "--env", "X-v0", "--lr", "-1"], "--lr must be greater than 0, got -1.0"),
+        (["--algo", "ppo", "--env", "X-v0", "--env-arg", "3"], "--env-arg takes key=value, got '3'"),
+        (["--algo", "ppo", "--env", "X-v0", "stray"], "unexpected 'stray'; values follow a flag, as in --seed 1"),
+        (["--algo", "ppo", "--env", "X-v0", "--step", "3"], "unknown flag --step; did you mean --steps?"),
+        (["--algo", "ppo", "--env", "X-v0", "--workers", "9"], "--workers: workers must be at most streams"),
+        (["--resume", "nowhere"], "nowhere is not a run's folder: it has no run.json"),
+        (["--resume", "nowhere", "--config", "x.toml"], "--config: cannot be changed by --resume"),
+        (["--config", "nowhere.toml"], "nowhere.toml: cannot be read: no such file or directory"),
+    ],
+)
+def test_a_wrong_call_is_answered_in_one_line(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, *argv).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], "the following arguments are required: RUN_OR_CHECKPOINT"),
+        (["nowhere"], "nowhere does not exist"),
+        ([".", "--episodes", "0"], "--episodes must be at least 1, got 0"),
+        ([".", "--episodes", "x"], "--episodes: must be a whole number, got 'x'"),
+        ([".", "--episode", "3"], "unknown flag --episode; did you mean --episodes?"),
+    ],
+)
+def test_rleval_answers_in_one_line_too(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(capsys, *argv, command=cli.main_eval).startswith(words)
+
+
+def test_resume_takes_a_folder_and_few_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = parsed("--seed", "4", "--lr", "1e-3", "--workers", "0")
+    (tmp_path / config.RUN_FILE).write_text(json.dumps({"config": first.to_json()}))
+
+    again, folder = cli.parse(["--resume", str(tmp_path)])
+    longer, _ = cli.parse(["--resume", str(tmp_path), "--steps", "200000", "--json"])
+
+    assert (again, folder) == (first, tmp_path)
+    assert (longer.steps, longer.json_line, longer.seed, longer.settings) == (200_000, True, 4, first.settings)
+    assert refused(capsys, "--resume", str(tmp_path), "--lr", "1").startswith("--lr: cannot be changed by --resume")
+    assert refused(capsys, "--resume", str(tmp_path), "--seed", "1").startswith("--seed: cannot be changed")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError("no"), 2),
+        (CheckpointError("no"), 2),
+        (EnvError("no"), 2),
+        (RunFailed("a\nb"), 1),
+        (Interrupted(signal.SIGINT), 130),
+        (Interrupted(signal.SIGTERM), 143),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_what_goes_wrong_has_its_status(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "_train", fail)
+
+    assert cli.main([]) == status
+    assert capsys.readouterr().err.startswith("rltrain: ")
+
+
+def test_the_result_as_json_and_for_a_person() -> None:
+    result: Any = Result()
+
+    data = json.loads(json.dumps(cli.result_json(result)))
+
+    words = "steps seconds steps_per_second episodes train_return eval_return stopped run checkpoint restarts"
+    assert list(data) == [*words.split(), "fingerprint"]
+    assert (data["eval_return"], data["run"]) == (None, "runs/x")
+    assert cli.result_line(result) == (
+        "1,000 steps in 2.0 s, 10 episodes, training return 1.5; checkpoint runs/x/checkpoints/step-1"
+    )
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+
+    assert capsys.readouterr().out.startswith("rltrain ")

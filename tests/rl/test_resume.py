@@ -1,0 +1,216 @@
+"""A run that was killed and resumed ends as one that never was: the same fingerprint, to the bit."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rl
+from rl import checkpoint
+from rl.metrics import read
+
+SMALL = "--streams 4 --unroll 32 --epochs 2 --minibatches 2 --widths 8,8 --eval-episodes 2 --json --quiet".split()
+SHORT = ["--algo", "ppo", *SMALL, "--steps", "1000", "--checkpoint-every", "200", "--eval-every", "300"]
+A2C = "--algo a2c --streams 4 --unroll 16 --widths 8,8 --eval-episodes 2 --steps 1000 --checkpoint-every 60".split()
+GRU = "--memory gru --memory-size 8 --sequence 8 --normalize-obs --normalize-return".split()
+CARTPOLE = ["--env", "CartPole-v1"]
+BOX2D = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs the extra box2d")
+MUJOCO = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs the extra mujoco")
+
+CASES = [
+    pytest.param([*SHORT, *CARTPOLE, "--workers", "0"], id="ppo"),
+    pytest.param([*A2C, *CARTPOLE, "--workers", "0", "--json", "--quiet"], id="a2c"),
+    pytest.param([*SHORT, *CARTPOLE, *GRU, "--workers", "0"], id="gru and normalisers"),
+    pytest.param(
+        [*SHORT, *CARTPOLE, "--workers", "0", "--streams", "128", "--unroll", "8", "--steps", "9000"]
+        + ["--checkpoint-every", "1000", "--vector", "native"],
+        id="native",
+    ),
+    pytest.param([*SHORT, "--env", "probe:dict", "--workers", "0"], id="dict observations"),
+    pytest.param([*SHORT, "--env", "LunarLander-v3", "--workers", "0"], id="LunarLander", marks=BOX2D),
+    pytest.param(
+        [*SHORT, "--env", "HalfCheetah-v5", "--workers", "0", "--eval-every", "0"], id="HalfCheetah", marks=MUJOCO
+    ),
+]
+# Moments spread over a run, one in the middle of each file of a checkpoint.
+KILLS = [("step", 1), ("step", 3), ("write", 1), ("rename", 5), ("step", 4), ("write", 2), ("step", 3)]
+
+
+def folder_of(out: Path) -> Path:
+    (run,) = out.iterdir()
+    return run
+
+
+def killed_and_resumed(
+    launch: Any, tmp: Path, argv: Sequence[str], kills: Sequence[tuple[str, int]], *more: str
+) -> tuple[dict[str, Any], Path]:
+    """The result of a run that died at each of `kills`, counted from where it was resumed."""
+    kills = list(kills)
+    done = launch(tmp, *argv, "--out", "cut", kill=kills.pop(0))
+    assert done.status == -9, done
+    run, steps = folder_of(tmp / "cut"), set()
+    for kill in kills:
+        if (run / "checkpoints" / "latest").exists():
+            steps.add((run / "checkpoints" / "latest").read_text())
+        done = launch(tmp, "--resume", str(run), *more, kill=kill)
+        assert done.status in (-9, 0), done.err
+        if done.status == 0:
+            break
+    assert len(steps) >= 2  # it did go on from different checkpoints
+    return launch(tmp, "--resume", str(run), "--json", "--quiet", *more).result, run
+
+
+@pytest.mark.parametrize("argv", CASES)
+def test_killed_and_resumed_is_as_if_nothing_had_been(launch: Any, tmp_path: Path, argv: list[str]) -> None:
+    whole = launch(tmp_path, *argv, "--out", "whole").result
+
+    result, run = killed_and_resumed(launch, tmp_path, argv, KILLS)
+
+    same = ("fingerprint", "steps", "episodes", "train_return", "eval_return", "stopped", "restarts")
+    assert {key: result[key] for key in same} == {key: whole[key] for key in same}
+    assert checkpoint.load(Path(tmp_path, result["checkpoint"])).meta["exact"] is True
+    assert evaluations(run) == evaluations(Path(tmp_path, whole["run"]))
+
+
+def evaluations(run: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["eval/return_mean"]) for line in read(run) if "eval/return_mean" in line]
+
+
+def test_every_file_written_may_be_the_last(launch: Any, tmp_path: Path) -> None:
+    """One run, killed in the middle of each write that comes, until it gets through."""
+    argv = [*SHORT, *CARTPOLE, "--workers", "0", "--steps", "600"]
+    whole = launch(tmp_path, *argv, "--out", "whole").result
+    run = None
+    for n in range(1, 40):
+        words = argv + ["--out", "cut"] if run is None else ["--resume", str(run), "--json", "--quiet"]
+        done = launch(tmp_path, *words, kill=("write", n))
+        run = folder_of(tmp_path / "cut")
+        if done.status == 0:
+            break
+        assert done.status == -9
+        # The half-written one is not what is resumed.
+        if (run / "checkpoints" / "latest").exists():
+            checkpoint.load(checkpoint.find(run))
+
+    assert n > 5
+    assert run is not None
+    assert done.result["fingerprint"] == whole["fingerprint"]
+    assert not list((run / "checkpoints").glob(".writing*"))
+
+
+def test_workers_may_change_at_each_resume(launch: Any, tmp_path: Path) -> None:
+    argv = [*SHORT, *CARTPOLE, *GRU, "--steps", "800"]
+    whole = launch(tmp_path, *argv, "--out", "whole", "--workers", "0").result
+
+    assert launch(tmp_path, *argv, "--out", "cut", "--workers", "2", kill=("step", 4)).status == -9
+    run = folder_of(tmp_path / "cut")
+    result = launch(tmp_path, "--resume", str(run), "--workers", "3", "--json").result
+
+    assert result["fingerprint"] == whole["fingerprint"]
+
+
+def test_before_the_first_checkpoint_it_begins_again(launch: Any, tmp_path: Path) -> None:
+    argv = [*SHORT, *CARTPOLE, "--workers", "0", "--steps", "600", "--checkpoint-every", "500"]
+    whole = launch(tmp_path, *argv, "--out", "whole").result
+    assert launch(tmp_path, *argv, "--out", "cut", kill=("step", 2)).status == -9
+    run = folder_of(tmp_path / "cut")
+    assert not (run / "checkpoints" / "latest").exists()
+
+    done = launch(tmp_path, "--resume", str(run), "--json")
+
+    assert done.result["fingerprint"] == whole["fingerprint"]
+    assert f"{run} holds no checkpoint yet: it begins at step 0" in done.err
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(launch: Any, tmp_path: Path) -> None:
+    argv = [*SHORT, *CARTPOLE, "--workers", "0"]
+    launch(tmp_path, *argv, "--out", "cut", kill=("step", 4))
+    run = folder_of(tmp_path / "cut")
+    step = checkpoint.load(checkpoint.find(run)).meta["step"]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step + 1, "lost": 1.0}) + "\n" + '{"step": 9')
+    (run / "checkpoints" / "step-000000099999").mkdir()  # of a future that will not be
+
+    result = launch(tmp_path, "--resume", str(run), "--json", "--quiet").result
+
+    lines = read(run)
+    assert not any("lost" in line for line in lines)
+    assert lines[-1]["step"] == result["steps"]
+    seconds = [line["seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert not (run / "checkpoints" / "step-000000099999").exists()
+
+
+def test_an_evaluation_under_way_is_run_again(launch: Any, tmp_path: Path) -> None:
+    """Killed right after a checkpoint that was written while an evaluation waited: its weights are in there."""
+    run = Path(rl.train(**KEYWORDS, out=str(tmp_path), steps=300).run)
+    found = checkpoint.load(checkpoint.find(run))
+    arrays = found.state["learner"]["parts"]["policy"]
+    state = found.state | {"evaluation": found.state["evaluation"] | {"best": -1.0, "evaluated": 128}}
+    state["evaluation"]["pending"] = [{"version": 1, "step": 128, "arrays": arrays}]
+    meta = {key: value for key, value in found.meta.items() if key not in ("format", "files", "structure")}
+    path = checkpoint.save(run / "checkpoints", found.path.name, state, meta)
+    checkpoint.point(run / "checkpoints", "latest", path.name)
+
+    result = launch(tmp_path, "--resume", str(run), "--json", "--quiet").result
+
+    assert [step for step, _ in evaluations(run)][-2:] == [128, result["steps"]]
+    # The same weights, the same seeds.
+    assert evaluations(run)[-1][1] == evaluations(run)[-2][1] == result["eval_return"]
+    assert checkpoint.load(checkpoint.find(run, "best")).meta["step"] == 128
+
+
+KEYWORDS: dict[str, Any] = {
+    "algo": "ppo", "env": "CartPole-v1", "workers": 0, "streams": 4, "unroll": 32, "epochs": 1, "widths": (8,),
+    "eval_episodes": 2, "quiet": True,
+}  # fmt: skip
+
+
+def test_a_finished_run_stays_as_it_is_or_goes_on(tmp_path: Path) -> None:
+    first = rl.train(**KEYWORDS, steps=300, out=str(tmp_path))
+
+    again = rl.train(resume=first.run)
+
+    same = ("steps", "episodes", "train_return", "eval_return", "run", "fingerprint", "stopped")
+    assert [getattr(again, key) for key in same] == [getattr(first, key) for key in same]
+    assert again.steps_per_second == 0.0
+    assert evaluations(first.run) == evaluations(again.run)
+
+    longer = rl.train(resume=first.run, steps=900)
+
+    assert longer.steps >= 900
+    assert longer.episodes > first.episodes
+    assert longer.fingerprint != first.fingerprint
+    assert rl.load(first.run).config.steps == 900
+    assert checkpoint.load(longer.checkpoint).meta["version"] > 5
+
+
+def test_a_run_that_stopped_at_its_goal_has_stopped(tmp_path: Path) -> None:
+    asked = {**KEYWORDS, "eval_every": 130, "stop_return": 5.0}
+    first = rl.train(**asked, steps=5000, out=str(tmp_path))
+    assert first.stopped == "return"
+
+    again = rl.train(resume=first.run)
+
+    assert (again.fingerprint, again.stopped, again.steps) == (first.fingerprint, "return", first.steps)
+    assert rl.train(resume=first.run, steps=6000).steps > first.steps
+
+
+@BOX2D
+def test_what_cannot_be_brought_back_says_so(launch: Any, tmp_path: Path) -> None:
+    argv = [*SHORT, "--env", "BipedalWalker-v3", "--workers", "0", "--eval-every", "0", "--steps", "500"]
+    argv.remove("--quiet")
+    done = launch(tmp_path, *argv, "--out", "cut", kill=("step", 3))
+    assert "BipedalWalker-v3 cannot be brought back in mid-episode: a resumed run is not exact" in done.err
+    run = folder_of(tmp_path / "cut")
+    assert checkpoint.load(checkpoint.find(run)).meta["exact"] is False
+
+    done = launch(tmp_path, "--resume", str(run), "--json")
+
+    assert done.result["steps"] >= 500
+    assert "exact: false" in done.err

@@ -1,0 +1,391 @@
+"""Whole runs: when they stop, what they leave behind, what they say; and how they refuse."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rl
+from rl import checkpoint, cli
+from rl.metrics import read
+from rl.setup import evaluation_seeds
+from rollout.episodes import play
+
+QUICK: dict[str, Any] = {
+    "algo": "ppo", "env": "CartPole-v1", "workers": 0, "streams": 4, "unroll": 32, "epochs": 1, "minibatches": 2,
+    "widths": (8,), "steps": 600, "eval_episodes": 2, "preset": "none", "quiet": True,
+}  # fmt: skip
+FLAGS = "--algo ppo --env CartPole-v1 --workers 0 --streams 4 --unroll 32 --widths 8 --steps 300 --preset none".split()
+
+
+@pytest.fixture
+def quick(tmp_path: Path) -> dict[str, Any]:
+    return {**QUICK, "out": str(tmp_path)}
+
+
+def evaluations(run: Path) -> list[tuple[int, float, float]]:
+    lines = [line for line in read(run) if "eval/return_mean" in line]
+    return [(line["step"], line["eval/return_mean"], line["eval/episodes"]) for line in lines]
+
+
+def played(path: Path, seed: int, episodes: int) -> float:
+    """The mean return of a checkpoint's weights on the run's own evaluation episodes."""
+    trained = rl.load(path)
+    seeds = evaluation_seeds(seed, episodes)
+    found = play(lambda: rl.make_env("CartPole-v1"), trained.spec, trained.policy, seeds)
+    return float(np.mean([episode.ret for episode in found]))
+
+
+# --- when it stops ---
+
+
+def test_it_stops_after_two_good_evaluations_in_a_row(quick: dict[str, Any]) -> None:
+    result = rl.train(**{**quick, "steps": 5000, "eval_every": 130, "stop_return": 5.0, "eval_episodes": 3})
+
+    assert (result.stopped, result.steps < 1000) == ("return", True)
+    found = evaluations(result.run)
+    assert len(found) == 2
+    assert {episodes for _, _, episodes in found} == {50.0}  # never fewer with a goal
+    assert found[-1][0] == result.steps
+    assert found[-1][1] == result.eval_return
+    best = checkpoint.find(result.run, "best")
+    for path in (best, result.checkpoint):
+        assert played(path, 0, 50) == result.eval_return
+    assert checkpoint.load(best).meta["step"] == result.steps
+
+
+def test_one_good_evaluation_is_not_enough(quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl.evaluations import Evaluations
+    from rollout.types import Episode
+
+    returns = iter([9.0, 1.0, 9.0, 9.0, 9.0])
+    real = Evaluations.collect
+
+    def fake(self: Evaluations, *args: Any) -> Any:
+        done = real(self, *args)
+        return [(weights, [Episode(next(returns), 1)] * 50) for weights, _ in done]
+
+    monkeypatch.setattr(Evaluations, "collect", fake)
+
+    result = rl.train(**{**quick, "steps": 5000, "eval_every": 130, "stop_return": 5.0})
+
+    assert [value for _, value, _ in evaluations(result.run)] == [9.0, 1.0, 9.0, 9.0]
+    assert result.stopped == "return"
+    # Equal to the first, so not better; but the weights the run ended with are what `best` holds.
+    assert checkpoint.load(checkpoint.find(result.run, "best")).meta["step"] == result.steps
+
+
+def test_the_goal_must_be_reached(quick: dict[str, Any]) -> None:
+    result = rl.train(**{**quick, "eval_every": 130, "stop_return": 501.0})
+
+    assert (result.stopped, result.steps >= 600) == ("steps", True)
+
+
+def test_best_is_the_first_of_the_highest_in_the_order_of_steps(
+    quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rl.evaluations import Evaluations
+    from rollout.types import Episode
+
+    real, seen = Evaluations.collect, []
+
+    def fake(self: Evaluations, *args: Any) -> Any:
+        done = []
+        for weights, _ in real(self, *args):
+            seen.append(weights.step)
+            done.append((weights, [Episode([3.0, 7.0, 7.0, 5.0][len(seen) - 1], 1)]))
+        return done
+
+    monkeypatch.setattr(Evaluations, "collect", fake)
+
+    result = rl.train(**{**quick, "steps": 500, "eval_every": 130})
+
+    assert len(seen) == 4
+    assert seen == sorted(seen)
+    meta = checkpoint.load(checkpoint.find(result.run, "best")).meta
+    assert (meta["step"], meta["eval_return"], meta["kind"]) == (seen[1], 7.0, "policy")
+    assert result.eval_return == 5.0
+
+
+def test_it_stops_after_max_seconds(quick: dict[str, Any]) -> None:
+    result = rl.train(**{**quick, "steps": 10**9, "max_seconds": 0.01, "eval_every": 0})
+
+    assert result.stopped == "seconds"
+    assert result.eval_return is None
+    assert checkpoint.load(result.checkpoint).meta["step"] == result.steps
+
+
+# --- what it leaves behind ---
+
+
+def test_the_result_and_the_folder(quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["rltrain", "--some", "flags"])
+    result = rl.train(**{**quick, "seed": 7, "keep": 2, "checkpoint_every": 130})
+
+    assert result.run.parent == Path(quick["out"])
+    assert result.run.name.startswith("ppo-CartPole-v1-s7-")
+    assert result.checkpoint.parent == result.run / "checkpoints"
+    assert (result.stopped, result.restarts) == ("steps", 0)
+    assert result.steps >= 600
+    assert result.episodes > 5
+    assert result.train_return is not None
+    assert result.train_return > 1
+    assert result.seconds > 0
+    assert result.steps_per_second > 0
+
+    told = json.loads((result.run / "run.json").read_text())
+    assert told["commands"] == [["rltrain", "--some", "flags"]]
+    assert told["config"]["seed"] == 7
+    assert told["config"]["settings"]["widths"] == [8]
+    assert {"python", "torch", "numpy", "gymnasium"} <= set(told["versions"])
+    assert told["spec"]["id"] == "CartPole-v1"
+    found = checkpoint.load(result.checkpoint)
+    assert found.meta["config"] == told["config"]
+    assert checkpoint.fingerprint(found.state["learner"]["parts"]) == result.fingerprint
+    assert len(list((result.run / "checkpoints").glob("step-*"))) == 2
+    assert not list(result.run.rglob(".*"))
+
+
+def test_one_run_one_folder(quick: dict[str, Any]) -> None:
+    one, other = (rl.train(**{**quick, "steps": 10, "eval_every": 0}) for _ in range(2))
+
+    assert one.run != other.run
+    assert one.fingerprint == other.fingerprint
+    assert rl.train(**{**quick, "steps": 10, "eval_every": 0, "seed": 1}).fingerprint != one.fingerprint
+
+
+def test_metrics_and_events_say_the_same(quick: dict[str, Any]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = rl.train(**{**quick, "eval_every": 200})
+
+    lines = read(result.run)
+    events = EventAccumulator(str(result.run / "tensorboard"))
+    events.Reload()
+    for name in ("eval/return_mean", "learner/loss_policy", "rollout/return_mean"):
+        told = [(line["step"], line[name]) for line in lines if name in line]
+        assert told
+        assert [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events.Scalars(name)] == told
+    shares = [line for line in lines if "time/acting" in line][-1]
+    assert 0.99 < sum(shares[f"time/{part}"] for part in ("acting", "learning", "other")) < 1.01
+
+
+def test_each_metric_is_in_the_glossary(quick: dict[str, Any]) -> None:
+    glossary = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    named = {key for algo in ("ppo", "a2c") for line in logged(quick, algo) for key in line}
+
+    assert [name for name in sorted(named - {"step", "seconds"}) if f"`{name}`" not in glossary] == []
+
+
+def logged(quick: dict[str, Any], algo: str) -> list[dict[str, Any]]:
+    asked = {key: value for key, value in quick.items() if algo == "ppo" or key not in ("epochs", "minibatches")}
+    return read(rl.train(**{**asked, "algo": algo, "steps": 300}).run)
+
+
+# --- what it says ---
+
+
+def test_the_json_line_is_the_last_and_alone(launch: Any, tmp_path: Path) -> None:
+    done = launch(tmp_path, *FLAGS, "--json")
+
+    (line,) = done.out.splitlines()
+    words = "steps seconds steps_per_second episodes train_return eval_return stopped run checkpoint restarts"
+    assert list(json.loads(line)) == [*words.split(), "fingerprint"]
+    assert "ppo on CartPole-v1: 300 steps, 4 streams, in this process, seed 0, device cpu" in done.err
+
+
+def test_quiet_leaves_the_result_only(launch: Any, tmp_path: Path) -> None:
+    done = launch(tmp_path, *FLAGS, "--quiet", "--eval-every", "0")
+
+    (line,) = done.out.splitlines()
+    assert "steps in" in line
+    assert done.err == ""
+
+
+def test_a_preset_is_named_and_a_flag_wins(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rl import presets
+
+    (tmp_path / "configs" / "ppo").mkdir(parents=True)
+    file = tmp_path / "configs" / "ppo" / "CartPole-v1.toml"
+    file.write_text("steps = 200\nstreams = 2\neval_every = 0\n[ppo]\nunroll = 16\nwidths = [4]\n")
+    monkeypatch.setattr(presets, "folders", lambda: [tmp_path / "configs"])
+
+    argv = ["--algo", "ppo", "--env", "CartPole-v1", "--workers", "0", "--streams", "3", "--out", str(tmp_path / "o")]
+    assert cli.main(argv) == 0
+
+    printed = capsys.readouterr().out
+    assert "settings from configs/ppo/CartPole-v1.toml; --preset none ignores it" in printed
+    assert "200 steps, 3 streams" in printed
+    (run,) = (tmp_path / "o").iterdir()
+    told = json.loads((run / "run.json").read_text())["config"]
+    assert (told["settings"]["unroll"], told["settings"]["widths"], told["streams"]) == (16, [4], 3)
+
+
+# --- how it refuses ---
+
+
+ENVS = """
+import gymnasium, numpy as np
+from gymnasium import spaces
+
+class Fine(gymnasium.Env):
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+    def __init__(self, size=1): self.size = size
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+    def step(self, action): return np.zeros(2, np.float32), 1.0, False, True, {}
+
+class RaisesAtOnce(Fine):
+    def __init__(self): raise RuntimeError("no licence for this simulator")
+
+class RaisesInStep(Fine):
+    def step(self, action): raise RuntimeError("the simulator fell over")
+
+class RaisesLater(Fine):
+    steps = 0
+    def step(self, action):
+        self.steps += 1
+        if self.steps > 30: raise RuntimeError("the simulator fell over")
+        return super().step(action)
+
+class Unbounded(Fine):
+    action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+class Text(Fine):
+    observation_space = spaces.Text(5)
+
+class NaN(Fine):
+    def step(self, action): return np.full(2, np.nan, np.float32), 1.0, False, True, {}
+
+class Old(Fine):
+    def step(self, action): return np.zeros(2, np.float32), 1.0, True, {}
+
+def not_an_env(): return 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--algo", "pp0", "--env", "CartPole-v1"], ["--algo", "'pp0'", "did you mean 'ppo'?"]),
+        (["--algo", "ppo", "--env", "CartPol-v1"], ["unknown environment 'CartPol-v1'", "'CartPole-v1'"]),
+        (["--algo", "ppo", "--env", "nowhere.tasks:Maze"], ["nowhere"]),
+        (["--algo", "ppo", "--env", "mine.py"], ["mine.py:ClassOrFactory"]),
+        (["--algo", "ppo", "--env", "gone.py:Maze"], ["gone.py:Maze", "no file"]),
+        (["--algo", "ppo", "--env", "mine.py:Fin"], ["Fin", "Fine"]),
+        (["--algo", "ppo", "--env", "mine.py:Fine", "--env-arg", "sise=3"], ["sise", "size"]),
+        (["--algo", "ppo", "--env", "mine.py:not_an_env"], ["not a gymnasium.Env"]),
+        (["--algo", "ppo", "--env", "mine.py:Unbounded"], ["infinite bounds"]),
+        (["--algo", "ppo", "--env", "mine.py:Text"], ["Text", "Supported: Box"]),
+        (["--algo", "ppo", "--env", "mine.py:NaN"], ["not finite"]),
+        (["--algo", "ppo", "--env", "mine.py:Old"], ["4 values as the old gym did"]),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--lr", "fast"], ["--lr must be a number, got 'fast'"]),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--steps", "0"], ["--steps must be at least 1, got 0"]),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--gamma", "1.1"], ["--gamma must be at most 1, got 1.1"]),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--streams", "2", "--workers", "3"], ["3 workers for 2 streams"]),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--device", "cuda:99"], ["--device cuda:99 is not there"]),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--device", "gpu"], ["--device gpu is not known", "cuda:1"]),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--device", "meta"], ["--device meta is not known"]),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--torso", "no.such:Net"], ["no.such:Net"]),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--policy", "actor"], ["unknown policy 'actor'"]),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--memory", "gru", "--sequence", "7"], ["sequence must divide"]),
+    ],
+    ids=lambda value: " ".join(value[3:]) if "--algo" in value else "",
+)
+def test_what_cannot_start_is_answered_in_one_line(
+    argv: list[str], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "mine.py").write_text(ENVS)
+    monkeypatch.chdir(tmp_path)
+    if "--workers" not in argv:
+        argv = [*argv, "--workers", "0"]
+
+    status = cli.main(argv)
+
+    printed = capsys.readouterr()
+    assert (status, printed.out) == (2, ""), printed
+    (line,) = printed.err.splitlines()
+    assert line.startswith("rltrain: ")
+    assert [word for word in words if word not in line] == [], line
+    assert not (tmp_path / "runs").exists()  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "begun"),
+    [
+        ("RaisesAtOnce", "RuntimeError: no licence for this simulator", False),
+        ("RaisesInStep", "RuntimeError: the simulator fell over", False),
+        ("RaisesLater", "RuntimeError: the simulator fell over", True),
+    ],
+)
+def test_an_environment_that_raises_shows_its_own_traceback(
+    name: str, last: str, begun: bool, tmp_path: Path, launch: Any
+) -> None:
+    (tmp_path / "mine.py").write_text(ENVS)
+    argv = [*FLAGS, "--env", f"mine.py:{name}", "--max-restarts", "0"]
+
+    done = launch(tmp_path, *argv)
+
+    assert done.status == 1
+    assert last in done.err
+    assert f'{tmp_path / "mine.py"}", line' in done.err
+    if begun:
+        assert "stream" in done.err
+        assert "seed" in done.err
+        (run,) = (tmp_path / "runs").iterdir()
+        assert f"checkpoint runs/{run.name}/checkpoints/step-" in done.err
+    else:
+        assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "is not a run's folder: it has no run.json"),
+        ("", "run.json"),
+        ("{", "run.json"),
+        ("[]", "run.json"),
+        ('{"config": 3}', "run.json"),
+        ('{"config": {}}', "run.json"),
+        ('{"config": {"algo": "ppo", "settings": {}}}', "env"),
+        ('{"config": {"algo": "ppo"}}', "run.json"),
+        ('{"config": {"algo": ["ppo"], "settings": {}, "env": "CartPole-v1"}}', "algo"),
+        ('{"config": {"algo": "mine", "settings": {}, "env": "CartPole-v1"}}', "mine"),
+        ('{"config": {"algo": "ppo", "settings": {"lr": "x"}, "env": "CartPole-v1"}}', "lr"),
+        ('{"config": {"algo": "ppo", "settings": 3, "env": "CartPole-v1"}}', "run.json"),
+        ("\0\udcff", "run.json"),
+    ],
+)
+def test_a_folder_that_cannot_be_resumed_is_refused(text: str | None, words: str, tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    if text is not None:
+        (folder / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+
+    assert cli.main(["--resume", str(folder)]) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rltrain: ")
+    assert words in line
+
+
+def test_a_damaged_checkpoint_is_not_resumed(quick: dict[str, Any], capsys: Any) -> None:
+    result = rl.train(**{**quick, "steps": 200, "eval_every": 0})
+    file = result.checkpoint / checkpoint.STATE
+    file.write_bytes(file.read_bytes()[:-1])
+    lines = (result.run / "metrics.jsonl").read_text()
+
+    assert cli.main(["--resume", str(result.run), "--steps", "400"]) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rltrain: {file} is damaged: ")
+    assert (result.run / "metrics.jsonl").read_text() == lines
