@@ -1,0 +1,140 @@
+"""Actors that are killed, raise or hang are replaced; what is delivered is whole; what cannot go on says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from oracles.faulty import HangsInEvaluation, Slow, config_of, killed, open_rollout, pids
+
+from envs.probes import hangs, raises
+from rl.checkpoint import find, load
+from rl.errors import RunFailed
+from rl.setup import evaluation_seeds
+from rl.train import train
+from rollout.handle import ActorLost
+from rollout.rollout import Failed
+from rollout.types import Trajectory
+
+pytestmark = pytest.mark.usefixtures("fork_server")
+
+
+def run(env: Any, folder: Path, **given: Any) -> Any:
+    return train(config_of(env, **{"out": str(folder), "workers": 2, "streams": 4, "steps": 2000} | given))
+
+
+def whole(unroll: Trajectory) -> None:
+    """Rows of Counter that follow from each other, and from nothing half-filled."""
+    t, length = unroll.obs[..., 0], unroll.obs[..., 1]
+    valid = unroll.valid
+    assert (t[1:][valid] == t[:-1][valid] + 1).all()
+    assert (length[1:][valid] == length[:-1][valid]).all()
+    assert (t[1:][~valid] == 0).all()
+    assert (unroll.reward[valid] == t[1:][valid]).all()
+    np.testing.assert_array_equal(unroll.terminated | unroll.truncated, valid & (t[1:] == length[1:]))
+
+
+def test_a_killed_actor_is_replaced_and_its_streams_begin_anew() -> None:
+    lost: list[ActorLost] = []
+    rollout, _ = open_rollout(lambda: Slow(0.002), lost.append, workers=2, streams=5, unroll=32)
+    rollout.start()
+    for unroll in rollout.gather():
+        whole(unroll)
+    victim, other = pids(rollout)
+    rollout.start()
+    time.sleep(0.05)
+    os.kill(victim, signal.SIGKILL)
+    unrolls = rollout.gather()
+
+    assert rollout.restarts == 1
+    assert "SIGKILL" in lost[0].detail
+    assert pids(rollout)[1] == other
+    assert pids(rollout)[0] != victim
+    assert [unroll.stream.tolist() for unroll in unrolls] == [[0, 1, 2], [3, 4]]
+    assert rollout.incarnations.tolist() == [1, 1, 1, 0, 0]
+    for unroll in unrolls:
+        whole(unroll)
+        assert unroll.row.tolist() == [32] * len(unroll.stream), "rows of a lost unroll are not counted"
+    assert unrolls[0].first[0].all(), "a stream that begins anew is marked"
+    assert (unrolls[0].obs[0, :, 0] == 0).all()
+    rollout.start()
+    for unroll in rollout.gather():
+        assert unroll.row.tolist() == [64] * len(unroll.stream)
+    assert rollout._seats[0].failures == 0, "a delivered unroll ends the count of failures in a row"
+    rollout.close()
+
+
+@pytest.mark.parametrize("fault", [killed, raises])
+def test_a_run_survives_one_fault(fault: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    once = str(tmp_path / "once")
+    result = run(lambda: fault(at=500, once=once), tmp_path, quiet=False, steps=3000)
+    assert os.path.exists(once)
+    assert result.restarts == 1
+    assert result.steps >= 3000
+    assert result.stopped == "steps"
+    text = "".join(capsys.readouterr())
+    assert "was lost and is replaced" in text
+    assert ("SIGKILL" if fault is killed else "RuntimeError: the probe raises in step 500") in text
+
+
+def test_a_hanging_environment_is_replaced(tmp_path: Path) -> None:
+    once = str(tmp_path / "once")
+    began = time.monotonic()
+    result = run(lambda: hangs(at=500, once=once), tmp_path, actor_timeout=2.0, steps=3000)
+    assert result.restarts == 1
+    assert time.monotonic() - began > 2.0
+
+
+def test_an_environment_that_always_raises_ends_the_run_with_its_story(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed) as failed:
+        run(lambda: raises(at=500), tmp_path, max_restarts=0, steps=4000)
+    text = str(failed.value)
+    assert "RuntimeError: the probe raises in step 500" in text
+    assert 'probes.py", line' in text
+    for word in ("worker", "stream", "seed", "step"):
+        assert word in text
+    checkpoint = load(find(next(tmp_path.iterdir())))
+    assert checkpoint.meta["exact"] is False
+    assert str(checkpoint.path) in text
+
+
+def test_restarts_are_counted_in_a_row() -> None:
+    lost: list[ActorLost] = []
+    rollout, _ = open_rollout(lambda: raises(at=3), lost.append, "probe:counter", workers=2, max_restarts=2)
+    rollout.start()
+    with pytest.raises(Failed, match=r"failed 3 times in a row \(--max-restarts 2\)"):
+        rollout.gather()
+    assert len(lost) >= 2
+    rollout.close()
+
+
+def test_state_asked_of_a_lost_actor_is_that_of_its_successor() -> None:
+    rollout, _ = open_rollout("probe:counter", workers=2, streams=5)
+    rollout.start()
+    rollout.gather()
+    os.kill(pids(rollout)[1], signal.SIGKILL)
+    state = rollout.state()
+    assert [unit["streams"] for unit in state["units"]] == [[0], [1], [2], [3], [4]]
+    assert [unit["incarnation"] for unit in state["units"]] == [[0]] * 3 + [[1]] * 2
+    assert rollout.restarts == 1
+    rollout.close()
+
+
+@pytest.mark.parametrize("how", ["killed", "hangs"])
+def test_the_evaluating_worker_is_supervised_too(how: str, tmp_path: Path) -> None:
+    once = str(tmp_path / "once")
+    config = {"eval_every": 1000, "eval_episodes": 2, "actor_timeout": 2.0 if how == "hangs" else 60.0}
+    result = run(
+        lambda: HangsInEvaluation(evaluation=",".join(map(str, evaluation_seeds(0, 2))), how=how, once=once),
+        tmp_path,
+        steps=1500,
+        **config,
+    )
+    assert os.path.exists(once)
+    assert result.restarts == 1
+    assert result.eval_return is not None
