@@ -1,0 +1,102 @@
+"""Kills a run at moments spread over it, one of them inside the writing of a checkpoint, and resumes it each time.
+
+scripts/resume_trial --env CartPole-v1 --kills 10 [more flags of rltrain]; exit status 0 if the fingerprints are equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+# rltrain, in a process group of its own, that dies half-way through the n-th file it writes into a checkpoint.
+DYING = """
+import os, signal, sys
+from rl import checkpoint, cli
+n = int(sys.argv.pop(1))
+def write(path, data, real=checkpoint._write):
+    global n
+    n -= 1
+    if n == 0:
+        path.write_bytes(data[: len(data) // 2])
+        os.killpg(0, signal.SIGKILL)
+    real(path, data)
+checkpoint._write = write
+sys.exit(cli.main())
+"""
+
+
+def start(argv: list[str], write: int = 0, out: int | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", DYING, str(write), *argv, "--json", "--quiet"]
+    errors = None if out is None else subprocess.DEVNULL
+    return subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, stderr=errors, text=True)
+
+
+def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
+    text, _ = process.communicate()
+    if process.returncode != 0:
+        sys.exit(f"resume_trial: exit status {process.returncode}")
+    found: dict[str, Any] = json.loads(text.splitlines()[-1])
+    return found
+
+
+def step_of(out: Path) -> int:
+    """The step of the newest checkpoint of the run in `out`."""
+    return max((int(link.read_text().strip()[5:17]) for link in out.glob("*/checkpoints/latest")), default=0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--algo", default="ppo")
+    parser.add_argument("--steps", default="60000")
+    parser.add_argument("--kills", type=int, default=10)
+    given, more = parser.parse_known_args()
+    every = str(max(int(float(given.steps)) // (3 * given.kills), 1))
+    argv = ["--algo", given.algo, "--env", given.env, "--steps", given.steps, "--checkpoint-every", every, *more]
+
+    with tempfile.TemporaryDirectory() as folder:
+        whole = finished(start([*argv, "--out", f"{folder}/whole"]))
+        print(f"uninterrupted: {whole['steps']:,} steps, {whole['seconds']:.1f} s, {whole['fingerprint']}", flush=True)
+        print(f"{'kill':>4}  {'after':>7}  {'when':<24}  goes on from", flush=True)
+        speed, chance = whole["steps_per_second"], random.Random(0)
+        words, run = [*argv, "--out", f"{folder}/cut"], None
+        for kill in range(1, given.kills + 1):
+            inside = kill == given.kills // 2 + 1
+            began = time.monotonic()
+            process = start(words, write=5 if inside else 0, out=1)
+            goal = kill * float(given.steps) / (given.kills + 1)
+            while process.poll() is None and (inside or step_of(Path(folder, "cut")) < goal):
+                time.sleep(0.01)
+            if not inside:  # somewhere before the next checkpoint
+                time.sleep(chance.uniform(0.0, float(every) / speed))
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+            status = process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+            if run is None:
+                (run,) = Path(folder, "cut").iterdir()
+            words = ["--resume", str(run)]
+            when = "inside a checkpoint" if inside else "while it runs" if status == -9 else f"ended, status {status}"
+            print(
+                f"{kill:>4}  {time.monotonic() - began:>5.1f} s  {when:<24}  step {step_of(run.parent):,}", flush=True
+            )
+        cut = finished(start(words))
+        print(f"killed {given.kills} times:  {cut['steps']:,} steps, {cut['fingerprint']}", flush=True)
+        equal = cut["fingerprint"] == whole["fingerprint"]
+        print("equal" if equal else "DIFFERENT")
+        return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
