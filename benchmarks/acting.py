@@ -1,0 +1,130 @@
+"""Acting without learning, through the real actors: steps per second against plain loops over env.step."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from functools import partial
+from typing import Any
+
+from paired import HERE, Bench, Ratio, Variant, arguments
+
+METRICS = {"steps_per_second": "1/s", "wall_s": "s"}
+ENVS = {"CartPole-v1": 0.55, "HalfCheetah-v5": 0.8}  # and the bar of each
+WORKERS, STREAMS, UNROLL = 2, 16, 128  # streams of each worker
+READY_SECONDS = 8.0  # that the two plain loops have before they begin together
+NOTE = (
+    "Ours: 2 workers x 16 streams, 2x64 tanh nets; actions are sampled with their log-probabilities, unrolls delivered "
+    "and joined, values computed for all rows in the learner's process, weights published anew each time. "
+    "`in turn`: actors wait meanwhile; `overlapped`: they go on. Plain loops: two processes side by side, one "
+    "environment each, gymnasium.make's defaults, random actions drawn beforehand, nothing kept; their rates are added."
+)
+
+
+def act(env: str, seconds: float, overlap: bool) -> dict[str, Any]:
+    """Act, deliver, join, value, publish, for so many seconds after a warm-up."""
+    from rl.cli import PRELOAD
+    from rollout.processes import start_fork_server
+
+    start_fork_server(PRELOAD)
+    import torch
+
+    from rl.config import load
+    from rl.learner import Learner
+    from rl.setup import make_algorithm, quiet_torch, rollout_plan, torch_device, world
+    from rollout.rollout import Rollout
+    from rollout.types import Weights
+
+    streams = WORKERS * STREAMS
+    config = load(
+        {
+            "algo": "ppo",
+            "env": env,
+            "preset": "none",
+            "vector": "serial",
+            "workers": WORKERS,
+            "streams": streams,
+            "unroll": UNROLL,
+        }
+    )
+    quiet_torch(config.learner_threads)
+    here = world(config)
+    algorithm = make_algorithm(config, here.spec)
+    learner = Learner(algorithm, torch_device("cpu"))
+    plan = rollout_plan(config, here, algorithm.plan.unroll)
+    weights = learner.weights(0).arrays
+    rollout = Rollout(plan, Weights(0, 0, weights), lambda lost: sys.exit(f"an actor was lost: {lost.detail}"))
+    version, checksum = 0, 0.0
+
+    def turn() -> None:
+        nonlocal version, checksum
+        rollout.start()
+        unrolls = rollout.gather()
+        if overlap:
+            rollout.start()
+        batch = learner.feed.join(unrolls)
+        with torch.no_grad():
+            checksum += float(algorithm.policy.value(batch.obs, None, batch.first).mean())
+        version += 1
+        rollout.publish(Weights(version, rollout.steps, weights))
+
+    for _ in range(3):
+        turn()
+    before, began = rollout.steps, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        turn()
+    speed = (rollout.steps - before) / (time.perf_counter() - began)
+    rollout.close()
+    return {"steps_per_second": speed, "value_sum": checksum}
+
+
+def run(bench: Bench, command: list[str], _: int) -> dict[str, Any]:
+    """One run of a command."""
+    return bench.call(command)
+
+
+def plain(bench: Bench, env: str, seconds: float, _: int) -> dict[str, Any]:
+    """Two plain loops that begin together."""
+    start = time.time() + READY_SECONDS
+    command = [sys.executable, str(HERE / "peers" / "plain_loop.py"), env, str(seconds), str(start)]
+    loops = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=bench.scratch) for _ in range(2)]
+    outputs = [loop.communicate()[0] for loop in loops]
+    if any(loop.returncode for loop in loops):
+        raise RuntimeError("a plain loop failed; its message is above")
+    return {"steps_per_second": sum(bench.numbers(output)["steps_per_second"] for output in outputs)}
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        act={"choices": ENVS, "help": argparse.SUPPRESS},  # ours, in a process of its own
+        overlap={"action": "store_true", "help": argparse.SUPPRESS},
+        seconds={"type": float, "help": "of each measurement [5; 1 with --quick]"},
+    )
+    seconds = options.seconds or (1.0 if options.quick else 5.0)
+    if options.act:
+        print(json.dumps(act(options.act, seconds, options.overlap)))
+        return
+    bench = Bench("acting", options, METRICS)
+    variants, ratios = [], []
+    for env, bar in ENVS.items():
+        command = [sys.executable, str(HERE / "acting.py"), "--act", env, "--seconds", str(seconds)]
+        for name, words in {f"ours {env} in turn": command, f"ours {env} overlapped": [*command, "--overlap"]}.items():
+            variants.append(Variant(name, bench.shown(words), partial(run, bench, words)))
+            if name.endswith("in turn"):
+                shown = f"python benchmarks/peers/plain_loop.py {env} {seconds:g} START, twice"
+                variants.append(Variant(f"2 loops {env}", shown, partial(plain, bench, env, seconds)))
+        if options.peers:
+            peer = bench.peer("sample_sb3.py", env, seconds)
+            variants.append(Variant(f"sb3 subproc {env}", bench.shown(peer), partial(run, bench, peer)))
+        ours = [f"ours {env} in turn", f"ours {env} overlapped"]
+        ratios.append(Ratio(env, ours, f"2 loops {env}", "steps_per_second", "at least", bar))
+        ratios.append(Ratio(env, ours, f"sb3 subproc {env}", "steps_per_second", "at least"))
+    bench.report(variants, bench.alternate(variants), ratios, NOTE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""PPO on 1,024 streams of CartPole's native vector environment, against Stable-Baselines3's usual 8 streams."""
+
+from __future__ import annotations
+
+from paired import BIN, Bench, Ratio, Variant, arguments, ours
+
+METRICS = {
+    "steps_per_second": "1/s",
+    "steady_steps_per_second": "1/s",
+    "acting": "share of time",
+    "learning": "share of time",
+    "other": "share of time",
+    "wall_s": "s",
+}
+# 1,024 streams x 32 steps, 4 epochs of 8 minibatches of 4,096, the nets of benchmarks/throughput.py.
+SETTINGS = """--algo ppo --env CartPole-v1 --preset none --streams 1024 --vector native --unroll 32
+    --epochs 4 --minibatches 8 --lr 2.5e-4 --lr-end none --gamma 0.99 --lam 0.95 --clip 0.2 --entropy 0.01
+    --value 0.5 --max-grad-norm 0.5 --widths 64,64 --activation tanh
+    --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
+NOTE = "Stable-Baselines3 runs as in benchmarks/throughput.py: 8 streams, DummyVecEnv, one thread, its best."
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    bench = Bench("native", options, METRICS)
+    steps = 32 * 1024 * (4 if options.quick else 48)
+    variants = []
+    for threads in (1, 2):
+        for workers in (0, 1, 2):
+            command = [str(BIN / "rltrain"), *SETTINGS, "--steps", str(steps)]
+            command += ["--workers", str(workers), "--learner-threads", str(threads)]
+
+            def run(index: int, command: list[str] = command) -> dict[str, object]:
+                return ours(bench, [*command, "--seed", str(index)])
+
+            name = f"rltrain --workers {workers} --learner-threads {threads}"
+            variants.append(Variant(name, bench.shown([*command, "--seed", "{seed}"]), run))
+        if threads == 1 and options.peers:
+            sb3_steps = 16_384 if options.quick else 200_000
+
+            def run_sb3(index: int, sb3_steps: int = sb3_steps) -> dict[str, object]:
+                return bench.call(bench.peer("train_sb3.py", "throughput", index, "--steps", sb3_steps))
+
+            shown = bench.shown(bench.peer("train_sb3.py", "throughput", "{seed}", "--steps", sb3_steps))
+            variants.append(Variant("sb3 dummy", shown, run_sb3))
+    names = [variant.name for variant in variants if variant.name.startswith("rltrain")]
+    ratios = [Ratio("1,024 native streams", names, "sb3 dummy", "steps_per_second", "at least", 5.0)]
+    bench.report(variants, bench.alternate(variants), ratios, NOTE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Makes the environments of the libraries we compare with: benchmarks/peers.sh DIR [sb3] [rllib]
+set -euo pipefail
+[ $# -ge 1 ] || { echo "usage: benchmarks/peers.sh DIR [sb3] [rllib]" >&2; exit 2; }
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+dir=$1
+shift
+[ $# -gt 0 ] || set -- sb3 rllib
+for name in "$@"; do
+  case $name in
+    sb3) packages=("stable-baselines3==2.9.2" "gymnasium[mujoco]") ;;
+    rllib) packages=("ray[rllib]==2.60.0") ;;
+    *) echo "peers.sh: no peer $name; there are sb3 and rllib" >&2; exit 2 ;;
+  esac
+  echo "making $dir/$name (once; minutes) ..." >&2
+  mkdir -p "$dir"
+  "${PYTHON:-python3}" -m venv "$dir/$name"
+  # torch by itself first, so that nothing below asks for another build of it.
+  "$dir/$name/bin/python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' "$root/constraints.txt")"
+  "$dir/$name/bin/python" -m pip install --quiet --disable-pip-version-check "${packages[@]}"
+done
