@@ -60,19 +60,40 @@ class StreamPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplayPlan:
+    """Off-policy data: unrolls are kept, and samples of them drawn, so many updates for each environment step."""
+
+    unroll: int  # T, rows per stream between two deliveries
+    capacity: int  # rows kept, of all streams together
+    batch: int  # B, transitions (or sequences) per update
+    warmup: int  # steps before the first update
+    updates_per_step: float  # updates per environment step after `warmup`, kept exactly
+    gamma: float  # discount per step, of n-step rewards
+    n_step: int = 1
+    length: int = 1  # above 1: samples are Trajectories [length, B], for policies with memory
+    alpha: float = 0.0  # exponent of priorities; 0: uniform
+    beta: float = 0.4  # exponent of importance weights at the start; 1 at the end of the run
+    priority_eps: float = 1e-6  # added to each priority, so that none is 0
+    random_start: bool = True  # whether the first `warmup` steps are random actions
+    wait: int | Literal["all"] = "all"  # streams a delivery waits for
+    overlap: bool = False  # whether actors go on while the learner learns
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """What one update reports."""
 
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
+    priority: Tensor | None = None  # [B]  absolute errors, of prioritised samples
 
 
 class Algorithm(Protocol):
-    """Built as `Name(spec, config, device, seed)`."""
+    """Built as `Name(spec, config, device, seed, streams)`."""
 
     policy: Any  # Policy
-    plan: StreamPlan
+    plan: StreamPlan | ReplayPlan
 
-    def update(self, batch: Trajectory, progress: float) -> Update: ...
+    def update(self, batch: Any, progress: float) -> Update: ...  # Trajectory or Transition, as `plan` asks
 
     def observe(self, unrolls: Trajectory) -> None: ...
 

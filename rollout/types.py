@@ -1,4 +1,4 @@
-"""The types that travel: Trajectory from actor to learner, Weights back. Time first, then streams.
+"""The types that travel: Trajectory from actor to learner, Transition out of a replay, Weights back.
 
 Letters: T unroll length, B streams, O observation, A action, H recurrent width.
 Index t is the decision at t: obs[t] is seen, action[t] is taken, reward[t] is its reward, obs[t+1] follows.
@@ -64,6 +64,24 @@ def discounts(unrolls: Trajectory, gamma: float) -> Array:
 def traces(unrolls: Trajectory, lam: float) -> Array:
     """[T, B] lambda, and 0 where the episode ended, for whichever reason."""
     return lam * (unrolls.valid & ~(unrolls.terminated | unrolls.truncated))
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """B samples of a replay: what was seen, done, and what came of it m steps later, m <= n (n-step returns).
+
+    No sample crosses the end of an episode, a stream, a restart of its actor or the replay's write pointer.
+    """
+
+    obs: Tree  # [B, *O]
+    action: Array  # [B, *A]       as the policy made it
+    reward: Array  # [B]           float32, sum of gamma^k reward[t+k], k < m
+    discount: Array  # [B]         float32, gamma^m, and 0 where the MDP ended: what next_obs counts for
+    next_obs: Tree  # [B, *O]      obs[t+m], the final observation included
+    action_mask: Array | None = None  # [B, n]       bool, legal at obs
+    next_action_mask: Array | None = None  # [B, n]  bool, legal at next_obs
+    weight: Array | None = None  # [B]    float32, prioritised: importance weights, at most 1
+    index: Array | None = None  # [B]     int64, prioritised: which samples these are, for their new priorities
 
 
 @dataclass(frozen=True, slots=True)
