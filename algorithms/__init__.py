@@ -22,6 +22,7 @@ class Entry:
 
 _registry: dict[str, Entry] = {
     "a2c": Entry("algorithms.a2c:A2C", "algorithms.settings:A2CConfig"),
+    "dqn": Entry("algorithms.dqn:DQN", "algorithms.settings_dqn:DQNConfig"),
     "ppo": Entry("algorithms.ppo:PPO", "algorithms.settings:PPOConfig"),
 }
 

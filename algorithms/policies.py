@@ -13,6 +13,7 @@ from algorithms.distributions import Distribution, distribution, head_size, nois
 from algorithms.networks import MLP, Memory, load_torso
 from algorithms.normalize import Normalizer, ReturnScale
 from algorithms.protocol import Act
+from algorithms.q_policy import QPolicy
 from envs.spec import EnvSpec
 from rollout.tree import Tree, tree_map
 from rollout.types import Trajectory
@@ -132,7 +133,7 @@ class ActorCritic(nn.Module):
         return self.memory.unroll(x, core, first, self.sequence)
 
 
-POLICIES: dict[str, PolicyFactory] = {"actor_critic": ActorCritic}
+POLICIES: dict[str, PolicyFactory] = {"actor_critic": ActorCritic, "q": QPolicy}
 
 
 def register_policy(name: str, factory: PolicyFactory) -> None:

@@ -56,6 +56,32 @@ def lambda_returns(reward: Tensor, value: Tensor, discount: Tensor, trace: Tenso
     return _backwards(step, decay)
 
 
+def project(probs: Tensor, support: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
+    """The distribution of reward + discount * Z on the atoms of Z: C51, Bellemare et al. 2017, algorithm 1.
+
+    What lies between two atoms is shared between them by distance, what lies beyond the outer ones goes to these. An
+    atom that is met exactly gets all.
+
+    Args:
+        probs:    [B, atoms]  of Z at the next observation.
+        support:  [atoms]     evenly spaced, ascending, at least 2.
+        reward:   [B]
+        discount: [B]         gamma^m, or 0 where nothing follows: then all of it goes to the reward's atoms.
+
+    Returns:
+        [B, atoms] probabilities, with the same sum as `probs`.
+    """
+    last = support.shape[0] - 1
+    low, high = support[0], support[-1]
+    value = reward.unsqueeze(-1) + discount.unsqueeze(-1) * support  # [B, atoms]
+    place = ((value - low) * (last / (high - low))).clamp(0, last)
+    below = place.long().clamp(max=last - 1)  # so that `below + 1` is an atom too
+    above = place - below  # share of the upper one, 1 at the last atom
+    found = torch.zeros_like(probs)
+    found.scatter_add_(-1, below, probs * (1 - above))
+    return found.scatter_add_(-1, below + 1, probs * above)
+
+
 def _backwards(step: Tensor, decay: Tensor) -> Tensor:
     """x_t = step_t + decay_t * x_{t+1}, with x_T = 0, for step and decay [T, B].
 

@@ -1,0 +1,125 @@
+"""Deep Q-learning, with everything that makes it Rainbow as a switch each."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from algorithms.losses import chosen
+from algorithms.optim import Adam, flatten, step
+from algorithms.policies import build, placed, policy_factory
+from algorithms.protocol import ReplayPlan, Stateful, Update
+from algorithms.q_policy import QNetwork, greedy
+from algorithms.returns import project
+from algorithms.rng import Rng
+from algorithms.schedules import linear
+from algorithms.settings_dqn import DQNConfig
+from envs.spec import EnvSpec
+from rollout.tree import Tree
+from rollout.types import Trajectory, Transition
+
+
+class DQN:
+    """Deep Q-learning, Mnih et al. 2015, and its switches.
+
+    double       van Hasselt et al. 2016 (arXiv:1509.06461): the online network chooses, the target network judges
+    dueling      Wang et al. 2016 (arXiv:1511.06581)
+    n_step       Sutton 1988; the replay sums the rewards
+    prioritized  Schaul et al. 2016 (arXiv:1511.05952); the replay samples and weights, the error comes from here
+    atoms        Bellemare et al. 2017 (arXiv:1707.06887): C51
+    noisy        Fortunato et al. 2018 (arXiv:1706.10295)
+
+    All of them together are Rainbow (Hessel et al. 2018, arXiv:1710.02298). Deviations: Adam in place of RMSProp; the
+    priority of C51 is the cross-entropy. A time limit is not a death: the sample's `discount` is 0 after a
+    termination only.
+    """
+
+    def __init__(self, spec: EnvSpec, config: DQNConfig, device: torch.device, seed: int, streams: int) -> None:
+        self.config = config
+        self.plan = ReplayPlan(
+            unroll=config.unroll,
+            capacity=config.capacity,
+            batch=config.batch,
+            warmup=config.warmup,
+            updates_per_step=config.updates_per_step,
+            gamma=config.gamma,
+            n_step=config.n_step,
+            alpha=config.alpha if config.prioritized else 0.0,
+            beta=config.beta,
+            priority_eps=config.priority_eps,
+            random_start=config.random_start,
+            overlap=config.overlap,
+        )
+        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        self.net: QNetwork = self.policy.net
+        self.target = QNetwork(spec, config, torch.Generator().manual_seed(seed)).to(device)
+        self.target.load_state_dict(self.net.state_dict())
+        self.flat, self.target_flat = flatten(self.policy), flatten(self.target).param
+        self.target.requires_grad_(False)
+        self.optimizer = Adam(self.flat, eps=config.adam_eps)
+        self.rng = Rng(seed)
+        self.net.draw(self.rng.generator)  # for actors, until the first update
+
+    def update(self, batch: Transition, progress: float) -> Update:
+        """One step on one sample of the replay; the target network then follows."""
+        config, policy = self.config, self.policy
+        lr = linear(config.lr, config.lr_end, progress)
+        policy.explore(progress)
+        target = self.targets(batch, policy.normalised(batch.next_obs))
+        if config.noisy:
+            self.net.draw(self.rng.generator)  # actors then act with this noise
+        each, error, q = self.loss(policy.normalised(batch.obs), batch.action, target)
+        loss = each.mean() if batch.weight is None else (batch.weight * each).mean()
+        norm = step(self.optimizer, loss, lr, config.max_grad_norm)
+        self.follow()
+        told = {"loss_q": loss.detach(), "q_mean": q.mean(), "grad_norm": norm, "lr": lr}
+        return Update({**told, "epsilon": policy.epsilon.mean()}, None if batch.index is None else error)
+
+    @torch.no_grad()
+    def targets(self, batch: Transition, next_obs: Tree) -> Tensor:
+        """[B] what Q(obs, action) should become, or [B, atoms] what its distribution should."""
+        if self.config.noisy:
+            self.target.draw(self.rng.generator)
+            if self.config.double:
+                self.net.draw(self.rng.generator)
+        judged = self.target.forward(next_obs)  # [B, n] or [B, n, atoms]
+        chooser = self.net.forward(next_obs) if self.config.double else judged
+        best = greedy(self.net.expected(chooser), batch.next_action_mask)  # [B]
+        if self.config.atoms == 1:
+            return torch.addcmul(batch.reward, batch.discount, chosen(judged, best))
+        probs = torch.softmax(picked(judged, best), -1)  # [B, atoms]
+        return project(probs, self.net.support, batch.reward, batch.discount)
+
+    def loss(self, obs: Tree, action: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each sample [B]: the loss, the error that its priority is made of, and Q(obs, action)."""
+        out = self.net.forward(obs)
+        if self.config.atoms > 1:
+            logits = picked(out, action)  # [B, atoms]
+            each = -(target * torch.log_softmax(logits, -1)).sum(-1)
+            return each, each.detach(), self.net.expected(logits.detach())
+        q = chosen(out, action)
+        loss = F.smooth_l1_loss if self.config.loss == "huber" else F.mse_loss
+        values = q.detach()
+        return loss(q, target, reduction="none"), (values - target).abs(), values
+
+    def follow(self) -> None:
+        """After an update: the target network copies the online one now and then, or moves a little towards it."""
+        config = self.config
+        if config.tau is not None:
+            self.target_flat.lerp_(self.flat.param, config.tau)
+        elif config.target_every is not None and self.optimizer.steps % config.target_every == 0:
+            self.target_flat.copy_(self.flat.param)
+
+    def observe(self, unrolls: Trajectory) -> None:
+        """Running statistics, once per delivery and after its updates: the next unroll acts with them."""
+        self.policy.observe(unrolls)
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything a checkpoint must hold; the optimiser's count of steps also times the target's copies."""
+        return {"policy": self.policy, "target": self.target, "optimizer": self.optimizer, "rng": self.rng}
+
+
+def picked(out: Tensor, action: Tensor) -> Tensor:
+    """[B, atoms] the rows of out [B, n, atoms] that action [B] picks."""
+    return out.gather(1, action[:, None, None].expand(-1, 1, out.shape[-1])).squeeze(1)
