@@ -14,10 +14,19 @@ NoiseKind = Literal["gumbel", "logistic", "normal", "uniform"]
 
 
 class Noise(NamedTuple):
-    """What `Policy.act` wants to be random: `width` independent numbers per row, drawn by the actor."""
+    """What `Policy.act` wants to be random: `width` independent numbers per row, drawn by the actor.
+
+    With `stream` a row has one more column, the last: the number of its stream, for what differs between streams.
+    """
 
     kind: NoiseKind
     width: int
+    stream: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Numbers per row in all: the K of `Policy.act`'s noise [B, K]."""
+        return self.width + self.stream
 
 
 class Act(NamedTuple):
@@ -81,7 +90,7 @@ class ReplayPlan:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one update reports."""
+    """What one update reports. Metrics are summed up later: tensors that nothing writes to afterwards, or numbers."""
 
     metrics: dict[str, Tensor | float] = field(default_factory=dict)
     priority: Tensor | None = None  # [B]  absolute errors, of prioritised samples
@@ -95,6 +104,6 @@ class Algorithm(Protocol):
 
     def update(self, batch: Any, progress: float) -> Update: ...  # Trajectory or Transition, as `plan` asks
 
-    def observe(self, unrolls: Trajectory) -> None: ...
+    def observe(self, unrolls: Trajectory) -> None: ...  # once per delivery, after its updates
 
     def parts(self) -> dict[str, Stateful]: ...

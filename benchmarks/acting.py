@@ -54,7 +54,7 @@ def act(env: str, seconds: float, overlap: bool) -> dict[str, Any]:
     here = world(config)
     algorithm = make_algorithm(config, here.spec)
     learner = Learner(algorithm, torch_device("cpu"))
-    plan = rollout_plan(config, here, algorithm.plan.unroll)
+    plan = rollout_plan(config, here, algorithm.plan)
     weights = learner.weights(0).arrays
     rollout = Rollout(plan, Weights(0, 0, weights), lambda lost: sys.exit(f"an actor was lost: {lost.detail}"))
     version, checksum = 0, 0.0

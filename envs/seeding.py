@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 # The first branch below the run's seed.
-LEARNER, STREAM, EVALUATION, NOISE, FRESH = range(5)
+LEARNER, STREAM, EVALUATION, NOISE, FRESH, REPLAY, START = range(7)
 
 
 def seed_of(seed: int, *path: int) -> int:

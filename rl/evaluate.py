@@ -95,7 +95,7 @@ class Trained:
             mask = torch.from_numpy(full)
         if self.policy.core_size and (self._core is None or self._count != count):
             self._core, self._count = torch.zeros(width, self.policy.core_size), count
-        noise = self._noise(width) if explore else np.zeros((width, self.policy.noise.width), np.float32)
+        noise = self._noise(width) if explore else np.zeros((width, self.policy.noise.columns), np.float32)
         with torch.inference_mode():
             views = tree_map(lambda row: torch.from_numpy(row[0]), rows)
             act = self.policy.act(views, self._core, mask, torch.from_numpy(noise), explore)
@@ -106,8 +106,10 @@ class Trained:
     def _noise(self, width: int) -> np.ndarray:
         from rollout.noise import DRAWS
 
-        kind, size = self.policy.noise
-        return DRAWS[kind](self._rng, (width, size)).astype(np.float32)
+        wanted = self.policy.noise
+        noise = np.zeros((width, wanted.columns), np.float32)  # where streams differ, everybody is stream 0
+        noise[:, : wanted.width] = DRAWS[wanted.kind](self._rng, (width, wanted.width))
+        return noise
 
     def _for_env(self, action: np.ndarray) -> np.ndarray:
         """Policy actions [B, *A] as the environment takes them."""

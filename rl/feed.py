@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any
+from fractions import Fraction
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from algorithms.protocol import ReplayPlan
 from rollout.tree import tree_map
-from rollout.types import Trajectory
+from rollout.types import Trajectory, Transition
+
+
+class Feed(Protocol):
+    """What the learner takes batches from."""
+
+    def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Any]:
+        """The batches that a delivery buys, one for each update; arrays of actors may be reused afterwards."""
+
+    def reprioritise(self, batch: Any, priority: Tensor) -> None:
+        """The absolute errors [B] of a batch, as its update found them."""
+
+    def delivery(self, unrolls: list[Trajectory]) -> Trajectory:
+        """The whole delivery, as `Algorithm.observe` gets it; asked for after the updates."""
+
+    def metrics(self) -> dict[str, float]:
+        """What there is to log, under full names."""
 
 
 class StreamFeed:
@@ -17,37 +37,114 @@ class StreamFeed:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._newest: Trajectory | None = None
 
-    def __call__(self, unrolls: list[Trajectory]) -> Iterator[Trajectory]:
-        yield self.join(unrolls)
+    def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Trajectory]:
+        self._newest = join(unrolls, self._device)
+        yield self._newest
 
-    def join(self, unrolls: list[Trajectory]) -> Trajectory:
-        """One trajectory of tensors on the device; always a copy, so that actors may reuse their arrays."""
+    def delivery(self, unrolls: list[Trajectory]) -> Trajectory:
+        newest, self._newest = self._newest, None
+        return join(unrolls, self._device) if newest is None else newest
 
-        def along(axis: int) -> Any:
-            def joined(*arrays: np.ndarray) -> torch.Tensor:
-                return torch.from_numpy(np.concatenate(arrays, axis)).to(self._device)
+    def reprioritise(self, batch: Any, priority: Tensor) -> None:
+        raise ValueError("an algorithm without a replay has no priorities")
 
-            return joined
+    def metrics(self) -> dict[str, float]:
+        return {}
 
-        beside, stacked = along(1), along(0)
-        head = unrolls[0]
 
-        def field(name: str) -> list[Any]:
-            return [getattr(unroll, name) for unroll in unrolls]
+class ReplayFeed:
+    """Off-policy: unrolls go into a replay, and each step after `warmup` earns `updates_per_step` samples of it.
 
-        return Trajectory(
-            obs=tree_map(beside, *field("obs")),
-            action=beside(*field("action")),
-            reward=beside(*field("reward")),
-            terminated=beside(*field("terminated")),
-            truncated=beside(*field("truncated")),
-            first=beside(*field("first")),
-            version=stacked(*field("version")),
-            stream=stacked(*field("stream")),
-            row=stacked(*field("row")),
-            extras={name: beside(*(unroll.extras[name] for unroll in unrolls)) for name in head.extras},
-            action_mask=None if head.action_mask is None else beside(*field("action_mask")),
-            core=None if head.core is None else beside(*field("core")),
-            episodes=tuple(episode for unroll in unrolls for episode in unroll.episodes),
-        )
+    After `steps` steps exactly floor((steps - warmup) * updates_per_step) samples were handed out since the run began,
+    however the steps were delivered; fewer only while nothing can be sampled yet, and those are made up for.
+
+    Args:
+        replay: what keeps the unrolls; see `rollout.replay.Replay`.
+        plan:   the algorithm's.
+        device: where samples are wanted.
+    """
+
+    def __init__(self, replay: Any, plan: ReplayPlan, device: torch.device) -> None:
+        self.replay = replay
+        self.steps = 0  # delivered since the run began
+        self.updates = 0  # samples handed out since then
+        self._warmup = plan.warmup
+        self._rate = Fraction(repr(float(plan.updates_per_step)))  # 0.29 is 29/100: no step is rounded away
+        self._device = device
+
+    def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Any]:
+        for unroll in unrolls:
+            self.replay.append(unroll)
+            self.steps += unroll.steps
+        earned = math.floor(max(self.steps - self._warmup, 0) * self._rate)
+        while self.updates < earned and len(self.replay):
+            self.updates += 1
+            yield to_device(self.replay.sample(progress), self._device)
+
+    def reprioritise(self, batch: Transition, priority: Tensor) -> None:
+        if batch.index is not None:
+            self.replay.reprioritise(batch.index.cpu().numpy(), priority.detach().cpu().numpy())
+
+    def delivery(self, unrolls: list[Trajectory]) -> Trajectory:
+        return join(unrolls, self._device)
+
+    def metrics(self) -> dict[str, float]:
+        return {"replay/rows": float(len(self.replay)), "replay/updates": float(self.updates)}
+
+
+def join(unrolls: list[Trajectory], device: torch.device) -> Trajectory:
+    """One trajectory of tensors on the device; always a copy, so that actors may reuse their arrays."""
+
+    def along(axis: int) -> Any:
+        def joined(*arrays: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.concatenate(arrays, axis)).to(device)
+
+        return joined
+
+    beside, stacked = along(1), along(0)
+    head = unrolls[0]
+
+    def field(name: str) -> list[Any]:
+        return [getattr(unroll, name) for unroll in unrolls]
+
+    return Trajectory(
+        obs=tree_map(beside, *field("obs")),
+        action=beside(*field("action")),
+        reward=beside(*field("reward")),
+        terminated=beside(*field("terminated")),
+        truncated=beside(*field("truncated")),
+        first=beside(*field("first")),
+        version=stacked(*field("version")),
+        stream=stacked(*field("stream")),
+        row=stacked(*field("row")),
+        extras={name: beside(*(unroll.extras[name] for unroll in unrolls)) for name in head.extras},
+        action_mask=None if head.action_mask is None else beside(*field("action_mask")),
+        core=None if head.core is None else beside(*field("core")),
+        episodes=tuple(episode for unroll in unrolls for episode in unroll.episodes),
+    )
+
+
+def to_device(sample: Any, device: torch.device) -> Any:
+    """A sample of a replay, its arrays as tensors on the device."""
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    def maybe(array: np.ndarray | None) -> Tensor | None:
+        return None if array is None else tensor(array)
+
+    if isinstance(sample, Trajectory):
+        return join([sample], device)
+    return Transition(
+        obs=tree_map(tensor, sample.obs),
+        action=tensor(sample.action),
+        reward=tensor(sample.reward),
+        discount=tensor(sample.discount),
+        next_obs=tree_map(tensor, sample.next_obs),
+        action_mask=maybe(sample.action_mask),
+        next_action_mask=maybe(sample.next_action_mask),
+        weight=maybe(sample.weight),
+        index=maybe(sample.index),
+    )

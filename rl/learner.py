@@ -11,36 +11,54 @@ import torch
 
 from rl.checkpoint import to_tensors
 from rl.errors import RunFailed
-from rl.feed import StreamFeed
+from rl.feed import Feed, StreamFeed
 from rollout.types import Trajectory, Weights
+
+MOST = 256  # updates whose metrics are kept before they are summed up
 
 
 class Learner:
-    """Turns deliveries of unrolls into new weights."""
+    """Turns deliveries of unrolls into new weights.
 
-    def __init__(self, algorithm: Any, device: torch.device) -> None:
+    Args:
+        algorithm: see `algorithms.protocol.Algorithm`.
+        device:    where it computes.
+        feed:      where its batches come from; each unroll once where none is given.
+    """
+
+    def __init__(self, algorithm: Any, device: torch.device, feed: Feed | None = None) -> None:
         self.algorithm = algorithm
         self.version = 0
-        self.feed = StreamFeed(device)
+        self.feed: Feed = StreamFeed(device) if feed is None else feed
         self.seconds = 0.0  # spent in updates
-        self._sums: dict[str, tuple[Any, int]] = {}
+        self._told: list[dict[str, Any]] = []  # of the newest updates, not summed up yet
+        self._sums: dict[str, tuple[float, int]] = {}
 
     def step(self, unrolls: list[Trajectory], progress: float) -> None:
-        """As many updates as the unrolls buy; `progress` is the share of the run that is done, for schedules."""
+        """As many updates as the unrolls buy; `progress` is the share of the run that is done, for schedules.
+
+        Raises:
+            RunFailed: training diverged; the weights are not to be used.
+        """
         began = time.perf_counter()
-        for batch in self.feed(unrolls):
+        before = len(self._told)
+        on_policy = isinstance(self.feed, StreamFeed)
+        for batch in self.feed(unrolls, progress):
             update = self.algorithm.update(batch, progress)
-            norm = update.metrics.get("grad_norm", 0.0)
-            if not math.isfinite(norm):
-                raise RunFailed(
-                    f"training diverged: the gradient of update {self.version + 1} is {float(norm)}. Go on from "
-                    "the last checkpoint with --resume, or begin anew with a smaller --lr, --max-grad-norm, "
-                    "--normalize-obs or --normalize-return"
-                )
-            self.algorithm.observe(batch)
-            self._record(update.metrics)
+            if update.priority is not None:
+                self.feed.reprioritise(batch, update.priority)
+            self._told.append(update.metrics)
             self.version += 1
-            self._record({"policy_lag": float(self.version - 1 - int(batch.version.min()))})
+            if on_policy:
+                lag = float(self.version - 1 - int(batch.version.min()))
+                self._told[-1] = {**update.metrics, "policy_lag": lag}
+            if len(self._told) >= MOST:
+                self._check(before)
+                self._sum_up()
+                before = 0
+        self._check(before)
+        if unrolls:
+            self.algorithm.observe(self.feed.delivery(unrolls))
         self.seconds += time.perf_counter() - began
 
     def weights(self, step: int) -> Weights:
@@ -54,10 +72,11 @@ class Learner:
         return Weights(weights.version, step, {name: np.copy(array) for name, array in weights.arrays.items()})
 
     def metrics(self) -> dict[str, float]:
-        """Means over the updates since the last call."""
-        means = {f"learner/{name}": float(total) / count for name, (total, count) in self._sums.items()}
+        """Means over the updates since the last call, and what the feed has to say."""
+        self._sum_up()
+        means = {f"learner/{name}": total / count for name, (total, count) in self._sums.items()}
         self._sums.clear()
-        return means
+        return {**means, **self.feed.metrics()}
 
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint must hold."""
@@ -73,7 +92,35 @@ class Learner:
         for name, part in self.algorithm.parts().items():
             part.load_state_dict(to_tensors(state["parts"][name]))
 
-    def _record(self, metrics: dict[str, Any]) -> None:
-        for name, value in metrics.items():
+    def _check(self, begin: int) -> None:
+        """Refuse weights that came of a gradient that is no number; looked at once per delivery, not per update."""
+        norms = [told["grad_norm"] for told in self._told[begin:] if "grad_norm" in told]
+        if not norms or math.isfinite(_sum(norms)):
+            return
+        values = [float(norm) for norm in norms]
+        bad = next((at for at, value in enumerate(values) if not math.isfinite(value)), None)
+        if bad is None:  # each is finite, their sum is not
+            return
+        raise RunFailed(
+            f"training diverged: the gradient of update {self.version - len(values) + bad + 1} is {values[bad]}. Go on "
+            "from the last checkpoint with --resume, or begin anew with a smaller --lr, --max-grad-norm, "
+            "--normalize-obs or --normalize-return"
+        )
+
+    def _sum_up(self) -> None:
+        """Add the metrics of the newest updates to the sums: one reading of the device for each name."""
+        names = dict.fromkeys(name for told in self._told for name in told)
+        for name in names:
+            values = [told[name] for told in self._told if name in told]
             total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = (total + value, count + 1)
+            self._sums[name] = (total + _sum(values), count + len(values))
+        self._told.clear()
+
+
+def _sum(values: list[Any]) -> float:
+    """The sum of numbers and of tensors without dimensions."""
+    tensors = [value.detach() for value in values if isinstance(value, torch.Tensor)]
+    numbers = sum(float(value) for value in values if not isinstance(value, torch.Tensor))
+    if len(tensors) == 1:
+        return numbers + float(tensors[0])
+    return numbers + (float(torch.stack(tensors).sum()) if tensors else 0.0)

@@ -28,6 +28,7 @@ from rl.setup import (
     World,
     evaluation_seeds,
     make_algorithm,
+    make_feed,
     quiet_torch,
     rollout_plan,
     torch_device,
@@ -69,8 +70,8 @@ class Run:
         if saved is not None:
             same_environment(saved, here.spec)
         algorithm = make_algorithm(config, here.spec)
-        plan = rollout_plan(config, here, algorithm.plan.unroll)
-        self.learner = Learner(algorithm, torch_device(config.device))
+        plan = rollout_plan(config, here, algorithm.plan)
+        self.learner = Learner(algorithm, torch_device(config.device), make_feed(config, here.spec, algorithm.plan))
         if saved is not None:
             with fits(saved.path):
                 self.learner.load(saved.state["learner"])

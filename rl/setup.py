@@ -6,12 +6,14 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import algorithms
 from algorithms.policies import build, policy_factory
+from algorithms.protocol import ReplayPlan, StreamPlan
 from envs import native
 from envs.bring_back import prove
 from envs.check import first_look
@@ -22,6 +24,7 @@ from envs.spec import EnvSpec
 from envs.vector import VectorEnv
 from rl.config import RunConfig
 from rl.errors import ConfigError
+from rl.feed import Feed, ReplayFeed, StreamFeed
 from rollout.evaluator import Evaluator, EvaluatorJob
 from rollout.handle import Handle
 from rollout.local import LocalHandle
@@ -108,7 +111,17 @@ def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Any]:
     return functools.partial(build, factory, spec, settings, config.streams, seed)
 
 
-def rollout_plan(config: RunConfig, here: World, unroll: int) -> RolloutPlan:
+def make_feed(config: RunConfig, spec: EnvSpec, plan: StreamPlan | ReplayPlan, folder: Path | None = None) -> Feed:
+    """Where the learner's batches come from, as the algorithm's plan says; a replay's files lie in `folder`, if any."""
+    device = torch_device(config.device)
+    if isinstance(plan, StreamPlan):
+        return StreamFeed(device)
+    from rollout.replay import Replay
+
+    return ReplayFeed(Replay(spec, config.streams, plan, config.seed, folder), plan, device)
+
+
+def rollout_plan(config: RunConfig, here: World, plan: StreamPlan | ReplayPlan) -> RolloutPlan:
     """What the rollout is made from."""
     policy = make_policy(config, here.spec)
     if not rows_agree(policy(), here.spec, config.streams):
@@ -116,7 +129,7 @@ def rollout_plan(config: RunConfig, here: World, unroll: int) -> RolloutPlan:
     return RolloutPlan(
         spec=here.spec,
         seed=config.seed,
-        unroll=unroll,
+        unroll=plan.unroll,
         workers=config.workers,
         backend=config.backend,
         units=here.units,
@@ -124,7 +137,13 @@ def rollout_plan(config: RunConfig, here: World, unroll: int) -> RolloutPlan:
         make_policy=policy,
         actor_timeout=config.actor_timeout,
         max_restarts=config.max_restarts,
+        random_rows=random_rows(plan, config.streams),
     )
+
+
+def random_rows(plan: StreamPlan | ReplayPlan, streams: int) -> int:
+    """Rows at the start of each stream that are acted at random, so that all together make `warmup`."""
+    return -(-plan.warmup // streams) if isinstance(plan, ReplayPlan) and plan.random_start else 0
 
 
 def _in_blocks(policy: Callable[[], Any]) -> InBlocks:

@@ -16,7 +16,7 @@ from envs.spec import EnvSpec
 from envs.vector import Rows, VectorEnv
 from rollout.episodes import EpisodeTracker, empty_rows, obs_arrays, padded
 from rollout.memory import SharedMemory, tree_at, tree_bytes
-from rollout.noise import StreamNoise
+from rollout.noise import RandomStart, StreamNoise
 from rollout.tree import Tree, leaves, tree_map, unflatten
 from rollout.types import Trajectory
 from rollout.weights import WeightsBoard
@@ -38,6 +38,7 @@ class ActorJob:
     rows: tuple[int, ...]  # rows each stream has behind it
     make_env: Callable[[Sequence[int], Sequence[int]], VectorEnv]  # (streams, incarnations) -> environments
     make_policy: Callable[[], Any]
+    random_rows: int = 0  # of each stream, acted at random whatever the policy says
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Actor:
         self._views = [_RowViews(rows) for rows in self._rows]
         self._slot = 0
         self._noise_of = StreamNoise(job.seed, job.streams, *self.policy.noise)
-        self._noise = np.zeros((job.unroll, width, self.policy.noise.width), np.float32)
+        self._noise = np.zeros((job.unroll, width, self.policy.noise.columns), np.float32)
+        self._start = RandomStart(job.seed, job.streams, job.spec.action, job.random_rows)
         self._noise_rows = torch.from_numpy(self._noise).unbind(0)
         self._action = np.zeros((job.unroll, width, *job.spec.action.shape), job.spec.action.dtype)
         self._core = torch.zeros(width, self.policy.core_size) if self.policy.core_size else None
@@ -96,6 +98,7 @@ class Actor:
         try:
             self._begin()
             self._noise_of.fill(self._noise, self.row, job.incarnations)
+            at_random = self._start.begin(unroll, self.row, job.incarnations)
             core, cores = self._core, []
             extras: dict[str, list[torch.Tensor]] = {}
             action_rows, policy, every, progress = self._action, self.policy, self.policy.sequence, self._progress
@@ -110,6 +113,11 @@ class Actor:
                     core = act.core
                     action = act.action.numpy()
                     action_rows[t] = action
+                    if at_random:
+                        self._start.replace(
+                            t, action_rows[t], None if rows.action_mask is None else rows.action_mask[t]
+                        )
+                        action = action_rows[t]
                     for name, value in act.extras.items():
                         extras.setdefault(name, []).append(value)
                     env.step(action[:count], rows, t)

@@ -112,7 +112,7 @@ def _play(
     env = SerialVectorEnv(make, spec, range(count), seeds, way="none")
     rows = empty_rows(spec, 1, count)
     noises = [StreamNoise(seed, [0], *policy.noise) for seed in seeds]
-    noise = np.zeros((1, padded(count), policy.noise.width), np.float32)
+    noise = np.zeros((1, padded(count), policy.noise.columns), np.float32)
     core = torch.zeros(padded(count), policy.core_size) if policy.core_size else None
     ret, length, ended = np.zeros(count), np.zeros(count, np.int64), np.zeros(count, bool)
     env.reset(rows)

@@ -40,6 +40,7 @@ class RolloutPlan:
     make_policy: Callable[[], Any]
     actor_timeout: float = 120.0
     max_restarts: int = 5
+    random_rows: int = 0  # of each stream, acted at random before the policy does
 
 
 class Failed(Exception):
@@ -209,6 +210,7 @@ class Rollout:
             rows=tuple(int(row) for row in self.rows[streams]),
             make_env=plan.make_env,
             make_policy=plan.make_policy,
+            random_rows=plan.random_rows,
         )
 
     def _open(self, seat: _Seat) -> None:

@@ -29,7 +29,9 @@ def rows_agree(policy: Any, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
     obs = unflatten(spec.obs, filled)
     core = torch.from_numpy(rng.standard_normal((width, policy.core_size), np.float32)) if policy.core_size else None
     mask = torch.ones(width, spec.action.mask_size, dtype=torch.bool) if spec.action_mask else None
-    noise = torch.from_numpy(rng.standard_normal((width, policy.noise.width), np.float32))
+    noise = torch.from_numpy(rng.standard_normal((width, policy.noise.columns), np.float32))
+    if policy.noise.stream:
+        noise[:, -1] = torch.arange(width) % streams
     with torch.inference_mode():
         whole_act = policy.act(obs, core, mask, noise, True)
         parts = _in_blocks(policy, obs, core, mask, noise, True)

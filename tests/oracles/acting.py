@@ -26,9 +26,7 @@ class Bench:
         self.algorithm = make_algorithm(config, here.spec)
         self.policy = self.algorithm.policy
         self.learner = Learner(self.algorithm, torch_device("cpu"))
-        self.rollout = Rollout(
-            rollout_plan(config, here, self.algorithm.plan.unroll), self.learner.weights(0), _no_restart
-        )
+        self.rollout = Rollout(rollout_plan(config, here, self.algorithm.plan), self.learner.weights(0), _no_restart)
 
     def collect(self) -> Trajectory:
         """One unroll of all streams, as the learner gets it."""

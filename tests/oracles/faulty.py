@@ -159,7 +159,7 @@ def open_rollout(
     config = config_of(looks_like or env, **given)
     here = replace(world(config), source=resolve(env))
     algorithm = make_algorithm(config, here.spec)
-    plan = rollout_plan(config, here, algorithm.plan.unroll)
+    plan = rollout_plan(config, here, algorithm.plan)
     opened.append(Rollout(plan, weights_of(algorithm.policy), on_restart))
     return opened[-1], algorithm.policy
 

@@ -21,12 +21,12 @@ from rollout.types import Trajectory
 
 def collected(rollout: Rollout, unrolls: int) -> list[Trajectory]:
     """Unrolls of all streams, copied, time by time."""
-    from rl.feed import StreamFeed
+    from rl.feed import join
 
     joined = []
     for _ in range(unrolls):
         rollout.start()
-        joined.append(StreamFeed(torch.device("cpu")).join(rollout.gather()))
+        joined.append(join(rollout.gather(), torch.device("cpu")))
     return joined
 
 
@@ -104,7 +104,7 @@ def test_actions_and_cores_are_those_of_the_policy_played_again(env: str, memory
     rollout.close()
     core = torch.zeros(16, policy.core_size) if memory == "gru" else None
     for number, unroll in enumerate(unrolls):
-        noise = np.zeros((8, 16, policy.noise.width), np.float32)
+        noise = np.zeros((8, 16, policy.noise.columns), np.float32)
         StreamNoise(2, range(5), *policy.noise).fill(noise, np.full(5, 8 * number), [0] * 5)
         for t in range(8):
             obs = torch.zeros(16, *unroll.obs.shape[2:], dtype=unroll.obs.dtype)

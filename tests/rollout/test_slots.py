@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles.faulty import Picture, open_rollout
 
-from rl.feed import StreamFeed
+from rl.feed import join
 from rollout import rollout as rollout_module
 from rollout.actor import SLOT_BYTES, needs_slots
 from rollout.rollout import Rollout
@@ -25,7 +25,7 @@ def run(rollout: Rollout, unrolls: int = 5) -> list[list[np.ndarray]]:
     found = []
     for _ in range(unrolls):
         rollout.start()
-        found.append(arrays(StreamFeed(torch.device("cpu")).join(rollout.gather())))
+        found.append(arrays(join(rollout.gather(), torch.device("cpu"))))
     rollout.close()
     return found
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracles.faulty import config_of
 
-from algorithms.protocol import Act
+from algorithms.protocol import Act, StreamPlan
 from envs.make import look, resolve
 from rl.setup import make_policy, rollout_plan, world
 from rollout.widths import InBlocks, rows_agree
@@ -67,7 +67,7 @@ def test_blocks_are_the_same_policy(env: str) -> None:
 
     obs = tree_map(lambda a: torch.from_numpy(a[0]), obs_arrays(here.spec, 1, 48))
     core = torch.from_numpy(rng.standard_normal((48, policy.core_size), np.float32))
-    noise = torch.from_numpy(rng.standard_normal((48, policy.noise.width), np.float32))
+    noise = torch.from_numpy(rng.standard_normal((48, policy.noise.columns), np.float32))
     mask = torch.ones(48, here.spec.action.mask_size, dtype=torch.bool) if here.spec.action_mask else None
     with torch.inference_mode():
         whole = policy.act(obs, core, mask, noise, True)
@@ -83,6 +83,6 @@ def test_a_run_cuts_such_a_policy_into_blocks(monkeypatch: pytest.MonkeyPatch) -
 
     config = config_of("CartPole-v1", streams=20)
     here = world(config)
-    assert not isinstance(rollout_plan(config, here, 8).make_policy(), InBlocks)
+    assert not isinstance(rollout_plan(config, here, StreamPlan(8)).make_policy(), InBlocks)
     monkeypatch.setattr(setup, "policy_factory", lambda name: lambda *a: Mixed(policies.ActorCritic(*a), "obs"))
-    assert isinstance(rollout_plan(config, here, 8).make_policy(), InBlocks)
+    assert isinstance(rollout_plan(config, here, StreamPlan(8)).make_policy(), InBlocks)
