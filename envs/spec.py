@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 ObsKind = Literal["box", "image", "discrete", "multi_discrete", "multi_binary"]
+Padding = Literal["reset", "zero"]
 ActionKind = Literal["discrete", "multi_discrete", "multi_binary", "box"]
 
 
@@ -23,6 +24,8 @@ class Leaf:
     nvec: tuple[int, ...] = ()  # sizes, for discrete (one of them) and multi_discrete
     channels_last: bool = False  # images only
     start: tuple[int, ...] = ()  # what the environment counts from, for discrete and multi_discrete; (): from 0
+    stack: int = 0  # images only: k, where they are the newest k frames [k, H, W] of the episode, oldest first; else 0
+    padding: Padding = "reset"  # what stands for frames before an episode's first: that frame again, or zeros
 
 
 ObsSpec = Leaf | dict[str, "ObsSpec"] | tuple["ObsSpec", ...]

@@ -1,0 +1,261 @@
+"""The arrays of a replay: for each stream a ring of rows, in memory or in memory-mapped files, frames kept once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from envs.spec import EnvSpec, Leaf
+from rollout.tree import Tree, unflatten
+
+Segment = Callable[[], dict[str, np.ndarray]]
+
+TERMINATED, TRUNCATED, FIRST, READY = np.uint8(1), np.uint8(2), np.uint8(4), np.uint8(8)
+ENDED = TERMINATED | TRUNCATED
+SEGMENT_BYTES = 4 * 2**20  # of a finished block of rows, about
+
+
+def fields(spec: EnvSpec, stacked: bool) -> dict[str, tuple[tuple[int, ...], str]]:
+    """What one row holds: name -> (shape, dtype). Stacks of frames are one frame each where `stacked`."""
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    for number, leaf in enumerate(spec.leaves()):
+        found[f"obs.{number}"] = (leaf.shape[1:] if stacked and leaf.stack else leaf.shape), leaf.dtype
+    if spec.action_mask:
+        found["action_mask"] = (spec.action.mask_size,), "bool"
+    found["action"] = spec.action.shape, spec.action.dtype
+    found["reward"] = (), "float32"
+    found["flag"] = (), "uint8"
+    if stacked and any(leaf.stack for leaf in spec.leaves()):
+        found["age"] = (), "uint8"
+    return found
+
+
+def row_bytes(spec: EnvSpec, stacked: bool = True) -> int:
+    """Bytes of one row."""
+    return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in fields(spec, stacked).values())
+
+
+def history(spec: EnvSpec) -> int:
+    """Rows before a row that its stack of frames is made of: k - 1, or 0."""
+    return max((leaf.stack - 1 for leaf in spec.leaves() if leaf.stack), default=0)
+
+
+class Ring:
+    """The newest `rows` rows of each stream, and the few beside them that they need.
+
+    Row r of stream s, counted from the stream's first, lies at s * size + r % size.
+
+    Attributes:
+        flat: every field, [streams * size, ...].
+        flag: per row: TERMINATED, TRUNCATED, FIRST as in an unroll, READY where the row can be sampled.
+        head: [streams] each stream's newest row, whose action is not known yet; -1: none.
+        low: [streams] the oldest row that may be sampled.
+        next: [streams] what `Trajectory.row` must say next.
+        history: K, rows before a row that its stack of frames is made of; 0 where no stack is taken apart.
+    """
+
+    def __init__(self, spec: EnvSpec, streams: int, rows: int, folder: Path | None, stacked: bool) -> None:
+        self.spec = spec
+        self.rows = rows
+        self.head = np.full(streams, -1, np.int64)
+        self.low = np.zeros(streams, np.int64)
+        self.next = np.zeros(streams, np.int64)
+        self.stacked = stacked and history(spec) > 0
+        self.history = history(spec) if self.stacked else 0
+        self.streams, self.size = streams, rows + 1 + self.history
+        self.block = max(1, min(SEGMENT_BYTES // row_bytes(spec, stacked), max(64, rows // 8)))
+        self.flat: dict[str, np.ndarray] = {}
+        for name, (shape, dtype) in fields(spec, self.stacked).items():
+            whole = (streams * self.size, *shape)
+            if folder is None:
+                self.flat[name] = np.zeros(whole, dtype)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                mapped = np.memmap(folder / f"{name}.rows", dtype, "w+", shape=whole)
+                self.flat[name] = np.ndarray(whole, dtype, mapped)  # the same without memmap's slower methods
+        self.flag = self.flat["flag"]
+        self._leaves = spec.leaves()
+        self._depth = np.arange(self.history + 2, dtype=np.int64)
+
+    def _stack_of(self, number: int) -> Leaf | None:
+        leaf = self._leaves[number]
+        return leaf if self.stacked and leaf.stack else None
+
+    def write_obs(self, at: np.ndarray, obs: Sequence[np.ndarray]) -> None:
+        """Keep observations, leaves [..., *O], in the rows `at` [...]; of a stack its newest frame."""
+        for number, array in enumerate(obs):
+            leaf = self._stack_of(number)
+            flat = self.flat[f"obs.{number}"]
+            flat[at] = array if leaf is None else array[(slice(None),) * at.ndim + (-1,)]
+
+    def write_older(self, base: int, row: int, obs: Sequence[np.ndarray]) -> None:
+        """Keep the older frames of stacks, leaves [1, k, *frame], in the `history` rows from `row` on of one stream.
+
+        Each of those rows begins an episode, so that none of them is ever valid.
+        """
+        at = self.at(np.arange(row, row + self.history), base)
+        for flat in self.flat.values():
+            flat[at] = 0
+        self.flag[at] = FIRST
+        for number, array in enumerate(obs):
+            leaf = self._stack_of(number)
+            if leaf is not None:
+                self.flat[f"obs.{number}"][at[len(at) - leaf.stack + 1 :]] = array[0, :-1]
+
+    def write_ages(self, at: np.ndarray, first: np.ndarray) -> None:
+        """How many rows after its episode's first each row of an unroll is, at most history + 1; the row 0 is known.
+
+        Args:
+            at:    [T+1, B], where the rows lie.
+            first: [T+1, B]
+        """
+        age = self.flat["age"]
+        count = np.arange(1, len(first))[:, None]
+        began = np.where(first[1:], count, -age[at[0]].astype(np.int64))
+        age[at[1:]] = np.minimum(count - np.maximum.accumulate(began, 0), self.history + 1)
+
+    def stacks(self, obs: Sequence[np.ndarray], first: np.ndarray) -> bool:
+        """Whether the stacks of an unroll, leaves [T+1, B, k, *frame], are the newest frames of their episodes."""
+        for number, array in enumerate(obs):
+            leaf = self._stack_of(number)
+            if leaf is None:
+                continue
+            for column in range(first.shape[1]):
+                stack, begins = array[:, column], first[:, column]
+                begun = stack[begins]
+                padding = begun[:, -1:] if leaf.padding == "reset" else 0
+                if not (begun[:, :-1] == padding).all():
+                    return False
+                if not (stack[1:, :-1] == stack[:-1, 1:])[~begins[1:]].all():
+                    return False
+        return True
+
+    def obs(self, row: np.ndarray, base: np.ndarray | int) -> Tree:
+        """The observations of rows `row` [...] of the streams that begin at `base`: a tree of [..., *O]."""
+        at = self.at(row, base)
+        found = []
+        for number in range(len(self._leaves)):
+            leaf = self._stack_of(number)
+            flat = self.flat[f"obs.{number}"]
+            found.append(flat.take(at, 0, mode="clip") if leaf is None else self._stacks(flat, leaf, row, base, at))
+        return self.tree(found)
+
+    def obs_pair(self, row: np.ndarray, base: np.ndarray | int, at: np.ndarray) -> tuple[Tree, Tree]:
+        """The observations of rows `row` [B] and of the rows after them, which belong to the same episodes.
+
+        A stack and its successor share k - 1 frames, so that they are two views of k + 1 frames.
+
+        Args:
+            at: [2, B], where the rows and their successors lie.
+        """
+        here, after = [], []
+        for number in range(len(self._leaves)):
+            leaf = self._stack_of(number)
+            flat = self.flat[f"obs.{number}"]
+            if leaf is None:
+                both = flat.take(at, 0, mode="clip")
+                here.append(both[0])
+                after.append(both[1])
+            else:
+                frames = self._stacks(flat, leaf, row + 1, base, at[1], leaf.stack + 1)
+                here.append(frames[:, :-1])
+                after.append(frames[:, 1:])
+        return self.tree(here), self.tree(after)
+
+    def _stacks(
+        self, flat: np.ndarray, leaf: Leaf, row: np.ndarray, base: np.ndarray | int, at: np.ndarray, depth: int = 0
+    ) -> np.ndarray:
+        """[..., depth, *frame] the newest `depth` frames of rows `row` [...], oldest first, padded as at a reset."""
+        age = self.flat["age"].take(at, mode="clip").astype(np.int64)[..., None]
+        back = self._depth[: depth or leaf.stack][::-1]
+        frames = flat.take(self.at(row[..., None] - np.minimum(back, age), _wide(base)), 0, mode="clip")
+        if leaf.padding == "zero":
+            frames[back > age] = 0
+        return frames
+
+    def at(self, row: np.ndarray, base: np.ndarray | int) -> np.ndarray:
+        """Where rows `row` of the streams that begin at `base` lie."""
+        found: np.ndarray = row % self.size + base
+        return found
+
+    def read(self, stream: int, begin: int, end: int) -> dict[str, np.ndarray]:
+        """Copies of all fields of rows begin to end of a stream, [end - begin, ...] each."""
+        at = self.at(np.arange(begin, end), stream * self.size)
+        return {name: flat.take(at, 0) for name, flat in self.flat.items()}
+
+    def put(self, stream: int, begin: int, arrays: dict[str, np.ndarray]) -> None:
+        """The inverse of `read`. ValueError where the arrays are not of this ring's fields."""
+        count = len(arrays["flag"])
+        at = self.at(np.arange(begin, begin + count), stream * self.size)
+        for name, flat in self.flat.items():
+            if name not in arrays or arrays[name].shape != (count, *flat.shape[1:]) or arrays[name].dtype != flat.dtype:
+                raise ValueError(f"a replay's rows do not fit: {name} should be {flat.shape[1:]} of {flat.dtype}")
+            flat[at] = arrays[name]
+
+    def state(self, settled: int) -> tuple[dict[str, Any], dict[str, Segment]]:
+        """Pointers and the newest rows, and segments: functions that read blocks of rows that do not change any more.
+
+        Args:
+            settled: how many rows lie between a stream's newest and the last that does not change.
+        """
+        keep = np.maximum(self.low - self.history, 0)
+        finished = np.maximum(self.head - settled, 0) // self.block
+        tail = np.maximum(finished * self.block, keep)
+        segments: dict[str, Segment] = {}
+        newest = []
+        for stream in np.flatnonzero(self.head >= 0).tolist():
+            for block in range(int(keep[stream]) // self.block, int(finished[stream])):
+                begin = max(block * self.block, int(keep[stream]))
+                segments[f"{stream}-{block}"] = self._segment(stream, begin, (block + 1) * self.block)
+            newest.append(self.read(stream, int(tail[stream]), int(self.head[stream]) + 1))
+        small = {
+            "rows": self.rows,
+            "block": self.block,
+            "stacked": self.stacked,
+            "head": self.head.copy(),
+            "low": self.low.copy(),
+            "next": self.next.copy(),
+            "tail": tail,
+            "newest": {name: np.concatenate([rows[name] for rows in newest]) for name in (self.flat if newest else ())},
+        }
+        return small, segments
+
+    def _segment(self, stream: int, begin: int, end: int) -> Segment:
+        return lambda: {"row": np.array([begin]), **self.read(stream, begin, end)}
+
+    def load(self, small: dict[str, Any], segments: dict[str, Segment]) -> None:
+        """The inverse of `state`. ValueError where rows are missing or do not fit."""
+        self.block = int(small["block"])
+        for mine, name in ((self.head, "head"), (self.low, "low"), (self.next, "next")):
+            mine[:] = small[name]
+        keep, tail = np.maximum(self.low - self.history, 0), small["tail"]
+        begun = np.flatnonzero(self.head >= 0).tolist()
+        missing = {stream: int(tail[stream] - keep[stream]) for stream in begun}
+        self.flag[:] = 0
+        for name, read in segments.items():
+            stream, arrays = int(name.partition("-")[0]), dict(read())
+            begin = int(arrays.pop("row")[0])
+            skip = max(int(keep[stream]) - begin, 0)
+            arrays = {field: array[skip:] for field, array in arrays.items()}
+            self.put(stream, begin + skip, arrays)
+            missing[stream] -= len(arrays["flag"])
+        if any(missing.values()):
+            raise ValueError("rows of the replay are missing")
+        offset = 0
+        for stream in begun:
+            count = int(self.head[stream] - tail[stream]) + 1
+            self.put(stream, int(tail[stream]), {n: a[offset : offset + count] for n, a in small["newest"].items()})
+            offset += count
+            older = self.at(np.arange(keep[stream], self.low[stream]), stream * self.size)
+            self.flag[older] &= ~READY
+
+    def tree(self, found: list[Any]) -> Tree:
+        """Leaves as the tree that the environment's observation is."""
+        return found[0] if isinstance(self.spec.obs, Leaf) else unflatten(self.spec.obs, found)
+
+
+def _wide(base: np.ndarray | int) -> np.ndarray | int:
+    return base[..., None] if isinstance(base, np.ndarray) else base

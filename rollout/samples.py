@@ -1,0 +1,93 @@
+"""What is handed out of a ring of rows: n-step transitions, and sequences."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rollout.ring import ENDED, FIRST, TERMINATED, TRUNCATED, Ring
+from rollout.types import Trajectory, Transition
+
+
+def transitions(
+    ring: Ring, stream: np.ndarray, row: np.ndarray, flag: np.ndarray, gamma: float, n_step: int
+) -> Transition:
+    """The n-step transitions that begin at these rows [B]."""
+    flat, base = ring.flat, stream * ring.size
+    mask = flat.get("action_mask")
+    if n_step == 1:
+        pair = ring.at(np.stack((row, row + 1)), base)
+        obs, next_obs = ring.obs_pair(row, base, pair)
+        at = pair[0]
+        reward = flat["reward"].take(at, mode="clip")
+        discount = np.where(flag & TERMINATED, np.float32(0.0), np.float32(gamma))
+        masks = (None, None) if mask is None else mask.take(pair, 0, mode="clip")
+    else:
+        reward, discount, after = _n_step(ring, row, base, gamma, n_step)
+        at = ring.at(row, base)
+        obs, next_obs = ring.obs(row, base), ring.obs(after, base)
+        masks = (None, None) if mask is None else mask.take(ring.at(np.stack((row, after)), base), 0, mode="clip")
+    return Transition(
+        obs=obs,
+        action=flat["action"].take(at, 0, mode="clip"),
+        reward=reward,
+        discount=discount,
+        next_obs=next_obs,
+        action_mask=masks[0],
+        next_action_mask=masks[1],
+    )
+
+
+def _n_step(
+    ring: Ring, row: np.ndarray, base: np.ndarray, gamma: float, n_step: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Summed rewards, discounts and the rows that follow after m <= n steps, [B] each."""
+    at = ring.at(row + np.arange(n_step)[:, None], base)  # [n, B]
+    reward = ring.flat["reward"].take(at, mode="clip").astype(np.float64)
+    flags = ring.flag.take(at, mode="clip")
+    steps = np.ones(len(row), np.int64)  # m
+    going = np.ones(len(row), bool)
+    for k in range(1, n_step):
+        going &= (flags[k - 1] & ENDED) == 0
+        steps += going
+    total = np.zeros(len(row))
+    for k in range(n_step - 1, -1, -1):
+        total = np.where(steps > k, reward[k] + gamma * total, 0.0)
+    last = flags[steps - 1, np.arange(len(row))]
+    discount = np.where(last & TERMINATED, 0.0, (gamma ** np.arange(n_step + 1)).take(steps))
+    return total.astype(np.float32), discount.astype(np.float32), row + steps
+
+
+def sequences(ring: Ring, stream: np.ndarray, row: np.ndarray, length: int) -> Trajectory:
+    """`length` rows from each of these rows [B] on, as long as their episode goes."""
+    flat, base, batch = ring.flat, stream * ring.size, len(row)
+    count = np.arange(length)[:, None]
+    at = ring.at(row + count, base)  # [L, B]
+    flags = flat["flag"].take(at, mode="clip")
+    valid = np.ones((length, batch), bool)
+    valid[1:] = (flags[:-1] & ENDED) == 0
+    valid &= row + count < ring.head[stream]
+    valid = np.logical_and.accumulate(valid, 0)
+    steps = valid.sum(0)
+    last = (count == steps - 1) & (steps < length)
+    ended = (flags & TERMINATED) != 0
+    seen = row + np.minimum(np.arange(length + 1)[:, None], steps)  # [L+1, B]
+    first = np.empty((length + 1, batch), bool)
+    first[0] = (flags[0] & FIRST) != 0
+    first[1:] = ~valid
+    action = flat["action"].take(at, 0, mode="clip")
+    action[~valid] = 0
+    reward = flat["reward"].take(at, mode="clip")
+    reward[~valid] = 0.0
+    mask = flat.get("action_mask")
+    return Trajectory(
+        obs=ring.obs(seen, base),
+        action=action,
+        reward=reward,
+        terminated=ended & valid,
+        truncated=valid & (((flags & TRUNCATED) != 0) | (last & ~ended)),
+        first=first,
+        version=np.zeros(batch, np.int64),
+        stream=stream,
+        row=row,
+        action_mask=None if mask is None else mask.take(ring.at(seen, base), 0, mode="clip"),
+    )
