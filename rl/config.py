@@ -96,6 +96,9 @@ class RunConfig(BaseModel):
         json_schema_extra={"default": "a tenth of the run"},
     )
     keep: int = Field(3, ge=1, description="newest checkpoints kept, beside the best one")
+    replay_on_disk: bool = Field(
+        False, description="keeps the replay in memory-mapped files of the run's folder instead of memory"
+    )
     json_line: bool = Field(False, alias="json", description="the last line of the output is one JSON object")
     quiet: bool = Field(False, description="no progress, only the result")
     preset: Literal["auto", "none"] = Field("auto", description="whether the tuned values of configs/ are used")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ from torch import Tensor
 from algorithms.protocol import ReplayPlan
 from rollout.tree import tree_map
 from rollout.types import Trajectory, Transition
+
+Block = Callable[[], dict[str, np.ndarray]]
 
 
 class Feed(Protocol):
@@ -30,6 +32,12 @@ class Feed(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """What there is to log, under full names."""
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Block]]:
+        """What a checkpoint must hold, and blocks of rows by name that do not change any more: see `rl.segments`."""
+
+    def load(self, state: dict[str, Any], blocks: dict[str, Block]) -> None:
+        """Go on from `state`."""
 
 
 class StreamFeed:
@@ -52,6 +60,12 @@ class StreamFeed:
 
     def metrics(self) -> dict[str, float]:
         return {}
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Block]]:
+        return {}, {}
+
+    def load(self, state: dict[str, Any], blocks: dict[str, Block]) -> None:
+        """Nothing is kept between deliveries."""
 
 
 class ReplayFeed:
@@ -92,6 +106,14 @@ class ReplayFeed:
 
     def metrics(self) -> dict[str, float]:
         return {"replay/rows": float(len(self.replay)), "replay/updates": float(self.updates)}
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Block]]:
+        kept = self.replay.state()
+        return {"steps": self.steps, "updates": self.updates, "replay": kept["small"]}, kept["segments"]
+
+    def load(self, state: dict[str, Any], blocks: dict[str, Block]) -> None:
+        self.steps, self.updates = int(state["steps"]), int(state["updates"])
+        self.replay.load({"small": state["replay"], "segments": blocks})
 
 
 def join(unrolls: list[Trajectory], device: torch.device) -> Trajectory:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from envs.spec import to_json
-from rl import checkpoint
+from envs.spec import EnvSpec
+from rl import checkpoint, segments
 from rl.checkpoint import Checkpoint
 from rl.config import RunConfig
 from rl.console import Console
-from rl.errors import Interrupted, RunFailed, Stop
-from rl.evaluations import EvaluationFailed, Evaluations
-from rl.folder import lock, make_folder, versions, write_run_file
+from rl.errors import Interrupted, RunFailed
+from rl.evaluations import Evaluations
+from rl.folder import lock, make_folder, write_run_file
+from rl.keeper import Keeper
 from rl.learner import Learner
 from rl.metrics import Metrics, Window
 from rl.result import Result
@@ -31,6 +32,7 @@ from rl.setup import (
     make_feed,
     quiet_torch,
     rollout_plan,
+    room_for,
     torch_device,
     world,
 )
@@ -40,6 +42,7 @@ from rollout.rollout import Failed, Rollout, RolloutPlan
 from rollout.types import Episode, Trajectory, Weights
 
 CHECKPOINTS = "checkpoints"  # where they lie in a run's folder
+ROWS = "replay"  # and the files of a replay on disk, as long as the run goes on
 LOG_SECONDS = 1.0  # between two lines of metrics, evaluations apart
 GRACE_SECONDS = 10.0  # that a stop waits for unrolls under way, before it gives them up
 
@@ -71,16 +74,14 @@ class Run:
             same_environment(saved, here.spec)
         algorithm = make_algorithm(config, here.spec)
         plan = rollout_plan(config, here, algorithm.plan)
-        self.learner = Learner(algorithm, torch_device(config.device), make_feed(config, here.spec, algorithm.plan))
-        if saved is not None:
-            with fits(saved.path):
-                self.learner.load(saved.state["learner"])
+        notes += room_for(config, here.spec, algorithm.plan, resume)
         self.folder = resume or make_folder(config)
-        self.checkpoints = self.folder / CHECKPOINTS
         if resume is None:
             self._parts.callback(lock(self.folder))
             write_run_file(self.folder, config, here.spec)
         self._parts.callback(self.console.finish, "")
+        self.keeper = Keeper(self.folder / CHECKPOINTS, config, here.spec, here.way, saved)
+        self._learns(algorithm, here.spec, saved)
         self._open(plan, here, saved)
         if resume is not None:
             write_run_file(self.folder, config, here.spec)
@@ -95,6 +96,22 @@ class Run:
             notes.append(f"{self.folder} holds no checkpoint yet: it begins at step 0")
         self.console.start(config, config.preset_file, notes)
         self.signals.ask = self._asked
+
+    def _learns(self, algorithm: Any, spec: EnvSpec, saved: Checkpoint | None) -> None:
+        """Make the learner and its feed; bring back what was saved."""
+        config, files = self.config, self.folder / ROWS
+        shutil.rmtree(files, ignore_errors=True)  # a run that was killed leaves them
+        on_disk = files if config.replay_on_disk else None
+        if on_disk is not None:
+            self._parts.callback(shutil.rmtree, files, ignore_errors=True)
+        feed = make_feed(config, spec, algorithm.plan, on_disk)
+        self.learner = Learner(algorithm, torch_device(config.device), feed)
+        if saved is not None:
+            with fits(saved.path):
+                self.learner.load(saved.state["learner"])
+                feed.load(
+                    saved.state.get("feed", {}), segments.read(self.keeper.folder, saved.meta.get("segments", {}))
+                )
 
     def _open(self, plan: RolloutPlan, here: World, saved: Checkpoint | None) -> None:
         """Start the actors and the evaluating worker; bring back what was saved."""
@@ -144,12 +161,25 @@ class Run:
             self.stopped = self.stopped or "steps"
         return self.stopped is None
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether actors go on while the learner learns; those in this process cannot."""
+        return bool(self.learner.algorithm.plan.overlap) and self.config.backend == "processes"
+
+    def settle(self) -> None:
+        """Wait for the unrolls under way, and learn from them as from any other: afterwards nobody acts."""
+        unrolls = self.rollout.rest()
+        if unrolls:
+            self.learner.step(unrolls, self.progress)
+            self.rollout.publish(self.learner.weights(self.rollout.steps))
+            self._take_in(unrolls)
+
     def tick(self, unrolls: list[Trajectory]) -> None:
         """After an update: log, evaluate, checkpoint, each when due; notice why to stop."""
         config, steps, now = self.config, self.rollout.steps, time.monotonic()
-        for unroll in unrolls:
-            self.window.add(unroll.episodes)
+        self._take_in(unrolls)
         if config.eval_every and steps >= self._next_eval and steps < config.steps:
+            self.settle()
             self._evaluate()
         self._take(self.evaluations.collect(config.stop_return is not None, self._signalled))
         if config.max_seconds is not None and now - self._born >= config.max_seconds:
@@ -161,8 +191,13 @@ class Run:
         if now - self._logged >= LOG_SECONDS:
             self._log(now)
 
+    def _take_in(self, unrolls: list[Trajectory]) -> None:
+        for unroll in unrolls:
+            self.window.add(unroll.episodes)
+
     def finish(self) -> Result:
         """The last evaluation, the last checkpoint, the result."""
+        self.settle()
         steps = self.rollout.steps
         if self.config.eval_every and self.evaluated != steps:
             self._evaluate()
@@ -172,7 +207,7 @@ class Run:
         self._log(time.monotonic())
         path = self.checkpoint()
         if self.stopped == "return":
-            self._save_best(self.learner.weights(steps), self.eval_return)
+            self.keeper.save_best(self.learner.weights(steps), self.eval_return)
         seconds = time.monotonic() - self._started
         result = Result(
             steps=steps,
@@ -194,10 +229,14 @@ class Run:
 
     def checkpoint(self, blind: bool = False) -> Path:
         """Write the whole state; `blind` where actors cannot be asked: their streams will begin anew."""
+        if not blind:
+            self.settle()
         steps = self.rollout.steps
+        feed, blocks = self.learner.feed.state()
         rollout = self.rollout.blind_state() if blind else self.rollout.state()
         state = {
             "learner": self.learner.state(),
+            "feed": feed,
             "rollout": rollout,
             "window": self.window.state(),
             "evaluation": {
@@ -211,33 +250,11 @@ class Run:
             },
             "restarts": self.evaluations.restarts,
         }
-        name = f"step-{steps:012d}"
-        self._checkpoint = checkpoint.save(self.checkpoints, name, state, self._meta(steps, blind))
-        checkpoint.point(self.checkpoints, "latest", self._checkpoint.name)
-        checkpoint.prune(self.checkpoints, self.config.keep)
+        self._checkpoint = self.keeper.save(steps, self.learner.version, state, blocks, blind)
         self.metrics.flush()
         every = max(self.config.checkpoint_every, 1)
         self._next_checkpoint = (steps // every + 1) * every
         return self._checkpoint
-
-    def _meta(self, steps: int, blind: bool = False) -> dict[str, Any]:
-        return {
-            "kind": "run",
-            "step": steps,
-            "version": self.learner.version,
-            "exact": self.way != "none" and not blind,
-            "way": self.way,
-            "config": self.config.to_json(),
-            "spec": to_json(self.spec),
-            "versions": versions(),
-        }
-
-    def _save_best(self, weights: Weights, value: float | None) -> None:
-        name = f"best-{weights.step:012d}"
-        meta = {**self._meta(weights.step), "kind": "policy", "version": weights.version, "eval_return": value}
-        path = checkpoint.save(self.checkpoints, name, {"learner": {"parts": {"policy": weights.arrays}}}, meta)
-        checkpoint.point(self.checkpoints, "best", path.name)
-        checkpoint.prune(self.checkpoints, self.config.keep)
 
     def _load(self, saved: Checkpoint) -> None:
         state, steps = saved.state, int(saved.meta["config"]["steps"])
@@ -286,7 +303,7 @@ class Run:
             )
             if self.best is None or self.eval_return > self.best:
                 self.best = self.eval_return
-                self._save_best(weights, self.eval_return)
+                self.keeper.save_best(weights, self.eval_return)
             goal = self.config.stop_return
             if goal is not None:
                 self.good = self.good + 1 if self.eval_return >= goal else 0
@@ -369,27 +386,3 @@ class Run:
     def close(self) -> None:
         """End all workers, close all files."""
         self._parts.close()
-
-
-@contextlib.contextmanager
-def open_run(config: RunConfig, resume: str | Path | None = None) -> Iterator[Run]:
-    """A run that is closed whatever happens; failures and signals leave a checkpoint behind."""
-    with Signals() as signals:
-        try:
-            run = Run(config, None if resume is None else Path(resume), signals)
-        except (Failed, ActorLost) as failed:
-            what = "started" if resume is None else "resumed; its checkpoints are as they were"
-            raise RunFailed(f"it could not be {what}: {failed}") from None
-        except Stop as stop:
-            raise Interrupted(stop.signum, "interrupted while it started") from None
-        try:
-            yield run
-        except (Failed, ActorLost) as failed:
-            raise run.fail(failed, blind=True) from None
-        except EvaluationFailed as failed:
-            raise run.fail(failed, blind=False) from None
-        except InterruptedError:
-            path = run.checkpoint(blind=True)
-            raise run.interrupted(f"; checkpoint {path} (exact: false)") from None
-        finally:
-            run.close()

@@ -22,6 +22,7 @@ from envs.make import EnvSource, choose, look, resolve, vector
 from envs.seeding import LEARNER, evaluation_seed, seed_of, stream_seed
 from envs.spec import EnvSpec
 from envs.vector import VectorEnv
+from rl import room
 from rl.config import RunConfig
 from rl.errors import ConfigError
 from rl.feed import Feed, ReplayFeed, StreamFeed
@@ -109,6 +110,36 @@ def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Any]:
     factory = policy_factory(getattr(settings, "policy", "actor_critic"))
     seed = seed_of(config.seed, LEARNER)
     return functools.partial(build, factory, spec, settings, config.streams, seed)
+
+
+def room_for(config: RunConfig, spec: EnvSpec, plan: StreamPlan | ReplayPlan, folder: Path | None) -> list[str]:
+    """What a person should know of the replay before the run begins; nothing where there is none.
+
+    Raises:
+        ConfigError: it does not fit, or its settings do not fit each other.
+    """
+    if isinstance(plan, StreamPlan):
+        if config.replay_on_disk:
+            raise ConfigError(f"--replay-on-disk: {config.algo} learns from each unroll once and keeps no replay")
+        return []
+    least = max(plan.batch, plan.warmup)
+    if plan.capacity < least:
+        raise ConfigError(
+            f"--capacity {plan.capacity} is smaller than --{'batch' if least == plan.batch else 'warmup'} {least}; "
+            "the replay must hold what the first update is made from"
+        )
+    if plan.warmup >= config.steps:
+        raise ConfigError(
+            f"--warmup {plan.warmup} leaves nothing to learn in --steps {config.steps}; "
+            "ask for more steps or a smaller warmup"
+        )
+    from rollout.replay import Replay
+
+    try:
+        needed = Replay.bytes_needed(spec, config.streams, plan)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return [room.make_sure(needed, (folder or Path(config.out)) if config.replay_on_disk else None)]
 
 
 def make_feed(config: RunConfig, spec: EnvSpec, plan: StreamPlan | ReplayPlan, folder: Path | None = None) -> Feed:

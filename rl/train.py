@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rl.config import RunConfig, load
+from rl.opening import open_run
 from rl.result import Result
-from rl.run import open_run
 
 __all__ = ["Result", "train"]
 
@@ -34,7 +34,7 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
             progress = run.progress
             rollout.start()  # every idle actor begins an unroll
             unrolls = rollout.gather(plan.wait)  # from all of them, or from the first ones
-            if plan.overlap:
+            if run.overlaps:
                 rollout.start()  # those go on acting while we learn
             learner.step(unrolls, progress)
             rollout.publish(learner.weights(rollout.steps))

@@ -130,7 +130,7 @@ class Rollout:
                     continue
                 seat.busy, seat.failures = False, 0
                 unrolls.append(unroll)
-            if time.monotonic() > self.patience and len(unrolls) < len(self._seats):
+            if time.monotonic() > self.patience and sum(len(unroll.stream) for unroll in unrolls) < wanted:
                 raise InterruptedError
         unrolls.sort(key=lambda unroll: int(unroll.stream[0]))
         for unroll in unrolls:
@@ -138,6 +138,11 @@ class Rollout:
             self.rows[unroll.stream] = unroll.row + self.plan.unroll
         self.seconds += time.perf_counter() - began
         return unrolls
+
+    def rest(self) -> list[Trajectory]:
+        """Gather all that is under way, and begin nothing: afterwards nobody acts."""
+        acting = [seat for seat in self._seats if seat.busy or seat.handle is None]
+        return self.gather(sum(len(seat.streams) for seat in acting)) if acting else []
 
     def publish(self, weights: Weights) -> None:
         """Let the unrolls that begin from now on use these weights."""

@@ -18,6 +18,9 @@ SMALL = "--streams 4 --unroll 32 --epochs 2 --minibatches 2 --widths 8,8 --eval-
 SHORT = ["--algo", "ppo", *SMALL, "--steps", "1000", "--checkpoint-every", "200", "--eval-every", "300"]
 A2C = "--algo a2c --streams 4 --unroll 16 --widths 8,8 --eval-episodes 2 --steps 1000 --checkpoint-every 60".split()
 GRU = "--memory gru --memory-size 8 --sequence 8 --normalize-obs --normalize-return".split()
+DQN = "--algo dqn --streams 3 --unroll 4 --widths 8,8 --eval-episodes 2 --steps 900 --checkpoint-every 100".split()
+DQN += "--eval-every 300 --warmup 60 --batch 8 --updates-per-step 0.3 --target-every 20 --json --quiet".split()
+REPLAYS = "--n-step 3 --double --prioritized --normalize-obs".split()
 CARTPOLE = ["--env", "CartPole-v1"]
 BOX2D = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs the extra box2d")
 MUJOCO = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs the extra mujoco")
@@ -32,6 +35,9 @@ CASES = [
         id="native",
     ),
     pytest.param([*SHORT, "--env", "probe:dict", "--workers", "0"], id="dict observations"),
+    pytest.param([*DQN, *CARTPOLE, "--workers", "0"], id="dqn"),
+    pytest.param([*DQN, *REPLAYS, *CARTPOLE, "--workers", "0", "--capacity", "300"], id="dqn, n-step, prioritised"),
+    pytest.param([*DQN, "--n-step", "3", "--env", "probe:dict", "--workers", "0", "--replay-on-disk"], id="on disk"),
     pytest.param([*SHORT, "--env", "LunarLander-v3", "--workers", "0"], id="LunarLander", marks=BOX2D),
     pytest.param(
         [*SHORT, "--env", "HalfCheetah-v5", "--workers", "0", "--eval-every", "0"], id="HalfCheetah", marks=MUJOCO
@@ -39,6 +45,8 @@ CASES = [
 ]
 # Moments spread over a run, one in the middle of each file of a checkpoint.
 KILLS = [("step", 1), ("step", 3), ("write", 1), ("rename", 5), ("step", 4), ("write", 2), ("step", 3)]
+# The same for deliveries that are small: a checkpoint comes every ninth.
+OFTEN = [("step", 12), ("step", 13), ("write", 1), ("rename", 6), ("write", 8), ("step", 25), ("write", 3)]
 
 
 def folder_of(out: Path) -> Path:
@@ -69,7 +77,7 @@ def killed_and_resumed(
 def test_killed_and_resumed_is_as_if_nothing_had_been(launch: Any, tmp_path: Path, argv: list[str]) -> None:
     whole = launch(tmp_path, *argv, "--out", "whole").result
 
-    result, run = killed_and_resumed(launch, tmp_path, argv, KILLS)
+    result, run = killed_and_resumed(launch, tmp_path, argv, OFTEN if "dqn" in argv else KILLS)
 
     same = ("fingerprint", "steps", "episodes", "train_return", "eval_return", "stopped", "restarts")
     assert {key: result[key] for key in same} == {key: whole[key] for key in same}

@@ -1,0 +1,39 @@
+"""A run from its beginning to its end: closed whatever happens, and its failures told as one exception."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from rl.config import RunConfig
+from rl.errors import Interrupted, RunFailed, Stop
+from rl.evaluations import EvaluationFailed
+from rl.run import Run
+from rl.signals import Signals
+from rollout.handle import ActorLost
+from rollout.rollout import Failed
+
+
+@contextlib.contextmanager
+def open_run(config: RunConfig, resume: str | Path | None = None) -> Iterator[Run]:
+    """A run that is closed whatever happens; failures and signals leave a checkpoint behind."""
+    with Signals() as signals:
+        try:
+            run = Run(config, None if resume is None else Path(resume), signals)
+        except (Failed, ActorLost) as failed:
+            what = "started" if resume is None else "resumed; its checkpoints are as they were"
+            raise RunFailed(f"it could not be {what}: {failed}") from None
+        except Stop as stop:
+            raise Interrupted(stop.signum, "interrupted while it started") from None
+        try:
+            yield run
+        except (Failed, ActorLost) as failed:
+            raise run.fail(failed, blind=True) from None
+        except EvaluationFailed as failed:
+            raise run.fail(failed, blind=False) from None
+        except InterruptedError:
+            path = run.checkpoint(blind=True)
+            raise run.interrupted(f"; checkpoint {path} (exact: false)") from None
+        finally:
+            run.close()
