@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Makes the environments of the libraries we compare with: benchmarks/peers.sh DIR [sb3] [rllib]
+# Makes the environments of the libraries we compare with: benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou]
 set -euo pipefail
-[ $# -ge 1 ] || { echo "usage: benchmarks/peers.sh DIR [sb3] [rllib]" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou]" >&2; exit 2; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dir=$1
 shift
-[ $# -gt 0 ] || set -- sb3 rllib
+[ $# -gt 0 ] || set -- sb3 rllib torchrl tianshou
 for name in "$@"; do
   case $name in
     sb3) packages=("stable-baselines3==2.9.2" "gymnasium[mujoco]") ;;
     rllib) packages=("ray[rllib]==2.60.0") ;;
-    *) echo "peers.sh: no peer $name; there are sb3 and rllib" >&2; exit 2 ;;
+    torchrl) packages=("torchrl==0.14.1") ;;
+    tianshou) packages=("tianshou==2.0.1") ;;
+    *) echo "peers.sh: no peer $name; there are sb3, rllib, torchrl and tianshou" >&2; exit 2 ;;
   esac
   echo "making $dir/$name (once; minutes) ..." >&2
   mkdir -p "$dir"

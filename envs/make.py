@@ -13,17 +13,18 @@ import sys
 import traceback
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import gymnasium
+from gymnasium.wrappers import FrameStackObservation
 
 from envs.errors import EnvError, EnvFault
 from envs.native import NativeVectorEnv, blocks, probe_autoreset
-from envs.spaces import MASK, env_spec
-from envs.spec import EnvSpec
+from envs.spaces import MASK, env_spec, stacked
+from envs.spec import EnvSpec, Padding
 from envs.vector import SerialVectorEnv, VectorEnv
 
 Env = gymnasium.Env[Any, Any]
@@ -274,9 +275,21 @@ def look(source: EnvSource, seed: int) -> EnvSpec:
             raise EnvFault(-1, seed, 0, traceback.format_exc()) from error
         info = back[1] if isinstance(back, tuple) and len(back) == 2 else None
         in_info = isinstance(info, dict) and MASK in info
-        return env_spec(source.name, env.observation_space, env.action_space, limit, in_info)
+        spec = env_spec(source.name, env.observation_space, env.action_space, limit, in_info)
+        return replace(spec, obs=stacked(spec.obs, *_frames(env)))
     finally:
         env.close()
+
+
+def _frames(env: Env) -> tuple[int, Padding]:
+    """How many of the newest frames an observation is, and what stands for those before the first; 0: not known."""
+    while isinstance(env, gymnasium.Wrapper) and not isinstance(env, gymnasium.ObservationWrapper):
+        if isinstance(env, FrameStackObservation):
+            if env.padding_type == "zero":
+                return env.stack_size, "zero"
+            return (env.stack_size if env.padding_type == "reset" else 0), "reset"
+        env = env.env
+    return 0, "reset"
 
 
 def choose(source: EnvSource, total_streams: int, asked: str = "auto") -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from envs.errors import EnvError
-from envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec
+from envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, Padding
 
 OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these"
 ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box with finite bounds"
@@ -36,6 +37,16 @@ def obs_spec(space: spaces.Space[Any], where: str) -> ObsSpec:
             return Leaf("image", shape, "uint8", channels_last=last)
         return Leaf("box", shape, "float32")
     raise EnvError(f"{where} is {type(space).__name__}, which is not supported. Supported: {OBSERVATIONS}.")
+
+
+def stacked(obs: ObsSpec, count: int, padding: Padding) -> ObsSpec:
+    """The spec of an environment whose observations are the newest `count` frames [count, ...]: its images say so."""
+    if isinstance(obs, dict):
+        return {key: stacked(child, count, padding) for key, child in obs.items()}
+    if isinstance(obs, tuple):
+        return tuple(stacked(child, count, padding) for child in obs)
+    frames = count > 1 and obs.kind == "image" and len(obs.shape) == 3 and obs.shape[0] == count
+    return replace(obs, stack=count, padding=padding) if frames and not obs.channels_last else obs
 
 
 def _start(start: Any) -> tuple[int, ...]:

@@ -12,6 +12,8 @@ from rl import checkpoint
 from rl.checkpoint import Checkpoint
 from rl.errors import CheckpointError
 
+NAMES = ("id", "stack", "padding")  # parts of a spec that say nothing of what the policy sees
+
 
 def newest(checkpoints: Path, notes: list[str]) -> Checkpoint | None:
     """The checkpoint that `latest` names. Where there is no `latest`: the newest that loads, and a note of that.
@@ -48,7 +50,7 @@ def same_environment(saved: Checkpoint, spec: EnvSpec) -> None:
     """CheckpointError if what the policy sees and does has changed since; the environment's name may have."""
     with fits(saved.path):
         then, now = _flat(to_json(from_json(saved.meta["spec"]))), _flat(to_json(spec))
-    changed = [key for key in {**then, **now} if then.get(key) != now.get(key) and key != "id"]
+    changed = [key for key in {**then, **now} if then.get(key) != now.get(key) and key.rpartition(".")[2] not in NAMES]
     if changed:
         said = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed[:3])
         raise CheckpointError(f"{saved.path} was trained on another {then.get('id')} than {spec.id} is now: {said}")

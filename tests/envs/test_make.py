@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
 import gymnasium
+import numpy as np
 import pytest
 
 from envs.errors import EnvError, EnvFault
 from envs.make import choose, look, register_env, resolve, vector
 from envs.probes import Counter
+from envs.spec import Leaf, from_json, to_json
 
 MAZE = """
 import gymnasium, numpy as np
@@ -177,3 +180,52 @@ def test_an_actor_owns_whole_blocks():
     with pytest.raises(ValueError, match="whole blocks"):
         vector(source, spec, range(5), range(5), "none", "native", total=32)
     assert vector(source, spec, range(16, 32), range(16), "none", "native", total=32).streams == tuple(range(16, 32))
+
+
+class Pixels(gymnasium.Env):
+    """Frames of 5 x 6 pixels, alone or beside a number."""
+
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, beside: bool = False, shape: tuple[int, ...] = (5, 6)) -> None:
+        space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+        number = gymnasium.spaces.Box(0, 1, (), np.float32)
+        self.observation_space = gymnasium.spaces.Dict({"a": number, "b": space}) if beside else space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+class Noisy(gymnasium.ObservationWrapper):
+    def observation(self, observation):
+        return observation
+
+
+def frames_of(env: gymnasium.Env) -> list[tuple[int, str]]:
+    return [(leaf.stack, leaf.padding) for leaf in look(resolve(lambda: env), 0).leaves()]
+
+
+def test_a_stack_of_frames_is_known_from_its_wrapper() -> None:
+    stack = gymnasium.wrappers.FrameStackObservation
+    assert frames_of(Pixels()) == [(0, "reset")]
+    assert frames_of(stack(Pixels(), 4)) == [(4, "reset")]
+    assert frames_of(gymnasium.wrappers.TimeLimit(stack(Pixels(), 3, padding_type="zero"), 9)) == [(3, "zero")]
+    assert frames_of(stack(Pixels(beside=True), 4)) == [(0, "reset"), (4, "reset")]
+    assert frames_of(Noisy(stack(Pixels(), 4))) == [(0, "reset")]  # whatever it does to the frames
+    assert frames_of(stack(Pixels(), 4, padding_type=np.ones((5, 6), np.uint8))) == [(0, "reset")]
+    assert frames_of(stack(Pixels(), 1)) == [(0, "reset")]
+    assert frames_of(stack(Pixels(shape=(5, 6, 3)), 4)) == [(0, "reset")]  # no image to us
+
+
+def test_what_is_known_of_stacks_survives_json() -> None:
+    spec = look(resolve(lambda: gymnasium.wrappers.FrameStackObservation(Pixels(), 4, padding_type="zero")), 0)
+    old = to_json(spec)
+    assert from_json(old) == spec
+    assert isinstance(spec.obs, Leaf)
+    for name in ("stack", "padding"):
+        del old["obs"]["leaf"][name]  # written before they were known
+    assert from_json(old) == replace(spec, obs=replace(spec.obs, stack=0, padding="reset"))
