@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from algorithms.losses import masked_mean, normalised
+from algorithms.losses import masked_mean, normalised, squared_error
 from algorithms.optim import Adam, RMSProp, flatten, step
 from algorithms.policies import build, placed, policy_factory
 from algorithms.protocol import Stateful, StreamPlan, Update
 from algorithms.returns import gae
 from algorithms.schedules import linear
 from algorithms.settings import A2CConfig
+from algorithms.tape import Tape
 from envs.spec import EnvSpec
 from rollout.types import Trajectory, discounts, traces
 
@@ -32,6 +33,7 @@ class A2C:
             if config.optimizer == "adam"
             else RMSProp(flat, config.rms_eps, config.rms_alpha)
         )
+        self.tape = Tape(self.policy)
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
         """One gradient step on the unrolls of all streams; none where no row is valid."""
@@ -42,7 +44,8 @@ class A2C:
         if not valid.any():
             return Update({"lr": lr})
         core = None if unrolls.core is None else unrolls.core[0]  # [B, H] before row 0
-        dist, value = policy.forward(unrolls.obs, unrolls.action_mask, core, unrolls.first)  # over T+1 rows
+        with self.tape:
+            dist, value = policy.forward(unrolls.obs, unrolls.action_mask, core, unrolls.first)  # over T+1 rows
         values = value.detach()  # [T+1, B]; a final observation stands in its own row, the reset row
         with torch.no_grad():
             reward = policy.scaled(unrolls.reward)
@@ -51,10 +54,10 @@ class A2C:
             weight = normalised(advantage, valid) if config.normalize_advantage else advantage
         padded = torch.cat([unrolls.action, unrolls.action[-1:]])  # [T+1, B, *A]; the last row bootstraps only
         loss_policy = -masked_mean(dist.log_prob(padded)[:-1] * weight, valid)
-        loss_value = 0.5 * masked_mean((value[:-1] - target).square(), valid)
+        loss_value = squared_error(value[:-1], target, valid)
         entropy = masked_mean(dist.entropy()[:-1], valid)
         loss = loss_policy + config.value * loss_value - entropy_weight * entropy
-        grad_norm = step(self.optimizer, loss, lr, config.max_grad_norm)
+        grad_norm = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward)
         metrics = {"loss_policy": loss_policy, "loss_value": loss_value, "entropy": entropy, "grad_norm": grad_norm}
         return Update({**{name: value.detach() for name, value in metrics.items()}, "lr": lr})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -35,12 +36,13 @@ def clipped_surrogate(
     if valid is not None:  # a padded row may hold anything, and inf * 0 is not 0
         log_ratio = log_ratio.masked_fill(~valid, 0.0)
     ratio = torch.exp(log_ratio)
-    bounded = torch.clamp(ratio, 1 - clip, 1 + clip)
-    objective = torch.minimum(ratio * advantage, bounded * advantage)
     with torch.no_grad():
+        bounded = ratio.clamp(1 - clip, 1 + clip)
+        free = (ratio - bounded) * advantage <= 0  # [...]  the minimum of the two objectives is the one that can move
+        moving, still = advantage * free, bounded * advantage * ~free
         clip_fraction = masked_mean((ratio != bounded).float(), valid)
         approx_kl = masked_mean(ratio - 1 - log_ratio, valid)
-    return Surrogate(-masked_mean(objective, valid), clip_fraction, approx_kl)
+    return Surrogate(-masked_mean(ratio * moving + still, valid), clip_fraction, approx_kl)
 
 
 def clipped_value(value: Tensor, old_value: Tensor, target: Tensor, clip: float, valid: Tensor | None = None) -> Tensor:
@@ -58,6 +60,13 @@ def clipped_value(value: Tensor, old_value: Tensor, target: Tensor, clip: float,
     """
     bounded = old_value + torch.clamp(value - old_value, -clip, clip)
     return 0.5 * masked_mean(torch.maximum((value - target).square(), (bounded - target).square()), valid)
+
+
+def squared_error(value: Tensor, target: Tensor, valid: Tensor | None = None) -> Tensor:
+    """[] 0.5 * mean of (value - target)^2 over the rows [...] that are valid."""
+    if valid is None:
+        return 0.5 * F.mse_loss(value, target)
+    return 0.5 * masked_mean((value - target).square(), valid)
 
 
 def normalised(advantage: Tensor, valid: Tensor | None = None) -> Tensor:

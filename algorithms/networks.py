@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from envs.spec import EnvSpec, Leaf
 from rollout.tree import Tree, leaves, tree_map
+
+if TYPE_CHECKING:
+    from algorithms.tape import Tape
 
 Activation = Literal["tanh", "relu"]
 HIDDEN_GAIN = math.sqrt(2)
@@ -25,6 +28,14 @@ NATURE_SIDE = 36  # the smallest image that the three convolutions of NatureCNN 
 def init_orthogonal(weight: Tensor, gain: float, generator: torch.Generator | None = None) -> None:
     """Fill a weight [outputs, ...] with rows orthogonal to each other, each of length `gain` (if there is room)."""
     nn.init.orthogonal_(weight, gain, generator=generator)
+
+
+def fast_tanh_(x: Tensor) -> Tensor:
+    """tanh in place, to 1e-7 absolute: on CPUs a third of the time of torch's own.
+
+    For learners only: its last bit depends on where in the array a number stands, so actors keep to `torch.tanh`.
+    """
+    return x.mul_(2).sigmoid_().mul_(2).sub_(1) if x.device.type == "cpu" else x.tanh_()
 
 
 class _Layers(nn.Module):
@@ -60,6 +71,7 @@ class MLP(_Layers):
         super().__init__()
         self.activation: Callable[[Tensor], Tensor] = {"tanh": torch.tanh, "relu": torch.relu}[activation]
         self.hidden = len(widths)
+        self.tape: Tape | None = None  # while one is open: it does the forward pass, and the backward one
         self.features = inputs
         for width in widths:
             self.add((width, self.features), HIDDEN_GAIN, generator)
@@ -70,7 +82,11 @@ class MLP(_Layers):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., features]"""
+        if self.tape is not None and not x.requires_grad:
+            return self.tape.forward(self, x)
         activation = self.activation
+        if activation is torch.tanh and not (torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
+            activation = fast_tanh_
         for weight, bias in self.pairs[: self.hidden]:
             x = activation(F.linear(x, weight, bias))
         for weight, bias in self.pairs[self.hidden :]:

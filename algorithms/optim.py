@@ -5,6 +5,7 @@ torch.optim would do, but the first optimiser it makes imports torch's compiler,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -87,19 +88,26 @@ class RMSProp:
         self.square.copy_(state["square"])
 
 
-def step(optimizer: Adam | RMSProp, loss: Tensor, lr: float, max_grad_norm: float) -> Tensor:
+def step(
+    optimizer: Adam | RMSProp,
+    loss: Tensor,
+    lr: float,
+    max_grad_norm: float,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+) -> Tensor:
     """Zero, backward, clip by the global norm, update.
 
     Args:
         loss:          []  its graph is freed.
         max_grad_norm: L2 norm over all parameters; 0 turns clipping off.
+        backward:      what adds the gradients of a loss to the parameters', if not autograd alone: `Tape.backward`.
 
     Returns:
         [] the norm before clipping.
     """
     grad = optimizer.grad
     grad.zero_()
-    loss.backward()  # type: ignore[no-untyped-call]
+    backward(loss)
     norm: Tensor = torch.linalg.vector_norm(grad)
     if max_grad_norm > 0:
         grad.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))

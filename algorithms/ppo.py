@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from algorithms.losses import clipped_surrogate, clipped_value, masked_mean, normalised
+from algorithms.losses import clipped_surrogate, clipped_value, masked_mean, normalised, squared_error
 from algorithms.minibatch import Mean, Rows, Sequences
 from algorithms.optim import Adam, flatten, step
 from algorithms.policies import build, placed, policy_factory
@@ -14,6 +14,7 @@ from algorithms.returns import gae
 from algorithms.rng import Rng
 from algorithms.schedules import linear
 from algorithms.settings import PPOConfig
+from algorithms.tape import Tape
 from envs.spec import EnvSpec
 from rollout.types import Trajectory, discounts, traces
 
@@ -31,6 +32,7 @@ class PPO:
         self.plan = StreamPlan(unroll=config.unroll)
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
+        self.tape = Tape(self.policy)
         self.rng = Rng(seed)
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
@@ -58,8 +60,9 @@ class PPO:
         metrics, stopped = Mean(), 0.0
         for _ in range(config.epochs):
             for batch in rows.shuffled(config.minibatches, self.rng.generator):
-                loss, info = self.loss(batch, clip, entropy)
-                info["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm)
+                with self.tape:
+                    loss, info = self.loss(batch, clip, entropy)
+                info["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward)
                 metrics.add(info)
             if config.max_kl is not None and info["approx_kl"] > config.max_kl:
                 stopped = 1.0
@@ -81,7 +84,7 @@ class PPO:
         advantage = normalised(batch.advantage, valid) if config.normalize_advantage else batch.advantage
         surrogate = clipped_surrogate(dist.log_prob(batch.action), batch.log_prob, advantage, clip, valid)
         if config.value_clip is None:
-            value_loss = 0.5 * masked_mean((value - batch.target).square(), valid)
+            value_loss = squared_error(value, batch.target, valid)
         else:
             value_loss = clipped_value(value, batch.value, batch.target, config.value_clip, valid)
         entropy = masked_mean(dist.entropy(), valid)

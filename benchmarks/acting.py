@@ -65,7 +65,7 @@ def act(env: str, seconds: float, overlap: bool) -> dict[str, Any]:
         unrolls = rollout.gather()
         if overlap:
             rollout.start()
-        batch = learner.feed.join(unrolls)
+        batch = learner.feed.delivery(unrolls)
         with torch.no_grad():
             checksum += float(algorithm.policy.value(batch.obs, None, batch.first).mean())
         version += 1

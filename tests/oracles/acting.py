@@ -31,7 +31,7 @@ class Bench:
     def collect(self) -> Trajectory:
         """One unroll of all streams, as the learner gets it."""
         self.rollout.start()
-        return self.learner.feed.join(self.rollout.gather())
+        return self.learner.feed.delivery(self.rollout.gather())
 
     def learn(self, unrolls: Trajectory, progress: float = 0.0) -> dict[str, float]:
         """An update on `unrolls`, whose weights the next unroll acts with."""

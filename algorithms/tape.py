@@ -1,0 +1,94 @@
+"""The backward pass of MLPs written out, for networks so small that autograd costs more than they do.
+
+Autograd visits some thirty nodes for two networks of three layers, and adds each gradient to zeros. Here the networks
+stand outside of its graph: what they put out is a leaf, autograd goes from the loss to the leaves, and from there the
+layers are walked once, last to first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from algorithms.networks import MLP, fast_tanh_
+
+THIN = 16  # columns; a product that is narrower is quicker the other way round
+
+
+class Record(NamedTuple):
+    """One pass through an MLP."""
+
+    net: MLP
+    inputs: list[Tensor]  # [N, features] of each layer
+    output: Tensor  # [..., outputs], a leaf
+
+
+class Tape:
+    """Gradients of a module's MLPs, where their input has none: `with tape: loss = ...`, then `tape.backward(loss)`.
+
+    Inside the `with`, an MLP whose input carries a gradient goes through autograd as usual. Gradients are added to the
+    parameters' `.grad`, which must be there (`optim.flatten`).
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.nets = [net for net in module.modules() if isinstance(net, MLP)]
+        self.records: list[Record] = []
+
+    def __enter__(self) -> None:
+        self.records.clear()
+        for net in self.nets:
+            net.tape = self
+
+    def __exit__(self, *error: Any) -> None:
+        for net in self.nets:
+            net.tape = None
+
+    def forward(self, net: MLP, x: Tensor) -> Tensor:
+        """[..., inputs] to [..., outputs], cut off from the graph and remembered."""
+        with torch.no_grad():
+            lead = x.shape[:-1]
+            x = x.reshape(-1, x.shape[-1])
+            inputs = []
+            for i, (weight, bias) in enumerate(net.pairs):
+                inputs.append(x)
+                x = torch.addmm(bias, x, weight.t())
+                if i < net.hidden:
+                    x = fast_tanh_(x) if net.activation is torch.tanh else x.relu_()
+            output = x.reshape(*lead, x.shape[-1])
+        self.records.append(Record(net, inputs, output.requires_grad_()))
+        return output
+
+    def backward(self, loss: Tensor) -> None:
+        """What `loss.backward()` does, for the MLPs too."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for net, inputs, output in reversed(self.records):
+                if output.grad is not None:
+                    _walk(net, inputs, output.grad.reshape(-1, output.shape[-1]), output.detach())
+        self.records.clear()
+
+
+def _walk(net: MLP, inputs: list[Tensor], d: Tensor, output: Tensor) -> None:
+    """From the gradient d [N, outputs] of a pass to those of its weights."""
+    after = output.reshape(d.shape)
+    for i in reversed(range(len(net.pairs))):
+        weight, bias = net.pairs[i]
+        assert weight.grad is not None
+        assert bias.grad is not None
+        if i < net.hidden:
+            backward = torch.ops.aten.tanh_backward if net.activation is torch.tanh else _relu_backward
+            d = backward(d, after)
+        x = inputs[i]
+        bias.grad.add_(d.sum(0))
+        if x.shape[1] < THIN:
+            weight.grad.add_(torch.mm(x.t(), d).t())
+        else:
+            weight.grad.addmm_(d.t(), x)
+        if i > 0:
+            d, after = torch.mm(d, weight), x
+
+
+def _relu_backward(d: Tensor, output: Tensor) -> Tensor:
+    return torch.ops.aten.threshold_backward(d, output, 0.0)  # type: ignore[no-any-return]

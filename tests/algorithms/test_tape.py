@@ -1,0 +1,100 @@
+"""Gradients from a tape equal autograd's, wherever an MLP stands."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from algorithms.networks import MLP, fast_tanh_
+from algorithms.optim import Adam, flatten, step
+from algorithms.tape import Tape
+
+
+class Net(nn.Module):
+    """A trunk, two heads of it, a second pass through one of them, and a parameter that is no MLP's."""
+
+    def __init__(self, activation: str, inputs: int) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(2)
+        self.trunk = MLP(inputs, (7, 20), activation=activation, generator=rng)
+        self.one = MLP(20, (18,), 3, activation, generator=rng)
+        self.other = MLP(inputs, (5,), 1, activation, generator=rng)
+        self.free = nn.Parameter(torch.ones(3))
+
+    def loss(self, x: Tensor) -> Tensor:
+        seen = self.trunk(x)
+        twice = self.other(x) * self.other(2 * x)
+        return (self.one(seen) * self.free).square().mean() + twice.mean() + self.one(x.new_ones(4, 20)).sin().sum()
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("lead", [(6,), (5, 4), (1,)])
+@pytest.mark.parametrize("inputs", [3, 17])
+def test_gradients_are_those_of_autograd(activation, lead, inputs):
+    net = Net(activation, inputs).double()
+    x = torch.randn(*lead, inputs, generator=torch.Generator().manual_seed(1)).double()
+    twin = copy.deepcopy(net)
+    flat, other = flatten(net), flatten(twin)
+    tape = Tape(net)
+    for _ in range(2):
+        with tape:
+            loss = net.loss(x)
+        tape.backward(loss)
+        again = twin.loss(x)
+        again.backward()
+
+        torch.testing.assert_close(loss, again)
+        torch.testing.assert_close(flat.grad, other.grad)
+    assert flat.grad.abs().max() > 0.1
+
+
+def test_a_step_moves_the_same_way_with_a_tape():
+    net = Net("tanh", 3)
+    twin = copy.deepcopy(net)
+    one, other = Adam(flatten(net)), Adam(flatten(twin))
+    tape = Tape(net)
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+    for _ in range(3):
+        with tape:
+            loss = net.loss(x)
+        norm = step(one, loss, 1e-2, 0.5, tape.backward)
+        torch.testing.assert_close(norm, step(other, twin.loss(x), 1e-2, 0.5))
+    torch.testing.assert_close(one.param, other.param, atol=1e-5, rtol=1e-4)
+
+
+def test_what_was_recorded_and_never_used_is_forgotten():
+    net = Net("tanh", 3)
+    flat, tape = flatten(net), Tape(net)
+    x = torch.ones(2, 3)
+    with tape:
+        net.loss(x)
+    with tape:
+        loss = net.loss(x)
+        net.loss(3 * x)  # part of no loss
+    tape.backward(loss)
+    once = flat.grad.clone()
+    flat.grad.zero_()
+    net.loss(x).backward()
+
+    torch.testing.assert_close(once, flat.grad)
+    assert not tape.records
+
+
+def test_outside_of_the_with_autograd_goes_through_the_weights():
+    net = Net("tanh", 3)
+    flatten(net)
+    with Tape(net):
+        pass
+    (gradient,) = torch.autograd.grad(net.loss(torch.ones(2, 3)), net.other.pairs[0][0])
+
+    assert gradient.abs().max() > 0
+
+
+def test_the_quicker_tanh_is_tanh():
+    x = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([0.0, -0.0, 1e-20, 100.0, -100.0, 1e30, -1e30])])
+
+    torch.testing.assert_close(fast_tanh_(x.clone()), torch.tanh(x.double()).float(), atol=2e-7, rtol=0)
+    assert torch.isnan(fast_tanh_(torch.tensor([float("nan")]))).all()
