@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from paired import BIN, Bench, Ratio, Variant, arguments, ours
+from paired import BIN, TRAINING, Bench, Ratio, Variant, arguments, ours
 
-METRICS = {
-    "steps_per_second": "1/s",
-    "steady_steps_per_second": "1/s",
-    "acting": "share of time",
-    "learning": "share of time",
-    "other": "share of time",
-    "wall_s": "s",
-}
 # 1,024 streams x 32 steps, 4 epochs of 8 minibatches of 4,096, the nets of benchmarks/throughput.py.
 SETTINGS = """--algo ppo --env CartPole-v1 --preset none --streams 1024 --vector native --unroll 32
     --epochs 4 --minibatches 8 --lr 2.5e-4 --lr-end none --gamma 0.99 --lam 0.95 --clip 0.2 --entropy 0.01
@@ -22,7 +14,7 @@ NOTE = "Stable-Baselines3 runs as in benchmarks/throughput.py: 8 streams, DummyV
 
 def main() -> None:
     options = arguments(__doc__)
-    bench = Bench("native", options, METRICS)
+    bench = Bench("native", options, TRAINING)
     steps = 32 * 1024 * (4 if options.quick else 48)
     variants = []
     for threads in (1, 2):

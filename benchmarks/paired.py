@@ -28,6 +28,14 @@ BIN = Path(sys.executable).parent  # of the environment that runs this: rltrain 
 OURS = "rltrain torch gymnasium numpy loky".split()
 
 Numbers = dict[str, Any]  # what one run says about itself
+TRAINING = {  # metrics of `ours`, and their units
+    "steps_per_second": "1/s",
+    "steady_steps_per_second": "1/s",
+    "acting": "share of time",
+    "learning": "share of time",
+    "other": "share of time",
+    "wall_s": "s",
+}
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from paired import BIN, Bench, Ratio, Variant, arguments, ours
+from paired import BIN, TRAINING, Bench, Ratio, Variant, arguments, ours
 
-METRICS = {
-    "steps_per_second": "1/s",
-    "steady_steps_per_second": "1/s",
-    "acting": "share of time",
-    "learning": "share of time",
-    "other": "share of time",
-    "wall_s": "s",
-}
 SLOW = 49_152  # steps for the peers that need minutes for 200,000; their rate does not depend on the number
 # 8 streams, 128 steps, 4 epochs of 4 minibatches of 256, two separate nets of two layers of 64, tanh.
 SETTINGS = """--algo ppo --env CartPole-v1 --preset none --streams 8 --vector serial --unroll 128
@@ -26,7 +18,7 @@ NOTE = (
 
 def main() -> None:
     options = arguments(__doc__)
-    bench = Bench("throughput", options, METRICS)
+    bench = Bench("throughput", options, TRAINING)
     steps = 16_384 if options.quick else 200_000
     variants = []
 

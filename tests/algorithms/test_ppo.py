@@ -11,7 +11,7 @@ import pytest
 import torch
 from oracles import targets
 from oracles.acting import Bench
-from oracles.cases import BOX, DISCRETE, SPECS, parameters, poisoned, unroll
+from oracles.cases import BOX, DISCRETE, SPECS, parameters, poisoned, shaken, unroll
 from oracles.streams import RUN, TERMINATED, TRUNCATED, make
 from oracles.updates import Reference
 from torch.testing import assert_close
@@ -26,31 +26,10 @@ GRU = {"memory": "gru", "memory_size": 5, "sequence": 8}
 PROGRESS = 0.25
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """As in a run; more threads wait for each other longer than such small nets take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def double():
-    """Everything in float64, so that agreement means agreement."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def make_ppo(spec=DISCRETE, seed: int = 3, **settings) -> PPO:
     config = PPOConfig(**{**SMALL, **settings})
     algorithm = PPO(spec, config, torch.device("cpu"), seed, config.streams)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():  # away from the flat start, where mistakes are small
-        for name, x in algorithm.policy.named_parameters():
-            if name.startswith(("actor", "log_std")):
-                x.add_(0.3 * torch.randn(x.shape, generator=generator))
+    shaken(algorithm.policy, seed)
     return algorithm
 
 

@@ -53,6 +53,15 @@ def unroll(spec: EnvSpec, policy: Any, seed: int, rows: int = 16, streams: int =
     )
 
 
+def shaken(policy: Any, seed: int) -> None:
+    """Move a policy away from its flat start, where mistakes are small."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, x in policy.named_parameters():
+            if name.startswith(("actor", "log_std")):
+                x.add_(0.3 * torch.randn(x.shape, generator=generator))
+
+
 def poisoned(u: Trajectory, poison: float = 1e6) -> Trajectory:
     """The same unroll with nonsense wherever nothing may be learnt from."""
     valid = u.valid
