@@ -65,7 +65,7 @@ class DQN:
         """One step on one sample of the replay; the target network then follows."""
         config, policy = self.config, self.policy
         lr = linear(config.lr, config.lr_end, progress)
-        policy.explore(progress)
+        epsilon = policy.explore(progress)
         target = self.targets(batch, policy.normalised(batch.next_obs))
         if config.noisy:
             self.net.draw(self.rng.generator)  # actors then act with this noise
@@ -73,8 +73,8 @@ class DQN:
         loss = each.mean() if batch.weight is None else (batch.weight * each).mean()
         norm = step(self.optimizer, loss, lr, config.max_grad_norm)
         self.follow()
-        told = {"loss_q": loss.detach(), "q_mean": q.mean(), "grad_norm": norm, "lr": lr}
-        return Update({**told, "epsilon": policy.epsilon.mean()}, None if batch.index is None else error)
+        told = {"loss_q": loss.detach(), "q_mean": q.mean(), "grad_norm": norm, "lr": lr, "epsilon": epsilon}
+        return Update(told, None if batch.index is None else error)
 
     @torch.no_grad()
     def targets(self, batch: Transition, next_obs: Tree) -> Tensor:

@@ -117,8 +117,8 @@ class QPolicy(nn.Module):
         self.register_buffer("epsilon", torch.empty(streams if self.each else 1))
         self.explore(0.0)
 
-    def explore(self, progress: float) -> None:
-        """Set epsilon for the share of the run that is done.
+    def explore(self, progress: float) -> float:
+        """Set epsilon for the share of the run that is done, and return that of stream 0, the largest.
 
         Stream i of N has epsilon^(1 + 7 i / (N - 1)) as in Ape-X (Horgan et al. 2018), if each has its own.
         """
@@ -129,6 +129,7 @@ class QPolicy(nn.Module):
             self.epsilon.copy_(epsilon**power)
         else:
             self.epsilon.fill_(epsilon)
+        return epsilon
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams. Noise [B, 1 + n], uniform: whether to explore, then a score for each action."""
