@@ -22,8 +22,11 @@ class Entry:
 
 _registry: dict[str, Entry] = {
     "a2c": Entry("algorithms.a2c:A2C", "algorithms.settings:A2CConfig"),
+    "ddpg": Entry("algorithms.ddpg:DDPG", "algorithms.settings_continuous:DDPGConfig"),
     "dqn": Entry("algorithms.dqn:DQN", "algorithms.settings_dqn:DQNConfig"),
     "ppo": Entry("algorithms.ppo:PPO", "algorithms.settings:PPOConfig"),
+    "sac": Entry("algorithms.sac:make", "algorithms.settings_continuous:SACConfig"),
+    "td3": Entry("algorithms.td3:TD3", "algorithms.settings_continuous:TD3Config"),
 }
 
 

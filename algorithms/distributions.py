@@ -5,9 +5,10 @@ Samples are functions of noise that the actor draws, so that they do not depend 
   Categorical, MultiCategorical   argmax(logits + gumbel)
   Bernoulli                       logits + logistic > 0
   DiagGaussian                    mean + exp(log_std) * normal
+  TanhGaussian                    tanh(mean + exp(log_std) * normal)
 
 softplus, sigmoid and the like are written out with exp and log1p: torch's own differ in the last bit between the
-vectorised part of a row and its tail.
+vectorised part of a row and its tail. Only what the learner alone computes may use them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import math
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from algorithms.protocol import Noise
@@ -59,6 +61,8 @@ class Categorical:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """[...] for action [...] int64."""
+        if action.ndim == 1:  # the same, in one operation
+            return -F.nll_loss(self.log_probs, action, reduction="none")
         return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
@@ -175,6 +179,42 @@ class DiagGaussian:
         """[...] in nats, summed over the dimensions."""
         constant = 0.5 * (1 + math.log(2 * math.pi)) * self.mean.shape[-1]
         return (self.log_std.sum(-1) + constant).expand(self.mean.shape[:-1])
+
+    def _shaped(self, flat: Tensor) -> Tensor:
+        return flat if len(self.shape) == 1 else flat.reshape(*flat.shape[:-1], *self.shape)
+
+
+class TanhGaussian:
+    """tanh of independent normal numbers: actions strictly between -1 and 1, Haarnoja et al. 2018, appendix C.
+
+    Args:
+        mean:    [..., n]  of the numbers u before tanh.
+        log_std: [..., n]
+        shape:   *A of an action, prod(shape) = n.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor, shape: tuple[int, ...]) -> None:
+        self.mean, self.log_std = mean, log_std
+        self.shape = shape
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """[..., *A] float, from noise [..., n], standard normal."""
+        return self._shaped(torch.tanh(self.mean + self.log_std.exp() * noise))
+
+    def mode(self) -> Tensor:
+        """[..., *A] float: tanh of the mean, which is the median of each number."""
+        return self._shaped(torch.tanh(self.mean))
+
+    def sample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """A sample [..., *A] and its log density [...], in the policy's units [-1, 1]; both carry gradients.
+
+        The density comes from u itself, never from the inverse of an action that was rounded to 1:
+        log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u)).
+        """
+        u = self.mean + self.log_std.exp() * noise  # [..., n]
+        inside = self.log_std - 2 * (u + F.softplus(-2 * u))
+        outside = -0.5 * noise.square().sum(-1) - (0.5 * math.log(2 * math.pi) + 2 * math.log(2)) * u.shape[-1]
+        return self._shaped(torch.tanh(u)), outside - inside.sum(-1)
 
     def _shaped(self, flat: Tensor) -> Tensor:
         return flat if len(self.shape) == 1 else flat.reshape(*flat.shape[:-1], *self.shape)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from algorithms.actors import Deterministic, soft
 from algorithms.distributions import Distribution, distribution, head_size, noise_of
 from algorithms.networks import MLP, Memory, load_torso
 from algorithms.normalize import Normalizer, ReturnScale
@@ -133,7 +134,12 @@ class ActorCritic(nn.Module):
         return self.memory.unroll(x, core, first, self.sequence)
 
 
-POLICIES: dict[str, PolicyFactory] = {"actor_critic": ActorCritic, "q": QPolicy}
+POLICIES: dict[str, PolicyFactory] = {
+    "actor_critic": ActorCritic,
+    "deterministic": Deterministic,
+    "q": QPolicy,
+    "soft": soft,
+}
 
 
 def register_policy(name: str, factory: PolicyFactory) -> None:

@@ -89,6 +89,19 @@ def box(target: float = 1.5, low: float = -1.0, high: float = 3.0) -> OneStep:
     return OneStep(UNIT, space, lambda rng: _unit(0.0), lambda obs, action: -((action[0] - target) ** 2))
 
 
+def box_given_obs() -> OneStep:
+    """The observation is -1 or 1, bounds 0.5 and 3: reward -(action - 0.5)^2 or -(action - 3)^2: V = 0.
+
+    Wrong: rows are mixed up, or a bound is never reached.
+    """
+    return OneStep(
+        UNIT,
+        spaces.Box(0.5, 3.0, (1,), np.float32),
+        lambda rng: _unit(2.0 * rng.integers(2) - 1.0),
+        lambda obs, action: -((action[0] - (3.0 if obs[0] > 0 else 0.5)) ** 2),
+    )
+
+
 def box3() -> OneStep:
     """Three actions with bounds of their own, reward -|action - (0.5, -1, 3)|^2: V = 0. Wrong: sums over dimensions."""
     low, high = np.array([-1, -2, 0], np.float32), np.array([1, 0, 4], np.float32)
@@ -277,7 +290,10 @@ class OfferingCounter(Counter):
 class Endless(gymnasium.Env[Any, Any]):
     """Reward 1 for ever, one observation; see `endless`."""
 
-    observation_space, action_space = UNIT, spaces.Discrete(1)
+    observation_space = UNIT
+
+    def __init__(self, action_space: spaces.Space[Any]) -> None:
+        self.action_space = action_space
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -289,7 +305,12 @@ class Endless(gymnasium.Env[Any, Any]):
 
 def endless(limit: int = 10) -> gymnasium.Env[Any, Any]:
     """Reward 1 each step, cut after 10: V = 1 / (1 - gamma), 10 at 0.9. Wrong (6.51): a time limit taken for death."""
-    return TimeLimit(Endless(), limit)
+    return TimeLimit(Endless(spaces.Discrete(1)), limit)
+
+
+def endless_box(limit: int = 10) -> gymnasium.Env[Any, Any]:
+    """The same with a Box action, which is ignored."""
+    return TimeLimit(Endless(UNIT), limit)
 
 
 def made(once: str) -> bool:
@@ -347,6 +368,7 @@ PROBES: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {
     "choice-given-obs": choice_given_obs,
     "discrete-start": discrete_start,
     "box": box,
+    "box-given-obs": box_given_obs,
     "box3": box3,
     "multi-discrete": multi_discrete,
     "multi-binary": multi_binary,
@@ -356,6 +378,7 @@ PROBES: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {
     "dict": tree,
     "image": image,
     "endless": endless,
+    "endless-box": endless_box,
     "counter": Counter,
     "offering-counter": OfferingCounter,
     "raises": raises,

@@ -20,6 +20,7 @@ LIGHT = [  # files that --help imports, and so must not import torch while they 
     *(f"rl/{name}.py" for name in "__init__ _shadow cli config console errors explain flags metrics presets".split()),
     "algorithms/__init__.py",
     "algorithms/settings.py",
+    "algorithms/settings_continuous.py",
     "rollout/__init__.py",
     "rollout/types.py",
     "rollout/tree.py",

@@ -1,0 +1,77 @@
+"""Deep deterministic policy gradient."""
+
+from __future__ import annotations
+
+import torch
+
+from algorithms.actors import deterministic
+from algorithms.dense import Tower
+from algorithms.off_policy import Target, priority, replay_plan, squared_loss
+from algorithms.optim import Adam, flatten, step
+from algorithms.policies import build, placed, policy_factory
+from algorithms.protocol import Stateful, Update
+from algorithms.settings_continuous import DDPGConfig
+from envs.spec import EnvSpec
+from rollout.types import Trajectory, Transition
+
+
+class DDPG:
+    """Deep deterministic policy gradient, Lillicrap et al. 2016 (arXiv:1509.02971).
+
+    Deviations: no batch normalisation and no weight decay, and the action enters the critic at its first layer, as in
+    every later implementation; exploration is Gaussian unless asked for. A time limit is not a death: the sample's
+    `discount` is 0 after a termination only.
+    """
+
+    def __init__(self, spec: EnvSpec, config: DDPGConfig, device: torch.device, seed: int, streams: int) -> None:
+        self.config = config
+        self.plan = replay_plan(config)
+        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        generator = torch.Generator().manual_seed(seed + 1)
+        self.critic = Tower(spec, config, self.policy.size, 1, 1, generator).to(device)
+        flat, critic_flat = flatten(self.policy), flatten(self.critic)
+        self.optimizer = Adam(flat, eps=config.adam_eps)
+        self.critic_optimizer = Adam(critic_flat, eps=config.adam_eps)
+        self.target = Target(self.policy.actor, flat)
+        self.critic_target = Target(self.critic, critic_flat)
+
+    def update(self, batch: Transition, progress: float) -> Update:
+        """One step of the critic, then of the policy; both targets follow."""
+        config, policy, critic = self.config, self.policy, self.critic
+        policy.schedule(progress)
+        obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
+
+        with torch.no_grad():
+            next_action = deterministic(self.target.module, next_obs)  # [B, A]
+            target = batch.reward + batch.discount * self.critic_target.module(next_obs, next_action)[0, :, 0]
+        q = critic(obs, batch.action.flatten(1)).squeeze(-1)  # [1, B]
+        error = q - target
+        loss_q = squared_loss(error, batch.weight)
+        norm = step(self.critic_optimizer, loss_q, config.lr_q or config.lr, config.max_grad_norm)
+
+        loss_policy = -critic(obs, deterministic(policy.actor, obs), frozen=True).mean()
+        step(self.optimizer, loss_policy, config.lr, config.max_grad_norm)
+        self.target.follow(config.tau)
+        self.critic_target.follow(config.tau)
+        told = {
+            "loss_q": loss_q.detach(),
+            "loss_policy": loss_policy.detach(),
+            "q_mean": q.detach().mean(),
+            "grad_norm": norm,
+        }
+        return Update(told, priority(error, batch.index))
+
+    def observe(self, unrolls: Trajectory) -> None:
+        """Running statistics, once per delivery and after its updates: the next unroll acts with them."""
+        self.policy.observe(unrolls)
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything a checkpoint must hold."""
+        return {
+            "policy": self.policy,
+            "optimizer": self.optimizer,
+            "critic": self.critic,
+            "critic_optimizer": self.critic_optimizer,
+            "target": self.target,
+            "critic_target": self.critic_target,
+        }

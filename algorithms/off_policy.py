@@ -1,0 +1,71 @@
+"""What SAC, TD3 and DDPG have in common and nobody else needs: their plan, their targets, their weighted losses."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from algorithms.optim import Flat, flatten
+from algorithms.protocol import ReplayPlan
+
+
+class Target:
+    """A copy of a module that follows it: theta' += tau (theta - theta'), one operation on flat vectors.
+
+    Args:
+        module: what is followed.
+        flat:   its parameters, all of them and in their order.
+    """
+
+    def __init__(self, module: nn.Module, flat: Flat) -> None:
+        self.module: Any = copy.deepcopy(module)
+        self._param, self._of = flatten(self.module).param, flat.param
+        for param in self.module.parameters():
+            param.grad = None
+        self.module.requires_grad_(False)
+
+    @torch.no_grad()
+    def follow(self, tau: float) -> None:
+        """One step; tau 1 copies."""
+        self._param.lerp_(self._of, tau)
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.module.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state)
+
+
+def replay_plan(config: Any) -> ReplayPlan:
+    """What the settings of an algorithm ask of the replay."""
+    return ReplayPlan(
+        unroll=config.unroll,
+        capacity=config.capacity,
+        batch=config.batch,
+        warmup=config.warmup,
+        updates_per_step=config.updates_per_step,
+        gamma=config.gamma,
+        n_step=config.n_step,
+        alpha=config.alpha if config.prioritized else 0.0,
+        beta=config.beta,
+        priority_eps=config.priority_eps,
+        random_start=config.random_start,
+        overlap=config.overlap,
+    )
+
+
+def squared_loss(error: Tensor, weight: Tensor | None) -> Tensor:
+    """[] half the squared error [n, B], weighted [B], mean over the batch and sum over the n critics."""
+    squares = error.square()
+    if weight is not None:
+        squares = squares * weight
+    return squares.sum() * (0.5 / error.shape[-1])
+
+
+def priority(error: Tensor, index: Tensor | None) -> Tensor | None:
+    """[B] what the replay's priorities are made of: the mean size of the critics' errors [n, B]; None if not asked."""
+    return None if index is None else error.detach().abs().mean(0)

@@ -1,0 +1,132 @@
+"""Soft actor-critic, for Box actions; for Discrete ones see sac_discrete.py."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from algorithms.dense import Tower
+from algorithms.off_policy import Target, priority, replay_plan, squared_loss
+from algorithms.optim import Adam, Flat, flatten, step
+from algorithms.policies import build, placed, policy_factory
+from algorithms.protocol import Stateful, Update
+from algorithms.rng import Rng
+from algorithms.settings_continuous import SACConfig
+from envs.spec import EnvSpec
+from rollout.types import Trajectory, Transition
+
+
+class SAC:
+    """Soft actor-critic with a learnt temperature, Haarnoja et al. 2018 (arXiv:1812.05905).
+
+    Two critics, each with a slow copy; the smaller value counts. Deviations: log temperature is what is optimised, as
+    in the authors' code, and entropy is that of actions in [-1, 1], whatever the environment's bounds. A time limit is
+    not a death: the sample's `discount` is 0 after a termination only.
+    """
+
+    def __init__(self, spec: EnvSpec, config: SACConfig, device: torch.device, seed: int, streams: int) -> None:
+        self.config = config
+        self.plan = replay_plan(config)
+        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        self.size = math.prod(spec.action.shape)
+        generator = torch.Generator().manual_seed(seed + 1)
+        self.critics = Tower(spec, config, self.size, 1, 2, generator).to(device)
+        self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
+        flat = flatten(self.critics)
+        self.critics_optimizer = Adam(flat, eps=config.adam_eps)
+        self.target = Target(self.critics, flat)
+        self.target_entropy = -float(self.size) if config.target_entropy is None else config.target_entropy
+        self.temperature = Temperature(config, device)
+        self.rng = Rng(seed)
+
+    def update(self, batch: Transition, progress: float) -> Update:
+        """One step of the critics, then of the policy, then of the temperature; the target critics follow."""
+        config, policy, critics = self.config, self.policy, self.critics
+        obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
+        rows = len(batch.reward)
+        noise = torch.randn(2, rows, self.size, generator=self.rng.generator).to(batch.reward.device)
+        temperature = self.temperature.value()  # []
+
+        with torch.no_grad():
+            next_action, next_log_prob = policy.sample(next_obs, noise[0])
+            follow = self.target.module(next_obs, next_action.reshape(rows, -1)).squeeze(-1).amin(0)  # [B]
+            target = batch.reward + batch.discount * (follow - temperature * next_log_prob)
+        q = critics(obs, batch.action.reshape(rows, -1)).squeeze(-1)  # [2, B]
+        error = q - target
+        loss_q = squared_loss(error, batch.weight)
+        norm = step(self.critics_optimizer, loss_q, config.lr_q or config.lr, config.max_grad_norm)
+
+        action, log_prob = policy.sample(obs, noise[1])
+        best = critics(obs, action.reshape(rows, -1), frozen=True).squeeze(-1).amin(0)  # [B]
+        loss_policy = (temperature * log_prob - best).mean()
+        step(self.optimizer, loss_policy, config.lr, config.max_grad_norm)
+
+        entropy = -log_prob.detach().mean()
+        if config.learn_temperature:
+            self.temperature.update(entropy - self.target_entropy)
+        if self.critics_optimizer.steps % config.target_every == 0:
+            self.target.follow(config.tau)
+        told: dict[str, Tensor | float] = {
+            "loss_q": loss_q.detach(),
+            "loss_policy": loss_policy.detach(),
+            "q_mean": q.detach().mean(),
+            "entropy": entropy,
+            "temperature": temperature,
+            "grad_norm": norm,
+        }
+        return Update(told, priority(error, batch.index))
+
+    def observe(self, unrolls: Trajectory) -> None:
+        """Running statistics, once per delivery and after its updates: the next unroll acts with them."""
+        self.policy.observe(unrolls)
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything a checkpoint must hold; the optimiser's count of steps also times the target critics."""
+        return {
+            "policy": self.policy,
+            "optimizer": self.optimizer,
+            "critics": self.critics,
+            "critics_optimizer": self.critics_optimizer,
+            "target": self.target,
+            "temperature": self.temperature,
+            "rng": self.rng,
+        }
+
+
+class Temperature:
+    """The weight of the entropy. Its log is what is learnt, so it stays above 0."""
+
+    def __init__(self, config: SACConfig, device: torch.device) -> None:
+        start = math.log(config.temperature) if config.temperature > 0 else -math.inf
+        self.log = torch.full((1,), start, device=device)
+        self._flat = Flat(self.log, torch.zeros_like(self.log))
+        self._optimizer = Adam(self._flat, eps=config.adam_eps)
+        self._lr = config.lr_temperature or config.lr
+
+    def value(self) -> Tensor:
+        """[] a constant for every loss."""
+        return self.log.exp()[0]
+
+    def update(self, surplus: Tensor) -> None:
+        """One step against the surplus [] of entropy over its target: the loss is log temperature times surplus."""
+        self._flat.grad.copy_(surplus)
+        self._optimizer.update(self._lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"log": self.log, "optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.log.copy_(state["log"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+def make(spec: EnvSpec, config: SACConfig, device: torch.device, seed: int, streams: int) -> Any:
+    """SAC for the environment's actions: this one, or that of sac_discrete.py."""
+    if spec.action.kind == "discrete":
+        from algorithms.sac_discrete import DiscreteSAC
+
+        return DiscreteSAC(spec, config, device, seed, streams)
+    return SAC(spec, config, device, seed, streams)

@@ -1,0 +1,105 @@
+"""Soft actor-critic for Discrete actions: expectations over the actions take the place of samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from algorithms.dense import Tower
+from algorithms.losses import chosen
+from algorithms.off_policy import Target, priority, replay_plan, squared_loss
+from algorithms.optim import Adam, flatten, step
+from algorithms.policies import build, placed, policy_factory
+from algorithms.protocol import Stateful, Update
+from algorithms.sac import Temperature
+from algorithms.settings_continuous import SACConfig
+from envs.spec import EnvSpec
+from rollout.types import Trajectory, Transition
+
+
+class DiscreteSAC:
+    """Soft actor-critic for Discrete actions, Christodoulou 2019 (arXiv:1910.07207), with action masks.
+
+    Critics give a value for each action, so target, policy loss and temperature loss are expectations over the legal
+    actions, without a sample. The target entropy is a share of the log of the number of legal actions, row by row.
+    """
+
+    def __init__(self, spec: EnvSpec, config: SACConfig, device: torch.device, seed: int, streams: int) -> None:
+        self.config = config
+        self.plan = replay_plan(config)
+        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        (self.actions,) = spec.action.nvec
+        generator = torch.Generator().manual_seed(seed + 1)
+        self.critics = Tower(spec, config, 0, self.actions, 2, generator).to(device)
+        self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
+        flat = flatten(self.critics)
+        self.critics_optimizer = Adam(flat, eps=config.adam_eps)
+        self.target = Target(self.critics, flat)
+        self.temperature = Temperature(config, device)
+
+    def update(self, batch: Transition, progress: float) -> Update:
+        """One step of the critics, then of the policy, then of the temperature; the target critics follow."""
+        config, policy, critics = self.config, self.policy, self.critics
+        obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
+        temperature = self.temperature.value()  # []
+
+        with torch.no_grad():
+            log_probs = policy.distribution(next_obs, batch.next_action_mask).log_probs  # [B, n]
+            follow = expected(self.target.module(next_obs).amin(0) - temperature * log_probs, log_probs)  # [B]
+            target = batch.reward + batch.discount * follow
+        values = critics(obs)  # [2, B, n]
+        error = chosen(values, batch.action.expand(2, -1)) - target  # [2, B]
+        loss_q = squared_loss(error, batch.weight)
+        norm = step(self.critics_optimizer, loss_q, config.lr_q or config.lr, config.max_grad_norm)
+
+        with torch.no_grad():
+            best = critics(obs).amin(0)  # [B, n]
+        log_probs = policy.distribution(obs, batch.action_mask).log_probs  # [B, n]
+        loss_policy = expected(temperature * log_probs - best, log_probs).mean()
+        step(self.optimizer, loss_policy, config.lr, config.max_grad_norm)
+
+        entropy = -expected(log_probs, log_probs).detach()  # [B]
+        if config.learn_temperature:
+            self.temperature.update((entropy - self.target_entropy(batch.action_mask, entropy)).mean())
+        if self.critics_optimizer.steps % config.target_every == 0:
+            self.target.follow(config.tau)
+        told: dict[str, Tensor | float] = {
+            "loss_q": loss_q.detach(),
+            "loss_policy": loss_policy.detach(),
+            "q_mean": best.mean(),
+            "entropy": entropy.mean(),
+            "temperature": temperature,
+            "grad_norm": norm,
+        }
+        return Update(told, priority(error, batch.index))
+
+    def target_entropy(self, action_mask: Tensor | None, like: Tensor) -> Tensor:
+        """[B] nats: as set, or a share of what equal probabilities of the legal actions have."""
+        if self.config.target_entropy is not None:
+            return torch.full_like(like, self.config.target_entropy)
+        if action_mask is None:
+            legal = torch.full_like(like, self.actions)
+        else:
+            legal = action_mask.sum(-1).to(like.dtype)
+        return self.config.target_entropy_share * legal.log()
+
+    def observe(self, unrolls: Trajectory) -> None:
+        """Running statistics, once per delivery and after its updates: the next unroll acts with them."""
+        self.policy.observe(unrolls)
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything a checkpoint must hold; the optimiser's count of steps also times the target critics."""
+        return {
+            "policy": self.policy,
+            "optimizer": self.optimizer,
+            "critics": self.critics,
+            "critics_optimizer": self.critics_optimizer,
+            "target": self.target,
+            "temperature": self.temperature,
+        }
+
+
+def expected(x: Tensor, log_probs: Tensor) -> Tensor:
+    """[B] the mean of x [B, n] under probabilities; an illegal action has none, whatever x holds there."""
+    probs = log_probs.exp()  # exactly 0 where a mask forbids: the logit there is the smallest finite number
+    return (probs * x.masked_fill(probs == 0, 0.0)).sum(-1)

@@ -1,0 +1,81 @@
+"""Twin delayed deep deterministic policy gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from algorithms.actors import deterministic
+from algorithms.dense import Tower
+from algorithms.off_policy import Target, priority, replay_plan, squared_loss
+from algorithms.optim import Adam, flatten, step
+from algorithms.policies import build, placed, policy_factory
+from algorithms.protocol import Stateful, Update
+from algorithms.rng import Rng
+from algorithms.settings_continuous import TD3Config
+from envs.spec import EnvSpec
+from rollout.types import Trajectory, Transition
+
+
+class TD3:
+    """Twin delayed deep deterministic policy gradient, Fujimoto et al. 2018 (arXiv:1802.09477).
+
+    Everything about actions is in [-1, 1]: the policy, its noise, the noise of the targets and its limit. A time limit
+    is not a death: the sample's `discount` is 0 after a termination only.
+    """
+
+    def __init__(self, spec: EnvSpec, config: TD3Config, device: torch.device, seed: int, streams: int) -> None:
+        self.config = config
+        self.plan = replay_plan(config)
+        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        generator = torch.Generator().manual_seed(seed + 1)
+        self.critics = Tower(spec, config, self.policy.size, 1, 2, generator).to(device)
+        flat, critics_flat = flatten(self.policy), flatten(self.critics)
+        self.optimizer = Adam(flat, eps=config.adam_eps)
+        self.critics_optimizer = Adam(critics_flat, eps=config.adam_eps)
+        self.target = Target(self.policy.actor, flat)
+        self.critics_target = Target(self.critics, critics_flat)
+        self.rng = Rng(seed)
+
+    def update(self, batch: Transition, progress: float) -> Update:
+        """One step of the critics; every `policy_delay` of them one of the policy, and only then do targets follow."""
+        config, policy, critics = self.config, self.policy, self.critics
+        policy.schedule(progress)
+        obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
+        action = batch.action.flatten(1)  # [B, A]
+        noise = torch.randn(action.shape, generator=self.rng.generator).to(action.device)
+
+        with torch.no_grad():
+            smoothing = (noise * config.smoothing).clamp(-config.smoothing_clip, config.smoothing_clip)
+            next_action = (deterministic(self.target.module, next_obs) + smoothing).clamp(-1.0, 1.0)
+            follow = self.critics_target.module(next_obs, next_action).squeeze(-1).amin(0)  # [B]
+            target = batch.reward + batch.discount * follow
+        q = critics(obs, action).squeeze(-1)  # [2, B]
+        error = q - target
+        loss_q = squared_loss(error, batch.weight)
+        norm = step(self.critics_optimizer, loss_q, config.lr_q or config.lr, config.max_grad_norm)
+        told: dict[str, Tensor | float] = {"loss_q": loss_q.detach(), "q_mean": q.detach().mean(), "grad_norm": norm}
+
+        if self.critics_optimizer.steps % config.policy_delay == 0:
+            loss_policy = -critics(obs, deterministic(policy.actor, obs), frozen=True, first=True).mean()
+            step(self.optimizer, loss_policy, config.lr, config.max_grad_norm)
+            self.target.follow(config.tau)
+            self.critics_target.follow(config.tau)
+            told["loss_policy"] = loss_policy.detach()
+        return Update(told, priority(error, batch.index))
+
+    def observe(self, unrolls: Trajectory) -> None:
+        """Running statistics, once per delivery and after its updates: the next unroll acts with them."""
+        self.policy.observe(unrolls)
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything a checkpoint must hold; the critics' count of steps is also what the delay counts."""
+        return {
+            "policy": self.policy,
+            "optimizer": self.optimizer,
+            "critics": self.critics,
+            "critics_optimizer": self.critics_optimizer,
+            "target": self.target,
+            "critics_target": self.critics_target,
+            "rng": self.rng,
+        }

@@ -1,0 +1,227 @@
+"""Whole updates of SAC, TD3 and DDPG written anew: one net at a time by formulas, torch's distributions and optimisers.
+
+Nothing here comes from `algorithms` but the first weights. Everything is float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Normal
+
+from envs.spec import ActionSpec, EnvSpec, Leaf
+from rollout.types import Transition
+
+Net = list[tuple[Tensor, Tensor]]
+
+BOX = EnvSpec("box", Leaf("box", (3,), "float32"), ActionSpec("box", (2,), (), (0.5, -1.0), (3.0, 1.0)))
+DISCRETE = EnvSpec("discrete", Leaf("box", (3,), "float32"), ActionSpec("discrete", (), (4,)))
+MASKED = EnvSpec("masked", Leaf("box", (3,), "float32"), ActionSpec("discrete", (), (4,)), action_mask=True)
+
+
+def batch_of(spec: EnvSpec, seed: int, rows: int = 12, weighted: bool = True) -> Transition:
+    """Made-up samples: ended or not, of one to three steps, weighted."""
+    rng = np.random.default_rng(seed)
+
+    def tensor(x: Any) -> Tensor:
+        return torch.as_tensor(x)
+
+    masks = []
+    for _ in range(2):
+        mask = rng.random((rows, 4)) < 0.5
+        mask[np.arange(rows), rng.integers(4, size=rows)] = True
+        masks.append(tensor(mask) if spec.action_mask else None)
+    if spec.action.kind == "box":
+        action = tensor(rng.uniform(-1, 1, (rows, *spec.action.shape)))
+    elif masks[0] is None:
+        action = tensor(rng.integers(4, size=rows))
+    else:
+        action = tensor(np.array([rng.choice(np.flatnonzero(row)) for row in masks[0].numpy()]))
+    discount = rng.choice([0.0, 0.99, 0.99**2, 0.99**3], rows)
+    return Transition(
+        obs=tensor(rng.standard_normal((rows, 3))),
+        action=action,
+        reward=tensor(rng.standard_normal(rows)),
+        discount=tensor(discount),
+        next_obs=tensor(rng.standard_normal((rows, 3))),
+        action_mask=masks[0],
+        next_action_mask=masks[1],
+        weight=tensor(rng.uniform(0.1, 1, rows)) if weighted else None,
+        index=torch.arange(rows) if weighted else None,
+    )
+
+
+def nets(dense: Any) -> list[Net]:
+    """Each net of a Dense as a list of (weight [out, in], bias [out]), to be trained."""
+    return [
+        [(w[i].detach().clone().requires_grad_(), b[i, 0].detach().clone().requires_grad_()) for w, b in dense.pairs]
+        for i in range(dense.nets)
+    ]
+
+
+def run(net: Net, *inputs: Tensor, activation: str = "relu") -> Tensor:
+    x = torch.cat(inputs, -1)
+    for i, (w, b) in enumerate(net):
+        x = x @ w.T + b
+        if i < len(net) - 1:
+            x = torch.tanh(x) if activation == "tanh" else torch.where(x > 0, x, 0.0)
+    return x
+
+
+def flat(net: list[Net]) -> list[Tensor]:
+    return [x for one in net for pair in one for x in pair]
+
+
+class Reference:
+    """SAC (Box or Discrete), TD3 or DDPG, whichever `algorithm` is; begins with its weights."""
+
+    def __init__(self, algorithm: Any, seed: int) -> None:
+        self.config, self.spec = algorithm.config, algorithm.policy.spec
+        self.kind = type(algorithm).__name__
+        self.actor = nets(algorithm.policy.actor.dense)
+        self.critics = nets((algorithm.critic if self.kind == "DDPG" else algorithm.critics).dense)
+        self.target_actor, self.target_critics = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
+        start = getattr(self.config, "temperature", 0.0)
+        self.log_temperature = torch.tensor(math.log(start) if start else -math.inf, requires_grad=True)
+        config = self.config
+
+        def adam(params: list[Tensor], lr: float) -> Any:
+            return torch.optim.Adam(params, lr=lr, eps=config.adam_eps)
+
+        self.of_actor = adam(flat(self.actor), config.lr)
+        self.of_critics = adam(flat(self.critics), config.lr_q or config.lr)
+        self.of_temperature = adam([self.log_temperature], getattr(config, "lr_temperature", None) or config.lr)
+        self.random = torch.Generator().manual_seed(seed)
+        self.updates = 0
+
+    # --- pieces ---
+
+    def apply(self, optimizer: Any, params: list[Tensor], loss: Tensor) -> None:
+        grads = torch.autograd.grad(loss, params)
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad.clone()
+        if self.config.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(params, self.config.max_grad_norm)
+        optimizer.step()
+
+    def q(self, critics: list[Net], *inputs: Tensor) -> list[Tensor]:
+        out = [run(net, *inputs, activation=self.config.activation) for net in critics]
+        return [x[:, 0] for x in out] if self.spec.action.kind == "box" else out
+
+    def smaller(self, values: list[Tensor]) -> Tensor:
+        return torch.minimum(values[0], values[-1])
+
+    def gaussian(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The density of tanh(u) by the change of variables, from u itself."""
+        head = run(self.actor[0], obs, activation=self.config.activation)
+        half = head.shape[1] // 2
+        dist = Normal(head[:, :half], head[:, half:].clip(-20, 2).exp())
+        u = dist.loc + dist.scale * noise
+        return torch.tanh(u), (dist.log_prob(u) - torch.log(1 - torch.tanh(u) ** 2)).sum(1)
+
+    def choice(self, obs: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Probabilities and their logs, both 0 where the mask forbids."""
+        logits = run(self.actor[0], obs, activation=self.config.activation)
+        legal = torch.ones_like(logits, dtype=torch.bool) if mask is None else mask
+        probs = Categorical(logits=torch.where(legal, logits, -1e30)).probs
+        return torch.where(legal, probs, 0.0), torch.where(legal, torch.where(legal, probs, 1.0).log(), 0.0)
+
+    def learn_critics(self, batch: Transition, target: Tensor) -> Tensor:
+        """The step of the critics; returns the mean size of their errors."""
+        values = self.q(self.critics, batch.obs, *([batch.action] if self.spec.action.kind == "box" else []))
+        if self.spec.action.kind != "box":
+            values = [v[torch.arange(len(v)), batch.action] for v in values]
+        weight = torch.ones_like(target) if batch.weight is None else batch.weight
+        loss = sum(0.5 * (weight * (v - target) ** 2).mean() for v in values)
+        errors = torch.stack([(v - target).abs() for v in values]).mean(0)
+        self.apply(self.of_critics, flat(self.critics), loss)
+        return errors.detach()
+
+    def follow(self, targets: list[Net], online: list[Net]) -> None:
+        with torch.no_grad():
+            for slow, fast in zip(flat(targets), flat(online), strict=True):
+                slow.copy_((1 - self.config.tau) * slow + self.config.tau * fast)
+
+    # --- the three papers ---
+
+    def update(self, batch: Transition) -> Tensor:
+        """One update; returns what the priorities should be made of."""
+        self.updates += 1
+        return {"SAC": self.sac, "DiscreteSAC": self.sac_discrete, "TD3": self.td3, "DDPG": self.ddpg}[self.kind](batch)
+
+    def sac(self, batch: Transition) -> Tensor:
+        config, size = self.config, batch.action.shape[1]
+        noise = torch.randn(2, len(batch.reward), size, generator=self.random)
+        temperature = self.log_temperature.exp().detach()
+        with torch.no_grad():
+            action, log_prob = self.gaussian(batch.next_obs, noise[0])
+            soft = self.smaller(self.q(self.target_critics, batch.next_obs, action)) - temperature * log_prob
+        errors = self.learn_critics(batch, batch.reward + batch.discount * soft)
+        action, log_prob = self.gaussian(batch.obs, noise[1])
+        value = self.smaller(self.q(self.critics, batch.obs, action))
+        self.apply(self.of_actor, flat(self.actor), (temperature * log_prob - value).mean())
+        if config.learn_temperature:
+            wanted = -size if config.target_entropy is None else config.target_entropy
+            loss = -(self.log_temperature * (log_prob.detach() + wanted)).mean()
+            self.log_temperature.grad = torch.autograd.grad(loss, self.log_temperature)[0]
+            self.of_temperature.step()
+        if self.updates % config.target_every == 0:
+            self.follow(self.target_critics, self.critics)
+        return errors
+
+    def sac_discrete(self, batch: Transition) -> Tensor:
+        config = self.config
+        temperature = self.log_temperature.exp().detach()
+        with torch.no_grad():
+            probs, logs = self.choice(batch.next_obs, batch.next_action_mask)
+            value = self.smaller(self.q(self.target_critics, batch.next_obs))
+            soft = (probs * (value - temperature * logs)).sum(1)
+        errors = self.learn_critics(batch, batch.reward + batch.discount * soft)
+        probs, logs = self.choice(batch.obs, batch.action_mask)
+        value = self.smaller(self.q(self.critics, batch.obs)).detach()
+        self.apply(self.of_actor, flat(self.actor), (probs * (temperature * logs - value)).sum(1).mean())
+        if config.learn_temperature:
+            legal = torch.full((len(probs),), 4.0) if batch.action_mask is None else batch.action_mask.sum(1).double()
+            wanted = config.target_entropy_share * torch.log(legal)
+            if config.target_entropy is not None:
+                wanted = config.target_entropy
+            entropy = -(probs * logs).sum(1).detach()
+            loss = (self.log_temperature * (entropy - wanted)).mean()
+            self.log_temperature.grad = torch.autograd.grad(loss, self.log_temperature)[0]
+            self.of_temperature.step()
+        if self.updates % config.target_every == 0:
+            self.follow(self.target_critics, self.critics)
+        return errors
+
+    def td3(self, batch: Transition) -> Tensor:
+        config = self.config
+        noise = torch.randn(batch.action.shape, generator=self.random)
+        with torch.no_grad():
+            action = torch.tanh(run(self.target_actor[0], batch.next_obs, activation=config.activation))
+            action = action + (noise * config.smoothing).clip(-config.smoothing_clip, config.smoothing_clip)
+            value = self.smaller(self.q(self.target_critics, batch.next_obs, action.clip(-1, 1)))
+        errors = self.learn_critics(batch, batch.reward + batch.discount * value)
+        if self.updates % config.policy_delay == 0:
+            self.climb(batch)
+        return errors
+
+    def ddpg(self, batch: Transition) -> Tensor:
+        with torch.no_grad():
+            action = torch.tanh(run(self.target_actor[0], batch.next_obs, activation=self.config.activation))
+            value = self.q(self.target_critics, batch.next_obs, action)[0]
+        errors = self.learn_critics(batch, batch.reward + batch.discount * value)
+        self.climb(batch)
+        return errors
+
+    def climb(self, batch: Transition) -> None:
+        """The deterministic policy gradient through the first critic; then both targets follow."""
+        action = torch.tanh(run(self.actor[0], batch.obs, activation=self.config.activation))
+        loss = -self.q(self.critics[:1], batch.obs, action)[0].mean()
+        self.apply(self.of_actor, flat(self.actor), loss)
+        self.follow(self.target_actor, self.actor)
+        self.follow(self.target_critics, self.critics)
