@@ -99,6 +99,10 @@ class RunConfig(BaseModel):
     replay_on_disk: bool = Field(
         False, description="keeps the replay in memory-mapped files of the run's folder instead of memory"
     )
+    record: str | None = Field(None, description="an empty folder that every unroll is written into, data only")
+    replay_from: str | None = Field(
+        None, description="a folder made by record: learns from its unrolls, and nobody acts"
+    )
     json_line: bool = Field(False, alias="json", description="the last line of the output is one JSON object")
     quiet: bool = Field(False, description="no progress, only the result")
     preset: Literal["auto", "none"] = Field("auto", description="whether the tuned values of configs/ are used")
@@ -132,6 +136,8 @@ class RunConfig(BaseModel):
                 f"workers must be at most streams, got {self.workers} workers for {self.streams} "
                 f"stream{'s' * (self.streams > 1)}; ask for more streams or fewer workers"
             )
+        if self.record is not None and self.replay_from is not None:
+            raise ValueError("record has nothing to record where replay_from lets nobody act; ask for one of them")
         if self.stop_return is not None and self.eval_every == 0:
             raise ValueError("stop_return needs evaluations, but eval_every is 0")
         return self

@@ -39,6 +39,7 @@ class Console:
         """Says what begins: one line, the preset that is used, and notes."""
         who = f"{config.workers} actors" if config.workers > 1 else "1 actor"
         where = f"{who}, {config.backend}" if config.workers else "in this process"
+        where = where if config.replay_from is None else f"from {config.replay_from}"
         self.note(
             f"{config.algo} on {config.env_name}: {config.steps:,} steps, {config.streams} streams, {where}, "
             f"seed {config.seed}, device {config.device}"

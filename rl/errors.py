@@ -23,6 +23,14 @@ class RunFailed(Exception):
     status = 1
 
 
+def diverged(what: str) -> RunFailed:
+    """Training has left the numbers: `what` is the number that is none."""
+    return RunFailed(
+        f"training diverged: {what}. Go on from the last checkpoint with --resume, or begin anew with a smaller --lr, "
+        "--max-grad-norm, --normalize-obs or --normalize-return"
+    )
+
+
 class Stop(KeyboardInterrupt):
     """Ctrl-C or SIGTERM before a run has begun. Not an Exception, so that nobody takes it for a worker's fault."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from algorithms.protocol import ReplayPlan
+from rl.errors import diverged
 from rollout.tree import tree_map
 from rollout.types import Trajectory, Transition
 
@@ -95,14 +96,18 @@ class ReplayFeed:
         earned = math.floor(max(self.steps - self._warmup, 0) * self._rate)
         while self.updates < earned and len(self.replay):
             self.updates += 1
-            yield to_device(self.replay.sample(progress), self._device)
+            yield tensors(self.replay.sample(progress), self._device)
 
     def reprioritise(self, batch: Transition, priority: Tensor) -> None:
-        if batch.index is not None:
-            self.replay.reprioritise(batch.index.cpu().numpy(), priority.detach().cpu().numpy())
+        if batch.index is None:
+            return
+        errors = priority.detach().cpu().numpy()
+        if not np.isfinite(errors).all():
+            raise diverged(f"an error of update {self.updates} is {errors[~np.isfinite(errors)][0]}")
+        self.replay.reprioritise(batch.index.cpu().numpy(), errors)
 
     def delivery(self, unrolls: list[Trajectory]) -> Trajectory:
-        return join(unrolls, self._device)
+        return join(unrolls, self._device) if len(unrolls) > 1 else tensors(unrolls[0], self._device)
 
     def metrics(self) -> dict[str, float]:
         return {"replay/rows": float(len(self.replay)), "replay/updates": float(self.updates)}
@@ -148,25 +153,40 @@ def join(unrolls: list[Trajectory], device: torch.device) -> Trajectory:
     )
 
 
-def to_device(sample: Any, device: torch.device) -> Any:
-    """A sample of a replay, its arrays as tensors on the device."""
+def tensors(rows: Trajectory | Transition, device: torch.device) -> Any:
+    """The same with tensors on the device for arrays; on the CPU they share the arrays' memory."""
 
     def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)
+        found = torch.from_numpy(array)
+        return found if device.type == "cpu" else found.to(device)
 
     def maybe(array: np.ndarray | None) -> Tensor | None:
         return None if array is None else tensor(array)
 
-    if isinstance(sample, Trajectory):
-        return join([sample], device)
-    return Transition(
-        obs=tree_map(tensor, sample.obs),
-        action=tensor(sample.action),
-        reward=tensor(sample.reward),
-        discount=tensor(sample.discount),
-        next_obs=tree_map(tensor, sample.next_obs),
-        action_mask=maybe(sample.action_mask),
-        next_action_mask=maybe(sample.next_action_mask),
-        weight=maybe(sample.weight),
-        index=maybe(sample.index),
+    if isinstance(rows, Transition):
+        return Transition(
+            obs=tree_map(tensor, rows.obs),
+            action=tensor(rows.action),
+            reward=tensor(rows.reward),
+            discount=tensor(rows.discount),
+            next_obs=tree_map(tensor, rows.next_obs),
+            action_mask=maybe(rows.action_mask),
+            next_action_mask=maybe(rows.next_action_mask),
+            weight=maybe(rows.weight),
+            index=maybe(rows.index),
+        )
+    return Trajectory(
+        obs=tree_map(tensor, rows.obs),
+        action=tensor(rows.action),
+        reward=tensor(rows.reward),
+        terminated=tensor(rows.terminated),
+        truncated=tensor(rows.truncated),
+        first=tensor(rows.first),
+        version=tensor(rows.version),
+        stream=tensor(rows.stream),
+        row=tensor(rows.row),
+        extras={name: tensor(array) for name, array in rows.extras.items()},
+        action_mask=maybe(rows.action_mask),
+        core=maybe(rows.core),
+        episodes=rows.episodes,
     )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rl.checkpoint import to_tensors
-from rl.errors import RunFailed
+from rl.errors import diverged
 from rl.feed import Feed, StreamFeed
 from rollout.types import Trajectory, Weights
 
@@ -101,11 +101,7 @@ class Learner:
         bad = next((at for at, value in enumerate(values) if not math.isfinite(value)), None)
         if bad is None:  # each is finite, their sum is not
             return
-        raise RunFailed(
-            f"training diverged: the gradient of update {self.version - len(values) + bad + 1} is {values[bad]}. Go on "
-            "from the last checkpoint with --resume, or begin anew with a smaller --lr, --max-grad-norm, "
-            "--normalize-obs or --normalize-return"
-        )
+        raise diverged(f"the gradient of update {self.version - len(values) + bad + 1} is {values[bad]}")
 
     def _sum_up(self) -> None:
         """Add the metrics of the newest updates to the sums: one reading of the device for each name."""

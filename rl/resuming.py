@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,17 @@ def _age(path: Path) -> tuple[str, int]:
 def same_environment(saved: Checkpoint, spec: EnvSpec) -> None:
     """CheckpointError if what the policy sees and does has changed since; the environment's name may have."""
     with fits(saved.path):
-        then, now = _flat(to_json(from_json(saved.meta["spec"]))), _flat(to_json(spec))
-    changed = [key for key in {**then, **now} if then.get(key) != now.get(key) and key.rpartition(".")[2] not in NAMES]
+        then = from_json(saved.meta["spec"])
+    changed = differences(then, spec, but=NAMES)
     if changed:
-        said = "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed[:3])
-        raise CheckpointError(f"{saved.path} was trained on another {then.get('id')} than {spec.id} is now: {said}")
+        raise CheckpointError(f"{saved.path} was trained on another {then.id} than {spec.id} is now: {changed}")
+
+
+def differences(then: EnvSpec, now: EnvSpec, but: Collection[str]) -> str:
+    """How two specs differ, for a person; "" where they do not, the keys `but` apart."""
+    old, new = _flat(to_json(then)), _flat(to_json(now))
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key.rpartition(".")[2] not in but]
+    return "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed[:3])
 
 
 def _flat(node: Any, name: str = "") -> dict[str, Any]:

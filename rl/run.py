@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from envs.spec import EnvSpec
 from rl import checkpoint, segments
 from rl.checkpoint import Checkpoint
 from rl.config import RunConfig
@@ -22,6 +21,8 @@ from rl.folder import lock, make_folder, write_run_file
 from rl.keeper import Keeper
 from rl.learner import Learner
 from rl.metrics import Metrics, Window
+from rl.offline import fill
+from rl.record import Recorder, Recording
 from rl.result import Result
 from rl.resuming import fits, newest, same_environment
 from rl.setup import (
@@ -30,6 +31,7 @@ from rl.setup import (
     evaluation_seeds,
     make_algorithm,
     make_feed,
+    open_rollout,
     quiet_torch,
     rollout_plan,
     room_for,
@@ -38,7 +40,7 @@ from rl.setup import (
 )
 from rl.signals import Signals
 from rollout.handle import ActorLost
-from rollout.rollout import Failed, Rollout, RolloutPlan
+from rollout.rollout import Failed, RolloutPlan
 from rollout.types import Episode, Trajectory, Weights
 
 CHECKPOINTS = "checkpoints"  # where they lie in a run's folder
@@ -72,16 +74,21 @@ class Run:
         self.way, self.spec = here.way, here.spec
         if saved is not None:
             same_environment(saved, here.spec)
+        recording = None
+        if config.replay_from is not None:
+            self.way, recording = "record", Recording.open(Path(config.replay_from), here.spec)
         algorithm = make_algorithm(config, here.spec)
         plan = rollout_plan(config, here, algorithm.plan)
         notes += room_for(config, here.spec, algorithm.plan, resume)
+        known = None if resume is None else 0 if saved is None else int(saved.state.get("recorded", 0))
+        self.recorder = None if config.record is None else Recorder(Path(config.record), config, here.spec, known)
         self.folder = resume or make_folder(config)
         if resume is None:
             self._parts.callback(lock(self.folder))
             write_run_file(self.folder, config, here.spec)
         self._parts.callback(self.console.finish, "")
-        self.keeper = Keeper(self.folder / CHECKPOINTS, config, here.spec, here.way, saved)
-        self._learns(algorithm, here.spec, saved)
+        self.keeper = Keeper(self.folder / CHECKPOINTS, config, here.spec, self.way, saved)
+        notes += self._learns(algorithm, saved, recording)
         self._open(plan, here, saved)
         if resume is not None:
             write_run_file(self.folder, config, here.spec)
@@ -97,26 +104,25 @@ class Run:
         self.console.start(config, config.preset_file, notes)
         self.signals.ask = self._asked
 
-    def _learns(self, algorithm: Any, spec: EnvSpec, saved: Checkpoint | None) -> None:
-        """Make the learner and its feed; bring back what was saved."""
+    def _learns(self, algorithm: Any, saved: Checkpoint | None, recording: Recording | None) -> list[str]:
+        """Make the learner and its feed; bring back what was saved, or fill the replay from a recording."""
         config, files = self.config, self.folder / ROWS
         shutil.rmtree(files, ignore_errors=True)  # a run that was killed leaves them
-        on_disk = files if config.replay_on_disk else None
-        if on_disk is not None:
-            self._parts.callback(shutil.rmtree, files, ignore_errors=True)
-        feed = make_feed(config, spec, algorithm.plan, on_disk)
+        self._parts.callback(shutil.rmtree, files, ignore_errors=True)
+        feed = make_feed(config, self.spec, algorithm.plan, files if config.replay_on_disk else None, recording)
         self.learner = Learner(algorithm, torch_device(config.device), feed)
-        if saved is not None:
-            with fits(saved.path):
-                self.learner.load(saved.state["learner"])
-                feed.load(
-                    saved.state.get("feed", {}), segments.read(self.keeper.folder, saved.meta.get("segments", {}))
-                )
+        if saved is None:
+            return [] if recording is None else [fill(self.learner, recording, torch_device(config.device))]
+        with fits(saved.path):
+            self.learner.load(saved.state["learner"])
+            blocks = segments.read(self.keeper.folder, saved.meta.get("segments", {}))
+            feed.load(saved.state.get("feed", {}), blocks)
+        return []
 
     def _open(self, plan: RolloutPlan, here: World, saved: Checkpoint | None) -> None:
         """Start the actors and the evaluating worker; bring back what was saved."""
         config = self.config
-        self.rollout = Rollout(plan, self.learner.weights(0), self._restarted)
+        self.rollout = open_rollout(config, plan, self.learner.weights(0), self._restarted)
         self._parts.callback(self.rollout.close)
         self._worker = EvaluationWorker(config, here)
         self.evaluations = Evaluations(
@@ -192,6 +198,8 @@ class Run:
             self._log(now)
 
     def _take_in(self, unrolls: list[Trajectory]) -> None:
+        if self.recorder is not None:
+            self.recorder.add(unrolls)
         for unroll in unrolls:
             self.window.add(unroll.episodes)
 
@@ -233,10 +241,13 @@ class Run:
             self.settle()
         steps = self.rollout.steps
         feed, blocks = self.learner.feed.state()
+        if self.recorder is not None:
+            self.recorder.flush()
         rollout = self.rollout.blind_state() if blind else self.rollout.state()
         state = {
             "learner": self.learner.state(),
             "feed": feed,
+            "recorded": self.recorder.files if self.recorder is not None else 0,
             "rollout": rollout,
             "window": self.window.state(),
             "evaluation": {

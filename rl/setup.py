@@ -26,11 +26,14 @@ from rl import room
 from rl.config import RunConfig
 from rl.errors import ConfigError
 from rl.feed import Feed, ReplayFeed, StreamFeed
+from rl.offline import OfflineFeed, OfflineRollout
+from rl.record import Recording
 from rollout.evaluator import Evaluator, EvaluatorJob
-from rollout.handle import Handle
+from rollout.handle import ActorLost, Handle
 from rollout.local import LocalHandle
 from rollout.memory import SharedMemory
-from rollout.rollout import RolloutPlan
+from rollout.rollout import Rollout, RolloutPlan
+from rollout.types import Weights
 from rollout.widths import InBlocks, rows_agree
 
 DEVICES = ("cpu", "cuda", "mps")
@@ -119,16 +122,18 @@ def room_for(config: RunConfig, spec: EnvSpec, plan: StreamPlan | ReplayPlan, fo
         ConfigError: it does not fit, or its settings do not fit each other.
     """
     if isinstance(plan, StreamPlan):
-        if config.replay_on_disk:
-            raise ConfigError(f"--replay-on-disk: {config.algo} learns from each unroll once and keeps no replay")
+        for flag, asked in (("replay-on-disk", config.replay_on_disk), ("replay-from", config.replay_from)):
+            if asked:
+                raise ConfigError(f"--{flag}: {config.algo} learns from each unroll once and keeps no replay")
         return []
-    least = max(plan.batch, plan.warmup)
+    warmup = 0 if config.replay_from else plan.warmup
+    least = max(plan.batch, warmup)
     if plan.capacity < least:
         raise ConfigError(
             f"--capacity {plan.capacity} is smaller than --{'batch' if least == plan.batch else 'warmup'} {least}; "
             "the replay must hold what the first update is made from"
         )
-    if plan.warmup >= config.steps:
+    if warmup >= config.steps:
         raise ConfigError(
             f"--warmup {plan.warmup} leaves nothing to learn in --steps {config.steps}; "
             "ask for more steps or a smaller warmup"
@@ -142,14 +147,32 @@ def room_for(config: RunConfig, spec: EnvSpec, plan: StreamPlan | ReplayPlan, fo
     return [room.make_sure(needed, (folder or Path(config.out)) if config.replay_on_disk else None)]
 
 
-def make_feed(config: RunConfig, spec: EnvSpec, plan: StreamPlan | ReplayPlan, folder: Path | None = None) -> Feed:
-    """Where the learner's batches come from, as the algorithm's plan says; a replay's files lie in `folder`, if any."""
+def make_feed(
+    config: RunConfig,
+    spec: EnvSpec,
+    plan: StreamPlan | ReplayPlan,
+    folder: Path | None = None,
+    recording: Recording | None = None,
+) -> Feed:
+    """Where the learner's batches come from, as the algorithm's plan says.
+
+    Args:
+        folder:    where a replay's files lie; None keeps it in memory.
+        recording: what it is to be filled from, in place of actors.
+    """
     device = torch_device(config.device)
     if isinstance(plan, StreamPlan):
         return StreamFeed(device)
     from rollout.replay import Replay
 
-    return ReplayFeed(Replay(spec, config.streams, plan, config.seed, folder), plan, device)
+    streams = config.streams if recording is None else recording.streams
+    try:
+        replay = Replay(spec, streams, plan, config.seed, folder)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if recording is not None:
+        return OfflineFeed(replay, plan, device, config.streams * plan.unroll)
+    return ReplayFeed(replay, plan, device)
 
 
 def rollout_plan(config: RunConfig, here: World, plan: StreamPlan | ReplayPlan) -> RolloutPlan:
@@ -170,6 +193,15 @@ def rollout_plan(config: RunConfig, here: World, plan: StreamPlan | ReplayPlan) 
         max_restarts=config.max_restarts,
         random_rows=random_rows(plan, config.streams),
     )
+
+
+def open_rollout(
+    config: RunConfig, plan: RolloutPlan, weights: Weights, on_restart: Callable[[ActorLost], None]
+) -> Rollout | OfflineRollout:
+    """Actors, or what stands in their place where the unrolls were recorded."""
+    if config.replay_from is not None:
+        return OfflineRollout(config.streams * plan.unroll)
+    return Rollout(plan, weights, on_restart)
 
 
 def random_rows(plan: StreamPlan | ReplayPlan, streams: int) -> int:

@@ -59,6 +59,10 @@ class EpisodeTracker:
     def add(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> tuple[Episode, ...]:
         """One unroll, all [T, B]; returns the episodes that ended in it, in the order of their streams and time."""
         done: list[Episode] = []
+        if not ended.any():
+            self.ret += reward.sum(0, dtype=np.float64)
+            self.length += valid.sum(0)
+            return ()
         for b in np.flatnonzero(ended.any(0)):
             begin = 0
             for end in np.flatnonzero(ended[:, b]) + 1:
