@@ -58,24 +58,26 @@ class EpisodeTracker:
 
     def add(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> tuple[Episode, ...]:
         """One unroll, all [T, B]; returns the episodes that ended in it, in the order of their streams and time."""
-        done: list[Episode] = []
         if not ended.any():
             self.ret += reward.sum(0, dtype=np.float64)
             self.length += valid.sum(0)
             return ()
-        for b in np.flatnonzero(ended.any(0)):
-            begin = 0
-            for end in np.flatnonzero(ended[:, b]) + 1:
-                ret = self.ret[b] + reward[begin:end, b].sum(dtype=np.float64)
-                length = self.length[b] + valid[begin:end, b].sum()
-                done.append(Episode(float(ret), int(length)))
-                self.ret[b], self.length[b], begin = 0.0, 0, int(end)
-            self.ret[b] = reward[begin:, b].sum(dtype=np.float64)
-            self.length[b] = valid[begin:, b].sum()
-        rest = ~ended.any(0)
-        self.ret[rest] += reward[:, rest].sum(0, dtype=np.float64)
-        self.length[rest] += valid[:, rest].sum(0)
-        return tuple(done)
+        rows, streams = reward.shape
+        columns = np.arange(streams) * rows  # where each stream begins, once they lie one after the other
+        stream, row = np.nonzero(ended.T)
+        ends = stream * rows + row
+        starts = np.union1d(columns, ends + 1)  # of pieces of episodes
+        starts = starts[starts < rows * streams]
+        sums = np.add.reduceat(np.ravel(reward.T).astype(np.float64), starts)
+        steps = np.add.reduceat(np.ravel(valid.T).astype(np.int64), starts)
+        firsts = np.searchsorted(starts, columns)
+        sums[firsts] += self.ret
+        steps[firsts] += self.length
+        lasts = np.append(firsts[1:], len(starts)) - 1
+        self.ret[:] = np.where(ended[-1], 0.0, sums[lasts])
+        self.length[:] = np.where(ended[-1], 0, steps[lasts])
+        done = np.searchsorted(starts, ends, side="right") - 1
+        return tuple(map(Episode, sums[done].tolist(), steps[done].tolist()))
 
 
 def play(

@@ -62,6 +62,29 @@ def test_a_reset_row_is_no_step() -> None:
     assert episodes == (Episode(5.0, 1), Episode(3.0, 2))
 
 
+@pytest.mark.parametrize("rows", [1, 2, 7])
+@pytest.mark.parametrize("streams", [1, 3])
+def test_tracker_against_a_plain_loop(rows, streams):
+    """Ends everywhere, in the last row too, over several unrolls."""
+    rng = np.random.default_rng(rows)
+    tracker = EpisodeTracker(streams)
+    ret, length = np.zeros(streams), np.zeros(streams, int)
+    for _ in range(40):
+        reward = rng.integers(-3, 4, (rows, streams)).astype(np.float32)
+        ended, valid = rng.random((rows, streams)) < 0.3, rng.random((rows, streams)) < 0.9
+        expected = []
+        for b in range(streams):
+            for t in range(rows):
+                ret[b] += reward[t, b]
+                length[b] += valid[t, b]
+                if ended[t, b]:
+                    expected.append((ret[b], length[b]))
+                    ret[b], length[b] = 0.0, 0
+        assert tracker.add(reward, ended, valid) == tuple(expected)
+        np.testing.assert_array_equal(tracker.ret, ret)
+        np.testing.assert_array_equal(tracker.length, length)
+
+
 def test_padding_and_the_shapes_of_an_unroll() -> None:
     assert [padded(n) for n in (1, 15, 16, 17, 32, 33)] == [16, 16, 16, 32, 32, 48]
     leaf = Leaf("box", (2,), "float32")
