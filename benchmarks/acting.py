@@ -19,8 +19,9 @@ READY_SECONDS = 8.0  # that the two plain loops have before they begin together
 NOTE = (
     "Ours: 2 workers x 16 streams, 2x64 tanh nets; actions are sampled with their log-probabilities, unrolls delivered "
     "and joined, values computed for all rows in the learner's process, weights published anew each time. "
-    "`in turn`: actors wait meanwhile; `overlapped`: they go on. Plain loops: two processes side by side, one "
-    "environment each, gymnasium.make's defaults, random actions drawn beforehand, nothing kept; their rates are added."
+    "`in turn`: actors wait meanwhile; `overlapped`: they go on. Plain loops: two processes side by side, 16 "
+    "environments each in turn, gymnasium.make's defaults, random actions drawn beforehand, nothing kept; their rates "
+    "are added."
 )
 
 
@@ -89,7 +90,7 @@ def run(bench: Bench, command: list[str], _: int) -> dict[str, Any]:
 def plain(bench: Bench, env: str, seconds: float, _: int) -> dict[str, Any]:
     """Two plain loops that begin together."""
     start = time.time() + READY_SECONDS
-    command = [sys.executable, str(HERE / "peers" / "plain_loop.py"), env, str(seconds), str(start)]
+    command = [sys.executable, str(HERE / "peers" / "plain_loop.py"), env, str(STREAMS), str(seconds), str(start)]
     loops = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=bench.scratch) for _ in range(2)]
     outputs = [loop.communicate()[0] for loop in loops]
     if any(loop.returncode for loop in loops):
@@ -115,7 +116,7 @@ def main() -> None:
         for name, words in {f"ours {env} in turn": command, f"ours {env} overlapped": [*command, "--overlap"]}.items():
             variants.append(Variant(name, bench.shown(words), partial(run, bench, words)))
             if name.endswith("in turn"):
-                shown = f"python benchmarks/peers/plain_loop.py {env} {seconds:g} START, twice"
+                shown = f"python benchmarks/peers/plain_loop.py {env} {STREAMS} {seconds:g} START, twice"
                 variants.append(Variant(f"2 loops {env}", shown, partial(plain, bench, env, seconds)))
         if options.peers:
             peer = bench.peer("sample_sb3.py", env, seconds)

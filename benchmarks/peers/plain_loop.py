@@ -1,4 +1,4 @@
-"""The plainest loop over env.step, actions drawn beforehand: plain_loop.py ENV SECONDS START (of time.time)"""
+"""The plainest loop over env.step, actions drawn beforehand: plain_loop.py ENV STREAMS SECONDS START (of time.time)"""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ import gymnasium
 
 
 def main() -> None:
-    env = gymnasium.make(sys.argv[1])
-    env.action_space.seed(0)
-    actions = [env.action_space.sample() for _ in range(1024)]
-    env.reset(seed=0)
-    late = time.time() - float(sys.argv[3])
+    name, streams, seconds, start = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
+    envs = [gymnasium.make(name) for _ in range(streams)]
+    envs[0].action_space.seed(0)
+    actions = [[envs[0].action_space.sample() for _ in envs] for _ in range(1024 // streams)]
+    for seed, env in enumerate(envs):
+        env.reset(seed=seed)
+    late = time.time() - start
     if late > 0:
         sys.exit(f"plain_loop: ready {late:.1f} s too late to begin together")
     time.sleep(-late)
     count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < float(sys.argv[2]):
-        for action in actions:
-            _, _, terminated, truncated, _ = env.step(action)
-            if terminated or truncated:
-                env.reset()
-        count += len(actions)
+    while time.perf_counter() - began < seconds:
+        for row in actions:
+            for env, action in zip(envs, row, strict=True):
+                _, _, terminated, truncated, _ = env.step(action)
+                if terminated or truncated:
+                    env.reset()
+        count += streams * len(actions)
     print(json.dumps({"steps_per_second": count / (time.perf_counter() - began)}))
 
 
