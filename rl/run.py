@@ -74,12 +74,12 @@ class Run:
         self.way, self.spec = here.way, here.spec
         if saved is not None:
             same_environment(saved, here.spec)
-        recording = None
-        if config.replay_from is not None:
-            self.way, recording = "record", Recording.open(Path(config.replay_from), here.spec)
         algorithm = make_algorithm(config, here.spec)
         plan = rollout_plan(config, here, algorithm.plan)
         notes += room_for(config, here.spec, algorithm.plan, resume)
+        recording = None
+        if config.replay_from is not None:
+            self.way, recording = "record", Recording.open(Path(config.replay_from), here.spec)
         known = None if resume is None else 0 if saved is None else int(saved.state.get("recorded", 0))
         self.recorder = None if config.record is None else Recorder(Path(config.record), config, here.spec, known)
         self.folder = resume or make_folder(config)
