@@ -15,6 +15,7 @@ from algorithms.returns import project
 from algorithms.rng import Rng
 from algorithms.schedules import linear
 from algorithms.settings_dqn import DQNConfig
+from algorithms.tape import Tape
 from envs.spec import EnvSpec
 from rollout.tree import Tree
 from rollout.types import Trajectory, Transition
@@ -58,6 +59,7 @@ class DQN:
         self.flat, self.target_flat = flatten(self.policy), flatten(self.target).param
         self.target.requires_grad_(False)
         self.optimizer = Adam(self.flat, eps=config.adam_eps)
+        self.tape = Tape(self.net)
         self.rng = Rng(seed)
         self.net.draw(self.rng.generator)  # for actors, until the first update
 
@@ -71,7 +73,7 @@ class DQN:
             self.net.draw(self.rng.generator)  # actors then act with this noise
         each, error, q = self.loss(policy.normalised(batch.obs), batch.action, target)
         loss = each.mean() if batch.weight is None else (batch.weight * each).mean()
-        norm = step(self.optimizer, loss, lr, config.max_grad_norm)
+        norm = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward)
         self.follow()
         told = {"loss_q": loss.detach(), "q_mean": q.mean(), "grad_norm": norm, "lr": lr, "epsilon": epsilon}
         return Update(told, None if batch.index is None else error)
@@ -93,7 +95,8 @@ class DQN:
 
     def loss(self, obs: Tree, action: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of each sample [B]: the loss, the error that its priority is made of, and Q(obs, action)."""
-        out = self.net.forward(obs)
+        with self.tape:
+            out = self.net.forward(obs)
         if self.config.atoms > 1:
             logits = picked(out, action)  # [B, atoms]
             each = -(target * torch.log_softmax(logits, -1)).sum(-1)

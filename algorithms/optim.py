@@ -49,15 +49,26 @@ class Adam:
         self.steps = 0
         self.mean = torch.zeros_like(self.param)  # [P] of gradients
         self.square = torch.zeros_like(self.param)  # [P] of squared gradients
+        self._count = torch.zeros((), device=self.param.device)  # `steps`, as the kernel wants it
 
     def update(self, lr: float) -> None:
-        """One step along the gradient, with step size `lr`."""
-        first, second = self.betas
+        """One step along the gradient, with step size `lr`: torch's fused kernel, one pass over everything."""
         self.steps += 1
-        self.mean.lerp_(self.grad, 1 - first)
-        self.square.mul_(second).addcmul_(self.grad, self.grad, value=1 - second)
-        spread = self.square.sqrt().mul_((1 - second**self.steps) ** -0.5).add_(self.eps)
-        self.param.addcdiv_(self.mean, spread, value=-lr / (1 - first**self.steps))
+        torch._fused_adam_(
+            [self.param],
+            [self.grad],
+            [self.mean],
+            [self.square],
+            [],
+            [self._count.fill_(self.steps)],
+            lr=lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=0.0,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "mean": self.mean, "square": self.square}
