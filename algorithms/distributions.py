@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from algorithms.protocol import Noise
 from envs.spec import ActionSpec
@@ -211,13 +213,36 @@ class TanhGaussian:
         The density comes from u itself, never from the inverse of an action that was rounded to 1:
         log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u)).
         """
-        u = self.mean + self.log_std.exp() * noise  # [..., n]
-        inside = self.log_std - 2 * (u + F.softplus(-2 * u))
-        outside = -0.5 * noise.square().sum(-1) - (0.5 * math.log(2 * math.pi) + 2 * math.log(2)) * u.shape[-1]
-        return self._shaped(torch.tanh(u)), outside - inside.sum(-1)
+        action, log_prob = _Squashed.apply(self.mean, self.log_std, noise)  # type: ignore[no-untyped-call]
+        return self._shaped(action), log_prob
 
     def _shaped(self, flat: Tensor) -> Tensor:
         return flat if len(self.shape) == 1 else flat.reshape(*flat.shape[:-1], *self.shape)
+
+
+class _Squashed(torch.autograd.Function):
+    """tanh(u) and its log density, u = mean + exp(log_std) * noise, with their slopes written out.
+
+    Of log_prob the slope along u is 2 tanh(u), and along log_std, where u is held, -1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        spread = log_std.exp().mul_(noise)  # [..., n]
+        u = mean + spread
+        action = torch.tanh(u)
+        each = u.add_(F.softplus(-2 * u)).mul_(2).sub_(log_std).sub_(0.5 * noise.square())
+        constant = (0.5 * math.log(2 * math.pi) + 2 * math.log(2)) * mean.shape[-1]
+        ctx.save_for_backward(action, spread)
+        return action, each.sum(-1).sub_(constant)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_action: Tensor, of_log_prob: Tensor) -> tuple[Tensor, Tensor, None]:
+        action, spread = ctx.saved_tensors
+        of_each = of_log_prob.unsqueeze(-1)  # [..., 1]
+        of_u = torch.addcmul(of_action, action, 2 * of_each - of_action * action)
+        return of_u, of_u * spread - of_each, None
 
 
 Distribution = Categorical | MultiCategorical | Bernoulli | DiagGaussian
