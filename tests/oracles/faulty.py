@@ -144,8 +144,10 @@ class Picture(gymnasium.Env[Any, Any]):
 
 
 def config_of(env: Any, **given: Any) -> RunConfig:
-    """The config of a tiny PPO run that nothing interrupts."""
-    tiny = {"algo": "ppo", "env": env, "streams": 5, "workers": 0, "unroll": 8, "epochs": 1, "minibatches": 2}
+    """The config of a tiny run, of PPO unless told otherwise, that nothing interrupts."""
+    tiny = {"algo": "ppo", "env": env, "streams": 5, "workers": 0, "unroll": 8}
+    if given.get("algo", "ppo") == "ppo":
+        tiny |= {"epochs": 1, "minibatches": 2}
     return load(tiny | {"eval_every": 0, "checkpoint_every": 0, "quiet": True, "preset": "none"} | given)
 
 

@@ -105,5 +105,6 @@ class Tiny:
         return {"policy": self.policy}
 
 
-rl.register_policy("tiny", TinyPolicy)
-rl.register_algorithm("tiny", Tiny, TinyConfig)
+NAME = "tiny"  # of the algorithm and of its policy
+rl.register_policy(NAME, TinyPolicy)
+rl.register_algorithm(NAME, Tiny, TinyConfig)

@@ -21,6 +21,8 @@ GRU = "--memory gru --memory-size 8 --sequence 8 --normalize-obs --normalize-ret
 DQN = "--algo dqn --streams 3 --unroll 4 --widths 8,8 --eval-episodes 2 --steps 900 --checkpoint-every 100".split()
 DQN += "--eval-every 300 --warmup 60 --batch 8 --updates-per-step 0.3 --target-every 20 --json --quiet".split()
 REPLAYS = "--n-step 3 --double --prioritized --normalize-obs".split()
+BOX = "--env Pendulum-v1 --workers 0 --streams 2 --unroll 5 --widths 8,8 --steps 400 --checkpoint-every 80".split()
+BOX += "--warmup 60 --batch 8 --updates-per-step 0.3 --eval-every 0 --preset none --json --quiet".split()
 CARTPOLE = ["--env", "CartPole-v1"]
 BOX2D = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs the extra box2d")
 MUJOCO = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs the extra mujoco")
@@ -38,6 +40,9 @@ CASES = [
     pytest.param([*DQN, *CARTPOLE, "--workers", "0"], id="dqn"),
     pytest.param([*DQN, *REPLAYS, *CARTPOLE, "--workers", "0", "--capacity", "300"], id="dqn, n-step, prioritised"),
     pytest.param([*DQN, "--n-step", "3", "--env", "probe:dict", "--workers", "0", "--replay-on-disk"], id="on disk"),
+    pytest.param(["--algo", "sac", *BOX, "--n-step", "2", "--prioritized"], id="sac, n-step, prioritised"),
+    pytest.param(["--algo", "td3", *BOX, "--normalize-obs"], id="td3, normalised"),
+    pytest.param(["--algo", "ddpg", *BOX, "--noise-kind", "ou"], id="ddpg, ou"),
     pytest.param([*SHORT, "--env", "LunarLander-v3", "--workers", "0"], id="LunarLander", marks=BOX2D),
     pytest.param(
         [*SHORT, "--env", "HalfCheetah-v5", "--workers", "0", "--eval-every", "0"], id="HalfCheetah", marks=MUJOCO
@@ -77,7 +82,7 @@ def killed_and_resumed(
 def test_killed_and_resumed_is_as_if_nothing_had_been(launch: Any, tmp_path: Path, argv: list[str]) -> None:
     whole = launch(tmp_path, *argv, "--out", "whole").result
 
-    result, run = killed_and_resumed(launch, tmp_path, argv, OFTEN if "dqn" in argv else KILLS)
+    result, run = killed_and_resumed(launch, tmp_path, argv, OFTEN if "--warmup" in argv else KILLS)
 
     same = ("fingerprint", "steps", "episodes", "train_return", "eval_return", "stopped", "restarts")
     assert {key: result[key] for key in same} == {key: whole[key] for key in same}

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from oracles.faulty import NotFinite, NothingLegal, open_rollout
+from oracles.faulty import NotFinite, NothingLegal, open_rollout, weights_of
+from oracles.replaying import NAME
 
 from envs.probes import Counter, Masked, raises
 from envs.seeding import stream_seed
@@ -216,3 +217,52 @@ def test_a_fault_names_stream_seed_step_and_brings_its_traceback() -> None:
     assert f"stream {stream} (seed {stream_seed(6, stream)}) failed at step {rows[stream]}:" in detail
     assert "RuntimeError: the probe raises in step 13" in detail
     assert 'probes.py", line' in detail
+
+
+# --- random starts ---
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "probe:masked", "Pendulum-v1"])
+def test_the_first_rows_of_a_stream_are_acted_at_random(env: str) -> None:
+    """A policy that always does the same is overruled for ceil(warmup / streams) rows."""
+
+    given = {"algo": NAME, "workers": 0, "streams": 3, "unroll": 8, "warmup": 31}
+    rollout, policy = open_rollout(env, **given)
+    policy.weight.data.zero_()
+    policy.scale.zero_()
+    rollout.publish(weights_of(policy, 1))
+    unrolls = collected(rollout, 3)
+    rollout.close()
+
+    action = torch.cat([unroll.action for unroll in unrolls]).float()  # [24, 3, *A]
+    assert len(action[:11].unique()) > 1
+    constant = action[11]
+    if env != "probe:masked":
+        assert (action[11:] == constant).all()
+        assert (action[:11].flatten(1) != constant.flatten()).any(0).all()
+    for unroll in unrolls:
+        if unroll.action_mask is not None:
+            assert unroll.action_mask[:-1].gather(-1, unroll.action[..., None]).all()
+
+
+def test_a_random_start_is_the_same_for_any_number_of_workers() -> None:
+    found = []
+    for workers in (0, 2):
+        rollout, _ = open_rollout(
+            "CartPole-v1", algo=NAME, workers=workers, backend="local", streams=5, unroll=8, warmup=60
+        )
+        found.append(collected(rollout, 3))
+        rollout.close()
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.action, other.action)
+        assert torch.equal(one.obs, other.obs)
+
+
+def test_no_random_start_where_none_is_wanted() -> None:
+    given = {"algo": NAME, "workers": 0, "streams": 3, "unroll": 8, "warmup": 31, "random_start": False}
+    rollout, policy = open_rollout("CartPole-v1", **given)
+    policy.weight.data.zero_()
+    policy.scale.zero_()
+    rollout.publish(weights_of(policy, 1))
+    (unroll,) = collected(rollout, 1)
+    assert (unroll.action == 0).all()

@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from rollout.noise import DRAWS, StreamNoise
+from envs.spec import ActionSpec
+from rollout.noise import DRAWS, RandomStart, StreamNoise
 
 
 def drawn(
@@ -64,3 +65,86 @@ def test_unrolls_of_one_stream_are_independent() -> None:
     for unroll, row in enumerate([0, 1, 4]):
         noise.fill(out[unroll], np.array([row]), [0])
     assert len(np.unique(out[:, :, 0])) == 3 * 4 * 64
+
+
+def test_a_row_can_hold_the_number_of_its_stream() -> None:
+    plain, numbered = np.zeros((4, 16, 2), np.float32), np.zeros((4, 16, 3), np.float32)
+    StreamNoise(3, [2, 7], "normal", 2).fill(plain, np.array([4, 8]), [0, 1])
+    StreamNoise(3, [2, 7], "normal", 2, True).fill(numbered, np.array([4, 8]), [0, 1])
+
+    np.testing.assert_array_equal(numbered[..., :2], plain)
+    assert (numbered[:, 0, 2] == 2).all()
+    assert (numbered[:, 1, 2] == 7).all()
+
+
+# --- random starts ---
+
+DISCRETE = ActionSpec("discrete", (), nvec=(5,))
+HEADS = ActionSpec("multi_discrete", (3,), nvec=(2, 3, 4))
+BITS = ActionSpec("multi_binary", (2,), nvec=(2, 2))
+BOX = ActionSpec("box", (2, 3), low=(0.5,) * 6, high=(3.0,) * 6)
+
+
+def started(
+    spec: ActionSpec, rows: int, unroll: int, at: int, streams: list[int], mask: np.ndarray | None = None
+) -> tuple[bool, np.ndarray]:
+    """Actions [T, B, *A] of an unroll that a policy filled with -7."""
+    start = RandomStart(3, streams, spec, rows)
+    action = np.full((unroll, 16, *spec.shape), -7, spec.dtype)
+    begins = start.begin(unroll, np.full(len(streams), at), [0] * len(streams))
+    for t in range(unroll if begins else 0):
+        start.replace(t, action[t], mask)
+    return begins, action[:, : len(streams)]
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, HEADS, BITS, BOX])
+def test_the_first_rows_are_random_and_no_other(spec: ActionSpec) -> None:
+    begins, action = started(spec, 6, 4, 4, [0, 1, 2])
+    assert begins
+    assert (action[:2] != -7).all()
+    assert (action[2:] == -7).all()
+    assert not started(spec, 6, 4, 6, [0])[0]
+    assert not started(spec, 0, 4, 0, [0])[0]
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, HEADS, BOX])
+def test_random_actions_belong_to_the_stream_too(spec: ActionSpec) -> None:
+    _, together = started(spec, 100, 8, 16, [2, 5, 9])
+    for b, stream in enumerate([2, 5, 9]):
+        np.testing.assert_array_equal(together[:, b], started(spec, 100, 8, 16, [stream])[1][:, 0])
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, HEADS, BITS])
+def test_every_choice_is_as_likely_as_any_other(spec: ActionSpec) -> None:
+    _, action = started(spec, 20_000, 20_000, 0, [0])
+    heads = action[:, 0].reshape(20_000, -1)
+    for head, size in enumerate(spec.nvec):
+        share = np.bincount(heads[:, head], minlength=size) / 20_000
+        assert len(share) == size
+        np.testing.assert_allclose(share, 1 / size, atol=0.02)
+
+
+def test_a_box_is_filled_from_minus_one_to_one_whatever_its_bounds() -> None:
+    _, action = started(BOX, 20_000, 20_000, 0, [0])
+    assert action.dtype == np.float32
+    assert action.min() >= -1
+    assert action.max() <= 1
+    np.testing.assert_allclose(action.mean((0, 1)), 0, atol=0.02)
+    np.testing.assert_allclose(action.var((0, 1)), 1 / 3, atol=0.02)
+
+
+def test_only_what_is_legal_is_done_and_all_of_it() -> None:
+    mask = np.zeros((16, 9), bool)
+    mask[0, [1, 2, 4, 5, 6, 7, 8]] = True  # heads of 2, 3, 4: of the first only 1, of the second 0 and 2
+    _, action = started(HEADS, 9000, 9000, 0, [0], mask)
+    heads = action[:, 0]
+    assert (heads[:, 0] == 1).all()
+    np.testing.assert_allclose(np.bincount(heads[:, 1], minlength=3) / 9000, [0.5, 0, 0.5], atol=0.03)
+    np.testing.assert_allclose(np.bincount(heads[:, 2], minlength=4) / 9000, 0.25, atol=0.03)
+
+
+def test_random_actions_are_not_the_noise_of_the_policy() -> None:
+    _, action = started(BOX, 10, 4, 0, [0])
+    noise = np.zeros((4, 1, 6), np.float32)
+    StreamNoise(3, [0], "uniform", 6).fill(noise, np.zeros(1, np.int64), [0])
+    assert not np.isclose(action[:, 0].reshape(4, 6), 2 * noise[:, 0] - 1).any()

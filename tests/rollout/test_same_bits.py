@@ -73,3 +73,50 @@ def test_evaluations_and_checkpoints_change_nothing(tmp_path: Path) -> None:
     expected = fingerprint(tmp_path, "CartPole-v1", workers=2)
     watched = {"eval_every": 40, "eval_episodes": 2, "checkpoint_every": 40}
     assert fingerprint(tmp_path, "CartPole-v1", workers=2, **watched) == expected
+
+
+# --- learning from a replay ---
+
+DQN: dict[str, Any] = {
+    "algo": "dqn", "preset": "none", "seed": 3, "unroll": 4, "widths": (16,), "warmup": 40, "batch": 16,
+    "updates_per_step": 0.5, "target_every": 7, "normalize_obs": True, "eval_every": 0, "checkpoint_every": 0,
+    "quiet": True,
+}  # fmt: skip
+RAINBOW: dict[str, Any] = {
+    "double": True, "n_step": 3, "prioritized": True, "capacity": 120, "epsilon_per_stream": True,
+}  # fmt: skip
+
+
+def replayed(folder: Path, env: str, **given: Any) -> str:
+    result = train(**(DQN | {"env": env, "out": str(folder), "steps": 300} | given))
+    assert result.restarts == 0
+    return result.fingerprint
+
+
+@pytest.mark.parametrize("given", [{}, RAINBOW], ids=["plain", "3 steps and priorities"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "probe:masked"])
+def test_a_replay_with_any_number_of_workers(env: str, given: dict[str, Any], tmp_path: Path) -> None:
+    expected = replayed(tmp_path, env, workers=0, streams=7, **given)
+    for workers in (1, 2, 3):
+        assert replayed(tmp_path, env, workers=workers, backend="local", streams=7, **given) == expected, workers
+    assert replayed(tmp_path, env, workers=3, streams=7, **given) == expected
+    assert replayed(tmp_path, env, workers=0, streams=7, **given, seed=4) != expected
+
+
+@pytest.mark.parametrize("algo", ["sac", "td3", "ddpg"])
+def test_continuous_actions(algo: str, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"algo": algo, "streams": 5, "unroll": 2, "widths": (8,), "warmup": 40, "batch": 16}
+    given |= {"updates_per_step": 0.3, "steps": 200, "n_step": 2, "prioritized": True, "normalize_obs": True}
+    given |= {"preset": "none", "seed": 3, "eval_every": 0, "checkpoint_every": 0, "quiet": True}
+
+    def found(workers: int) -> str:
+        return train(**given, env="Pendulum-v1", out=str(tmp_path), workers=workers).fingerprint
+
+    expected = found(0)
+    assert found(2) == found(3) == expected
+
+
+def test_a_replay_with_eight_workers(tmp_path: Path) -> None:
+    expected = replayed(tmp_path, "CartPole-v1", workers=0, streams=17, **RAINBOW)
+    assert replayed(tmp_path, "CartPole-v1", workers=8, streams=17, **RAINBOW) == expected
+    assert replayed(tmp_path, "CartPole-v1", workers=0, streams=17, **RAINBOW, replay_on_disk=True) == expected
