@@ -5,72 +5,80 @@ from __future__ import annotations
 import numpy as np
 
 TOP = 2048  # sums at most on the uppermost level, which is searched by its running sum
+WIDTH = 8  # children of a node: their running sums fill one line of the processor's cache
+SHIFT, MASK = 3, WIDTH - 1
+ONES, BYTE = 0x0101010101010101, 56
 
 
 class SumTree:
-    """`size` leaves of float64, not a power of two in general; each node above holds the sum of two.
+    """`size` leaves of float64, any number; a node above has 8 children and knows their running sums.
 
-    A node is always computed from its two children, never by adding a difference, so that there is no drift: the tree
-    is to the bit what its leaves make of it.
+    A node is always computed from its children, never by adding a difference, so that there is no drift: the tree is to
+    the bit what its leaves make of it.
     """
 
     def __init__(self, size: int) -> None:
         depth = 0
-        while -(-size >> depth) > TOP:
+        while -(-size >> SHIFT * depth) > TOP:
             depth += 1
-        top = -(-size >> depth)
+        top = -(-size >> SHIFT * depth)
         self.size = size
-        self._levels = [np.zeros(top << level) for level in range(depth + 1)]  # sums first, leaves last
-        self.leaves = self._levels[-1][:size]
+        self._sums = [np.zeros(top << SHIFT * level) for level in range(depth + 1)]  # of nodes; leaves last
+        self._before = [np.zeros((len(sums), WIDTH)) for sums in self._sums[:-1]]  # [node, child] sums left of a child
+        self.leaves = self._sums[-1][:size]
 
     @staticmethod
     def bytes_needed(size: int) -> int:
-        """What a tree of `size` leaves takes."""
-        return 2 * 8 * size
-
-    def total(self) -> float:
-        """The sum of all leaves."""
-        return float(self._levels[0].cumsum()[-1])
+        """What a tree of `size` leaves takes, about."""
+        return 8 * size * 16 // 7
 
     def set(self, index: np.ndarray, value: np.ndarray | float) -> None:
         """Give the leaves `index` [n] the values `value` [n], none negative; of repeated ones the last value stays."""
         self.leaves[index] = value
-        for above, below in zip(self._levels[-2::-1], self._levels[:0:-1], strict=True):
-            index = index >> 1
-            left = index << 1
-            pair = below.take(left, mode="clip")
-            left += 1
-            pair += below.take(left, mode="clip")
-            above[index] = pair
+        for level in range(len(self._before) - 1, -1, -1):
+            index = index >> SHIFT
+            running = self._sums[level + 1].reshape(-1, WIDTH).take(index, 0, mode="clip").cumsum(1)
+            self._sums[level][index] = running[:, -1]
+            before = np.zeros_like(running)
+            before[:, 1:] = running[:, :-1]
+            self._before[level][index] = before
 
     def rebuild(self) -> None:
         """All sums anew, after `leaves` was written to."""
-        for above, below in zip(self._levels[-2::-1], self._levels[:0:-1], strict=True):
-            np.add(below[::2], below[1::2], out=above)
+        for level in range(len(self._before) - 1, -1, -1):
+            running = self._sums[level + 1].reshape(-1, WIDTH).cumsum(1)
+            self._sums[level][:] = running[:, -1]
+            self._before[level][:, 1:] = running[:, :-1]
 
     def sample(self, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The leaves at the shares `where` [n], ascending, in [0, 1), of the total: (index, value). None is empty.
+        """The leaves at the shares where / n of the total: (index, value), [n] each. None is empty.
 
-        ValueError where all leaves are empty.
+        Args:
+            where: [n] ascending, in [0, n).
+
+        Raises:
+            ValueError: all leaves are empty.
         """
-        running = np.zeros(len(self._levels[0]) + 1)
-        self._levels[0].cumsum(out=running[1:])
+        running = np.zeros(len(self._sums[0]) + 1)
+        self._sums[0].cumsum(out=running[1:])
         if not running[-1] > 0:
             raise ValueError("all leaves of the sum tree are empty")
-        rest = where * running[-1]
+        rest = where * (running[-1] / len(where))
         index = running[1:].searchsorted(rest, "right")
         np.minimum(index, len(running) - 2, out=index)
         rest -= running.take(index)
-        sums, right = np.empty(len(where)), np.empty(len(where), bool)
-        for below in self._levels[1:]:
-            index <<= 1
-            below.take(index, out=sums, mode="clip")
-            np.greater_equal(rest, sums, out=right)
-            sums *= right
-            rest -= sums
-            index += right
-        value = self._levels[-1].take(index, out=sums, mode="clip")
-        if not value.all():  # rounding led past the end of a subtree: to the last leaf before that is not empty
+        rows = np.arange(0, WIDTH * len(where), WIDTH)
+        for before in self._before:
+            left = before.take(index, 0, mode="clip")
+            child = (left.ravel() <= rest.repeat(WIDTH)).view(np.int64)  # 8 bytes of 0 or 1, those up to the child 1
+            child *= ONES  # adds the bytes up, in the uppermost
+            child >>= BYTE
+            child -= 1
+            rest -= left.ravel().take(rows + child, mode="clip")
+            index <<= SHIFT
+            index += child
+        value = self._sums[-1].take(index, mode="clip")
+        if np.count_nonzero(value) < len(value):  # rounding led past the end of a subtree
             for bad in np.flatnonzero(value == 0):
                 index[bad] = self._filled(int(index[bad]))
             value = self.leaves.take(index)

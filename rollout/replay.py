@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from envs.seeding import REPLAY, seed_of
 from envs.spec import EnvSpec
+from rollout.plan import Plan, rows_of
 from rollout.priority import SumTree
 from rollout.ring import ENDED, FIRST, READY, TERMINATED, TRUNCATED, Ring, history, row_bytes
 from rollout.samples import sequences, transitions
@@ -19,27 +20,6 @@ from rollout.types import Trajectory, Transition
 ROW_BITS = 40  # of an index: the row; above them the stream
 ROW_MASK = (1 << ROW_BITS) - 1
 RARE = 16  # live rows per sampleable one from which those are listed, not looked for by drawing
-
-
-class Plan(Protocol):
-    """What a replay is asked for: `algorithms.protocol.ReplayPlan`."""
-
-    @property
-    def capacity(self) -> int: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def gamma(self) -> float: ...
-    @property
-    def n_step(self) -> int: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def alpha(self) -> float: ...
-    @property
-    def beta(self) -> float: ...
-    @property
-    def priority_eps(self) -> float: ...
 
 
 class Replay:
@@ -72,6 +52,7 @@ class Replay:
         self._streams, self._folder = streams, folder
         self._lay_out(stacked=True)
         self._rng = np.random.Generator(np.random.PCG64(seed_of(seed, REPLAY)))
+        self._strata = np.arange(plan.batch, dtype=np.float64)
         self._top = 1.0  # the largest priority seen, before alpha
 
     def _lay_out(self, stacked: bool) -> None:
@@ -252,45 +233,53 @@ class Replay:
         if live > RARE * self._count:
             at = self._rng.choice(np.flatnonzero(ring.flag & READY), batch)
             return *self._rows_at(at), ring.flag[at]
-        found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        missing = batch
-        while missing > 0:
-            tries = missing if live == self._count else missing * live // self._count + missing // 16 + 8
-            number = (self._rng.random(tries) * live).astype(np.int64)
-            if self._streams == 1:
-                stream, row = np.zeros(tries, np.int64), number + ring.low[0]
-            else:
-                stream = self._ends.searchsorted(number, "right")
-                row = number - self._ends[stream] + ring.head[stream]
-            flag = ring.flag.take(ring.at(row, stream * ring.size), mode="clip")
-            if live != self._count:
-                good = np.flatnonzero(flag & READY)[:missing]
-                stream, row, flag = stream[good], row[good], flag[good]
-            found.append((stream, row, flag))
-            missing -= len(row)
-        if len(found) == 1:
-            return found[0]
-        stream, row, flag = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        found = self._live_rows(batch if live == self._count else batch + batch // 16 + 8, live)
+        while live != self._count:
+            ready = found[2] & READY
+            bad = np.flatnonzero(ready[:batch] == 0)
+            if not len(bad):
+                break
+            spare = np.flatnonzero(ready[batch:])[: len(bad)] + batch
+            for array in found:
+                array[bad[: len(spare)]] = array[spare]
+            if len(spare) == len(bad):
+                break
+            more = self._live_rows(batch, live)
+            found = [np.concatenate((array[:batch], new)) for array, new in zip(found, more, strict=True)]
+        stream, row, flag = (array[:batch] for array in found)
         return stream, row, flag
+
+    def _live_rows(self, count: int, live: int) -> list[np.ndarray]:
+        """Streams, rows and flags [count] each, uniform over the `live` rows, sampleable or not."""
+        ring, ends = self._ring, self._ends
+        number = (self._rng.random(count) * live).astype(np.int64)
+        if self._streams == 1 or ends is None:
+            stream = np.zeros(count, np.int64)
+            number += ring.low[0]
+            return [stream, number, ring.flag.take(number % ring.size, mode="clip")]
+        stream = ends.searchsorted(number, "right")
+        number -= ends.take(stream)
+        number += ring.head.take(stream)
+        return [stream, number, ring.flag.take(ring.at(number, stream * ring.size), mode="clip")]
 
     def _rows_at(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Streams and rows that lie at `at`."""
         size = self._ring.size
         stream = at // size
-        low = self._ring.low[stream]
+        low = self._ring.low.take(stream)
         return stream, low + (at - stream * size - low) % size
 
     def _prioritised(self, tree: SumTree, progress: float) -> Transition:
         plan, batch = self.plan, self.plan.batch
         where = self._rng.random(batch)
-        where += np.arange(batch)
-        where /= batch
+        where += self._strata
         at, value = tree.sample(where)
         stream, row = self._rows_at(at)
         beta = plan.beta + (1.0 - plan.beta) * progress
         weight = (value / value.min()) ** -beta  # N and the sum cancel in the division by the largest
-        found = transitions(self._ring, stream, row, self._ring.flag.take(at), plan.gamma, self.n_step)
-        return replace(found, weight=weight.astype(np.float32), index=stream << ROW_BITS | row)
+        flag = self._ring.flag.take(at, mode="clip")
+        index = stream << ROW_BITS | row
+        return transitions(self._ring, stream, row, flag, plan.gamma, self.n_step, weight.astype(np.float32), index)
 
     def reprioritise(self, index: np.ndarray, error: np.ndarray) -> None:
         """New priorities |error| [n] of the samples `index` [n]; those overwritten since are left out.
@@ -354,19 +343,6 @@ class Replay:
             self._tree.leaves[:] = small["priority"]
             self._tree.rebuild()
             self._top = float(small["top"])
-
-
-def rows_of(streams: int, plan: Plan) -> int:
-    """Rows kept of each stream. ValueError where the plan asks for what cannot be."""
-    rows = -(-plan.capacity // streams)
-    least = max(plan.n_step, plan.length) + 1
-    if rows < least:
-        raise ValueError(
-            f"a replay of {plan.capacity} rows keeps {rows} of each of {streams} streams, and needs {least} at least"
-        )
-    if plan.length > 1 and plan.alpha:
-        raise ValueError("sequences are sampled uniformly: length above 1 and priorities do not go together")
-    return rows
 
 
 def _piece(unroll: Trajectory, begin: int, end: int) -> Trajectory:

@@ -7,19 +7,29 @@ import numpy as np
 from rollout.ring import ENDED, FIRST, TERMINATED, TRUNCATED, Ring
 from rollout.types import Trajectory, Transition
 
+PAIR = np.array([[0], [1]])  # a row and the one after it
+ONGOING = (np.arange(16, dtype=np.uint8) & TERMINATED == 0).astype(np.float32)  # by flag
+
 
 def transitions(
-    ring: Ring, stream: np.ndarray, row: np.ndarray, flag: np.ndarray, gamma: float, n_step: int
+    ring: Ring,
+    stream: np.ndarray,
+    row: np.ndarray,
+    flag: np.ndarray,
+    gamma: float,
+    n_step: int,
+    weight: np.ndarray | None = None,
+    index: np.ndarray | None = None,
 ) -> Transition:
-    """The n-step transitions that begin at these rows [B]."""
+    """The n-step transitions that begin at these rows [B], of which `flag` [B] is known."""
     flat, base = ring.flat, stream * ring.size
     mask = flat.get("action_mask")
     if n_step == 1:
-        pair = ring.at(np.stack((row, row + 1)), base)
+        pair = ring.at(row + PAIR, base)
         obs, next_obs = ring.obs_pair(row, base, pair)
         at = pair[0]
         reward = flat["reward"].take(at, mode="clip")
-        discount = np.where(flag & TERMINATED, np.float32(0.0), np.float32(gamma))
+        discount = (ONGOING * np.float32(gamma)).take(flag, mode="clip")
         masks = (None, None) if mask is None else mask.take(pair, 0, mode="clip")
     else:
         reward, discount, after = _n_step(ring, row, base, gamma, n_step)
@@ -34,6 +44,8 @@ def transitions(
         next_obs=next_obs,
         action_mask=masks[0],
         next_action_mask=masks[1],
+        weight=weight,
+        index=index,
     )
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from oracles.replay import SPECS, Expected, World, name_of
+from oracles.replay import DISCRETE, SPECS, Expected, World, name_of
 
 import rollout.ring
+from envs.spec import EnvSpec, Leaf
 from rollout.replay import ROW_BITS, ROW_MASK, Replay
 from rollout.tree import leaves, tree_map
-from rollout.types import Transition
+from rollout.types import Trajectory, Transition
 
 GAMMA = 0.9
 
@@ -20,7 +22,7 @@ GAMMA = 0.9
 @dataclass(frozen=True)
 class Plan:
     capacity: int
-    batch: int = 1500
+    batch: int = 1000
     gamma: float = GAMMA
     n_step: int = 1
     length: int = 1
@@ -102,7 +104,7 @@ def test_exactly_the_legal_transitions_are_sampled_after_every_append(kind: str,
         world, expected = World(SPECS[kind], streams, seed), Expected(SPECS[kind], streams)
         replay, rng = Replay(SPECS[kind], streams, plan, seed), np.random.default_rng(seed)
         disk: dict[str, dict[str, np.ndarray]] = {}
-        for round_ in range(30):
+        for round_ in range(24):
             happen(world, expected, replay, rng)
             check(replay, expected, keep, n_step)
             if round_ % 4 == 3:
@@ -118,3 +120,311 @@ def reloaded(replay: Replay, disk: dict[str, dict[str, np.ndarray]]) -> Replay:
     fresh = Replay(replay.spec, len(state["small"]["head"]), replay.plan, seed=99)
     fresh.load({"small": state["small"], "segments": {name: (lambda n=name: disk[n]) for name in state["segments"]}})
     return fresh
+
+
+def one_stream(reward: list[float], end: str) -> Trajectory:
+    """One episode with these rewards, and its reset row; obs[t] = t."""
+    rows = len(reward) + 1
+    flags = {name: np.zeros((rows, 1), bool) for name in ("terminated", "truncated")}
+    flags[end][len(reward) - 1] = True
+    first = np.zeros((rows + 1, 1), bool)
+    first[0] = first[-1] = True
+    return Trajectory(
+        obs=np.repeat(np.arange(rows + 1, dtype=np.float32)[:, None, None], 3, -1),
+        action=np.zeros((rows, 1), np.int64),
+        reward=np.array([*reward, 0.0], np.float32)[:, None],
+        first=first,
+        version=np.zeros(1, np.int64),
+        stream=np.zeros(1, np.int64),
+        row=np.zeros(1, np.int64),
+        **flags,
+    )
+
+
+PLAIN = EnvSpec("plain", Leaf("box", (3,), "float32"), DISCRETE)
+
+
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_n_step_rewards_of_the_golden_case(end: str) -> None:
+    """n = 3, r = (1, 2, 3, 4), then the episode ends: the tail is flushed."""
+    replay = Replay(PLAIN, 1, Plan(20, batch=400, n_step=3), 0)
+    replay.append(one_stream([1.0, 2.0, 3.0, 4.0], end))
+    batch = replay.sample(0.0)
+    assert isinstance(batch, Transition)
+    found = {int(obs[0]): b for b, obs in enumerate(batch.obs)}
+    assert sorted(found) == [0, 1, 2, 3]
+    at = [found[row] for row in range(4)]
+    np.testing.assert_allclose(batch.reward[at], [5.23, 7.94, 6.6, 4.0], rtol=1e-6)
+    np.testing.assert_array_equal(batch.next_obs[at, 0], [3, 4, 4, 4])
+    bootstraps = [0.729, 0.729, 0.81, 0.9] if end == "truncated" else [0.729, 0.0, 0.0, 0.0]
+    np.testing.assert_allclose(batch.discount[at], bootstraps, rtol=1e-6)
+
+
+def test_weights_of_the_golden_case() -> None:
+    """p = (1, 2, 3, 4), alpha = 1: w = (1, 1/2, 1/3, 1/4) at beta 1, and their 0.4th powers at beta 0.4."""
+    plan = Plan(20, batch=400, alpha=1.0, priority_eps=0.0)
+    replay = Replay(PLAIN, 1, plan, 0)
+    replay.append(one_stream([1.0, 2.0, 3.0, 4.0], "terminated"))
+    replay.reprioritise(np.arange(4), np.array([1.0, -2.0, 3.0, -4.0]))
+    for progress, wanted in ((1.0, [1, 0.5, 0.3333, 0.25]), (0.0, [1, 0.7579, 0.6444, 0.5743])):
+        batch = replay.sample(progress)
+        assert isinstance(batch, Transition)
+        assert batch.weight is not None
+        assert batch.weight.dtype == np.float32
+        assert batch.index is not None
+        np.testing.assert_array_equal(np.bincount(batch.index), [40, 80, 120, 160])  # strata: exactly in proportion
+        for row in range(4):
+            np.testing.assert_allclose(batch.weight[batch.index == row], wanted[row], atol=1e-4)
+
+
+def test_beta_goes_to_one_with_the_run_and_n_counts_rows_that_are_there() -> None:
+    """w = (N P)^-beta / max, written out with N = len(replay); the capacity is ten times that."""
+    replay = Replay(PLAIN, 1, Plan(100, batch=64, alpha=0.7, beta=0.5, priority_eps=0.01), 0)
+    replay.append(one_stream([0.0] * 9, "truncated"))
+    error = np.linspace(0.0, 2.0, 9)
+    replay.reprioritise(np.arange(9), error)
+    share = (error + 0.01) ** 0.7 / ((error + 0.01) ** 0.7).sum()
+    for progress, beta in ((0.0, 0.5), (0.5, 0.75), (1.0, 1.0)):
+        batch = replay.sample(progress)
+        assert isinstance(batch, Transition)
+        assert batch.weight is not None
+        weight = (len(replay) * share[batch.index]) ** -beta
+        np.testing.assert_allclose(batch.weight, weight / weight.max(), rtol=1e-5)
+
+
+def test_new_rows_have_the_largest_priority_seen() -> None:
+    world = World(PLAIN, 1, 0, ends=0.0)
+    replay = Replay(PLAIN, 1, Plan(50, batch=100, alpha=0.5, priority_eps=0.0), 0)
+    replay.append(world.unroll([0], 4))
+    assert replay._tree is not None
+    np.testing.assert_array_equal(replay._tree.leaves[:4], 1.0)
+    replay.reprioritise(np.arange(4), np.array([9.0, 1.0, 4.0, 0.25]))
+    replay.reprioritise(np.arange(4), np.array([1.0, 1.0, 4.0, 0.25]))  # 9 was seen
+    replay.append(world.unroll([0], 2))
+    np.testing.assert_array_equal(replay._tree.leaves[:6], [1.0, 1.0, 2.0, 0.5, 3.0, 3.0])
+
+
+def test_a_priority_that_comes_too_late_is_dropped() -> None:
+    """Its row was overwritten between sample and update; the row that lies there now keeps its own."""
+    world = World(PLAIN, 2, 0, ends=0.0)
+    replay = Replay(PLAIN, 2, Plan(20, batch=40, alpha=1.0, priority_eps=0.0), 0)
+    replay.append(world.unroll([0, 1], 8))
+    index = np.array([stream << ROW_BITS | row for stream in (0, 1) for row in range(8)])
+    replay.append(world.unroll([0], 6))  # rows 0 to 3 of stream 0 are gone
+    assert replay._tree is not None
+    before = replay._tree.leaves.copy()
+    replay.reprioritise(index, np.full(16, 7.0))
+    after = {(s, r): leaf for s, r, leaf in zip(*rows_with_leaves(replay), strict=True)}
+    assert after == {
+        **{(0, row): 7.0 if row < 8 else 1.0 for row in range(4, 14)},
+        **{(1, row): 7.0 for row in range(8)},
+    }
+    assert (replay._tree.leaves[before == 0] == 0).all()
+
+
+def rows_with_leaves(replay: Replay) -> tuple[list[int], list[int], list[float]]:
+    assert replay._tree is not None
+    at = np.flatnonzero(replay._tree.leaves)
+    stream, row = replay._rows_at(at)
+    return stream.tolist(), row.tolist(), replay._tree.leaves[at].tolist()
+
+
+def test_priorities_that_are_no_numbers_are_refused() -> None:
+    replay = Replay(PLAIN, 1, Plan(20, alpha=1.0), 0)
+    replay.append(one_stream([1.0, 2.0], "terminated"))
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="finite"):
+            replay.reprioritise(np.array([0, 1]), np.array([1.0, wrong]))
+
+
+@pytest.mark.parametrize(("streams", "ends"), [(1, 0.0), (1, 0.3), (3, 0.1), (3, 1.0)])
+def test_every_row_is_drawn_as_often_as_any_other(streams: int, ends: float) -> None:
+    """Streams with unequal numbers of rows, reset rows among them: expected 400 of each, sigma 20."""
+    world = World(PLAIN, streams, 0, ends)
+    replay = Replay(PLAIN, streams, Plan(40 * streams, batch=400), 0)
+    for stream in range(streams):
+        for _ in range(1 + 3 * stream):
+            replay.append(world.unroll([stream], 7))
+    counts: dict[float, int] = {}
+    for _ in range(len(replay)):
+        batch = replay.sample(0.0)
+        assert isinstance(batch, Transition)
+        for name in batch.obs[:, 0].tolist():
+            counts[name] = counts.get(name, 0) + 1
+    assert len(counts) == len(replay)
+    assert sum(counts.values()) == 400 * len(replay)
+    assert all(280 < count < 520 for count in counts.values())
+
+
+def test_few_sampleable_rows_among_many_are_found() -> None:
+    """n_step close to the number of rows: only a few are complete."""
+    world = World(PLAIN, 1, 0, ends=0.0)
+    replay = Replay(PLAIN, 1, Plan(100, batch=300, n_step=97), 0)
+    for _ in range(14):
+        replay.append(world.unroll([0], 7))
+    batch = replay.sample(0.0)
+    assert isinstance(batch, Transition)
+    assert len(replay) == 2
+    assert sorted(set(batch.obs[:, 0].tolist())) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("kind", ["box", "tree", "stack"])
+@pytest.mark.usefixtures("small_segments")
+def test_sequences_are_what_follows_as_far_as_it_goes(kind: str) -> None:
+    """Against the episodes written out: nothing of another episode, stream or life, nothing overwritten."""
+    length, streams, keep = 4, 2, 16
+    replay = Replay(SPECS[kind], streams, Plan(streams * keep, batch=600, length=length), 0)
+    world, expected, rng = World(SPECS[kind], streams, 0), Expected(SPECS[kind], streams), np.random.default_rng(0)
+    disk: dict[str, dict[str, np.ndarray]] = {}
+    for round_ in range(20):
+        happen(world, expected, replay, rng)
+        legal = expected.rows(keep, 1)
+        assert len(replay) == len(legal)
+        if not legal:
+            continue
+        batch = replay.sample(0.0)
+        assert isinstance(batch, Trajectory)
+        assert batch.reward.shape == (length, 600)
+        at = list(zip(batch.stream.tolist(), batch.row.tolist(), strict=True))
+        assert set(at) == set(legal)
+        for key in set(at):
+            b, (episode, t) = at.index(key), legal[key]
+            steps = min(length, len(episode.steps) - t)
+            assert batch.valid[:, b].tolist() == [True] * steps + [False] * (length - steps)
+            assert bool(batch.first[0, b]) == (t == 0)
+            whole = t + steps == len(episode.steps)
+            assert batch.terminated[:, b].tolist() == [
+                k == steps - 1 and whole and episode.terminated for k in range(length)
+            ]
+            ends = steps < length or (whole and (episode.truncated or episode.cut))
+            cut = ends and (episode.truncated or not episode.terminated)
+            assert batch.truncated[:, b].tolist() == [k == steps - 1 and cut for k in range(length)]
+            for k in range(length + 1):
+                same(tree_map(lambda leaf, k=k, b=b: leaf[k, b], batch.obs), episode.obs[t + min(k, steps)])
+            for k in range(length):
+                action, reward = episode.steps[t + k] if k < steps else (0.0, 0.0)
+                np.testing.assert_array_equal(batch.action[k, b], action)
+                assert batch.reward[k, b] == np.float32(reward)
+        if round_ % 5 == 4:
+            replay = reloaded(replay, disk)
+
+
+@pytest.mark.parametrize(("kind", "alpha"), [("tree", 0.0), ("zeros", 0.6), ("box", 0.6)])
+@pytest.mark.usefixtures("small_segments")
+def test_memory_files_and_a_resumed_replay_give_the_same_bits(kind: str, alpha: float, tmp_path: Path) -> None:
+    plan = Plan(60, batch=32, n_step=3, alpha=alpha)
+    worlds = [World(SPECS[kind], 3, 5) for _ in range(3)]
+    replays = [Replay(SPECS[kind], 3, plan, 7, tmp_path if mapped else None) for mapped in (False, True, False)]
+    disk: dict[str, dict[str, np.ndarray]] = {}
+    for round_ in range(25):
+        columns = [[0, 1, 2], [0, 2], [1]][round_ % 3]
+        batches = []
+        for world, replay in zip(worlds, replays, strict=True):
+            replay.append(world.unroll(columns, 1 + round_ % 5))
+            if round_ > 3:
+                batches.append(replay.sample(round_ / 25))
+                if alpha:
+                    replay.reprioritise(batches[-1].index, np.cos(np.arange(32) + round_))
+        for batch in batches[1:]:
+            for name in ("obs", "action", "reward", "discount", "next_obs", "action_mask", "weight", "index"):
+                one, other = getattr(batches[0], name), getattr(batch, name)
+                assert (one is None) == (other is None)
+                if one is not None:
+                    same(one, other)
+        replays[2] = reloaded(replays[2], disk)
+    assert any(name.startswith("2-") for name in disk)
+    assert list(tmp_path.glob("*.rows"))
+
+
+def test_a_sample_shares_nothing_with_the_replay() -> None:
+    replay = Replay(SPECS["masked"], 1, Plan(10), 0)
+    replay.append(World(SPECS["masked"], 1, 0).unroll([0], 9))
+    batch = replay.sample(0.0)
+    assert isinstance(batch, Transition)
+    for array in (batch.obs, batch.next_obs, batch.action, batch.reward, batch.action_mask, batch.next_action_mask):
+        assert not any(np.shares_memory(array, flat) for flat in replay._ring.flat.values())
+
+
+def test_rows_that_come_twice_are_refused() -> None:
+    replay, world = Replay(PLAIN, 2, Plan(20), 0), World(PLAIN, 2, 0)
+    unroll = world.unroll([0, 1], 4)
+    replay.append(unroll)
+    with pytest.raises(ValueError, match="stream 0 was appended twice: it stands at row 4"):
+        replay.append(unroll)
+
+
+def test_a_long_unroll_is_kept_in_pieces() -> None:
+    """30 rows into room for 10: the newest are there."""
+    replay, world, expected = Replay(PLAIN, 1, Plan(10, n_step=3), 0), World(PLAIN, 1, 3), Expected(PLAIN, 1)
+    unroll = world.unroll([0], 30)
+    replay.append(unroll)
+    expected.append(unroll)
+    check(replay, expected, 10, 3)
+
+
+@pytest.mark.parametrize("kind", ["stack", "zeros"])
+def test_stacks_that_are_none_are_kept_whole_and_later_ones_refused(kind: str) -> None:
+    spec = SPECS[kind]
+    world, replay = World(spec, 1, 0, ends=0.0), Replay(spec, 1, Plan(12, alpha=0.5), 0)
+    expected = Expected(PLAIN, 1)
+    for _ in range(5):
+        unroll = world.unroll([0], 5)
+        unroll.obs[:, :, :-1] += 1
+        replay.append(unroll)
+        expected.append(unroll)
+        check(replay, expected, 12, 1)
+    assert "keeps whole stacks of frames" in replay.note
+    again = Replay(spec, 1, replay.plan, 1)
+    again.load(replay.state())
+    check(again, expected, 12, 1)
+
+    good = World(spec, 1, 0, ends=0.0)
+    replay = Replay(spec, 1, Plan(12), 0)
+    replay.append(good.unroll([0], 5))
+    unroll = good.unroll([0], 5)
+    unroll.obs[2, 0, 0] += 1
+    with pytest.raises(ValueError, match="let it be the outermost wrapper"):
+        replay.append(unroll)
+    assert replay.note == ""
+
+
+def test_frames_of_a_stack_are_kept_once() -> None:
+    spec, whole = SPECS["stack"], replace(SPECS["stack"], obs=Leaf("image", (4, 2, 2), "uint8"))
+    plan = Plan(1000)
+    frames, all_of_it = Replay.bytes_needed(spec, 1, plan), Replay.bytes_needed(whole, 1, plan)
+    assert all_of_it - frames == 1001 * 3 * 4 - 1001 - 3 * (4 + 1 + 8 + 4 + 1)  # an age each, and 3 rows more
+    replay = Replay(spec, 1, plan, 0)
+    assert sum(flat.nbytes for flat in replay._ring.flat.values()) == frames
+
+
+def test_what_a_replay_takes_is_told_beforehand() -> None:
+    for alpha in (0.0, 0.6):
+        plan = Plan(30_000, alpha=alpha)
+        replay = Replay(SPECS["tree"], 3, plan, 0)
+        held = sum(flat.nbytes for flat in replay._ring.flat.values())
+        if replay._tree is not None:
+            held += sum(array.nbytes for array in (*replay._tree._sums, *replay._tree._before))
+        assert Replay.bytes_needed(SPECS["tree"], 3, plan) == pytest.approx(held, rel=0.02)
+
+
+def test_plans_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="keeps 3 of each of 4 streams, and needs 6 at least"):
+        Replay(PLAIN, 4, Plan(10, n_step=5), 0)
+    with pytest.raises(ValueError, match="sequences are sampled uniformly"):
+        Replay(PLAIN, 1, Plan(100, length=5, alpha=0.6), 0)
+
+
+def test_a_state_that_does_not_fit_is_refused() -> None:
+    def kept(plan: Plan, streams: int = 1) -> Replay:
+        replay = Replay(PLAIN, streams, plan, 0)
+        replay.append(World(PLAIN, 1, 0).unroll([0], 9))
+        return replay
+
+    state = kept(Plan(20)).state()
+    with pytest.raises(ValueError, match="1 streams of 20 rows, and is 1 of 21 now"):
+        Replay(PLAIN, 1, Plan(21), 0).load(state)
+    with pytest.raises(ValueError, match="prioritised"):
+        Replay(PLAIN, 1, Plan(20, alpha=0.5), 0).load(state)
+    state["small"]["tail"] = state["small"]["tail"] + 2
+    with pytest.raises(ValueError, match="missing"):
+        Replay(PLAIN, 1, Plan(20), 0).load(state)
