@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from algorithms.losses import chosen
@@ -19,6 +20,15 @@ from algorithms.tape import Tape
 from envs.spec import EnvSpec
 from rollout.tree import Tree
 from rollout.types import Trajectory, Transition
+
+
+class Loss(NamedTuple):
+    """What one pass over a batch says."""
+
+    mean: Tensor  # [] over the batch, weighted
+    slope: Tensor  # [B, n] or [B, n, atoms] its gradient, with respect to what the network put out
+    error: Tensor  # [B] what priorities are made of, not weighted
+    q: Tensor  # [B] Q(obs, action)
 
 
 class DQN:
@@ -71,12 +81,13 @@ class DQN:
         target = self.targets(batch, policy.normalised(batch.next_obs))
         if config.noisy:
             self.net.draw(self.rng.generator)  # actors then act with this noise
-        each, error, q = self.loss(policy.normalised(batch.obs), batch.action, target)
-        loss = each.mean() if batch.weight is None else (batch.weight * each).mean()
-        norm = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward)
+        with self.tape:
+            out = self.net.forward(policy.normalised(batch.obs))  # [B, n] or [B, n, atoms]
+        loss = self.loss(out.detach(), batch.action, target, batch.weight)
+        norm = step(self.optimizer, out, lr, config.max_grad_norm, lambda out: self.tape.backward(out, loss.slope))
         self.follow()
-        told = {"loss_q": loss.detach(), "q_mean": q.mean(), "grad_norm": norm, "lr": lr, "epsilon": epsilon}
-        return Update(told, None if batch.index is None else error)
+        told = {"loss_q": loss.mean, "q_mean": loss.q.mean(), "grad_norm": norm, "lr": lr, "epsilon": epsilon}
+        return Update(told, None if batch.index is None else loss.error)
 
     @torch.no_grad()
     def targets(self, batch: Transition, next_obs: Tree) -> Tensor:
@@ -93,18 +104,29 @@ class DQN:
         probs = torch.softmax(picked(judged, best), -1)  # [B, atoms]
         return project(probs, self.net.support, batch.reward, batch.discount)
 
-    def loss(self, obs: Tree, action: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each sample [B]: the loss, the error that its priority is made of, and Q(obs, action)."""
-        with self.tape:
-            out = self.net.forward(obs)
+    @torch.no_grad()
+    def loss(self, out: Tensor, action: Tensor, target: Tensor, weight: Tensor | None) -> Loss:
+        """The loss of what the network put out, and its gradient, which is shorter than the way there and back."""
+        batch = len(action)
+        share = target.new_full((batch,), 1 / batch) if weight is None else weight / batch  # [B] of the mean
         if self.config.atoms > 1:
-            logits = picked(out, action)  # [B, atoms]
-            each = -(target * torch.log_softmax(logits, -1)).sum(-1)
-            return each, each.detach(), self.net.expected(logits.detach())
-        q = chosen(out, action)
-        loss = F.smooth_l1_loss if self.config.loss == "huber" else F.mse_loss
-        values = q.detach()
-        return loss(q, target, reduction="none"), (values - target).abs(), values
+            log_probs = torch.log_softmax(picked(out, action), -1)  # [B, atoms]
+            probs = log_probs.exp()
+            error = each = -(target * log_probs).sum(-1)
+            slope, q = probs - target, probs @ self.net.support
+        else:
+            q = chosen(out, action)
+            wrong = q - target
+            error = wrong.abs()
+            if self.config.loss == "huber":
+                slope = wrong.clamp(-1, 1)
+                each = slope * (wrong - 0.5 * slope)
+            else:
+                slope, each = 2 * wrong, wrong.square()
+        slope = slope.reshape(batch, 1, -1) * share.view(-1, 1, 1)  # [B, 1, 1] or [B, 1, atoms]
+        spread = out.new_zeros(batch, self.net.actions, slope.shape[-1])
+        spread.scatter_(1, action.view(-1, 1, 1).expand_as(slope), slope)
+        return Loss(each.dot(share), spread.view_as(out), error, q)
 
     def follow(self) -> None:
         """After an update: the target network copies the online one now and then, or moves a little towards it."""

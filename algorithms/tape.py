@@ -60,9 +60,9 @@ class Tape:
         self.records.append(Record(net, inputs, output.requires_grad_()))
         return output
 
-    def backward(self, loss: Tensor) -> None:
-        """What `loss.backward()` does, for the MLPs too."""
-        loss.backward()  # type: ignore[no-untyped-call]
+    def backward(self, loss: Tensor, gradient: Tensor | None = None) -> None:
+        """What `loss.backward(gradient)` does, for the MLPs too."""
+        loss.backward(gradient)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             for net, inputs, output in reversed(self.records):
                 if output.grad is not None:

@@ -1,0 +1,143 @@
+"""DQN on CartPole-v1 against Stable-Baselines3: updates per second, or with --solve the time to 475 over ten seeds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from paired import BIN, RESULTS, Bench, Numbers, Ratio, Variant, arguments
+
+GOAL = 475.0
+RUN = "--algo dqn --env CartPole-v1 --json --quiet --checkpoint-every 0".split()
+# RL Zoo's settings. Its target_update_interval counts environment steps, of which 256 lie between two rounds of 128
+# updates: within a round the target stands still, so it is one copy for 128 updates.
+ZOO = """--preset none --vector serial --streams 1 --unroll 256 --capacity 100000 --warmup 1000 --batch 64
+    --updates-per-step 0.5 --lr 2.3e-3 --gamma 0.99 --target-every 128 --epsilon-share 0.16 --epsilon-end 0.04
+    --widths 256,256 --activation relu""".split()
+SOLVE = ["--stop-return", "475"]
+UPDATES = {"updates_per_second": "1/s", "steady_updates_per_second": "1/s", "updates": "", "wall_s": "s"}
+SOLVED = {
+    "wall_s": "s",
+    "lean_s": "s, without the peer's evaluations",
+    "steps": "",
+    "solved": "1: yes",
+    "eval_return": "",
+    "fresh_return": "100 episodes",
+    "updates_per_second": "1/s",
+}
+UPDATES_NOTE = (
+    "RL Zoo's settings on both sides: two layers of 256, batch 64, 1 environment, rounds of 256 steps and 128 updates; "
+    "one torch thread. The rate is that of the whole loop, acting included. Ours counts from the start of training; "
+    "`steady` counts from the first line of metrics on, about a second later. `overlap`: acting in a process beside."
+)
+SOLVE_NOTE = (
+    "`zoo`: RL Zoo's settings on both sides. `preset`: configs/dqn/CartPole-v1.toml. Ours ends by itself, after two "
+    "evaluations in a row of 50 episodes that reach 475, and `steps` are all steps of the run; `fresh_return` is what "
+    "`rleval` then finds over 100 new episodes, and `solved` asks for both. Stable-Baselines3 ends at its first greedy "
+    "evaluation of 20 episodes that reaches 475, which is easier; its evaluations take turns with training, so "
+    "`lean_s` leaves them out. Both evaluate every 1,024 steps (`preset`: 2,048), give up after 50,000 steps, and "
+    "count the whole command, imports included."
+)
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        solve={"action": "store_true", "help": "time to 475, whole commands; kept as dqn_solve"},
+        seeds={"default": "0,1,2,3,4,5,6,7,8,9", "help": "with --solve [0,...,9]"},
+        add={"action": "store_true", "help": "with --solve: keep what dqn_solve.json holds of other seeds"},
+    )
+    bench = Bench("dqn_solve" if options.solve else "dqn_updates", options, SOLVED if options.solve else UPDATES)
+    (solve if options.solve else updates)(bench)
+
+
+def updates(bench: Bench) -> None:
+    """The same settings on both sides; ours in one process, and with acting beside."""
+    options = bench.options
+    steps = "6000" if options.quick else "20000"
+    command = [str(BIN / "rltrain"), *RUN, *ZOO, "--eval-every", "0", "--steps", steps, "--seed", "{seed}"]
+    ways = {"rltrain": ["--workers", "0"], "rltrain overlap": ["--workers", "1", "--overlap"]}
+    variants = [
+        Variant(name, bench.shown([*command, *way]), lambda i, way=way: ours(bench, seeded([*command, *way], i)))
+        for name, way in ways.items()
+    ]
+    if options.peers:
+        peer = bench.peer("dqn_sb3.py", "updates", "{seed}", "--steps", steps)
+        variants.append(Variant("sb3", bench.shown(peer), lambda i: bench.call(seeded(peer, i))))
+    metric = "updates_per_second"
+    ratios = [Ratio("updates", [name], "sb3", metric, "at least", 1.5) for name in ways]
+    bench.report(variants, bench.alternate(variants), ratios, UPDATES_NOTE)
+
+
+def solve(bench: Bench) -> None:
+    """Whole commands: RL Zoo's settings on both sides, and our preset."""
+    options = bench.options
+    seeds = [int(word) for word in options.seeds.split(",")]
+    options.runs = 1 if options.quick else len(seeds)
+    commands = {
+        "rltrain preset": [*RUN, "--workers", "1", *SOLVE],
+        "rltrain zoo": [*RUN, *ZOO, "--workers", "1", *SOLVE, "--steps", "50000", "--eval-every", "1024"],
+    }
+    variants = []
+    for name, words in commands.items():
+        command = [str(BIN / "rltrain"), *words, "--seed", "{seed}"]
+
+        def mine(index: int, command: list[str] = command) -> Numbers:
+            numbers = ours(bench, seeded(command, seeds[index]))
+            run = str(bench.scratch / numbers["run"])
+            fresh = bench.call([str(BIN / "rleval"), run, "--episodes", "100", "--json"])["return_mean"]
+            numbers |= {"fresh_return": fresh, "lean_s": numbers["wall_s"], "seed": seeds[index]}
+            return numbers | {"solved": int(numbers["stopped"] == "return" and fresh >= GOAL)}
+
+        variants.append(Variant(name, bench.shown(command), mine))
+    if options.peers:
+        peer = bench.peer("dqn_sb3.py", "solve", "{seed}")
+
+        def theirs(index: int) -> Numbers:
+            numbers = bench.call(seeded(peer, seeds[index]))
+            lean = numbers["wall_s"] - numbers["evaluating_s"]
+            return numbers | {"lean_s": lean, "solved": int(numbers["solved"]), "seed": seeds[index]}
+
+        variants.append(Variant("sb3 zoo", bench.shown(peer), theirs))
+    found = bench.alternate(variants)
+    if options.add:
+        found = {name: merged(name, runs) for name, runs in found.items()}
+    ratios = [
+        Ratio("seconds to 475", ["rltrain zoo"], "sb3 zoo", "lean_s", "at most", 1.0),
+        Ratio("steps to 475", ["rltrain zoo"], "sb3 zoo", "steps", "at most", 1.0),
+        Ratio("seconds to 475", ["rltrain preset"], "sb3 zoo", "wall_s", "at most", 0.4),
+        Ratio("seconds to 475", ["rltrain preset"], "sb3 zoo", "lean_s", "at most", 0.4),
+    ]
+    counts = ", ".join(f"{name} {sum(run['solved'] for run in runs)} of {len(runs)}" for name, runs in found.items())
+    bench.report(variants, found, ratios, f"{SOLVE_NOTE} Seeds solved: {counts}.")
+
+
+def ours(bench: Bench, command: list[str]) -> Numbers:
+    """A run of ours: its numbers, and its updates from metrics.jsonl."""
+    numbers = bench.call(command)
+    text = (bench.scratch / numbers["run"] / "metrics.jsonl").read_text()
+    lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+    lines = [line for line in lines if "replay/updates" in line]
+    first, last = lines[0], lines[-1]
+    numbers |= {"updates": last["replay/updates"], "updates_per_second": last["replay/updates"] / last["seconds"]}
+    if last["seconds"] - first["seconds"] > 1.0:
+        more = last["replay/updates"] - first["replay/updates"]
+        numbers["steady_updates_per_second"] = more / (last["seconds"] - first["seconds"])
+    return numbers
+
+
+def seeded(command: list[str], seed: int) -> list[str]:
+    """The command with its seed filled in."""
+    return [word.replace("{seed}", str(seed)) for word in command]
+
+
+def merged(name: str, runs: list[Numbers]) -> list[Numbers]:
+    """These runs and those of other seeds that were kept, in the order of seeds."""
+    file = RESULTS / "dqn_solve.json"
+    kept = json.loads(file.read_text())["runs"].get(name, []) if file.exists() else []
+    mine = {run["seed"] for run in runs}
+    return sorted([*(run for run in kept if run["seed"] not in mine), *runs], key=lambda run: int(run["seed"]))
+
+
+if __name__ == "__main__":
+    main()
