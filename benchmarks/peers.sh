@@ -6,11 +6,13 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dir=$1
 shift
 [ $# -gt 0 ] || set -- sb3 rllib torchrl tianshou
+ours=$(grep '^torch==' "$root/constraints.txt")
 for name in "$@"; do
+  torch=$ours
   case $name in
     sb3) packages=("stable-baselines3==2.9.2" "gymnasium[mujoco]") ;;
     rllib) packages=("ray[rllib]==2.60.0") ;;
-    torchrl) packages=("torchrl==0.14.1") ;;
+    torchrl) torch="torch==2.14.1" packages=("torchrl==0.14.1") ;; # its compiled part needs this torch
     tianshou) packages=("tianshou==2.0.1") ;;
     *) echo "peers.sh: no peer $name; there are sb3, rllib, torchrl and tianshou" >&2; exit 2 ;;
   esac
@@ -18,6 +20,6 @@ for name in "$@"; do
   mkdir -p "$dir"
   "${PYTHON:-python3}" -m venv "$dir/$name"
   # torch by itself first, so that nothing below asks for another build of it.
-  "$dir/$name/bin/python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' "$root/constraints.txt")"
+  "$dir/$name/bin/python" -m pip install --quiet --disable-pip-version-check "$torch"
   "$dir/$name/bin/python" -m pip install --quiet --disable-pip-version-check "${packages[@]}"
 done
