@@ -54,6 +54,36 @@ def test_the_log_density_of_a_squashed_gaussian_equals_torchs():
     assert_close(log_prob, theirs.log_prob(torch.tanh(u)).sum(-1))
 
 
+def test_the_log_density_of_three_numbers_worked_out():
+    """By the change of variables in exact arithmetic, and by torch's TanhTransform: 2.490400287494653."""
+    mean, std = torch.tensor([0.1, -1.0, 2.0]).double(), torch.tensor([0.5, 0.8, 1.5]).double()
+    u = torch.tensor([0.3, -1.2, 2.5]).double()
+
+    action, log_prob = TanhGaussian(mean, std.log(), (3,)).sample_with_log_prob((u - mean) / std)
+
+    assert action.tolist() == pytest.approx([0.291312612, -0.833654607, 0.986614298], abs=1e-6)
+    assert log_prob.item() == pytest.approx(2.490400287494653, abs=1e-6)
+
+
+def test_slopes_of_action_and_density_equal_autograds():
+    mean, log_std, noise = (normal(7, 3, seed=seed).double().requires_grad_(seed < 2) for seed in range(3))
+    dist = TanhGaussian(mean, log_std, (3,))
+    weights = normal(7, 3, seed=5).double(), normal(7, seed=6).double()
+
+    def plainly() -> tuple[torch.Tensor, torch.Tensor]:
+        u = mean + log_std.exp() * noise
+        return torch.tanh(u), (-0.5 * noise**2 - log_std - torch.log(1 - torch.tanh(u) ** 2)).sum(-1)
+
+    for use in ((1, 0), (0, 1), (1, 1)):
+        found, expected = (
+            torch.autograd.grad(
+                sum(k * (w * x).sum() for k, w, x in zip(use, weights, pair, strict=True)), (mean, log_std)
+            )
+            for pair in (dist.sample_with_log_prob(noise), plainly())
+        )
+        assert_close(found, expected)
+
+
 def test_the_density_is_right_far_out_where_tanh_is_one():
     """u = 10: log(1 - tanh(u)^2) = -18.61371; in float32 the naive form is -inf."""
     mean, log_std = torch.full((1, 1), 10.0, requires_grad=True), torch.zeros(1, 1)
