@@ -6,12 +6,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from oracles.replay import DISCRETE, SPECS, Expected, World, name_of
 
 import rollout.ring
+from envs.make import look, resolve, vector
 from envs.spec import EnvSpec, Leaf
+from rollout.episodes import empty_rows, obs_arrays
 from rollout.replay import ROW_BITS, ROW_MASK, Replay
 from rollout.tree import leaves, tree_map
 from rollout.types import Trajectory, Transition
@@ -385,6 +388,63 @@ def test_stacks_that_are_none_are_kept_whole_and_later_ones_refused(kind: str) -
     unroll.obs[2, 0, 0] += 1
     with pytest.raises(ValueError, match="let it be the outermost wrapper"):
         replay.append(unroll)
+    assert replay.note == ""
+
+
+class Flicker(gymnasium.Env[np.ndarray, np.int64]):
+    """Frames of noise."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (5, 6), np.uint8)
+    action_space = gymnasium.spaces.Discrete(4)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.frame(), {}
+
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self.frame(), float(action), bool(self.np_random.random() < 0.1), False, {}
+
+    def frame(self) -> np.ndarray:
+        return self.np_random.integers(0, 256, (5, 6), np.uint8)
+
+
+@pytest.mark.parametrize("padding", ["reset", "zero"])
+def test_frames_that_gymnasium_stacked_come_back_as_they_were(padding: str) -> None:
+    """Through a real environment: wrapper, spec, streams with next-step autoreset, replay."""
+
+    def make() -> gymnasium.Env[Any, Any]:
+        stacked = gymnasium.wrappers.FrameStackObservation(Flicker(), 4, padding_type=padding)
+        return gymnasium.wrappers.TimeLimit(stacked, 9)
+
+    source = resolve(make)
+    spec = look(source, 0)
+    assert isinstance(spec.obs, Leaf)
+    assert spec.obs.stack == 4
+    env, rng = vector(source, spec, [0, 1], [5, 6], "none"), np.random.default_rng(0)
+    rows = empty_rows(spec, 8, 2, obs_arrays(spec, 9, 2))
+    replay, expected = Replay(spec, 2, Plan(60, n_step=3), 0), Expected(spec, 2)
+    env.reset(rows)
+    for begin in range(0, 80, 8):
+        if begin:
+            rows.obs[0], rows.first[0] = rows.obs[-1], rows.first[-1]
+        action = rng.integers(0, 4, (8, 2))
+        for t in range(8):
+            env.step(action[t], rows, t)
+        unroll = Trajectory(
+            obs=rows.obs,
+            action=action,
+            reward=rows.reward[:, :2],
+            terminated=rows.terminated[:, :2],
+            truncated=rows.truncated[:, :2],
+            first=rows.first[:, :2],
+            version=np.zeros(2, np.int64),
+            stream=np.arange(2),
+            row=np.full(2, begin),
+        )
+        replay.append(unroll)
+        expected.append(unroll)
+        check(replay, expected, 30, 3)
+    env.close()
     assert replay.note == ""
 
 
