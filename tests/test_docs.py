@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import rl
+from algorithms import names
 from rl import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +50,7 @@ def help_of(command: str, *words: str) -> str:
 @pytest.fixture(scope="module")
 def flags() -> dict[str, set[str]]:
     """What each command takes."""
-    trains = {algo: help_of("rltrain", "--algo", algo) for algo in ("ppo", "a2c")}
+    trains = {algo: help_of("rltrain", "--algo", algo) for algo in names()}
     texts = {"rltrain": "".join(trains.values()), "rleval": help_of("rleval")}
     own = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
     texts["ours"] = "".join(file.read_text() for file in own)
@@ -81,7 +82,7 @@ def test_every_training_command_is_accepted(file: Path) -> None:
     for words in commands(file.read_text()):
         if words[0] == "rltrain" and not {"--resume", "--help"} & set(words):
             config, _ = cli.parse(words[1:])
-            assert config.algo in ("ppo", "a2c")
+            assert config.algo in names()
 
 
 @page
@@ -135,8 +136,8 @@ def test_the_api_page_lists_what_there_is() -> None:
     listed = re.findall(r"^\| `rl\.(\w+)", text, re.M)
 
     assert sorted(listed) == sorted(rl.__all__)
-    for module, names in re.findall(r"^\| `rl\.(networks|losses|returns)` \| (.*) \|$", text, re.M):
-        for name in re.findall(r"`(\w+)`", names):
+    for module, items in re.findall(r"^\| `rl\.(networks|losses|returns)` \| (.*) \|$", text, re.M):
+        for name in re.findall(r"`(\w+)`", items):
             assert name in ("discount", "trace") or hasattr(getattr(rl, module), name), name
 
 
@@ -152,14 +153,15 @@ def test_signatures_on_the_api_page_name_real_arguments() -> None:
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Every name that runs of both algorithms write."""
-    names: set[str] = set()
-    for algo in ("ppo", "a2c"):
+    """Every name that runs of on-policy and off-policy algorithms write."""
+    found: set[str] = set()
+    for algo in names():
         result = rl.train(
             algo=algo,
-            env="CartPole-v1",
+            env="probe:box" if algo in ("td3", "ddpg") else "CartPole-v1",
             preset="none",
             steps=600,
+            **({} if algo in ("ppo", "a2c") else {"warmup": 580}),
             streams=2,
             workers=0,
             unroll=64,
@@ -168,8 +170,8 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
             out=str(tmp_path_factory.mktemp("runs")),
         )
         lines = (result.run / "metrics.jsonl").read_text().splitlines()
-        names |= {name for line in lines for name in json.loads(line)} - {"step", "seconds"}
-    return names
+        found |= {name for line in lines for name in json.loads(line)} - {"step", "seconds"}
+    return found
 
 
 def documented() -> list[str]:

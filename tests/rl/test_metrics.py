@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -107,21 +106,3 @@ def test_a_window_goes_through_a_checkpoint() -> None:
     other.load(json.loads(json.dumps(window.state())))
 
     assert (other.return_mean, other.length_mean, other.count) == (2.0, 3.0, 2)
-
-
-@pytest.mark.parametrize("algo", ["ppo", "a2c"])
-def test_every_name_that_is_logged_stands_in_the_glossary(algo: str, tmp_path: Path) -> None:
-    """And the other way round, over both algorithms, nothing stands there that is logged no more."""
-    import rl
-
-    glossary = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
-    listed = set(re.findall(r"^\| `(\w+/\w+)` \|", glossary, re.MULTILINE))
-    result = rl.train(
-        algo=algo, env="CartPole-v1", workers=0, streams=2, steps=600, eval_every=300, eval_episodes=2, seed=1,
-        preset="none", quiet=True, out=str(tmp_path),
-    )  # fmt: skip
-
-    logged = {name for line in read(result.run) for name in line} - {"step", "seconds"}
-    ppo_only = {f"learner/{name}" for name in ("approx_kl", "clip_fraction", "explained_variance", "kl_stops")}
-    assert logged <= listed
-    assert listed - logged <= (set() if algo == "ppo" else ppo_only)
