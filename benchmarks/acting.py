@@ -17,8 +17,8 @@ ENVS = {"CartPole-v1": 0.55, "HalfCheetah-v5": 0.8}  # and the bar of each
 WORKERS, STREAMS, UNROLL = 2, 16, 256  # streams of each worker
 READY_SECONDS = 8.0  # that the two plain loops have before they begin together
 NOTE = (
-    "Ours: 2 workers x 16 streams, unrolls of 256, 2x64 tanh nets; actions are sampled with their log-probabilities, unrolls delivered "
-    "and joined, values computed for all rows in the learner's process, weights published anew each time. "
+    "Ours: 2 workers x 16 streams, unrolls of 256, 2x64 tanh nets; actions are sampled with their log-probabilities, "
+    "unrolls delivered and joined, values computed for all rows in the learner's process, weights published anew. "
     "`in turn`: actors wait meanwhile; `overlapped`: they go on. Plain loops: two processes side by side, 16 "
     "environments each in turn, gymnasium.make's defaults, random actions drawn beforehand, nothing kept; their rates "
     "are added."
