@@ -281,6 +281,7 @@ def test_statistics_stand_still_during_an_update():
     assert dqn.policy.get_buffer("normalizer.count0") == 0
     dqn.observe(unroll)
     assert dqn.policy.get_buffer("normalizer.count0") == 7  # the row before a reset row is not acted on
+    assert_close(dqn.policy.get_buffer("normalizer.mean0"), unroll.obs[:-1][unroll.valid].mean(0).double())
 
 
 @pytest.mark.usefixtures("double")
