@@ -22,6 +22,8 @@ Block = Callable[[], dict[str, np.ndarray]]
 class Feed(Protocol):
     """What the learner takes batches from."""
 
+    say: Callable[[str], None]  # told what a person should know
+
     def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Any]:
         """The batches that a delivery buys, one for each update; arrays of actors may be reused afterwards."""
 
@@ -45,6 +47,7 @@ class StreamFeed:
     """On-policy: the unrolls of a delivery, joined along B in the order of their streams, once."""
 
     def __init__(self, device: torch.device) -> None:
+        self.say: Callable[[str], None] = print
         self._device = device
         self._newest: Trajectory | None = None
 
@@ -83,6 +86,8 @@ class ReplayFeed:
 
     def __init__(self, replay: Any, plan: ReplayPlan, device: torch.device) -> None:
         self.replay = replay
+        self.say: Callable[[str], None] = print
+        self._said = ""
         self.steps = 0  # delivered since the run began
         self.updates = 0  # samples handed out since then
         self._warmup = plan.warmup
@@ -93,6 +98,9 @@ class ReplayFeed:
         for unroll in unrolls:
             self.replay.append(unroll)
             self.steps += unroll.steps
+        if self.replay.note != self._said:
+            self._said = self.replay.note
+            self.say(self._said)
         earned = math.floor(max(self.steps - self._warmup, 0) * self._rate)
         while self.updates < earned and len(self.replay):
             self.updates += 1

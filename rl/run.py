@@ -110,6 +110,7 @@ class Run:
         shutil.rmtree(files, ignore_errors=True)  # a run that was killed leaves them
         self._parts.callback(shutil.rmtree, files, ignore_errors=True)
         feed = make_feed(config, self.spec, algorithm.plan, files if config.replay_on_disk else None, recording)
+        feed.say = self.console.note
         self.learner = Learner(algorithm, torch_device(config.device), feed)
         if saved is None:
             return [] if recording is None else [fill(self.learner, recording, torch_device(config.device))]
