@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from algorithms.losses import chosen
+from algorithms.off_policy import replay_plan
 from algorithms.optim import Adam, flatten, step
 from algorithms.policies import build, placed, policy_factory
-from algorithms.protocol import ReplayPlan, Stateful, Update
+from algorithms.protocol import Stateful, Update
 from algorithms.q_policy import QNetwork, greedy
 from algorithms.returns import project
 from algorithms.rng import Rng
@@ -48,20 +49,7 @@ class DQN:
 
     def __init__(self, spec: EnvSpec, config: DQNConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
-        self.plan = ReplayPlan(
-            unroll=config.unroll,
-            capacity=config.capacity,
-            batch=config.batch,
-            warmup=config.warmup,
-            updates_per_step=config.updates_per_step,
-            gamma=config.gamma,
-            n_step=config.n_step,
-            alpha=config.alpha if config.prioritized else 0.0,
-            beta=config.beta,
-            priority_eps=config.priority_eps,
-            random_start=config.random_start,
-            overlap=config.overlap,
-        )
+        self.plan = replay_plan(config)
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         self.net: QNetwork = self.policy.net
         self.target = QNetwork(spec, config, torch.Generator().manual_seed(seed)).to(device)

@@ -1,4 +1,4 @@
-"""What SAC, TD3 and DDPG have in common and nobody else needs: their plan, their targets, their weighted losses."""
+"""What algorithms that learn from a replay have in common: their plan, slow copies, weighted losses."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class SACConfig(BaseModel):
 
     # prioritised replay; defaults of the paper's proportional variant (Schaul et al. 2016)
     prioritized: bool = Field(False, description="samples are drawn by their last error")
-    alpha: float = Field(0.6, ge=0, description="exponent of priorities")
+    alpha: float = Field(0.6, gt=0, description="exponent of priorities")
     beta: float = Field(0.4, ge=0, le=1, description="exponent of importance weights at the start; 1 at the end")
     priority_eps: float = Field(1e-6, gt=0, description="added to each error, so that no sample is forgotten")
 
@@ -109,7 +109,7 @@ class TD3Config(BaseModel):
 
     # prioritised replay; defaults of the paper's proportional variant (Schaul et al. 2016)
     prioritized: bool = Field(False, description="samples are drawn by their last error")
-    alpha: float = Field(0.6, ge=0, description="exponent of priorities")
+    alpha: float = Field(0.6, gt=0, description="exponent of priorities")
     beta: float = Field(0.4, ge=0, le=1, description="exponent of importance weights at the start; 1 at the end")
     priority_eps: float = Field(1e-6, gt=0, description="added to each error, so that no sample is forgotten")
 
@@ -164,7 +164,7 @@ class DDPGConfig(BaseModel):
 
     # prioritised replay; defaults of the paper's proportional variant (Schaul et al. 2016)
     prioritized: bool = Field(False, description="samples are drawn by their last error")
-    alpha: float = Field(0.6, ge=0, description="exponent of priorities")
+    alpha: float = Field(0.6, gt=0, description="exponent of priorities")
     beta: float = Field(0.4, ge=0, le=1, description="exponent of importance weights at the start; 1 at the end")
     priority_eps: float = Field(1e-6, gt=0, description="added to each error, so that no sample is forgotten")
 

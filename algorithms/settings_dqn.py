@@ -47,7 +47,7 @@ class DQNConfig(BaseModel):
 
     # prioritised replay; defaults of the paper's proportional variant
     prioritized: bool = Field(False, description="samples are drawn by their last error")
-    alpha: float = Field(0.6, ge=0, description="exponent of priorities; Rainbow uses 0.5")
+    alpha: float = Field(0.6, gt=0, description="exponent of priorities; Rainbow uses 0.5")
     beta: float = Field(0.4, ge=0, le=1, description="exponent of importance weights at the start; 1 at the end")
     priority_eps: float = Field(1e-6, gt=0, description="added to each error, so that no sample is forgotten")
 

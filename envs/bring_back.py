@@ -25,7 +25,7 @@ import numpy as np
 
 from envs.errors import EnvError
 from envs.seeding import seed_of
-from envs.spaces import MASK, action_reader, mask_of, random_action
+from envs.spaces import MASK, action_reader, final_mask, mask_of, random_action
 from envs.spec import EnvSpec
 
 WAYS = ("offered", "rng", "seed", "none")
@@ -230,9 +230,10 @@ class _Walk:
 
     def saw(self, obs: Any, info: dict[str, Any]) -> None:
         self.obs = obs.copy() if isinstance(obs, np.ndarray) else copy.deepcopy(obs)
-        if self.spec.action_mask:  # an ended episode's is not looked at, and may allow nothing
-            size = self.spec.action.mask_size
-            self.mask = np.ones(size, bool) if self.over else mask_of(obs, info, self.in_obs).copy()
+        if self.spec.action_mask and self.over:
+            self.mask = final_mask(obs, info, self.in_obs, self.spec.action.nvec)
+        elif self.spec.action_mask:
+            self.mask = mask_of(obs, info, self.in_obs).copy()
 
     def step(self, action: np.ndarray, reset: bool) -> tuple[Any, ...]:
         """One row: what came of it. A reset row where the episode is over or `reset` asks for it."""

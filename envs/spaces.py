@@ -176,6 +176,25 @@ def mask_of(obs: Any, info: dict[str, Any], in_obs: bool) -> np.ndarray:
     return np.asarray(mask, bool)
 
 
+def final_mask(obs: Any, info: dict[str, Any], in_obs: bool, nvec: tuple[int, ...]) -> np.ndarray:
+    """The same where the episode is over and nothing need be legal: a head without a legal action has all of them.
+
+    After a time limit it counts: targets look at the best legal action of the final observation.
+    """
+    try:
+        mask = mask_of(obs, info, in_obs).copy()
+    except (KeyError, TypeError, ValueError):  # not told any more
+        return np.ones(sum(nvec), bool)
+    if len(mask) != sum(nvec):
+        return np.ones(sum(nvec), bool)
+    begin = 0
+    for size in nvec:
+        if not mask[begin : begin + size].any():
+            mask[begin : begin + size] = True
+        begin += size
+    return mask
+
+
 def random_action(rng: np.random.Generator, spec: ActionSpec, mask: np.ndarray | None) -> np.ndarray:
     """A uniformly random legal action [*A] as a policy would make it; mask is [mask_size]."""
     if spec.kind == "box":

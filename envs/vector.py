@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 
 from envs.errors import EnvFault
-from envs.spaces import MASK, action_reader, mask_of, obs_writer
+from envs.spaces import MASK, action_reader, final_mask, mask_of, obs_writer
 from envs.spec import EnvSpec
 
 
@@ -175,9 +175,12 @@ class SerialVectorEnv:
             self._put_mask(rows, t, b, obs, info, over)
 
     def _put_mask(self, rows: Rows, t: int, b: int, obs: Any, info: dict[str, Any], over: bool) -> None:
-        """Where the episode is over nothing need be legal: the action is ignored, and all of them are allowed."""
         assert rows.action_mask is not None
-        rows.action_mask[t, b] = True if over else mask_of(obs, info, self._mask_in_obs)
+        if over:
+            mask = final_mask(obs, info, self._mask_in_obs, self.spec.action.nvec)
+        else:
+            mask = mask_of(obs, info, self._mask_in_obs)
+        rows.action_mask[t, b] = mask
 
 
 def _digest(obs: Any, t: int, b: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from algorithms.protocol import ReplayPlan
@@ -82,6 +83,8 @@ def fill(learner: Learner, recording: Recording, device: torch.device) -> str:
     feed = learner.feed
     assert isinstance(feed, ReplayFeed)
     for piece in recording.pieces():
+        if piece.action.dtype == np.float32:  # a Gaussian's, as it was drawn: the environment was given less
+            piece = dataclasses.replace(piece, action=np.clip(piece.action, -1.0, 1.0))
         feed.replay.append(piece)
         learner.algorithm.observe(tensors(piece, device))
     kept = len(feed.replay)

@@ -112,7 +112,13 @@ def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Any]:
     settings: Any = config.settings
     factory = policy_factory(getattr(settings, "policy", "actor_critic"))
     seed = seed_of(config.seed, LEARNER)
-    return functools.partial(build, factory, spec, settings, config.streams, seed)
+    return functools.partial(_acting, factory, spec, settings, config.streams, seed)
+
+
+def _acting(*words: Any) -> Any:
+    """A policy that acts: whatever of a user's network differs between learning and use is in use."""
+    policy = build(*words)
+    return policy.eval() if isinstance(policy, torch.nn.Module) else policy
 
 
 def room_for(config: RunConfig, spec: EnvSpec, plan: StreamPlan | ReplayPlan, folder: Path | None) -> list[str]:

@@ -86,7 +86,7 @@ class Rollout:
         self._alive = self._progress.array(0, (seats,), np.int64)
         self._board = WeightsBoard(weights.arrays)
         self._board.publish(weights)
-        self._published = weights.version
+        self._published = weights.version, weights.step
         shares = np.array_split(np.arange(len(plan.units)), seats)
         self._seats = [
             _Seat(worker, tuple(stream for unit in share for stream in plan.units[unit]))
@@ -146,9 +146,9 @@ class Rollout:
 
     def publish(self, weights: Weights) -> None:
         """Let the unrolls that begin from now on use these weights."""
-        if weights.version != self._published:
+        if (weights.version, weights.step) != self._published:  # running statistics move without an update too
             self._board.publish(weights)
-            self._published = weights.version
+            self._published = weights.version, weights.step
 
     def close(self) -> None:
         """End all actors."""

@@ -13,6 +13,7 @@ import torch
 
 from envs.spec import EnvSpec
 from rollout.episodes import WIDTH, empty_rows, padded
+from rollout.noise import DRAWS
 from rollout.tree import leaves, tree_map, unflatten
 
 
@@ -29,14 +30,17 @@ def rows_agree(policy: Any, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
     obs = unflatten(spec.obs, filled)
     core = torch.from_numpy(rng.standard_normal((width, policy.core_size), np.float32)) if policy.core_size else None
     mask = torch.ones(width, spec.action.mask_size, dtype=torch.bool) if spec.action_mask else None
-    noise = torch.from_numpy(rng.standard_normal((width, policy.noise.columns), np.float32))
+    drawn = DRAWS[policy.noise.kind](rng, (width, policy.noise.columns))
+    noise = torch.from_numpy(np.asarray(drawn, np.float32))
     if policy.noise.stream:
         noise[:, -1] = torch.arange(width) % streams
+    pairs: list[tuple[Any, Any]] = []
     with torch.inference_mode():
-        whole_act = policy.act(obs, core, mask, noise, True)
-        parts = _in_blocks(policy, obs, core, mask, noise, True)
-    pairs = [(whole_act.action, parts.action), (whole_act.core, parts.core)]
-    pairs += [(whole_act.extras[name], parts.extras[name]) for name in whole_act.extras]
+        for explore in (True, False):
+            together = policy.act(obs, core, mask, noise, explore)
+            parts = _in_blocks(policy, obs, core, mask, noise, explore)
+            pairs += [(together.action, parts.action), (together.core, parts.core)]
+            pairs += [(together.extras[name], parts.extras[name]) for name in together.extras]
     return all(a is None or torch.equal(a, b) for a, b in pairs)
 
 

@@ -7,7 +7,7 @@ import pytest
 from gymnasium import spaces
 
 from envs.errors import EnvError
-from envs.spaces import action_reader, action_spec, env_spec, mask_of, obs_spec, obs_writer, random_action
+from envs.spaces import action_reader, action_spec, env_spec, final_mask, mask_of, obs_spec, obs_writer, random_action
 from envs.spec import ActionSpec, Leaf, from_json, to_json
 
 
@@ -150,3 +150,11 @@ def test_a_spec_survives_json():
     space = spaces.Dict({"a": spaces.Tuple((spaces.Discrete(3), spaces.Box(0, 255, (4, 9, 9), np.uint8)))})
     spec = env_spec("X", space, spaces.Box(-1, 2, (2,), np.float32), 7)
     assert from_json(to_json(spec)) == spec
+
+
+def test_the_mask_of_a_final_observation_frees_heads_without_a_legal_action():
+    given = {"action_mask": np.array([0, 1, 0, 0, 0], np.int8)}
+
+    assert final_mask(None, given, False, (3, 2)).tolist() == [False, True, False, True, True]
+    assert final_mask(None, {}, False, (3, 2)).all()
+    assert given["action_mask"].tolist() == [0, 1, 0, 0, 0]

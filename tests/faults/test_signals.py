@@ -183,7 +183,7 @@ def test_ctrl_c_while_it_starts(seconds: float, command: Callable[..., Command])
     time.sleep(seconds)
     os.killpg(one.process.pid, signal.SIGINT)
     status, text = one.end()
-    assert status == 130 or (seconds < 1.5 and status == -signal.SIGINT), text  # the latter before Python is up
+    assert status in (130, -signal.SIGINT), text  # the latter before Python is up
     one.settle(30.0)  # the fork server first finishes its imports
 
 
@@ -195,7 +195,7 @@ def test_sigkill_of_the_command_leaves_no_process(env: str, command: Callable[..
         time.sleep(1.5)
     one.process.kill()
     one.process.wait()
-    one.settle(5.0)
+    one.settle(60.0)
 
 
 def test_the_next_start_sweeps_what_a_killed_group_left(command: Callable[..., Command]) -> None:
