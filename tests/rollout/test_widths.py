@@ -39,7 +39,7 @@ class Mixed:
         if self._what == "obs":
             obs = obs - obs.mean(0)
         act: Act = self._policy.act(obs, core, action_mask, noise, explore)
-        if self._what == "extras":
+        if self._what == "extras" and explore:  # without it there are none
             return act._replace(extras={"head": act.extras["head"] + 1e-7 * len(noise)})
         if self._what == "core":
             return act._replace(core=act.core + 1e-7 * len(noise))
