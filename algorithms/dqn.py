@@ -74,7 +74,9 @@ class DQN:
         loss = self.loss(out.detach(), batch.action, target, batch.weight)
         norm = step(self.optimizer, out, lr, config.max_grad_norm, lambda out: self.tape.backward(out, loss.slope))
         self.follow()
-        told = {"loss_q": loss.mean, "q_mean": loss.q.mean(), "grad_norm": norm, "lr": lr, "epsilon": epsilon}
+        told: dict[str, Tensor | float] = {"loss_q": loss.mean, "q_mean": loss.q.mean(), "grad_norm": norm, "lr": lr}
+        if not config.noisy:
+            told["epsilon"] = epsilon
         return Update(told, None if batch.index is None else loss.error)
 
     @torch.no_grad()

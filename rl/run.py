@@ -69,6 +69,7 @@ class Run:
         self.console = Console(json=config.json_line, quiet=config.quiet)
         if resume is not None:
             self._parts.callback(lock(resume))
+            shutil.rmtree(resume / ROWS, ignore_errors=True)  # a run that was killed leaves them, and they take room
         saved = None if resume is None else newest(resume / CHECKPOINTS, notes)
         here = world(config, None if saved is None else saved.meta["way"])
         self.way, self.spec = here.way, here.spec
@@ -107,7 +108,6 @@ class Run:
     def _learns(self, algorithm: Any, saved: Checkpoint | None, recording: Recording | None) -> list[str]:
         """Make the learner and its feed; bring back what was saved, or fill the replay from a recording."""
         config, files = self.config, self.folder / ROWS
-        shutil.rmtree(files, ignore_errors=True)  # a run that was killed leaves them
         self._parts.callback(shutil.rmtree, files, ignore_errors=True)
         feed = make_feed(config, self.spec, algorithm.plan, files if config.replay_on_disk else None, recording)
         feed.say = self.console.note

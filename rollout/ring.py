@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,7 @@ class Ring:
                 self.flat[name] = np.zeros(whole, dtype)
             else:
                 folder.mkdir(parents=True, exist_ok=True)
-                mapped = np.memmap(folder / f"{name}.rows", dtype, "w+", shape=whole)
+                mapped = np.memmap(_allocated(folder / f"{name}.rows", whole, dtype), dtype, "r+", shape=whole)
                 self.flat[name] = np.ndarray(whole, dtype, mapped)  # the same without memmap's slower methods
         self.flag = self.flat["flag"]
         self._leaves = spec.leaves()
@@ -255,6 +257,24 @@ class Ring:
     def tree(self, found: list[Any]) -> Tree:
         """Leaves as the tree that the environment's observation is."""
         return found[0] if isinstance(self.spec.obs, Leaf) else unflatten(self.spec.obs, found)
+
+
+def _allocated(path: Path, shape: tuple[int, ...], dtype: Any) -> Path:
+    """A file of zeros whose room on the disk is taken now: a hole that finds none later ends the process.
+
+    Raises:
+        ValueError: there is no room.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+    except OSError as error:
+        raise ValueError(f"the replay's file {path} of {size:,} bytes cannot be made: {error.strerror}") from None
+    return path
 
 
 def _wide(base: np.ndarray | int) -> np.ndarray | int:

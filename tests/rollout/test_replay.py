@@ -488,3 +488,19 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
     state["small"]["tail"] = state["small"]["tail"] + 2
     with pytest.raises(ValueError, match="missing"):
         Replay(PLAIN, 1, Plan(20), 0).load(state)
+
+
+def test_room_on_the_disk_is_taken_when_the_replay_is_made(tmp_path):
+    """A hole in a mapped file that finds the disk full ends the process without a word."""
+    Replay(PLAIN, 2, Plan(40_000), 0, tmp_path)
+    for file in tmp_path.iterdir():
+        assert file.stat().st_blocks * 512 >= file.stat().st_size
+
+
+def test_a_disk_without_room_is_told_in_a_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rollout.ring.os.posix_fallocate", full)
+    with pytest.raises(ValueError, match="No space left"):
+        Replay(PLAIN, 2, Plan(40_000), 0, tmp_path)
