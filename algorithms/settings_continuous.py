@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from algorithms.settings import Activation
+from algorithms.settings import Activation, check_widths
 
 
 class SACConfig(BaseModel):
@@ -183,9 +183,3 @@ class DDPGConfig(BaseModel):
     def _together(self) -> DDPGConfig:
         check_widths(self.widths)
         return self
-
-
-def check_widths(widths: tuple[int, ...]) -> None:
-    """ValueError with one line if a layer has no unit."""
-    if any(width < 1 for width in widths):
-        raise ValueError(f"widths must each be at least 1, got {','.join(map(str, widths))}")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from algorithms.settings import Activation
+from algorithms.settings import Activation, check_widths
 
 
 class DQNConfig(BaseModel):
@@ -81,8 +81,7 @@ class DQNConfig(BaseModel):
 
     @model_validator(mode="after")
     def _together(self) -> DQNConfig:
-        if any(width < 1 for width in self.widths):
-            raise ValueError(f"widths must each be at least 1, got {','.join(map(str, self.widths))}")
+        check_widths(self.widths)
         if (self.tau is None) == (self.target_every is None):
             raise ValueError(
                 f"the target network either copies every target_every updates or follows by tau, got target_every "

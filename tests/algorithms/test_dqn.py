@@ -40,23 +40,6 @@ def shown(settings) -> str:
     return "-".join(settings) or "default"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """As in a run; more threads wait for each other longer than such small nets take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def double():
-    """Everything in float64, so that agreement means agreement."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def make_dqn(spec=DISCRETE, seed: int = 3, **settings) -> DQN:
     small = {key: value for key, value in SMALL.items() if key != "target_every" or "tau" not in settings}
     config = DQNConfig(**{**small, **settings})

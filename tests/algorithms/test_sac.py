@@ -18,14 +18,6 @@ from envs.spec import ActionSpec, EnvSpec, Leaf
 SMALL = {"widths": (8, 6), "lr": 1e-2, "lr_q": 2e-2, "batch": 12, "tau": 0.1}
 
 
-@pytest.fixture
-def double():
-    """Everything in float64, so that agreement means agreement."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def make_sac(spec=BOX, seed: int = 3, **settings):
     return make(spec, SACConfig(**{**SMALL, **settings}), torch.device("cpu"), seed, 1)
 
