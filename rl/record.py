@@ -32,14 +32,16 @@ from rollout.types import Episode, Trajectory
 
 FORMAT = 1
 INDEX = "record.json"
-FILE_BYTES = 64 * 2**20  # of arrays, after which a file is written; one delivery may be bigger
+FILE_BYTES = 64 * 2**20  # of memory, after which a file is written; one delivery may be bigger
+OVERHEAD = 2048  # bytes that a delivery takes beside its rows, about: of short ones it is nearly all
 
 
 class Recorder:
     """Writes every delivery of a run.
 
     Args:
-        folder: made if it is not there; must be empty, or hold what this run recorded.
+        folder: made if it is not there; must be empty, or hold what this run recorded. One that a start which failed
+                left without a file counts as empty.
         files:  how many files of it the checkpoint knows that the run goes on from; later ones are written again.
 
     Raises:
@@ -62,7 +64,7 @@ class Recorder:
             there = sorted(path.name for path in folder.iterdir())
         except OSError as error:
             raise ConfigError(f"--record {folder}: {(error.strerror or str(error)).lower()}") from None
-        if files is None and there:
+        if files is None and there and not (there == [INDEX] and not _index(folder)["files"]):
             what = "a recording" if INDEX in there else f"something else: {there[0]}"
             raise ConfigError(f"--record {folder}: the folder holds {what}; name one that is empty, or not there yet")
         if files:
@@ -89,7 +91,7 @@ class Recorder:
             self._pieces[-1].append(delivery)
         else:
             self._pieces.append([delivery])
-        self._bytes += sum(
+        self._bytes += OVERHEAD + sum(
             array.nbytes for array in (*leaves(delivery.obs), delivery.action, *delivery.extras.values())
         )
         if self._bytes >= FILE_BYTES:

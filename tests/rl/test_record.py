@@ -12,7 +12,10 @@ import pytest
 from oracles.replaying import Tiny
 
 import rl
+from envs.make import look, resolve
 from rl import checkpoint, cli, record
+from rl.config import load
+from rl.errors import ConfigError
 from rl.learner import Learner
 from rl.metrics import read
 from rl.record import Recording
@@ -264,3 +267,35 @@ def test_an_offline_run_is_resumed(launch: Any, recording: Path, tmp_path: Path)
     result = launch(tmp_path, "--resume", str(run), "--json", "--quiet").result
 
     assert (result["fingerprint"], result["steps"]) == (whole["fingerprint"], whole["steps"])
+
+
+def test_a_start_that_failed_does_not_use_up_the_folder(tmp_path: Path) -> None:
+    config, spec = load({"algo": "ppo", "env": "CartPole-v1"}), look(resolve("CartPole-v1"), 0)
+    record.Recorder(tmp_path, config, spec)
+    record.Recorder(tmp_path, config, spec)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds a recording"):
+        record.Recorder(tmp_path, config, spec)
+
+
+def test_a_gaussians_actions_are_learned_from_as_the_environment_got_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were drawn from all numbers, and only the environment's adapter clipped them."""
+    from rollout.replay import Replay
+
+    folder, seen, real = tmp_path / "record", [], Replay.append
+    box = PPO | {"env": "probe:box3", "record": str(folder), "out": str(tmp_path)}
+    rl.train(**box)
+    drawn = np.concatenate([unroll.action.ravel() for unroll in Recording.open(folder).unrolls()])
+    assert np.abs(drawn).max() > 1.5
+
+    def append(self: Replay, unroll: Trajectory) -> None:
+        seen.append(unroll.action.copy())
+        real(self, unroll)
+
+    monkeypatch.setattr(Replay, "append", append)
+    offline = {"algo": "td3", "env": "probe:box3", "replay_from": str(folder), "out": str(tmp_path), "steps": 32}
+    rl.train(**{**TINY, **offline, "preset": "none", "batch": 16, "widths": (8,)})
+    assert seen
+    np.testing.assert_array_equal(np.concatenate([a.ravel() for a in seen]), drawn.clip(-1, 1))

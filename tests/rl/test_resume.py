@@ -22,6 +22,7 @@ DQN = "--algo dqn --streams 3 --unroll 4 --widths 8,8 --eval-episodes 2 --steps 
 DQN += "--eval-every 300 --warmup 60 --batch 8 --updates-per-step 0.3 --target-every 20 --preset none".split()
 DQN += ["--json", "--quiet"]
 REPLAYS = "--n-step 3 --double --prioritized --normalize-obs".split()
+EARLY = "--normalize-obs --no-random-start --epsilon 0 --epsilon-end 0 --warmup 700".split()
 BOX = "--env Pendulum-v1 --workers 0 --streams 2 --unroll 5 --widths 8,8 --steps 400 --checkpoint-every 80".split()
 BOX += "--warmup 60 --batch 8 --updates-per-step 0.3 --eval-every 0 --preset none --json --quiet".split()
 CARTPOLE = ["--env", "CartPole-v1"]
@@ -39,6 +40,7 @@ CASES = [
     ),
     pytest.param([*SHORT, "--env", "probe:dict", "--workers", "0"], id="dict observations"),
     pytest.param([*DQN, *CARTPOLE, "--workers", "0"], id="dqn"),
+    pytest.param([*DQN, *EARLY, *CARTPOLE, "--workers", "0"], id="dqn, statistics before updates"),
     pytest.param([*DQN, *REPLAYS, *CARTPOLE, "--workers", "0", "--capacity", "300"], id="dqn, n-step, prioritised"),
     pytest.param([*DQN, "--n-step", "3", "--env", "probe:dict", "--workers", "0", "--replay-on-disk"], id="on disk"),
     pytest.param(["--algo", "sac", *BOX, "--n-step", "2", "--prioritized"], id="sac, n-step, prioritised"),
