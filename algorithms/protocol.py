@@ -61,11 +61,19 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StreamPlan:
-    """On-policy data: every unroll is used once, in the order of its streams."""
+    """Data in the order it was made: unrolls of several streams, joined in the order of the streams.
+
+    With `wait="all"` and no overlap it is on-policy. Else weights move while unrolls are under way: `max_lag` bounds by
+    how much, and `credits` how far an actor may run ahead.
+    """
 
     unroll: int  # T, rows per stream and unroll
     wait: int | Literal["all"] = "all"  # streams an update waits for
     overlap: bool = False  # whether actors go on while the learner learns
+    credits: int = 1  # unrolls that an actor may have begun or finished before the learner has taken them
+    max_lag: int | None = None  # updates since an unroll's weights, above which it is dropped and counted
+    kept: int = 1  # batches kept, in turn: the circular buffer of IMPACT
+    uses: int = 1  # updates for each batch that comes in, over those that are kept
 
 
 @dataclass(frozen=True, slots=True)
