@@ -33,7 +33,7 @@ def table(found: list[dict[str, Any]]) -> str:
         seeds, bar = result["seeds"], result["bar"]
         kind = "training" if bar is not None and bar["metric"] == "train" else "greedy"
         cells = [
-            result["algo"],
+            f"{result['algo']}, {result['as']}" if result.get("as") else result["algo"],
             result["env"],
             f"{', '.join(number(seed['measured']) for seed in seeds)} ({kind})",
             "" if bar is None else number(bar["return"]),
@@ -92,13 +92,15 @@ def main() -> int:
     one.add_argument("algo")
     one.add_argument("env")
     one.add_argument("file", type=Path)
+    one.add_argument("--as", dest="name", help="of a result that has a name of its own")
     what.add_parser("table", help="writes the table of results into README.md")
     args = parser.parse_args()
     if args.what == "table":
         readme = ROOT / "README.md"
         readme.write_text(put(readme.read_text(), table(results())))
         return 0
-    found = [result for result in results() if (result["algo"], result["env"]) == (args.algo, args.env)]
+    asked = (args.algo, args.env, args.name)
+    found = [result for result in results() if (result["algo"], result["env"], result.get("as")) == asked]
     if not found:
         raise SystemExit(f"plot: no result yet; make it with scripts/reproduce {args.algo} {args.env}")
     picture(found[0], args.file)

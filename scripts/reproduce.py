@@ -4,7 +4,8 @@ A seed passes when it reaches the bar of configs/results/bars.json within the ba
 of 30 greedy evaluation episodes of the last checkpoint ("eval") or the mean of the last 100 training episodes
 ("train"); where the bar asks for it ("last_three"), the last three evaluations of the run must each reach that too. The
 configuration passes when at least 2 of 3 seeds do and none is at random level: within a tenth of the way from a random
-policy's return to the bar.
+policy's return to the bar. A second result for an algorithm and environment has a name of its own: `--as plain` writes
+<env>-plain.json, and is judged by the bar called <env>-plain.
 """
 
 from __future__ import annotations
@@ -48,11 +49,16 @@ def within(bar: dict[str, Any], seed: dict[str, Any]) -> int:
     return int(bar["steps"]) + int(seed["batch"])
 
 
-def bar_of(algo: str, env: str) -> dict[str, Any] | None:
+def bar_of(algo: str, env: str, name: str | None = None) -> dict[str, Any] | None:
     """What is to be reached, or None where nobody has said."""
     bars: dict[str, Any] = json.loads((RESULTS / "bars.json").read_text())
-    found: dict[str, Any] | None = bars.get(algo, {}).get(env.rpartition(":")[2])
+    found: dict[str, Any] | None = bars.get(algo, {}).get(env.rpartition(":")[2] + ending(name))
     return found
+
+
+def ending(name: str | None) -> str:
+    """What the name of a second result adds to the environment's."""
+    return f"-{name}" if name else ""
 
 
 def train(algo: str, env: str, seed: int, rest: list[str]) -> dict[str, Any]:
@@ -128,18 +134,22 @@ def machine() -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/reproduce",
+        allow_abbrev=False,
         description="Trains over seeds and writes the result. Other flags are handed on to rltrain.",
     )
     parser.add_argument("algo")
     parser.add_argument("env")
     parser.add_argument("--seeds", default="0,1,2", help="numbers with commas between [0,1,2]")
+    parser.add_argument("--as", dest="name", help="name of a second result for the same algorithm and environment")
     args, rest = parser.parse_known_args()
+    if args.name is not None and not re.fullmatch(r"[a-z0-9-]+", args.name):
+        parser.error(f"--as {args.name!r}: small letters, digits and - only; it becomes part of a file's name")
     sys.path.insert(0, str(ROOT))
     from rl.presets import file_name, find
 
     preset = find(args.algo, args.env) if "--preset" not in rest else None
     tuned = None if preset is None else preset.read_text()
-    bar, seeds, made_with = bar_of(args.algo, args.env), [], {"commit": commit(), "machine": machine()}
+    bar, seeds, made_with = bar_of(args.algo, args.env, args.name), [], {"commit": commit(), "machine": machine()}
     for seed in map(int, args.seeds.split(",")):
         found = train(args.algo, args.env, seed, rest)
         measured = found["train_return"] if bar is not None and bar["metric"] == "train" else found["eval_return"]
@@ -151,6 +161,7 @@ def main() -> int:
     result = {
         "algo": args.algo,
         "env": args.env,
+        "as": args.name,
         "command": " ".join(["rltrain", *command(args.algo, args.env, "SEED", rest)]),
         "made_by": " ".join(["scripts/reproduce", *sys.argv[1:]]),
         "preset": tuned,
@@ -158,7 +169,8 @@ def main() -> int:
         "bar": bar,
         **judged,
     }
-    file = RESULTS / args.algo / Path(file_name(args.env)).with_suffix(".json").name
+    stem = file_name(args.env).removesuffix(".toml")
+    file = RESULTS / args.algo / f"{stem}{ending(args.name)}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1)
     text = re.sub(r"\[\s+(\d+),\s+(-?[\d.e+-]+)\s+\]", r"[\1, \2]", text)  # a point of a curve on one line

@@ -241,3 +241,19 @@ def test_the_last_three_evaluations_count_where_the_bar_says_so(curve: list[floa
 
 def test_no_bar_no_judgement() -> None:
     assert script("reproduce").judge(seeds(1), None)["passed"] is None
+
+
+def test_a_second_result_has_a_bar_of_its_own() -> None:
+    reproduce = script("reproduce")
+    first, second = reproduce.bar_of("dqn", "LunarLander-v3"), reproduce.bar_of("dqn", "LunarLander-v3", "plain")
+
+    assert (first["return"], second["return"]) == (200, 130)
+    assert reproduce.bar_of("dqn", "LunarLander-v3", "unheard-of") is None
+
+
+def test_a_second_result_is_told_apart_in_the_table() -> None:
+    plot = script("plot")
+    found = plot.results()[0]
+
+    assert f"| {found['algo']}, plain | " in plot.table([{**found, "as": "plain"}])
+    assert f"| {found['algo']} | " in plot.table([found])
