@@ -100,10 +100,7 @@ def add_model(
             "help": f"{text} {_default(field, (defaults or {}).get(key))}".strip(),
         }
         if kinds(field.annotation) == (bool,):
-            action = argparse.BooleanOptionalAction if field.default is True else "store_true"
-            if field.default is False and key.startswith(("normalize", "shared")):
-                action = argparse.BooleanOptionalAction
-            group.add_argument(spelled(key), action=action, **options)
+            group.add_argument(spelled(key), action=argparse.BooleanOptionalAction, **options)  # a file may say either
         else:
             group.add_argument(spelled(key), metavar=_metavar(field), **options)
 

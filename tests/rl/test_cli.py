@@ -95,6 +95,16 @@ def test_flags_become_a_run() -> None:
     assert (settings.normalize_obs, settings.normalize_advantage, settings.shared_torso) == (True, False, False)
 
 
+def test_what_a_preset_turns_on_a_flag_turns_off() -> None:
+    """The one tuned for LunarLander has both."""
+    lunar = ["--algo", "dqn", "--env", "LunarLander-v3"]
+    tuned: Any = parsed(*lunar).settings
+    plain: Any = parsed(*lunar, "--no-double", "--no-prioritized").settings
+
+    assert (tuned.double, tuned.prioritized) == (True, True)
+    assert (plain.double, plain.prioritized) == (False, False)
+
+
 def test_negative_values_are_values() -> None:
     settings: Any = parsed("--log-std-init", "-5e-1").settings
 
