@@ -12,6 +12,8 @@ Targets are constants: nothing here carries a gradient.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,62 @@ def lambda_returns(reward: Tensor, value: Tensor, discount: Tensor, trace: Tenso
     step = reward + (discount - decay) * value[1:]
     step[-1] += decay[-1] * value[-1]
     return _backwards(step, decay)
+
+
+class VTrace(NamedTuple):
+    """What `vtrace` makes of an unroll."""
+
+    target: Tensor  # [T, B]  v_t, what V(o_t) should become
+    advantage: Tensor  # [T, B]  what log pi(a_t|o_t) is to be weighted with, its own importance weight included
+
+
+def vtrace(
+    log_ratio: Tensor,
+    reward: Tensor,
+    value: Tensor,
+    discount: Tensor,
+    trace: Tensor,
+    valid: Tensor,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+    rho_bar_pg: float = 1.0,
+) -> VTrace:
+    """V-trace, Espeholt et al. 2018 (arXiv:1802.01561), equation 1 as its recursion (remark 1), with lambda (remark 2).
+
+        delta_t     = min(rho_bar, ratio_t) * (r_t + discount_t * V(o_{t+1}) - V(o_t))
+        v_t         = V(o_t) + delta_t + discount_t * trace_t * min(c_bar, ratio_t) * (v_{t+1} - V(o_{t+1}))
+        advantage_t = min(rho_bar_pg, ratio_t) * (r_t + discount_t * v_{t+1} - V(o_t)),    v_T = V(o_T)
+
+    At a reset row, and at padding, v_t is V(o_t): there stands the final observation, which the row before bootstraps
+    from, and nothing of what follows belongs to it. Where all ratios are 1 and no bound is below 1, v_t is the
+    lambda-return.
+
+    Args:
+        log_ratio:  [T, B]    log pi(a_t|o_t) - log mu(a_t|o_t): the policy to be judged, and the one that acted.
+        reward:     [T, B]    as for `gae`.
+        value:      [T+1, B]  V(o_t), the last row included: it is the bootstrap.
+        discount:   [T, B]    gamma, or 0 where the episode terminated.
+        trace:      [T, B]    lambda, or 0 where the episode ended in either way.
+        valid:      [T, B]    bool, rows whose action was taken; the others may hold anything.
+        rho_bar:    bound of the ratio in delta: with it, v is the value of a policy between mu and pi.
+        c_bar:      bound of the ratio along the trace: it moves variance, not the fixed point. At most rho_bar.
+        rho_bar_pg: bound of the ratio in the advantage.
+
+    Returns:
+        targets and advantages; at rows that are not valid V(o_t) and 0.
+
+    Raises:
+        ValueError: if `value` is not exactly one row longer than `reward`.
+    """
+    _check("vtrace", reward, value, discount, trace)
+    now, after = value[:-1], value[1:]
+    ratio = log_ratio.masked_fill(~valid, 0.0).exp()  # [T, B]
+    error = (reward + discount * after - now).masked_fill(~valid, 0.0)
+    decay = (discount * trace * ratio.clamp(max=c_bar)).masked_fill(~valid, 0.0)
+    excess = _backwards(ratio.clamp(max=rho_bar) * error, decay)  # v - V
+    follow = discount * torch.cat([excess[1:], torch.zeros_like(excess[:1])])  # what v_{t+1} adds to V(o_{t+1})
+    advantage = ratio.clamp(max=rho_bar_pg) * (error + follow).masked_fill(~valid, 0.0)
+    return VTrace(now + excess, advantage)
 
 
 def project(probs: Tensor, support: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
