@@ -22,8 +22,10 @@ class Entry:
 
 _registry: dict[str, Entry] = {
     "a2c": Entry("algorithms.a2c:A2C", "algorithms.settings:A2CConfig"),
+    "appo": Entry("algorithms.appo:APPO", "algorithms.settings_async:APPOConfig"),
     "ddpg": Entry("algorithms.ddpg:DDPG", "algorithms.settings_continuous:DDPGConfig"),
     "dqn": Entry("algorithms.dqn:DQN", "algorithms.settings_dqn:DQNConfig"),
+    "impala": Entry("algorithms.impala:IMPALA", "algorithms.settings_async:IMPALAConfig"),
     "ppo": Entry("algorithms.ppo:PPO", "algorithms.settings:PPOConfig"),
     "sac": Entry("algorithms.sac:make", "algorithms.settings_continuous:SACConfig"),
     "td3": Entry("algorithms.td3:TD3", "algorithms.settings_continuous:TD3Config"),

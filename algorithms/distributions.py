@@ -248,6 +248,30 @@ class _Squashed(torch.autograd.Function):
 Distribution = Categorical | MultiCategorical | Bernoulli | DiagGaussian
 
 
+def kl_divergence(one: Distribution, other: Distribution) -> Tensor:
+    """[...] KL(one || other) in nats, in closed form, summed over heads or dimensions; of two of the same kind.
+
+    Raises:
+        TypeError: if they are not.
+    """
+    if isinstance(one, Categorical) and isinstance(other, Categorical):
+        difference = one.log_probs - other.log_probs  # [..., n]
+        if one.mask is not None:
+            difference = difference.masked_fill(~one.mask, 0.0)
+        return (one.log_probs.exp() * difference).sum(-1)
+    if isinstance(one, MultiCategorical) and isinstance(other, MultiCategorical):
+        return torch.stack([kl_divergence(a, b) for a, b in zip(one.heads, other.heads, strict=True)], -1).sum(-1)
+    if isinstance(one, Bernoulli) and isinstance(other, Bernoulli):
+        of_one = one.log_one.exp() * (one.log_one - other.log_one)
+        log_zero, other_log_zero = one.log_one - one.logits, other.log_one - other.logits
+        return (of_one + log_zero.exp() * (log_zero - other_log_zero)).sum(-1)
+    if isinstance(one, DiagGaussian) and isinstance(other, DiagGaussian):
+        wider = other.log_std - one.log_std
+        square = (2 * one.log_std).exp() + (one.mean - other.mean).square()
+        return (wider + 0.5 * square * torch.exp(-2 * other.log_std) - 0.5).sum(-1)
+    raise TypeError(f"no KL between {type(one).__name__} and {type(other).__name__}")
+
+
 def head_size(action: ActionSpec) -> int:
     """How many numbers a network must put out for an action: logits, or the mean of a Box."""
     if action.kind in ("discrete", "multi_discrete"):
