@@ -41,7 +41,7 @@ def short(stream: Trajectory, rows: int, stream_number: int = 0) -> Trajectory:
     return replace(stream, first=first, terminated=terminated, truncated=truncated)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(streams(), seeds, unit, unit, bound, bound, bound)
 def test_vtrace_equals_the_sum_written_out(case, seed, gamma, lam, rho_bar, c_bar, rho_bar_pg):
     """The third stream may be shorter than the unroll: what pads it is no part of the sum."""
@@ -60,7 +60,7 @@ def test_vtrace_equals_the_sum_written_out(case, seed, gamma, lam, rho_bar, c_ba
     assert (found.advantage[~keep] == 0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(streams(), unit, unit)
 def test_on_policy_targets_are_lambda_returns(case, gamma, lam):
     """At lambda 1 these are n-step returns, and the advantage is that of GAE; the last step is among them."""
@@ -77,7 +77,7 @@ def test_on_policy_targets_are_lambda_returns(case, gamma, lam):
     assert_close(whole.advantage[keep], advantage[keep], atol=1e-4, rtol=1e-4)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(streams(), seeds, unit, unit)
 def test_rows_without_an_action_may_hold_anything(case, seed, gamma, lam):
     """Their reward, ratio and flags, and values of first observations, which nobody before them bootstraps from."""
@@ -95,7 +95,7 @@ def test_rows_without_an_action_may_hold_anything(case, seed, gamma, lam):
     assert found.advantage.isfinite().all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(streams(max_t=12), seeds, unit, unit, st.integers(1, 11))
 def test_two_unrolls_give_what_the_whole_gives(case, seed, gamma, lam, cut):
     """What the second half adds to the value at the cut is all that the first half needs to know of it."""
