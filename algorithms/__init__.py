@@ -22,6 +22,7 @@ class Entry:
 
 _registry: dict[str, Entry] = {
     "a2c": Entry("algorithms.a2c:A2C", "algorithms.settings:A2CConfig"),
+    "a3c": Entry("algorithms.a3c:A3C", "algorithms.settings_async:A3CConfig"),
     "appo": Entry("algorithms.appo:APPO", "algorithms.settings_async:APPOConfig"),
     "ddpg": Entry("algorithms.ddpg:DDPG", "algorithms.settings_continuous:DDPGConfig"),
     "dqn": Entry("algorithms.dqn:DQN", "algorithms.settings_dqn:DQNConfig"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
 from rollout.tree import Tree
-from rollout.types import Trajectory
+from rollout.types import Gradients, Trajectory
 
 NoiseKind = Literal["gumbel", "logistic", "normal", "uniform"]
 
@@ -77,6 +78,18 @@ class StreamPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class GradientPlan:
+    """Gradients that actors make of their own unrolls, applied one after the other in the order in which they come."""
+
+    unroll: int  # T, rows per stream and gradient
+    reduce: Callable[[Any, Trajectory], Gradients]  # (policy, unroll) -> gradients; picklable, runs in the actor
+    wait: int | Literal["all"] = 1  # streams the learner waits for, before it applies what has come
+    overlap: bool = True  # whether actors go on while the learner learns
+    credits: int = 1  # unrolls that an actor may have begun or finished before the learner has taken them
+    max_lag: int | None = None  # updates since an unroll's weights, above which its gradients are dropped and counted
+
+
+@dataclass(frozen=True, slots=True)
 class ReplayPlan:
     """Off-policy data: unrolls are kept, and samples of them drawn, so many updates for each environment step."""
 
@@ -92,8 +105,12 @@ class ReplayPlan:
     beta: float = 0.4  # exponent of importance weights at the start; 1 at the end of the run
     priority_eps: float = 1e-6  # added to each priority, so that none is 0
     random_start: bool = True  # whether the first `warmup` steps are random actions
+    clip_reward: bool = False  # whether what is learnt from are rewards clipped to [-1, 1], each before they are summed
     wait: int | Literal["all"] = "all"  # streams a delivery waits for
     overlap: bool = False  # whether actors go on while the learner learns
+
+
+Plan = StreamPlan | GradientPlan | ReplayPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +125,9 @@ class Algorithm(Protocol):
     """Built as `Name(spec, config, device, seed, streams)`."""
 
     policy: Any  # Policy
-    plan: StreamPlan | ReplayPlan
+    plan: Plan
 
-    def update(self, batch: Any, progress: float) -> Update: ...  # Trajectory or Transition, as `plan` asks
+    def update(self, batch: Any, progress: float) -> Update: ...  # Trajectory, Gradients or Transition, as `plan` asks
 
     def observe(self, unrolls: Trajectory) -> None: ...  # once per delivery, after its updates
 

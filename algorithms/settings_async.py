@@ -1,8 +1,8 @@
-"""The settings of IMPALA and APPO: one line each, with unit and origin. Imports no torch, so that --help is quick."""
+"""The settings of IMPALA, APPO and A3C: one line each, with unit and origin. Imports no torch: --help is quick."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -41,6 +41,7 @@ class IMPALAConfig(BaseModel):
     rho_bar: float = Field(1.0, gt=0, description="bound of importance weights in the errors: what V converges to")
     c_bar: float = Field(1.0, gt=0, description="bound of importance weights along the trace; at most rho_bar")
     rho_bar_pg: float = Field(1.0, gt=0, description="bound of importance weights of the policy's gradient")
+    clip_reward: bool = Field(False, description="learn from rewards clipped to [-1, 1]; reports have the raw ones")
 
     # loss
     value: float = Field(0.5, ge=0, description="weight of the value loss")
@@ -50,7 +51,8 @@ class IMPALAConfig(BaseModel):
     # networks
     policy: str = Field("actor_critic", description="name of the policy; users add theirs with rl.register_policy")
     torso: str = Field(
-        "auto", description="auto, or module:Class of an nn.Module that turns observations into features"
+        "auto",
+        description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
     )
     widths: tuple[int, ...] = Field((64, 64), strict=False, description="units of the hidden layers")
     activation: Activation = Field("tanh", description="function between the layers")
@@ -60,7 +62,7 @@ class IMPALAConfig(BaseModel):
     log_std_init: float = Field(0.0, description="log of the Gaussian's deviation at the start, for Box actions")
 
     # memory
-    memory: Literal["none", "gru"] = Field("none", description="recurrent core behind the torso")
+    memory: Literal["none", "gru", "lstm"] = Field("none", description="recurrent core behind the torso")
     memory_size: int = Field(64, ge=1, description="H, units of the recurrent core")
     sequence: int = Field(20, ge=1, description="L, rows a gradient goes back through; divides unroll")
 
@@ -108,6 +110,7 @@ class APPOConfig(BaseModel):
     tau: float | None = Field(
         None, gt=0, le=1, description="share by which the target network follows after each update; none: target_every"
     )
+    clip_reward: bool = Field(False, description="learn from rewards clipped to [-1, 1]; reports have the raw ones")
 
     # loss
     clip: float = Field(0.4, gt=0, description="epsilon of the surrogate: the ratio is kept within 1 +- clip")
@@ -121,7 +124,8 @@ class APPOConfig(BaseModel):
     # networks
     policy: str = Field("actor_critic", description="name of the policy; users add theirs with rl.register_policy")
     torso: str = Field(
-        "auto", description="auto, or module:Class of an nn.Module that turns observations into features"
+        "auto",
+        description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
     )
     widths: tuple[int, ...] = Field((64, 64), strict=False, description="units of the hidden layers")
     activation: Activation = Field("tanh", description="function between the layers")
@@ -131,7 +135,7 @@ class APPOConfig(BaseModel):
     log_std_init: float = Field(0.0, description="log of the Gaussian's deviation at the start, for Box actions")
 
     # memory
-    memory: Literal["none", "gru"] = Field("none", description="recurrent core behind the torso")
+    memory: Literal["none", "gru", "lstm"] = Field("none", description="recurrent core behind the torso")
     memory_size: int = Field(64, ge=1, description="H, units of the recurrent core")
     sequence: int = Field(25, ge=1, description="L, rows a gradient goes back through; divides unroll")
 
@@ -154,6 +158,66 @@ class APPOConfig(BaseModel):
             raise ValueError(
                 "the target network either copies every target_every updates or follows by tau; set one of them to none"
             )
+        return self
+
+
+class A3CConfig(BaseModel):
+    """Settings of A3C. Defaults: Mnih et al. 2016, unless a line says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # what data a gradient is made of
+    streams: int = Field(16, ge=1, description="environments stepped side by side, in all; the paper's 16 threads")
+    unroll: int = Field(8, ge=1, description="T, steps per stream and gradient; the paper uses 5")
+    overlap: bool = Field(True, description="actors go on while the learner learns; the run is then not repeatable")
+    credits: int = Field(1, ge=1, description="unrolls an actor may be ahead of the learner; the paper's threads: 1")
+    max_lag: int | None = Field(
+        None, ge=1, description="updates since a gradient's weights, above which it is dropped; none: never"
+    )
+
+    # step size and its schedule, linear in the share of the run that is done
+    lr: float = Field(7e-4, gt=0, description="step size at the start")
+    lr_end: float | None = Field(0.0, ge=0, description="step size at the last step; none keeps lr")
+    optimizer: Literal["rmsprop", "adam"] = Field("rmsprop", description="what turns gradients into steps, for all")
+    rms_alpha: float = Field(0.99, gt=0, lt=1, description="RMSprop's memory of squared gradients")
+    rms_eps: float = Field(1e-5, gt=0, description="RMSprop's epsilon, added to the root; the paper uses 0.1")
+    adam_eps: float = Field(1e-5, gt=0, description="Adam's epsilon")
+    max_grad_norm: float = Field(0.5, ge=0, description="L2 norm over all gradients of an actor; 0 turns clipping off")
+
+    # targets
+    gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
+    lam: float = Field(1.0, ge=0, le=1, description="lambda of the returns; 1 is the paper's n-step return")
+    clip_reward: bool = Field(False, description="learn from rewards clipped to [-1, 1]; reports have the raw ones")
+
+    # loss
+    value: float = Field(0.5, ge=0, description="weight of the value loss")
+    entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus")
+
+    # networks
+    policy: str = Field("actor_critic", description="name of the policy; users add theirs with rl.register_policy")
+    torso: str = Field(
+        "auto",
+        description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
+    )
+    widths: tuple[int, ...] = Field((64, 64), strict=False, description="units of the hidden layers")
+    activation: Activation = Field("tanh", description="function between the layers")
+    shared_torso: bool = Field(
+        False, description="one torso and one set of hidden layers for policy and value, as always with memory"
+    )
+    log_std_init: float = Field(0.0, description="log of the Gaussian's deviation at the start, for Box actions")
+
+    # memory
+    memory: Literal["none", "gru", "lstm"] = Field("none", description="recurrent core behind the torso")
+    memory_size: int = Field(64, ge=1, description="H, units of the recurrent core")
+    sequence: int = Field(8, ge=1, description="L, rows a gradient goes back through; divides unroll")
+
+    # no settings: running statistics would need the observations, and these stay with the actors
+    normalize_obs: ClassVar[bool] = False
+    normalize_return: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _together(self) -> A3CConfig:
+        check_network(self.widths, self.memory, self.sequence, self.unroll)
         return self
 
 

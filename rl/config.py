@@ -75,6 +75,9 @@ class RunConfig(BaseModel):
     )
     device: str = Field("cpu", description="where the learner computes: cpu, cuda, cuda:1, mps")
     learner_threads: int = Field(1, ge=1, description="threads of the learner; results depend on it to the bit")
+    deterministic: bool = Field(
+        False, description="takes unrolls in turns, so that a run repeats to the bit though actors go on meanwhile"
+    )
     actor_timeout: float = Field(120.0, gt=0, description="seconds without progress after which an actor is replaced")
     max_restarts: int = Field(5, ge=0, description="failures of an actor in a row that a run survives")
 

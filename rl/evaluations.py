@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from rollout.handle import ActorLost, Handle
-from rollout.rollout import START_SECONDS
+from rollout.seat import START_SECONDS
 from rollout.types import Episode, Weights
 
 MOST = 4  # evaluations that may wait for the worker; beyond, the learner waits

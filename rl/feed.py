@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.protocol import ReplayPlan
+from algorithms.protocol import ReplayPlan, StreamPlan
 from rl.errors import diverged
 from rollout.tree import tree_map
 from rollout.types import Trajectory, Transition
@@ -21,8 +23,6 @@ Block = Callable[[], dict[str, np.ndarray]]
 
 class Feed(Protocol):
     """What the learner takes batches from."""
-
-    say: Callable[[str], None]  # told what a person should know
 
     def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Any]:
         """The batches that a delivery buys, one for each update; arrays of actors may be reused afterwards."""
@@ -44,23 +44,66 @@ class Feed(Protocol):
 
 
 class StreamFeed:
-    """On-policy: the unrolls of a delivery, joined along B in the order of their streams, once."""
+    """The unrolls of a delivery, joined along B in the order of their streams: one batch, or as many as `plan.wait`
+    streams make, all of a size.
 
-    def __init__(self, device: torch.device) -> None:
-        self.say: Callable[[str], None] = print
+    With `plan.kept` or `plan.uses` above 1 batches go round in a circular buffer, as in IMPACT (Luo et al. 2020): each
+    that comes in takes the place of the oldest, and buys `uses` updates over all that are there, in turn.
+
+    Args:
+        plan: the algorithm's; without one a delivery is one batch, used once.
+    """
+
+    def __init__(self, device: torch.device, plan: StreamPlan | None = None) -> None:
         self._device = device
+        self._unroll = 0 if plan is None else plan.unroll
+        self._wait = "all" if plan is None else plan.wait
+        self._uses = 1 if plan is None else plan.uses
+        self._kept: deque[Trajectory] = deque(maxlen=1 if plan is None else plan.kept)
+        self._turn = 0  # of the batch in the buffer that is used next
         self._newest: Trajectory | None = None
 
     def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Trajectory]:
-        self._newest = join(unrolls, self._device)
-        yield self._newest
+        if not unrolls:
+            return
+        self._newest = join(unrolls, self._device, self._unroll)
+        for batch in in_batches(self._newest, self._wait):
+            self._kept.append(batch)
+            for _ in range(self._uses):
+                self._turn = (self._turn + 1) % len(self._kept)
+                yield self._kept[self._turn]
 
     def delivery(self, unrolls: list[Trajectory]) -> Trajectory:
         newest, self._newest = self._newest, None
-        return join(unrolls, self._device) if newest is None else newest
+        return join(unrolls, self._device, self._unroll) if newest is None else newest
 
     def reprioritise(self, batch: Any, priority: Tensor) -> None:
         raise ValueError("an algorithm without a replay has no priorities")
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Block]]:
+        return {}, {}
+
+    def load(self, state: dict[str, Any], blocks: dict[str, Block]) -> None:
+        """Nothing is kept between deliveries; a circular buffer fills anew."""
+
+
+class GradientFeed:
+    """What actors made of their unrolls, each as it came."""
+
+    def __init__(self) -> None:
+        self.say: Callable[[str], None] = print
+
+    def __call__(self, unrolls: list[Any], progress: float) -> Iterator[Any]:
+        yield from unrolls
+
+    def delivery(self, unrolls: list[Any]) -> Any:
+        return unrolls
+
+    def reprioritise(self, batch: Any, priority: Tensor) -> None:
+        raise ValueError("gradients have no priorities")
 
     def metrics(self) -> dict[str, float]:
         return {}
@@ -86,21 +129,18 @@ class ReplayFeed:
 
     def __init__(self, replay: Any, plan: ReplayPlan, device: torch.device) -> None:
         self.replay = replay
-        self.say: Callable[[str], None] = print
-        self._said = ""
         self.steps = 0  # delivered since the run began
         self.updates = 0  # samples handed out since then
         self._warmup = plan.warmup
+        self._clip = plan.clip_reward
         self._rate = Fraction(repr(float(plan.updates_per_step)))  # 0.29 is 29/100: no step is rounded away
         self._device = device
 
     def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Any]:
         for unroll in unrolls:
-            self.replay.append(unroll)
+            clipped = dataclasses.replace(unroll, reward=np.clip(unroll.reward, -1, 1)) if self._clip else unroll
+            self.replay.append(clipped)
             self.steps += unroll.steps
-        if self.replay.note != self._said:
-            self._said = self.replay.note
-            self.say(self._said)
         earned = math.floor(max(self.steps - self._warmup, 0) * self._rate)
         while self.updates < earned and len(self.replay):
             self.updates += 1
@@ -129,8 +169,67 @@ class ReplayFeed:
         self.replay.load({"small": state["replay"], "segments": blocks})
 
 
-def join(unrolls: list[Trajectory], device: torch.device) -> Trajectory:
-    """One trajectory of tensors on the device; always a copy, so that actors may reuse their arrays."""
+def in_batches(unrolls: Trajectory, wait: int | Literal["all"]) -> Iterator[Trajectory]:
+    """Pieces of a delivery along B: as many as have `wait` streams at least, their sizes differing by one at most."""
+    streams = len(unrolls.stream)
+    pieces = 1 if wait == "all" else max(1, streams // wait)
+    if pieces == 1:
+        yield unrolls
+        return
+    for piece in range(pieces):
+        columns = slice(streams * piece // pieces, streams * (piece + 1) // pieces)
+
+        def beside(x: Tensor, columns: slice = columns) -> Tensor:
+            return x[:, columns]
+
+        yield dataclasses.replace(
+            unrolls,
+            obs=tree_map(beside, unrolls.obs),
+            **{
+                name: beside(getattr(unrolls, name))
+                for name in ("action", "reward", "terminated", "truncated", "first")
+            },
+            **{name: getattr(unrolls, name)[columns] for name in ("version", "stream", "row")},
+            extras={name: beside(x) for name, x in unrolls.extras.items()},
+            action_mask=None if unrolls.action_mask is None else beside(unrolls.action_mask),
+            core=None if unrolls.core is None else beside(unrolls.core),
+            episodes=(),
+        )
+
+
+def stretched(unroll: Trajectory, rows: int) -> Trajectory:
+    """The same with `rows` rows: those added repeat the last one, and are marked as reset rows, so that none counts."""
+    missing = rows - unroll.rows
+    if missing <= 0:
+        return unroll
+
+    def more(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x, np.repeat(x[-1:], missing, 0)])
+
+    ended = np.zeros((missing, len(unroll.stream)), bool)
+    pieces = 0 if unroll.core is None else -(-rows * len(unroll.core) // unroll.rows) - len(unroll.core)
+    return dataclasses.replace(
+        unroll,
+        obs=tree_map(more, unroll.obs),
+        action=more(unroll.action),
+        reward=np.concatenate([unroll.reward, np.zeros_like(ended, np.float32)]),
+        terminated=np.concatenate([unroll.terminated, ended]),
+        truncated=np.concatenate([unroll.truncated, ended]),
+        first=np.concatenate([unroll.first, ~ended]),
+        extras={name: more(x) for name, x in unroll.extras.items()},
+        action_mask=None if unroll.action_mask is None else more(unroll.action_mask),
+        core=None if unroll.core is None else np.concatenate([unroll.core, np.repeat(unroll.core[-1:], pieces, 0)]),
+    )
+
+
+def join(unrolls: list[Trajectory], device: torch.device, rows: int = 0) -> Trajectory:
+    """One trajectory of tensors on the device; always a copy, so that actors may reuse their arrays.
+
+    Args:
+        rows: that it has at least; unrolls that are shorter than the others, or than that, are `stretched`.
+    """
+    rows = max([rows, *(unroll.rows for unroll in unrolls)])
+    unrolls = [stretched(unroll, rows) for unroll in unrolls]
 
     def along(axis: int) -> Any:
         def joined(*arrays: np.ndarray) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from rl.checkpoint import to_tensors
 from rl.errors import diverged
-from rl.feed import Feed, StreamFeed
+from rl.feed import Feed, ReplayFeed, StreamFeed
 from rollout.types import Trajectory, Weights
 
 MOST = 256  # updates whose metrics are kept before they are summed up
@@ -42,14 +42,14 @@ class Learner:
         """
         began = time.perf_counter()
         before = len(self._told)
-        on_policy = isinstance(self.feed, StreamFeed)
+        lags = not isinstance(self.feed, ReplayFeed)
         for batch in self.feed(unrolls, progress):
             update = self.algorithm.update(batch, progress)
             if update.priority is not None:
                 self.feed.reprioritise(batch, update.priority)
             self._told.append(update.metrics)
             self.version += 1
-            if on_policy:
+            if lags:
                 lag = float(self.version - 1 - int(batch.version.min()))
                 self._told[-1] = {**update.metrics, "policy_lag": lag}
             if len(self._told) >= MOST:

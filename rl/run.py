@@ -23,6 +23,7 @@ from rl.learner import Learner
 from rl.metrics import Metrics, Window
 from rl.offline import fill
 from rl.record import Recorder, Recording
+from rl.report import Report
 from rl.result import Result
 from rl.resuming import fits, newest, same_environment
 from rl.setup import (
@@ -40,12 +41,12 @@ from rl.setup import (
 )
 from rl.signals import Signals
 from rollout.handle import ActorLost
-from rollout.rollout import Failed, RolloutPlan
+from rollout.rollout import Failed
+from rollout.seat import RolloutPlan
 from rollout.types import Episode, Trajectory, Weights
 
 CHECKPOINTS = "checkpoints"  # where they lie in a run's folder
 ROWS = "replay"  # and the files of a replay on disk, as long as the run goes on
-LOG_SECONDS = 1.0  # between two lines of metrics, evaluations apart
 GRACE_SECONDS = 10.0  # that a stop waits for unrolls under way, before it gives them up
 
 
@@ -110,7 +111,6 @@ class Run:
         config, files = self.config, self.folder / ROWS
         self._parts.callback(shutil.rmtree, files, ignore_errors=True)
         feed = make_feed(config, self.spec, algorithm.plan, files if config.replay_on_disk else None, recording)
-        feed.say = self.console.note
         self.learner = Learner(algorithm, torch_device(config.device), feed)
         if saved is None:
             return [] if recording is None else [fill(self.learner, recording, torch_device(config.device))]
@@ -146,13 +146,12 @@ class Run:
         self.stopped: str | None = None
         self._next_eval = self._next_checkpoint = 0
         self._checkpoint: Path | None = None
-        self._started = self._logged = time.monotonic()
-        self._start_steps = 0
         if saved is not None:
             with fits(saved.path):
                 self._load(saved)
         self._schedule()
         self.metrics = Metrics(self.folder, self.rollout.steps)
+        self.report = Report(config.steps, self.rollout.steps, self.metrics, self.console)
         self._parts.callback(self.metrics.close)
 
     # --- what the training loop asks ---
@@ -195,8 +194,8 @@ class Run:
             self._leave()
         if config.checkpoint_every and steps >= self._next_checkpoint and steps < config.steps:
             self.checkpoint()
-        if now - self._logged >= LOG_SECONDS:
-            self._log(now)
+        if self.report.due:
+            self._log()
 
     def _take_in(self, unrolls: list[Trajectory]) -> None:
         if self.recorder is not None:
@@ -213,15 +212,14 @@ class Run:
         self._take(self.evaluations.collect(True, self._signalled))
         if self.evaluations.pending:
             self._leave()
-        self._log(time.monotonic())
+        self._log()
         path = self.checkpoint()
         if self.stopped == "return":
             self.keeper.save_best(self.learner.weights(steps), self.eval_return)
-        seconds = time.monotonic() - self._started
         result = Result(
             steps=steps,
             seconds=time.monotonic() - self._born,
-            steps_per_second=(steps - self._start_steps) / max(seconds, 1e-9),
+            steps_per_second=self.report.speed(steps),
             episodes=self.window.count,
             train_return=self.window.return_mean,
             eval_return=self.eval_return,
@@ -231,7 +229,7 @@ class Run:
             restarts=self.restarts,
             fingerprint=checkpoint.fingerprint(self.learner.parts()),
         )
-        self.console.finish(self._shares())
+        self.console.finish(self.report.shares(self.learner, self.rollout))
         return result
 
     # --- checkpoints ---
@@ -281,7 +279,6 @@ class Run:
         self.evaluations.restarts = int(state["restarts"])
         for pending in evaluation["pending"]:
             self.evaluations.launch(Weights(int(pending["version"]), int(pending["step"]), pending["arrays"]))
-        self._start_steps = self.rollout.steps
         if self.good >= 2 and self.evaluated == self.rollout.steps and self.config.steps <= steps:
             self.stopped = "return"  # it was about to end
 
@@ -328,38 +325,8 @@ class Run:
     def restarts(self) -> int:
         return self.rollout.restarts + self.evaluations.restarts
 
-    def _log(self, now: float) -> None:
-        steps = self.rollout.steps
-        speed = (steps - self._start_steps) / max(now - self._started, 1e-9)
-        values = self.learner.metrics()
-        values |= {"rollout/steps_per_second": speed, "rollout/restarts": float(self.restarts)}
-        values |= {"rollout/episodes": float(self.window.count)}
-        if self.window.return_mean is not None and self.window.length_mean is not None:
-            values |= {"rollout/return_mean": self.window.return_mean, "rollout/length_mean": self.window.length_mean}
-        values |= {f"time/{name}": share for name, share in self._times(now).items()}
-        self.metrics.log(steps, values)
-        self._logged = now
-        left = (self.config.steps - steps) / speed if speed else None
-        self.console.update(
-            {
-                "steps": steps,
-                "total": self.config.steps,
-                "steps_per_second": speed,
-                "seconds_left": left,
-                "train_return": self.window.return_mean,
-                "eval_return": self.eval_return,
-                "restarts": self.restarts,
-            }
-        )
-
-    def _times(self, now: float) -> dict[str, float]:
-        total = max(now - self._started, 1e-9)
-        waiting, learning = self.rollout.seconds / total, self.learner.seconds / total
-        return {"acting": waiting, "learning": learning, "other": max(0.0, 1 - waiting - learning)}
-
-    def _shares(self) -> str:
-        shares = self._times(time.monotonic())
-        return "time: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    def _log(self) -> None:
+        self.report.log(self.learner, self.rollout, self.window, self.eval_return, self.restarts)
 
     def _restarted(self, lost: ActorLost) -> None:
         who = "the evaluating worker" if lost.worker < 0 else f"worker {lost.worker}"

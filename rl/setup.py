@@ -13,7 +13,7 @@ import torch
 
 import algorithms
 from algorithms.policies import build, policy_factory
-from algorithms.protocol import ReplayPlan, StreamPlan
+from algorithms.protocol import GradientPlan, Plan, ReplayPlan, StreamPlan
 from envs import native
 from envs.bring_back import prove
 from envs.check import first_look
@@ -25,14 +25,15 @@ from envs.vector import VectorEnv
 from rl import room
 from rl.config import RunConfig
 from rl.errors import ConfigError
-from rl.feed import Feed, ReplayFeed, StreamFeed
+from rl.feed import Feed, GradientFeed, ReplayFeed, StreamFeed
 from rl.offline import OfflineFeed, OfflineRollout
 from rl.record import Recording
 from rollout.evaluator import Evaluator, EvaluatorJob
 from rollout.handle import ActorLost, Handle
 from rollout.local import LocalHandle
 from rollout.memory import SharedMemory
-from rollout.rollout import Rollout, RolloutPlan
+from rollout.rollout import Rollout
+from rollout.seat import RolloutPlan
 from rollout.types import Weights
 from rollout.widths import InBlocks, rows_agree
 
@@ -121,13 +122,13 @@ def _acting(*words: Any) -> Any:
     return policy.eval() if isinstance(policy, torch.nn.Module) else policy
 
 
-def room_for(config: RunConfig, spec: EnvSpec, plan: StreamPlan | ReplayPlan, folder: Path | None) -> list[str]:
+def room_for(config: RunConfig, spec: EnvSpec, plan: Plan, folder: Path | None) -> list[str]:
     """What a person should know of the replay before the run begins; nothing where there is none.
 
     Raises:
         ConfigError: it does not fit, or its settings do not fit each other.
     """
-    if isinstance(plan, StreamPlan):
+    if not isinstance(plan, ReplayPlan):
         for flag, asked in (("replay-on-disk", config.replay_on_disk), ("replay-from", config.replay_from)):
             if asked:
                 raise ConfigError(f"--{flag}: {config.algo} learns from each unroll once and keeps no replay")
@@ -156,7 +157,7 @@ def room_for(config: RunConfig, spec: EnvSpec, plan: StreamPlan | ReplayPlan, fo
 def make_feed(
     config: RunConfig,
     spec: EnvSpec,
-    plan: StreamPlan | ReplayPlan,
+    plan: Plan,
     folder: Path | None = None,
     recording: Recording | None = None,
 ) -> Feed:
@@ -168,7 +169,9 @@ def make_feed(
     """
     device = torch_device(config.device)
     if isinstance(plan, StreamPlan):
-        return StreamFeed(device)
+        return StreamFeed(device, plan)
+    if isinstance(plan, GradientPlan):
+        return GradientFeed()
     from rollout.replay import Replay
 
     streams = config.streams if recording is None else recording.streams
@@ -181,8 +184,21 @@ def make_feed(
     return ReplayFeed(replay, plan, device)
 
 
-def rollout_plan(config: RunConfig, here: World, plan: StreamPlan | ReplayPlan) -> RolloutPlan:
+def rollout_plan(config: RunConfig, here: World, plan: Plan) -> RolloutPlan:
     """What the rollout is made from."""
+    if plan.wait != "all" and plan.wait > config.streams:
+        raise ConfigError(
+            f"--wait {plan.wait}: there are {config.streams} streams; ask for more of them, or wait for less"
+        )
+    ahead: dict[str, Any] = {}
+    if not isinstance(plan, ReplayPlan):
+        if config.record is not None and plan.max_lag is not None:
+            raise ConfigError("--record keeps every row, and --max-lag drops some: add --max-lag none")
+        ahead = {"credits": 1 if config.deterministic else plan.credits, "max_lag": plan.max_lag}
+    if isinstance(plan, GradientPlan):
+        if config.record is not None:
+            raise ConfigError(f"--record: the unrolls of {config.algo} stay with its actors; use another algorithm")
+        ahead["reduce"] = plan.reduce
     policy = make_policy(config, here.spec)
     if not rows_agree(policy(), here.spec, config.streams):
         policy = functools.partial(_in_blocks, policy)
@@ -198,6 +214,9 @@ def rollout_plan(config: RunConfig, here: World, plan: StreamPlan | ReplayPlan) 
         actor_timeout=config.actor_timeout,
         max_restarts=config.max_restarts,
         random_rows=random_rows(plan, config.streams),
+        shorten=isinstance(plan, StreamPlan) and plan.wait != "all" and not config.deterministic,
+        deterministic=config.deterministic and plan.overlap,
+        **ahead,
     )
 
 
@@ -210,7 +229,7 @@ def open_rollout(
     return Rollout(plan, weights, on_restart)
 
 
-def random_rows(plan: StreamPlan | ReplayPlan, streams: int) -> int:
+def random_rows(plan: Plan, streams: int) -> int:
     """Rows at the start of each stream that are acted at random, so that all together make `warmup`."""
     return -(-plan.warmup // streams) if isinstance(plan, ReplayPlan) and plan.random_start else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,7 +23,7 @@ from rollout.types import Trajectory
 from rollout.weights import WeightsBoard
 
 SLOT_BYTES = 256 * 1024  # observations of an unroll that are bigger travel through shared memory, not by pickle
-SLOTS = 2
+LIFE = 4  # numbers of an actor in the memory they all share, 8 bytes each: see `Life`
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ class ActorJob:
     make_env: Callable[[Sequence[int], Sequence[int]], VectorEnv]  # (streams, incarnations) -> environments
     make_policy: Callable[[], Any]
     random_rows: int = 0  # of each stream, acted at random whatever the policy says
+    credits: int = 1  # unrolls that may be under way at once
+    reduce: Callable[[Any, Trajectory], Any] | None = None  # (policy, unroll) -> what is sent in the unroll's place
+
+    @property
+    def slots(self) -> int:
+        """Slots for big observations: those under way, and as many that the learner is still looking at."""
+        return 2 * self.credits
 
 
 @dataclass(frozen=True)
@@ -46,12 +54,53 @@ class Links:
     """What an actor shares with the learner: tickets of memory, or the memory itself in one process."""
 
     weights: Any
-    progress: Any  # int64 per worker: vector steps, the evidence of life
+    life: Any  # LIFE numbers per worker
     slots: Any = None  # observations of big unrolls
 
 
+class Life:
+    """What an actor lets its supervisor see while it acts: views of `LIFE` numbers in shared memory."""
+
+    def __init__(self, memory: SharedMemory, worker: int) -> None:
+        base = 8 * LIFE * worker
+        self._counts = memory.array(base, (2,), np.int64)
+        self._seconds = memory.array(base + 16, (2,), np.float64)
+
+    @property
+    def steps(self) -> int:
+        """Vector steps, the evidence of life."""
+        return int(self._counts[0])
+
+    @property
+    def begun(self) -> int:
+        """Unrolls that have read their weights."""
+        return int(self._counts[1])
+
+    @property
+    def acted(self) -> float:
+        """Seconds spent on unrolls."""
+        return float(self._seconds[0])
+
+    @property
+    def waited(self) -> float:
+        """Seconds between unrolls: the learner was not ready for more."""
+        return float(self._seconds[1])
+
+    def step(self) -> None:
+        self._counts[0] += 1
+
+    def begin(self) -> None:
+        self._counts[1] += 1
+
+    def count(self, waited: float, acted: float) -> None:
+        self._seconds[0] += acted
+        self._seconds[1] += waited
+
+
 def needs_slots(job: ActorJob) -> int:
-    """Bytes of one slot for this actor's observations, or 0 where pickle is quicker."""
+    """Bytes of one slot for this actor's observations, or 0 where pickle is quicker or unrolls stay here."""
+    if job.reduce is not None:
+        return 0
     size = tree_bytes(obs_arrays(job.spec, job.unroll + 1, padded(len(job.streams))))
     return size if size >= SLOT_BYTES else 0
 
@@ -67,11 +116,11 @@ class Actor:
         self._parameters = {name: tensor.numpy() for name, tensor in state.items()}
         memory = SharedMemory.attach(links.weights) if isinstance(links.weights, tuple) else links.weights
         self._board = WeightsBoard(self._parameters, memory)
-        progress = SharedMemory.attach(links.progress) if isinstance(links.progress, tuple) else links.progress
-        self._progress = progress.array(8 * job.worker, (1,), np.int64)
+        life = SharedMemory.attach(links.life) if isinstance(links.life, tuple) else links.life
+        self._life = Life(life, job.worker)
         like = obs_arrays(job.spec, job.unroll + 1, width)
         shared = None if links.slots is None else SharedMemory.attach(links.slots)
-        buffers = [like] if shared is None else [tree_at(shared, slot, like) for slot in range(SLOTS)]
+        buffers = [like] if shared is None else [tree_at(shared, slot, like) for slot in range(job.slots)]
         self._rows = [empty_rows(job.spec, job.unroll, count, obs) for obs in buffers]
         self._views = [_RowViews(rows) for rows in self._rows]
         self._slot = 0
@@ -85,23 +134,28 @@ class Actor:
         self.row = np.array(job.rows, np.int64)
         self.env = job.make_env(job.streams, job.incarnations)
         self._last: Rows | None = None  # the unroll before; None: streams that begin
+        self._end = job.unroll  # the row of it that the next one begins with
+        self._ended = time.perf_counter()
 
-    def collect(self) -> tuple[Trajectory, int | None]:
-        """T steps of every stream with the newest weights. The arrays are reused by the next call.
+    def collect(self, length: int | None = None) -> tuple[Any, int | None]:
+        """T steps of every stream (or `length`, if less) with the newest weights. The next call reuses the arrays.
 
-        Returns the unroll, and the number of the slot where its observations lie if they do not come with it.
+        Returns the unroll, or what `reduce` makes of it, and the number of the slot where its observations lie if
+        they do not come with it.
         """
+        began = time.perf_counter()
         job, env = self.job, self.env
-        count, unroll = len(job.streams), job.unroll
+        count, unroll = len(job.streams), min(length or job.unroll, job.unroll)
         rows, views = self._rows[self._slot], self._views[self._slot]
         version, _ = self._board.read(self._parameters)
+        self._life.begin()
         try:
             self._begin()
             self._noise_of.fill(self._noise, self.row, job.incarnations)
             at_random = self._start.begin(unroll, self.row, job.incarnations)
             core, cores = self._core, []
             extras: dict[str, list[torch.Tensor]] = {}
-            action_rows, policy, every, progress = self._action, self.policy, self.policy.sequence, self._progress
+            action_rows, policy, every, life = self._action, self.policy, self.policy.sequence, self._life
             with torch.inference_mode(), self._explaining(rows):
                 for t in range(unroll):
                     if core is not None:
@@ -121,40 +175,44 @@ class Actor:
                     for name, value in act.extras.items():
                         extras.setdefault(name, []).append(value)
                     env.step(action[:count], rows, t)
-                    progress[0] += 1
-                told = self._told({name: torch.stack(values) for name, values in extras.items()}, rows)
+                    life.step()
+                told = self._told({name: torch.stack(values) for name, values in extras.items()}, rows, unroll)
             self._core = core
             self._check(rows)
         except EnvFault as fault:
             column = job.streams.index(fault.stream) if fault.stream in job.streams else 0
             raise EnvFault(fault.stream, fault.seed, int(self.row[column]) + fault.row, fault.detail) from fault
-        env.end_unroll(self._action[:, :count], rows)
+        env.end_unroll(self._action[:unroll, :count], rows)
         trajectory = Trajectory(
-            obs=tree_map(lambda array: array[:, :count], rows.obs),
-            action=self._action[:, :count],
-            reward=rows.reward[:, :count],
-            terminated=rows.terminated[:, :count],
-            truncated=rows.truncated[:, :count],
-            first=rows.first[:, :count],
+            obs=tree_map(lambda array: array[: unroll + 1, :count], rows.obs),
+            action=self._action[:unroll, :count],
+            reward=rows.reward[:unroll, :count],
+            terminated=rows.terminated[:unroll, :count],
+            truncated=rows.truncated[:unroll, :count],
+            first=rows.first[: unroll + 1, :count],
             version=np.full(count, version, np.int64),
             stream=np.array(job.streams, np.int64),
             row=self.row.copy(),
             extras=told,
-            action_mask=None if rows.action_mask is None else rows.action_mask[:, :count],
+            action_mask=None if rows.action_mask is None else rows.action_mask[: unroll + 1, :count],
             core=np.stack(cores) if cores else None,
         )
-        ended = trajectory.terminated | trajectory.truncated
+        ended = (trajectory.terminated | trajectory.truncated) & ~rows.goes_on[:unroll, :count]
         episodes = self._tracker.add(trajectory.reward, ended, trajectory.valid)
         self.row += unroll
         slot = self._slot if len(self._rows) > 1 else None
-        self._last, self._slot = rows, (self._slot + 1) % len(self._rows)
-        return replace(trajectory, episodes=episodes, obs=trajectory.obs if slot is None else None), slot
+        self._last, self._end, self._slot = rows, unroll, (self._slot + 1) % len(self._rows)
+        trajectory = replace(trajectory, episodes=episodes)
+        answer = trajectory if job.reduce is None else job.reduce(self.policy, trajectory)
+        before, self._ended = self._ended, time.perf_counter()
+        self._life.count(began - before, self._ended - began)
+        return (answer if slot is None else replace(answer, obs=None)), slot
 
-    def _told(self, extras: dict[str, torch.Tensor], rows: Rows) -> dict[str, np.ndarray]:
+    def _told(self, extras: dict[str, torch.Tensor], rows: Rows, unroll: int) -> dict[str, np.ndarray]:
         """What the policy has to say of the unroll, [T, B, ...] each; it may say it for all rows at once."""
         if hasattr(self.policy, "unrolled"):
-            mask = None if rows.action_mask is None else torch.from_numpy(rows.action_mask[:-1])
-            extras = self.policy.unrolled(extras, torch.from_numpy(self._action), mask)
+            mask = None if rows.action_mask is None else torch.from_numpy(rows.action_mask[:unroll])
+            extras = self.policy.unrolled(extras, torch.from_numpy(self._action[:unroll]), mask)
         return {name: value[:, : len(self.job.streams)].numpy() for name, value in extras.items()}
 
     def _begin(self) -> None:
@@ -164,11 +222,11 @@ class Actor:
             self.env.reset(rows)
             self._remember(rows)
             return
-        last = self._last
-        tree_map(lambda array, before: np.copyto(array[0], before[-1]), rows.obs, last.obs)
-        rows.first[0] = last.first[-1]
+        last, end = self._last, self._end
+        tree_map(lambda array, before: np.copyto(array[0], before[end]), rows.obs, last.obs)
+        rows.first[0] = last.first[end]
         if rows.action_mask is not None and last.action_mask is not None:
-            rows.action_mask[0] = last.action_mask[-1]
+            rows.action_mask[0] = last.action_mask[end]
 
     def _remember(self, rows: Rows) -> None:
         """Row 0, just made by a reset or a resume, stands where the last row of an unroll before would."""
@@ -176,7 +234,7 @@ class Actor:
         rows.first[-1] = rows.first[0]
         if rows.action_mask is not None:
             rows.action_mask[-1] = rows.action_mask[0]
-        self._last = rows
+        self._last, self._end = rows, len(rows.reward)
 
     @contextlib.contextmanager
     def _explaining(self, rows: Rows) -> Iterator[None]:
@@ -227,7 +285,7 @@ class Actor:
                     "streams": list(self.job.streams[columns]),
                     "env": unit,
                     "row": self.row[columns].copy(),
-                    "first": self._last.first[-1, columns].copy(),
+                    "first": self._last.first[self._end, columns].copy(),
                     "incarnation": list(self.job.incarnations[columns]),
                     "ret": self._tracker.ret[columns].copy(),
                     "length": self._tracker.length[columns].copy(),

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
@@ -33,7 +34,8 @@ PRELOAD = [
     "rollout.evaluator",
     "rollout.processes",
 ]
-CLOSE_SECONDS = 2.0
+CLOSE_SECONDS = 2.0  # that a worker may take to end, once asked
+CLOSE_POLL = 0.005
 PIPE_BYTES = 32 * 1024  # that a pipe takes without being read; 64 KiB on Linux
 
 _fork_server = False
@@ -171,8 +173,13 @@ class ProcessHandle:
 
     def close(self) -> None:
         self.stop()
+        until = time.monotonic() + CLOSE_SECONDS
+        with contextlib.suppress(OSError, EOFError):  # it may have to get rid of an answer before it listens again
+            while not self._future.done() and time.monotonic() < until:
+                if self._pipe.poll(CLOSE_POLL):
+                    self._pipe.recv_bytes()
         try:
-            self._future.exception(CLOSE_SECONDS)
+            self._future.exception(max(0.0, until - time.monotonic()))
         except TimeoutError:
             self.kill("it did not stop when asked")
         self._pipe.close()

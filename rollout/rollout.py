@@ -3,63 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import wait
 from typing import Any, Literal
 
 import numpy as np
 
-from envs.spec import EnvSpec
-from envs.vector import VectorEnv
-from rollout.actor import SLOTS, Actor, ActorJob, Links, needs_slots
+from rollout.actor import LIFE, Actor, ActorJob, Life, Links, needs_slots
 from rollout.episodes import obs_arrays, padded
-from rollout.handle import ActorLost, Handle
+from rollout.handle import ActorLost
 from rollout.local import LocalHandle
 from rollout.memory import SharedMemory, tree_at
+from rollout.seat import RolloutPlan, Seat, length
 from rollout.tree import tree_map
-from rollout.types import Trajectory, Weights
+from rollout.types import Episode, Trajectory, Weights
 from rollout.weights import WeightsBoard
 
 POLL = 0.25  # seconds between two looks at whether actors make progress and whether somebody asked to stop
-START_SECONDS = 30.0  # that an actor may take until its first step, if the timeout is shorter
-BACKOFF = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # seconds before the n-th restart in a row
-
-
-@dataclass(frozen=True)
-class RolloutPlan:
-    """What a rollout is made from. `units` are what cannot be split between actors: streams, or blocks of them."""
-
-    spec: EnvSpec
-    seed: int
-    unroll: int
-    workers: int  # 0: one actor in this process
-    backend: Literal["local", "processes"]
-    units: tuple[tuple[int, ...], ...]
-    make_env: Callable[[Sequence[int], Sequence[int]], VectorEnv]
-    make_policy: Callable[[], Any]
-    actor_timeout: float = 120.0
-    max_restarts: int = 5
-    random_rows: int = 0  # of each stream, acted at random before the policy does
+READ_SECONDS = 1e-4  # between two looks at whether an actor has read its weights
 
 
 class Failed(Exception):
     """An actor was lost more often in a row than allowed."""
-
-
-@dataclass
-class _Seat:
-    """One actor's place: who sits there, and what its successor must know."""
-
-    worker: int
-    streams: tuple[int, ...]
-    handle: Handle | None = None
-    busy: bool = False
-    failures: int = 0  # in a row
-    restart_at: float = 0.0
-    alive: int = -1  # its last count of vector steps, and when that was seen
-    seen: float = 0.0
-    opened_at: int = 0  # that count when it was opened
 
 
 class Rollout:
@@ -76,20 +42,26 @@ class Rollout:
         self.steps = 0
         self.restarts = 0
         self.seconds = 0.0  # spent waiting for unrolls
+        self.dropped = 0  # unrolls that were too old
         self.patience = float("inf")  # monotonic time after which `gather` gives up: somebody asked to stop
         self._on_restart = on_restart
         streams = sum(len(unit) for unit in plan.units)
         self.rows = np.zeros(streams, np.int64)
         self.incarnations = np.zeros(streams, np.int64)
         seats = max(plan.workers, 1)
-        self._progress = SharedMemory(8 * seats)
-        self._alive = self._progress.array(0, (seats,), np.int64)
+        self._local = plan.backend == "local" or plan.workers == 0
+        self._credits = 1 if self._local else plan.credits
+        self._life = SharedMemory(8 * LIFE * seats)
+        self._turn = 0  # whose unroll is taken next, where they take turns
+        self._lags: list[int] = []  # of unrolls taken since they were last told
+        self._looked = 0.0  # when actors were last looked after
+        self._orphans: tuple[Episode, ...] = ()  # finished in unrolls that were dropped
         self._board = WeightsBoard(weights.arrays)
         self._board.publish(weights)
         self._published = weights.version, weights.step
         shares = np.array_split(np.arange(len(plan.units)), seats)
         self._seats = [
-            _Seat(worker, tuple(stream for unit in share for stream in plan.units[unit]))
+            Seat(worker, tuple(stream for unit in share for stream in plan.units[unit]), Life(self._life, worker))
             for worker, share in enumerate(shares)
         ]
         self._slots: dict[int, SharedMemory] = {}
@@ -103,15 +75,17 @@ class Rollout:
     # --- the training loop's four calls ---
 
     def start(self) -> None:
-        """Every idle actor begins an unroll."""
+        """Every idle actor begins an unroll; as many as it has credits for."""
         began = time.perf_counter()
         for seat in self._seats:
-            if not seat.busy and seat.handle is not None:
+            while seat.handle is not None and len(seat.begun) < self._credits:
                 self._begin(seat)
         self.seconds += time.perf_counter() - began  # a local actor acts right here
 
     def gather(self, streams: int | Literal["all"] = "all") -> list[Trajectory]:
         """Wait for unrolls of at least so many streams; ordered by stream. Lost actors are replaced meanwhile.
+
+        The arrays of an unroll may be written to again once `start` was called twice.
 
         Raises:
             Failed: an actor was lost more than `max_restarts` times in a row.
@@ -120,35 +94,45 @@ class Rollout:
         wanted = len(self.rows) if streams == "all" else streams
         unrolls: list[Trajectory] = []
         began = time.perf_counter()
-        while sum(len(unroll.stream) for unroll in unrolls) < wanted:
-            for seat in self._ready():
-                try:
-                    assert seat.handle is not None
-                    unroll = self._open_obs(seat, seat.handle.result())
-                except ActorLost as lost:
-                    self._lost(seat, lost)
-                    continue
-                seat.busy, seat.failures = False, 0
-                unrolls.append(unroll)
+        while (missing := wanted - sum(len(unroll.stream) for unroll in unrolls)) > 0:
+            unrolls += self._take(missing)
             if time.monotonic() > self.patience and sum(len(unroll.stream) for unroll in unrolls) < wanted:
                 raise InterruptedError
-        unrolls.sort(key=lambda unroll: int(unroll.stream[0]))
-        for unroll in unrolls:
-            self.steps += unroll.steps
-            self.rows[unroll.stream] = unroll.row + self.plan.unroll
-        self.seconds += time.perf_counter() - began
-        return unrolls
+        return self._in_order(unrolls, began)
 
     def rest(self) -> list[Trajectory]:
         """Gather all that is under way, and begin nothing: afterwards nobody acts."""
-        acting = [seat for seat in self._seats if seat.busy or seat.handle is None]
-        return self.gather(sum(len(seat.streams) for seat in acting)) if acting else []
+        unrolls: list[Trajectory] = []
+        began = time.perf_counter()
+        while any(seat.busy or seat.handle is None for seat in self._seats):
+            unrolls += self._take(len(self.rows), resting=True)
+            if time.monotonic() > self.patience and any(seat.busy or seat.handle is None for seat in self._seats):
+                raise InterruptedError
+        return self._in_order(unrolls, began)
 
     def publish(self, weights: Weights) -> None:
         """Let the unrolls that begin from now on use these weights."""
         if (weights.version, weights.step) != self._published:  # running statistics move without an update too
+            if self.plan.deterministic:
+                self._all_have_read()
             self._board.publish(weights)
             self._published = weights.version, weights.step
+
+    def metrics(self) -> dict[str, float]:
+        """What there is to log: how far weights had moved on when unrolls came in, and who waited for whom."""
+        told = {"rollout/dropped": float(self.dropped)}
+        if self._lags:
+            told["rollout/policy_lag_mean"] = sum(self._lags) / len(self._lags)
+            told["rollout/policy_lag_max"] = float(max(self._lags))
+            self._lags.clear()
+        return told
+
+    @property
+    def waited(self) -> float:
+        """Share of the actors' time that they waited for the learner."""
+        acted = sum(seat.life.acted for seat in self._seats)
+        waited = sum(seat.life.waited for seat in self._seats)
+        return waited / max(acted + waited, 1e-9)
 
     def close(self) -> None:
         """End all actors."""
@@ -159,7 +143,7 @@ class Rollout:
             if seat.handle is not None:
                 seat.handle.close()
                 seat.handle = None
-        for memory in (self._progress, self._board.memory, *self._slots.values()):
+        for memory in (self._life, self._board.memory, *self._slots.values()):
             memory.close()
 
     # --- for checkpoints; nobody may be acting ---
@@ -203,7 +187,7 @@ class Rollout:
 
     # --- the parts ---
 
-    def _job(self, seat: _Seat) -> ActorJob:
+    def _job(self, seat: Seat) -> ActorJob:
         plan, streams = self.plan, list(seat.streams)
         return ActorJob(
             worker=seat.worker,
@@ -216,40 +200,80 @@ class Rollout:
             make_env=plan.make_env,
             make_policy=plan.make_policy,
             random_rows=plan.random_rows,
+            credits=self._credits,
+            reduce=plan.reduce,
         )
 
-    def _open(self, seat: _Seat) -> None:
+    def _open(self, seat: Seat) -> None:
         """Put an actor on the seat."""
         job = self._job(seat)
-        if self.plan.backend == "local" or self.plan.workers == 0:
-            links = Links(self._board.memory, self._progress)
-            seat.handle = LocalHandle(seat.worker, lambda: Actor(job, links))
+        if self._local:
+            links = Links(self._board.memory, self._life)
+            seat.taken(LocalHandle(seat.worker, lambda: Actor(job, links)))
         else:
             from rollout.processes import ProcessHandle
 
             size = needs_slots(job)
             if size and seat.worker not in self._slots:
-                self._slots[seat.worker] = SharedMemory(SLOTS * size)
+                self._slots[seat.worker] = SharedMemory(job.slots * size)
             slots = self._slots[seat.worker].ticket() if size else None
-            tickets = (self._board.memory.ticket(), self._progress.ticket(), slots)
+            tickets = (self._board.memory.ticket(), self._life.ticket(), slots)
             try:
-                seat.handle = ProcessHandle(seat.worker, _Build(job), *tickets)
+                seat.taken(ProcessHandle(seat.worker, _Build(job), *tickets))
             except (OSError, EOFError) as error:
                 raise ActorLost(seat.worker, f"its process could not be started: {error!r}") from None
-        seat.busy, seat.alive, seat.seen = False, -1, time.monotonic()
-        seat.opened_at = int(self._alive[seat.worker])
 
-    def _reopen(self, seat: _Seat) -> None:
+    def _reopen(self, seat: Seat) -> None:
         if seat.handle is not None:
             seat.handle.close()
         self._open(seat)
 
-    def _begin(self, seat: _Seat) -> None:
-        assert seat.handle is not None
-        seat.busy, seat.seen = True, time.monotonic()
-        seat.handle.call("collect")
+    def _begin(self, seat: Seat) -> None:
+        plan = self.plan
+        seat.begin(length(seat, self._seats, plan.unroll) if plan.shorten else None)
 
-    def _ready(self) -> list[_Seat]:
+    def _take(self, most: int, resting: bool = False) -> list[Trajectory]:
+        """What has come in, the oldest first, until there are unrolls of `most` streams; waits POLL seconds at most.
+
+        Args:
+            resting: nothing is begun in the place of unrolls that are too old.
+        """
+        unrolls: list[Trajectory] = []
+        for seat in self._ready():
+            if most <= 0:
+                break
+            try:
+                assert seat.handle is not None
+                unroll = self._open_obs(seat, seat.handle.result())
+            except ActorLost as lost:
+                self._lost(seat, lost)
+                continue
+            seat.delivered(unroll.rows)
+            self._turn = (seat.worker + 1) % len(self._seats)
+            self.steps += unroll.steps
+            self.rows[unroll.stream] = unroll.row + unroll.rows
+            lag = self._published[0] - int(unroll.version.min())
+            self._lags.append(lag)
+            if self.plan.max_lag is not None and lag > self.plan.max_lag:
+                self.dropped += 1
+                self._orphans += unroll.episodes
+                if not resting:
+                    self._begin(seat)
+                continue
+            if self._orphans:
+                unroll, self._orphans = replace(unroll, episodes=self._orphans + unroll.episodes), ()
+            unrolls.append(unroll)
+            most -= len(unroll.stream)
+        return unrolls
+
+    def _in_order(self, unrolls: list[Trajectory], began: float) -> list[Trajectory]:
+        """By stream, unless each is to be learnt from as it came."""
+        if self.plan.reduce is None:
+            unrolls.sort(key=lambda unroll: (int(unroll.stream[0]), int(unroll.row[0])))
+        self.seconds += time.perf_counter() - began
+        return unrolls
+
+    def _ready(self) -> list[Seat]:
         """Seats with an answer, after waiting for one at most POLL seconds; hung actors are killed here."""
         now = time.monotonic()
         for seat in self._seats:
@@ -264,48 +288,48 @@ class Rollout:
         here = [seat for seat in busy if seat.handle is not None and seat.handle.waitable is None]
         if here:
             return here
+        if self.plan.deterministic:
+            busy = self._whose_turn(busy)
         pipes = {seat.handle.waitable: seat for seat in busy if seat.handle is not None}
         if not pipes:
             time.sleep(POLL / 10)
         ready = [pipes[pipe] for pipe in wait(list(pipes), POLL)]
-        if ready:
-            return ready
-        for seat in busy:
-            self._watch(seat)
-        return []
+        if not ready or now - self._looked > POLL:
+            self._looked = now
+            for seat in busy:
+                if seat not in ready:
+                    seat.watch(self.plan.actor_timeout)
+        return sorted(ready, key=lambda seat: seat.begun[0])
 
-    def _watch(self, seat: _Seat) -> None:
-        """Kill the actor if it has made no step for too long."""
-        alive, now = int(self._alive[seat.worker]), time.monotonic()
-        if seat.handle is not None and seat.handle.over:
-            seat.handle.kill(seat.handle.over)
-        elif alive != seat.alive:
-            seat.alive, seat.seen = alive, now
-        elif now - seat.seen > self._timeout(seat) and seat.handle is not None:
-            seat.handle.kill(f"it made no step for {self._timeout(seat):g} s, so it was ended")
+    def _whose_turn(self, busy: list[Seat]) -> list[Seat]:
+        """The one whose unroll is to be taken next; nobody while it is being replaced."""
+        seats = self._seats[self._turn :] + self._seats[: self._turn]
+        seat = next((seat for seat in seats if seat.busy or seat.handle is None), None)
+        return [seat] if seat in busy and seat is not None else []
 
-    def _timeout(self, seat: _Seat) -> float:
-        """Longer for an actor that has not made its first step: its process must start and make environments."""
-        new = int(self._alive[seat.worker]) == seat.opened_at
-        return max(self.plan.actor_timeout, START_SECONDS) if new else self.plan.actor_timeout
+    def _all_have_read(self) -> None:
+        """Wait until every unroll that was asked for has read its weights. An actor that is lost does not count."""
+        for seat in self._seats:
+            until = time.monotonic() + seat.timeout(self.plan.actor_timeout)
+            while seat.busy and seat.handle is not None and seat.life.begun < seat.reads:
+                if wait([seat.handle.waitable], 0.0) or seat.handle.over or time.monotonic() > until:
+                    break  # it has answered, or never will
+                time.sleep(READ_SECONDS)
 
-    def _lost(self, seat: _Seat, lost: ActorLost) -> None:
-        """Its streams start anew, as their next incarnation, after a pause that grows with every failure in a row."""
-        if seat.handle is not None:
-            seat.handle.close()
-        seat.handle, seat.busy = None, False
+    def _lost(self, seat: Seat, lost: ActorLost) -> None:
+        """Its streams start anew, as their next incarnation."""
         self.incarnations[list(seat.streams)] += 1
-        if seat.failures >= self.plan.max_restarts:
+        failures = seat.failures
+        seat.lost()
+        if failures >= self.plan.max_restarts:
             raise Failed(
-                f"worker {seat.worker} failed {seat.failures + 1} times in a row (--max-restarts "
+                f"worker {seat.worker} failed {failures + 1} times in a row (--max-restarts "
                 f"{self.plan.max_restarts}); the last time: {lost.detail}"
             )
-        seat.restart_at = time.monotonic() + BACKOFF[min(seat.failures, len(BACKOFF) - 1)]
-        seat.failures += 1
         self.restarts += 1
         self._on_restart(lost)
 
-    def _ask(self, seat: _Seat, method: str, *args: Any) -> Any:
+    def _ask(self, seat: Seat, method: str, *args: Any) -> Any:
         """One call outside unrolls, on an actor that is replaced as often as it takes."""
         while True:
             try:
@@ -316,14 +340,14 @@ class Rollout:
                 seat.handle.call(method, *args)
                 pipe, seat.seen = seat.handle.waitable, time.monotonic()
                 while pipe is not None and not wait([pipe], POLL):
-                    self._watch(seat)
+                    seat.watch(self.plan.actor_timeout)
                     if time.monotonic() > self.patience:
                         raise InterruptedError
                 return seat.handle.result()
             except ActorLost as lost:
                 self._lost(seat, lost)
 
-    def _open_obs(self, seat: _Seat, answer: Any) -> Trajectory:
+    def _open_obs(self, seat: Seat, answer: Any) -> Trajectory:
         """The unroll; observations that were left in a slot are looked up there."""
         unroll: Trajectory = answer[0]
         slot: int | None = answer[1]
@@ -331,7 +355,8 @@ class Rollout:
             return unroll
         width = padded(len(seat.streams))
         like = obs_arrays(self.plan.spec, self.plan.unroll + 1, width)
-        obs = tree_map(lambda a: a[:, : len(seat.streams)], tree_at(self._slots[seat.worker], slot, like))
+        slots, rows, columns = self._slots[seat.worker], unroll.rows + 1, len(seat.streams)
+        obs = tree_map(lambda a: a[:rows, :columns], tree_at(slots, slot, like))
         return replace(unroll, obs=obs)
 
 
@@ -341,5 +366,5 @@ class _Build:
     def __init__(self, job: ActorJob) -> None:
         self.job = job
 
-    def __call__(self, weights: Any, progress: Any, slots: Any) -> Actor:
-        return Actor(self.job, Links(weights, progress, slots))
+    def __call__(self, weights: Any, life: Any, slots: Any) -> Actor:
+        return Actor(self.job, Links(weights, life, slots))

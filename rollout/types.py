@@ -51,6 +51,11 @@ class Trajectory:
         return ~self.first[1:]
 
     @property
+    def rows(self) -> int:
+        """T, reset rows included."""
+        return len(self.reward)
+
+    @property
     def steps(self) -> int:
         """Environment steps inside: rows without the reset rows."""
         return int(self.valid.sum())
@@ -64,6 +69,20 @@ def discounts(unrolls: Trajectory, gamma: float) -> Array:
 def traces(unrolls: Trajectory, lam: float) -> Array:
     """[T, B] lambda, and 0 where the episode ended, for whichever reason."""
     return lam * (unrolls.valid & ~(unrolls.terminated | unrolls.truncated))
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """What an actor made of an unroll with the weights that acted in it, to be applied by the learner."""
+
+    arrays: dict[str, Array]  # by the name of the policy's parameter
+    metrics: dict[str, float]
+    version: Array  # [B]  as in the unroll, all of the following
+    stream: Array  # [B]
+    row: Array  # [B]
+    rows: int
+    steps: int
+    episodes: tuple[Episode, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,133 @@
+"""Asynchronous advantage actor-critic: actors make the gradients, the learner applies them as they come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from algorithms.losses import masked_mean, squared_error
+from algorithms.optim import Adam, RMSProp, flatten
+from algorithms.policies import build, placed, policy_factory
+from algorithms.protocol import GradientPlan, Stateful, Update
+from algorithms.returns import lambda_returns
+from algorithms.schedules import linear
+from algorithms.settings_async import A3CConfig
+from envs.spec import EnvSpec
+from rollout.tree import tree_map
+from rollout.types import Gradients, Trajectory, discounts, traces
+
+
+class A3C:
+    """Asynchronous advantage actor-critic, Mnih et al. 2016 (arXiv:1602.01783), algorithm S3.
+
+    Each actor bootstraps, computes and clips gradients with the weights that acted; meanwhile those of the learner move
+    on, and it applies the gradients nevertheless, one after the other in the order in which they come, with one shared
+    optimiser. `learner/policy_lag` says how many updates lay between. A gradient that an actor did not finish is not
+    applied in part.
+
+    Deviations: an actor steps several streams, and its losses are means over them; the optimiser lives in one process
+    and its steps do not race each other, as Hogwild's would. A time limit is not a death.
+    """
+
+    def __init__(self, spec: EnvSpec, config: A3CConfig, device: torch.device, seed: int, streams: int) -> None:
+        self.config = config
+        self.plan = GradientPlan(
+            unroll=config.unroll,
+            reduce=Reduce(config),
+            overlap=config.overlap,
+            credits=config.credits,
+            max_lag=config.max_lag,
+        )
+        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        flat = flatten(self.policy)
+        self.optimizer: Adam | RMSProp = (
+            Adam(flat, config.adam_eps)
+            if config.optimizer == "adam"
+            else RMSProp(flat, config.rms_eps, config.rms_alpha)
+        )
+        self._grads = {name: param.grad for name, param in self.policy.named_parameters()}
+
+    def update(self, gradients: Gradients, progress: float) -> Update:
+        """Apply what one actor made of one unroll; nothing where no row of it was valid."""
+        lr = linear(self.config.lr, self.config.lr_end, progress)
+        if gradients.arrays:
+            for name, grad in self._grads.items():
+                grad.copy_(torch.from_numpy(gradients.arrays[name]))
+            self.optimizer.update(lr)
+        return Update({**gradients.metrics, "lr": lr})
+
+    def observe(self, gradients: list[Gradients]) -> None:
+        """There are no running statistics: observations stay with the actors."""
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything a checkpoint must hold."""
+        return {"policy": self.policy, "optimizer": self.optimizer}
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """From an unroll to gradients, in the actor, with the weights that acted. Picklable."""
+
+    config: A3CConfig
+
+    def __call__(self, policy: Any, unroll: Trajectory) -> Gradients:
+        """Gradients of the loss of all valid rows, clipped by their global norm; none where there is no such row."""
+        batch = tensors(unroll)
+        params = {name: param for name, param in policy.named_parameters() if param.requires_grad}
+        arrays, metrics = {}, dict[str, float]()
+        if batch.valid.any():
+            loss, told = self.loss(policy, batch)
+            grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+            grads = tuple(torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), grads, strict=True))
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+            bound = self.config.max_grad_norm
+            scale = (bound / (norm + 1e-6)).clamp(max=1.0) if bound > 0 else torch.ones(())
+            arrays = {name: (grad * scale).numpy() for name, grad in zip(params, grads, strict=True)}
+            metrics = {name: float(value) for name, value in {**told, "grad_norm": norm}.items()}
+        return Gradients(
+            arrays=arrays,
+            metrics=metrics,
+            version=unroll.version,
+            stream=unroll.stream,
+            row=unroll.row,
+            rows=unroll.rows,
+            steps=unroll.steps,
+            episodes=unroll.episodes,
+        )
+
+    def loss(self, policy: Any, unroll: Trajectory) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Policy gradient, value loss and entropy bonus; the returns bootstrap from the actor's own values."""
+        config, valid = self.config, unroll.valid  # [T, B]
+        core = None if unroll.core is None else unroll.core[0]  # [B, H] before row 0
+        dist, value = policy.forward(unroll.obs, unroll.action_mask, core, unroll.first)  # over T+1 rows
+        values = value.detach()
+        reward = policy.scaled(unroll.reward)
+        target = lambda_returns(reward, values, discounts(unroll, config.gamma), traces(unroll, config.lam))  # [T, B]
+        padded = torch.cat([unroll.action, unroll.action[-1:]])  # [T+1, B, *A]; the last row bootstraps only
+        loss_policy = -masked_mean(dist.log_prob(padded)[:-1] * (target - values[:-1]), valid)
+        loss_value = squared_error(value[:-1], target, valid)
+        entropy = masked_mean(dist.entropy()[:-1], valid)
+        loss = loss_policy + config.value * loss_value - config.entropy * entropy
+        return loss, {"loss_policy": loss_policy, "loss_value": loss_value, "entropy": entropy}
+
+
+def tensors(unroll: Trajectory) -> Trajectory:
+    """An actor's unroll with tensors for arrays, whose memory they share."""
+
+    def maybe(array: Any) -> Any:
+        return None if array is None else torch.from_numpy(array)
+
+    return replace(
+        unroll,
+        obs=tree_map(torch.from_numpy, unroll.obs),
+        action=torch.from_numpy(unroll.action),
+        reward=torch.from_numpy(unroll.reward),
+        terminated=torch.from_numpy(unroll.terminated),
+        truncated=torch.from_numpy(unroll.truncated),
+        first=torch.from_numpy(unroll.first),
+        action_mask=maybe(unroll.action_mask),
+        core=maybe(unroll.core),
+        extras={},
+    )
