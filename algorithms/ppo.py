@@ -25,11 +25,14 @@ class PPO:
     Deviations: advantages are normalised per minibatch; the value loss is not clipped unless asked for (Andrychowicz
     et al. 2021 find it does not help); Adam epsilon 1e-5 as in the authors' code. A time limit is not a death: the
     value of the final observation stands in for what would have followed (Pardo et al. 2018).
+
+    With `overlap` the next unroll is acted while this one is learnt from, by weights that are one update old. The
+    surrogate's ratio knows who acted, the advantages do not correct for it: see `algorithms/appo.py` for what does.
     """
 
     def __init__(self, spec: EnvSpec, config: PPOConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
-        self.plan = StreamPlan(unroll=config.unroll)
+        self.plan = StreamPlan(unroll=config.unroll, overlap=config.overlap)
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
         self.tape = Tape(self.policy)

@@ -19,6 +19,9 @@ class PPOConfig(BaseModel):
     unroll: int = Field(128, ge=1, description="T, steps per stream and update; the Atari runs' 128")
     epochs: int = Field(4, ge=1, description="passes over one batch of unrolls")
     minibatches: int = Field(4, ge=1, description="pieces per pass; with memory, pieces of whole sequences")
+    overlap: bool = Field(
+        False, description="actors go on while the learner learns, one unroll behind; the run is then not repeatable"
+    )
 
     # step sizes and their schedules, linear in the share of the run that is done
     lr: float = Field(3e-4, gt=0, description="Adam step size at the start")

@@ -325,6 +325,12 @@ def test_an_update_on_a_single_row_reports_finite_numbers():
     assert all(math.isfinite(value) for value in metrics.values())
 
 
+def test_overlap_is_a_switch():
+    assert not make_ppo().plan.overlap
+    assert make_ppo(overlap=True).plan.overlap
+    assert make_ppo(overlap=True).plan.wait == "all"
+
+
 @pytest.mark.parametrize("algo", ["ppo", "a2c"])
 def test_one_stream_of_one_row_learns_through_resets(algo):
     bench = Bench(algo, "probe:two-steps", unroll=1, streams=1, **({"max_kl": 0.1} if algo == "ppo" else {}))
