@@ -85,8 +85,11 @@ class MLP(_Layers):
         if self.tape is not None and not x.requires_grad:
             return self.tape.forward(self, x)
         activation = self.activation
-        if activation is torch.tanh and not (torch.is_grad_enabled() or torch.is_inference_mode_enabled()):
-            activation = fast_tanh_
+        if not torch.is_grad_enabled():
+            if activation is torch.relu:
+                activation = torch.relu_
+            elif not torch.is_inference_mode_enabled():
+                activation = fast_tanh_
         for weight, bias in self.pairs[: self.hidden]:
             x = activation(F.linear(x, weight, bias))
         for weight, bias in self.pairs[self.hidden :]:
@@ -105,8 +108,7 @@ class _CNN(_Layers):
         generator: torch.Generator | None,
     ) -> None:
         super().__init__()
-        self.gray = len(leaf.shape) == 2
-        self.channels_last = leaf.channels_last
+        self.leaf = leaf
         channels, height, width = _channels_first(leaf)
         self.moves: list[tuple[int, int]] = []  # stride, padding
         for outputs, kernel, stride, padding in convolutions:
@@ -120,14 +122,19 @@ class _CNN(_Layers):
 
     def forward(self, image: Tensor) -> Tensor:
         """[N, *O] uint8 to [N, features]"""
-        if self.gray:
-            image = image.unsqueeze(1)
-        elif self.channels_last:
-            image = image.permute(0, 3, 1, 2)
-        x = image.to(self.pairs[0][0].dtype).mul_(1 / 255).contiguous()  # [N, C, H, W]
+        x = scaled(image, self.leaf, self.pairs[0][0].dtype)  # [N, C, H, W]
         for (weight, bias), (stride, padding) in zip(self.pairs, self.moves, strict=False):
             x = torch.relu(F.conv2d(x, weight, bias, stride, padding))
         return torch.relu(F.linear(x.flatten(1), *self.pairs[-1]))
+
+
+def scaled(image: Tensor, leaf: Leaf, dtype: torch.dtype) -> Tensor:
+    """[N, *O] uint8 to [N, C, H, W] in [0, 1], on the device it is on."""
+    if len(leaf.shape) == 2:
+        image = image.unsqueeze(1)
+    elif leaf.channels_last:
+        image = image.permute(0, 3, 1, 2)
+    return image.to(dtype).mul_(1 / 255).contiguous()
 
 
 class NatureCNN(_CNN):
@@ -142,6 +149,41 @@ class SmallCNN(_CNN):
 
     def __init__(self, leaf: Leaf, features: int = 128, generator: torch.Generator | None = None) -> None:
         super().__init__(leaf, [(16, 3, 1, 1), (32, 3, 2, 1)], features, generator)
+
+
+class ImpalaCNN(_Layers):
+    """The residual network of Espeholt et al. 2018 (figure 3, right), for images of any size.
+
+    Three sections of 16, 32 and 32 channels: a convolution, a max over 3x3 with stride 2, and two residual blocks of
+    two convolutions each; then one linear layer. All convolutions are 3x3. `width` multiplies the channels.
+    """
+
+    def __init__(
+        self, leaf: Leaf, features: int = 256, generator: torch.Generator | None = None, width: int = 1
+    ) -> None:
+        super().__init__()
+        self.leaf = leaf
+        self.features = features
+        channels, high, wide = _channels_first(leaf)
+        for outputs in (16 * width, 32 * width, 32 * width):
+            for inputs in (channels, *4 * (outputs,)):
+                self.add((outputs, inputs, 3, 3), 1.0, generator)  # at sqrt(2) six sums would grow eightfold
+            channels, high, wide = outputs, (high + 1) // 2, (wide + 1) // 2
+        self.add((features, channels * high * wide), HIDDEN_GAIN, generator)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """[N, *O] uint8 to [N, features]"""
+        x = scaled(image, self.leaf, self.pairs[0][0].dtype)
+        for section in range(0, len(self.pairs) - 1, 5):
+            first, *blocks = self.pairs[section : section + 5]
+            x = F.max_pool2d(F.conv2d(x, *first, padding=1), 3, 2, 1)
+            for one, two in (blocks[:2], blocks[2:]):
+                y = F.conv2d(torch.relu(x), *one, padding=1)
+                x = x + F.conv2d(y.relu_(), *two, padding=1)
+        return F.linear(torch.relu(x).flatten(1), *self.pairs[-1]).relu_()
+
+
+CNNS: dict[str, Callable[..., NatureCNN | SmallCNN | ImpalaCNN]] = {"nature": NatureCNN, "impala": ImpalaCNN}
 
 
 class OneHot(nn.Module):
@@ -174,9 +216,16 @@ class Encoder(nn.Module):
         spec:      whose observation.
         features:  width of an image's features; None leaves it to its CNN.
         generator: for the weights.
+        cnn:       one of CNNS for all images; None: NatureCNN, or SmallCNN for those too small for it.
     """
 
-    def __init__(self, spec: EnvSpec, features: int | None = None, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        spec: EnvSpec,
+        features: int | None = None,
+        generator: torch.Generator | None = None,
+        cnn: str | None = None,
+    ) -> None:
         super().__init__()
         self.leaves = spec.leaves()
         self.nets = nn.ModuleDict()  # of images and whole numbers, by the place of the leaf
@@ -184,9 +233,11 @@ class Encoder(nn.Module):
         for i, leaf in enumerate(self.leaves):
             if leaf.kind == "image":
                 small = min(_channels_first(leaf)[1:]) < NATURE_SIDE
-                build = SmallCNN if small else NatureCNN
-                cnn = build(leaf, features, generator) if features else build(leaf, generator=generator)
-                self.nets[str(i)], width = cnn, cnn.features
+                if small and cnn == "nature":
+                    raise ValueError(f"torso 'nature' needs images of {NATURE_SIDE} pixels a side, got {leaf.shape}")
+                build = CNNS[cnn] if cnn else SmallCNN if small else NatureCNN
+                net = build(leaf, features, generator) if features else build(leaf, generator=generator)
+                self.nets[str(i)], width = net, net.features
             elif leaf.kind in ("discrete", "multi_discrete"):
                 one_hot = OneHot(leaf)
                 self.nets[str(i)], width = one_hot, one_hot.features
@@ -215,36 +266,53 @@ class Encoder(nn.Module):
 
 
 class Memory(nn.Module):
-    """A GRU, Cho et al. 2014, that forgets where an episode begins.
+    """A GRU (Cho et al. 2014) or an LSTM (Hochreiter and Schmidhuber 1997) that forgets where an episode begins.
 
-    torch.gru_cell gives a row the same bits at every width that is a multiple of 16 (tested).
+    The core is what it carries from row to row: the output [N, H] itself, or for an LSTM output and cell [N, 2H].
+    torch's cells give a row the same bits at every width that is a multiple of 16 (tested).
     """
 
-    def __init__(self, inputs: int, hidden: int, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        generator: torch.Generator | None = None,
+        kind: Literal["gru", "lstm"] = "gru",
+    ) -> None:
         super().__init__()
         self.features = hidden
-        self.weight_x = nn.Parameter(torch.empty(3 * hidden, inputs))
-        self.weight_h = nn.Parameter(torch.empty(3 * hidden, hidden))
-        self.bias_x = nn.Parameter(torch.zeros(3 * hidden))
-        self.bias_h = nn.Parameter(torch.zeros(3 * hidden))
-        for gates in (*torch.split(self.weight_x.data, hidden), *torch.split(self.weight_h.data, hidden)):
-            init_orthogonal(gates, 1.0, generator)
+        self.kind = kind
+        self.core_size = core_size(kind, hidden)
+        gates = {"gru": 3, "lstm": 4}[kind]
+        self.weight_x = nn.Parameter(torch.empty(gates * hidden, inputs))
+        self.weight_h = nn.Parameter(torch.empty(gates * hidden, hidden))
+        self.bias_x = nn.Parameter(torch.zeros(gates * hidden))
+        self.bias_h = nn.Parameter(torch.zeros(gates * hidden))
+        for gate in (*torch.split(self.weight_x.data, hidden), *torch.split(self.weight_h.data, hidden)):
+            init_orthogonal(gate, 1.0, generator)
 
     def step(self, x: Tensor, core: Tensor) -> Tensor:
-        """x [N, F] and core [N, H] to the next core [N, H], which is the output too."""
-        return torch.gru_cell(x, core, self.weight_x, self.weight_h, self.bias_x, self.bias_h)
+        """x [N, F] and core [N, C] to the next core [N, C]; see `output`."""
+        weights = self.weight_x, self.weight_h, self.bias_x, self.bias_h
+        if self.kind == "gru":
+            return torch.gru_cell(x, core, *weights)
+        return torch.cat(torch.lstm_cell(x, core.chunk(2, -1), *weights), -1)
+
+    def output(self, core: Tensor) -> Tensor:
+        """What the network behind it sees [..., H] of a core [..., C]."""
+        return core[..., : self.features]
 
     def unroll(self, x: Tensor, core: Tensor, first: Tensor, sequence: int | None = None) -> Tensor:
         """L steps with their gradient.
 
         Args:
             x:        [L, N, F]
-            core:     [N, H]  before the first row.
+            core:     [N, C]  before the first row.
             first:    [L, N]  bool, rows that begin an episode: their core is 0 before the step.
             sequence: rows a gradient goes back through; None: all.
 
         Returns:
-            [L, N, H] the core after each row.
+            [L, N, H] the output after each row.
         """
         keep = (~first).to(x.dtype).unsqueeze(-1)  # [L, N, 1]
         cores = []
@@ -253,7 +321,12 @@ class Memory(nn.Module):
                 core = core.detach()
             core = self.step(row, core * kept)
             cores.append(core)
-        return torch.stack(cores)
+        return self.output(torch.stack(cores))
+
+
+def core_size(kind: str, hidden: int) -> int:
+    """Numbers that a memory of `hidden` units carries from row to row."""
+    return {"none": 0, "gru": 1, "lstm": 2}[kind] * hidden
 
 
 class UserTorso(nn.Module):
@@ -274,7 +347,7 @@ class UserTorso(nn.Module):
 
 
 def load_torso(name: str, spec: EnvSpec, generator: torch.Generator | None = None) -> Encoder | UserTorso:
-    """The torso called `name`: "auto" for an Encoder, else "module:Class".
+    """The torso called `name`: "auto", "nature" or "impala" for an Encoder, else "module:Class".
 
     The class is built as `Class(spec)`, has an int `features` and a `forward(obs)` from a tree of [N, *O] to
     [N, features]. Its weights are drawn under a seed from `generator`, so that they repeat.
@@ -284,9 +357,11 @@ def load_torso(name: str, spec: EnvSpec, generator: torch.Generator | None = Non
     """
     if name == "auto":
         return Encoder(spec, generator=generator)
+    if name in CNNS:
+        return Encoder(spec, generator=generator, cnn=name)
     home, colon, attribute = name.partition(":")
     if not (home and colon and attribute):
-        raise ValueError(f"torso {name!r} is neither 'auto' nor of the form 'package.module:Class'")
+        raise ValueError(f"torso {name!r} is neither 'auto', 'nature', 'impala' nor of the form 'package.module:Class'")
     try:
         build = getattr(importlib.import_module(home), attribute)
     except ImportError as error:

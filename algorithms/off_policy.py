@@ -55,6 +55,7 @@ def replay_plan(config: Any) -> ReplayPlan:
         priority_eps=config.priority_eps,
         random_start=config.random_start,
         overlap=config.overlap,
+        clip_reward=getattr(config, "clip_reward", False),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from algorithms.actors import Deterministic, soft
 from algorithms.distributions import Distribution, distribution, head_size, noise_of
-from algorithms.networks import MLP, Memory, load_torso
+from algorithms.networks import MLP, Memory, core_size, load_torso
 from algorithms.normalize import Normalizer, ReturnScale
 from algorithms.protocol import Act
 from algorithms.q_policy import QPolicy
@@ -26,8 +26,8 @@ class ActorCritic(nn.Module):
     """A stochastic policy and a value function.
 
     Observations are encoded (`networks.Encoder`, or the user's torso) and pass through hidden layers, each for policy
-    and value apart, or shared, and through a GRU if there is memory, which is always shared. An encoder that has
-    nothing to learn serves both. Statistics are buffers, so they travel with the weights.
+    and value apart, or shared, and through a GRU or an LSTM if there is memory, which is always shared. An encoder that
+    has nothing to learn serves both. Statistics are buffers, so they travel with the weights.
 
     Args:
         spec:      the environment.
@@ -40,11 +40,12 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.spec = spec
         self.noise = noise_of(spec.action)
-        self.recurrent = config.memory == "gru"
-        self.core_size = config.memory_size if self.recurrent else 0
+        self.recurrent = config.memory != "none"
+        self.core_size = core_size(config.memory, config.memory_size)
         self.sequence = config.sequence if self.recurrent else config.unroll
         self.normalizer = Normalizer(spec) if config.normalize_obs else None
         self.return_scale = ReturnScale(streams) if config.normalize_return else None
+        self.clip_reward = config.clip_reward
         self.encoder = load_torso(config.torso, spec, generator)
         shared = self.recurrent or config.shared_torso
         learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
@@ -58,7 +59,7 @@ class ActorCritic(nn.Module):
             self.trunk = mlp(features, widths)
             features, widths = self.trunk.features, ()
         if self.recurrent:
-            self.memory = Memory(features, config.memory_size, generator)
+            self.memory = Memory(features, config.memory_size, generator, config.memory)
             features = config.memory_size
         self.actor = mlp(features, widths, outputs, gain=0.01)
         self.critic = mlp(features, widths, 1, gain=1.0)
@@ -69,7 +70,8 @@ class ActorCritic(nn.Module):
         x = self.features(obs)
         if self.memory is not None:
             assert core is not None
-            x = core = self.memory.step(x, core)
+            core = self.memory.step(x, core)
+            x = self.memory.output(core)
         head = self.actor.forward(x)
         dist = distribution(self.spec.action, head, action_mask, self.log_std)
         if not explore:
@@ -103,7 +105,9 @@ class ActorCritic(nn.Module):
         return self.critic.forward(x).squeeze(-1)
 
     def scaled(self, reward: Tensor) -> Tensor:
-        """[T, B] rewards in the unit that values are learnt in."""
+        """[T, B] rewards in the unit that values are learnt in: clipped to [-1, 1] first, where that is asked for."""
+        if self.clip_reward:
+            reward = reward.clamp(-1.0, 1.0)
         return reward if self.return_scale is None else reward * self.return_scale.scale()
 
     def observe(self, unrolls: Trajectory, gamma: float) -> None:
@@ -113,7 +117,8 @@ class ActorCritic(nn.Module):
         if self.return_scale is not None:
             ended = unrolls.terminated | unrolls.truncated
             begins = unrolls.first[0]
-            self.return_scale.update(unrolls.reward, ended, unrolls.valid, unrolls.stream, gamma, begins)
+            reward = unrolls.reward.clamp(-1.0, 1.0) if self.clip_reward else unrolls.reward
+            self.return_scale.update(reward, ended, unrolls.valid, unrolls.stream, gamma, begins)
 
     def normalised(self, obs: Tree) -> Tree:
         """The observation as encoders see it."""

@@ -33,6 +33,7 @@ class PPOConfig(BaseModel):
     gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
     lam: float = Field(0.95, ge=0, le=1, description="lambda of GAE")
     normalize_advantage: bool = Field(True, description="advantages to mean 0 and deviation 1 in each minibatch")
+    clip_reward: bool = Field(False, description="learn from rewards clipped to [-1, 1]; reports have the raw ones")
 
     # loss
     clip: float = Field(0.2, gt=0, description="epsilon of the surrogate: the ratio is kept within 1 +- clip")
@@ -46,7 +47,8 @@ class PPOConfig(BaseModel):
     # networks
     policy: str = Field("actor_critic", description="name of the policy; users add theirs with rl.register_policy")
     torso: str = Field(
-        "auto", description="auto, or module:Class of an nn.Module that turns observations into features"
+        "auto",
+        description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
     )
     widths: tuple[int, ...] = Field((64, 64), strict=False, description="units of the hidden layers")
     activation: Activation = Field("tanh", description="function between the layers")
@@ -56,7 +58,7 @@ class PPOConfig(BaseModel):
     log_std_init: float = Field(0.0, description="log of the Gaussian's deviation at the start, for Box actions")
 
     # memory
-    memory: Literal["none", "gru"] = Field("none", description="recurrent core behind the torso")
+    memory: Literal["none", "gru", "lstm"] = Field("none", description="recurrent core behind the torso")
     memory_size: int = Field(64, ge=1, description="H, units of the recurrent core")
     sequence: int = Field(16, ge=1, description="L, rows a gradient goes back through; divides unroll")
 
@@ -92,6 +94,7 @@ class A2CConfig(BaseModel):
     gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
     lam: float = Field(1.0, ge=0, le=1, description="lambda of GAE; 1 is the paper's n-step return")
     normalize_advantage: bool = Field(False, description="advantages to mean 0 and deviation 1 in each update")
+    clip_reward: bool = Field(False, description="learn from rewards clipped to [-1, 1]; reports have the raw ones")
 
     # loss
     value: float = Field(0.5, ge=0, description="weight of the value loss")
@@ -101,7 +104,8 @@ class A2CConfig(BaseModel):
     # networks
     policy: str = Field("actor_critic", description="name of the policy; users add theirs with rl.register_policy")
     torso: str = Field(
-        "auto", description="auto, or module:Class of an nn.Module that turns observations into features"
+        "auto",
+        description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
     )
     widths: tuple[int, ...] = Field((64, 64), strict=False, description="units of the hidden layers")
     activation: Activation = Field("tanh", description="function between the layers")
@@ -111,7 +115,7 @@ class A2CConfig(BaseModel):
     log_std_init: float = Field(0.0, description="log of the Gaussian's deviation at the start, for Box actions")
 
     # memory
-    memory: Literal["none", "gru"] = Field("none", description="recurrent core behind the torso")
+    memory: Literal["none", "gru", "lstm"] = Field("none", description="recurrent core behind the torso")
     memory_size: int = Field(64, ge=1, description="H, units of the recurrent core")
     sequence: int = Field(8, ge=1, description="L, rows a gradient goes back through; divides unroll")
 

@@ -56,7 +56,8 @@ class SACConfig(BaseModel):
     # networks
     policy: str = Field("soft", description="name of the policy; users add theirs with rl.register_policy")
     torso: str = Field(
-        "auto", description="auto, or module:Class of an nn.Module that turns observations into features"
+        "auto",
+        description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
     )
     widths: tuple[int, ...] = Field((256, 256), strict=False, description="units of the hidden layers")
     activation: Activation = Field("relu", description="function between the layers")
@@ -116,7 +117,8 @@ class TD3Config(BaseModel):
     # networks
     policy: str = Field("deterministic", description="name of the policy; users add theirs with rl.register_policy")
     torso: str = Field(
-        "auto", description="auto, or module:Class of an nn.Module that turns observations into features"
+        "auto",
+        description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
     )
     widths: tuple[int, ...] = Field((256, 256), strict=False, description="units of the hidden layers")
     activation: Activation = Field("relu", description="function between the layers")
@@ -171,7 +173,8 @@ class DDPGConfig(BaseModel):
     # networks
     policy: str = Field("deterministic", description="name of the policy; users add theirs with rl.register_policy")
     torso: str = Field(
-        "auto", description="auto, or module:Class of an nn.Module that turns observations into features"
+        "auto",
+        description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
     )
     widths: tuple[int, ...] = Field((400, 300), strict=False, description="units of the hidden layers")
     activation: Activation = Field("relu", description="function between the layers")

@@ -33,6 +33,7 @@ class DQNConfig(BaseModel):
     # targets
     gamma: float = Field(0.99, ge=0, le=1, description="discount per step")
     n_step: int = Field(1, ge=1, description="rewards summed before the bootstrap; Rainbow uses 3")
+    clip_reward: bool = Field(False, description="learn from rewards clipped to [-1, 1]; reports have the raw ones")
     double: bool = Field(False, description="double Q-learning: the online network chooses the next action")
     target_every: int | None = Field(1000, ge=1, description="updates between copies of the target network; none: tau")
     tau: float | None = Field(
@@ -63,7 +64,8 @@ class DQNConfig(BaseModel):
     # networks
     policy: str = Field("q", description="name of the policy; users add theirs with rl.register_policy")
     torso: str = Field(
-        "auto", description="auto, or module:Class of an nn.Module that turns observations into features"
+        "auto",
+        description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
     )
     widths: tuple[int, ...] = Field((64, 64), strict=False, description="units of the hidden layers")
     activation: Activation = Field("relu", description="function between the layers")

@@ -21,6 +21,7 @@ from typing import Any
 import gymnasium
 from gymnasium.wrappers import FrameStackObservation
 
+from envs import atari
 from envs.errors import EnvError, EnvFault
 from envs.native import NativeVectorEnv, blocks, probe_autoreset
 from envs.spaces import MASK, env_spec, stacked
@@ -32,6 +33,10 @@ Env = gymnasium.Env[Any, Any]
 NATIVE_FROM = 128  # streams from which a native vector environment is used where there is one
 FORMS = "an id (CartPole-v1), module:Id-v0, package.module:ClassOrFactory, path/to/file.py:ClassOrFactory or probe:name"
 EXTRAS = ("box2d", "mujoco")  # words of entry points that are extras of ours, too
+HAND_ON = {  # gymnasium's wrappers that change no observation and leave none out
+    f"gymnasium.wrappers.{name}"
+    for name in ("common", "rendering", "stateful_reward", "transform_action", "transform_reward")
+}
 OF_GYM = {"max_episode_steps", "disable_env_checker"}  # what gymnasium.make takes for itself
 
 _registered: dict[str, Callable[..., Any]] = {}
@@ -114,6 +119,9 @@ class EnvSource:
             return self.target
         if self.folder and self.folder not in sys.path:
             sys.path.append(self.folder)  # at the end: a folder of the user's may be called like one of our packages
+        game = atari.find(self.target)
+        if game is not None:
+            return game
         left, colon, right = self.target.rpartition(":")
         if not colon:
             return self._registered_id(self.target)
@@ -133,13 +141,6 @@ class EnvSource:
     def _registered_id(self, name: str) -> str | Callable[..., Any]:
         if name in gymnasium.registry:
             return name
-        if name.startswith("ALE/"):
-            try:
-                gymnasium.register_envs(importlib.import_module("ale_py"))
-            except ImportError:
-                raise EnvError(f"{name} needs an extra: pip install 'rltrain[atari]'") from None
-            if name in gymnasium.registry:
-                return name
         hint = _nearest(name, _ids())
         if name.endswith(".py") or ("/" in name and Path(self.folder, name).exists()):
             hint = f" To take an environment from a file, name its class too: {name}:ClassOrFactory."
@@ -283,13 +284,23 @@ def look(source: EnvSource, seed: int) -> EnvSpec:
 
 def _frames(env: Env) -> tuple[int, Padding]:
     """How many of the newest frames an observation is, and what stands for those before the first; 0: not known."""
-    while isinstance(env, gymnasium.Wrapper) and not isinstance(env, gymnasium.ObservationWrapper):
-        if isinstance(env, FrameStackObservation):
-            if env.padding_type == "zero":
-                return env.stack_size, "zero"
-            return (env.stack_size if env.padding_type == "reset" else 0), "reset"
+    if isinstance(env, atari.Atari):
+        return env.stack, "reset"
+    while isinstance(env, gymnasium.Wrapper) and _hands_on(type(env)):
         env = env.env
+    if type(env) is FrameStackObservation:
+        if env.padding_type == "zero":
+            return env.stack_size, "zero"
+        return (env.stack_size if env.padding_type == "reset" else 0), "reset"
     return 0, "reset"
+
+
+def _hands_on(wrapper: type) -> bool:
+    """Whether a wrapper hands on each observation as it comes: it is known to, or leaves `step` and `reset` alone."""
+    if wrapper.__module__ in HAND_ON:
+        return True
+    own = (gymnasium.Wrapper, gymnasium.ActionWrapper, gymnasium.RewardWrapper)
+    return all(any(getattr(wrapper, name) is getattr(kind, name) for kind in own) for name in ("step", "reset"))
 
 
 def choose(source: EnvSource, total_streams: int, asked: str = "auto") -> str:

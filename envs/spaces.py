@@ -15,6 +15,7 @@ from envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, Padding
 OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these"
 ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box with finite bounds"
 MASK = "action_mask"
+GOES_ON = "goes_on"  # key of an info: the episode ended for learning only, and what is reported goes on
 
 
 def obs_spec(space: spaces.Space[Any], where: str) -> ObsSpec:

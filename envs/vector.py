@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 
 from envs.errors import EnvFault
-from envs.spaces import MASK, action_reader, final_mask, mask_of, obs_writer
+from envs.spaces import GOES_ON, MASK, action_reader, final_mask, mask_of, obs_writer
 from envs.spec import EnvSpec
 
 
@@ -29,6 +29,7 @@ class Rows:
     truncated: np.ndarray  # [T, B]
     first: np.ndarray  # [T+1, B]
     action_mask: np.ndarray | None  # [T+1, B, n]
+    goes_on: np.ndarray  # [T, B]  an end for learning only, as of a life: reports go on to the end of the game
 
 
 class VectorEnv(Protocol):
@@ -113,6 +114,7 @@ class SerialVectorEnv:
         masked = rows.action_mask is not None
         rows.terminated[t] = False
         rows.truncated[t] = False
+        rows.goes_on[t] = False
         rows.first[t + 1] = False
         b = 0
         try:
@@ -127,6 +129,7 @@ class SerialVectorEnv:
                     if terminated or truncated:
                         rows.terminated[t, b] = terminated
                         rows.truncated[t, b] = truncated
+                        rows.goes_on[t, b] = info.get(GOES_ON, False)
                         over[b] = True
                 write(obs_rows, (t + 1, b), obs)
                 if masked:
@@ -142,7 +145,7 @@ class SerialVectorEnv:
     def end_unroll(self, action: np.ndarray, rows: Rows) -> None:
         self._seen = rows, len(action)
         for b, log in enumerate(self._logs):
-            log.extend(action[:, b], rows.first[1:, b])
+            log.extend(action[:, b], rows.first[1 : len(action) + 1, b])
 
     def state(self) -> list[dict[str, Any]]:
         assert self._seen is not None, "reset comes first"

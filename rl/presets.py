@@ -18,11 +18,16 @@ def file_name(env: str) -> str:
 
 
 def find(algo: str, env: str) -> Path | None:
-    """The file tuned for this algorithm and environment, or None."""
-    for folder in folders():
-        file = folder / algo / file_name(env)
-        if file.is_file():
-            return file
+    """The file tuned for this algorithm and environment, or for all environments of its family, or None.
+
+    `ALE.toml` is for every `ALE/...` that has no file of its own.
+    """
+    names = [file_name(env)] + ([file_name(env.partition("/")[0])] if "/" in env else [])
+    for name in names:
+        for folder in folders():
+            file = folder / algo / name
+            if file.is_file():
+                return file
     return None
 
 

@@ -46,6 +46,7 @@ def empty_rows(spec: EnvSpec, unroll: int, streams: int, obs: Tree | None = None
         truncated=np.zeros((unroll, width), bool),
         first=np.zeros((unroll + 1, width), bool),
         action_mask=np.ones((unroll + 1, width, spec.action.mask_size), bool) if spec.action_mask else None,
+        goes_on=np.zeros((unroll, width), bool),
     )
 
 
@@ -137,8 +138,8 @@ def _play(
                     frame(env.envs[0])
                 env.step(act.action.numpy()[:count], rows, 0)
                 ret += np.where(ended, 0.0, rows.reward[0, :count])
-                length += ~ended
-                over = rows.terminated[0, :count] | rows.truncated[0, :count]
+                length += ~(ended | rows.first[1, :count])
+                over = (rows.terminated[0, :count] | rows.truncated[0, :count]) & ~rows.goes_on[0, :count]
                 if (over & ~ended).any():
                     ended |= over
                     env.rest(ended)

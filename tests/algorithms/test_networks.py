@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from algorithms.networks import MLP, Encoder, Memory, NatureCNN, SmallCNN, load_torso
+from algorithms.networks import MLP, Encoder, ImpalaCNN, Memory, NatureCNN, SmallCNN, load_torso
 from envs.spec import ActionSpec, EnvSpec, Leaf
 
 ACTION = ActionSpec("discrete", (), (2,))
@@ -132,6 +132,65 @@ def test_images_are_scaled_to_one():
     assert (white == 255).all()
 
 
+class Residual(nn.Module):
+    """One of the six blocks of Espeholt et al. 2018, figure 3."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.one = nn.Conv2d(channels, channels, 3, padding=1)
+        self.two = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.two(torch.relu(self.one(torch.relu(x))))
+
+
+@pytest.mark.parametrize("leaf", [Leaf("image", (4, 84, 84), "uint8"), Leaf("image", (9, 7, 3), "uint8", (), True)])
+def test_the_residual_network_is_the_papers(leaf):
+    """Layer by layer from torch's modules; and its gradients, since activations are computed in place."""
+    net = ImpalaCNN(leaf, generator=rng())
+    channels = leaf.shape[2] if leaf.channels_last else leaf.shape[0]
+    sections = []
+    for inputs, outputs in [(channels, 16), (16, 32), (32, 32)]:
+        pool = nn.MaxPool2d(3, 2, padding=1)
+        sections += [nn.Conv2d(inputs, outputs, 3, padding=1), pool, Residual(outputs), Residual(outputs)]
+    theirs = nn.Sequential(*sections, nn.ReLU(), nn.Flatten(), nn.LazyLinear(256), nn.ReLU())
+    image = torch.randint(256, (3, *leaf.shape), generator=rng(1), dtype=torch.uint8)
+    x = (image.permute(0, 3, 1, 2) if leaf.channels_last else image) / 255
+    with torch.no_grad():
+        theirs(x)
+        for mine, other in zip(net.parameters(), theirs.parameters(), strict=True):
+            other.copy_(mine)
+
+    out, expected = net(image), theirs(x)
+    out.square().sum().backward()
+    expected.square().sum().backward()
+
+    assert_close(out, expected)
+    assert out.shape == (3, 256)
+    for mine, other in zip(net.parameters(), theirs.parameters(), strict=True):
+        assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_features_of_the_residual_network_keep_their_size():
+    """Six sums must neither blow them up nor let them die."""
+    leaf = Leaf("image", (4, 84, 84), "uint8")
+    image = torch.randint(256, (8, 4, 84, 84), generator=rng(1), dtype=torch.uint8)
+
+    deviation = ImpalaCNN(leaf, generator=rng())(image).std()
+
+    assert 0.05 < deviation < 5
+
+
+def test_torsos_by_name():
+    atari, small = spec(Leaf("image", (4, 84, 84), "uint8")), spec(Leaf("image", (9, 9, 3), "uint8", (), True))
+    found = {name: load_torso(name, atari, rng()).nets["0"] for name in ("auto", "nature", "impala")}
+
+    assert [type(net) for net in found.values()] == [NatureCNN, NatureCNN, ImpalaCNN]
+    assert isinstance(load_torso("impala", small, rng()).nets["0"], ImpalaCNN)
+    with pytest.raises(ValueError, match="36 pixels"):
+        load_torso("nature", small, rng())
+
+
 def test_one_box_is_passed_as_it_is():
     x = torch.randn(5, 3)
 
@@ -186,9 +245,27 @@ def test_memory_is_a_gru():
     assert_close(memory.step(x, core), theirs(x, core))
 
 
-def test_unroll_steps_and_forgets_before_the_row_that_begins_an_episode():
-    memory = Memory(3, 4, rng())
-    x, core = torch.randn(6, 2, 3, generator=rng(1)), torch.randn(2, 4, generator=rng(2))
+def test_lstm_is_torchs_cell():
+    """Its core is output and cell, side by side."""
+    memory = Memory(3, 4, rng(), "lstm")
+    theirs = nn.LSTMCell(3, 4)
+    theirs.load_state_dict(
+        {"weight_ih": memory.weight_x, "weight_hh": memory.weight_h, "bias_ih": memory.bias_x, "bias_hh": memory.bias_h}
+    )
+    x, core = torch.randn(5, 3, generator=rng(1)), torch.randn(5, 8, generator=rng(2))
+
+    h, c = theirs(x, (core[:, :4], core[:, 4:]))
+
+    assert memory.core_size == 8
+    assert_close(memory.step(x, core), torch.cat([h, c], -1))
+    assert_close(memory.output(memory.step(x, core)), h)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_unroll_steps_and_forgets_before_the_row_that_begins_an_episode(kind):
+    memory = Memory(3, 4, rng(), kind)
+    size = memory.core_size
+    x, core = torch.randn(6, 2, 3, generator=rng(1)), torch.randn(2, size, generator=rng(2))
     first = torch.zeros(6, 2, dtype=torch.bool)
     first[3, 0] = first[0, 1] = True
 
@@ -197,16 +274,17 @@ def test_unroll_steps_and_forgets_before_the_row_that_begins_an_episode():
     for b in range(2):
         h = core[b : b + 1]
         for t in range(6):
-            h = memory.step(x[t, b : b + 1], torch.zeros(1, 4) if first[t, b] else h)
-            assert_close(actual[t, b : b + 1], h)
+            h = memory.step(x[t, b : b + 1], torch.zeros(1, size) if first[t, b] else h)
+            assert_close(actual[t, b : b + 1], h[:, :4])
 
 
-def test_no_gradient_crosses_the_beginning_of_an_episode():
-    memory = Memory(3, 4, rng())
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_no_gradient_crosses_the_beginning_of_an_episode(kind):
+    memory = Memory(3, 4, rng(), kind)
     x = torch.randn(4, 1, 3, generator=rng(1)).requires_grad_()
     first = torch.tensor([False, False, True, False])[:, None]
 
-    memory.unroll(x, torch.zeros(1, 4), first)[3].sum().backward()
+    memory.unroll(x, torch.zeros(1, memory.core_size), first)[3].sum().backward()
 
     assert (x.grad[:2] == 0).all()
     assert (x.grad[2:] != 0).all()
@@ -217,11 +295,13 @@ def test_no_gradient_crosses_the_beginning_of_an_episode():
 def test_rows_have_the_same_bits_at_every_width_that_is_a_multiple_of_16(hidden):
     """What lets a run not depend on the number of its workers."""
     x = torch.randn(64, 5, generator=rng())
-    core = torch.randn(64, hidden, generator=rng(1))
-    memory = Memory(5, hidden, rng())
     for activation in ("tanh", "relu"):
         assert parts_equal(MLP(5, [hidden, hidden], 3, activation, generator=rng()), x)
-    assert parts_equal(lambda both: memory.step(*both.split([5, hidden], -1)), torch.cat([x, core], -1))
+    for kind in ("gru", "lstm"):
+        memory = Memory(5, hidden, rng(), kind)
+        core = torch.randn(64, memory.core_size, generator=rng(1))
+        both = torch.cat([x, core], -1)
+        assert parts_equal(lambda both, memory=memory: memory.step(both[:, :5], both[:, 5:]), both), kind
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -229,7 +309,8 @@ def test_rows_have_the_same_bits_at_every_width_that_is_a_multiple_of_16(hidden)
 def test_image_rows_have_the_same_bits_too(leaf):
     x = torch.randint(256, (64, *leaf.shape), generator=rng(), dtype=torch.uint8)
 
-    assert parts_equal(Encoder(spec(leaf), generator=rng()), x)
+    for torso in ("auto", "impala"):
+        assert parts_equal(load_torso(torso, spec(leaf), rng()), x), torso
 
 
 class Torso(nn.Module):
@@ -269,7 +350,7 @@ def test_a_users_torso_sees_flat_rows_and_repeats():
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("nature", "neither 'auto'"),
+        ("nurture", "neither 'auto'"),
         ("no_such_module:Torso", "cannot be imported"),
         ("my_torso:Missing", "has no 'Missing'"),
         ("my_torso:Number", "must be an nn.Module, got int"),

@@ -24,7 +24,14 @@ SPEC = look(SOURCE, 0)
 def rows_for(steps, width):
     flags = [np.zeros((steps, width), bool) for _ in range(2)]
     first = np.zeros((steps + 1, width), bool)
-    return Rows(np.zeros((steps + 1, width, 4), np.float32), np.ones((steps, width), np.float32), *flags, first, None)
+    return Rows(
+        np.zeros((steps + 1, width, 4), np.float32),
+        np.ones((steps, width), np.float32),
+        *flags,
+        first,
+        None,
+        flags[0].copy(),
+    )
 
 
 def native(streams, total, way="attributes"):

@@ -24,7 +24,14 @@ def rows_for(spec, steps, width):
 
     mask = np.ones((steps + 1, width, spec.action.mask_size), bool) if spec.action_mask else None
     flags = [np.zeros((steps, width), bool) for _ in range(2)]
-    return Rows(node(spec.obs), np.zeros((steps, width), np.float32), *flags, np.zeros((steps + 1, width), bool), mask)
+    return Rows(
+        node(spec.obs),
+        np.zeros((steps, width), np.float32),
+        *flags,
+        np.zeros((steps + 1, width), bool),
+        mask,
+        np.zeros((steps, width), bool),
+    )
 
 
 def run(env, rows, actions):

@@ -17,7 +17,7 @@ from rollout.widths import InBlocks, rows_agree
 ENVS = ["CartPole-v1", "probe:multi-discrete", "probe:multi-binary", "probe:box", "probe:box3", "probe:masked"]
 
 
-@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("memory", ["none", "gru", "lstm"])
 @pytest.mark.parametrize("env", [*ENVS, "probe:dict", "probe:image"])
 def test_our_networks_agree(env: str, memory: str) -> None:
     config = config_of(env, streams=100, memory=memory, sequence=4, normalize_obs=True)
