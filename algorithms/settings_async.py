@@ -21,7 +21,7 @@ class IMPALAConfig(BaseModel):
     overlap: bool = Field(True, description="actors go on while the learner learns; the run is then not repeatable")
     credits: int = Field(1, ge=1, description="unrolls an actor may be ahead of the learner; ours")
     max_lag: int | None = Field(
-        100, ge=1, description="updates since an unroll's weights, above which it is dropped; none: never"
+        None, ge=1, description="updates since an unroll's weights, above which it is dropped; none: never"
     )
 
     # step size and its schedule, linear in the share of the run that is done
@@ -89,7 +89,7 @@ class APPOConfig(BaseModel):
     overlap: bool = Field(True, description="actors go on while the learner learns; the run is then not repeatable")
     credits: int = Field(1, ge=1, description="unrolls an actor may be ahead of the learner; ours")
     max_lag: int | None = Field(
-        100, ge=1, description="updates since an unroll's weights, above which it is dropped; none: never"
+        None, ge=1, description="updates since an unroll's weights, above which it is dropped; none: never"
     )
     kept: int = Field(4, ge=1, description="batches in the circular buffer")
     uses: int = Field(2, ge=1, description="updates for each batch that comes in, over those in the buffer")
