@@ -93,9 +93,6 @@ class StreamFeed:
 class GradientFeed:
     """What actors made of their unrolls, each as it came."""
 
-    def __init__(self) -> None:
-        self.say: Callable[[str], None] = print
-
     def __call__(self, unrolls: list[Any], progress: float) -> Iterator[Any]:
         yield from unrolls
 

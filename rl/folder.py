@@ -35,6 +35,14 @@ def make_folder(config: RunConfig) -> Path:
     raise RunFailed(f"no free name for a run's folder in {config.out}")
 
 
+def discard(folder: Path) -> None:
+    """Remove the folder of a run that was refused before it began: it holds run.json, and nothing else."""
+    with contextlib.suppress(OSError):
+        if [path.name for path in folder.iterdir()] in ([], [RUN_FILE]):
+            (folder / RUN_FILE).unlink(missing_ok=True)
+            folder.rmdir()
+
+
 def lock(folder: Path) -> Callable[[], None]:
     """Nobody else may use a run's folder until the answer is called, or this process has ended.
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from algorithms.protocol import ReplayPlan
-from rl.errors import ConfigError
+from rl.errors import CheckpointError, ConfigError
 from rl.feed import ReplayFeed, tensors
 from rl.learner import Learner
 from rl.record import Recording
+from rollout.ring import NoStack
 from rollout.types import Trajectory, Weights
 
 
@@ -40,7 +41,7 @@ class OfflineRollout:
 
     def __init__(self, steps_each: int) -> None:
         self.steps = self.restarts = 0
-        self.seconds = 0.0
+        self.seconds = self.waited = 0.0
         self.patience = float("inf")
         self._each = steps_each
 
@@ -58,6 +59,9 @@ class OfflineRollout:
 
     def publish(self, weights: Weights) -> None:
         """Nobody acts with them."""
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
     def state(self) -> dict[str, Any]:
         return {"steps": self.steps}
@@ -77,7 +81,7 @@ def fill(learner: Learner, recording: Recording, device: torch.device) -> str:
     """Show all that was recorded to the replay, and to running statistics; returns a line about it.
 
     Raises:
-        CheckpointError: a file of it is missing, cut or changed; by name.
+        CheckpointError: a file of it is missing, cut or changed, by name; or it is not what its spec says.
         ConfigError: it holds nothing to learn from.
     """
     feed = learner.feed
@@ -85,7 +89,10 @@ def fill(learner: Learner, recording: Recording, device: torch.device) -> str:
     for piece in recording.pieces():
         if piece.action.dtype == np.float32:  # a Gaussian's, as it was drawn: the environment was given less
             piece = dataclasses.replace(piece, action=np.clip(piece.action, -1.0, 1.0))
-        feed.replay.append(piece)
+        try:
+            feed.replay.append(piece)
+        except NoStack as error:
+            raise CheckpointError(f"{recording.folder}: {error}") from None
         learner.algorithm.observe(tensors(piece, device))
     kept = len(feed.replay)
     if not kept:

@@ -12,6 +12,7 @@ from rl.evaluations import EvaluationFailed
 from rl.run import Run
 from rl.signals import Signals
 from rollout.handle import ActorLost
+from rollout.ring import NoStack
 from rollout.rollout import Failed
 
 
@@ -28,7 +29,7 @@ def open_run(config: RunConfig, resume: str | Path | None = None) -> Iterator[Ru
             raise Interrupted(stop.signum, "interrupted while it started") from None
         try:
             yield run
-        except (Failed, ActorLost) as failed:
+        except (Failed, ActorLost, NoStack) as failed:
             raise run.fail(failed, blind=True) from None
         except EvaluationFailed as failed:
             raise run.fail(failed, blind=False) from None

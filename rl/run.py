@@ -17,7 +17,7 @@ from rl.config import RunConfig
 from rl.console import Console
 from rl.errors import Interrupted, RunFailed
 from rl.evaluations import Evaluations
-from rl.folder import lock, make_folder, write_run_file
+from rl.folder import discard, lock, make_folder, write_run_file
 from rl.keeper import Keeper
 from rl.learner import Learner
 from rl.metrics import Metrics, Window
@@ -34,6 +34,7 @@ from rl.setup import (
     make_feed,
     open_rollout,
     quiet_torch,
+    recording_of,
     rollout_plan,
     room_for,
     torch_device,
@@ -78,14 +79,14 @@ class Run:
             same_environment(saved, here.spec)
         algorithm = make_algorithm(config, here.spec)
         plan = rollout_plan(config, here, algorithm.plan)
-        notes += room_for(config, here.spec, algorithm.plan, resume)
-        recording = None
-        if config.replay_from is not None:
-            self.way, recording = "record", Recording.open(Path(config.replay_from), here.spec)
+        recording = recording_of(config, here.spec, algorithm.plan)
+        self.way = here.way if recording is None else "record"
+        notes += room_for(config, here.spec, algorithm.plan, resume, recording)
         known = None if resume is None else 0 if saved is None else int(saved.state.get("recorded", 0))
         self.recorder = None if config.record is None else Recorder(Path(config.record), config, here.spec, known)
         self.folder = resume or make_folder(config)
         if resume is None:
+            self._parts.callback(discard, self.folder)
             self._parts.callback(lock(self.folder))
             write_run_file(self.folder, config, here.spec)
         self._parts.callback(self.console.finish, "")

@@ -122,8 +122,29 @@ def _acting(*words: Any) -> Any:
     return policy.eval() if isinstance(policy, torch.nn.Module) else policy
 
 
-def room_for(config: RunConfig, spec: EnvSpec, plan: Plan, folder: Path | None) -> list[str]:
+def recording_of(config: RunConfig, spec: EnvSpec, plan: Plan) -> Recording | None:
+    """What the replay is to be filled from in place of actors; None: nothing, or there is none, see `room_for`.
+
+    Raises:
+        CheckpointError: it is no recording, is damaged, or is of something else.
+    """
+    if config.replay_from is None or not isinstance(plan, ReplayPlan):
+        return None
+    return Recording.open(Path(config.replay_from), spec)
+
+
+def room_for(
+    config: RunConfig,
+    spec: EnvSpec,
+    plan: Plan,
+    folder: Path | None,
+    recording: Recording | None = None,
+) -> list[str]:
     """What a person should know of the replay before the run begins; nothing where there is none.
+
+    Args:
+        folder:    of the run, where it is there already.
+        recording: what the replay is to be filled from.
 
     Raises:
         ConfigError: it does not fit, or its settings do not fit each other.
@@ -148,7 +169,7 @@ def room_for(config: RunConfig, spec: EnvSpec, plan: Plan, folder: Path | None) 
     from rollout.replay import Replay
 
     try:
-        needed = Replay.bytes_needed(spec, config.streams, plan)
+        needed = Replay.bytes_needed(*_kept(config, spec, recording), plan)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return [room.make_sure(needed, (folder or Path(config.out)) if config.replay_on_disk else None)]
@@ -174,14 +195,18 @@ def make_feed(
         return GradientFeed()
     from rollout.replay import Replay
 
-    streams = config.streams if recording is None else recording.streams
     try:
-        replay = Replay(spec, streams, plan, config.seed, folder)
+        replay = Replay(*_kept(config, spec, recording), plan, config.seed, folder)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if recording is not None:
         return OfflineFeed(replay, plan, device, config.streams * plan.unroll)
     return ReplayFeed(replay, plan, device)
+
+
+def _kept(config: RunConfig, spec: EnvSpec, recording: Recording | None) -> tuple[EnvSpec, int]:
+    """What the rows of a replay hold, and of how many streams they are."""
+    return (spec, config.streams) if recording is None else (recording.spec, recording.streams)
 
 
 def rollout_plan(config: RunConfig, here: World, plan: Plan) -> RolloutPlan:

@@ -12,7 +12,7 @@ from envs.seeding import REPLAY, seed_of
 from envs.spec import EnvSpec
 from rollout.plan import Plan, rows_of
 from rollout.priority import SumTree
-from rollout.ring import ENDED, FIRST, READY, TERMINATED, TRUNCATED, Ring, history, row_bytes
+from rollout.ring import ENDED, FIRST, READY, TERMINATED, TRUNCATED, NoStack, Ring, history, row_bytes
 from rollout.samples import sequences, transitions
 from rollout.tree import leaves, tree_map
 from rollout.types import Trajectory, Transition
@@ -38,30 +38,21 @@ class Replay:
         seed:    the run's.
         folder:  where memory-mapped files are made for the rows; None keeps them in memory. Same samples either way.
 
-    Attributes:
-        note: what a person should know of it, or "".
-
     Raises:
         ValueError: `plan` asks for what cannot be.
     """
 
     def __init__(self, spec: EnvSpec, streams: int, plan: Plan, seed: int, folder: Path | None = None) -> None:
-        self.note = ""
         self.spec, self.plan = spec, plan
         self.n_step = plan.n_step if plan.length == 1 else 1
-        self._streams, self._folder = streams, folder
-        self._lay_out(stacked=True)
+        self._streams = streams
+        self._ring = Ring(spec, streams, rows_of(streams, plan), folder)
+        self._tree = SumTree(streams * self._ring.size) if plan.alpha else None
+        self._count = 0  # sampleable rows
+        self._ends: np.ndarray | None = None  # running numbers of the streams' live rows; None: to be counted again
         self._rng = np.random.Generator(np.random.PCG64(seed_of(seed, REPLAY)))
         self._strata = np.arange(plan.batch, dtype=np.float64)
         self._top = 1.0  # the largest priority seen, before alpha
-
-    def _lay_out(self, stacked: bool) -> None:
-        """Empty arrays."""
-        rows = rows_of(self._streams, self.plan)
-        self._ring = Ring(self.spec, self._streams, rows, self._folder, stacked)
-        self._tree = SumTree(self._streams * self._ring.size) if self.plan.alpha else None
-        self._count = 0  # sampleable rows
-        self._ends: np.ndarray | None = None  # running numbers of the streams' live rows; None: to be counted again
 
     @staticmethod
     def bytes_needed(spec: EnvSpec, streams: int, plan: Plan) -> int:
@@ -80,7 +71,8 @@ class Replay:
         is kept as the last one of what came before, and it begins anew.
 
         Raises:
-            ValueError: rows that were appended before; or stacks of frames that are none, after some that were.
+            ValueError: rows that were appended before.
+            NoStack: stacks of frames that are none. Nothing of the unroll was kept.
         """
         most = self._ring.rows - self.n_step
         if len(unroll.reward) <= most:
@@ -93,7 +85,11 @@ class Replay:
         stream, first, obs = unroll.stream, unroll.first, leaves(unroll.obs)
         rows = len(unroll.reward)
         if self._ring.history and not self._ring.stacks(obs, first):
-            self._unstack()
+            raise NoStack(
+                f"the observations of {self.spec.id} are not the newest frames of its episodes, although its outermost "
+                "wrapper, FrameStackObservation, makes them so: does the environment return the same array each time? "
+                "Let it return a copy"
+            )
         ring = self._ring
         base, head = stream * ring.size, ring.head[stream]
         follows = (head >= 0) & (unroll.row == ring.next[stream])
@@ -120,20 +116,6 @@ class Replay:
         ring.next[stream] = unroll.row + rows
         self._ends = None
         self._ready(stream, head - self.n_step + 1, head + rows)
-
-    def _unstack(self) -> None:
-        """Keep whole stacks: the environment's are not what its spec says."""
-        if (self._ring.head >= 0).any():
-            raise ValueError(
-                f"observations of {self.spec.id} are not always the newest frames of the episode, as those of "
-                "FrameStackObservation are: let it be the outermost wrapper that changes observations"
-            )
-        self._lay_out(stacked=False)
-        size = self._streams * self._ring.size * row_bytes(self.spec, stacked=False)
-        self.note = (
-            f"the replay keeps whole stacks of frames, {size / 2**30:.1f} GiB when it is full, since those of "
-            f"{self.spec.id} are not the newest frames of its episodes"
-        )
 
     def _begin(self, unroll: Trajectory, column: int) -> None:
         """A stream's first row, or the first after a cut. What came before keeps its last observation."""
@@ -333,8 +315,6 @@ class Replay:
             raise ValueError(f"the replay was {then[0]} streams of {then[1]} rows, and is {now[0]} of {now[1]} now")
         if ("priority" in small) != (self._tree is not None):
             raise ValueError("the replay was prioritised then or is now, but not both")
-        if bool(small["stacked"]) != self._ring.stacked:
-            self._lay_out(bool(small["stacked"]))
         self._ring.load(small, state["segments"])
         self._count = int(np.count_nonzero(self._ring.flag & READY))
         self._ends = None

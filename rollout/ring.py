@@ -20,24 +20,28 @@ ENDED = TERMINATED | TRUNCATED
 SEGMENT_BYTES = 4 * 2**20  # of a finished block of rows, about
 
 
-def fields(spec: EnvSpec, stacked: bool) -> dict[str, tuple[tuple[int, ...], str]]:
-    """What one row holds: name -> (shape, dtype). Stacks of frames are one frame each where `stacked`."""
+class NoStack(ValueError):
+    """What the spec calls the newest frames of an episode are not those."""
+
+
+def fields(spec: EnvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+    """What one row holds: name -> (shape, dtype). A stack of frames is its newest frame."""
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     for number, leaf in enumerate(spec.leaves()):
-        found[f"obs.{number}"] = (leaf.shape[1:] if stacked and leaf.stack else leaf.shape), leaf.dtype
+        found[f"obs.{number}"] = (leaf.shape[1:] if leaf.stack else leaf.shape), leaf.dtype
     if spec.action_mask:
         found["action_mask"] = (spec.action.mask_size,), "bool"
     found["action"] = spec.action.shape, spec.action.dtype
     found["reward"] = (), "float32"
     found["flag"] = (), "uint8"
-    if stacked and any(leaf.stack for leaf in spec.leaves()):
+    if history(spec):
         found["age"] = (), "uint8"
     return found
 
 
-def row_bytes(spec: EnvSpec, stacked: bool = True) -> int:
+def row_bytes(spec: EnvSpec) -> int:
     """Bytes of one row."""
-    return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in fields(spec, stacked).values())
+    return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in fields(spec).values())
 
 
 def history(spec: EnvSpec) -> int:
@@ -56,21 +60,20 @@ class Ring:
         head: [streams] each stream's newest row, whose action is not known yet; -1: none.
         low: [streams] the oldest row that may be sampled.
         next: [streams] what `Trajectory.row` must say next.
-        history: K, rows before a row that its stack of frames is made of; 0 where no stack is taken apart.
+        history: K, rows before a row that its stack of frames is made of; 0 where there are no stacks.
     """
 
-    def __init__(self, spec: EnvSpec, streams: int, rows: int, folder: Path | None, stacked: bool) -> None:
+    def __init__(self, spec: EnvSpec, streams: int, rows: int, folder: Path | None) -> None:
         self.spec = spec
         self.rows = rows
         self.head = np.full(streams, -1, np.int64)
         self.low = np.zeros(streams, np.int64)
         self.next = np.zeros(streams, np.int64)
-        self.stacked = stacked and history(spec) > 0
-        self.history = history(spec) if self.stacked else 0
+        self.history = history(spec)
         self.streams, self.size = streams, rows + 1 + self.history
-        self.block = max(1, min(SEGMENT_BYTES // row_bytes(spec, stacked), max(64, rows // 8)))
+        self.block = max(1, min(SEGMENT_BYTES // row_bytes(spec), max(64, rows // 8)))
         self.flat: dict[str, np.ndarray] = {}
-        for name, (shape, dtype) in fields(spec, self.stacked).items():
+        for name, (shape, dtype) in fields(spec).items():
             whole = (streams * self.size, *shape)
             if folder is None:
                 self.flat[name] = np.zeros(whole, dtype)
@@ -84,7 +87,7 @@ class Ring:
 
     def _stack_of(self, number: int) -> Leaf | None:
         leaf = self._leaves[number]
-        return leaf if self.stacked and leaf.stack else None
+        return leaf if leaf.stack else None
 
     def write_obs(self, at: np.ndarray, obs: Sequence[np.ndarray]) -> None:
         """Keep observations, leaves [..., *O], in the rows `at` [...]; of a stack its newest frame."""
@@ -216,7 +219,6 @@ class Ring:
         small = {
             "rows": self.rows,
             "block": self.block,
-            "stacked": self.stacked,
             "head": self.head.copy(),
             "low": self.low.copy(),
             "next": self.next.copy(),

@@ -221,6 +221,36 @@ def test_a_stack_of_frames_is_known_from_its_wrapper() -> None:
     assert frames_of(stack(Pixels(shape=(5, 6, 3)), 4)) == [(0, "reset")]  # no image to us
 
 
+def test_what_lies_outside_of_the_stack_must_hand_on_each_observation() -> None:
+    """Else the replay would keep single frames of stacks that do not roll."""
+
+    class Halves(gymnasium.RewardWrapper):
+        def reward(self, reward):
+            return reward / 2
+
+    class Skips(gymnasium.Wrapper):
+        def step(self, action):
+            self.env.step(action)
+            return self.env.step(action)
+
+    class Doubled(gymnasium.wrappers.FrameStackObservation):
+        def step(self, action):
+            obs, *rest = super().step(action)
+            return 2 * obs, *rest
+
+    wrappers = gymnasium.wrappers
+    stack = wrappers.FrameStackObservation(Pixels(), 4)
+    kept, alone = [(4, "reset")], [(0, "reset")]
+    for known in (wrappers.RecordEpisodeStatistics, wrappers.NormalizeReward, wrappers.OrderEnforcing, Halves):
+        assert frames_of(known(stack)) == kept, known
+    assert frames_of(gymnasium.Wrapper(wrappers.TimeLimit(Halves(stack), 9))) == kept
+    assert frames_of(Skips(stack)) == alone
+    assert frames_of(wrappers.TimeLimit(Skips(stack), 9)) == alone
+    assert frames_of(Doubled(Pixels(), 4)) == alone
+    assert frames_of(wrappers.MaxAndSkipObservation(stack)) == alone
+    assert frames_of(wrappers.RepeatAction(stack, 2)) == alone
+
+
 def test_what_is_known_of_stacks_survives_json() -> None:
     spec = look(resolve(lambda: gymnasium.wrappers.FrameStackObservation(Pixels(), 4, padding_type="zero")), 0)
     old = to_json(spec)
