@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Literal, Protocol
 
@@ -59,8 +58,9 @@ class StreamFeed:
         self._unroll = 0 if plan is None else plan.unroll
         self._wait = "all" if plan is None else plan.wait
         self._uses = 1 if plan is None else plan.uses
-        self._kept: deque[Trajectory] = deque(maxlen=1 if plan is None else plan.kept)
-        self._turn = 0  # of the batch in the buffer that is used next
+        self._kept: list[Trajectory] = []
+        self._most = 1 if plan is None else plan.kept
+        self._came = self._used = 0  # batches that came in, and updates they were used for
         self._newest: Trajectory | None = None
 
     def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Trajectory]:
@@ -68,10 +68,12 @@ class StreamFeed:
             return
         self._newest = join(unrolls, self._device, self._unroll)
         for batch in in_batches(self._newest, self._wait):
-            self._kept.append(batch)
-            for _ in range(self._uses):
-                self._turn = (self._turn + 1) % len(self._kept)
-                yield self._kept[self._turn]
+            place = self._came % self._most
+            self._kept[place : place + 1] = [batch]
+            self._came += 1
+            for _ in range(self._uses):  # while a batch is kept the turn comes to it exactly `uses` times
+                yield self._kept[self._used % len(self._kept)]
+                self._used += 1
 
     def delivery(self, unrolls: list[Trajectory]) -> Trajectory:
         newest, self._newest = self._newest, None
@@ -230,7 +232,7 @@ def join(unrolls: list[Trajectory], device: torch.device, rows: int = 0) -> Traj
 
     def along(axis: int) -> Any:
         def joined(*arrays: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.concatenate(arrays, axis)).to(device)
+            return on_device(arrays, axis, device)
 
         return joined
 
@@ -255,6 +257,15 @@ def join(unrolls: list[Trajectory], device: torch.device, rows: int = 0) -> Traj
         core=None if head.core is None else beside(*field("core")),
         episodes=tuple(episode for unroll in unrolls for episode in unroll.episodes),
     )
+
+
+def on_device(arrays: Sequence[np.ndarray], axis: int, device: torch.device) -> Tensor:
+    """The arrays joined along `axis`, in one copy; for CUDA by way of pinned memory, so that nobody waits."""
+    shape = list(arrays[0].shape)
+    shape[axis] = sum(array.shape[axis] for array in arrays)
+    joined = torch.empty(shape, dtype=torch.from_numpy(arrays[0]).dtype, pin_memory=device.type == "cuda")
+    np.concatenate(arrays, axis, out=joined.numpy())
+    return joined.to(device, non_blocking=True)
 
 
 def tensors(rows: Trajectory | Transition, device: torch.device) -> Any:

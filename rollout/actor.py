@@ -23,7 +23,7 @@ from rollout.types import Trajectory
 from rollout.weights import WeightsBoard
 
 SLOT_BYTES = 256 * 1024  # observations of an unroll that are bigger travel through shared memory, not by pickle
-LIFE = 4  # numbers of an actor in the memory they all share, 8 bytes each: see `Life`
+LIFE = 5  # numbers of an actor in the memory they all share, 8 bytes each: see `Life`
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Life:
 
     def __init__(self, memory: SharedMemory, worker: int) -> None:
         base = 8 * LIFE * worker
-        self._counts = memory.array(base, (2,), np.int64)
-        self._seconds = memory.array(base + 16, (2,), np.float64)
+        self._counts = memory.array(base, (3,), np.int64)
+        self._seconds = memory.array(base + 24, (2,), np.float64)
 
     @property
     def steps(self) -> int:
@@ -85,6 +85,14 @@ class Life:
     def waited(self) -> float:
         """Seconds between unrolls: the learner was not ready for more."""
         return float(self._seconds[1])
+
+    @property
+    def over(self) -> bool:
+        """Whether no more unrolls are wanted, those that were asked for included."""
+        return bool(self._counts[2])
+
+    def end(self) -> None:
+        self._counts[2] = 1
 
     def step(self) -> None:
         self._counts[0] += 1
@@ -143,6 +151,8 @@ class Actor:
         Returns the unroll, or what `reduce` makes of it, and the number of the slot where its observations lie if
         they do not come with it.
         """
+        if self._life.over:
+            return None, None
         began = time.perf_counter()
         job, env = self.job, self.env
         count, unroll = len(job.streams), min(length or job.unroll, job.unroll)

@@ -137,6 +137,8 @@ class Rollout:
     def close(self) -> None:
         """End all actors."""
         for seat in self._seats:
+            seat.life.end()
+        for seat in self._seats:
             if seat.handle is not None:
                 seat.handle.stop()
         for seat in self._seats:
