@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import rl
-from algorithms import names
+from algorithms import names, settings_class
 from rl import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,7 +161,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
             env="probe:box" if algo in ("td3", "ddpg") else "CartPole-v1",
             preset="none",
             steps=600,
-            **({} if algo in ("ppo", "a2c") else {"warmup": 580}),
+            **({"warmup": 580} if "warmup" in settings_class(algo).model_fields else {}),
             streams=2,
             workers=0,
             unroll=64,
