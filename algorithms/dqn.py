@@ -28,7 +28,7 @@ class Loss(NamedTuple):
 
     mean: Tensor  # [] over the batch, weighted
     slope: Tensor  # [B, n] or [B, n, atoms] its gradient, with respect to what the network put out
-    error: Tensor  # [B] what priorities are made of, not weighted
+    error: Tensor  # [B] its size is what priorities are made of, not weighted
     q: Tensor  # [B] Q(obs, action)
 
 
@@ -77,7 +77,7 @@ class DQN:
         told: dict[str, Tensor | float] = {"loss_q": loss.mean, "q_mean": loss.q.mean(), "grad_norm": norm, "lr": lr}
         if not config.noisy:
             told["epsilon"] = epsilon
-        return Update(told, None if batch.index is None else loss.error)
+        return Update(told, None if batch.index is None else loss.error.abs())
 
     @torch.no_grad()
     def targets(self, batch: Transition, next_obs: Tree) -> Tensor:
@@ -88,6 +88,8 @@ class DQN:
                 self.net.draw(self.rng.generator)
         judged = self.target.forward(next_obs)  # [B, n] or [B, n, atoms]
         chooser = self.net.forward(next_obs) if self.config.double else judged
+        if chooser is judged and self.config.atoms == 1 and batch.next_action_mask is None:
+            return torch.addcmul(batch.reward, batch.discount, judged.amax(-1))
         best = greedy(self.net.expected(chooser), batch.next_action_mask)  # [B]
         if self.config.atoms == 1:
             return torch.addcmul(batch.reward, batch.discount, chosen(judged, best))
@@ -97,26 +99,29 @@ class DQN:
     @torch.no_grad()
     def loss(self, out: Tensor, action: Tensor, target: Tensor, weight: Tensor | None) -> Loss:
         """The loss of what the network put out, and its gradient, which is shorter than the way there and back."""
-        batch = len(action)
-        share = target.new_full((batch,), 1 / batch) if weight is None else weight / batch  # [B] of the mean
+        share = 1 / len(action) if weight is None else weight / len(action)  # of the mean
+        column = action.view(-1, 1)
         if self.config.atoms > 1:
             log_probs = torch.log_softmax(picked(out, action), -1)  # [B, atoms]
             probs = log_probs.exp()
-            error = each = -(target * log_probs).sum(-1)
-            slope, q = probs - target, probs @ self.net.support
+            error = -(target * log_probs).sum(-1)
+            mean = (error * share).sum()
+            slope = ((probs - target).t() * share).t().unsqueeze(1)  # [B, 1, atoms]
+            q = probs @ self.net.support
+            column = column.unsqueeze(-1).expand_as(slope)
         else:
-            q = chosen(out, action)
-            wrong = q - target
-            error = wrong.abs()
+            q = out.gather(1, column).squeeze(1)
+            error = q - target
             if self.config.loss == "huber":
-                slope = wrong.clamp(-1, 1)
-                each = slope * (wrong - 0.5 * slope)
+                bounded = error.clamp(-1, 1)
+                each = bounded * share
+                mean = each.dot(torch.sub(error, bounded, alpha=0.5))
             else:
-                slope, each = 2 * wrong, wrong.square()
-        slope = slope.reshape(batch, 1, -1) * share.view(-1, 1, 1)  # [B, 1, 1] or [B, 1, atoms]
-        spread = out.new_zeros(batch, self.net.actions, slope.shape[-1])
-        spread.scatter_(1, action.view(-1, 1, 1).expand_as(slope), slope)
-        return Loss(each.dot(share), spread.view_as(out), error, q)
+                each = error * share
+                mean = each.dot(error)
+                each *= 2
+            slope = each.view(-1, 1)
+        return Loss(mean, torch.zeros_like(out).scatter_(1, column, slope), error, q)
 
     def follow(self) -> None:
         """After an update: the target network copies the online one now and then, or moves a little towards it."""

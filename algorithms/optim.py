@@ -120,7 +120,8 @@ def step(
     grad.zero_()
     backward(loss)
     norm: Tensor = torch.linalg.vector_norm(grad)
-    if max_grad_norm > 0:
-        grad.mul_((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+    on_cpu = grad.device.type == "cpu"  # where it costs nothing to look at a number
+    if max_grad_norm > 0 and not (on_cpu and float(norm) + 1e-6 <= max_grad_norm):
+        grad.mul_((norm + 1e-6).reciprocal_().mul_(max_grad_norm).clamp_(max=1.0))
     optimizer.update(lr)
     return norm

@@ -62,23 +62,31 @@ class Tape:
 
     def backward(self, loss: Tensor, gradient: Tensor | None = None) -> None:
         """What `loss.backward(gradient)` does, for the MLPs too."""
-        loss.backward(gradient)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            for net, inputs, output in reversed(self.records):
-                if output.grad is not None:
-                    _walk(net, inputs, output.grad.reshape(-1, output.shape[-1]), output.detach())
+            if gradient is not None and self.records and self.records[-1].output is loss:
+                _walk(self.records[-1], gradient)  # there is nothing for autograd in between
+            else:
+                if gradient is not None:  # autograd takes one too, but imports a second's worth of modules first
+                    with torch.enable_grad():
+                        loss = (loss * gradient).sum()
+                loss.backward()  # type: ignore[no-untyped-call]
+                for record in reversed(self.records):
+                    if record.output.grad is not None:
+                        _walk(record, record.output.grad)
         self.records.clear()
 
 
-def _walk(net: MLP, inputs: list[Tensor], d: Tensor, output: Tensor) -> None:
-    """From the gradient d [N, outputs] of a pass to those of its weights."""
-    after = output.reshape(d.shape)
+def _walk(record: Record, gradient: Tensor) -> None:
+    """From the gradient of a pass with respect to its output, of the output's shape, to those of its weights."""
+    net, inputs, output = record
+    d = gradient.reshape(-1, gradient.shape[-1])  # [N, outputs]
+    after = output.detach().reshape(d.shape)
+    backward = torch.ops.aten.tanh_backward if net.activation is torch.tanh else _relu_backward
     for i in reversed(range(len(net.pairs))):
         weight, bias = net.pairs[i]
         assert weight.grad is not None
         assert bias.grad is not None
         if i < net.hidden:
-            backward = torch.ops.aten.tanh_backward if net.activation is torch.tanh else _relu_backward
             d = backward(d, after)
         x = inputs[i]
         bias.grad.add_(d.sum(0))
