@@ -97,8 +97,12 @@ def _is(file: IO[str], path: Path) -> bool:
         return False
 
 
-def write_run_file(folder: Path, config: RunConfig, spec: EnvSpec) -> None:
-    """run.json, all or nothing: the run as it is now, and every command that began it or went on with it."""
+def write_run_file(folder: Path, config: RunConfig, spec: EnvSpec, mark: str | None = None) -> None:
+    """run.json, all or nothing: the run as it is now, and every command that began it or went on with it.
+
+    Args:
+        mark: of its recording, see `rl.record.Recorder`.
+    """
     file, beside = folder / RUN_FILE, folder / f".{RUN_FILE}"
     commands: list[Any] = []
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -108,6 +112,7 @@ def write_run_file(folder: Path, config: RunConfig, spec: EnvSpec) -> None:
         "commands": [*commands, sys.argv],
         "versions": versions(),
         "spec": to_json(spec),
+        "recording": mark,
     }
     with writing(file), beside.open("w") as out:
         out.write(json.dumps(data, indent=1) + "\n")
@@ -115,6 +120,14 @@ def write_run_file(folder: Path, config: RunConfig, spec: EnvSpec) -> None:
         os.fsync(out.fileno())
     with writing(file):
         beside.replace(file)
+
+
+def recording_mark(folder: Path) -> str | None:
+    """What tells a run's recording from others; None where its run.json says nothing of one."""
+    try:
+        return str(json.loads((folder / RUN_FILE).read_bytes())["recording"] or "") or None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,17 +44,27 @@ class Recorder:
         folder: made if it is not there; must be empty, or hold what this run recorded. One that a start which failed
                 left without a file counts as empty.
         files:  how many files of it the checkpoint knows that the run goes on from; later ones are written again.
+                None: the run is new.
+        mark:   what tells the run's recording from others: as its run.json says, or None where it says nothing.
+
+    Attributes:
+        mark: stands in run.json and in the folder's index.
 
     Raises:
         ConfigError: the folder holds something else, or cannot be made.
+        CheckpointError: files of the recording are missing.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, spec: EnvSpec, files: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: RunConfig, spec: EnvSpec, files: int | None = None, mark: str | None = None
+    ) -> None:
         self.folder = folder
         self._pieces: list[list[Trajectory]] = []
         self._bytes = 0
+        self.mark = mark or secrets.token_hex(8)
         self._meta = {
             "format": FORMAT,
+            "mark": self.mark,
             "spec": to_json(spec),
             "run": config.to_json(),
             "versions": versions(),
@@ -61,17 +72,24 @@ class Recorder:
         self._files: list[dict[str, Any]] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            there = sorted(path.name for path in folder.iterdir())
+            there = sorted(path.name for path in folder.iterdir() if path.name != f".{INDEX}")
         except OSError as error:
             raise ConfigError(f"--record {folder}: {(error.strerror or str(error)).lower()}") from None
-        if files is None and there and not (there == [INDEX] and not _index(folder)["files"]):
-            what = "a recording" if INDEX in there else f"something else: {there[0]}"
+        found = _index(folder) if INDEX in there else None
+        unused = found is not None and there == [INDEX] and not found["files"]
+        own = files is not None and found is not None and found.get("mark") == mark
+        if there and not own and not unused:
+            what = "a recording" if found is not None else f"something else: {there[0]}"
+            if files is not None:
+                what += ", not this run's own any more"
             raise ConfigError(f"--record {folder}: the folder holds {what}; name one that is empty, or not there yet")
         if files:
-            found = _index(folder)["files"]
-            if len(found) < files:
-                raise CheckpointError(f"{folder / INDEX} lists {len(found)} files, and the checkpoint knows of {files}")
-            self._files = found[:files]
+            listed = _index(folder)["files"]
+            if len(listed) < files:
+                raise CheckpointError(
+                    f"{folder / INDEX} lists {len(listed)} files, and the checkpoint knows of {files}"
+                )
+            self._files = listed[:files]
         for name in there if files is not None else ():  # what a run that was killed wrote after its checkpoint
             if name.lstrip(".").startswith("unrolls-") and name not in {item["name"] for item in self._files}:
                 (folder / name).unlink(missing_ok=True)

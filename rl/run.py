@@ -17,7 +17,7 @@ from rl.config import RunConfig
 from rl.console import Console
 from rl.errors import Interrupted, RunFailed
 from rl.evaluations import Evaluations
-from rl.folder import discard, lock, make_folder, write_run_file
+from rl.folder import discard, lock, make_folder, recording_mark, write_run_file
 from rl.keeper import Keeper
 from rl.learner import Learner
 from rl.metrics import Metrics, Window
@@ -56,6 +56,7 @@ class Run:
 
     def __init__(self, config: RunConfig, resume: Path | None, signals: Signals) -> None:
         self.config, self.signals = config, signals
+        self.recorder: Recorder | None = None
         self._parts = contextlib.ExitStack()  # what `close` ends, the newest first
         try:
             self._begin(resume)
@@ -83,18 +84,21 @@ class Run:
         self.way = here.way if recording is None else "record"
         notes += room_for(config, here.spec, algorithm.plan, resume, recording)
         known = None if resume is None else 0 if saved is None else int(saved.state.get("recorded", 0))
-        self.recorder = None if config.record is None else Recorder(Path(config.record), config, here.spec, known)
+        mark = None if resume is None else recording_mark(resume)
+        if config.record is not None:
+            self.recorder = Recorder(Path(config.record), config, here.spec, known, mark)
+            mark = self.recorder.mark
         self.folder = resume or make_folder(config)
         if resume is None:
             self._parts.callback(discard, self.folder)
             self._parts.callback(lock(self.folder))
-            write_run_file(self.folder, config, here.spec)
+            write_run_file(self.folder, config, here.spec, mark)
         self._parts.callback(self.console.finish, "")
         self.keeper = Keeper(self.folder / CHECKPOINTS, config, here.spec, self.way, saved)
         notes += self._learns(algorithm, saved, recording)
         self._open(plan, here, saved)
         if resume is not None:
-            write_run_file(self.folder, config, here.spec)
+            write_run_file(self.folder, config, here.spec, mark)
         notes += here.warnings
         if self.way == "none":
             notes.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,33 @@ def test_a_recording_goes_on_where_its_checkpoint_was(launch: Any, tmp_path: Pat
     listed = [json.loads((tmp_path / name / "record.json").read_text())["files"] for name in "ab"]
     assert listed[0] == listed[1]
     assert not list((tmp_path / "b").glob(".unrolls*"))
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["before a checkpoint", "after one"])
+@pytest.mark.parametrize("what", ["another run's", "something else"])
+def test_a_folder_that_is_not_its_own_any_more_is_left_alone(
+    known: bool, what: str, launch: Any, tmp_path: Path
+) -> None:
+    argv = "--algo dqn --env CartPole-v1 --workers 0 --streams 2 --unroll 8 --widths 8 --warmup 50 --batch 8".split()
+    argv += "--steps 400 --checkpoint-every 100 --eval-every 0 --preset none --json --quiet --record rec".split()
+    assert launch(tmp_path, *argv, "--out", "cut", kill=("step", 12 if known else 3)).status == -9
+    (run,) = (tmp_path / "cut").iterdir()
+    (tmp_path / "rec").rename(tmp_path / "own")
+    if what == "another run's":  # of the same settings
+        assert launch(tmp_path, *argv, "--out", "other").status == 0
+    else:
+        (tmp_path / "rec").mkdir()
+        (tmp_path / "rec" / "unrolls-mine.txt").write_text("mine")
+    there = {path.name: path.read_bytes() for path in (tmp_path / "rec").iterdir()}
+
+    done = launch(tmp_path, "--resume", str(run))
+
+    assert done.status == 2
+    assert "not this run's own any more" in done.err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "rec").iterdir()} == there
+    shutil.rmtree(tmp_path / "rec")
+    (tmp_path / "own").rename(tmp_path / "rec")
+    assert launch(tmp_path, "--resume", str(run)).status == 0
 
 
 def test_an_offline_run_is_resumed(launch: Any, recording: Path, tmp_path: Path) -> None:
