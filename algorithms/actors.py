@@ -74,8 +74,12 @@ class SoftCategorical(_Sees):
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams, from noise [B, n]."""
-        dist = Categorical(self.actor.rows(self.normalised(obs)), action_mask)
+        dist = Categorical(self.score(obs, explore), action_mask)
         return Act(dist.sample(noise) if explore else dist.mode(), {}, core)
+
+    def score(self, obs: Tree, explore: bool) -> Tensor:
+        """[B, n] what `act` chooses by: logits."""
+        return self.actor.rows(self.normalised(obs))
 
     def distribution(self, obs: Tree, action_mask: Tensor | None) -> Categorical:
         """The choice at normalised obs; it carries gradients."""

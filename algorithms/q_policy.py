@@ -133,13 +133,17 @@ class QPolicy(nn.Module):
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams. Noise [B, 1 + n], uniform: whether to explore, then a score for each action."""
-        score = self.q(obs, noisy=explore)  # [B, n]
+        score = self.score(obs, explore)  # [B, n]
         if explore and not self.net.noisy:
             epsilon = self.epsilon
             if self.each:  # the last column says which stream it is
                 epsilon = epsilon[noise[:, -1].long().clamp(0, len(epsilon) - 1)].unsqueeze(-1)  # [B, 1]
             score = torch.where(noise[:, :1] < epsilon, noise[:, 1 : 1 + self.net.actions], score)
         return Act(greedy(score, action_mask), {}, core)
+
+    def score(self, obs: Tree, explore: bool) -> Tensor:
+        """[B, n] what `act` chooses by."""
+        return self.q(obs, noisy=explore)
 
     def q(self, obs: Tree, noisy: bool = False) -> Tensor:
         """[B, n] values of the actions at obs, a tree of [B, *O]."""

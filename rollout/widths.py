@@ -18,7 +18,10 @@ from rollout.tree import leaves, tree_map, unflatten
 
 
 def rows_agree(policy: Any, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
-    """Whether `act` gives each row the same bits at width WIDTH and at the width of all streams together."""
+    """Whether `act` gives each row the same bits at width WIDTH and at the width of all streams together.
+
+    Where the policy has a `score` that it chooses by (see `algorithms.protocol.Policy`), that is compared too.
+    """
     width = padded(streams)
     rng = np.random.default_rng(seed)
     filled = []
@@ -41,6 +44,8 @@ def rows_agree(policy: Any, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
             parts = _in_blocks(policy, obs, core, mask, noise, explore)
             pairs += [(together.action, parts.action), (together.core, parts.core)]
             pairs += [(together.extras[name], parts.extras[name]) for name in together.extras]
+            if hasattr(policy, "score"):
+                pairs.append((policy.score(obs, explore), _scores(policy, obs, explore, width)))
     return all(a is None or torch.equal(a, b) for a, b in pairs)
 
 
@@ -49,12 +54,22 @@ class InBlocks:
 
     def __init__(self, policy: Any) -> None:
         self._policy = policy
+        if hasattr(policy, "score"):
+            self.score = self._score
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
 
     def act(self, obs: Any, core: Any, action_mask: Any, noise: Any, explore: bool) -> Any:
         return _in_blocks(self._policy, obs, core, action_mask, noise, explore)
+
+    def _score(self, obs: Any, explore: bool) -> Any:
+        return _scores(self._policy, obs, explore, len(leaves(obs)[0]))
+
+
+def _scores(policy: Any, obs: Any, explore: bool, width: int) -> Any:
+    blocks = (slice(begin, begin + WIDTH) for begin in range(0, width, WIDTH))
+    return torch.cat([policy.score(tree_map(lambda leaf, rows=rows: leaf[rows], obs), explore) for rows in blocks])
 
 
 def _in_blocks(policy: Any, obs: Any, core: Any, mask: Any, noise: Any, explore: bool) -> Any:

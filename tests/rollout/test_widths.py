@@ -11,6 +11,8 @@ from oracles.faulty import config_of
 
 from algorithms.protocol import Act, StreamPlan
 from envs.make import look, resolve
+from envs.spec import EnvSpec
+from rl.config import load
 from rl.setup import make_policy, rollout_plan, world
 from rollout.widths import InBlocks, rows_agree
 
@@ -24,6 +26,49 @@ def test_our_networks_agree(env: str, memory: str) -> None:
     spec = look(resolve(env), 0)
     policy = make_policy(config, spec)()
     assert all(rows_agree(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
+
+
+REPLAYS: list[tuple[str, str, dict[str, Any]]] = [
+    ("dqn", "CartPole-v1", {}),
+    ("dqn", "probe:masked", {"dueling": True, "normalize_obs": True, "epsilon_per_stream": True}),
+    ("dqn", "probe:image", {"atoms": 51, "noisy": True}),
+    ("dqn", "CartPole-v1", {"atoms": 51, "dueling": True, "activation": "tanh"}),
+    ("sac", "CartPole-v1", {"normalize_obs": True}),
+    ("sac", "probe:image", {}),
+    ("sac", "probe:box3", {}),
+    ("td3", "probe:box3", {"normalize_obs": True}),
+    ("ddpg", "probe:box3", {"noise_kind": "ou"}),
+]
+
+
+@pytest.mark.parametrize(("algo", "env", "given"), REPLAYS)
+def test_our_networks_that_learn_from_a_replay_agree(algo: str, env: str, given: dict[str, Any]) -> None:
+    policy, spec = replaying(algo, env, **given)
+    assert all(rows_agree(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
+
+
+def replaying(algo: str, env: str, **given: Any) -> tuple[Any, EnvSpec]:
+    config = load({"algo": algo, "env": env, "preset": "none", "streams": 512, **given})
+    spec = look(resolve(env), 0)
+    return make_policy(config, spec)(), spec
+
+
+@pytest.mark.parametrize("algo", ["dqn", "sac"])
+def test_bits_that_change_no_choice_are_found(algo: str) -> None:
+    """Of values that differ by 1e-7 the same one is the highest, mostly: then no action tells."""
+    policy, spec = replaying(algo, "CartPole-v1")
+    inner = policy.net if algo == "dqn" else policy.actor.dense
+    name = "forward" if algo == "dqn" else "rows"
+    real = getattr(inner, name)
+    assert rows_agree(policy, spec, 33)
+
+    def mixed(*args: Any) -> Any:
+        out = real(*args)
+        return out + 1e-6 * len(out)
+
+    setattr(inner, name, mixed)
+    assert not rows_agree(policy, spec, 33)
+    assert rows_agree(InBlocks(policy), spec, 33)
 
 
 class Mixed:
