@@ -24,6 +24,7 @@ from gymnasium.wrappers import FrameStackObservation
 from envs import atari
 from envs.errors import EnvError, EnvFault
 from envs.native import NativeVectorEnv, blocks, probe_autoreset
+from envs.quiet import quieten_mujoco
 from envs.spaces import MASK, env_spec, stacked
 from envs.spec import EnvSpec, Padding
 from envs.vector import SerialVectorEnv, VectorEnv
@@ -79,9 +80,11 @@ class EnvSource:
             taken = {**spec.kwargs, **{key: value for key, value in self.kwargs.items() if key not in OF_GYM}}
             creator = self._guard(lambda: entry if callable(entry) else _load(str(entry)), found)
             self._check_arguments(creator, taken)
+            quieten_mujoco()
             env = self._guard(lambda: gymnasium.make(found, **{"disable_env_checker": True, **self.kwargs}), found)
         else:
             self._check_arguments(found, self.kwargs)
+            quieten_mujoco()
             env = self._guard(lambda: found(**self.kwargs), "")
         if not isinstance(env, gymnasium.Env):
             raise EnvError(
