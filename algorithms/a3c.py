@@ -85,7 +85,7 @@ class Reduce:
             bound = self.config.max_grad_norm
             scale = (bound / (norm + 1e-6)).clamp(max=1.0) if bound > 0 else torch.ones(())
             arrays = {name: (grad * scale).numpy() for name, grad in zip(params, grads, strict=True)}
-            metrics = {name: float(value) for name, value in {**told, "grad_norm": norm}.items()}
+            metrics = {name: float(value.detach()) for name, value in {**told, "grad_norm": norm}.items()}
         return Gradients(
             arrays=arrays,
             metrics=metrics,

@@ -1,0 +1,157 @@
+"""A3C: an actor's gradients are A2C's, they are applied as they came, and nothing is applied in part."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracles.acting import Bench
+
+from algorithms.a3c import A3C, Reduce
+from algorithms.settings_async import A3CConfig
+from rl.feed import GradientFeed
+from rl.learner import Learner
+from rollout.types import Gradients, Trajectory
+
+CPU = torch.device("cpu")
+KINDS = {
+    "discrete": ("CartPole-v1", {}),
+    "box": ("Pendulum-v1", {}),
+    "masked": ("probe:masked", {}),
+    "memory": ("probe:memory", {"memory": "gru", "memory_size": 8, "sequence": 4}),
+    "multi_discrete": ("probe:multi-discrete", {}),
+    "tree": ("probe:dict", {}),
+    "one loss per step": (
+        "CartPole-v1",
+        {"lam": 0.9, "gamma": 0.8, "entropy": 0.3, "value": 2.0, "max_grad_norm": 0.1},
+    ),
+}
+
+
+def arrays(unroll: Trajectory) -> Trajectory:
+    """As the actor has it: numpy."""
+    tree = {name: getattr(unroll, name) for name in Trajectory.__dataclass_fields__}
+
+    def plain(x: Any) -> Any:
+        if isinstance(x, torch.Tensor):
+            return x.numpy()
+        if isinstance(x, dict):
+            return {key: plain(value) for key, value in x.items()}
+        return tuple(plain(child) for child in x) if isinstance(x, tuple) and not hasattr(x, "_fields") else x
+
+    return Trajectory(**{name: value if name == "episodes" else plain(value) for name, value in tree.items()})
+
+
+def bench(kind: str, **given: Any) -> tuple[Bench, Trajectory]:
+    env, more = KINDS[kind]
+    made = Bench("a2c", env, streams=6, unroll=8, widths=(16,), **more, **given)
+    for _ in range(3):
+        unroll = made.collect()
+    return made, unroll
+
+
+def config(kind: str, **given: Any) -> A3CConfig:
+    return A3CConfig(unroll=8, widths=(16,), **KINDS[kind][1], **given)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_actors_gradients_are_those_of_a2c(kind: str) -> None:
+    """A2C's test holds its own against an update written anew; here both begin with the same weights and unroll."""
+    made, unroll = bench(kind)
+    policy = copy.deepcopy(made.policy)
+    told = made.algorithm.update(unroll, 0.0).metrics
+    expected = {name: param.grad for name, param in made.policy.named_parameters()}
+
+    found = Reduce(config(kind))(policy, arrays(unroll))
+
+    assert found.arrays.keys() == {name for name, param in policy.named_parameters() if param.requires_grad}
+    for name, array in found.arrays.items():
+        torch.testing.assert_close(torch.from_numpy(array), expected[name], rtol=1e-4, atol=1e-6)
+    for name in ("loss_policy", "loss_value", "entropy", "grad_norm"):
+        assert found.metrics[name] == pytest.approx(float(told[name]), rel=1e-4, abs=1e-6), name
+    assert any(np.abs(array).max() > 1e-4 for array in found.arrays.values())
+
+
+def test_they_are_clipped_before_they_are_sent() -> None:
+    _, unroll = bench("discrete")
+    made, _ = bench("discrete")
+    norms = []
+    for bound in (0.0, 0.01):
+        found = Reduce(config("discrete", max_grad_norm=bound))(made.policy, arrays(unroll))
+        norms.append(float(np.sqrt(sum((array**2).sum() for array in found.arrays.values()))))
+        assert found.metrics["grad_norm"] == pytest.approx(norms[0], rel=1e-4), "the norm before clipping"
+    assert norms[0] > 0.02
+    assert norms[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_what_is_sent_says_where_it_came_from() -> None:
+    made, unroll = bench("discrete")
+    found = Reduce(config("discrete"))(made.policy, arrays(unroll))
+    again = pickle.loads(pickle.dumps(found))
+    assert again.stream.tolist() == [0, 1, 2, 3, 4, 5]
+    assert again.row.tolist() == [16] * 6
+    assert (again.rows, again.steps) == (8, unroll.steps)
+    assert again.episodes == unroll.episodes
+
+
+def opened(**given: Any) -> A3C:
+    spec = Bench("a2c", "CartPole-v1", streams=4).spec
+    return A3C(spec, A3CConfig(widths=(16,), **given), CPU, 3, 4)
+
+
+def gradients(a3c: A3C, scale: float, version: int = 0) -> Gradients:
+    rng = np.random.default_rng(int(scale * 10))
+    params = dict(a3c.policy.named_parameters())
+    made = {name: (scale * rng.standard_normal(p.shape)).astype(np.float32) for name, p in params.items()}
+    at = np.zeros(2, np.int64)
+    return Gradients(made, {"grad_norm": scale}, at + version, at + 1, at, 8, 16)
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+def test_the_learner_applies_them_one_after_the_other_with_one_optimiser(optimizer: str) -> None:
+    """Against torch's own optimisers, on the same gradients in the same order."""
+    a3c = opened(optimizer=optimizer, lr=0.01, lr_end=0.0)
+    mine = {name: param.detach().clone().requires_grad_() for name, param in a3c.policy.named_parameters()}
+    if optimizer == "adam":
+        other: Any = torch.optim.Adam(mine.values(), eps=1e-5)
+    else:
+        other = torch.optim.RMSprop(mine.values(), alpha=0.99, eps=1e-5)
+    learner = Learner(a3c, CPU, GradientFeed())
+    sent = [gradients(a3c, scale) for scale in (1.0, 0.5, 3.0)]
+    learner.step(sent, progress=0.25)
+    for one in sent:
+        for name, param in mine.items():
+            param.grad = torch.from_numpy(one.arrays[name])
+        other.param_groups[0]["lr"] = 0.0075
+        other.step()
+    for name, param in a3c.policy.named_parameters():
+        torch.testing.assert_close(param.detach(), mine[name].detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_lag_of_each_is_told() -> None:
+    a3c = opened()
+    learner = Learner(a3c, CPU, GradientFeed())
+    learner.version = 10
+    learner.step([gradients(a3c, 1.0, version=10), gradients(a3c, 1.0, version=8)], 0.0)
+    assert learner.version == 12
+    assert learner.metrics()["learner/policy_lag"] == (0 + 3) / 2
+
+
+def test_an_unroll_without_a_valid_row_changes_nothing() -> None:
+    made, unroll = bench("discrete")
+    still = arrays(replace(unroll, first=torch.ones_like(unroll.first)))
+    found = Reduce(config("discrete"))(made.policy, still)
+    assert found.arrays == {}
+    a3c = opened()
+    a3c.update(gradients(a3c, 1.0), 0.0)
+    before = copy.deepcopy([part.state_dict() for part in a3c.parts().values()])
+    a3c.update(found, 0.0)
+    after = [part.state_dict() for part in a3c.parts().values()]
+    for one, other in zip(before, after, strict=True):
+        for name in one:
+            torch.testing.assert_close(one[name], other[name], rtol=0, atol=0)

@@ -1,0 +1,164 @@
+"""Whole runs whose actors do not wait: they learn, nothing is lost or counted twice, and turns repeat to the bit."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oracles.faulty import killed
+
+import rl
+from envs.probes import Counter, raises
+from rl import checkpoint
+from rl.errors import ConfigError
+from rl.learner import Learner
+
+pytestmark = pytest.mark.usefixtures("fork_server")
+
+TINY: dict[str, Any] = {
+    "env": "CartPole-v1", "workers": 3, "streams": 6, "unroll": 8, "steps": 1500, "widths": (8,), "preset": "none",
+    "eval_every": 0, "checkpoint_every": 0, "quiet": True,
+}  # fmt: skip
+ALGOS: dict[str, dict[str, Any]] = {
+    "impala": {"wait": 2, "credits": 2, "max_lag": None, "sequence": 8},
+    "appo": {"wait": 2, "credits": 2, "max_lag": None, "sequence": 8, "kept": 2, "uses": 2},
+    "a3c": {"credits": 2},
+}
+
+
+class Jittery(Counter):
+    """Now and then a step takes a while, in each process and run at other moments."""
+
+    def step(self, action: Any) -> Any:
+        if os.urandom(1)[0] < 8:
+            time.sleep(0.01)
+        return super().step(action)
+
+
+@pytest.fixture
+def books(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[tuple[int, int]]]:
+    """Of every stream, (row, rows) of each unroll that the learner got."""
+    real, kept = Learner.step, dict[int, list[tuple[int, int]]]()
+
+    def step(self: Learner, unrolls: list[Any], progress: float) -> None:
+        for unroll in unrolls:
+            for stream, row in zip(unroll.stream.tolist(), unroll.row.tolist(), strict=True):
+                kept.setdefault(stream, []).append((row, unroll.rows))
+        real(self, unrolls, progress)
+
+    monkeypatch.setattr(Learner, "step", step)
+    return kept
+
+
+def add_up(books: dict[int, list[tuple[int, int]]], streams: int = 6) -> dict[int, int]:
+    """Each stream's rows follow each other, without a gap and without one twice; returns where they stand."""
+    assert sorted(books) == list(range(streams))
+    ends = {}
+    for stream, entries in books.items():
+        expected = 0
+        for row, rows in entries:
+            assert row == expected, f"stream {stream}"
+            expected += rows
+        ends[stream] = expected
+    return ends
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_nothing_is_lost_or_counted_twice(algo: str, tmp_path: Path, books: dict[int, list[tuple[int, int]]]) -> None:
+    """Evaluations and checkpoints in between, then a resume."""
+    asked = TINY | ALGOS[algo] | {"algo": algo, "eval_every": 400, "eval_episodes": 2, "checkpoint_every": 300}
+    first = rl.train(**asked, out=str(tmp_path))
+    for _ in range(2):
+        ends = add_up(books)
+        state = checkpoint.load(first.checkpoint).state
+        assert state["rollout"]["steps"] == first.steps
+        assert {int(unit["streams"][0]): int(unit["row"][0]) for unit in state["rollout"]["units"]} == ends
+        first = rl.train(resume=first.run, steps=first.steps + 500)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("fault", [killed, raises])
+def test_an_actor_that_is_lost_is_replaced(
+    algo: str, fault: Any, tmp_path: Path, books: dict[int, list[tuple[int, int]]]
+) -> None:
+    once = str(tmp_path / "once")
+    asked = TINY | ALGOS[algo] | {"algo": algo, "env": lambda: fault(at=300, once=once), "steps": 4000}
+    result = rl.train(**asked, out=str(tmp_path / "runs"))
+    assert os.path.exists(once)
+    assert result.restarts == 1
+    assert result.steps >= 4000
+    add_up(books)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_turns_repeat_to_the_bit(algo: str, tmp_path: Path) -> None:
+    asked = TINY | ALGOS[algo] | {"algo": algo, "env": Jittery, "deterministic": True, "eval_every": 500}
+    one, other = (rl.train(**asked, out=str(tmp_path / name), eval_episodes=2) for name in ("one", "other"))
+    assert one.fingerprint == other.fingerprint
+    assert one.steps == other.steps
+
+
+def test_overlap_of_ppo_repeats_to_the_bit(tmp_path: Path) -> None:
+    asked = TINY | {"algo": "ppo", "env": Jittery, "deterministic": True, "overlap": True, "epochs": 2}
+    one, other = (rl.train(**asked, out=str(tmp_path / name)) for name in ("one", "other"))
+    without = rl.train(**asked | {"overlap": False}, out=str(tmp_path / "without"))
+    assert one.fingerprint == other.fingerprint
+    assert one.fingerprint != without.fingerprint, "its unrolls are one update old"
+
+
+def test_the_lag_stays_within_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One actor of three is slow, so that its unrolls would be older than allowed."""
+    lags: list[int] = []
+    real = Learner.step
+
+    def step(self: Learner, unrolls: list[Any], progress: float) -> None:
+        lags.extend(self.version - int(unroll.version.min()) for unroll in unrolls)
+        real(self, unrolls, progress)
+
+    monkeypatch.setattr(Learner, "step", step)
+    asked = TINY | ALGOS["impala"] | {"algo": "impala", "max_lag": 3, "credits": 4, "steps": 4000, "env": Jittery}
+    result = rl.train(**asked, out=str(tmp_path))
+    assert max(lags) <= 3
+    assert lags.count(0) < len(lags), "they did run ahead"
+    assert result.steps >= 4000
+
+
+def test_batches_have_one_shape_however_many_actors_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from algorithms.impala import IMPALA
+
+    shapes = set()
+    real = IMPALA.update
+
+    def update(self: IMPALA, unrolls: Any, progress: float) -> Any:
+        shapes.add(tuple(unrolls.reward.shape))
+        return real(self, unrolls, progress)
+
+    monkeypatch.setattr(IMPALA, "update", update)
+    for workers in (0, 1, 2, 3, 6):
+        asked = TINY | ALGOS["impala"] | {"algo": "impala", "workers": workers, "steps": 600, "credits": 1}
+        rl.train(**asked, out=str(tmp_path / str(workers)))
+    assert shapes == {(8, 2), (8, 3)}, "two streams; three where actors have three"
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"record": "there"}, "--record keeps every row, and --max-lag drops some: add --max-lag none"),
+        (
+            {"algo": "a3c", "record": "there"},
+            "--record: the unrolls of a3c stay with its actors; use another algorithm",
+        ),
+        ({"replay_on_disk": True}, "--replay-on-disk: impala learns from each unroll once and keeps no replay"),
+    ],
+)
+def test_what_cannot_be_is_one_line(given: dict[str, Any], line: str, tmp_path: Path) -> None:
+    given = {"record": str(tmp_path / "record")} | given if "record" in given else given
+    asked = {"algo": "impala", "env": "CartPole-v1", "workers": 0, "out": str(tmp_path)} | given
+    if asked["algo"] == "impala":
+        asked["max_lag"] = 5
+    with pytest.raises(ConfigError) as refused:
+        rl.train(**asked)
+    assert str(refused.value) == line
