@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from algorithms.losses import chosen
-from algorithms.off_policy import replay_plan
+from algorithms.off_policy import Target, replay_plan
 from algorithms.optim import Adam, flatten, step
 from algorithms.policies import build, placed, policy_factory
 from algorithms.protocol import Stateful, Update
@@ -52,11 +52,9 @@ class DQN:
         self.plan = replay_plan(config)
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         self.net: QNetwork = self.policy.net
-        self.target = QNetwork(spec, config, torch.Generator().manual_seed(seed)).to(device)
-        self.target.load_state_dict(self.net.state_dict())
-        self.flat, self.target_flat = flatten(self.policy), flatten(self.target).param
-        self.target.requires_grad_(False)
-        self.optimizer = Adam(self.flat, eps=config.adam_eps)
+        flat = flatten(self.policy)
+        self.target = Target(self.net, flat)
+        self.optimizer = Adam(flat, eps=config.adam_eps)
         self.tape = Tape(self.net)
         self.rng = Rng(seed)
         self.net.draw(self.rng.generator)  # for actors, until the first update
@@ -83,10 +81,10 @@ class DQN:
     def targets(self, batch: Transition, next_obs: Tree) -> Tensor:
         """[B] what Q(obs, action) should become, or [B, atoms] what its distribution should."""
         if self.config.noisy:
-            self.target.draw(self.rng.generator)
+            self.target.module.draw(self.rng.generator)
             if self.config.double:
                 self.net.draw(self.rng.generator)
-        judged = self.target.forward(next_obs)  # [B, n] or [B, n, atoms]
+        judged = self.target.module.forward(next_obs)  # [B, n] or [B, n, atoms]
         chooser = self.net.forward(next_obs) if self.config.double else judged
         if chooser is judged and self.config.atoms == 1 and batch.next_action_mask is None:
             return torch.addcmul(batch.reward, batch.discount, judged.amax(-1))
@@ -127,9 +125,9 @@ class DQN:
         """After an update: the target network copies the online one now and then, or moves a little towards it."""
         config = self.config
         if config.tau is not None:
-            self.target_flat.lerp_(self.flat.param, config.tau)
+            self.target.follow(config.tau)
         elif config.target_every is not None and self.optimizer.steps % config.target_every == 0:
-            self.target_flat.copy_(self.flat.param)
+            self.target.follow(1.0)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Running statistics, once per delivery and after its updates: the next unroll acts with them."""

@@ -15,13 +15,17 @@ from algorithms.protocol import ReplayPlan
 class Target:
     """A copy of a module that follows it: theta' += tau (theta - theta'), one operation on flat vectors.
 
+    Buffers, which only a user's torso has, are copied when it follows; the copy is in use (`eval`), so that it keeps no
+    statistics of its own.
+
     Args:
         module: what is followed.
         flat:   its parameters, all of them and in their order.
     """
 
     def __init__(self, module: nn.Module, flat: Flat) -> None:
-        self.module: Any = copy.deepcopy(module)
+        self.module: Any = copy.deepcopy(module).eval()
+        self._followed, self._buffers = module, any(True for _ in module.buffers())
         self._param, self._of = flatten(self.module).param, flat.param
         for param in self.module.parameters():
             param.grad = None
@@ -31,6 +35,9 @@ class Target:
     def follow(self, tau: float) -> None:
         """One step; tau 1 copies."""
         self._param.lerp_(self._of, tau)
+        if self._buffers:
+            for mine, theirs in zip(self.module.buffers(), self._followed.buffers(), strict=True):
+                mine.copy_(theirs)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.module.state_dict()

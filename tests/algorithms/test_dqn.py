@@ -90,7 +90,7 @@ def test_five_updates_equal_those_written_anew(spec, settings):
     dqn = make_dqn(spec, **settings)
     dqn.target.load_state_dict({name: x + 0.1 for name, x in dqn.net.state_dict().items()})
     reference = Reference(dqn.net, dqn.config, actions=4, seed=3)
-    for name, x in dqn.target.named_parameters():
+    for name, x in dqn.target.module.named_parameters():
         reference.target[name] = x.detach().clone()
     start = parameters(dqn.policy)
     weighted = bool(settings.get("prioritized"))
@@ -113,14 +113,14 @@ def test_five_updates_equal_those_written_anew(spec, settings):
 
     after = {name.removeprefix("net."): x for name, x in parameters(dqn.policy).items()}
     assert_close(after, {name: x.detach() for name, x in reference.p.items()}, atol=1e-7, rtol=0)
-    assert_close(dict(dqn.target.named_parameters()), reference.target, atol=1e-7, rtol=0)
+    assert_close(dict(dqn.target.module.named_parameters()), reference.target, atol=1e-7, rtol=0)
     assert all((after[name.removeprefix("net.")] - x).abs().max() > 1e-3 for name, x in start.items())
 
 
 def fixed(dqn: DQN, online: list[float], judged: list[float]) -> None:
     """Both networks put out the same values whatever they see."""
     with torch.no_grad():
-        for net, values in ((dqn.net, online), (dqn.target, judged)):
+        for net, values in ((dqn.net, online), (dqn.target.module, judged)):
             for x in net.parameters():
                 x.zero_()
             net.advantage.bias0.copy_(torch.tensor(values))
@@ -189,12 +189,16 @@ def test_targets_carry_no_gradient_and_the_target_network_has_none():
     batch = sample()
     assert not dqn.targets(batch, batch.next_obs).requires_grad
     dqn.update(batch, 0.0)
-    assert all(not x.requires_grad for x in dqn.target.parameters())
+    assert all(not x.requires_grad for x in dqn.target.module.parameters())
     assert dqn.optimizer.param.numel() == sum(x.numel() for x in dqn.net.parameters())
 
 
+def slow(dqn: DQN) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(dqn.target.module.parameters())
+
+
 def distance(dqn: DQN) -> float:
-    return (dqn.flat.param - dqn.target_flat).abs().max().item()
+    return (dqn.optimizer.param - slow(dqn)).abs().max().item()
 
 
 @pytest.mark.usefixtures("double")
@@ -211,10 +215,10 @@ def test_the_target_network_stands_still_between_its_copies():
 @pytest.mark.usefixtures("double")
 def test_with_tau_the_target_network_moves_by_that_share_of_the_way():
     dqn = make_dqn(tau=0.25)
-    before = dqn.target_flat.clone()
+    before = slow(dqn).clone()
     dqn.update(sample(), 0.0)
 
-    assert_close(dqn.target_flat, before + 0.25 * (dqn.flat.param - before))
+    assert_close(slow(dqn), before + 0.25 * (dqn.optimizer.param - before))
 
 
 def test_the_target_network_begins_as_the_online_network():
@@ -240,7 +244,7 @@ def test_noise_is_new_for_each_update_and_that_of_the_loss_is_left_for_the_actor
     seen = [dqn.net.advantage.noise.clone()]
     for seed in range(2):
         dqn.update(sample(seed=seed), 0.0)
-        seen += [dqn.net.advantage.noise.clone(), dqn.target.advantage.noise.clone()]
+        seen += [dqn.net.advantage.noise.clone(), dqn.target.module.advantage.noise.clone()]
 
     assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
     assert all(x.abs().max() > 0.1 for x in seen)

@@ -1,0 +1,112 @@
+"""Slow copies follow parameters by a share and buffers at once, whatever torso a user brings."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import algorithms
+from algorithms.off_policy import Target
+from algorithms.optim import flatten
+from envs.spec import ActionSpec, EnvSpec, Leaf
+from rollout.types import Transition
+
+
+class Counting(nn.Module):
+    """A torso with statistics: of batch normalisation, and one of its own whose buffer is made anew each time."""
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__()
+        self.features = 3
+        self.linear, self.norm = nn.Linear(3, 3), nn.BatchNorm1d(3)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        if self.training:
+            self.seen = self.seen + len(obs)
+        return self.norm(self.linear(obs))
+
+
+def test_parameters_follow_by_a_share_and_buffers_at_once() -> None:
+    module = Counting(None)
+    flat = flatten(module)
+    target = Target(module, flat)
+    module(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+    before = flat.param.clone()
+    flat.param.add_(1.0)
+
+    target.follow(0.25)
+
+    assert_close(nn.utils.parameters_to_vector(target.module.parameters()), before + 0.25)
+    assert dict(target.module.named_buffers()).keys() == dict(module.named_buffers()).keys()
+    assert_close(dict(target.module.named_buffers()), dict(module.named_buffers()), atol=0, rtol=0)
+    assert target.module.seen == 5
+    assert target.module.norm.num_batches_tracked == 1
+    assert target.module.seen is not module.seen
+
+
+def test_a_copy_keeps_no_statistics_of_its_own() -> None:
+    module = Counting(None)
+    target = Target(module, flatten(module))
+    out = target.module(torch.full((4, 3), 2.0))
+
+    assert target.module.seen == 0
+    assert_close(target.module.norm.running_mean, torch.zeros(3))
+    assert_close(out, target.module(torch.full((1, 3), 2.0)).expand(4, 3))
+
+
+BOX = EnvSpec("box", Leaf("box", (3,), "float32"), ActionSpec("box", (2,), low=(-1.0,) * 2, high=(1.0,) * 2))
+DISCRETE = EnvSpec("discrete", Leaf("box", (3,), "float32"), ActionSpec("discrete", (), (4,)))
+
+
+@pytest.mark.parametrize(
+    ("algo", "spec", "given"),
+    [
+        ("dqn", DISCRETE, {"tau": 0.1}),
+        ("dqn", DISCRETE, {"target_every": 3, "double": True, "atoms": 5}),
+        ("dqn", DISCRETE, {"tau": 0.1, "noisy": True, "dueling": True}),
+        ("sac", DISCRETE, {}),
+        ("sac", BOX, {}),
+        ("td3", BOX, {}),
+        ("ddpg", BOX, {}),
+    ],
+)
+def test_target_networks_see_with_the_statistics_of_the_network_they_follow(
+    algo: str, spec: EnvSpec, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine: Any = ModuleType("mine")
+    mine.Counting = Counting
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    config = algorithms.settings_class(algo)(torso="mine:Counting", widths=(8,), **given)
+    algorithm = algorithms.algorithm_class(algo)(spec, config, torch.device("cpu"), 0, 2)
+    random = torch.Generator().manual_seed(1)
+    for _ in range(6):
+        batch = Transition(
+            obs=torch.randn(8, 3, generator=random),
+            action=torch.zeros(8, dtype=torch.int64) if spec is DISCRETE else torch.rand(8, 2, generator=random),
+            reward=torch.ones(8),
+            discount=torch.full((8,), 0.9),
+            next_obs=torch.randn(8, 3, generator=random),
+        )
+        algorithm.update(batch, 0.0)
+
+    parts = {name: part.state_dict() for name, part in algorithm.parts().items()}
+    for name, part in parts.items():
+        if name.endswith("target"):
+            seen = [key for key in part if "seen" in key or "running" in key]
+            assert seen
+            for key in seen:
+                assert part[key].abs().max() > 0, key
+                assert any(key in other and torch.equal(other[key], part[key]) for other in _others(parts, name)), key
+
+
+def _others(parts: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The states of networks that are no copies, without the names that a policy puts before them."""
+    found = [part for other, part in parts.items() if other in ("policy", "critics", "critic")]
+    return [{key.removeprefix(head): x for key, x in part.items()} for part in found for head in ("net.", "actor.", "")]
