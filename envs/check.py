@@ -14,7 +14,7 @@ from gymnasium import spaces
 from envs.bring_back import same
 from envs.errors import EnvFault
 from envs.make import EnvSource
-from envs.spaces import MASK, action_reader, mask_of, random_action
+from envs.spaces import MASK, action_reader, mask_of, random_action, text_keys
 from envs.spec import EnvSpec
 
 
@@ -159,7 +159,12 @@ def _obs_problem(space: spaces.Space[Any], obs: Any, what: str, where: str = "")
             return Problem(f"{said} {_kind(obs)}, but its space is a Dict", True)
         if set(obs) != set(space.spaces):
             return Problem(f"{said} a dict of {sorted(obs)}, but its space has {sorted(space.spaces)}", True)
-        parts = [_obs_problem(child, obs[key], what, f"{where}[{key!r}]") for key, child in space.spaces.items()]
+        text = text_keys(space)
+        kept = {key: child for key, child in space.spaces.items() if key not in text}
+        parts = [_obs_problem(child, obs[key], what, f"{where}[{key!r}]") for key, child in kept.items()]
+        if text and not any(parts):
+            left_out = f"observation{where}[{text[0]!r}] is text, which networks do not see; it is left out"
+            parts.append(Problem(left_out, False))
         return next((part for part in parts if part), None)
     if isinstance(space, spaces.Tuple):
         if not isinstance(obs, tuple) or len(obs) != len(space.spaces):

@@ -21,7 +21,7 @@ from typing import Any
 import gymnasium
 from gymnasium.wrappers import FrameStackObservation
 
-from envs import atari
+from envs import atari, pool
 from envs.errors import EnvError, EnvFault
 from envs.native import NativeVectorEnv, blocks, probe_autoreset
 from envs.quiet import quieten_mujoco
@@ -32,7 +32,10 @@ from envs.vector import SerialVectorEnv, VectorEnv
 Env = gymnasium.Env[Any, Any]
 
 NATIVE_FROM = 128  # streams from which a native vector environment is used where there is one
-FORMS = "an id (CartPole-v1), module:Id-v0, package.module:ClassOrFactory, path/to/file.py:ClassOrFactory or probe:name"
+FORMS = (
+    "an id (CartPole-v1, ALE/Pong-v5), module:Id-v0, package.module:ClassOrFactory, path/to/file.py:ClassOrFactory, "
+    "atari:game, envpool:Id or probe:name"
+)
 EXTRAS = ("box2d", "mujoco")  # words of entry points that are extras of ours, too
 HAND_ON = {  # gymnasium's wrappers that change no observation and leave none out
     f"gymnasium.wrappers.{name}"
@@ -94,14 +97,18 @@ class EnvSource:
         return env
 
     def make_block(self, width: int) -> Any:
-        """Make the native vector environment of `width` streams that the id registers."""
+        """Make the native vector environment of `width` streams that the id registers, or EnvPool's."""
+        if self._pooled:
+            return self._guard(lambda: pool.block(str(self.target))(width, **self.kwargs), "")
         found = self._found()
         assert isinstance(found, str)
         mode = gymnasium.VectorizeMode.VECTOR_ENTRY_POINT
         return self._guard(lambda: gymnasium.make_vec(found, width, vectorization_mode=mode, **self.kwargs), found)
 
     def native_id(self) -> str | None:
-        """The id, if it registers a native vector environment that takes these kwargs."""
+        """The id, if it registers a native vector environment that takes these kwargs, or is EnvPool's."""
+        if self._pooled:
+            return str(self.target)
         found = self._found()
         if not isinstance(found, str):
             return None
@@ -116,15 +123,19 @@ class EnvSource:
             return None
         return found
 
+    @property
+    def _pooled(self) -> bool:
+        return isinstance(self.target, str) and self.target.startswith(pool.PREFIX)
+
     def _found(self) -> str | Callable[..., Any]:
         """The registered id, or what is to be called."""
         if not isinstance(self.target, str):
             return self.target
         if self.folder and self.folder not in sys.path:
             sys.path.append(self.folder)  # at the end: a folder of the user's may be called like one of our packages
-        game = atari.find(self.target)
-        if game is not None:
-            return game
+        other = atari.find(self.target) or pool.find(self.target)
+        if other is not None:
+            return other
         left, colon, right = self.target.rpartition(":")
         if not colon:
             return self._registered_id(self.target)

@@ -151,7 +151,7 @@ class NativeVectorEnv:
 def write_batch(space: spaces.Space[Any], arrays: Any, at: tuple[int, slice], obs: Any, top: bool = False) -> None:
     """Put a batch of observations of `space` into a row of an unroll, the way `spaces.obs_writer` puts one."""
     if isinstance(space, spaces.Dict):
-        for key in sorted(space.spaces):
+        for key in sorted(arrays):
             write_batch(space.spaces[key], arrays[key], at, obs[key])
     elif isinstance(space, spaces.Tuple):
         for child, array, part in zip(space.spaces, arrays, obs, strict=True):

@@ -21,7 +21,9 @@ GOES_ON = "goes_on"  # key of an info: the episode ended for learning only, and 
 def obs_spec(space: spaces.Space[Any], where: str) -> ObsSpec:
     """The spec of an observation space; raises EnvError naming the space where it is not supported."""
     if isinstance(space, spaces.Dict):
-        return {key: obs_spec(child, f"{where}[{key!r}]") for key, child in sorted(space.spaces.items())}
+        dropped = text_keys(space)
+        kept = {key: child for key, child in sorted(space.spaces.items()) if key not in dropped}
+        return {key: obs_spec(child, f"{where}[{key!r}]") for key, child in kept.items()}
     if isinstance(space, spaces.Tuple):
         return tuple(obs_spec(child, f"{where}[{i}]") for i, child in enumerate(space.spaces))
     if isinstance(space, spaces.Discrete):
@@ -38,6 +40,12 @@ def obs_spec(space: spaces.Space[Any], where: str) -> ObsSpec:
             return Leaf("image", shape, "uint8", channels_last=last)
         return Leaf("box", shape, "float32")
     raise EnvError(f"{where} is {type(space).__name__}, which is not supported. Supported: {OBSERVATIONS}.")
+
+
+def text_keys(space: spaces.Dict) -> list[str]:
+    """The keys of a Dict that hold text, such as a mission: networks do not see them. None where all do."""
+    keys = [key for key, child in space.spaces.items() if child.dtype is not None and child.dtype.kind == "U"]
+    return keys if len(keys) < len(set(space.spaces) - {MASK}) else []
 
 
 def stacked(obs: ObsSpec, count: int, padding: Padding) -> ObsSpec:
@@ -100,13 +108,14 @@ Writer = Callable[[Any, tuple[int, int], Any], None]
 def obs_writer(space: spaces.Space[Any]) -> Writer:
     """A function `write(arrays, (t, b), obs)` that puts one observation of `space` into an unroll."""
     if isinstance(space, spaces.Dict):
+        dropped = text_keys(space)
         if MASK in space.spaces:
-            keys = [key for key in sorted(space.spaces) if key != MASK]
-            if len(keys) == 1:
+            keys = [key for key in sorted(space.spaces) if key != MASK and key not in dropped]
+            if len(keys) == 1 and not dropped:
                 inner, only = obs_writer(space.spaces[keys[0]]), keys[0]
                 return lambda arrays, at, obs: inner(arrays, at, obs[only])
         else:
-            keys = sorted(space.spaces)
+            keys = [key for key in sorted(space.spaces) if key not in dropped]
         writers = [(key, obs_writer(space.spaces[key])) for key in keys]
 
         def write_dict(arrays: Any, at: tuple[int, int], obs: Any) -> None:

@@ -78,6 +78,10 @@ class RunConfig(BaseModel):
     deterministic: bool = Field(
         False, description="takes unrolls in turns, so that a run repeats to the bit though actors go on meanwhile"
     )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="in which the learner computes the features of images; actors keep float32"
+    )
+    compile: bool = Field(False, description="torch compiles the learner's networks of images; takes a minute at first")
     actor_timeout: float = Field(120.0, gt=0, description="seconds without progress after which an actor is replaced")
     max_restarts: int = Field(5, ge=0, description="failures of an actor in a row that a run survives")
 

@@ -20,9 +20,9 @@ def file_name(env: str) -> str:
 def find(algo: str, env: str) -> Path | None:
     """The file tuned for this algorithm and environment, or for all environments of its family, or None.
 
-    `ALE.toml` is for every `ALE/...` that has no file of its own.
+    `ALE.toml` is for every `ALE/...` and `atari:...` that has no file of its own.
     """
-    names = [file_name(env)] + ([file_name(env.partition("/")[0])] if "/" in env else [])
+    names = [file_name(env)] + (["ALE.toml"] if env.startswith(("ALE/", "atari:")) else [])
     for name in names:
         for folder in folders():
             file = folder / algo / name

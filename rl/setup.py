@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import algorithms
+from algorithms.networks import Encoder
 from algorithms.policies import build, policy_factory
 from algorithms.protocol import GradientPlan, Plan, ReplayPlan, StreamPlan
 from envs import native
@@ -88,11 +89,25 @@ def make_algorithm(config: RunConfig, spec: EnvSpec) -> Any:
     device = torch_device(config.device)
     seed = seed_of(config.seed, LEARNER)
     try:
-        return algorithms.algorithm_class(config.algo)(spec, config.settings, device, seed, config.streams)
+        algorithm = algorithms.algorithm_class(config.algo)(spec, config.settings, device, seed, config.streams)
     except (TypeError, ValueError) as error:
         if isinstance(error, TypeError) and "float64" not in str(error):  # else a device that cannot hold it
             raise
         raise ConfigError(str(error).splitlines()[0]) from None
+    hasten(algorithm, config)
+    return algorithm
+
+
+def hasten(algorithm: Any, config: RunConfig) -> None:
+    """Let the learner's networks of images, target networks included, compute as the run asks."""
+    precision = torch.bfloat16 if config.precision == "bfloat16" else None
+    if precision is None and not config.compile:
+        return
+    parts = [getattr(value, "module", value) for value in vars(algorithm).values()]
+    modules = {id(module): module for part in parts if isinstance(part, torch.nn.Module) for module in part.modules()}
+    for module in modules.values():
+        if isinstance(module, Encoder):
+            module.hasten(precision, config.compile)
 
 
 def torch_device(name: str) -> torch.device:

@@ -158,3 +158,34 @@ def test_the_mask_of_a_final_observation_frees_heads_without_a_legal_action():
     assert final_mask(None, given, False, (3, 2)).tolist() == [False, True, False, True, True]
     assert final_mask(None, {}, False, (3, 2)).all()
     assert given["action_mask"].tolist() == [0, 1, 0, 0, 0]
+
+
+def test_text_beside_other_keys_is_left_out() -> None:
+    """MiniGrid's observations: image, direction, mission."""
+    from envs.check import first_look
+    from envs.make import look, resolve
+    from envs.vector import SerialVectorEnv
+    from rollout.episodes import empty_rows
+
+    source = resolve("minigrid:MiniGrid-Empty-5x5-v0")
+    spec = look(source, 0)
+    assert sorted(spec.obs) == ["direction", "image"]
+    assert [leaf.kind for leaf in spec.leaves()] == ["discrete", "image"]
+    found = first_look(source, spec, 0)
+    assert [(problem.fatal, "['mission'] is text" in problem.text) for problem in found] == [(False, True)]
+    env = SerialVectorEnv(source.make, spec, [0], [3])
+    rows = empty_rows(spec, 2, 1)
+    env.reset(rows)
+    env.step(np.array([2]), rows, 0)
+    obs, _ = source.make().reset(seed=3)
+    assert np.array_equal(rows.obs["image"][0, 0], obs["image"])
+    assert rows.obs["direction"][0, 0] == obs["direction"]
+
+
+def test_text_beside_a_mask() -> None:
+    both = {"words": spaces.Text(5), "action_mask": spaces.MultiBinary(2), "x": spaces.Box(0, 1, (2,))}
+    spec = env_spec("X", spaces.Dict(both), spaces.Discrete(2), None)
+    assert spec.obs == {"x": Leaf("box", (2,), "float32")}
+    arrays = {"x": np.zeros((1, 1, 2), np.float32)}
+    obs_writer(spaces.Dict(both))(arrays, (0, 0), {"words": "a", "action_mask": [1, 1], "x": np.ones(2, np.float32)})
+    assert arrays["x"].sum() == 2

@@ -72,3 +72,12 @@ def test_a_wheel_holds_the_tuned_settings_and_nothing_else_of_the_house(tmp_path
         "envs",
         "rltrain",
     }
+
+
+def test_games_without_a_file_of_their_own_share_one() -> None:
+    for env in ("ALE/NoSuchGame-v5", "atari:pong"):
+        found = presets.find("ppo", env)
+        assert found is not None
+        assert found.name == "ALE.toml"
+    assert presets.find("ppo", "ALEX/Task-v0") is None
+    assert load({"algo": "ppo", "env": "atari:pong"}).settings.clip_reward  # type: ignore[attr-defined]

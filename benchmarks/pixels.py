@@ -1,0 +1,52 @@
+"""PPO with Nature CNN on Pong, learning on: against what the network alone allows on the cores, and against peers."""
+
+from __future__ import annotations
+
+import sys
+
+from paired import BIN, HERE, TRAINING, Bench, Ratio, Variant, arguments, ours
+
+# 8 streams, 128 steps, 4 epochs of 4 minibatches of 256: configs/ppo/ALE.toml.
+SETTINGS = """--algo ppo --env ALE/Pong-v5 --workers 2 --learner-threads 2 --eval-every 0 --checkpoint-every 0
+    --quiet --json""".split()
+NOTE = (
+    "Pong, 8 streams x 128 steps, 4 epochs of 4 minibatches of 256, Nature CNN shared by policy and value, two cores. "
+    "`network alone`: forward and backward of the minibatches that so many steps need, two threads, and nothing else; "
+    "ours is compared by `steady_steps_per_second`, which leaves out the start of processes as the peers' numbers do."
+)
+
+
+def main() -> None:
+    options = arguments(__doc__)
+    bench = Bench("pixels", options, TRAINING)
+    steps = 3072 if options.quick else 10_240
+    variants = []
+
+    def add(name: str, command: list[str], mine: bool) -> None:
+        """`{seed}` in a command stands for the number of the run."""
+
+        def run(index: int) -> dict[str, object]:
+            words = [word.replace("{seed}", str(index)) for word in command]
+            numbers = ours(bench, words) if mine else bench.call(words)
+            return {"steady_steps_per_second": numbers["steps_per_second"], **numbers}
+
+        variants.append(Variant(name, bench.shown(command), run))
+
+    network = [sys.executable, str(HERE / "peers" / "pixels_network.py"), "{seed}"]
+    add("network alone", [*network, "--threads", "2", "--steps", str(steps // 2)], mine=False)
+    rltrain = [str(BIN / "rltrain"), *SETTINGS, "--steps", str(steps), "--seed", "{seed}"]
+    add("rltrain", rltrain, mine=True)
+    add("rltrain bfloat16", [*rltrain, "--precision", "bfloat16"], mine=True)
+    if options.peers:
+        for vec in ("subproc", "dummy"):
+            add(f"sb3 {vec}", bench.peer("pixels_sb3.py", "{seed}", "--vec", vec, "--steps", steps // 2), mine=False)
+    metric = "steady_steps_per_second"
+    ratios = [Ratio("of the network alone", ["rltrain"], "network alone", metric, "at least", 0.8)]
+    ratios += [
+        Ratio("PPO on Pong", ["rltrain"], peer, metric, "at least", 1.0) for peer in ("sb3 subproc", "sb3 dummy")
+    ]
+    bench.report(variants, bench.alternate(variants), ratios, NOTE)
+
+
+if __name__ == "__main__":
+    main()
