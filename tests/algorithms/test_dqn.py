@@ -240,7 +240,7 @@ def test_epsilon_falls_with_the_share_of_the_run():
 
 @pytest.mark.usefixtures("double")
 def test_noise_is_new_for_each_update_and_that_of_the_loss_is_left_for_the_actors():
-    dqn = make_dqn(noisy=True, double=True)
+    dqn = make_dqn(noisy=True, double=True, target_every=9)
     seen = [dqn.net.advantage.noise.clone()]
     for seed in range(2):
         dqn.update(sample(seed=seed), 0.0)
