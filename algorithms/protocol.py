@@ -46,6 +46,22 @@ class Policy(Protocol):
 
     And `score(obs, explore) -> [B, ...]`, floats that `act` chooses whole-numbered actions by, where its extras hold
     none: whether its rows have the same bits in every batch is judged by them, since choices seldom show it.
+
+    The learner asks for more, each algorithm for something of its own. Of all, `observe`: a delivery for running
+    statistics, once, after its updates. All parameters are trained, by one optimiser.
+
+    ppo, a2c, appo, impala, a3c: `forward`, `value`, `scaled`, `observe(unrolls, gamma)`: see
+    `algorithms.policies.ActorCritic`. The others want `normalised(obs)`, the observation as every network sees it, and
+    `observe(unrolls)`, and
+
+    dqn             `net`, which has what `algorithms.q_policy.QNetwork` has and all the policy's parameters, and
+                    `explore(progress)`, called before each update, which returns what is logged as epsilon
+    sac, Box        `sample(obs, noise [B, A]) -> (action [B, *A] in [-1, 1], log density [B])`, both with gradients
+    sac, Discrete   `distribution(obs, action_mask)`, an `algorithms.distributions.Categorical` with gradients
+    td3, ddpg       `actor`, an `algorithms.dense.Tower` of one net that holds all the policy's parameters and whose
+                    tanh is the action, `size`, its outputs, and `schedule(progress)`, called before each update
+
+    where obs are normalised. Targets are copies of `net` and `actor`, so that those must survive `copy.deepcopy`.
     """
 
     noise: Noise
