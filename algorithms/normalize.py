@@ -93,8 +93,8 @@ class ReturnScale(nn.Module):
         Args:
             reward: [T, B]  as the environment gave it.
             ended:  [T, B]  bool, terminated or truncated.
-            valid:  [T, B]  bool, not a reset row.
-            stream: [B]     int64, the streams these columns are.
+            valid:  [T, B]  bool, not a reset row, and not one that an unroll was stretched by.
+            stream: [B]     int64, the streams these columns are, each once.
             gamma:  discount per step.
             begins: [B]     bool, streams that begin an episode at row 0 (`first[0]`), broken ones included.
         """
@@ -102,11 +102,12 @@ class ReturnScale(nn.Module):
         if begins is not None:
             carry = carry.masked_fill(begins, 0.0)
         returns = reward.double().masked_fill(~valid, 0.0)  # [T, B]
-        returns[0] += gamma * carry * valid[0]
-        rows = returns.cpu().numpy()  # as in returns.py; on the CPU a view
-        decay = (gamma * valid[1:].double()).cpu().numpy()  # the row after an end is a reset row, and 0
+        decay = valid.double().mul_(gamma).add_((~valid).double())  # [T, B] rows that do not count change nothing
+        decay[1:].masked_fill_(ended[:-1], 0.0)
+        returns[0] += decay[0] * carry
+        rows, decays = returns.cpu().numpy(), decay.cpu().numpy()  # as in returns.py; on the CPU a view
         for t in range(1, len(rows)):
-            rows[t] += decay[t - 1] * rows[t - 1]
+            rows[t] += decays[t] * rows[t - 1]
         returns = torch.from_numpy(rows).to(self.m2.device)
         self.running[stream] = returns[-1].masked_fill(ended[-1], 0.0)
         _merge(self.count, self.mean, self.m2, returns[valid])

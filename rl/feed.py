@@ -77,7 +77,9 @@ class StreamFeed:
 
     def delivery(self, unrolls: list[Trajectory]) -> Trajectory:
         newest, self._newest = self._newest, None
-        return join(unrolls, self._device, self._unroll) if newest is None else newest
+        if newest is not None and len(newest.stream) == sum(len(unroll.stream) for unroll in unrolls):
+            return newest
+        return join(unrolls, self._device, self._unroll)
 
     def reprioritise(self, batch: Any, priority: Tensor) -> None:
         raise ValueError("an algorithm without a replay has no priorities")
@@ -196,8 +198,22 @@ def in_batches(unrolls: Trajectory, wait: int | Literal["all"]) -> Iterator[Traj
         )
 
 
-def stretched(unroll: Trajectory, rows: int) -> Trajectory:
-    """The same with `rows` rows: those added repeat the last one, and are marked as reset rows, so that none counts."""
+def rounds(unrolls: list[Any]) -> list[list[Any]]:
+    """Unrolls in pieces that hold each stream once, those of a stream in the order of their rows."""
+    pieces: list[list[Any]] = []
+    seen: dict[int, int] = {}  # by an unroll's first stream: how many there were
+    for unroll in unrolls:
+        stream = int(unroll.stream[0])
+        seen[stream] = seen.get(stream, 0) + 1
+        if seen[stream] > len(pieces):
+            pieces.append([])
+        pieces[seen[stream] - 1].append(unroll)
+    return pieces
+
+
+def stretched(unroll: Trajectory, rows: int, cores: int = 0) -> Trajectory:
+    """The same with `rows` rows, and as many cores: those added repeat the last one, and the rows are marked as reset
+    rows, so that none counts."""
     missing = rows - unroll.rows
     if missing <= 0:
         return unroll
@@ -206,7 +222,6 @@ def stretched(unroll: Trajectory, rows: int) -> Trajectory:
         return np.concatenate([x, np.repeat(x[-1:], missing, 0)])
 
     ended = np.zeros((missing, len(unroll.stream)), bool)
-    pieces = 0 if unroll.core is None else -(-rows * len(unroll.core) // unroll.rows) - len(unroll.core)
     return dataclasses.replace(
         unroll,
         obs=tree_map(more, unroll.obs),
@@ -217,7 +232,9 @@ def stretched(unroll: Trajectory, rows: int) -> Trajectory:
         first=np.concatenate([unroll.first, ~ended]),
         extras={name: more(x) for name, x in unroll.extras.items()},
         action_mask=None if unroll.action_mask is None else more(unroll.action_mask),
-        core=None if unroll.core is None else np.concatenate([unroll.core, np.repeat(unroll.core[-1:], pieces, 0)]),
+        core=None
+        if unroll.core is None
+        else np.concatenate([unroll.core, np.repeat(unroll.core[-1:], max(0, cores - len(unroll.core)), 0)]),
     )
 
 
@@ -228,7 +245,8 @@ def join(unrolls: list[Trajectory], device: torch.device, rows: int = 0) -> Traj
         rows: that it has at least; unrolls that are shorter than the others, or than that, are `stretched`.
     """
     rows = max([rows, *(unroll.rows for unroll in unrolls)])
-    unrolls = [stretched(unroll, rows) for unroll in unrolls]
+    cores = max(0 if unroll.core is None else len(unroll.core) for unroll in unrolls)
+    unrolls = [stretched(unroll, rows, cores) for unroll in unrolls]
 
     def along(axis: int) -> Any:
         def joined(*arrays: np.ndarray) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from rl.checkpoint import to_tensors
 from rl.errors import diverged
-from rl.feed import Feed, ReplayFeed, StreamFeed
+from rl.feed import Feed, ReplayFeed, StreamFeed, rounds
 from rollout.types import Trajectory, Weights
 
 MOST = 256  # updates whose metrics are kept before they are summed up
@@ -57,8 +57,8 @@ class Learner:
                 self._sum_up()
                 before = 0
         self._check(before)
-        if unrolls:
-            self.algorithm.observe(self.feed.delivery(unrolls))
+        for once in rounds(unrolls):
+            self.algorithm.observe(self.feed.delivery(once))
         self.seconds += time.perf_counter() - began
 
     def weights(self, step: int) -> Weights:

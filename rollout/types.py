@@ -67,8 +67,11 @@ def discounts(unrolls: Trajectory, gamma: float) -> Array:
 
 
 def traces(unrolls: Trajectory, lam: float) -> Array:
-    """[T, B] lambda, and 0 where the episode ended, for whichever reason."""
-    return lam * (unrolls.valid & ~(unrolls.terminated | unrolls.truncated))
+    """[T, B] lambda, and 0 where the episode ended, for whichever reason, or where no row follows that counts."""
+    valid = unrolls.valid
+    goes_on = valid & ~(unrolls.terminated | unrolls.truncated)
+    goes_on[:-1] &= valid[1:]
+    return lam * goes_on
 
 
 @dataclass(frozen=True, slots=True)

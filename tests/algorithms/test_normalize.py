@@ -133,6 +133,26 @@ def test_return_scale_goes_on_over_unrolls_and_by_stream(case, cut):
     assert (whole.running[[1, 3]] == 0).all()
 
 
+@settings(max_examples=100, deadline=None)
+@given(streams(), st.integers(1, 11), st.integers(1, 5))
+def test_rows_that_an_unroll_was_stretched_by_change_nothing(case, cut, more):
+    """They are no reset rows: the episode goes on after them."""
+    stream, _ = case
+    cut = min(cut, len(stream.reward))
+    ended = stream.terminated | stream.truncated
+    whole, parts = ReturnScale(3), ReturnScale(3)
+    whole.update(stream.reward, ended, stream.valid, stream.stream, 0.9)
+    rows = (stream.reward, ended, stream.valid)
+    added = (torch.full((more, 3), 7.0), *(torch.zeros(more, 3, dtype=torch.bool) for _ in range(2)))
+    parts.update(*(torch.cat([x[:cut], y]) for x, y in zip(rows, added, strict=True)), stream.stream, 0.9)
+    if cut < len(stream.reward):
+        parts.update(*(x[cut:] for x in rows), stream.stream, 0.9)
+
+    assert_close(parts.running, whole.running)
+    assert parts.count == whole.count
+    assert_close(parts.scale(), whole.scale(), rtol=1e-4, atol=1e-4)
+
+
 def test_a_broken_stream_begins_at_zero():
     scale, off, on = ReturnScale(2), torch.zeros(1, 2, dtype=torch.bool), torch.ones(1, 2, dtype=torch.bool)
     stream = torch.arange(2)
