@@ -31,12 +31,13 @@ UPDATES_NOTE = (
     "`steady` counts from the first line of metrics on, about a second later. `overlap`: acting in a process beside."
 )
 SOLVE_NOTE = (
-    "`zoo`: RL Zoo's settings on both sides. `preset`: configs/dqn/CartPole-v1.toml. Ours ends by itself, after two "
-    "evaluations in a row of 50 episodes that reach 475, and `steps` are all steps of the run; `fresh_return` is what "
-    "`rleval` then finds over 100 new episodes, and `solved` asks for both. Stable-Baselines3 ends at its first greedy "
-    "evaluation of 20 episodes that reaches 475, which is easier; its evaluations take turns with training, so "
-    "`lean_s` leaves them out. Both evaluate every 1,024 steps (`preset`: 2,048), give up after 50,000 steps, and "
-    "count the whole command, imports included."
+    "`zoo`: RL Zoo's settings on both sides. `preset`: configs/dqn/CartPole-v1.toml. The rule is the same on both "
+    "sides: two greedy evaluations in a row of 50 episodes, always the same ones, reach 475; one is made every 1,024 "
+    "steps, and who has not got there by 50,000 steps (`preset`: its own end) has not solved it. Seconds are those of "
+    "the whole command, imports included. Stable-Baselines3's evaluations take turns with its training, so `lean_s` "
+    "leaves all of their time out; ours run beside (with `--workers 0`: take turns too), end in the time that is "
+    "counted, and are never taken off. `fresh_return` is what `rleval` finds over 100 other episodes afterwards, and "
+    "`solved` on our side asks for that as well."
 )
 
 

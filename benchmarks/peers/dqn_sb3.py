@@ -15,10 +15,12 @@ from stable_baselines3.common.env_util import make_vec_env
 from train_sb3 import GOAL, greedy
 
 EVERY = 1024  # steps between evaluations
+EPISODES = 50  # of each
+ROW = 2  # evaluations in a row that must reach the goal
 
 
 class UntilSolved(BaseCallback):
-    """Ends training at the first greedy evaluation of 20 episodes that reaches the goal."""
+    """Ends training after two greedy evaluations in a row that reach the goal: the rule of our --stop-return."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,9 +33,13 @@ class UntilSolved(BaseCallback):
             return True
         began = time.perf_counter()
         self.due = self.num_timesteps + EVERY
-        self.returns.append(greedy(lambda obs: self.model.predict(obs, deterministic=True)[0]))
+        self.returns.append(greedy(lambda obs: self.model.predict(obs, deterministic=True)[0], EPISODES))
         self.seconds += time.perf_counter() - began
-        return self.returns[-1] < GOAL
+        return not self.solved
+
+    @property
+    def solved(self) -> bool:
+        return len(self.returns) > ROW and min(self.returns[-ROW:]) >= GOAL
 
 
 def main() -> None:
@@ -71,8 +77,7 @@ def main() -> None:
         "updates_per_second": model._n_updates / seconds,
     }
     if until:
-        best = until.returns[-1]
-        numbers |= {"eval_return": best, "solved": best >= GOAL, "evaluating_s": until.seconds}
+        numbers |= {"eval_return": until.returns[-1], "solved": until.solved, "evaluating_s": until.seconds}
     names = {"stable-baselines3": "sb3", "gymnasium": "sb3 gymnasium", "numpy": "sb3 numpy", "torch": "sb3 torch"}
     numbers["versions"] = {short: version(name) for name, short in names.items()}
     print(json.dumps(numbers, default=float))
