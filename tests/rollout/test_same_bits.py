@@ -116,6 +116,33 @@ def test_continuous_actions(algo: str, tmp_path: Path) -> None:
     assert found(2) == found(3) == expected
 
 
+HARD: dict[str, Any] = {"n_step": 3, "prioritized": True, "normalize_obs": True}
+SEVENTEEN = [
+    ("dqn", "CartPole-v1", {**HARD, "double": True, "epsilon_per_stream": True}),
+    ("dqn", "probe:masked", {**HARD, "dueling": True, "noisy": True, "atoms": 5}),
+    ("sac", "Pendulum-v1", HARD),
+    ("sac", "CartPole-v1", {}),
+    ("sac", "probe:masked", HARD),
+    ("td3", "Pendulum-v1", HARD),
+    ("ddpg", "Pendulum-v1", {"noise_kind": "ou"}),
+]
+
+
+@pytest.mark.parametrize(("algo", "env", "given"), SEVENTEEN)
+def test_seventeen_streams_with_eight_workers(algo: str, env: str, given: dict[str, Any], tmp_path: Path) -> None:
+    """Some have three, some two. In processes, and with 1, 2 and 3 too: tests/learning/test_eight_workers.py."""
+    small: dict[str, Any] = {
+        "algo": algo, "env": env, "preset": "none", "seed": 3, "streams": 17, "unroll": 3, "widths": (8,), "warmup": 51,
+        "batch": 16, "updates_per_step": 0.2, "capacity": 170, "steps": 300, "eval_every": 0, "checkpoint_every": 0,
+        "quiet": True, "out": str(tmp_path),
+    }  # fmt: skip
+
+    def found(workers: int, **more: Any) -> str:
+        return train(**{**small, **given, **more}, workers=workers, backend="local").fingerprint
+
+    assert found(8) == found(0) != found(0, seed=4)
+
+
 def test_a_replay_with_eight_workers(tmp_path: Path) -> None:
     expected = replayed(tmp_path, "CartPole-v1", workers=0, streams=17, **RAINBOW)
     assert replayed(tmp_path, "CartPole-v1", workers=8, streams=17, **RAINBOW) == expected
