@@ -20,7 +20,7 @@ class PPOConfig(BaseModel):
     epochs: int = Field(4, ge=1, description="passes over one batch of unrolls")
     minibatches: int = Field(4, ge=1, description="pieces per pass; with memory, pieces of whole sequences")
     overlap: bool = Field(
-        False, description="actors go on while the learner learns, one unroll behind; the run is then not repeatable"
+        False, description="actors go on while the learner learns, one unroll behind; repeats with deterministic only"
     )
 
     # step sizes and their schedules, linear in the share of the run that is done

@@ -18,7 +18,7 @@ class IMPALAConfig(BaseModel):
     streams: int = Field(16, ge=1, description="environments stepped side by side, in all; ours")
     unroll: int = Field(20, ge=1, description="T, steps per stream and unroll")
     wait: int | None = Field(8, ge=1, description="streams an update waits for; none: all of them; the paper has 32")
-    overlap: bool = Field(True, description="actors go on while the learner learns; the run is then not repeatable")
+    overlap: bool = Field(True, description="actors go on while the learner learns; repeats with deterministic only")
     credits: int = Field(1, ge=1, description="unrolls an actor may be ahead of the learner; ours")
     max_lag: int | None = Field(
         None, ge=1, description="updates since an unroll's weights, above which it is dropped; none: never"
@@ -86,7 +86,7 @@ class APPOConfig(BaseModel):
     streams: int = Field(16, ge=1, description="environments stepped side by side, in all; ours")
     unroll: int = Field(50, ge=1, description="T, steps per stream and unroll")
     wait: int | None = Field(8, ge=1, description="streams an update waits for; none: all of them; RLlib's batch is 10")
-    overlap: bool = Field(True, description="actors go on while the learner learns; the run is then not repeatable")
+    overlap: bool = Field(True, description="actors go on while the learner learns; repeats with deterministic only")
     credits: int = Field(1, ge=1, description="unrolls an actor may be ahead of the learner; ours")
     max_lag: int | None = Field(
         None, ge=1, description="updates since an unroll's weights, above which it is dropped; none: never"
@@ -169,7 +169,7 @@ class A3CConfig(BaseModel):
     # what data a gradient is made of
     streams: int = Field(16, ge=1, description="environments stepped side by side, in all; the paper's 16 threads")
     unroll: int = Field(8, ge=1, description="T, steps per stream and gradient; the paper uses 5")
-    overlap: bool = Field(True, description="actors go on while the learner learns; the run is then not repeatable")
+    overlap: bool = Field(True, description="actors go on while the learner learns; repeats with deterministic only")
     credits: int = Field(1, ge=1, description="unrolls an actor may be ahead of the learner; the paper's threads: 1")
     max_lag: int | None = Field(
         None, ge=1, description="updates since a gradient's weights, above which it is dropped; none: never"

@@ -22,7 +22,7 @@ class SACConfig(BaseModel):
     warmup: int = Field(1000, ge=0, description="steps before the first update; Stable-Baselines3 uses 100")
     updates_per_step: float = Field(1.0, gt=0, description="updates per environment step, kept exactly")
     random_start: bool = Field(True, description="actions are random, not the policy's, during the warmup")
-    overlap: bool = Field(False, description="actors go on while the learner learns; the run is then not repeatable")
+    overlap: bool = Field(False, description="actors go on while the learner learns; repeats with deterministic only")
 
     # steps
     lr: float = Field(3e-4, gt=0, description="Adam step size of the policy, and of what has none of its own")
@@ -86,7 +86,7 @@ class TD3Config(BaseModel):
     warmup: int = Field(10_000, ge=0, description="steps before the first update; the authors' code uses 25_000")
     updates_per_step: float = Field(1.0, gt=0, description="updates per environment step, kept exactly")
     random_start: bool = Field(True, description="actions are random, not the policy's, during the warmup")
-    overlap: bool = Field(False, description="actors go on while the learner learns; the run is then not repeatable")
+    overlap: bool = Field(False, description="actors go on while the learner learns; repeats with deterministic only")
 
     # steps
     lr: float = Field(3e-4, gt=0, description="Adam step size of the policy, and of the critics if they have none")
@@ -145,7 +145,7 @@ class DDPGConfig(BaseModel):
     warmup: int = Field(10_000, ge=0, description="steps before the first update; ours, as for TD3")
     updates_per_step: float = Field(1.0, gt=0, description="updates per environment step, kept exactly")
     random_start: bool = Field(True, description="actions are random, not the policy's, during the warmup")
-    overlap: bool = Field(False, description="actors go on while the learner learns; the run is then not repeatable")
+    overlap: bool = Field(False, description="actors go on while the learner learns; repeats with deterministic only")
 
     # steps
     lr: float = Field(1e-4, gt=0, description="Adam step size of the policy")

@@ -22,7 +22,7 @@ class DQNConfig(BaseModel):
     warmup: int = Field(1000, ge=0, description="steps before the first update; the paper uses 50_000 on Atari")
     updates_per_step: float = Field(0.25, gt=0, description="updates per environment step, kept exactly")
     random_start: bool = Field(True, description="actions are random, not the policy's, during the warmup")
-    overlap: bool = Field(False, description="actors go on while the learner learns; the run is then not repeatable")
+    overlap: bool = Field(False, description="actors go on while the learner learns; repeats with deterministic only")
 
     # step size and its schedule, linear in the share of the run that is done
     lr: float = Field(1e-4, gt=0, description="Adam step size at the start")
