@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from algorithms.actors import deterministic
 from algorithms.dense import Tower
-from algorithms.off_policy import Target, priority, replay_plan, squared_loss
+from algorithms.off_policy import Target, priority, replay_plan, squared_loss, uphill
 from algorithms.optim import Adam, flatten, step
 from algorithms.policies import build, placed, policy_factory
 from algorithms.protocol import Stateful, Update
@@ -43,20 +44,22 @@ class DDPG:
 
         with torch.no_grad():
             next_action = deterministic(self.target.module, next_obs)  # [B, A]
-            target = batch.reward + batch.discount * self.critic_target.module(next_obs, next_action)[0, :, 0]
-        q = critic(obs, batch.action.flatten(1)).squeeze(-1)  # [1, B]
-        error = q - target
-        loss_q = squared_loss(error, batch.weight)
-        norm = step(self.critic_optimizer, loss_q, config.lr_q or config.lr, config.max_grad_norm)
+            follow = self.critic_target.module(next_obs, next_action)[0, :, 0]  # [B]
+        target = torch.addcmul(batch.reward, batch.discount, follow)
+        walk = critic.walk(obs, batch.action.flatten(1))
+        error = walk.out.squeeze(-1) - target  # [1, B]
+        loss_q, slope = squared_loss(error, batch.weight)
+        lr_q = config.lr_q or config.lr
+        norm = step(self.critic_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope))
 
-        loss_policy = -critic(obs, deterministic(policy.actor, obs), frozen=True).mean()
-        step(self.optimizer, loss_policy, config.lr, config.max_grad_norm)
+        loss_policy, climb = uphill(critic, obs, deterministic(policy.actor, obs))
+        step(self.optimizer, loss_policy, config.lr, config.max_grad_norm, climb)
         self.target.follow(config.tau)
         self.critic_target.follow(config.tau)
-        told = {
-            "loss_q": loss_q.detach(),
-            "loss_policy": loss_policy.detach(),
-            "q_mean": q.detach().mean(),
+        told: dict[str, Tensor | float] = {
+            "loss_q": loss_q,
+            "loss_policy": loss_policy,
+            "q_mean": walk.out.mean(),
             "grad_norm": norm,
         }
         return Update(told, priority(error, batch.index))

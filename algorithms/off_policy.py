@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from algorithms.dense import Tower
 from algorithms.optim import Flat, flatten
 from algorithms.protocol import ReplayPlan
+from rollout.tree import Tree
 
 
 class Target:
@@ -66,14 +69,34 @@ def replay_plan(config: Any) -> ReplayPlan:
     )
 
 
-def squared_loss(error: Tensor, weight: Tensor | None) -> Tensor:
-    """[] half the squared error [n, B], weighted [B], mean over the batch and sum over the n critics."""
-    squares = error.square()
-    if weight is not None:
-        squares = squares * weight
-    return squares.sum() * (0.5 / error.shape[-1])
+def squared_loss(error: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Half the squared error [n, B], weighted [B], mean over the batch and sum over the n critics.
+
+    Returns:
+        The loss [], and its gradient [n, B, 1] along what the critics put out.
+    """
+    slope = error * (1.0 / error.shape[-1]) if weight is None else error * (weight * (1.0 / error.shape[-1]))
+    return torch.linalg.vecdot(slope.view(-1), error.view(-1)).mul_(0.5), slope.unsqueeze(-1)
+
+
+def uphill(critics: Tower, obs: Tree, action: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
+    """The loss of a deterministic policy, minus the mean of what the first critic expects of its actions.
+
+    Args:
+        action: [B, A], with their graph.
+
+    Returns:
+        The loss [], and its backward pass.
+    """
+    walk = critics.walk(obs, action.detach(), frozen=True, first=True)
+
+    def backward(loss: Tensor) -> None:
+        slope = torch.full_like(walk.out, -1.0 / len(action))
+        action.backward(walk.back_to(slope, action.shape[-1]))  # type: ignore[no-untyped-call]
+
+    return -walk.out.mean(), backward
 
 
 def priority(error: Tensor, index: Tensor | None) -> Tensor | None:
     """[B] what the replay's priorities are made of: the mean size of the critics' errors [n, B]; None if not asked."""
-    return None if index is None else error.detach().abs().mean(0)
+    return None if index is None else error.abs().mean(0)

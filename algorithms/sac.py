@@ -52,27 +52,35 @@ class SAC:
 
         with torch.no_grad():
             next_action, next_log_prob = policy.sample(next_obs, noise[0])
-            follow = self.target.module(next_obs, next_action.reshape(rows, -1)).squeeze(-1).amin(0)  # [B]
-            target = batch.reward + batch.discount * (follow - temperature * next_log_prob)
-        q = critics(obs, batch.action.reshape(rows, -1)).squeeze(-1)  # [2, B]
-        error = q - target
-        loss_q = squared_loss(error, batch.weight)
-        norm = step(self.critics_optimizer, loss_q, config.lr_q or config.lr, config.max_grad_norm)
+            follow = self.target.module(next_obs, next_action.reshape(rows, -1)).amin(0).squeeze(-1)  # [B]
+        target = torch.addcmul(batch.reward, batch.discount, follow - temperature * next_log_prob)
+        walk = critics.walk(obs, batch.action.reshape(rows, -1))
+        error = walk.out.squeeze(-1) - target  # [2, B]
+        loss_q, slope = squared_loss(error, batch.weight)
+        lr_q = config.lr_q or config.lr
+        norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope))
 
-        action, log_prob = policy.sample(obs, noise[1])
-        best = critics(obs, action.reshape(rows, -1), frozen=True).squeeze(-1).amin(0)  # [B]
-        loss_policy = (temperature * log_prob - best).mean()
-        step(self.optimizer, loss_policy, config.lr, config.max_grad_norm)
-
+        sampled, log_prob = policy.sample(obs, noise[1])
+        action = sampled.reshape(rows, -1)
+        look = critics.walk(obs, action.detach(), frozen=True)
+        best, which = look.out.min(0)  # [B, 1]
         entropy = -log_prob.detach().mean()
+        loss_policy = -(temperature * entropy + best.mean())
+
+        def backward(loss: Tensor) -> None:
+            slope = torch.zeros_like(look.out).scatter_(0, which.unsqueeze(0), -1.0 / rows)
+            along = look.back_to(slope, self.size), (temperature / rows).expand(rows)
+            torch.autograd.backward([action, log_prob], along)
+
+        step(self.optimizer, loss_policy, config.lr, config.max_grad_norm, backward)
         if config.learn_temperature:
             self.temperature.update(entropy - self.target_entropy)
         if self.critics_optimizer.steps % config.target_every == 0:
             self.target.follow(config.tau)
         told: dict[str, Tensor | float] = {
-            "loss_q": loss_q.detach(),
-            "loss_policy": loss_policy.detach(),
-            "q_mean": q.detach().mean(),
+            "loss_q": loss_q,
+            "loss_policy": loss_policy,
+            "q_mean": walk.out.mean(),
             "entropy": entropy,
             "temperature": temperature,
             "grad_norm": norm,

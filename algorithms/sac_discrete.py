@@ -47,10 +47,13 @@ class DiscreteSAC:
             log_probs = policy.distribution(next_obs, batch.next_action_mask).log_probs  # [B, n]
             follow = expected(self.target.module(next_obs).amin(0) - temperature * log_probs, log_probs)  # [B]
             target = batch.reward + batch.discount * follow
-        values = critics(obs)  # [2, B, n]
-        error = chosen(values, batch.action.expand(2, -1)) - target  # [2, B]
-        loss_q = squared_loss(error, batch.weight)
-        norm = step(self.critics_optimizer, loss_q, config.lr_q or config.lr, config.max_grad_norm)
+        walk = critics.walk(obs)
+        action = batch.action.expand(2, -1)  # [2, B]
+        error = chosen(walk.out, action) - target  # [2, B]
+        loss_q, slope = squared_loss(error, batch.weight)
+        slopes = torch.zeros_like(walk.out).scatter_(-1, action.unsqueeze(-1), slope)  # [2, B, n]
+        lr_q = config.lr_q or config.lr
+        norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slopes))
 
         with torch.no_grad():
             best = critics(obs).amin(0)  # [B, n]
@@ -64,7 +67,7 @@ class DiscreteSAC:
         if self.critics_optimizer.steps % config.target_every == 0:
             self.target.follow(config.tau)
         told: dict[str, Tensor | float] = {
-            "loss_q": loss_q.detach(),
+            "loss_q": loss_q,
             "loss_policy": loss_policy.detach(),
             "q_mean": best.mean(),
             "entropy": entropy.mean(),

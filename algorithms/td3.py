@@ -7,7 +7,7 @@ from torch import Tensor
 
 from algorithms.actors import deterministic
 from algorithms.dense import Tower
-from algorithms.off_policy import Target, priority, replay_plan, squared_loss
+from algorithms.off_policy import Target, priority, replay_plan, squared_loss, uphill
 from algorithms.optim import Adam, flatten, step
 from algorithms.policies import build, placed, policy_factory
 from algorithms.protocol import Stateful, Update
@@ -46,22 +46,23 @@ class TD3:
         noise = torch.randn(action.shape, generator=self.rng.generator).to(action.device)
 
         with torch.no_grad():
-            smoothing = (noise * config.smoothing).clamp(-config.smoothing_clip, config.smoothing_clip)
-            next_action = (deterministic(self.target.module, next_obs) + smoothing).clamp(-1.0, 1.0)
-            follow = self.critics_target.module(next_obs, next_action).squeeze(-1).amin(0)  # [B]
-            target = batch.reward + batch.discount * follow
-        q = critics(obs, action).squeeze(-1)  # [2, B]
-        error = q - target
-        loss_q = squared_loss(error, batch.weight)
-        norm = step(self.critics_optimizer, loss_q, config.lr_q or config.lr, config.max_grad_norm)
-        told: dict[str, Tensor | float] = {"loss_q": loss_q.detach(), "q_mean": q.detach().mean(), "grad_norm": norm}
+            smoothing = noise.mul_(config.smoothing).clamp_(-config.smoothing_clip, config.smoothing_clip)
+            next_action = deterministic(self.target.module, next_obs).add_(smoothing).clamp_(-1.0, 1.0)
+            follow = self.critics_target.module(next_obs, next_action).amin(0).squeeze(-1)  # [B]
+        target = torch.addcmul(batch.reward, batch.discount, follow)
+        walk = critics.walk(obs, action)
+        error = walk.out.squeeze(-1) - target  # [2, B]
+        loss_q, slope = squared_loss(error, batch.weight)
+        lr_q = config.lr_q or config.lr
+        norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope))
+        told: dict[str, Tensor | float] = {"loss_q": loss_q, "q_mean": walk.out.mean(), "grad_norm": norm}
 
         if self.critics_optimizer.steps % config.policy_delay == 0:
-            loss_policy = -critics(obs, deterministic(policy.actor, obs), frozen=True, first=True).mean()
-            step(self.optimizer, loss_policy, config.lr, config.max_grad_norm)
+            loss_policy, climb = uphill(critics, obs, deterministic(policy.actor, obs))
+            step(self.optimizer, loss_policy, config.lr, config.max_grad_norm, climb)
             self.target.follow(config.tau)
             self.critics_target.follow(config.tau)
-            told["loss_policy"] = loss_policy.detach()
+            told["loss_policy"] = loss_policy
         return Update(told, priority(error, batch.index))
 
     def observe(self, unrolls: Trajectory) -> None:

@@ -78,6 +78,69 @@ def test_frozen_passes_gradients_on_and_gives_weights_none():
     assert all((param.grad == 0).all() for param in dense.parameters())
 
 
+def test_a_single_input_gets_its_gradient_once():
+    dense = made()
+    params = [param.detach().clone() for pair in dense.pairs for param in pair]
+    a = normal(9, 4).requires_grad_()
+    b = a.detach().clone().requires_grad_()
+
+    dense(a).square().sum().backward()
+    plainly(dense, params, b).square().sum().backward()
+
+    assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("inputs", [4, 40])  # below and above THIN
+def test_a_walk_back_is_autograds(inputs, first, outputs):
+    dense = Dense(inputs, (7, 5), outputs, 2, "relu", torch.Generator().manual_seed(1))
+    flatten(dense)
+    params = [param.detach().clone().requires_grad_() for pair in dense.pairs for param in pair]
+    x = normal(9, inputs).requires_grad_()
+    expected = plainly(dense, params, x)[: 1 if first else 2]
+    slope = normal(*expected.shape, seed=5)
+    expected.backward(slope)
+
+    frozen = dense.walk(x.detach(), frozen=True, first=first)
+    assert_close(frozen.back_to(slope, 2), x.grad[:, -2:])
+    assert all((param.grad == 0).all() for param in dense.parameters())
+    walk = dense.walk(x.detach(), first=first)
+    assert_close(walk.out, expected)
+    walk.back(slope)
+    for param, theirs in zip([p for pair in dense.pairs for p in pair], params, strict=True):
+        assert_close(param.grad, theirs.grad)
+    with pytest.raises(TypeError, match="one way back"):
+        walk.back(slope)
+
+
+@pytest.mark.parametrize("beside", [0, 2])
+def test_a_walk_back_goes_on_through_what_made_the_inputs_unless_frozen(beside):
+    """As an encoder of pixels does: without it the encoder would never learn."""
+    dense, encoder = made(), torch.nn.Linear(6, 4 - beside)
+    obs, other, slope = normal(9, 6), normal(9, beside, seed=3), normal(2, 9, 3, seed=5)
+    dense(encoder(obs), other).backward(slope)
+    expected = encoder.weight.grad.clone()
+
+    encoder.zero_grad()
+    dense.walk(encoder(obs), other).back(slope)
+    assert_close(encoder.weight.grad, expected)
+    encoder.zero_grad()
+    dense.walk(encoder(obs), other, frozen=True).back_to(slope, beside)
+    assert encoder.weight.grad is None
+
+
+def test_parameters_that_move_are_followed():
+    dense = made()
+    before = dense(normal(9, 4)).detach().clone()
+    flat = flatten(dense)
+    flat.param.mul_(2.0)
+    dense.walk(normal(9, 4)).back(normal(2, 9, 3, seed=5))
+
+    assert (dense(normal(9, 4)) != before).any()
+    assert flat.grad.any()
+
+
 def test_the_first_net_alone():
     dense = made()
     obs, action = normal(9, 3), normal(9, 1).requires_grad_()
