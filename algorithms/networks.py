@@ -8,12 +8,19 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from algorithms.images import CNNS as CNNS
+from algorithms.images import NATURE_SIDE, channels_first
+from algorithms.images import ImpalaCNN as ImpalaCNN
+from algorithms.images import NatureCNN as NatureCNN
+from algorithms.images import SmallCNN as SmallCNN
+from algorithms.layers import HIDDEN_GAIN, Layers
+from algorithms.layers import init_orthogonal as init_orthogonal
 from envs.spec import EnvSpec, Leaf
 from rollout.tree import Tree, leaves, tree_map
 
@@ -21,13 +28,6 @@ if TYPE_CHECKING:
     from algorithms.tape import Tape
 
 Activation = Literal["tanh", "relu"]
-HIDDEN_GAIN = math.sqrt(2)
-NATURE_SIDE = 36  # the smallest image that the three convolutions of NatureCNN leave something of
-
-
-def init_orthogonal(weight: Tensor, gain: float, generator: torch.Generator | None = None) -> None:
-    """Fill a weight [outputs, ...] with rows orthogonal to each other, each of length `gain` (if there is room)."""
-    nn.init.orthogonal_(weight, gain, generator=generator)
 
 
 def fast_tanh_(x: Tensor) -> Tensor:
@@ -38,22 +38,7 @@ def fast_tanh_(x: Tensor) -> Tensor:
     return x.mul_(2).sigmoid_().mul_(2).sub_(1) if x.device.type == "cpu" else x.tanh_()
 
 
-class _Layers(nn.Module):
-    """Weights and biases of one layer after the other, at hand as plain pairs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pairs: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, shape: tuple[int, ...], gain: float, generator: torch.Generator | None) -> None:
-        weight, bias = nn.Parameter(torch.empty(shape)), nn.Parameter(torch.zeros(shape[0]))
-        init_orthogonal(weight, gain, generator)
-        self.register_parameter(f"weight{len(self.pairs)}", weight)
-        self.register_parameter(f"bias{len(self.pairs)}", bias)
-        self.pairs.append((weight, bias))
-
-
-class MLP(_Layers):
+class MLP(Layers):
     """Linear layers with an activation after each of `widths`, and a linear output layer if `outputs` is given.
 
     Weights are orthogonal, of gain sqrt(2) in hidden layers and `gain` in the output layer; biases are 0.
@@ -95,98 +80,6 @@ class MLP(_Layers):
         for weight, bias in self.pairs[self.hidden :]:
             x = F.linear(x, weight, bias)
         return x
-
-
-class _CNN(_Layers):
-    """Convolutions and one linear layer, with relu after each. Images come as uint8 and are scaled to [0, 1]."""
-
-    def __init__(
-        self,
-        leaf: Leaf,
-        convolutions: Sequence[tuple[int, int, int, int]],  # channels, kernel, stride, padding
-        features: int,
-        generator: torch.Generator | None,
-    ) -> None:
-        super().__init__()
-        self.leaf = leaf
-        channels, height, width = _channels_first(leaf)
-        self.moves: list[tuple[int, int]] = []  # stride, padding
-        for outputs, kernel, stride, padding in convolutions:
-            self.add((outputs, channels, kernel, kernel), HIDDEN_GAIN, generator)
-            self.moves.append((stride, padding))
-            channels = outputs
-            height = (height + 2 * padding - kernel) // stride + 1
-            width = (width + 2 * padding - kernel) // stride + 1
-        self.features = features
-        self.add((features, channels * height * width), HIDDEN_GAIN, generator)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """[N, *O] uint8 to [N, features]"""
-        x = scaled(image, self.leaf, self.pairs[0][0].dtype)  # [N, C, H, W]
-        for (weight, bias), (stride, padding) in zip(self.pairs, self.moves, strict=False):
-            x = torch.relu(F.conv2d(x, weight, bias, stride, padding))
-        return torch.relu(F.linear(x.flatten(1), *self.pairs[-1]))
-
-
-def scaled(image: Tensor, leaf: Leaf, dtype: torch.dtype) -> Tensor:
-    """[N, *O] uint8 to [N, C, H, W] in [0, 1], on the device it is on.
-
-    Channels lie innermost in memory, and so they do behind each convolution: a fourth less time on CPUs.
-    """
-    if len(leaf.shape) == 2:
-        image = image.unsqueeze(1)
-    elif leaf.channels_last:
-        image = image.permute(0, 3, 1, 2)
-    return image.contiguous(memory_format=torch.channels_last).to(dtype).mul_(1 / 255)
-
-
-class NatureCNN(_CNN):
-    """The network of Mnih et al. 2015, for images of 36 pixels a side and more."""
-
-    def __init__(self, leaf: Leaf, features: int = 512, generator: torch.Generator | None = None) -> None:
-        super().__init__(leaf, [(32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0)], features, generator)
-
-
-class SmallCNN(_CNN):
-    """For images too small for NatureCNN, down to a single pixel. Ours."""
-
-    def __init__(self, leaf: Leaf, features: int = 128, generator: torch.Generator | None = None) -> None:
-        super().__init__(leaf, [(16, 3, 1, 1), (32, 3, 2, 1)], features, generator)
-
-
-class ImpalaCNN(_Layers):
-    """The residual network of Espeholt et al. 2018 (figure 3, right), for images of any size.
-
-    Three sections of 16, 32 and 32 channels: a convolution, a max over 3x3 with stride 2, and two residual blocks of
-    two convolutions each; then one linear layer. All convolutions are 3x3. `width` multiplies the channels.
-    """
-
-    def __init__(
-        self, leaf: Leaf, features: int = 256, generator: torch.Generator | None = None, width: int = 1
-    ) -> None:
-        super().__init__()
-        self.leaf = leaf
-        self.features = features
-        channels, high, wide = _channels_first(leaf)
-        for outputs in (16 * width, 32 * width, 32 * width):
-            for inputs in (channels, *4 * (outputs,)):
-                self.add((outputs, inputs, 3, 3), 1.0, generator)  # at sqrt(2) six sums would grow eightfold
-            channels, high, wide = outputs, (high + 1) // 2, (wide + 1) // 2
-        self.add((features, channels * high * wide), HIDDEN_GAIN, generator)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """[N, *O] uint8 to [N, features]"""
-        x = scaled(image, self.leaf, self.pairs[0][0].dtype)
-        for section in range(0, len(self.pairs) - 1, 5):
-            first, *blocks = self.pairs[section : section + 5]
-            x = F.max_pool2d(F.conv2d(x, *first, padding=1), 3, 2, 1)
-            for one, two in (blocks[:2], blocks[2:]):
-                y = F.conv2d(torch.relu(x), *one, padding=1)
-                x = x + F.conv2d(y.relu_(), *two, padding=1)
-        return F.linear(torch.relu(x).flatten(1), *self.pairs[-1]).relu_()
-
-
-CNNS: dict[str, Callable[..., NatureCNN | SmallCNN | ImpalaCNN]] = {"nature": NatureCNN, "impala": ImpalaCNN}
 
 
 class OneHot(nn.Module):
@@ -232,11 +125,12 @@ class Encoder(nn.Module):
         super().__init__()
         self.leaves = spec.leaves()
         self.precision: torch.dtype | None = None  # of images' networks under autocast
+        self.rows: int | None = None  # of a batch that are looked at; None: all
         self.nets = nn.ModuleDict()  # of images and whole numbers, by the place of the leaf
         self.features = 0
         for i, leaf in enumerate(self.leaves):
             if leaf.kind == "image":
-                small = min(_channels_first(leaf)[1:]) < NATURE_SIDE
+                small = min(channels_first(leaf)[1:]) < NATURE_SIDE
                 if small and cnn == "nature":
                     raise ValueError(f"torso 'nature' needs images of {NATURE_SIDE} pixels a side, got {leaf.shape}")
                 build = CNNS[cnn] if cnn else SmallCNN if small else NatureCNN
@@ -257,6 +151,15 @@ class Encoder(nn.Module):
             if compiled and leaf.kind == "image":
                 self.nets[str(i)].compile()
 
+    def narrow(self, rows: int | None) -> None:
+        """For actors: only the first `rows` of a batch are looked at, so those that fill it up are not convolved."""
+        self.rows = None if rows is None else -(-rows // 4) * 4  # a single row would have other bits
+
+    def _image(self, net: Any, image: Tensor) -> Tensor:
+        whole = self.rows is None or self.rows >= len(image)
+        encoded: Tensor = net(image) if whole else net.some(image, self.rows)
+        return encoded
+
     def forward(self, obs: Tree) -> Tensor:
         """tree of [..., *O] to [..., features]"""
         if self.plain:
@@ -269,7 +172,7 @@ class Encoder(nn.Module):
         lead = x.shape[: x.ndim - len(leaf.shape)]
         if leaf.kind == "image":
             with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
-                encoded: Tensor = self.nets[str(i)](x.reshape(-1, *leaf.shape))
+                encoded = self._image(self.nets[str(i)], x.reshape(-1, *leaf.shape))
             return encoded.reshape(*lead, -1).float() if self.precision else encoded.reshape(*lead, -1)
         if leaf.kind in ("discrete", "multi_discrete"):
             numbers: Tensor = self.nets[str(i)](x)
@@ -388,10 +291,3 @@ def load_torso(name: str, spec: EnvSpec, generator: torch.Generator | None = Non
     if not isinstance(getattr(module, "features", None), int):
         raise ValueError(f"torso {name!r} needs an int attribute `features`, the width of what forward returns")
     return UserTorso(module, spec)
-
-
-def _channels_first(leaf: Leaf) -> tuple[int, int, int]:
-    if len(leaf.shape) == 2:
-        return (1, *leaf.shape)
-    one, two, three = leaf.shape
-    return (three, one, two) if leaf.channels_last else (one, two, three)

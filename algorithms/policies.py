@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from algorithms.actors import Deterministic, soft
 from algorithms.distributions import Distribution, distribution, head_size, noise_of
-from algorithms.networks import MLP, Memory, core_size, load_torso
+from algorithms.networks import MLP, Encoder, Memory, core_size, load_torso
 from algorithms.normalize import Normalizer, ReturnScale
 from algorithms.protocol import Act
 from algorithms.q_policy import QPolicy
@@ -77,6 +77,11 @@ class ActorCritic(nn.Module):
         if not explore:
             return Act(dist.mode(), {}, core)
         return Act(dist.sample(noise), {"head": head}, core)
+
+    def narrow(self, rows: int | None) -> None:
+        """Act for the first `rows` of every batch from now on, the others only fill it up; None: for all."""
+        if isinstance(self.encoder, Encoder):
+            self.encoder.narrow(rows)
 
     def unrolled(self, extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None) -> dict[str, Tensor]:
         """What the learner gets in place of the extras of `act`, for whole unrolls [T, B, ...] at once: log_prob."""

@@ -43,6 +43,8 @@ class Policy(Protocol):
 
     It may also have `unrolled(extras, action, action_mask) -> extras`: called once per unroll with what `act` returned,
     stacked to [T, B, ...], it says what the learner gets instead. What is computed there costs nothing per step.
+    And `narrow(rows)`, where nothing but `act` is called: only the first `rows` of every batch are looked at from then
+    on, the others fill it up; None: all are.
 
     And `score(obs, explore) -> [B, ...]`, floats that `act` chooses whole-numbered actions by, where its extras hold
     none: whether its rows have the same bits in every batch is judged by them, since choices seldom show it.

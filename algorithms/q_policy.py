@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from algorithms.networks import MLP, load_torso
+from algorithms.networks import MLP, Encoder, load_torso
 from algorithms.noisy import NoisyMLP
 from algorithms.normalize import Normalizer
 from algorithms.protocol import Act, Noise
@@ -130,6 +130,11 @@ class QPolicy(nn.Module):
         else:
             self.epsilon.fill_(epsilon)
         return epsilon
+
+    def narrow(self, rows: int | None) -> None:
+        """Act for the first `rows` of every batch from now on, the others only fill it up; None: for all."""
+        if isinstance(self.net.encoder, Encoder):
+            self.net.encoder.narrow(rows)
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams. Noise [B, 1 + n], uniform: whether to explore, then a score for each action."""

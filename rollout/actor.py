@@ -120,6 +120,8 @@ class Actor:
         self.job = job
         count, width = len(job.streams), padded(len(job.streams))
         self.policy = job.make_policy()
+        if hasattr(self.policy, "narrow") and job.reduce is None:  # which needs it for whole unrolls
+            self.policy.narrow(count)
         state = self.policy.state_dict()
         self._parameters = {name: tensor.numpy() for name, tensor in state.items()}
         memory = SharedMemory.attach(links.weights) if isinstance(links.weights, tuple) else links.weights

@@ -44,9 +44,28 @@ def rows_agree(policy: Any, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
             parts = _in_blocks(policy, obs, core, mask, noise, explore)
             pairs += [(together.action, parts.action), (together.core, parts.core)]
             pairs += [(together.extras[name], parts.extras[name]) for name in together.extras]
+            if hasattr(policy, "narrow"):
+                pairs += _narrowed(policy, together, obs, core, mask, noise, explore)
             if hasattr(policy, "score"):
                 pairs.append((policy.score(obs, explore), _scores(policy, obs, explore, width)))
     return all(a is None or torch.equal(a, b) for a, b in pairs)
+
+
+def _narrowed(policy: Any, together: Any, *rest: Any) -> list[tuple[Any, Any]]:
+    """What `act` says to few rows, and to the same rows among all others, in pairs."""
+    pairs = []
+    obs, explore, scored = rest[0], rest[-1], hasattr(policy, "score")
+    scores: Any = policy.score(obs, explore) if scored else None
+    for rows in (1, 5):
+        policy.narrow(rows)
+        few = _block(policy, slice(0, WIDTH), *rest)
+        if scored:
+            pairs += [(scores[:rows], policy.score(tree_map(lambda leaf: leaf[:WIDTH], obs), explore)[:rows])]
+        policy.narrow(None)
+        pairs += [(together.action[:rows], few.action[:rows])]
+        pairs += [(together.extras[name][:rows], few.extras[name][:rows]) for name in together.extras]
+        pairs += [] if few.core is None else [(together.core[:rows], few.core[:rows])]
+    return pairs
 
 
 class InBlocks:
@@ -60,6 +79,9 @@ class InBlocks:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
 
+    def narrow(self, rows: int | None) -> None:
+        """Its rows depend on what is computed beside them: all are."""
+
     def act(self, obs: Any, core: Any, action_mask: Any, noise: Any, explore: bool) -> Any:
         return _in_blocks(self._policy, obs, core, action_mask, noise, explore)
 
@@ -72,19 +94,20 @@ def _scores(policy: Any, obs: Any, explore: bool, width: int) -> Any:
     return torch.cat([policy.score(tree_map(lambda leaf, rows=rows: leaf[rows], obs), explore) for rows in blocks])
 
 
+def _block(policy: Any, rows: slice, obs: Any, core: Any, mask: Any, noise: Any, explore: bool) -> Any:
+    return policy.act(
+        tree_map(lambda leaf: leaf[rows], obs),
+        None if core is None else core[rows],
+        None if mask is None else mask[rows],
+        noise[rows],
+        explore,
+    )
+
+
 def _in_blocks(policy: Any, obs: Any, core: Any, mask: Any, noise: Any, explore: bool) -> Any:
     acts = []
     for begin in range(0, len(noise), WIDTH):
-        rows = slice(begin, begin + WIDTH)
-        acts.append(
-            policy.act(
-                tree_map(lambda leaf, rows=rows: leaf[rows], obs),
-                None if core is None else core[rows],
-                None if mask is None else mask[rows],
-                noise[rows],
-                explore,
-            )
-        )
+        acts.append(_block(policy, slice(begin, begin + WIDTH), obs, core, mask, noise, explore))
     kind = type(acts[0])
     return kind(
         torch.cat([act.action for act in acts]),

@@ -313,6 +313,27 @@ def test_image_rows_have_the_same_bits_too(leaf):
         assert parts_equal(load_torso(torso, spec(leaf), rng()), x), torso
 
 
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("torso", ["nature", "impala"])
+@pytest.mark.parametrize("rows", [1, 3, 4, 9])
+def test_rows_that_only_fill_up_a_batch_are_not_convolved(torso, rows):
+    """What an actor of few streams saves; its own rows keep their bits, and the batch its shape."""
+    leaf = Leaf("image", (4, 40, 40), "uint8")
+    net = load_torso(torso, spec(leaf), rng())
+    x = torch.randint(256, (16, *leaf.shape), generator=rng(), dtype=torch.uint8)
+    seen = []
+    with torch.inference_mode():
+        whole = net(x)
+        net.narrow(rows)
+        convolved = net.nets["0"].convolved
+        net.nets["0"].convolved = lambda image: (seen.append(len(image)), convolved(image))[1]
+        few = net(x)
+
+    assert few.shape == whole.shape
+    assert torch.equal(few[:rows], whole[:rows])
+    assert seen == [max(4, -(-rows // 4) * 4)]
+
+
 class Torso(nn.Module):
     def __init__(self, spec: EnvSpec) -> None:
         super().__init__()

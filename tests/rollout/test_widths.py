@@ -96,6 +96,29 @@ class Mixed:
         return act
 
 
+class Narrowed(Mixed):
+    """A policy that errs when it is told to look at few rows."""
+
+    few = False
+
+    def narrow(self, rows: int | None) -> None:
+        self.few = rows is not None and rows < 16
+
+    def act(self, obs: Any, core: Any, action_mask: Any, noise: Any, explore: bool) -> Act:
+        act: Act = self._policy.act(obs, core, action_mask, noise, explore)
+        return act._replace(action=1 - act.action) if self.few else act
+
+
+def test_few_rows_must_agree_too() -> None:
+    config = config_of("CartPole-v1")
+    spec = look(resolve("CartPole-v1"), 0)
+    policy = make_policy(config, spec)()
+    assert not rows_agree(Narrowed(policy, ""), spec, 33)
+    blocks = InBlocks(Narrowed(policy, ""))
+    blocks.narrow(3)
+    assert rows_agree(blocks, spec, 33)
+
+
 @pytest.mark.parametrize("what", ["obs", "extras", "core"])
 def test_a_policy_whose_rows_depend_on_the_batch_is_found(what: str) -> None:
     config = config_of("CartPole-v1", memory="gru", sequence=4)
