@@ -72,9 +72,7 @@ class IMPALA:
                 config.rho_bar_pg,
             )  # [T, B] each
             log_ratio.masked_fill_(~valid, 0.0)
-            ratio = log_ratio.exp()
-            approx_kl = masked_mean(ratio - 1 - log_ratio, valid)
-            clip_fraction = masked_mean((ratio > config.rho_bar).float(), valid)
+            approx_kl = masked_mean(log_ratio.exp() - 1 - log_ratio, valid)  # how far the data is from the policy
         loss_policy = -masked_mean(log_prob * advantage, valid)
         loss_value = squared_error(value[:-1], target, valid)
         entropy = masked_mean(dist.entropy()[:-1], valid)
@@ -87,7 +85,6 @@ class IMPALA:
                 "entropy": entropy.detach(),
                 "grad_norm": grad_norm,
                 "approx_kl": approx_kl,
-                "clip_fraction": clip_fraction,
                 "lr": lr,
             }
         )
