@@ -107,8 +107,8 @@ class EnvSource:
 
     def native_id(self) -> str | None:
         """The id, if it registers a native vector environment that takes these kwargs, or is EnvPool's."""
-        if self._pooled:
-            return str(self.target)
+        if self._pooled:  # in blocks a lost life cannot be told from the end of a game
+            return None if self.kwargs.get("episodic_life") else str(self.target)
         found = self._found()
         if not isinstance(found, str):
             return None

@@ -90,6 +90,7 @@ def test_it_can_be_used_in_blocks_and_says_how_it_is_brought_back():
     probe_autoreset(source.make_block, look(source, 0))
     assert choose(source, 8) == "serial"
     assert choose(source, 128) == "native"
+    assert choose(resolve("envpool:Pong-v5", {"episodic_life": True}), 128) == "serial"
     assert prove(source.make, look(source, 0), 0, seconds=30.0) in ("rng", "seed")
 
 
