@@ -116,18 +116,33 @@ class Bench:
     def alternate(self, variants: Sequence[Variant]) -> dict[str, list[Numbers]]:
         """First runs of all variants, then second runs of all: what disturbs the machine disturbs all sides."""
         skipped = [word for word in (self.options.skip or "").split(",") if word]
-        kept = [v for v in variants if not any(word in v.name for word in skipped)]
-        found: dict[str, list[Numbers]] = {variant.name: [] for variant in kept}
-        for index in range(self.options.runs):
-            for variant in kept:
-                if index >= (variant.runs or self.options.runs):
+        found = {variant.name: self.kept(variant.name) for variant in variants}
+        for _ in range(self.options.runs):
+            for variant in variants:
+                runs = found[variant.name]
+                index = len(runs)
+                if any(word in variant.name for word in skipped) or index >= (variant.runs or index + 1):
                     continue
                 busy = psutil.cpu_percent(0.5)
                 numbers = variant.run(index)
-                found[variant.name].append({**numbers, "others_busy_percent": busy})
+                runs.append({**numbers, "others_busy_percent": busy})
                 seen = ", ".join(f"{key} {_short(numbers.get(key))}" for key in self.metrics)
                 print(f"  run {index + 1}  {variant.name}: {seen}", file=sys.stderr, flush=True)
-        return found
+        return {name: runs for name, runs in found.items() if runs}
+
+    def kept(self, name: str) -> list[Numbers]:
+        """With --add: the runs of a variant that are in results/ already."""
+        file = RESULTS / f"{self.name}.json"
+        if not self.options.add or self.options.quick or not file.exists():
+            return []
+        data = json.loads(file.read_text())
+        self.versions = data["versions"] | self.versions
+        return list(data["runs"].get(name, []))
+
+    def lines(self, numbers: Numbers) -> list[Numbers]:
+        """The lines of metrics.jsonl of a run of ours that tell where the time went."""
+        text = (self.scratch / numbers["run"] / "metrics.jsonl").read_text()
+        return [line for line in map(json.loads, text.splitlines()) if "time/acting" in line]
 
     def report(
         self, variants: Sequence[Variant], found: Mapping[str, list[Numbers]], ratios: Sequence[Ratio], note: str = ""
@@ -142,7 +157,7 @@ class Bench:
             "commit": commit(),
             "versions": {**installed(OURS), **self.versions},
             "units": dict(self.metrics),
-            "commands": {variant.name: variant.shown for variant in variants if variant.name in found},
+            "commands": {variant.name: variant.shown for variant in variants if found.get(variant.name)},
             "medians": medians,
             "ratios": [asdict(ratio) | compare(ratio, found) for ratio in ratios if _complete(ratio, found)],
             "note": note,
@@ -163,8 +178,9 @@ class Bench:
 def arguments(doc: str | None, **more: Any) -> argparse.Namespace:
     """The flags that all benchmarks take, and those in `more`: name=keywords of add_argument."""
     parser = argparse.ArgumentParser(description=doc)
-    parser.add_argument("--peers", help="folder of the peers' environments sb3/ and rllib/, made there when missing")
+    parser.add_argument("--peers", help="folder of the peers' environments sb3/, rllib/, ..., made there when missing")
     parser.add_argument("--runs", type=int, help="runs of each variant [3; 1 with --quick]")
+    parser.add_argument("--add", action="store_true", help="adds runs to those in results/, and goes on counting")
     parser.add_argument("--quick", action="store_true", help="a short smoke run; nothing is kept")
     parser.add_argument("--skip", help="leave out variants whose name holds one of these words: rllib,subproc")
     for name, keywords in more.items():
@@ -180,8 +196,7 @@ def arguments(doc: str | None, **more: Any) -> argparse.Namespace:
 def ours(bench: Bench, command: Sequence[str]) -> Numbers:
     """A training run of ours with --json: its numbers, and the shares of its time from metrics.jsonl."""
     numbers = bench.call(command)
-    lines = [json.loads(line) for line in (bench.scratch / numbers["run"] / "metrics.jsonl").read_text().splitlines()]
-    timed = [line for line in lines if "time/acting" in line]
+    timed = bench.lines(numbers)
     for share in "acting learning other".split():
         numbers[share] = timed[-1].get(f"time/{share}")
     first, last = timed[0], timed[-1]

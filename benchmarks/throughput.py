@@ -15,10 +15,17 @@ NOTE = (
     "`steady_steps_per_second` counts from the first line of metrics on, about one second into the run."
 )
 
+OVERLAP = (
+    "The same with `--overlap`: actors begin the next unroll before the learner learns from this one, so that data is "
+    f"one update old; not plain PPO. {NOTE}"
+)
+
 
 def main() -> None:
-    options = arguments(__doc__)
-    bench = Bench("throughput", options, TRAINING)
+    options = arguments(
+        __doc__, overlap={"action": "store_true", "help": "PPO that acts while it learns; kept as throughput_overlap"}
+    )
+    bench = Bench("throughput_overlap" if options.overlap else "throughput", options, TRAINING)
     steps = 16_384 if options.quick else 200_000
     variants = []
 
@@ -32,9 +39,12 @@ def main() -> None:
         variants.append(Variant(name, bench.shown(command), run))
 
     rltrain = [str(BIN / "rltrain"), *SETTINGS, "--steps", str(steps), "--seed", "{seed}"]
-    for workers, peer in zip((0, 1, 2), ("dummy", "subproc", "rllib"), strict=True):
+    if options.overlap:
+        rltrain.append("--overlap")
+    sides = [(1, "dummy"), (2, None)] if options.overlap else [(0, "dummy"), (1, "subproc"), (2, "rllib")]
+    for workers, peer in sides:
         add(f"rltrain --workers {workers}", [*rltrain, "--workers", str(workers)], mine=True)
-        if not options.peers or peer in (options.skip or "").split(","):
+        if not options.peers or peer is None or peer in (options.skip or "").split(","):
             continue
         if peer == "rllib":
             add(
@@ -51,7 +61,9 @@ def main() -> None:
         Ratio("synchronous PPO", best, "sb3 subproc", "steps_per_second", "at least", 4.0),
         Ratio("synchronous PPO", best, "rllib 2 runners x 4", "steps_per_second", "at least", 7.0),
     ]
-    bench.report(variants, bench.alternate(variants), ratios, NOTE)
+    if options.overlap:
+        ratios = [Ratio("PPO with overlap", best, "sb3 dummy", "steps_per_second", "at least", 2.4)]
+    bench.report(variants, bench.alternate(variants), ratios, OVERLAP if options.overlap else NOTE)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Kills a random actor every two seconds for a minute, with one that hangs and one that raises once; the run must live.
+"""Chaos: actors are killed, hang, raise and turn slow at random; the run must live, keep its bounds, and leave nothing.
 
-.venv/bin/python scripts/chaos.py [--seconds 60]
+.venv/bin/python scripts/chaos.py [--seconds 60]                  PPO
+.venv/bin/python scripts/chaos.py --algo impala [--seconds 300]   actors and learner at once: impala, appo, a3c
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -14,22 +16,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 
 ENV = '''
+import os
+import random
 import time
 from pathlib import Path
 import gymnasium
 
 HERE = Path(__file__).parent
+DICE = random.Random(f"{os.getpid()} {time.time()}")  # of this process
 
 
 class Troubled(gymnasium.Wrapper):
-    """CartPole that, once in the whole run each, hangs for ever and raises."""
+    """CartPole that, once in the whole run each, hangs for ever and raises; and now and then is slow for a while."""
 
-    steps = 0
+    steps = slow_until = 0
 
     def step(self, action):
         self.steps += 1
@@ -39,47 +47,131 @@ class Troubled(gymnasium.Wrapper):
                 if name == "hung":
                     time.sleep(10**6)
                 raise RuntimeError("once")
+        if self.steps % 1000 == 0 and (HERE / "slow").exists() and DICE.random() < 0.1:
+            self.slow_until = self.steps + 200
+        if self.steps < self.slow_until:
+            time.sleep(0.01)
         return super().step(action)
 
 
-def make():
+def make(**_):
     return Troubled(gymnasium.make("CartPole-v1"))
 '''
+TIMEOUT = 5  # seconds without progress after which an actor counts as hung
+MAX_LAG = 20  # updates
+QUIET_END = 8.0  # last seconds of the run, in which nothing is done to it
+COMMON = f"""--env troubled.py:make --workers 4 --steps 1_000_000_000 --actor-timeout {TIMEOUT} --max-restarts 50
+    --streams 16 --unroll 32 --lr 1e-3 --lr-end none --gamma 0.98 --entropy 0 --eval-every 0 --json --out .""".split()
+ASYNCHRONOUS = f"--preset none --credits 2 --max-lag {MAX_LAG} --checkpoint-every 100_000".split()
+
+
+@dataclass
+class Seen:
+    """What was done to a run, and what it looked like meanwhile."""
+
+    killed: int = 0
+    stopped: int = 0
+    processes: dict[int, float] = field(default_factory=dict)  # pid -> when it began; everybody who ever was there
+    memory: list[tuple[float, float]] = field(default_factory=list)  # (seconds, MiB) of the learner's own memory
+    files: list[int] = field(default_factory=list)  # that the learner has open
+
+
+def trouble(run: subprocess.Popen[str], seconds: float, hangs: bool) -> Seen:
+    """Strike an actor every two seconds, until the run ends."""
+    rng, seen, began, due = random.Random(0), Seen(), time.monotonic(), 2.0
+    while run.poll() is None:
+        time.sleep(0.5)
+        now = time.monotonic() - began
+        with contextlib.suppress(psutil.NoSuchProcess):
+            learner = psutil.Process(run.pid)
+            tree = learner.children(recursive=True)
+            seen.processes |= {process.pid: process.create_time() for process in tree}
+            seen.memory.append((now, learner.memory_full_info().uss / 2**20))
+            seen.files.append(learner.num_fds())
+            if not due < now < seconds - QUIET_END:
+                continue
+            due = now + rng.uniform(1.5, 2.5)
+            actors = [p for p in tree if p.ppid() != run.pid and p.status() != psutil.STATUS_STOPPED]
+            hang = hangs and rng.random() < 0.4
+            if actors:
+                os.kill(rng.choice(actors).pid, signal.SIGSTOP if hang else signal.SIGKILL)
+                seen.killed, seen.stopped = seen.killed + (not hang), seen.stopped + hang
+    return seen
+
+
+def leak(seen: Seen) -> tuple[str, bool]:
+    """The slope of the learner's memory, after the first third; a leak if what it adds up to is more than noise."""
+    rows = np.array(seen.memory[len(seen.memory) // 3 : -2])
+    if len(rows) < 20:
+        return "memory: too short a run to tell", False
+    slope, level = np.polyfit(rows[:, 0], rows[:, 1], 1)
+    noise = float(np.std(rows[:, 1] - (slope * rows[:, 0] + level)))
+    grown = slope * (rows[-1, 0] - rows[0, 0])
+    begin, end = (int(np.median(part)) for part in np.array_split(seen.files[len(seen.files) // 3 :], 2))
+    text = f"memory: {np.median(rows[:, 1]):.1f} MiB of its own, slope {60 * slope:+.3f} MiB a minute, which makes "
+    text += f"{grown:+.2f} MiB in all; noise {noise:.2f} MiB (one deviation); open files {begin}, then {end}"
+    return text, bool(grown > max(3 * noise, 1.0) or end > begin + 2)
+
+
+def lag(rows: list[dict[str, Any]]) -> tuple[str, bool]:
+    """What is older than the bound must have been dropped, and nothing else."""
+    lines = [row for row in rows if "rollout/policy_lag_max" in row]
+    dropped = np.diff([0.0, *(row["rollout/dropped"] for row in lines)])
+    over = np.array([row["rollout/policy_lag_max"] > MAX_LAG for row in lines])
+    learned = max((row["learner/policy_lag"] for row in lines if "learner/policy_lag" in row), default=0.0)
+    wrong = int(np.sum(over != (dropped > 0)))
+    most = max((row["rollout/policy_lag_max"] for row in lines), default=0.0)
+    text = (
+        f"lag: at most {most:.0f} updates as unrolls came, {int(dropped.sum())} over {MAX_LAG} dropped ({wrong} lines "
+    )
+    text += f"where that does not fit); learned from: at most {learned:.1f} in the mean of a line"
+    return text, wrong > 0 or learned > MAX_LAG
+
+
+def left(seen: Seen, run: int) -> list[object]:
+    """Processes of the run that live on, and what has a name in shared memory."""
+    alive: list[object] = []
+    for pid, born in seen.processes.items():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).create_time() == born:
+                alive.append(pid)
+    return alive + [name for name in os.listdir("/dev/shm") if f"-{run}-" in name]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--algo", choices=["ppo", "impala", "appo", "a3c"], default="ppo")
     parser.add_argument("--seconds", type=float, default=60.0)
-    seconds = parser.parse_args().seconds
+    options = parser.parse_args()
+    ahead = options.algo != "ppo"
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "troubled.py").write_text(ENV)
-        words = (
-            "--algo ppo --env troubled.py:make --workers 4 --steps 1_000_000_000 --actor-timeout 5 --max-restarts 50"
-        )
-        settings = (
-            "--streams 16 --unroll 32 --lr 1e-3 --lr-end none --gamma 0.98 --entropy 0 --eval-every 0 --json --out ."
-        )
-        command = [str(Path(sys.executable).parent / "rltrain"), *words.split(), *settings.split()]
-        run = subprocess.Popen([*command, "--max-seconds", str(seconds)], cwd=folder, stdout=subprocess.PIPE, text=True)
-        rng, killed, end = random.Random(0), 0, time.monotonic() + seconds
-        while run.poll() is None:
-            time.sleep(2.0)
-            tree = psutil.Process(run.pid).children(recursive=True) if run.poll() is None else []
-            actors = [p for p in tree if p.parent() is not None and p.parent().pid != run.pid]
-            if actors and time.monotonic() < end - 4:
-                os.kill(rng.choice(actors).pid, signal.SIGKILL)
-                killed += 1
-        text = run.communicate()[0]
+        if ahead:
+            (Path(folder) / "slow").touch()
+        command = [str(Path(sys.executable).parent / "rltrain"), "--algo", options.algo, *COMMON]
+        command += [*(ASYNCHRONOUS if ahead else []), "--max-seconds", f"{options.seconds:g}"]
+        with (Path(folder) / "stdout").open("w+") as out:  # a file: nobody reads meanwhile
+            run = subprocess.Popen(command, cwd=folder, stdout=out, text=True)
+            seen = trouble(run, options.seconds, hangs=ahead)
+            out.seek(0)
+            text = out.read()
         result = json.loads(text.splitlines()[-1]) if run.returncode == 0 else {}
-        rows = [json.loads(row) for row in next(Path(folder).glob("ppo-*/metrics.jsonl")).read_text().splitlines()]
-        returns = [row["rollout/return_mean"] for row in rows if "rollout/return_mean" in row]
-        seen = [name for name in ("hung", "raised") if (Path(folder) / name).exists()]
+        files = list(Path(folder).glob(f"{options.algo}-*/metrics.jsonl"))
+        rows = [json.loads(row) for file in files for row in file.read_text().splitlines()]
+        named = [name for name in ("hung", "raised") if (Path(folder) / name).exists()]
     time.sleep(1.0)
-    left = [p.pid for p in psutil.process_iter(["cmdline"]) if folder in " ".join(p.info["cmdline"] or [])]
-    files = [name for name in os.listdir("/dev/shm") if f"-{run.pid}-" in name]
-    print(f"status {run.returncode}, killed {killed}, {' and '.join(seen)}, restarts {result.get('restarts')}")
-    print(f"return {returns[0]:.0f} at first, {returns[-1]:.0f} at last; left behind: {left} {files}")
-    return 0 if run.returncode == 0 and result["restarts"] >= killed and not left and not files else 1
+    behind = left(seen, run.pid)
+    struck = seen.killed + seen.stopped
+    returns = [row["rollout/return_mean"] for row in rows if "rollout/return_mean" in row] or [float("nan")]
+    itself = " and ".join(named) or "nothing"
+    print(f"status {run.returncode}; {seen.killed} killed, {seen.stopped} stopped, {itself} by itself", end="; ")
+    print(f"{result.get('restarts')} restarts; {result.get('steps', 0):,} steps")
+    print(f"return {returns[0]:.0f} at first, {returns[-1]:.0f} at last; left behind: {behind}")
+    failed = run.returncode != 0 or result["restarts"] < struck or bool(behind)
+    checks = [leak(seen), lag(rows)] if ahead and rows else []
+    for line, bad in checks:
+        print(f"{line}: {'WRONG' if bad else 'well'}")
+    return int(failed or any(bad for _, bad in checks))
 
 
 if __name__ == "__main__":

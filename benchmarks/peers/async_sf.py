@@ -1,0 +1,89 @@
+"""Sample Factory's APPO, 2 workers x 16 streams: async_sf.py ENV SEED [--seconds N] [--vtrace]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+import time
+from importlib.metadata import version
+from typing import Any
+
+import gymnasium
+import numpy as np
+from sample_factory.algo.runners.runner import AlgoObserver
+from sample_factory.algo.utils.misc import ExperimentStatus
+from sample_factory.cfg.arguments import parse_full_cfg, parse_sf_args
+from sample_factory.envs.env_utils import register_env
+from sample_factory.train import make_runner
+
+WARM = 3.0  # seconds of training before the clock starts
+# Batches of 512 rows in unrolls of 32, each used once, two separate nets of two layers of 64.
+SETTINGS = """--algo=APPO --device=cpu --experiment=x --num_workers=2 --num_envs_per_worker=16 --worker_num_splits=2
+    --rollout=32 --batch_size=512 --num_batches_per_epoch=1 --num_epochs=1 --async_rl=True --serial_mode=False
+    --use_rnn=False --encoder_mlp_layers 64 64 --nonlinearity=tanh --actor_critic_share_weights=False
+    --learning_rate=5e-4 --gamma=0.99 --value_loss_coeff=0.5 --exploration_loss_coeff=0.01 --max_grad_norm=0.5
+    --normalize_input=False --normalize_returns=False --with_wandb=False --decorrelate_experience_max_seconds=0
+    --save_every_sec=600 --save_best_every_sec=600 --experiment_summaries_interval=600""".split()
+
+
+def make(name: str, cfg: Any = None, env_config: Any = None, render_mode: str | None = None) -> gymnasium.Env:
+    return gymnasium.make(name, render_mode=render_mode)
+
+
+class Clock(AlgoObserver):
+    """Steps and seconds since the first training step that came `WARM` seconds after the first of all."""
+
+    def __init__(self) -> None:
+        self.came: float | None = None
+        self.began: tuple[float, int] | None = None
+        self.last = (0.0, 0)
+        self.ret: float | None = None
+
+    def on_training_step(self, runner: Any, training_iteration_since_resume: int) -> None:
+        now, steps = time.perf_counter(), sum(runner.env_steps.values())
+        self.came = self.came or now
+        if self.began is None and now - self.came >= WARM:
+            self.began = now, steps
+        self.last = now, steps
+        stats = runner.policy_avg_stats.get("reward")
+        if stats and len(stats[0]):
+            self.ret = float(np.mean(list(stats[0])[-20:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("env")
+    parser.add_argument("seed", type=int)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--vtrace", action="store_true", help="V-trace instead of GAE")
+    options = parser.parse_args()
+    register_env(options.env, make)
+    folder = tempfile.mkdtemp()
+    words = [f"--env={options.env}", f"--seed={options.seed}", f"--train_dir={folder}", *SETTINGS]
+    words += ["--with_vtrace=True", "--recurrence=32"] if options.vtrace else ["--with_vtrace=False", "--recurrence=1"]
+    words += [f"--train_for_seconds={round(options.seconds + WARM + 4)}", f"--train_for_env_steps={10**10}"]
+    parsed, _ = parse_sf_args(argv=words, evaluation=False)
+    _, runner = make_runner(parse_full_cfg(parsed, words))
+    clock = Clock()
+    runner.register_observer(clock)
+    status = runner.init()
+    if status == ExperimentStatus.SUCCESS:
+        status = runner.run()
+    shutil.rmtree(folder, ignore_errors=True)
+    if status != ExperimentStatus.SUCCESS or clock.began is None:
+        raise SystemExit(f"Sample Factory ended with {status}")
+    names = {"sample-factory": "sf", "gymnasium": "sf gymnasium", "numpy": "sf numpy", "torch": "sf torch"}
+    numbers = {
+        "steady_steps_per_second": (clock.last[1] - clock.began[1]) / (clock.last[0] - clock.began[0]),
+        "seconds": clock.last[0] - clock.began[0],
+        "steps": clock.last[1],
+        "return": clock.ret,
+        "versions": {short: version(name) for name, short in names.items()},
+    }
+    print("\n" + json.dumps(numbers), flush=True)
+
+
+if __name__ == "__main__":
+    main()
