@@ -121,10 +121,8 @@ def lag(rows: list[dict[str, Any]]) -> tuple[str, bool]:
     learned = max((row["learner/policy_lag"] for row in lines if "learner/policy_lag" in row), default=0.0)
     wrong = int(np.sum(over != (dropped > 0)))
     most = max((row["rollout/policy_lag_max"] for row in lines), default=0.0)
-    text = (
-        f"lag: at most {most:.0f} updates as unrolls came, {int(dropped.sum())} over {MAX_LAG} dropped ({wrong} lines "
-    )
-    text += f"where that does not fit); learned from: at most {learned:.1f} in the mean of a line"
+    text = f"lag: at most {most:.0f} updates as unrolls came, {int(dropped.sum())} over {MAX_LAG} dropped ("
+    text += f"{wrong} lines where that does not fit); learned from: at most {learned:.1f} in the mean of a line"
     return text, wrong > 0 or learned > MAX_LAG
 
 
