@@ -78,7 +78,8 @@ class Dense(nn.Module):
             inputs = width
         self._free: dict[tuple[int, int], list[list[Tensor]]] = {}  # arrays nobody needs, by n and B
         self._layers: list[list[Layer]] = []  # of all nets, and of the first alone
-        self._place: tuple[int, int] | None = None  # of the parameters and their gradients when `_layers` was made
+        self._single: list[tuple[Tensor, Tensor]] = []  # of the first: weight [out, in] and bias [out]
+        self._place: tuple[int, int] | None = None  # of the parameters and their gradients when those were made
 
     def forward(self, *inputs: Tensor, frozen: bool = False, first: bool = False) -> Tensor:
         """[B, F] each, side by side, to [n, B, outputs].
@@ -106,10 +107,11 @@ class Dense(nn.Module):
     def rows(self, x: Tensor) -> Tensor:
         """[..., F] to [..., outputs], of a single net: what actors run; a row's bits do not depend on the others."""
         activate = ACTIVATE[self.activation]
-        *hidden, last = self.layers(first=True)
-        for layer in hidden:
-            x = activate(F.linear(x, layer.weight[0], layer.bias[0, 0]))
-        return F.linear(x, last.weight[0], last.bias[0, 0])
+        self.layers()
+        *hidden, (weight, bias) = self._single
+        for w, b in hidden:
+            x = activate(F.linear(x, w, b))
+        return F.linear(x, weight, bias)
 
     def layers(self, first: bool = False) -> list[Layer]:
         """Of all nets, or of the first alone; made anew only where the parameters or their gradients have moved."""
@@ -118,6 +120,7 @@ class Dense(nn.Module):
         if place != self._place:
             self._place = place
             self._layers = [[_layer(w, b, nets) for w, b in self.pairs] for nets in (self.nets, 1)]
+            self._single = [(layer.weight[0], layer.bias[0, 0]) for layer in self._layers[1]]
         return self._layers[first]
 
     def take(self, nets: int, rows: int) -> list[Tensor]:
@@ -137,7 +140,7 @@ class Dense(nn.Module):
         """Without what can be made again."""
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        afresh: dict[str, Any] = {"_free": {}, "_layers": [], "_place": None}
+        afresh: dict[str, Any] = {"_free": {}, "_layers": [], "_single": [], "_place": None}
         own = {name: value for name, value in self.__dict__.items() if name not in afresh}
         twin.__dict__.update(copy.deepcopy(own, memo), **afresh)
         return twin
@@ -193,7 +196,10 @@ class Walk:
                 else:
                     torch.ops.aten.tanh_backward.grad_input(d, below[i], grad_input=d)
         columns = x.shape[1] if self._graph is not None else last
-        along_x = functools.reduce(torch.add, map(torch.mm, d, self._layers[0].weight[..., x.shape[1] - columns :]))
+        along_x = x.new_empty(len(x), 0)
+        if columns:
+            weight = self._layers[0].weight[..., -columns:]
+            along_x = functools.reduce(torch.add, map(torch.mm, d, weight))
         net.give(slopes)
         self.forget()
         if self._graph is not None:

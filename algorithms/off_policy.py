@@ -76,7 +76,7 @@ def squared_loss(error: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         The loss [], and its gradient [n, B, 1] along what the critics put out.
     """
     slope = error * (1.0 / error.shape[-1]) if weight is None else error * (weight * (1.0 / error.shape[-1]))
-    return torch.linalg.vecdot(slope.view(-1), error.view(-1)).mul_(0.5), slope.unsqueeze(-1)
+    return torch.dot(slope.view(-1), error.view(-1)).mul_(0.5), slope.unsqueeze(-1)
 
 
 def uphill(critics: Tower, obs: Tree, action: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
