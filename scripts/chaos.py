@@ -59,6 +59,7 @@ def make(**_):
 '''
 TIMEOUT = 5  # seconds without progress after which an actor counts as hung
 MAX_LAG = 20  # updates
+PATIENCE = 10.0  # seconds after the run's end in which the fork server may tidy up
 QUIET_END = 8.0  # last seconds of the run, in which nothing is done to it
 COMMON = f"""--env troubled.py:make --workers 4 --steps 1_000_000_000 --actor-timeout {TIMEOUT} --max-restarts 50
     --streams 16 --unroll 32 --lr 1e-3 --lr-end none --gamma 0.98 --entropy 0 --eval-every 0 --json --out .""".split()
@@ -157,14 +158,17 @@ def main() -> int:
         files = list(Path(folder).glob(f"{options.algo}-*/metrics.jsonl"))
         rows = [json.loads(row) for file in files for row in file.read_text().splitlines()]
         named = [name for name in ("hung", "raised") if (Path(folder) / name).exists()]
-    time.sleep(1.0)
-    behind = left(seen, run.pid)
+    ended = time.monotonic()
+    while (behind := left(seen, run.pid)) and time.monotonic() < ended + PATIENCE:
+        time.sleep(0.2)
     struck = seen.killed + seen.stopped
     returns = [row["rollout/return_mean"] for row in rows if "rollout/return_mean" in row] or [float("nan")]
     itself = " and ".join(named) or "nothing"
     print(f"status {run.returncode}; {seen.killed} killed, {seen.stopped} stopped, {itself} by itself", end="; ")
     print(f"{result.get('restarts')} restarts; {result.get('steps', 0):,} steps")
-    print(f"return {returns[0]:.0f} at first, {returns[-1]:.0f} at last; left behind: {behind}")
+    print(
+        f"return {returns[0]:.0f} at first, {returns[-1]:.0f} at last; left behind: {behind}, after {time.monotonic() - ended:.1f} s"
+    )
     failed = run.returncode != 0 or result["restarts"] < struck or bool(behind)
     checks = [leak(seen), lag(rows)] if ahead and rows else []
     for line, bad in checks:
