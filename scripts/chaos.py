@@ -166,9 +166,8 @@ def main() -> int:
     itself = " and ".join(named) or "nothing"
     print(f"status {run.returncode}; {seen.killed} killed, {seen.stopped} stopped, {itself} by itself", end="; ")
     print(f"{result.get('restarts')} restarts; {result.get('steps', 0):,} steps")
-    print(
-        f"return {returns[0]:.0f} at first, {returns[-1]:.0f} at last; left behind: {behind}, after {time.monotonic() - ended:.1f} s"
-    )
+    after = time.monotonic() - ended
+    print(f"return {returns[0]:.0f} at first, {returns[-1]:.0f} at last; left behind after {after:.1f} s: {behind}")
     failed = run.returncode != 0 or result["restarts"] < struck or bool(behind)
     checks = [leak(seen), lag(rows)] if ahead and rows else []
     for line, bad in checks:
