@@ -47,7 +47,7 @@ class A3C:
             if config.optimizer == "adam"
             else RMSProp(flat, config.rms_eps, config.rms_alpha)
         )
-        self._grads = {name: param.grad for name, param in self.policy.named_parameters()}
+        self._grads = {name: param.grad for name, param in self.policy.named_parameters() if param.requires_grad}
 
     def update(self, gradients: Gradients, progress: float) -> Update:
         """Apply what one actor made of one unroll; nothing where no row of it was valid."""

@@ -88,10 +88,14 @@ class StreamFeed:
         return {}
 
     def state(self) -> tuple[dict[str, Any], dict[str, Block]]:
-        return {}, {}
+        if self._most == 1:
+            return {}, {}
+        kept = [_plain(batch) for batch in self._kept]
+        return {"came": self._came, "used": self._used, "kept": kept}, {}
 
     def load(self, state: dict[str, Any], blocks: dict[str, Block]) -> None:
-        """Nothing is kept between deliveries; a circular buffer fills anew."""
+        self._came, self._used = int(state.get("came", 0)), int(state.get("used", 0))
+        self._kept = [_unrolls(saved, self._device) for saved in state.get("kept", [])]
 
 
 class GradientFeed:
@@ -323,3 +327,22 @@ def tensors(rows: Trajectory | Transition, device: torch.device) -> Any:
         core=maybe(rows.core),
         episodes=rows.episodes,
     )
+
+
+def _plain(batch: Trajectory) -> dict[str, Any]:
+    """A batch as data for a checkpoint; its episodes were told when it came."""
+    names = (field.name for field in dataclasses.fields(batch) if field.name != "episodes")
+    return {name: value for name in names if (value := getattr(batch, name)) is not None}
+
+
+def _unrolls(saved: dict[str, Any], device: torch.device) -> Trajectory:
+    """The inverse of `_plain`."""
+
+    def tensor(x: Any) -> Any:
+        if isinstance(x, dict):
+            return {key: tensor(child) for key, child in x.items()}
+        if isinstance(x, list):  # a tuple, before it was written
+            return tuple(tensor(child) for child in x)
+        return torch.as_tensor(np.array(x)).to(device)
+
+    return Trajectory(**{name: tensor(value) for name, value in saved.items()})

@@ -31,6 +31,8 @@ class Learner:
         self.version = 0
         self.feed: Feed = StreamFeed(device) if feed is None else feed
         self.seconds = 0.0  # spent in updates
+        self.skipped = 0  # batches that had become too old before their update
+        self._max_lag: int | None = getattr(getattr(algorithm, "plan", None), "max_lag", None)
         self._told: list[dict[str, Any]] = []  # of the newest updates, not summed up yet
         self._sums: dict[str, tuple[float, int]] = {}
 
@@ -44,14 +46,17 @@ class Learner:
         before = len(self._told)
         lags = not isinstance(self.feed, ReplayFeed)
         for batch in self.feed(unrolls, progress):
+            lag = self.version - int(batch.version.min()) if lags else 0
+            if self._max_lag is not None and lag > self._max_lag:
+                self.skipped += 1
+                continue
             update = self.algorithm.update(batch, progress)
             if update.priority is not None:
                 self.feed.reprioritise(batch, update.priority)
             self._told.append(update.metrics)
             self.version += 1
             if lags:
-                lag = float(self.version - 1 - int(batch.version.min()))
-                self._told[-1] = {**update.metrics, "policy_lag": lag}
+                self._told[-1] = {**update.metrics, "policy_lag": float(lag)}
             if len(self._told) >= MOST:
                 self._check(before)
                 self._sum_up()
@@ -76,6 +81,8 @@ class Learner:
         self._sum_up()
         means = {f"learner/{name}": total / count for name, (total, count) in self._sums.items()}
         self._sums.clear()
+        if self._max_lag is not None:
+            means["learner/skipped"] = float(self.skipped)
         return {**means, **self.feed.metrics()}
 
     def state(self) -> dict[str, Any]:

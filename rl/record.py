@@ -26,6 +26,7 @@ from envs.spec import EnvSpec, from_json, to_json
 from rl.checkpoint import _sync, _write
 from rl.config import RunConfig
 from rl.errors import CheckpointError, ConfigError
+from rl.feed import rounds
 from rl.folder import versions, writing
 from rl.resuming import NAMES, differences
 from rollout.tree import leaves, tree_map, unflatten
@@ -102,9 +103,11 @@ class Recorder:
 
     def add(self, unrolls: list[Trajectory]) -> None:
         """Keep a copy of a delivery, ordered by stream; what has become a file's worth is written."""
-        if not unrolls:
-            return
-        delivery = _joined(unrolls)
+        for once in rounds(unrolls):  # one stream may have delivered twice, and slow actors deliver less
+            for rows in sorted({unroll.rows for unroll in once}):
+                self._add(_joined([unroll for unroll in once if unroll.rows == rows]))
+
+    def _add(self, delivery: Trajectory) -> None:
         if self._pieces and _follows(self._pieces[-1][-1], delivery):
             self._pieces[-1].append(delivery)
         else:
@@ -283,7 +286,8 @@ def _joined(unrolls: list[Trajectory]) -> Trajectory:
 def _follows(before: Trajectory, after: Trajectory) -> bool:
     """Whether `after` goes on where `before` ended, so that one row of observations serves both."""
     return (
-        np.array_equal(before.stream, after.stream)
+        before.rows == after.rows
+        and np.array_equal(before.stream, after.stream)
         and np.array_equal(before.row + len(before.reward), after.row)
         and np.array_equal(before.first[-1], after.first[0])
         and all(np.array_equal(a[-1], b[0]) for a, b in zip(leaves(before.obs), leaves(after.obs), strict=True))

@@ -179,9 +179,10 @@ class Run:
 
     def settle(self) -> None:
         """Wait for the unrolls under way, and learn from them as from any other: afterwards nobody acts."""
+        progress = self.progress
         unrolls = self.rollout.rest()
         if unrolls:
-            self.learner.step(unrolls, self.progress)
+            self.learner.step(unrolls, progress)
             self.rollout.publish(self.learner.weights(self.rollout.steps))
             self._take_in(unrolls)
 

@@ -327,6 +327,16 @@ class Actor:
         self.env.close()
 
 
+class Build:
+    """Makes the actor in its process: cloudpickled there, since environments may be closures."""
+
+    def __init__(self, job: ActorJob) -> None:
+        self.job = job
+
+    def __call__(self, weights: Any, life: Any, slots: Any) -> Actor:
+        return Actor(self.job, Links(weights, life, slots))
+
+
 class _RowViews:
     """Torch views of the rows of an unroll, made once."""
 

@@ -220,6 +220,7 @@ def _serve(payload: bytes, parent: int) -> None:
 
     torch.set_num_threads(1)
     servant: Any = None
+    failed: tuple[str, str] | None = None
     while True:
         try:
             method, args = pipe.recv()
@@ -230,13 +231,16 @@ def _serve(payload: bytes, parent: int) -> None:
                 servant.close()
             return
         try:
-            if servant is None:
-                servant = cloudpickle.loads(payload)(*tickets)
-            answer = ("ok", getattr(servant, method)(*args))
+            if failed is not None:  # it may have been asked ahead, and is to end now
+                answer = failed
+            else:
+                if servant is None:
+                    servant = cloudpickle.loads(payload)(*tickets)
+                answer = ("ok", getattr(servant, method)(*args))
         except EnvFault as fault:
-            answer = ("error", describe(fault))
+            failed = answer = ("error", describe(fault))
         except BaseException:  # sys.exit in an environment too: who asked must hear of it
-            answer = ("error", traceback.format_exc())
+            failed = answer = ("error", traceback.format_exc())
         try:
             pipe.send(answer)
         except OSError:

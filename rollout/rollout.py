@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.connection import wait
 from typing import Any, Literal
 
 import numpy as np
 
-from rollout.actor import LIFE, Actor, ActorJob, Life, Links, needs_slots
+from rollout.actor import LIFE, Actor, ActorJob, Build, Life, Links, needs_slots
 from rollout.episodes import obs_arrays, padded
+from rollout.guard import Guard
 from rollout.handle import ActorLost
 from rollout.local import LocalHandle
 from rollout.memory import SharedMemory, tree_at
@@ -21,6 +23,7 @@ from rollout.types import Episode, Trajectory, Weights
 from rollout.weights import WeightsBoard
 
 POLL = 0.25  # seconds between two looks at whether actors make progress and whether somebody asked to stop
+ANSWER_SECONDS = 5.0  # that the reading of an answer may take, if the timeout is shorter
 READ_SECONDS = 1e-4  # between two looks at whether an actor has read its weights
 
 
@@ -59,6 +62,7 @@ class Rollout:
         self._board = WeightsBoard(weights.arrays)
         self._board.publish(weights)
         self._published = weights.version, weights.step
+        self._guard = Guard(self._answer_seconds)
         shares = np.array_split(np.arange(len(plan.units)), seats)
         self._seats = [
             Seat(worker, tuple(stream for unit in share for stream in plan.units[unit]), Life(self._life, worker))
@@ -94,20 +98,22 @@ class Rollout:
         wanted = len(self.rows) if streams == "all" else streams
         unrolls: list[Trajectory] = []
         began = time.perf_counter()
-        while (missing := wanted - sum(len(unroll.stream) for unroll in unrolls)) > 0:
-            unrolls += self._take(missing)
-            if time.monotonic() > self.patience and sum(len(unroll.stream) for unroll in unrolls) < wanted:
-                raise InterruptedError
+        with self._all_or_nothing(unrolls):
+            while (missing := wanted - sum(len(unroll.stream) for unroll in unrolls)) > 0:
+                unrolls += self._take(missing)
+                if time.monotonic() > self.patience and sum(len(unroll.stream) for unroll in unrolls) < wanted:
+                    raise InterruptedError
         return self._in_order(unrolls, began)
 
     def rest(self) -> list[Trajectory]:
         """Gather all that is under way, and begin nothing: afterwards nobody acts."""
         unrolls: list[Trajectory] = []
         began = time.perf_counter()
-        while any(seat.busy or seat.handle is None for seat in self._seats):
-            unrolls += self._take(len(self.rows), resting=True)
-            if time.monotonic() > self.patience and any(seat.busy or seat.handle is None for seat in self._seats):
-                raise InterruptedError
+        with self._all_or_nothing(unrolls):
+            while any(seat.busy or seat.handle is None for seat in self._seats):
+                unrolls += self._take(len(self.rows) * self._credits, resting=True)
+                if time.monotonic() > self.patience and any(seat.busy or seat.handle is None for seat in self._seats):
+                    raise InterruptedError
         return self._in_order(unrolls, began)
 
     def publish(self, weights: Weights) -> None:
@@ -136,6 +142,7 @@ class Rollout:
 
     def close(self) -> None:
         """End all actors."""
+        self._guard.close()
         for seat in self._seats:
             seat.life.end()
         for seat in self._seats:
@@ -155,7 +162,7 @@ class Rollout:
         units: list[dict[str, Any]] = []
         for seat in self._seats:
             units += self._ask(seat, "state")
-        return {"units": units, "steps": self.steps, "restarts": self.restarts}
+        return {"units": units, **self._counts()}
 
     def blind_state(self) -> dict[str, Any]:
         """The same where actors cannot be asked: every stream will begin anew, as its next incarnation."""
@@ -163,13 +170,18 @@ class Rollout:
             "units": [],
             "rows": self.rows.copy(),
             "incarnations": self.incarnations + 1,
-            "steps": self.steps,
-            "restarts": self.restarts,
+            **self._counts(),
         }
+
+    def _counts(self) -> dict[str, Any]:
+        turn = [self._turn, len(self._seats)]
+        return {"steps": self.steps, "restarts": self.restarts, "dropped": self.dropped, "turn": turn}
 
     def load(self, state: dict[str, Any]) -> bool:
         """Go on from `state`. Returns whether every stream was brought back exactly."""
-        self.steps, self.restarts = int(state["steps"]), int(state["restarts"])
+        self.steps, self.restarts, self.dropped = (int(state.get(name, 0)) for name in ("steps", "restarts", "dropped"))
+        turn, seats = state.get("turn", (0, 0))
+        self._turn = int(turn) if int(seats) == len(self._seats) else 0
         if not state["units"]:
             self.rows[:], self.incarnations[:] = state["rows"], state["incarnations"]
             for seat in self._seats:
@@ -216,12 +228,14 @@ class Rollout:
             from rollout.processes import ProcessHandle
 
             size = needs_slots(job)
-            if size and seat.worker not in self._slots:
+            if size:  # new ones: the learner may still be looking at those of an actor that was lost
+                if seat.worker in self._slots:
+                    self._slots[seat.worker].close()
                 self._slots[seat.worker] = SharedMemory(job.slots * size)
             slots = self._slots[seat.worker].ticket() if size else None
             tickets = (self._board.memory.ticket(), self._life.ticket(), slots)
             try:
-                seat.taken(ProcessHandle(seat.worker, _Build(job), *tickets))
+                seat.taken(ProcessHandle(seat.worker, Build(job), *tickets))
             except (OSError, EOFError) as error:
                 raise ActorLost(seat.worker, f"its process could not be started: {error!r}") from None
 
@@ -246,7 +260,9 @@ class Rollout:
                 break
             try:
                 assert seat.handle is not None
-                unroll = self._open_obs(seat, seat.handle.result())
+                with self._guard.reading(seat.handle):
+                    answer = seat.handle.result()
+                unroll = self._open_obs(seat, answer)
             except ActorLost as lost:
                 self._lost(seat, lost)
                 continue
@@ -257,7 +273,7 @@ class Rollout:
             lag = self._published[0] - int(unroll.version.min())
             self._lags.append(lag)
             if self.plan.max_lag is not None and lag > self.plan.max_lag:
-                self.dropped += 1
+                self.dropped += len(unroll.stream)
                 self._orphans += unroll.episodes
                 if not resting:
                     self._begin(seat)
@@ -268,10 +284,25 @@ class Rollout:
             most -= len(unroll.stream)
         return unrolls
 
+    @contextlib.contextmanager
+    def _all_or_nothing(self, unrolls: list[Trajectory]) -> Iterator[None]:
+        """If the wait is given up, what has come meanwhile does not count either: nobody will learn from it."""
+        try:
+            yield
+        except BaseException:
+            for unroll in reversed(unrolls):
+                self.steps -= unroll.steps
+                self.rows[unroll.stream] = unroll.row
+            raise
+
+    def _answer_seconds(self) -> float:
+        """How long the reading of an answer may take."""
+        return 0.0 if time.monotonic() > self.patience else max(self.plan.actor_timeout, ANSWER_SECONDS)
+
     def _in_order(self, unrolls: list[Trajectory], began: float) -> list[Trajectory]:
-        """By stream, unless each is to be learnt from as it came."""
+        """By the age of their weights and by stream, unless each is to be learnt from as it came."""
         if self.plan.reduce is None:
-            unrolls.sort(key=lambda unroll: (int(unroll.stream[0]), int(unroll.row[0])))
+            unrolls.sort(key=lambda unroll: (int(unroll.version.min()), int(unroll.stream[0]), int(unroll.row[0])))
         self.seconds += time.perf_counter() - began
         return unrolls
 
@@ -289,7 +320,7 @@ class Rollout:
         busy = [seat for seat in self._seats if seat.busy and seat.handle is not None]
         here = [seat for seat in busy if seat.handle is not None and seat.handle.waitable is None]
         if here:
-            return here
+            return sorted(here, key=lambda seat: seat.begun[0])
         if self.plan.deterministic:
             busy = self._whose_turn(busy)
         pipes = {seat.handle.waitable: seat for seat in busy if seat.handle is not None}
@@ -314,7 +345,13 @@ class Rollout:
         for seat in self._seats:
             until = time.monotonic() + seat.timeout(self.plan.actor_timeout)
             while seat.busy and seat.handle is not None and seat.life.begun < seat.reads:
-                if wait([seat.handle.waitable], 0.0) or seat.handle.over or time.monotonic() > until:
+                pipe = seat.handle.waitable
+                if (
+                    pipe is None
+                    or wait([pipe], 0.0)
+                    or seat.handle.over
+                    or time.monotonic() > min(until, self.patience)
+                ):
                     break  # it has answered, or never will
                 time.sleep(READ_SECONDS)
 
@@ -360,13 +397,3 @@ class Rollout:
         slots, rows, columns = self._slots[seat.worker], unroll.rows + 1, len(seat.streams)
         obs = tree_map(lambda a: a[:rows, :columns], tree_at(slots, slot, like))
         return replace(unroll, obs=obs)
-
-
-class _Build:
-    """Makes the actor in its process: cloudpickled there, since environments may be closures."""
-
-    def __init__(self, job: ActorJob) -> None:
-        self.job = job
-
-    def __call__(self, weights: Any, life: Any, slots: Any) -> Actor:
-        return Actor(self.job, Links(weights, life, slots))

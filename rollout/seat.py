@@ -54,6 +54,7 @@ class Seat:
     begun: deque[float] = field(default_factory=deque)  # when the unrolls under way were asked for
     reads: int = 0  # how often weights will have been read here, when all of those have begun
     pace: float = 0.0  # seconds per row, lately; 0: not known yet
+    new: bool = True  # has not delivered yet
     failures: int = 0  # in a row
     restart_at: float = 0.0
     alive: int = -1  # its last count of vector steps, and when that was seen
@@ -67,7 +68,7 @@ class Seat:
 
     def taken(self, handle: Handle) -> None:
         """A new actor sits here."""
-        self.handle, self.alive, self.seen, self.pace = handle, -1, time.monotonic(), 0.0
+        self.handle, self.alive, self.seen, self.pace, self.new = handle, -1, time.monotonic(), 0.0, True
         self.begun.clear()
         self.opened_at, self.reads = self.life.steps, self.life.begun
 
@@ -84,7 +85,9 @@ class Seat:
     def delivered(self, rows: int) -> None:
         """The oldest unroll under way is here, and has so many rows."""
         pace = (time.monotonic() - self.begun.popleft()) / rows
-        self.failures, self.pace = 0, (self.pace + pace) / 2 if self.pace else pace
+        if not self.new:  # the first one took the start of a process and of environments too
+            self.pace = (self.pace + pace) / 2 if self.pace else pace
+        self.failures, self.new = 0, False
 
     def lost(self) -> None:
         """Nobody sits here any more; somebody may after a pause that grows with every failure in a row."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+import types
 from dataclasses import replace
 from typing import Any
 
@@ -97,6 +99,34 @@ def test_what_is_sent_says_where_it_came_from() -> None:
     assert again.row.tolist() == [16] * 6
     assert (again.rows, again.steps) == (8, unroll.steps)
     assert again.episodes == unroll.episodes
+
+
+def test_what_does_not_learn_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("torsos_of_this_test")
+    module.Frozen = Frozen  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    spec = Bench("a2c", "CartPole-v1", streams=4).spec
+    frozen = A3C(spec, A3CConfig(widths=(16,), torso=f"{module.__name__}:Frozen"), CPU, 3, 4)
+    still = {name for name, param in frozen.policy.named_parameters() if not param.requires_grad}
+    assert still
+    found = Reduce(config("discrete"))(frozen.policy, arrays(bench("discrete")[1]))
+    before = {name: param.clone() for name, param in frozen.policy.named_parameters()}
+    frozen.update(found, 0.0)
+    for name, param in frozen.policy.named_parameters():
+        assert torch.equal(param, before[name]) == (name in still), name
+
+
+class Frozen(torch.nn.Module):
+    """A torso whose weights stay as they are."""
+
+    features = 4
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.eye(4), requires_grad=False)
+
+    def forward(self, obs: Any) -> torch.Tensor:
+        return torch.nn.functional.linear(obs, self.weight)
 
 
 def opened(**given: Any) -> A3C:

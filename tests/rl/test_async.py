@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 from oracles.faulty import killed
 
 import rl
+from algorithms.impala import IMPALA
 from envs.probes import Counter, raises
 from rl import checkpoint
 from rl.errors import ConfigError
 from rl.learner import Learner
+from rl.record import Recording
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 
@@ -101,6 +104,41 @@ def test_turns_repeat_to_the_bit(algo: str, tmp_path: Path) -> None:
     assert one.steps == other.steps
 
 
+@pytest.mark.parametrize("algo", ["impala", "appo"])
+def test_turns_go_on_where_they_were_after_a_resume(algo: str, tmp_path: Path) -> None:
+    """The buffer of APPO, and whose turn it is, are part of the checkpoint."""
+    asked = TINY | ALGOS[algo] | {"algo": algo, "deterministic": True, "checkpoint_every": 500, "keep": 9}
+    whole = rl.train(**asked, out=str(tmp_path))
+    for folder in sorted((whole.run / "checkpoints").glob("step-*"))[:-1]:
+        copied = tmp_path / f"from {folder.name}"
+        shutil.copytree(whole.run, copied)
+        for later in (copied / "checkpoints").glob("step-*"):
+            if later.name > folder.name:
+                shutil.rmtree(later)
+        (copied / "checkpoints" / "latest").write_text(folder.name)
+        again = rl.train(resume=copied)
+        assert again.steps == whole.steps
+        assert again.fingerprint == whole.fingerprint, folder.name
+
+
+def test_unrolls_of_all_lengths_are_recorded_whole(tmp_path: Path) -> None:
+    """A stream may deliver twice in one delivery, and one that is slow delivers less."""
+    asked = TINY | ALGOS["impala"] | {"algo": "impala", "record": str(tmp_path / "record"), "credits": 3, "streams": 3}
+    once = str(tmp_path / "once")
+    result = rl.train(
+        **asked | {"env": lambda: killed(at=1100, once=once), "wait": 1, "steps": 5000, "checkpoint_every": 700},
+        out=str(tmp_path / "runs"),
+    )
+    assert result.restarts == 1
+    ends = dict.fromkeys(range(3), 0)
+    for unroll in Recording.open(tmp_path / "record").unrolls():
+        for stream, row in zip(unroll.stream.tolist(), unroll.row.tolist(), strict=True):
+            assert row == ends[stream]
+            ends[stream] += unroll.rows
+    state = checkpoint.load(result.checkpoint).state
+    assert {int(unit["streams"][0]): int(unit["row"][0]) for unit in state["rollout"]["units"]} == ends
+
+
 def test_overlap_of_ppo_repeats_to_the_bit(tmp_path: Path) -> None:
     asked = TINY | {"algo": "ppo", "env": Jittery, "deterministic": True, "overlap": True, "epochs": 2}
     one, other = (rl.train(**asked, out=str(tmp_path / name)) for name in ("one", "other"))
@@ -112,23 +150,27 @@ def test_overlap_of_ppo_repeats_to_the_bit(tmp_path: Path) -> None:
 def test_the_lag_stays_within_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One actor of three is slow, so that its unrolls would be older than allowed."""
     lags: list[int] = []
-    real = Learner.step
+    learners: list[Learner] = []
+    real, update = Learner.step, IMPALA.update
 
     def step(self: Learner, unrolls: list[Any], progress: float) -> None:
-        lags.extend(self.version - int(unroll.version.min()) for unroll in unrolls)
+        learners[:] = [self]
         real(self, unrolls, progress)
 
+    def measured(self: IMPALA, unrolls: Any, progress: float) -> Any:
+        lags.append(learners[0].version - int(unrolls.version.min()))
+        return update(self, unrolls, progress)
+
     monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(IMPALA, "update", measured)
     asked = TINY | ALGOS["impala"] | {"algo": "impala", "max_lag": 3, "credits": 4, "steps": 4000, "env": Jittery}
-    result = rl.train(**asked, out=str(tmp_path))
+    result = rl.train(**asked | {"checkpoint_every": 500}, out=str(tmp_path))
     assert max(lags) <= 3
     assert lags.count(0) < len(lags), "they did run ahead"
     assert result.steps >= 4000
 
 
 def test_batches_have_one_shape_however_many_actors_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from algorithms.impala import IMPALA
-
     shapes = set()
     real = IMPALA.update
 

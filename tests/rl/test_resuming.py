@@ -133,7 +133,7 @@ def test_actors_that_cannot_go_on_fail_the_run(run: Path, monkeypatch: pytest.Mo
         raise OSError("no more room")
 
     monkeypatch.setattr(Actor, "load", fail)
-    monkeypatch.setattr("rollout.rollout.BACKOFF", (0.0,))
+    monkeypatch.setattr("rollout.seat.BACKOFF", (0.0,))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
     with pytest.raises(

@@ -115,6 +115,15 @@ def test_who_has_waited_longest_is_taken_first() -> None:
     assert found == [[0, 1], [2, 3], [0, 1], [2, 3]]
 
 
+def test_actors_in_this_process_are_taken_in_turn() -> None:
+    rollout = open_rollout(backend="local")
+    found = []
+    for _ in range(4):
+        rollout.start()
+        found += streams(rollout.gather(2))
+    assert found == [[0, 1], [2, 3], [0, 1], [2, 3]]
+
+
 def test_an_actor_runs_ahead_as_far_as_its_credits_and_no_further() -> None:
     rollout = open_rollout(credits=3)
     rollout.start()
@@ -150,6 +159,47 @@ def test_big_observations_are_whole_as_long_as_they_are_looked_at(credits: int) 
             np.testing.assert_array_equal(unroll.obs, wanted[int(unroll.row[0]) // 10][:, unroll.stream])
 
 
+def test_what_a_lost_actor_left_is_not_overwritten_by_its_successor() -> None:
+    rollout = open_rollout(Picture, credits=2, unroll=10)
+    rollout.start()
+    until(lambda: all(seat.life.begun == 2 for seat in rollout._seats))
+    both_are_ready(rollout)
+    held = [unroll for unroll in rollout.gather(2) if unroll.stream[0] == 0]
+    held += [] if held else [unroll for unroll in rollout.gather(2) if unroll.stream[0] == 0]
+    before = [unroll.obs.copy() for unroll in held]
+    os.kill(pids(rollout)[0], signal.SIGKILL)
+    rollout.rest()
+    assert rollout.restarts == 1
+    assert held
+    for unroll, obs in zip(held, before, strict=True):
+        np.testing.assert_array_equal(unroll.obs, obs)
+
+
+def test_a_wait_that_is_given_up_counts_nothing(tmp_path: Path) -> None:
+    """The unroll of one actor is there, that of the other will not come."""
+    rollout = open_rollout(gate=tmp_path / "gate")
+    rollout.start()
+    until(lambda: bool(wait([rollout._seats[1].handle.waitable], 0)))  # type: ignore[union-attr]
+    rollout.patience = time.monotonic() + 0.5
+    with pytest.raises(InterruptedError):
+        rollout.gather()
+    assert rollout.steps == 0
+    assert rollout.rows.tolist() == [0] * 4
+    (tmp_path / "gate").touch()
+
+
+def test_an_actor_that_stops_in_the_middle_of_an_answer_is_replaced() -> None:
+    """It is stopped when the pipe is full and the rest of the answer still with it."""
+    rollout = open_rollout(unroll=20_000, actor_timeout=1.0, workers=1, units=((0,), (1,), (2,), (3,)))
+    rollout.start()
+    until(lambda: bool(wait([rollout._seats[0].handle.waitable], 0)))  # type: ignore[union-attr]
+    time.sleep(0.2)
+    os.kill(pids(rollout)[0], signal.SIGSTOP)
+    (unroll,) = rollout.gather()
+    assert rollout.restarts == 1
+    assert unroll.first[0].all()
+
+
 def test_what_is_too_old_is_dropped_and_counted() -> None:
     rollout = open_rollout(max_lag=3, workers=1, units=((0,), (1,), (2,), (3,)))
     keeps = open_rollout(workers=1, units=((0,), (1,), (2,), (3,)))
@@ -162,14 +212,14 @@ def test_what_is_too_old_is_dropped_and_counted() -> None:
         (unroll,) = each.gather()
         assert rows([unroll]) == [expected]
         episodes[each] += unroll.episodes
-    assert rollout.dropped == 1
+    assert rollout.dropped == 4
     assert rollout.rows.tolist() == [16] * 4, "its rows were acted, and are counted"
     keeps.start()
     episodes[keeps] += keeps.gather()[0].episodes
     assert rollout.steps == keeps.steps
     assert episodes[rollout] == episodes[keeps], "and its episodes are told"
     assert rollout.metrics() == {
-        "rollout/dropped": 1.0,
+        "rollout/dropped": 4.0,
         "rollout/policy_lag_mean": 2.0,  # 4 of the one, 0 of the other
         "rollout/policy_lag_max": 4.0,
     }
@@ -191,8 +241,18 @@ def test_resting_drops_too_and_begins_nothing() -> None:
     both_are_ready(rollout)
     publish(rollout, 4)
     assert rollout.rest() == []
-    assert rollout.dropped == 2
+    assert rollout.dropped == 4
     assert rollout.rows.tolist() == [8] * 4
+
+
+def test_the_start_of_a_process_is_not_held_against_an_actor() -> None:
+    rollout = open_rollout()
+    rollout.start()
+    rollout.gather()
+    assert [one.pace for one in rollout._seats] == [0.0, 0.0]
+    rollout.start()
+    rollout.gather()
+    assert all(one.pace > 0 for one in rollout._seats)
 
 
 def seat(pace: float) -> Seat:
