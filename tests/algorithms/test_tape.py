@@ -98,3 +98,21 @@ def test_the_quicker_tanh_is_tanh():
 
     torch.testing.assert_close(fast_tanh_(x.clone()), torch.tanh(x.double()).float(), atol=2e-7, rtol=0)
     assert torch.isnan(fast_tanh_(torch.tensor([float("nan")]))).all()
+
+
+@pytest.mark.parametrize("shape", [lambda out: out, lambda out: out.view(2, -1)], ids=["leaf", "behind autograd"])
+def test_a_gradient_of_the_output_goes_back_as_through_autograd(shape):
+    """With the leaf itself autograd is left out; behind anything else it is not."""
+    net = Net("relu", 17).double()
+    twin = copy.deepcopy(net)
+    flat, other = flatten(net), flatten(twin)
+    x = torch.randn(6, 17, generator=torch.Generator().manual_seed(1)).double()
+    tape = Tape(net)
+    with tape:
+        out = shape(net.trunk(x))
+    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).double()
+    tape.backward(out, gradient)
+    shape(twin.trunk(x)).backward(gradient)
+
+    torch.testing.assert_close(flat.grad, other.grad)
+    assert flat.grad.abs().max() > 0.1
