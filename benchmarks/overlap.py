@@ -24,7 +24,7 @@ GUESS = 500  # turns of the environment's loop, where the search for as many as 
 COMMON = """--preset none --workers 1 --learner-threads 1 --streams 16 --vector serial --lr-end none
     --steps 1000000000 --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
 SETTINGS = {  # each learner is dearer than CartPole alone, so that something can be added to the environment
-    "impala": "--unroll 32 --wait 16 --optimizer adam --widths 256,256".split(),
+    "impala": "--unroll 32 --wait 16 --optimizer adam --widths 512,512".split(),
     "appo": "--unroll 32 --wait 16 --kept 1 --uses 2 --widths 256,256".split(),
     "ppo": "--unroll 128 --epochs 4 --minibatches 8 --widths 64,64".split(),
 }

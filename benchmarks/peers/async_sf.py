@@ -1,4 +1,4 @@
-"""Sample Factory's APPO, 2 workers x 16 streams: async_sf.py ENV SEED [--seconds N] [--vtrace]"""
+"""Sample Factory's APPO, 2 workers x 16 streams: async_sf.py ENV SEED [--seconds N]"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WARM = 3.0  # seconds of training before the clock starts
 # Batches of 512 rows in unrolls of 32, each used once, two separate nets of two layers of 64.
 SETTINGS = """--algo=APPO --device=cpu --experiment=x --num_workers=2 --num_envs_per_worker=16 --worker_num_splits=2
     --rollout=32 --batch_size=512 --num_batches_per_epoch=1 --num_epochs=1 --async_rl=True --serial_mode=False
-    --use_rnn=False --encoder_mlp_layers 64 64 --nonlinearity=tanh --actor_critic_share_weights=False
+    --with_vtrace=False --recurrence=1 --use_rnn=False --encoder_mlp_layers 64 64 --nonlinearity=tanh --actor_critic_share_weights=False
     --learning_rate=5e-4 --gamma=0.99 --value_loss_coeff=0.5 --exploration_loss_coeff=0.01 --max_grad_norm=0.5
     --normalize_input=False --normalize_returns=False --with_wandb=False --decorrelate_experience_max_seconds=0
     --save_every_sec=600 --save_best_every_sec=600 --experiment_summaries_interval=600""".split()
@@ -33,9 +33,10 @@ def make(name: str, cfg: Any = None, env_config: Any = None, render_mode: str | 
 
 
 class Clock(AlgoObserver):
-    """Steps and seconds since the first training step that came `WARM` seconds after the first of all."""
+    """Steps and seconds since the first training step that came `WARM` seconds after the first of all; ends the run."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
         self.came: float | None = None
         self.began: tuple[float, int] | None = None
         self.last = (0.0, 0)
@@ -47,6 +48,8 @@ class Clock(AlgoObserver):
         if self.began is None and now - self.came >= WARM:
             self.began = now, steps
         self.last = now, steps
+        if self.began is not None and now - self.began[0] >= self.seconds:
+            runner.cfg.train_for_env_steps = 1  # its own limit of seconds is looked at too seldom
         stats = runner.policy_avg_stats.get("reward")
         if stats and len(stats[0]):
             self.ret = float(np.mean(list(stats[0])[-20:]))
@@ -57,16 +60,19 @@ def main() -> None:
     parser.add_argument("env")
     parser.add_argument("seed", type=int)
     parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--vtrace", action="store_true", help="V-trace instead of GAE")
     options = parser.parse_args()
     register_env(options.env, make)
     folder = tempfile.mkdtemp()
-    words = [f"--env={options.env}", f"--seed={options.seed}", f"--train_dir={folder}", *SETTINGS]
-    words += ["--with_vtrace=True", "--recurrence=32"] if options.vtrace else ["--with_vtrace=False", "--recurrence=1"]
-    words += [f"--train_for_seconds={round(options.seconds + WARM + 4)}", f"--train_for_env_steps={10**10}"]
+    words = [
+        f"--env={options.env}",
+        f"--seed={options.seed}",
+        f"--train_dir={folder}",
+        *SETTINGS,
+        f"--train_for_env_steps={10**10}",
+    ]
     parsed, _ = parse_sf_args(argv=words, evaluation=False)
     _, runner = make_runner(parse_full_cfg(parsed, words))
-    clock = Clock()
+    clock = Clock(options.seconds)
     runner.register_observer(clock)
     status = runner.init()
     if status == ExperimentStatus.SUCCESS:
