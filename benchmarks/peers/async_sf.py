@@ -22,7 +22,8 @@ WARM = 3.0  # seconds of training before the clock starts
 # Batches of 512 rows in unrolls of 32, each used once, two separate nets of two layers of 64.
 SETTINGS = """--algo=APPO --device=cpu --experiment=x --num_workers=2 --num_envs_per_worker=16 --worker_num_splits=2
     --rollout=32 --batch_size=512 --num_batches_per_epoch=1 --num_epochs=1 --async_rl=True --serial_mode=False
-    --with_vtrace=False --recurrence=1 --use_rnn=False --encoder_mlp_layers 64 64 --nonlinearity=tanh --actor_critic_share_weights=False
+    --with_vtrace=False --recurrence=1 --use_rnn=False --encoder_mlp_layers 64 64 --nonlinearity=tanh
+    --actor_critic_share_weights=False
     --learning_rate=5e-4 --gamma=0.99 --value_loss_coeff=0.5 --exploration_loss_coeff=0.01 --max_grad_norm=0.5
     --normalize_input=False --normalize_returns=False --with_wandb=False --decorrelate_experience_max_seconds=0
     --save_every_sec=600 --save_best_every_sec=600 --experiment_summaries_interval=600""".split()
