@@ -27,6 +27,7 @@ class DDPG:
     def __init__(self, spec: EnvSpec, config: DDPGConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
         self.plan = replay_plan(config)
+        self.observes = config.normalize_obs
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         generator = torch.Generator().manual_seed(seed + 1)
         self.critic = Tower(spec, config, self.policy.size, 1, 1, generator).to(device)
@@ -52,7 +53,7 @@ class DDPG:
         lr_q = config.lr_q or config.lr
         norm = step(self.critic_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope))
 
-        loss_policy, climb = uphill(critic, obs, deterministic(policy.actor, obs))
+        loss_policy, climb = uphill(critic, obs, policy.actor)
         step(self.optimizer, loss_policy, config.lr, config.max_grad_norm, climb)
         self.target.follow(config.tau)
         self.critic_target.follow(config.tau)

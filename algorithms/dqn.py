@@ -50,6 +50,7 @@ class DQN:
     def __init__(self, spec: EnvSpec, config: DQNConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
         self.plan = replay_plan(config)
+        self.observes = config.normalize_obs
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         self.net: QNetwork = self.policy.net
         flat = flatten(self.policy)

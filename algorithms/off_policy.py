@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from algorithms.actors import deterministic
 from algorithms.dense import Tower
 from algorithms.optim import Flat, flatten
 from algorithms.protocol import ReplayPlan
@@ -79,22 +80,34 @@ def squared_loss(error: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.dot(slope.view(-1), error.view(-1)).mul_(0.5), slope.unsqueeze(-1)
 
 
-def uphill(critics: Tower, obs: Tree, action: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
+def uphill(critics: Tower, obs: Tree, actor: Any) -> tuple[Tensor, Callable[[Tensor], None]]:
     """The loss of a deterministic policy, minus the mean of what the first critic expects of its actions.
 
     Args:
-        action: [B, A], with their graph.
+        obs:   normalised.
+        actor: the policy's network; a `Tower` is walked back without autograd.
 
     Returns:
         The loss [], and its backward pass.
     """
+    action, down = _acts(actor, obs)
     walk = critics.walk(obs, action.detach(), frozen=True, first=True)
 
     def backward(loss: Tensor) -> None:
         slope = torch.full_like(walk.out, -1.0 / len(action))
-        action.backward(walk.back_to(slope, action.shape[-1]))  # type: ignore[no-untyped-call]
+        down(walk.back_to(slope, action.shape[-1]))
 
     return -walk.out.mean(), backward
+
+
+def _acts(actor: Any, obs: Tree) -> tuple[Tensor, Callable[[Tensor], None]]:
+    """The actions [B, A] of a deterministic policy's network, and the way back from a gradient along them."""
+    if not isinstance(actor, Tower):
+        action = deterministic(actor, obs)
+        return action, action.backward
+    walk = actor.walk(obs)
+    action = torch.tanh(walk.out[0])
+    return action, lambda slope: walk.back(torch.ops.aten.tanh_backward(slope, action).unsqueeze(0))
 
 
 def priority(error: Tensor, index: Tensor | None) -> Tensor | None:

@@ -143,7 +143,10 @@ class Update:
 
 
 class Algorithm(Protocol):
-    """Built as `Name(spec, config, device, seed, streams)`."""
+    """Built as `Name(spec, config, device, seed, streams)`.
+
+    It may also have `observes: bool`; where that is False `observe` has nothing to do, and is not called.
+    """
 
     policy: Any  # Policy
     plan: Plan

@@ -30,6 +30,7 @@ class SAC:
     def __init__(self, spec: EnvSpec, config: SACConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
         self.plan = replay_plan(config)
+        self.observes = config.normalize_obs
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         self.size = math.prod(spec.action.shape)
         generator = torch.Generator().manual_seed(seed + 1)

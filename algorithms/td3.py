@@ -27,6 +27,7 @@ class TD3:
     def __init__(self, spec: EnvSpec, config: TD3Config, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
         self.plan = replay_plan(config)
+        self.observes = config.normalize_obs
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         generator = torch.Generator().manual_seed(seed + 1)
         self.critics = Tower(spec, config, self.policy.size, 1, 2, generator).to(device)
@@ -58,7 +59,7 @@ class TD3:
         told: dict[str, Tensor | float] = {"loss_q": loss_q, "q_mean": walk.out.mean(), "grad_norm": norm}
 
         if self.critics_optimizer.steps % config.policy_delay == 0:
-            loss_policy, climb = uphill(critics, obs, deterministic(policy.actor, obs))
+            loss_policy, climb = uphill(critics, obs, policy.actor)
             step(self.optimizer, loss_policy, config.lr, config.max_grad_norm, climb)
             self.target.follow(config.tau)
             self.critics_target.follow(config.tau)
