@@ -59,6 +59,7 @@ def make(**_):
 '''
 TIMEOUT = 5  # seconds without progress after which an actor counts as hung
 MAX_LAG = 20  # updates
+STEADY = 50.0  # seconds that memory is looked at, at least: before, buffers of metrics still fill
 PATIENCE = 10.0  # seconds after the run's end in which the fork server may tidy up
 QUIET_END = 8.0  # last seconds of the run, in which nothing is done to it
 COMMON = f"""--env troubled.py:make --workers 4 --steps 1_000_000_000 --actor-timeout {TIMEOUT} --max-restarts 50
@@ -103,7 +104,7 @@ def trouble(run: subprocess.Popen[str], seconds: float, hangs: bool) -> Seen:
 def leak(seen: Seen) -> tuple[str, bool]:
     """The slope of the learner's memory, after the first third; a leak if what it adds up to is more than noise."""
     rows = np.array(seen.memory[len(seen.memory) // 3 : -2])
-    if len(rows) < 20:
+    if len(rows) == 0 or rows[-1, 0] - rows[0, 0] < STEADY:
         return "memory: too short a run to tell", False
     slope, level = np.polyfit(rows[:, 0], rows[:, 1], 1)
     noise = float(np.std(rows[:, 1] - (slope * rows[:, 0] + level)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import shutil
 import tempfile
 import time
@@ -26,6 +28,7 @@ SETTINGS = """--algo=APPO --device=cpu --experiment=x --num_workers=2 --num_envs
     --actor_critic_share_weights=False
     --learning_rate=5e-4 --gamma=0.99 --value_loss_coeff=0.5 --exploration_loss_coeff=0.01 --max_grad_norm=0.5
     --normalize_input=False --normalize_returns=False --with_wandb=False --decorrelate_experience_max_seconds=0
+    --train_for_env_steps=10000000000
     --save_every_sec=600 --save_best_every_sec=600 --experiment_summaries_interval=600""".split()
 
 
@@ -34,26 +37,38 @@ def make(name: str, cfg: Any = None, env_config: Any = None, render_mode: str | 
 
 
 class Clock(AlgoObserver):
-    """Steps and seconds since the first training step that came `WARM` seconds after the first of all; ends the run."""
+    """Counts from the first training step that came `WARM` seconds after the first of all, tells, and ends everything.
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    Sample Factory's own way to the end sometimes waits for its learner for ever.
+    """
+
+    def __init__(self, seconds: float, folder: str) -> None:
+        self.seconds, self.folder = seconds, folder
         self.came: float | None = None
         self.began: tuple[float, int] | None = None
-        self.last = (0.0, 0)
-        self.ret: float | None = None
 
     def on_training_step(self, runner: Any, training_iteration_since_resume: int) -> None:
         now, steps = time.perf_counter(), sum(runner.env_steps.values())
         self.came = self.came or now
-        if self.began is None and now - self.came >= WARM:
-            self.began = now, steps
-        self.last = now, steps
-        if self.began is not None and now - self.began[0] >= self.seconds:
-            runner.cfg.train_for_env_steps = 1  # its own limit of seconds is looked at too seldom
+        if self.began is None:
+            self.began = (now, steps) if now - self.came >= WARM else None
+            return
+        seconds = now - self.began[0]
+        if seconds < self.seconds:
+            return
         stats = runner.policy_avg_stats.get("reward")
-        if stats and len(stats[0]):
-            self.ret = float(np.mean(list(stats[0])[-20:]))
+        names = {"sample-factory": "sf", "gymnasium": "sf gymnasium", "numpy": "sf numpy", "torch": "sf torch"}
+        numbers = {
+            "steady_steps_per_second": (steps - self.began[1]) / seconds,
+            "steps": steps,
+            "return": float(np.mean(list(stats[0])[-20:])) if stats and len(stats[0]) else None,
+            "versions": {short: version(name) for name, short in names.items()},
+        }
+        print("\n" + json.dumps(numbers), flush=True)
+        for child in multiprocessing.active_children():
+            child.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os._exit(0)
 
 
 def main() -> None:
@@ -64,32 +79,14 @@ def main() -> None:
     options = parser.parse_args()
     register_env(options.env, make)
     folder = tempfile.mkdtemp()
-    words = [
-        f"--env={options.env}",
-        f"--seed={options.seed}",
-        f"--train_dir={folder}",
-        *SETTINGS,
-        f"--train_for_env_steps={10**10}",
-    ]
+    words = [f"--env={options.env}", f"--seed={options.seed}", f"--train_dir={folder}", *SETTINGS]
     parsed, _ = parse_sf_args(argv=words, evaluation=False)
     _, runner = make_runner(parse_full_cfg(parsed, words))
-    clock = Clock(options.seconds)
-    runner.register_observer(clock)
+    runner.register_observer(Clock(options.seconds, folder))
     status = runner.init()
     if status == ExperimentStatus.SUCCESS:
         status = runner.run()
-    shutil.rmtree(folder, ignore_errors=True)
-    if status != ExperimentStatus.SUCCESS or clock.began is None:
-        raise SystemExit(f"Sample Factory ended with {status}")
-    names = {"sample-factory": "sf", "gymnasium": "sf gymnasium", "numpy": "sf numpy", "torch": "sf torch"}
-    numbers = {
-        "steady_steps_per_second": (clock.last[1] - clock.began[1]) / (clock.last[0] - clock.began[0]),
-        "seconds": clock.last[0] - clock.began[0],
-        "steps": clock.last[1],
-        "return": clock.ret,
-        "versions": {short: version(name) for name, short in names.items()},
-    }
-    print("\n" + json.dumps(numbers), flush=True)
+    raise SystemExit(f"Sample Factory ended with {status} before its time")
 
 
 if __name__ == "__main__":
