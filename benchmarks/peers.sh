@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Makes the environments of the libraries we compare with:
-#   benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou] [sf]
+#   benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou] [sf] [cleanrl]
 set -euo pipefail
-[ $# -ge 1 ] || { echo "usage: benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou] [sf]" >&2; exit 2; }
+[ $# -ge 1 ] || { echo "usage: benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou] [sf] [cleanrl]" >&2; exit 2; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dir=$1
 shift
-[ $# -gt 0 ] || set -- sb3 rllib torchrl tianshou sf
+[ $# -gt 0 ] || set -- sb3 rllib torchrl tianshou sf cleanrl
 ours=$(grep '^torch==' "$root/constraints.txt")
 for name in "$@"; do
   torch=$ours
@@ -16,7 +16,8 @@ for name in "$@"; do
     torchrl) torch="torch==2.14.1" packages=("torchrl==0.14.1") ;; # its compiled part needs this torch
     tianshou) packages=("tianshou==2.0.1") ;;
     sf) packages=("sample-factory[atari]==2.1.1" "gymnasium[mujoco]" "numpy<2") ;; # and the games: AutoROM --accept-license
-    *) echo "peers.sh: no peer $name; there are sb3, rllib, torchrl, tianshou and sf" >&2; exit 2 ;;
+    cleanrl) packages=("gym==0.23.1" "numpy<2" cloudpickle pandas matplotlib tensorboard pygame-ce) ;; # and, below, itself
+    *) echo "peers.sh: no peer $name; there are sb3, rllib, torchrl, tianshou, sf and cleanrl" >&2; exit 2 ;;
   esac
   echo "making $dir/$name (once; minutes) ..." >&2
   mkdir -p "$dir"
@@ -24,4 +25,7 @@ for name in "$@"; do
   # torch by itself first, so that nothing below asks for another build of it.
   "$dir/$name/bin/python" -m pip install --quiet --disable-pip-version-check "$torch"
   "$dir/$name/bin/python" -m pip install --quiet --disable-pip-version-check "${packages[@]}"
+  # It asks for a Python before 3.11 and for packages it does not need here.
+  [ "$name" != cleanrl ] || "$dir/$name/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+    --ignore-requires-python "cleanrl==1.2.0" "stable-baselines3==1.8.0"
 done

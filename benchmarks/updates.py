@@ -1,4 +1,4 @@
-"""SAC and TD3 on Pendulum-v1, one update for each step: updates per second against Stable-Baselines3.
+"""SAC and TD3 on Pendulum-v1, one update for each step: updates per second against Stable-Baselines3 and CleanRL.
 
 Both with two layers of 256, batches of 256, one torch thread and one environment.
 """
@@ -26,8 +26,8 @@ SETTINGS = f"""--env Pendulum-v1 --preset none --workers 0 --streams 1 --unroll 
 NOTE = (
     "`updates_per_second`: updates over the whole time of training, environment, acting and sampling included. "
     "`arithmetic alone`: as many products of two 256 x 256 matrices as an update needs (SAC 16, TD3 11.5 on average), "
-    "and nothing else, right before. `learning` is the share of updates and sampling, `acting` that of policy and "
-    "environment."
+    "and nothing else, right before. CleanRL is its release 1.2.0, the newest that is packaged. `learning` is the share "
+    "of updates and sampling, `acting` that of policy and environment."
 )
 
 
@@ -66,14 +66,16 @@ def main() -> None:
         return Variant(name, bench.shown(command), run)
 
     for algo in options.algo.split(","):
-        names = [f"{algo} {who}" for who in ("arithmetic alone", "rltrain", "sb3")]
+        names = [f"{algo} {who}" for who in ("arithmetic alone", "rltrain", "sb3", "cleanrl")]
         products = PRODUCTS[algo]
         rltrain = [str(BIN / "rltrain"), "--algo", algo, *SETTINGS, "--steps", str(steps), "--seed", "{seed}"]
         variants.append(Variant(names[0], f"{products:g} products an update", lambda index, p=products: arithmetic(p)))
         variants.append(mine(names[1], rltrain))
         if options.peers:
             variants.append(theirs(names[2], bench.peer("updates_sb3.py", algo, "{seed}", "--steps", steps)))
-        ratios.append(Ratio(f"{algo} updates", [names[1]], names[2], "updates_per_second", "at least", 1.25))
+            variants.append(theirs(names[3], bench.peer("updates_cleanrl.py", algo, "{seed}", "--steps", steps)))
+        for peer in names[2:]:
+            ratios.append(Ratio(f"{algo} updates", [names[1]], peer, "updates_per_second", "at least", 1.25))
         ratios.append(Ratio(f"{algo} updates", [names[1]], names[0], "updates_per_second", "at least"))
     bench.report(variants, bench.alternate(variants), ratios, NOTE)
 
