@@ -26,7 +26,7 @@ SETTINGS = f"""--env Pendulum-v1 --preset none --workers 0 --streams 1 --unroll 
 NOTE = (
     "`updates_per_second`: updates over the whole time of training, environment, acting and sampling included. "
     "`arithmetic alone`: as many products of two 256 x 256 matrices as an update needs (SAC 16, TD3 11.5 on average), "
-    "and nothing else, right before. CleanRL is its release 1.2.0, the newest that is packaged. `learning` is the share "
+    "and nothing else, right before. CleanRL is release 1.2.0, the newest that is packaged. `learning` is the share "
     "of updates and sampling, `acting` that of policy and environment."
 )
 
