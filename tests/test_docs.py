@@ -151,6 +151,9 @@ def test_signatures_on_the_api_page_name_real_arguments() -> None:
         assert {word for word in named if word not in ("", "...")} <= {*found, "settings"}, name
 
 
+ONLY = {"warmup": 580, "max_lag": 50}  # for those algorithms that have them
+
+
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Every name that runs of on-policy and off-policy algorithms write."""
@@ -161,7 +164,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
             env="probe:box" if algo in ("td3", "ddpg") else "CartPole-v1",
             preset="none",
             steps=600,
-            **({"warmup": 580} if "warmup" in settings_class(algo).model_fields else {}),
+            **{key: value for key, value in ONLY.items() if key in settings_class(algo).model_fields},
             streams=2,
             workers=0,
             unroll=64,
