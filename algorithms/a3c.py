@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from algorithms.losses import masked_mean, squared_error
-from algorithms.optim import Adam, RMSProp, flatten
+from algorithms.optim import chosen, flatten
 from algorithms.policies import build, placed, policy_factory
 from algorithms.protocol import GradientPlan, Stateful, Update
 from algorithms.returns import lambda_returns
@@ -41,12 +41,7 @@ class A3C:
             max_lag=config.max_lag,
         )
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
-        flat = flatten(self.policy)
-        self.optimizer: Adam | RMSProp = (
-            Adam(flat, config.adam_eps)
-            if config.optimizer == "adam"
-            else RMSProp(flat, config.rms_eps, config.rms_alpha)
-        )
+        self.optimizer = chosen(flatten(self.policy), config)
         self._grads = {name: param.grad for name, param in self.policy.named_parameters() if param.requires_grad}
 
     def update(self, gradients: Gradients, progress: float) -> Update:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from algorithms.losses import masked_mean, squared_error
-from algorithms.optim import Adam, RMSProp, flatten, step
+from algorithms.optim import chosen, flatten, step
 from algorithms.policies import build, placed, policy_factory
 from algorithms.protocol import Stateful, StreamPlan, Update
 from algorithms.returns import vtrace
@@ -37,12 +37,7 @@ class IMPALA:
             max_lag=config.max_lag,
         )
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
-        flat = flatten(self.policy)
-        self.optimizer: Adam | RMSProp = (
-            Adam(flat, config.adam_eps)
-            if config.optimizer == "adam"
-            else RMSProp(flat, config.rms_eps, config.rms_alpha)
-        )
+        self.optimizer = chosen(flatten(self.policy), config)
         self.tape = Tape(self.policy)
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:

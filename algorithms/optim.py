@@ -99,6 +99,13 @@ class RMSProp:
         self.square.copy_(state["square"])
 
 
+def chosen(flat: Flat, config: Any) -> Adam | RMSProp:
+    """The optimiser that an algorithm's settings name: `optimizer`, with `adam_eps`, `rms_eps` and `rms_alpha`."""
+    if config.optimizer == "adam":
+        return Adam(flat, config.adam_eps)
+    return RMSProp(flat, config.rms_eps, config.rms_alpha)
+
+
 def step(
     optimizer: Adam | RMSProp,
     loss: Tensor,

@@ -100,7 +100,7 @@ class Rollout:
         began = time.perf_counter()
         with self._all_or_nothing(unrolls):
             while (missing := wanted - sum(len(unroll.stream) for unroll in unrolls)) > 0:
-                unrolls += self._take(missing)
+                self._take(unrolls, missing)
                 if time.monotonic() > self.patience and sum(len(unroll.stream) for unroll in unrolls) < wanted:
                     raise InterruptedError
         return self._in_order(unrolls, began)
@@ -111,7 +111,7 @@ class Rollout:
         began = time.perf_counter()
         with self._all_or_nothing(unrolls):
             while any(seat.busy or seat.handle is None for seat in self._seats):
-                unrolls += self._take(len(self.rows) * self._credits, resting=True)
+                self._take(unrolls, len(self.rows) * self._credits, resting=True)
                 if time.monotonic() > self.patience and any(seat.busy or seat.handle is None for seat in self._seats):
                     raise InterruptedError
         return self._in_order(unrolls, began)
@@ -248,13 +248,12 @@ class Rollout:
         plan = self.plan
         seat.begin(length(seat, self._seats, plan.unroll) if plan.shorten else None)
 
-    def _take(self, most: int, resting: bool = False) -> list[Trajectory]:
-        """What has come in, the oldest first, until there are unrolls of `most` streams; waits POLL seconds at most.
+    def _take(self, unrolls: list[Trajectory], most: int, resting: bool = False) -> None:
+        """Add what has come in, the oldest first, until there are `most` more streams; waits POLL seconds at most.
 
         Args:
             resting: nothing is begun in the place of unrolls that are too old.
         """
-        unrolls: list[Trajectory] = []
         for seat in self._ready():
             if most <= 0:
                 break
@@ -282,7 +281,6 @@ class Rollout:
                 unroll, self._orphans = replace(unroll, episodes=self._orphans + unroll.episodes), ()
             unrolls.append(unroll)
             most -= len(unroll.stream)
-        return unrolls
 
     @contextlib.contextmanager
     def _all_or_nothing(self, unrolls: list[Trajectory]) -> Iterator[None]:

@@ -21,7 +21,7 @@ from envs.make import resolve
 from envs.probes import hangs
 from envs.vector import Rows, VectorEnv
 from rl.setup import make_algorithm, rollout_plan, world
-from rollout.rollout import Rollout
+from rollout.rollout import Failed, Rollout
 from rollout.seat import Seat, length
 from rollout.types import Gradients, Trajectory, Weights
 
@@ -188,9 +188,25 @@ def test_a_wait_that_is_given_up_counts_nothing(tmp_path: Path) -> None:
     (tmp_path / "gate").touch()
 
 
+def test_a_rollout_that_fails_counts_nothing_of_what_came_meanwhile() -> None:
+    """One unroll lies there, and behind it the news that the other actor was lost once too often."""
+    rollout = open_rollout(max_restarts=0)
+    rollout.start()
+    both_are_ready(rollout)
+    os.kill(pids(rollout)[1], signal.SIGKILL)
+    rollout.gather()  # what it had finished comes first
+    before, steps = rollout.rows.tolist(), rollout.steps
+    rollout.start()
+    both_are_ready(rollout)
+    with pytest.raises(Failed):
+        rollout.gather()
+    assert rollout.rows.tolist() == before
+    assert rollout.steps == steps
+
+
 def test_an_actor_that_stops_in_the_middle_of_an_answer_is_replaced() -> None:
     """It is stopped when the pipe is full and the rest of the answer still with it."""
-    rollout = open_rollout(unroll=20_000, actor_timeout=1.0, workers=1, units=((0,), (1,), (2,), (3,)))
+    rollout = open_rollout(unroll=20_000, actor_timeout=5.0, workers=1, units=((0,), (1,), (2,), (3,)))
     rollout.start()
     until(lambda: bool(wait([rollout._seats[0].handle.waitable], 0)))  # type: ignore[union-attr]
     time.sleep(0.2)
