@@ -1,6 +1,7 @@
 """Learning curves and the README's table of results, from configs/results.
 
 python scripts/plot.py picture ppo CartPole-v1 docs/cartpole.png
+python scripts/plot.py picture ppo CartPole-v1 docs/overlap.png --beside overlap
 python scripts/plot.py table
 """
 
@@ -60,27 +61,29 @@ def put(text: str, between: str) -> str:
     return pattern.sub(lambda _: f"{BEGIN}\n{between}\n{END}", text)
 
 
-def picture(result: dict[str, Any], file: Path) -> None:
-    """The evaluations of each seed over steps, their mean, and the bar."""
+def picture(found: list[dict[str, Any]], file: Path) -> None:
+    """A result's evaluations of each seed over steps, and the bar; of several results one panel each."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 3.6), dpi=120)
-    for seed in result["seeds"]:
-        steps, returns = zip(*seed["curve"], strict=True)
-        axes.plot(steps, returns, linewidth=1.2, label=f"seed {seed['seed']}")
-    if result["bar"] is not None:
-        axes.axhline(result["bar"]["return"], color="gray", linestyle=":", label=f"bar {result['bar']['return']}")
-    axes.set(
-        xlabel="environment steps",
-        ylabel="mean return of an evaluation",
-        title=f"{result['algo']} on {result['env']}, commit {result['commit']}",
+    figure, panels = pyplot.subplots(
+        1, len(found), figsize=(2 + 5 * len(found), 3.6), dpi=120, sharex=True, sharey=True, squeeze=False
     )
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes.legend(loc="lower right", fontsize=8)
-    axes.grid(alpha=0.3)
+    for axes, result in zip(panels[0], found, strict=True):
+        for seed in result["seeds"]:
+            steps, returns = zip(*seed["curve"], strict=True)
+            axes.plot(steps, returns, linewidth=1.2, label=f"seed {seed['seed']}")
+        if result["bar"] is not None:
+            axes.axhline(result["bar"]["return"], color="gray", linestyle=":", label=f"bar {result['bar']['return']}")
+        name = f"{result['algo']}, {result['as']}" if result.get("as") else result["algo"]
+        axes.set(xlabel="environment steps", title=f"{name} on {result['env']}, commit {result['commit']}")
+        axes.title.set_fontsize(10)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.legend(loc="lower right", fontsize=8)
+        axes.grid(alpha=0.3)
+    panels[0][0].set_ylabel("mean return of an evaluation")
     figure.tight_layout()
     figure.savefig(file, metadata={"Software": None})
 
@@ -93,17 +96,20 @@ def main() -> int:
     one.add_argument("env")
     one.add_argument("file", type=Path)
     one.add_argument("--as", dest="name", help="of a result that has a name of its own")
+    one.add_argument("--beside", help="the name of a second result, shown in a panel beside it")
     what.add_parser("table", help="writes the table of results into README.md")
     args = parser.parse_args()
     if args.what == "table":
         readme = ROOT / "README.md"
         readme.write_text(put(readme.read_text(), table(results())))
         return 0
-    asked = (args.algo, args.env, args.name)
-    found = [result for result in results() if (result["algo"], result["env"], result.get("as")) == asked]
-    if not found:
-        raise SystemExit(f"plot: no result yet; make it with scripts/reproduce {args.algo} {args.env}")
-    picture(found[0], args.file)
+    named = [args.name] if args.beside is None else [args.name, args.beside]
+    kept = {(result["algo"], result["env"], result.get("as")): result for result in results()}
+    missing = [name for name in named if (args.algo, args.env, name) not in kept]
+    if missing:
+        ending = "" if missing[0] is None else f" --as {missing[0]}"
+        raise SystemExit(f"plot: no result yet; make it with scripts/reproduce {args.algo} {args.env}{ending}")
+    picture([kept[args.algo, args.env, name] for name in named], args.file)
     return 0
 
 

@@ -45,8 +45,8 @@ def judge(seeds: list[dict[str, Any]], bar: dict[str, Any] | None) -> dict[str, 
 
 
 def within(bar: dict[str, Any], seed: dict[str, Any]) -> int:
-    """The bar's steps; the unrolls that cross them are still finished."""
-    return int(bar["steps"]) + int(seed["batch"])
+    """The bar's steps; the unrolls that cross them are still finished, and those that were under way meanwhile."""
+    return int(bar["steps"]) + int(seed["batch"]) * (2 if seed.get("overlap") else 1)
 
 
 def bar_of(algo: str, env: str, name: str | None = None) -> dict[str, Any] | None:
@@ -80,6 +80,7 @@ def train(algo: str, env: str, seed: int, rest: list[str]) -> dict[str, Any]:
         "seconds": round(line["seconds"], 1),
         "steps_per_second": round(line["steps_per_second"]),
         "batch": config["streams"] * config["settings"].get("unroll", 1),
+        "overlap": config["settings"].get("overlap", False),
         "fingerprint": line["fingerprint"],
         "curve": curve,
     }

@@ -229,6 +229,8 @@ def seeds(*returns: float, **more: Any) -> list[dict[str, Any]]:
         (seeds(100, 100), False),  # two seeds say too little
         (seeds(100, 100, 100, steps=1_064), True),  # the unroll that crosses the bar's steps
         (seeds(100, 100, 100, steps=1_065), False),  # too many steps
+        (seeds(100, 100, 100, steps=1_128, overlap=True), True),  # and the one that was under way beside it
+        (seeds(100, 100, 100, steps=1_129, overlap=True), False),
     ],
 )
 def test_the_rule_of_two_seeds_of_three(measured: list[dict[str, Any]], passed: bool) -> None:
