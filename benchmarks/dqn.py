@@ -69,7 +69,6 @@ def main() -> None:
         __doc__,
         solve={"action": "store_true", "help": "time to 475, whole commands; kept as dqn_solve"},
         seeds={"default": "0,1,2,3,4,5,6,7,8,9", "help": "with --solve [0,...,9]"},
-        add={"action": "store_true", "help": "with --solve: keep what dqn_solve.json holds of other seeds"},
     )
     bench = Bench("dqn_solve" if options.solve else "dqn_updates", options, SOLVED if options.solve else UPDATES)
     (solve if options.solve else updates)(bench)
