@@ -5,6 +5,8 @@ The learner updates them once per delivery, in the order of streams; actors only
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -77,16 +79,25 @@ class ReturnScale(nn.Module):
     mean: Tensor
     m2: Tensor
     running: Tensor  # [streams] discounted return of the episode so far
+    follows: Tensor  # [streams] int64, the stream's own count of rows where it goes on; -1: not known
 
     def __init__(self, streams: int) -> None:
         super().__init__()
         for name in ("count", "mean", "m2"):
             self.register_buffer(name, torch.zeros((), dtype=torch.float64))
         self.register_buffer("running", torch.zeros(streams, dtype=torch.float64))
+        self.register_buffer("follows", torch.full((streams,), -1))
 
     @torch.no_grad()
     def update(
-        self, reward: Tensor, ended: Tensor, valid: Tensor, stream: Tensor, gamma: float, begins: Tensor | None = None
+        self,
+        reward: Tensor,
+        ended: Tensor,
+        valid: Tensor,
+        stream: Tensor,
+        gamma: float,
+        begins: Tensor | None = None,
+        row: Tensor | None = None,
     ) -> None:
         """Take in T steps of B streams.
 
@@ -97,10 +108,17 @@ class ReturnScale(nn.Module):
             stream: [B]     int64, the streams these columns are, each once.
             gamma:  discount per step.
             begins: [B]     bool, streams that begin an episode at row 0 (`first[0]`), broken ones included.
+            row:    [B]     int64, the streams' own counts of rows at row 0. Where some were missed (their unroll was
+                    too old) the sum of the episode so far is not known: it begins at 0.
         """
         carry = self.running[stream]  # [B]
         if begins is not None:
             carry = carry.masked_fill(begins, 0.0)
+        if row is not None:
+            follows = self.follows[stream]  # [B]
+            carry = carry.masked_fill((follows >= 0) & (follows != row), 0.0)
+            stretched = ~valid[1:] & ~ended[:-1]  # [T-1, B] no row of the stream: a reset row follows an end
+            self.follows[stream] = row + len(reward) - stretched.sum(0)
         returns = reward.double().masked_fill(~valid, 0.0)  # [T, B]
         decay = valid.double().mul_(gamma).add_((~valid).double())  # [T, B] rows that do not count change nothing
         decay[1:].masked_fill_(ended[:-1], 0.0)
@@ -111,6 +129,11 @@ class ReturnScale(nn.Module):
         returns = torch.from_numpy(rows).to(self.m2.device)
         self.running[stream] = returns[-1].masked_fill(ended[-1], 0.0)
         _merge(self.count, self.mean, self.m2, returns[valid])
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Checkpoints of before rows were counted: each stream is taken to go on where it stood."""
+        state_dict.setdefault(f"{prefix}follows", torch.full_like(self.follows, -1))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def scale(self) -> Tensor:
         """[] float32, to multiply rewards with; 1 until there is a spread to speak of."""

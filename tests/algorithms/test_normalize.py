@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -160,6 +161,68 @@ def test_a_broken_stream_begins_at_zero():
     scale.update(torch.ones(1, 2), off, on, stream, 0.5, begins=torch.tensor([True, False]))
 
     assert scale.running.tolist() == [1.0, 1.5]
+
+
+def pieces(draw: st.DrawFn, rows: int) -> list[tuple[int, int, list[bool], int]]:
+    """A stream cut into unrolls: (begin, end, which of three columns came, rows that the unroll is stretched by)."""
+    cuts = sorted({0, rows, *draw(st.lists(st.integers(0, rows), max_size=5))})
+    came = st.lists(st.booleans(), min_size=3, max_size=3)
+    return [(begin, end, draw(came), draw(st.integers(0, 2))) for begin, end in pairwise(cuts)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(streams(max_t=24), st.data(), st.floats(0, 1))
+def test_an_accumulator_begins_anew_where_rows_are_missing(case, data, gamma):
+    """What came without a gap is a stream of its own, to the definition; unrolls may be stretched, too."""
+    stream, _ = case
+    ended = stream.terminated | stream.truncated
+    whole = (stream.reward, ended, stream.valid)
+    scale, seen, names = ReturnScale(5), [], torch.tensor([4, 0, 2])
+    runs: list[list[slice]] = [[], [], []]  # of each column: what came without a gap, where it came
+
+    for begin, end, came, more in pieces(data.draw, len(stream.reward)):
+        for b in range(3):
+            if came[b] and runs[b] and runs[b][-1].stop == begin:
+                runs[b][-1] = slice(runs[b][-1].start, end)
+            elif came[b]:
+                runs[b].append(slice(begin, end))
+        no = torch.zeros(more, sum(came), dtype=torch.bool)
+        rows = [torch.cat([x[begin:end, came], add]) for x, add in zip(whole, (no.float(), no, no), strict=True)]
+        row = torch.full((sum(came),), begin)
+        if any(came):
+            scale.update(*rows, names[came], gamma, stream.first[begin, came], row)
+    for b in range(3):
+        for run in runs[b]:
+            seen += targets.discounted_return_of_each_step(*(x[run, b : b + 1].numpy() for x in whole), gamma)
+
+    assert scale.count == len(seen)
+    if seen:
+        assert scale.mean.item() == pytest.approx(np.mean(seen), abs=1e-9)
+        assert scale.m2.item() == pytest.approx(np.var(seen) * len(seen), abs=1e-6)
+
+
+def one(scale: ReturnScale, row: int) -> float:
+    """The accumulator after one row of reward 1 at `row`, at gamma 1."""
+    no = torch.zeros(1, 1, dtype=torch.bool)
+    scale.update(torch.ones(1, 1), no, ~no, torch.tensor([0]), 1.0, no[0], torch.tensor([row]))
+    return float(scale.running[0])
+
+
+def test_which_row_follows_travels_with_the_state():
+    before, after = ReturnScale(1), ReturnScale(1)
+    assert [one(before, 0), one(before, 1)] == [1.0, 2.0]
+    after.load_state_dict(before.state_dict())
+    assert [one(after, 2), one(after, 4)] == [3.0, 1.0]
+
+
+def test_a_state_of_before_rows_were_counted_goes_on():
+    before, after = ReturnScale(1), ReturnScale(1)
+    one(before, 0)
+    old = {name: value for name, value in before.state_dict().items() if name != "follows"}
+    one(after, 5)  # what stood there does not stay
+    after.load_state_dict(old)
+    assert [one(after, 7), one(after, 8), one(after, 10)] == [2.0, 3.0, 1.0]
+    torch.nn.ModuleDict({"in": ReturnScale(1)}).load_state_dict({f"in.{name}": value for name, value in old.items()})
 
 
 def test_return_scale_is_one_without_a_spread_and_leaves_rewards_alone():

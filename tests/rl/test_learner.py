@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from oracles.acting import Bench
 
 import rl
 from rl import checkpoint
+from rl.feed import StreamFeed
 from rl.learner import Learner
 
 
@@ -49,3 +52,28 @@ def test_weights_are_those_of_now_whatever_an_update_did_to_their_tensors() -> N
         assert found.keys() == policy.state_dict().keys()
         for name, tensor in policy.state_dict().items():
             assert found[name].tolist() == tensor.tolist(), name
+
+
+def test_running_returns_see_what_is_skipped_and_begin_anew_after_what_was_dropped() -> None:
+    """Four batches a delivery, of which two are too old by then; unrolls may be shorter than the plan says."""
+    settings = {"streams": 4, "unroll": 8, "sequence": 8, "wait": 1, "max_lag": 1, "normalize_return": True}
+    bench = Bench("impala", "probe:counter", **settings)
+    learner = Learner(bench.algorithm, torch.device("cpu"), StreamFeed(torch.device("cpu"), bench.algorithm.plan))
+    scale, expected, steps = bench.policy.return_scale, np.zeros(4), 0
+    for number, rows in enumerate([5, 2, 3, 2, 2]):
+        bench.rollout._seats[0].begin(rows)
+        (unroll,) = bench.rollout.gather()
+        if number == 2:  # too old when it came: the learner never sees it
+            expected[:] = 0.0
+            continue
+        steps += unroll.steps
+        for t in range(unroll.rows):
+            summed = bench.config.gamma * expected + unroll.reward[t]
+            expected = np.where(unroll.valid[t], summed, expected)
+            expected[unroll.terminated[t] | unroll.truncated[t]] = 0.0
+        learner.step([unroll], 0.0)
+        bench.rollout.publish(learner.weights(bench.rollout.steps))
+        np.testing.assert_allclose(scale.running.numpy(), expected, rtol=1e-6)
+    assert learner.skipped == 8
+    assert learner.version == 8
+    assert scale.count == steps
