@@ -122,6 +122,7 @@ class ProcessHandle:
             )
             self._future = self._executor.submit(_serve, payload, os.getpid())
             self._process = next(iter(self._executor._processes.values()))
+        loky.process_executor.process_pool_executor_at_exit = True  # else each one leaves a handler of its own
         child.close()
 
     @property

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from oracles.faulty import HangsInEvaluation, Slow, config_of, killed, open_rollout, pids
+from oracles.faulty import HangsInEvaluation, Picture, Slow, config_of, killed, open_rollout, pids
 
 from envs.probes import hangs, raises
 from rl.checkpoint import find, load
@@ -111,6 +115,36 @@ def test_restarts_are_counted_in_a_row() -> None:
         rollout.gather()
     assert len(lost) >= 2
     rollout.close()
+
+
+def held() -> Counter[str]:
+    """What this process holds, by kind: objects, threads, open files, shared memory."""
+    gc.collect()
+    kinds = Counter(f"{type(thing).__module__}.{type(thing).__qualname__}" for thing in gc.get_objects())
+    kinds["threads"] = threading.active_count()
+    kinds["files"] = len(os.listdir("/proc/self/fd"))
+    kinds["memory"] = Path("/proc/self/maps").read_text().count("memfd:rltrain")
+    return kinds
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_lost_actor_leaves_nothing_behind() -> None:
+    """Of whatever there is one more after each restart, a long run would hold thousands."""
+    rollout, _ = open_rollout(Picture, workers=1, streams=1, unroll=40)
+    assert rollout._slots, "its observations travel through shared memory"
+
+    def restarts(times: int) -> None:
+        for _ in range(times):
+            os.kill(pids(rollout)[0], signal.SIGKILL)
+            rollout.start()
+            rollout.gather()
+
+    restarts(2)
+    held()  # counting leaves something of its own, once
+    before, times = held(), 6
+    restarts(times)
+    assert rollout.restarts == 2 + times
+    assert [kind for kind, more in (held() - before).items() if more >= times] == []
 
 
 def test_state_asked_of_a_lost_actor_is_that_of_its_successor() -> None:
