@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -143,8 +144,9 @@ def _why(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Of what a run depends on."""
+    """Of what a run depends on; read once, since each look parses long texts and every checkpoint asks."""
     names = ("rltrain", "torch", "gymnasium", "numpy", "loky")
     found = {"python": sys.version.split()[0]}
     for name in names:
