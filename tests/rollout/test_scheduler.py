@@ -30,36 +30,39 @@ PATIENCE = 60.0  # seconds after which a test gives up on something that should 
 
 
 class Gated:
-    """Streams that make no step before a file is there."""
+    """Streams that make `free` steps, and then none before a file is there."""
 
-    def __init__(self, env: VectorEnv, gate: str) -> None:
-        self._env, self._gate = env, gate
+    def __init__(self, env: VectorEnv, gate: str, free: int) -> None:
+        self._env, self._gate, self._free = env, gate, free
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
 
     def step(self, action: np.ndarray, rows: Rows, t: int) -> None:
-        while not os.path.exists(self._gate):
+        self._free -= 1
+        while self._free < 0 and not os.path.exists(self._gate):
             time.sleep(0.01)
         self._env.step(action, rows, t)
 
 
-def open_rollout(env: Any = "probe:counter", gate: Path | None = None, like: Any = None, **plan: Any) -> Rollout:
-    """Two actors of two streams, unrolls of 8; the first actor waits for the gate."""
+def open_rollout(
+    env: Any = "probe:counter", gate: Path | None = None, free: int = 0, like: Any = None, **plan: Any
+) -> Rollout:
+    """Two actors of two streams, unrolls of 8; the first actor waits for the gate after `free` steps."""
     config = config_of(like or env, workers=2, streams=4, unroll=8)
     here = replace(world(config), source=resolve(env))
     algorithm = make_algorithm(config, here.spec)
     made = rollout_plan(config, here, algorithm.plan)
     if gate is not None:
-        plan["make_env"] = _behind(made.make_env, str(gate))
+        plan["make_env"] = _behind(made.make_env, str(gate), free)
     opened.append(Rollout(replace(made, **plan), weights_of(algorithm.policy), lambda lost: None))
     return opened[-1]
 
 
-def _behind(make_env: Callable[..., VectorEnv], gate: str) -> Callable[..., Any]:
+def _behind(make_env: Callable[..., VectorEnv], gate: str, free: int) -> Callable[..., Any]:
     def made(streams: Any, incarnations: Any) -> Any:
         env = make_env(streams, incarnations)
-        return Gated(env, gate) if 0 in streams else env
+        return Gated(env, gate, free) if 0 in streams else env
 
     return made
 
@@ -364,18 +367,16 @@ def test_an_actor_that_hangs_is_found_while_others_deliver(tmp_path: Path) -> No
     assert os.path.exists(once)
 
 
-def test_what_a_killed_actor_had_finished_is_not_lost() -> None:
-    rollout = open_rollout(credits=2)
+def test_what_a_killed_actor_had_finished_is_not_lost(tmp_path: Path) -> None:
+    """It has begun its third unroll, so that the answers with the first two are on their way."""
+    rollout = open_rollout(credits=3, gate=tmp_path / "gate", free=16)
     rollout.start()
-    until(lambda: all(seat.life.steps == 16 for seat in rollout._seats))
-    both_are_ready(rollout)
-    time.sleep(0.2)  # so that the second answer is on its way too
+    until(lambda: rollout._seats[0].life.begun == 3)
     os.kill(pids(rollout)[0], signal.SIGKILL)
-    unrolls = rollout.rest()
-    mine = [unroll for unroll in unrolls if unroll.stream[0] == 0]
-    assert rows(mine)[:2] == [0, 8]
-    assert all(unroll.first[0].all() for unroll in mine[2:]), "its successor begins anew"
-    assert rows(mine) == [8 * i for i in range(len(mine))]
+    mine = [unroll for unroll in rollout.rest() if unroll.stream[0] == 0]
+    assert rollout.restarts == 1
+    assert rows(mine) == [0, 8, 16]
+    assert [bool(unroll.first[0].all()) for unroll in mine] == [True, False, True], "its successor begins anew"
 
 
 def test_a_closed_rollout_does_not_wait_for_what_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
