@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from oracles.probing import best_of_the_legal
 
 import rl
 from rl import checkpoint
 
 pytestmark = pytest.mark.learning
 
-Train = Callable[..., tuple[Any, Any]]  # to the run's result and its policy
 SMALL = {
-    "workers": 0,
-    "preset": "none",
-    "eval_every": 0,
-    "checkpoint_every": 0,
-    "quiet": True,
-    "seed": 0,
     "streams": 8,
     "unroll": 4,
     "updates_per_step": 0.5,
@@ -38,17 +30,6 @@ SMALL = {
 OF = {"sac": {"temperature": 0.2}, "td3": {"noise": 0.3}, "ddpg": {"noise": 0.3}}
 HARD = {"n_step": 3, "prioritized": True, "normalize_obs": True}
 all_three = pytest.mark.parametrize("algo", ["sac", "td3", "ddpg"])
-
-
-@pytest.fixture
-def train(tmp_path) -> Train:
-    def run(algo: str, env: str, steps: int, **settings: Any) -> tuple[Any, Any]:
-        result = rl.train(
-            algo=algo, env=f"probe:{env}", steps=steps, out=str(tmp_path), **{**SMALL, **OF[algo], **settings}
-        )
-        return result, rl.load(result.checkpoint)
-
-    return run
 
 
 def value(result: Any, *inputs: float) -> list[float]:
@@ -136,11 +117,7 @@ def test_masked_finds_the_best_of_the_legal_actions(env, settings, train):
     result, trained = train("sac", env, 6_000, target_entropy_share=0.3, **settings)
 
     assert result.restarts == 0
-    for legal in [*combinations(range(4), 2), *combinations(range(4), 3)]:
-        mask = np.isin(np.arange(4), legal)
-        seen = mask.astype(np.float32)
-        obs = seen if env == "masked" else {"seen": seen, "action_mask": mask.astype(np.int8)}
-        assert trained.act(obs, action_mask=mask) == max(legal)
+    assert best_of_the_legal(trained, env)
 
 
 def test_dict_is_read_whole(train):

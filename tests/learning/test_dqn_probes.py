@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from oracles.probing import best_of_the_legal, masks, values
 
 import rl
 
 pytestmark = pytest.mark.learning
 
-Train = Callable[..., tuple[Any, Any]]  # to the run's result and its policy
 SMALL: dict[str, Any] = {
-    "workers": 0,
-    "preset": "none",
-    "eval_every": 0,
-    "checkpoint_every": 0,
-    "quiet": True,
-    "seed": 0,
+    "algo": "dqn",
     "streams": 4,
     "unroll": 4,
     "widths": (16,),
@@ -35,7 +28,7 @@ SMALL: dict[str, Any] = {
     "epsilon_end": 0.1,
 }
 C51 = {"atoms": 17, "v_min": -2.0, "v_max": 14.0, "lr": 2e-2, "adam_eps": 1e-5}
-KINDS: dict[str, dict[str, Any]] = {
+OF: dict[str, dict[str, Any]] = {
     "plain": {},
     "double-dueling": {"double": True, "dueling": True, "loss": "squared"},
     "n-step": {"n_step": 3, "tau": 0.05, "target_every": None},
@@ -44,24 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "noisy": {"noisy": True},
     "rainbow": {**C51, "double": True, "dueling": True, "n_step": 3, "prioritized": True, "noisy": True},
 }
-kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture
-def train(tmp_path) -> Train:
-    def run(kind: str, env: str, steps: int, **settings: Any) -> tuple[Any, Any]:
-        result = rl.train(
-            algo="dqn", env=f"probe:{env}", steps=steps, out=str(tmp_path), **{**SMALL, **KINDS[kind], **settings}
-        )
-        return result, rl.load(result.checkpoint)
-
-    return run
-
-
-def values(trained: Any, *obs: float) -> list[float]:
-    with torch.no_grad():
-        found: list[float] = trained.policy.value(torch.tensor(obs)[:, None]).tolist()
-    return found
+kinds = pytest.mark.parametrize("kind", OF)
 
 
 @kinds
@@ -110,7 +86,7 @@ def test_the_best_action_is_found(kind, env, steps, settings, train):
     assert rl.evaluate(trained, episodes=100).returns == (1.0,) * 100
 
 
-@pytest.mark.parametrize(("kind", "env"), [*((kind, "masked") for kind in KINDS), ("plain", "masked-obs")])
+@pytest.mark.parametrize(("kind", "env"), [*((kind, "masked") for kind in OF), ("plain", "masked-obs")])
 def test_masked_finds_the_best_of_the_legal_actions(kind, env, train):
     """The environment raises at an illegal action; a run that meets one starts its actor anew.
 
@@ -120,14 +96,12 @@ def test_masked_finds_the_best_of_the_legal_actions(kind, env, train):
     result, trained = train(kind, env, 8_000, lr=1e-2, lr_end=0.0, batch=64, loss="squared")
 
     assert result.restarts == 0
-    for legal in [*combinations(range(4), 2), *combinations(range(4), 3)]:
-        mask = np.isin(np.arange(4), legal)
-        seen = mask.astype(np.float32)
-        obs = seen if env == "masked" else {"seen": seen, "action_mask": mask.astype(np.int8)}
-        assert trained.act(obs, action_mask=mask) == max(legal)
-        if kind == "plain" and env == "masked":  # 61/24 a step, ended by a third: 61/24 / (1 - 0.6) to come
-            best = trained.policy.q(torch.from_numpy(seen)[None])[0, max(legal)].item()
-            assert best == pytest.approx(max(legal) + 0.6 * 61 / 24 / 0.4, abs=0.7)
+    assert best_of_the_legal(trained, env)
+    if kind == "plain" and env == "masked":  # 61/24 a step, ended by a third: 61/24 / (1 - 0.6) to come
+        for mask in masks():
+            best = int(np.flatnonzero(mask)[-1])
+            q = trained.policy.q(torch.from_numpy(mask.astype(np.float32))[None])[0, best].item()
+            assert q == pytest.approx(best + 0.6 * 61 / 24 / 0.4, abs=0.7)
 
 
 @pytest.mark.parametrize("kind", ["plain", "rainbow"])

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import combinations
-from typing import Any
-
 import numpy as np
 import pytest
-import torch
+from oracles.probing import best_of_the_legal, values
 
 import rl
 
 pytestmark = pytest.mark.learning
 
-Train = Callable[..., tuple[Any, Any]]  # to the run's result and its policy
 SMALL = {
-    "workers": 0,
-    "preset": "none",
-    "eval_every": 0,
-    "checkpoint_every": 0,
-    "quiet": True,
-    "seed": 0,
     "streams": 8,
     "unroll": 16,
     "widths": (16,),
@@ -32,23 +21,6 @@ SMALL = {
 OF = {"ppo": {"epochs": 4, "minibatches": 2}, "a2c": {"unroll": 8}}
 MEMORY = {"memory": "gru", "memory_size": 16, "sequence": 8, "normalize_advantage": True}
 both = pytest.mark.parametrize("algo", ["ppo", "a2c"])
-
-
-@pytest.fixture
-def train(tmp_path) -> Train:
-    def run(algo: str, env: str, steps: int, **settings: Any) -> tuple[Any, Any]:
-        result = rl.train(
-            algo=algo, env=f"probe:{env}", steps=steps, out=str(tmp_path), **{**SMALL, **OF[algo], **settings}
-        )
-        return result, rl.load(result.checkpoint)
-
-    return run
-
-
-def values(trained: Any, *obs: float) -> list[float]:
-    with torch.no_grad():
-        found: list[float] = trained.policy.value(torch.tensor(obs)[:, None]).tolist()
-    return found
 
 
 @both
@@ -114,11 +86,7 @@ def test_masked_finds_the_best_of_the_legal_actions(algo, env, train):
     result, trained = train(algo, env, 6_000)
 
     assert result.restarts == 0
-    for legal in [*combinations(range(4), 2), *combinations(range(4), 3)]:
-        mask = np.isin(np.arange(4), legal)
-        seen = mask.astype(np.float32)
-        obs = seen if env == "masked" else {"seen": seen, "action_mask": mask.astype(np.int8)}
-        assert trained.act(obs, action_mask=mask) == max(legal)
+    assert best_of_the_legal(trained, env)
 
 
 @both
