@@ -59,7 +59,8 @@ def make(**_):
 '''
 TIMEOUT = 5  # seconds without progress after which an actor counts as hung
 MAX_LAG = 20  # updates
-STEADY = 50.0  # seconds that memory is looked at, at least: before, buffers of metrics still fill
+STEADY = 50.0  # seconds that memory is looked at, at least
+TOLERATED = 0.01  # MiB for each actor that was struck: a leak of twice that is to be found
 PATIENCE = 10.0  # seconds after the run's end in which the fork server may tidy up
 QUIET_END = 8.0  # last seconds of the run, in which nothing is done to it
 COMMON = f"""--env troubled.py:make --workers 4 --steps 1_000_000_000 --actor-timeout {TIMEOUT} --max-restarts 50
@@ -73,9 +74,9 @@ class Seen:
 
     killed: int = 0
     stopped: int = 0
+    struck: list[float] = field(default_factory=list)  # seconds at which that was
     processes: dict[int, float] = field(default_factory=dict)  # pid -> when it began; everybody who ever was there
-    memory: list[tuple[float, float]] = field(default_factory=list)  # (seconds, MiB) of the learner's own memory
-    files: list[int] = field(default_factory=list)  # that the learner has open
+    looks: list[tuple[float, float, int]] = field(default_factory=list)  # (seconds, MiB, open files) of the learner
 
 
 def trouble(run: subprocess.Popen[str], seconds: float, hangs: bool) -> Seen:
@@ -88,8 +89,7 @@ def trouble(run: subprocess.Popen[str], seconds: float, hangs: bool) -> Seen:
             learner = psutil.Process(run.pid)
             tree = learner.children(recursive=True)
             seen.processes |= {process.pid: process.create_time() for process in tree}
-            seen.memory.append((now, learner.memory_full_info().uss / 2**20))
-            seen.files.append(learner.num_fds())
+            seen.looks.append((now, learner.memory_full_info().uss / 2**20, learner.num_fds()))
             if not due < now < seconds - QUIET_END:
                 continue
             due = now + rng.uniform(1.5, 2.5)
@@ -98,21 +98,30 @@ def trouble(run: subprocess.Popen[str], seconds: float, hangs: bool) -> Seen:
             if actors:
                 os.kill(rng.choice(actors).pid, signal.SIGSTOP if hang else signal.SIGKILL)
                 seen.killed, seen.stopped = seen.killed + (not hang), seen.stopped + hang
+                seen.struck.append(now)
     return seen
 
 
-def leak(seen: Seen) -> tuple[str, bool]:
-    """The slope of the learner's memory, after the first third; a leak if what it adds up to is more than noise."""
-    rows = np.array(seen.memory[len(seen.memory) // 3 : -2])
-    if len(rows) == 0 or rows[-1, 0] - rows[0, 0] < STEADY:
+def leak(seen: Seen, seconds: float) -> tuple[str, bool]:
+    """The slope of the learner's memory in the last half of the run; a leak if what it adds up to is more than noise.
+
+    Before that it levels off: the allocator keeps what each thread and each size once took. A leak does not level off.
+    """
+    half = [(second, *rest) for second, *rest in seen.looks if seconds / 2 <= second <= seconds]
+    if len(half) < 2 or half[-1][0] - half[0][0] < STEADY:
         return "memory: too short a run to tell", False
-    slope, level = np.polyfit(rows[:, 0], rows[:, 1], 1)
-    noise = float(np.std(rows[:, 1] - (slope * rows[:, 0] + level)))
-    grown = slope * (rows[-1, 0] - rows[0, 0])
-    begin, end = (int(np.median(part)) for part in np.array_split(seen.files[len(seen.files) // 3 :], 2))
-    text = f"memory: {np.median(rows[:, 1]):.1f} MiB of its own, slope {60 * slope:+.3f} MiB a minute, which makes "
-    text += f"{grown:+.2f} MiB in all; noise {noise:.2f} MiB (one deviation); open files {begin}, then {end}"
-    return text, bool(grown > max(3 * noise, 1.0) or end > begin + 2)
+    at, memory, files = np.array(half).T
+    slope, level = np.polyfit(at, memory, 1)
+    noise = float(np.std(memory - (slope * at + level)))
+    grown = slope * (at[-1] - at[0])
+    struck = sum(at[0] <= second <= at[-1] for second in seen.struck)
+    allowed = max(3 * noise, struck * TOLERATED)
+    begin, end = (int(np.median(part)) for part in np.array_split(files, 2))
+    text = (
+        f"memory: {np.median(memory):.1f} MiB of its own; in the last half, with {struck} strikes, {grown:+.2f} MiB, "
+    )
+    text += f"of which {allowed:.2f} may be noise (one deviation {noise:.2f}); open files {begin}, then {end}"
+    return text, bool(grown > allowed or end > begin + 2)
 
 
 def lag(rows: list[dict[str, Any]]) -> tuple[str, bool]:
@@ -170,7 +179,7 @@ def main() -> int:
     after = time.monotonic() - ended
     print(f"return {returns[0]:.0f} at first, {returns[-1]:.0f} at last; left behind after {after:.1f} s: {behind}")
     failed = run.returncode != 0 or result["restarts"] < struck or bool(behind)
-    checks = [leak(seen), lag(rows)] if ahead and rows else []
+    checks = [leak(seen, options.seconds), lag(rows)] if ahead and rows else []
     for line, bad in checks:
         print(f"{line}: {'WRONG' if bad else 'well'}")
     return int(failed or any(bad for _, bad in checks))
