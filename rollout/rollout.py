@@ -11,14 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rollout.actor import LIFE, Actor, ActorJob, Build, Life, Links, needs_slots
-from rollout.episodes import obs_arrays, padded
+from rollout.actor import LIFE, Actor, ActorJob, Build, Life, Links
 from rollout.guard import Guard
 from rollout.handle import ActorLost
 from rollout.local import LocalHandle
-from rollout.memory import SharedMemory, tree_at
+from rollout.memory import SharedMemory
 from rollout.seat import RolloutPlan, Seat, length
-from rollout.tree import tree_map
+from rollout.slots import Slots
 from rollout.types import Episode, Trajectory, Weights
 from rollout.weights import WeightsBoard
 
@@ -68,7 +67,7 @@ class Rollout:
             Seat(worker, tuple(stream for unit in share for stream in plan.units[unit]), Life(self._life, worker))
             for worker, share in enumerate(shares)
         ]
-        self._slots: dict[int, SharedMemory] = {}
+        self._slots = Slots(plan.spec, plan.unroll)
         try:
             for seat in self._seats:
                 self._open(seat)
@@ -152,7 +151,7 @@ class Rollout:
             if seat.handle is not None:
                 seat.handle.close()
                 seat.handle = None
-        for memory in (self._life, self._board.memory, *self._slots.values()):
+        for memory in (self._life, self._board.memory, self._slots):
             memory.close()
 
     # --- for checkpoints; nobody may be acting ---
@@ -227,13 +226,7 @@ class Rollout:
         else:
             from rollout.processes import ProcessHandle
 
-            size = needs_slots(job)
-            if size:  # new ones: the learner may still be looking at those of an actor that was lost
-                if seat.worker in self._slots:
-                    self._slots[seat.worker].close()
-                self._slots[seat.worker] = SharedMemory(job.slots * size)
-            slots = self._slots[seat.worker].ticket() if size else None
-            tickets = (self._board.memory.ticket(), self._life.ticket(), slots)
+            tickets = (self._board.memory.ticket(), self._life.ticket(), self._slots.ticket(job))
             try:
                 seat.taken(ProcessHandle(seat.worker, Build(job), *tickets))
             except (OSError, EOFError) as error:
@@ -261,7 +254,7 @@ class Rollout:
                 assert seat.handle is not None
                 with self._guard.reading(seat.handle):
                     answer = seat.handle.result()
-                unroll = self._open_obs(seat, answer)
+                unroll: Trajectory = self._slots.whole(seat.worker, answer)
             except ActorLost as lost:
                 self._lost(seat, lost)
                 continue
@@ -383,15 +376,3 @@ class Rollout:
                 return seat.handle.result()
             except ActorLost as lost:
                 self._lost(seat, lost)
-
-    def _open_obs(self, seat: Seat, answer: Any) -> Trajectory:
-        """The unroll; observations that were left in a slot are looked up there."""
-        unroll: Trajectory = answer[0]
-        slot: int | None = answer[1]
-        if slot is None:
-            return unroll
-        width = padded(len(seat.streams))
-        like = obs_arrays(self.plan.spec, self.plan.unroll + 1, width)
-        slots, rows, columns = self._slots[seat.worker], unroll.rows + 1, len(seat.streams)
-        obs = tree_map(lambda a: a[:rows, :columns], tree_at(slots, slot, like))
-        return replace(unroll, obs=obs)

@@ -147,7 +147,7 @@ def test_big_observations_are_whole_as_long_as_they_are_looked_at(credits: int) 
     """Those of an unroll in the learner's hands are not overwritten by the ones that were begun after it."""
     rollout = open_rollout(Picture, credits=credits, unroll=10)
     alone = open_rollout(Picture, unroll=10, workers=0, backend="local")
-    assert rollout._slots
+    assert rollout._slots.memories
     wanted: list[np.ndarray] = []
     for _ in range(10):
         alone.start()
