@@ -74,6 +74,9 @@ class RunConfig(BaseModel):
         "processes", validate_default=True, description="where actors run; workers 0 means local"
     )
     device: str = Field("cpu", description="where the learner computes: cpu, cuda, cuda:1, mps")
+    inference: Literal["local", "central"] = Field(
+        "local", description="who decides for actors: their own networks, or one server on the learner's device"
+    )
     learner_threads: int = Field(1, ge=1, description="threads of the learner; results depend on it to the bit")
     deterministic: bool = Field(
         False, description="takes unrolls in turns, so that a run repeats to the bit though actors go on meanwhile"
@@ -142,6 +145,11 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"workers must be at most streams, got {self.workers} workers for {self.streams} "
                 f"stream{'s' * (self.streams > 1)}; ask for more streams or fewer workers"
+            )
+        if self.inference == "central" and self.backend == "local":
+            raise ValueError(
+                "inference central decides for actors in processes of their own, and with workers 0 or backend local "
+                "there are none; ask for workers, or for inference local"
             )
         if self.record is not None and self.replay_from is not None:
             raise ValueError("record has nothing to record where replay_from lets nobody act; ask for one of them")

@@ -335,10 +335,9 @@ class Run:
         self.report.log(self.learner, self.rollout, self.window, self.eval_return, self.restarts)
 
     def _restarted(self, lost: ActorLost) -> None:
-        who = "the evaluating worker" if lost.worker < 0 else f"worker {lost.worker}"
         last = lost.detail.strip().splitlines()
         text = last[0] if len(last) == 1 else f"{last[0].rstrip(':')}: {last[-1]}"
-        self.console.note(f"{who} was lost and is replaced: {text}")
+        self.console.note(f"{lost.who} was lost and is replaced: {text}")
 
     # --- the beginning and the end ---
 

@@ -30,7 +30,8 @@ from rl.feed import Feed, GradientFeed, ReplayFeed, StreamFeed
 from rl.offline import OfflineFeed, OfflineRollout
 from rl.record import Recording
 from rollout.evaluator import Evaluator, EvaluatorJob
-from rollout.handle import ActorLost, Handle
+from rollout.handle import EVALUATOR, ActorLost, Handle
+from rollout.inference import inference_of
 from rollout.local import LocalHandle
 from rollout.memory import SharedMemory
 from rollout.rollout import Rollout
@@ -240,8 +241,12 @@ def rollout_plan(config: RunConfig, here: World, plan: Plan) -> RolloutPlan:
             raise ConfigError(f"--record: the unrolls of {config.algo} stay with its actors; use another algorithm")
         ahead["reduce"] = plan.reduce
     policy = make_policy(config, here.spec)
-    if not rows_agree(policy(), here.spec, config.streams):
+    acting = policy()
+    if not rows_agree(acting, here.spec, config.streams):
         policy = functools.partial(_in_blocks, policy)
+    if config.inference == "central":
+        _can_be_central(config, plan)
+        ahead["inference"] = inference_of(acting, here.spec, config.device)
     return RolloutPlan(
         spec=here.spec,
         seed=config.seed,
@@ -258,6 +263,20 @@ def rollout_plan(config: RunConfig, here: World, plan: Plan) -> RolloutPlan:
         deterministic=config.deterministic and plan.overlap,
         **ahead,
     )
+
+
+def _can_be_central(config: RunConfig, plan: Plan) -> None:
+    """ConfigError where a server cannot decide for the actors."""
+    if isinstance(plan, GradientPlan):
+        raise ConfigError(
+            f"--inference central: the actors of {config.algo} make gradients and need networks of their own; "
+            "use --inference local"
+        )
+    if config.deterministic and plan.overlap:
+        raise ConfigError(
+            "--inference central: actors that do not wait for the learner meet new weights in the middle of unrolls, "
+            "so --deterministic cannot be kept; use --inference local"
+        )
 
 
 def open_rollout(
@@ -302,10 +321,10 @@ class EvaluationWorker:
     def open(self) -> Handle:
         """A new worker."""
         if self._local:
-            return LocalHandle(-1, functools.partial(Evaluator, self._job, self._progress))
+            return LocalHandle(EVALUATOR, functools.partial(Evaluator, self._job, self._progress))
         from rollout.processes import ProcessHandle
 
-        return ProcessHandle(-1, functools.partial(Evaluator, self._job), self._progress.ticket())
+        return ProcessHandle(EVALUATOR, functools.partial(Evaluator, self._job), self._progress.ticket())
 
     def alive(self) -> int:
         """How many vector steps were made."""

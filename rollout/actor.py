@@ -15,7 +15,9 @@ from envs.errors import EnvFault
 from envs.seeding import stream_seed
 from envs.spec import EnvSpec
 from envs.vector import Rows, VectorEnv
+from rollout.desks import Desks, Inference
 from rollout.episodes import EpisodeTracker, empty_rows, obs_arrays, padded
+from rollout.inference import Asking, Ended
 from rollout.memory import SharedMemory, tree_at, tree_bytes
 from rollout.noise import RandomStart, StreamNoise
 from rollout.tree import Tree, leaves, tree_map, unflatten
@@ -42,6 +44,7 @@ class ActorJob:
     random_rows: int = 0  # of each stream, acted at random whatever the policy says
     credits: int = 1  # unrolls that may be under way at once
     reduce: Callable[[Any, Trajectory], Any] | None = None  # (policy, unroll) -> what is sent in the unroll's place
+    inference: Inference | None = None  # the policy, where a server has it and none is made here
 
     @property
     def slots(self) -> int:
@@ -56,6 +59,7 @@ class Links:
     weights: Any
     life: Any  # LIFE numbers per worker
     slots: Any = None  # observations of big unrolls
+    desk: Any = None  # of a server that decides: see `Central.ticket`
 
 
 class Life:
@@ -114,20 +118,24 @@ def needs_slots(job: ActorJob) -> int:
 
 
 class Actor:
-    """Acts; see `collect`. All arrays are made once and are as wide as `padded(B)`."""
+    """Acts; see `collect`. All arrays are made once and are as wide as `padded(B)`.
+
+    It decides with a policy of its own, with the newest weights when an unroll begins, or has a server decide.
+    """
 
     def __init__(self, job: ActorJob, links: Links) -> None:
         self.job = job
         count, width = len(job.streams), padded(len(job.streams))
-        self.policy = job.make_policy()
-        if hasattr(self.policy, "narrow") and job.reduce is None:  # which needs it for whole unrolls
-            self.policy.narrow(count)
-        state = self.policy.state_dict()
-        self._parameters = {name: tensor.numpy() for name, tensor in state.items()}
-        memory = SharedMemory.attach(links.weights) if isinstance(links.weights, tuple) else links.weights
-        self._board = WeightsBoard(self._parameters, memory)
         life = SharedMemory.attach(links.life) if isinstance(links.life, tuple) else links.life
         self._life = Life(life, job.worker)
+        self._asking = None if job.inference is None else self._desk(job.inference, links.desk)
+        self.policy: Any = self._asking or job.make_policy()
+        if self._asking is None:
+            if hasattr(self.policy, "narrow") and job.reduce is None:  # which needs it for whole unrolls
+                self.policy.narrow(count)
+            self._parameters = {name: tensor.numpy() for name, tensor in self.policy.state_dict().items()}
+            memory = SharedMemory.attach(links.weights) if isinstance(links.weights, tuple) else links.weights
+            self._board = WeightsBoard(self._parameters, memory)
         like = obs_arrays(job.spec, job.unroll + 1, width)
         shared = None if links.slots is None else SharedMemory.attach(links.slots)
         buffers = [like] if shared is None else [tree_at(shared, slot, like) for slot in range(job.slots)]
@@ -151,7 +159,7 @@ class Actor:
         """T steps of every stream (or `length`, if less) with the newest weights. The next call reuses the arrays.
 
         Returns the unroll, or what `reduce` makes of it, and the number of the slot where its observations lie if
-        they do not come with it.
+        they do not come with it. Nothing if the run is over.
         """
         if self._life.over:
             return None, None
@@ -159,7 +167,7 @@ class Actor:
         job, env = self.job, self.env
         count, unroll = len(job.streams), min(length or job.unroll, job.unroll)
         rows, views = self._rows[self._slot], self._views[self._slot]
-        version, _ = self._board.read(self._parameters)
+        version = self._newest()
         self._life.begin()
         try:
             self._begin()
@@ -191,6 +199,8 @@ class Actor:
                 told = self._told({name: torch.stack(values) for name, values in extras.items()}, rows, unroll)
             self._core = core
             self._check(rows)
+        except Ended:
+            return None, None
         except EnvFault as fault:
             column = job.streams.index(fault.stream) if fault.stream in job.streams else 0
             raise EnvFault(fault.stream, fault.seed, int(self.row[column]) + fault.row, fault.detail) from fault
@@ -202,7 +212,7 @@ class Actor:
             terminated=rows.terminated[:unroll, :count],
             truncated=rows.truncated[:unroll, :count],
             first=rows.first[: unroll + 1, :count],
-            version=np.full(count, version, np.int64),
+            version=np.full(count, version if self._asking is None else self._asking.version, np.int64),
             stream=np.array(job.streams, np.int64),
             row=self.row.copy(),
             extras=told,
@@ -219,6 +229,17 @@ class Actor:
         before, self._ended = self._ended, time.perf_counter()
         self._life.count(began - before, self._ended - began)
         return (answer if slot is None else replace(answer, obs=None)), slot
+
+    def _desk(self, inference: Inference, link: Any) -> Asking:
+        pipe, ticket, streams = link
+        desks = Desks(self.job.spec, inference, streams, SharedMemory.attach(ticket))
+        return Asking(inference, desks, self.job.worker, pipe, lambda: self._life.over)
+
+    def _newest(self) -> int | None:
+        """Read the newest weights and return their version. A server does so itself, and says it with each answer."""
+        if self._asking is None:
+            return self._board.read(self._parameters)[0]
+        return self._asking.begin()
 
     def _told(self, extras: dict[str, torch.Tensor], rows: Rows, unroll: int) -> dict[str, np.ndarray]:
         """What the policy has to say of the unroll, [T, B, ...] each; it may say it for all rows at once."""
@@ -253,7 +274,7 @@ class Actor:
         """If the policy cannot act on what an environment gave, it is that environment's fault."""
         try:
             yield
-        except EnvFault:
+        except (EnvFault, Ended):
             raise
         except Exception:
             self._check(rows)
@@ -333,8 +354,8 @@ class Build:
     def __init__(self, job: ActorJob) -> None:
         self.job = job
 
-    def __call__(self, weights: Any, life: Any, slots: Any) -> Actor:
-        return Actor(self.job, Links(weights, life, slots))
+    def __call__(self, *links: Any) -> Actor:
+        return Actor(self.job, Links(*links))
 
 
 class _RowViews:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+EVALUATOR, SERVER = -1, -2  # in place of an actor's number: the evaluating worker, and the inference server
+
 
 class ActorLost(Exception):
     """An actor cannot go on: killed, hung, or its environment raised. `detail` is for the person at the keyboard."""
@@ -12,8 +14,14 @@ class ActorLost(Exception):
         super().__init__(worker, detail)
         self.worker, self.detail, self.seconds = worker, detail, seconds
 
+    @property
+    def who(self) -> str:
+        """What it is called."""
+        names = {EVALUATOR: "the evaluating worker", SERVER: "the inference server"}
+        return names.get(self.worker, f"worker {self.worker}")
+
     def __str__(self) -> str:
-        return f"worker {self.worker}: {self.detail}"
+        return f"{self.who}: {self.detail}"
 
 
 class Handle(Protocol):

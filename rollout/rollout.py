@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rollout.actor import LIFE, Actor, ActorJob, Build, Life, Links
+from rollout.central import Central
 from rollout.guard import Guard
 from rollout.handle import ActorLost
 from rollout.local import LocalHandle
@@ -23,7 +24,6 @@ from rollout.weights import WeightsBoard
 
 POLL = 0.25  # seconds between two looks at whether actors make progress and whether somebody asked to stop
 ANSWER_SECONDS = 5.0  # that the reading of an answer may take, if the timeout is shorter
-READ_SECONDS = 1e-4  # between two looks at whether an actor has read its weights
 
 
 class Failed(Exception):
@@ -68,7 +68,13 @@ class Rollout:
             for worker, share in enumerate(shares)
         ]
         self._slots = Slots(plan.spec, plan.unroll)
+        self._central: Central | None = None
         try:
+            if plan.inference is not None:
+                counts = tuple(len(seat.streams) for seat in self._seats)
+                self._central = Central(
+                    plan, counts, self._board, lambda *lost: self._count("the inference server", *lost)
+                )
             for seat in self._seats:
                 self._open(seat)
         except BaseException:
@@ -119,7 +125,8 @@ class Rollout:
         """Let the unrolls that begin from now on use these weights."""
         if (weights.version, weights.step) != self._published:  # running statistics move without an update too
             if self.plan.deterministic:
-                self._all_have_read()
+                for seat in self._seats:
+                    seat.wait_until_read(self.plan.actor_timeout, self.patience)
             self._board.publish(weights)
             self._published = weights.version, weights.step
 
@@ -130,7 +137,7 @@ class Rollout:
             told["rollout/policy_lag_mean"] = sum(self._lags) / len(self._lags)
             told["rollout/policy_lag_max"] = float(max(self._lags))
             self._lags.clear()
-        return told
+        return told if self._central is None else told | self._central.metrics()
 
     @property
     def waited(self) -> float:
@@ -147,10 +154,15 @@ class Rollout:
         for seat in self._seats:
             if seat.handle is not None:
                 seat.handle.stop()
+        if self._central is not None:
+            self._central.release()
         for seat in self._seats:
             if seat.handle is not None:
                 seat.handle.close()
                 seat.handle = None
+        if self._central is not None:
+            self._central.close()
+            self._central = None
         for memory in (self._life, self._board.memory, self._slots):
             memory.close()
 
@@ -215,6 +227,7 @@ class Rollout:
             random_rows=plan.random_rows,
             credits=self._credits,
             reduce=plan.reduce,
+            inference=plan.inference,
         )
 
     def _open(self, seat: Seat) -> None:
@@ -226,7 +239,9 @@ class Rollout:
         else:
             from rollout.processes import ProcessHandle
 
-            tickets = (self._board.memory.ticket(), self._life.ticket(), self._slots.ticket(job))
+            weights = self._board.memory.ticket() if self._central is None else None
+            desk = self._central.ticket(seat.worker) if self._central is not None else None
+            tickets = (weights, self._life.ticket(), self._slots.ticket(job), desk)
             try:
                 seat.taken(ProcessHandle(seat.worker, Build(job), *tickets))
             except (OSError, EOFError) as error:
@@ -259,6 +274,8 @@ class Rollout:
                 self._lost(seat, lost)
                 continue
             seat.delivered(unroll.rows)
+            if self._central is not None:
+                self._central.delivered()
             self._turn = (seat.worker + 1) % len(self._seats)
             self.steps += unroll.steps
             self.rows[unroll.stream] = unroll.row + unroll.rows
@@ -322,7 +339,7 @@ class Rollout:
             self._looked = now
             for seat in busy:
                 if seat not in ready:
-                    seat.watch(self.plan.actor_timeout)
+                    self._watch(seat)
         return sorted(ready, key=lambda seat: seat.begun[0])
 
     def _whose_turn(self, busy: list[Seat]) -> list[Seat]:
@@ -331,30 +348,27 @@ class Rollout:
         seat = next((seat for seat in seats if seat.busy or seat.handle is None), None)
         return [seat] if seat in busy and seat is not None else []
 
-    def _all_have_read(self) -> None:
-        """Wait until every unroll that was asked for has read its weights. An actor that is lost does not count."""
-        for seat in self._seats:
-            until = time.monotonic() + seat.timeout(self.plan.actor_timeout)
-            while seat.busy and seat.handle is not None and seat.life.begun < seat.reads:
-                pipe = seat.handle.waitable
-                if (
-                    pipe is None
-                    or wait([pipe], 0.0)
-                    or seat.handle.over
-                    or time.monotonic() > min(until, self.patience)
-                ):
-                    break  # it has answered, or never will
-                time.sleep(READ_SECONDS)
+    def _watch(self, seat: Seat) -> None:
+        """End an actor that makes no progress; while one waits for the server, that is who must make some."""
+        if self._central is not None and self._central.owes(seat.worker):
+            seat.seen = time.monotonic()
+            self._central.watch()
+        else:
+            seat.watch(self.plan.actor_timeout)
 
     def _lost(self, seat: Seat, lost: ActorLost) -> None:
         """Its streams start anew, as their next incarnation."""
         self.incarnations[list(seat.streams)] += 1
         failures = seat.failures
         seat.lost()
+        self._count(lost, failures)
+
+    def _count(self, lost: ActorLost, failures: int) -> None:
+        """One more is replaced, after so many failures in a row; Failed if that is too often."""
         if failures >= self.plan.max_restarts:
             raise Failed(
-                f"worker {seat.worker} failed {failures + 1} times in a row (--max-restarts "
-                f"{self.plan.max_restarts}); the last time: {lost.detail}"
+                f"{lost.who} failed {failures + 1} times in a row (--max-restarts {self.plan.max_restarts}); "
+                f"the last time: {lost.detail}"
             )
         self.restarts += 1
         self._on_restart(lost)
@@ -370,7 +384,7 @@ class Rollout:
                 seat.handle.call(method, *args)
                 pipe, seat.seen = seat.handle.waitable, time.monotonic()
                 while pipe is not None and not wait([pipe], POLL):
-                    seat.watch(self.plan.actor_timeout)
+                    self._watch(seat)
                     if time.monotonic() > self.patience:
                         raise InterruptedError
                 return seat.handle.result()

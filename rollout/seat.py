@@ -7,17 +7,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from typing import Any, Literal
 
 from envs.spec import EnvSpec
 from envs.vector import VectorEnv
 from rollout.actor import Life
+from rollout.desks import Inference
 from rollout.handle import Handle
 from rollout.types import Trajectory
 
 START_SECONDS = 30.0  # that an actor may take until its first step, if the timeout is shorter
 BACKOFF = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # seconds before the n-th restart in a row
 SLOW = 4.0  # how many times slower than the others an actor must be to be given shorter unrolls
+READ_SECONDS = 1e-4  # between two looks at whether an actor has read its weights
 SHORTEST = 4  # rows of such an unroll, at least
 
 
@@ -41,6 +44,7 @@ class RolloutPlan:
     shorten: bool = False  # whether an actor that is many times slower than the others is given shorter unrolls
     deterministic: bool = False  # unrolls are taken in turns, and weights are published when all have read theirs
     reduce: Callable[[Any, Trajectory], Any] | None = None  # what actors make of their unrolls: see `ActorJob`
+    inference: Inference | None = None  # a server decides for all actors with such a policy; None: each has its own
 
 
 @dataclass
@@ -109,6 +113,15 @@ class Seat:
             self.alive, self.seen = alive, now
         elif now - self.seen > most:
             self.handle.kill(f"it made no step for {most:g} s, so it was ended")
+
+    def wait_until_read(self, actor_timeout: float, patience: float) -> None:
+        """Wait until every unroll that was asked for has read its weights; not for an actor that is lost."""
+        until = min(time.monotonic() + self.timeout(actor_timeout), patience)
+        while self.busy and self.handle is not None and self.life.begun < self.reads:
+            pipe = self.handle.waitable
+            if pipe is None or wait([pipe], 0.0) or self.handle.over or time.monotonic() > until:
+                break  # it has answered, or never will
+            time.sleep(READ_SECONDS)
 
     def timeout(self, actor_timeout: float) -> float:
         """Longer for an actor that has not made its first step: its process must start and make environments."""
