@@ -43,6 +43,7 @@ class Policy(Protocol):
 
     It may also have `unrolled(extras, action, action_mask) -> extras`: called once per unroll with what `act` returned,
     stacked to [T, B, ...], it says what the learner gets instead. What is computed there costs nothing per step.
+    With `--inference central` the server calls it for each row, T = 1, since actors do not hold the policy.
     And `narrow(rows)`, where nothing but `act` is called: only the first `rows` of every batch are looked at from then
     on, the others fill it up; None: all are.
 

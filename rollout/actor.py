@@ -129,8 +129,9 @@ class Actor:
         life = SharedMemory.attach(links.life) if isinstance(links.life, tuple) else links.life
         self._life = Life(life, job.worker)
         self._asking = None if job.inference is None else self._desk(job.inference, links.desk)
-        self.policy: Any = self._asking or job.make_policy()
+        self.policy: Any = self._asking
         if self._asking is None:
+            self.policy = job.make_policy()
             if hasattr(self.policy, "narrow") and job.reduce is None:  # which needs it for whole unrolls
                 self.policy.narrow(count)
             self._parameters = {name: tensor.numpy() for name, tensor in self.policy.state_dict().items()}
@@ -237,9 +238,10 @@ class Actor:
 
     def _newest(self) -> int | None:
         """Read the newest weights and return their version. A server does so itself, and says it with each answer."""
-        if self._asking is None:
-            return self._board.read(self._parameters)[0]
-        return self._asking.begin()
+        if self._asking is not None:
+            self._asking.begin()
+            return None
+        return self._board.read(self._parameters)[0]
 
     def _told(self, extras: dict[str, torch.Tensor], rows: Rows, unroll: int) -> dict[str, np.ndarray]:
         """What the policy has to say of the unroll, [T, B, ...] each; it may say it for all rows at once."""

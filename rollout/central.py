@@ -73,12 +73,14 @@ class Central:
             if now >= self._restart_at:
                 self._open()
             return
-        if self._handle.over or wait([self._handle.waitable], 0):
+        if wait([self._handle.waitable], 0):
             self._lost()
             return
         progress = calls + int(self._desks.asked.sum())
         most = max(self._plan.actor_timeout, START_SECONDS) if calls == self._opened_at else self._plan.actor_timeout
-        if progress != self._seen[0]:
+        if self._handle.over:
+            self._handle.kill(self._handle.over)
+        elif progress != self._seen[0]:
             self._seen = progress, now
         elif now - self._seen[1] > most:
             self._handle.kill(f"it answered nobody for {most:g} s, so it was ended")
@@ -105,8 +107,9 @@ class Central:
         if self._handle is not None:
             self._handle.close()
             self._handle = None
-        for pipe in (*self._actors, *self._servers, self._control, self._desks.memory):
+        for pipe in (*self._actors, *self._servers, self._control):
             pipe.close()
+        self._desks.memory.close()
 
     def _open(self) -> None:
         from rollout.processes import ProcessHandle
@@ -122,8 +125,6 @@ class Central:
 
     def _lost(self) -> None:
         assert self._handle is not None
-        if self._handle.over:
-            self._handle.kill(self._handle.over)
         lost = ActorLost(SERVER, "it ended though nobody had asked it to")
         try:
             self._handle.result()

@@ -72,9 +72,7 @@ class Rollout:
         try:
             if plan.inference is not None:
                 counts = tuple(len(seat.streams) for seat in self._seats)
-                self._central = Central(
-                    plan, counts, self._board, lambda *lost: self._count("the inference server", *lost)
-                )
+                self._central = Central(plan, counts, self._board, self._count)
             for seat in self._seats:
                 self._open(seat)
         except BaseException:

@@ -118,9 +118,17 @@ def test_a_whole_run_leaves_nothing(way: str, command: Callable[..., Command]) -
     one.settle()
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_write_a_checkpoint(number: int, expected: int, command: Callable[..., Command]) -> None:
-    one = command(*LONG)
+CENTRAL = ["--inference", "central"]
+
+
+@pytest.mark.parametrize(
+    ("number", "expected", "words"),
+    [(signal.SIGINT, 130, []), (signal.SIGTERM, 143, []), (signal.SIGINT, 130, CENTRAL)],
+)
+def test_signals_write_a_checkpoint(
+    number: int, expected: int, words: list[str], command: Callable[..., Command]
+) -> None:
+    one = command(*LONG, *words)
     one.until(one.acting)
     os.killpg(one.process.pid, number) if number == signal.SIGINT else one.process.send_signal(number)
     status, text = one.end()
@@ -187,9 +195,11 @@ def test_ctrl_c_while_it_starts(seconds: float, command: Callable[..., Command])
     one.settle(30.0)  # the fork server first finishes its imports
 
 
+@pytest.mark.parametrize("words", [[], CENTRAL], ids=["local", "central"])
 @pytest.mark.parametrize("env", ["probe:counter", f"{FAULTY}:spins"])
-def test_sigkill_of_the_command_leaves_no_process(env: str, command: Callable[..., Command]) -> None:
-    one = command(*TINY, "--env", env, "--steps", 10_000_000, *([] if "probe" in env else ["--env-arg", "at=500"]))
+def test_sigkill_of_the_command_leaves_no_process(env: str, words: list[str], command: Callable[..., Command]) -> None:
+    words = words if "probe" in env else [*words, "--env-arg", "at=500"]
+    one = command(*TINY, "--env", env, "--steps", 10_000_000, *words)
     one.until(one.acting)
     if "spins" in env:
         time.sleep(1.5)

@@ -31,6 +31,7 @@ MUJOCO = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="
 
 CASES = [
     pytest.param([*SHORT, *CARTPOLE, "--workers", "0"], id="ppo"),
+    pytest.param([*SHORT, *CARTPOLE, *GRU, "--workers", "2", "--inference", "central"], id="central inference"),
     pytest.param([*A2C, *CARTPOLE, "--workers", "0", "--json", "--quiet"], id="a2c"),
     pytest.param([*SHORT, *CARTPOLE, *GRU, "--workers", "0"], id="gru and normalisers"),
     pytest.param(
