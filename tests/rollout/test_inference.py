@@ -179,15 +179,15 @@ def test_who_asks_what_cannot_be_answered_harms_nobody() -> None:
     rows, mask = torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool)
     nothing = mask.clone()
     nothing[1] = False
-    found, joined = beside(lambda: here.ask(0, rows, nothing), lambda: here.ask(1, rows, mask))
+    found, joined = beside(lambda: here.ask(0, rows, mask), lambda: here.ask(1, rows, nothing))
     until(lambda: here.desks.waiting() == [0, 1])
     with here.serving():
         joined()
-        assert isinstance(found[0], RuntimeError)
-        assert "a row of the action mask is all False" in str(found[0])
-        assert "Traceback" in str(found[0])
-        assert found[1].action.shape == (16,)
-        assert here.ask(0, rows, mask).action.shape == (16,), "its next question gets an answer"
+        assert found[0].action.shape == (16,)
+        assert isinstance(found[1], RuntimeError)
+        assert "a row of the action mask is all False" in str(found[1])
+        assert "Traceback" in str(found[1])
+        assert here.ask(1, rows, mask).action.shape == (16,), "its next question gets an answer"
 
 
 def test_of_a_long_traceback_the_end_is_told() -> None:
