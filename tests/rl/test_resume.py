@@ -31,7 +31,6 @@ MUJOCO = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="
 
 CASES = [
     pytest.param([*SHORT, *CARTPOLE, "--workers", "0"], id="ppo"),
-    pytest.param([*SHORT, *CARTPOLE, *GRU, "--workers", "2", "--inference", "central"], id="central inference"),
     pytest.param([*A2C, *CARTPOLE, "--workers", "0", "--json", "--quiet"], id="a2c"),
     pytest.param([*SHORT, *CARTPOLE, *GRU, "--workers", "0"], id="gru and normalisers"),
     pytest.param(
@@ -129,6 +128,18 @@ def test_workers_may_change_at_each_resume(launch: Any, tmp_path: Path) -> None:
     result = launch(tmp_path, "--resume", str(run), "--workers", "3", "--json").result
 
     assert result["fingerprint"] == whole["fingerprint"]
+
+
+def test_actors_without_networks_are_brought_back_too(launch: Any, tmp_path: Path) -> None:
+    argv = [*SHORT, *CARTPOLE, *GRU, "--steps", "800"]
+    whole = launch(tmp_path, *argv, "--out", "whole", "--workers", "0").result
+
+    central = ["--workers", "2", "--inference", "central"]
+    assert launch(tmp_path, *argv, "--out", "cut", *central, kill=("step", 4)).status == -9
+    result = launch(tmp_path, "--resume", str(folder_of(tmp_path / "cut")), "--json").result
+
+    assert result["fingerprint"] == whole["fingerprint"]
+    assert result["restarts"] == 0
 
 
 def test_before_the_first_checkpoint_it_begins_again(launch: Any, tmp_path: Path) -> None:

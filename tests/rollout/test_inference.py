@@ -132,6 +132,18 @@ def test_one_call_serves_all_who_wait() -> None:
         assert set(answer.extras) == {"log_prob"}, "no network is needed to make it"
 
 
+def test_batches_are_padded_and_what_fills_them_up_is_not_looked_at() -> None:
+    here, told = hall("CartPole-v1", (3, 2)), []
+    policy = here.server.policy
+    act, narrow = policy.act, policy.narrow
+    policy.act = lambda obs, *rest: (told.append(len(obs)), act(obs, *rest))[1]
+    policy.narrow = lambda rows: (told.append(rows), narrow(rows))[1]
+    with here.serving():
+        here.ask(0, torch.zeros(3, 4))
+        here.ask(1, torch.zeros(2, 4))
+    assert told == [3, 16, 2, 16]
+
+
 def test_an_unroll_has_the_version_of_the_oldest_weights_that_decided() -> None:
     here, rows = hall("CartPole-v1", (2,)), torch.zeros(2, 4)
     (client,) = here.clients
