@@ -86,6 +86,7 @@ class Server:
         try:
             self._act(workers, asked)
         except Exception:
+            self._clear()
             if len(workers) > 1:
                 for worker in workers:
                     self._answer([worker])
@@ -117,6 +118,12 @@ class Server:
                 theirs[:] = value[place]
             self._desks.answer(worker, number, self._version)
             _wake(self._pipes[worker])
+
+    def _clear(self) -> None:
+        """What was asked before fills up the batches that follow, so nothing of what failed may stay."""
+        for name, tree in self._input.items():
+            for rows in leaves(tree):
+                rows.fill_(name == "mask")
 
     def _newest(self) -> None:
         """Have the newest weights; between two calls of the policy, so that a call has one version."""
