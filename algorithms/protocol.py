@@ -53,7 +53,7 @@ class Policy(Protocol):
     The learner asks for more, each algorithm for something of its own. Of all, `observe`: a delivery for running
     statistics, once, after its updates. All parameters are trained, by one optimiser.
 
-    ppo, a2c, appo, impala, a3c: `forward`, `value`, `scaled`, `observe(unrolls, gamma)`: see
+    ppo, mappo, a2c, appo, impala, a3c: `forward`, `value`, `scaled`, `observe(unrolls, gamma)`: see
     `algorithms.policies.ActorCritic`. The others want `normalised(obs)`, the observation as every network sees it, and
     `observe(unrolls)`, and
 
@@ -63,6 +63,9 @@ class Policy(Protocol):
     sac, Discrete   `distribution(obs, action_mask)`, an `algorithms.distributions.Categorical` with gradients
     td3, ddpg       `actor`, an `algorithms.dense.Tower` of one net that holds all the policy's parameters and whose
                     tanh is the action, `size`, its outputs, and `schedule(progress)`, called before each update
+
+    qmix, vdn, iql  `net`, of which `net(obs, fresh [T, B, N])` are values [T, B, N, A] and `net.legal(action_mask)` the
+                    legal ones, see `algorithms.team_policy`, and `explore(progress)`
 
     where obs are normalised. Targets are copies of `net` and `actor`, so that those must survive `copy.deepcopy`.
     """
@@ -122,7 +125,8 @@ class ReplayPlan:
     updates_per_step: float  # updates per environment step after `warmup`, kept exactly
     gamma: float  # discount per step, of n-step rewards
     n_step: int = 1
-    length: int = 1  # above 1: samples are Trajectories [length, B], for policies with memory
+    length: int = 1  # above 1, or of several agents: samples are Trajectories [length, B]
+    whole: bool = False  # samples are whole episodes, from their first row, as Trajectories as long as the longest
     alpha: float = 0.0  # exponent of priorities; 0: uniform
     beta: float = 0.4  # exponent of importance weights at the start; 1 at the end of the run
     priority_eps: float = 1e-6  # added to each priority, so that none is 0

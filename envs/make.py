@@ -16,25 +16,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
+from gymnasium.spaces import Tuple
 from gymnasium.wrappers import FrameStackObservation
 
-from envs import atari, pool
+from envs import atari, pool, zoo
 from envs.errors import EnvError, EnvFault
 from envs.native import NativeVectorEnv, blocks, probe_autoreset
 from envs.quiet import quieten_mujoco
 from envs.spaces import MASK, env_spec, stacked
 from envs.spec import EnvSpec, Padding
-from envs.vector import SerialVectorEnv, VectorEnv
+from envs.vector import VectorEnv, serial
+
+if TYPE_CHECKING:
+    from envs.agents import Share
 
 Env = gymnasium.Env[Any, Any]
 
 NATIVE_FROM = 128  # streams from which a native vector environment is used where there is one
 FORMS = (
     "an id (CartPole-v1, ALE/Pong-v5), module:Id-v0, package.module:ClassOrFactory, path/to/file.py:ClassOrFactory, "
-    "atari:game, envpool:Id or probe:name"
+    "atari:game, envpool:Id, probe:name, pettingzoo:module or a built-in game of several agents (two-step)"
 )
 EXTRAS = ("box2d", "mujoco")  # words of entry points that are extras of ours, too
 HAND_ON = {  # gymnasium's wrappers that change no observation and leave none out
@@ -62,12 +66,14 @@ class EnvSource:
         target: a name (see FORMS), or a class or function.
         kwargs: for the constructor.
         folder: the folder of the run, importable wherever environments are made.
+        share:  which of several agents share a policy: see `envs.agents.groups_of`.
     """
 
     name: str
     target: str | Callable[..., Any]
     kwargs: dict[str, Any] = field(default_factory=dict)
     folder: str = ""
+    share: Share = "all"
 
     def make(self) -> Env:
         """Make one environment.
@@ -89,12 +95,12 @@ class EnvSource:
             self._check_arguments(found, self.kwargs)
             quieten_mujoco()
             env = self._guard(lambda: found(**self.kwargs), "")
-        if not isinstance(env, gymnasium.Env):
-            raise EnvError(
-                f"{self.name} made a {type(env).__module__}.{type(env).__name__}, which is not a gymnasium.Env. "
-                "Derive it from gymnasium.Env; multi-agent environments are not supported yet."
-            )
-        return env
+        if not isinstance(env, gymnasium.Env) or isinstance(getattr(env, "action_space", None), Tuple):
+            from envs.multi_agent import team
+
+            env = self._guard(lambda: team(env, self.name, self.share), "")
+        made: Env = env
+        return made
 
     def make_block(self, width: int) -> Any:
         """Make the native vector environment of `width` streams that the id registers, or EnvPool's."""
@@ -133,7 +139,7 @@ class EnvSource:
             return self.target
         if self.folder and self.folder not in sys.path:
             sys.path.append(self.folder)  # at the end: a folder of the user's may be called like one of our packages
-        other = atari.find(self.target) or pool.find(self.target)
+        other = atari.find(self.target) or pool.find(self.target) or zoo.find(self.target, self._module)
         if other is not None:
             return other
         left, colon, right = self.target.rpartition(":")
@@ -258,21 +264,24 @@ class EnvSource:
             raise EnvFault(-1, -1, 0, traceback.format_exc()) from error
 
 
-def resolve(env: str | Callable[..., Any] | EnvSource, kwargs: Mapping[str, Any] | None = None) -> EnvSource:
+def resolve(
+    env: str | Callable[..., Any] | EnvSource, kwargs: Mapping[str, Any] | None = None, share: Share = "all"
+) -> EnvSource:
     """What `env` names, with arguments for its constructor. Nothing is made or imported yet.
 
     Args:
-        env: see FORMS; a name given to `register_env`; or a class or function that makes an environment.
+        env:   see FORMS; a name given to `register_env`; or a class or function that makes an environment.
+        share: which of several agents share a policy: see `envs.agents.groups_of`.
     """
     arguments = dict(kwargs or {})
     if isinstance(env, EnvSource):
-        return EnvSource(env.name, env.target, {**env.kwargs, **arguments}, env.folder)
+        return EnvSource(env.name, env.target, {**env.kwargs, **arguments}, env.folder, env.share)
     folder = os.getcwd()
     if isinstance(env, str):
-        return EnvSource(env, _registered.get(env, env), arguments, folder)
+        return EnvSource(env, _registered.get(env, env), arguments, folder, share)
     if not callable(env):
         raise EnvError(f"{env!r} is not an environment's name, class or function. It may be {FORMS}.")
-    return EnvSource(getattr(env, "__qualname__", type(env).__name__), env, arguments, folder)
+    return EnvSource(getattr(env, "__qualname__", type(env).__name__), env, arguments, folder, share)
 
 
 def look(source: EnvSource, seed: int) -> EnvSpec:
@@ -288,6 +297,9 @@ def look(source: EnvSource, seed: int) -> EnvSpec:
             back = env.reset(seed=seed)
         except Exception as error:
             raise EnvFault(-1, seed, 0, traceback.format_exc()) from error
+        if hasattr(env, "spec_of"):  # several agents
+            told: EnvSpec = env.spec_of()
+            return told
         info = back[1] if isinstance(back, tuple) and len(back) == 2 else None
         in_info = isinstance(info, dict) and MASK in info
         spec = env_spec(source.name, env.observation_space, env.action_space, limit, in_info)
@@ -355,7 +367,7 @@ def vector(
         total:   streams of the whole run; only "native" asks.
     """
     if kind == "serial":
-        return SerialVectorEnv(source.make, spec, streams, seeds, way)
+        return serial(source.make, spec, streams, seeds, way)
     seed_of_stream = dict(zip(streams, seeds, strict=True))
     mine = [block for block in blocks(total) if block[0] in seed_of_stream]
     if [stream for block in mine for stream in block] != list(streams):
@@ -372,7 +384,7 @@ def _load(entry: str) -> Callable[..., Any]:
 def _ids() -> list[str]:
     from envs.probes import PROBES
 
-    return [*gymnasium.registry, *_registered, *(f"probe:{name}" for name in PROBES)]
+    return [*gymnasium.registry, *_registered, *zoo.GAMES, *(f"probe:{name}" for name in PROBES)]
 
 
 def _nearest(wrong: str, names: Sequence[str]) -> str:

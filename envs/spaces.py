@@ -102,11 +102,11 @@ def env_spec(
     return EnvSpec(name, obs_spec(observation_space, f"the observation space of {name}"), action, masked, max_steps)
 
 
-Writer = Callable[[Any, tuple[int, int], Any], None]
+Writer = Callable[[Any, tuple[int, ...], Any], None]
 
 
 def obs_writer(space: spaces.Space[Any]) -> Writer:
-    """A function `write(arrays, (t, b), obs)` that puts one observation of `space` into an unroll."""
+    """A function `write(arrays, (t, b), obs)`, or (t, b, agent), that puts an observation of `space` into an unroll."""
     if isinstance(space, spaces.Dict):
         dropped = text_keys(space)
         if MASK in space.spaces:
@@ -118,7 +118,7 @@ def obs_writer(space: spaces.Space[Any]) -> Writer:
             keys = [key for key in sorted(space.spaces) if key not in dropped]
         writers = [(key, obs_writer(space.spaces[key])) for key in keys]
 
-        def write_dict(arrays: Any, at: tuple[int, int], obs: Any) -> None:
+        def write_dict(arrays: Any, at: tuple[int, ...], obs: Any) -> None:
             for key, write in writers:
                 write(arrays[key], at, obs[key])
 
@@ -126,28 +126,27 @@ def obs_writer(space: spaces.Space[Any]) -> Writer:
     if isinstance(space, spaces.Tuple):
         parts = [obs_writer(child) for child in space.spaces]
 
-        def write_tuple(arrays: Any, at: tuple[int, int], obs: Any) -> None:
+        def write_tuple(arrays: Any, at: tuple[int, ...], obs: Any) -> None:
             for write, array, child in zip(parts, arrays, obs, strict=True):
                 write(array, at, child)
 
         return write_tuple
     start = getattr(space, "start", 0)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and np.any(np.asarray(start) != 0):
+        shape: Any = () if isinstance(space, spaces.Discrete) else -1
 
-        def write_counted(array: Any, at: tuple[int, int], obs: Any) -> None:
-            array[at] = np.asarray(obs).reshape(-1 if array.ndim > 2 else ()) - np.asarray(start).reshape(
-                -1 if array.ndim > 2 else ()
-            )
+        def write_counted(array: Any, at: tuple[int, ...], obs: Any) -> None:
+            array[at] = np.asarray(obs).reshape(shape) - np.asarray(start).reshape(shape)
 
         return write_counted
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1:
 
-        def write_flat(array: Any, at: tuple[int, int], obs: Any) -> None:
+        def write_flat(array: Any, at: tuple[int, ...], obs: Any) -> None:
             array[at] = np.asarray(obs).reshape(-1)
 
         return write_flat
 
-    def write(array: Any, at: tuple[int, int], obs: Any) -> None:
+    def write(array: Any, at: tuple[int, ...], obs: Any) -> None:
         array[at] = obs
 
     return write

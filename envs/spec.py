@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 ObsKind = Literal["box", "image", "discrete", "multi_discrete", "multi_binary"]
@@ -54,18 +54,66 @@ class ActionSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """Agents with equal spaces that share a policy. They lie side by side on the axis of agents."""
+
+    name: str
+    agents: tuple[str, ...]
+    obs: ObsSpec  # of one of them
+    action: ActionSpec  # of one of them
+
+
+@dataclass(frozen=True, slots=True)
 class EnvSpec:
-    """A stream's view of its environment."""
+    """A stream's view of its environment.
+
+    Several agents are one with a joint action, and an axis N in what each of them gets: `obs` is {group: [n, *O]}, n
+    agents of each group; `action` holds the actions of all agents side by side, in the order of the groups, [N] where
+    they are Discrete, and its mask is the concatenation over them.
+    """
 
     id: str
     obs: ObsSpec
     action: ActionSpec
     action_mask: bool = False
     max_steps: int | None = None
+    groups: tuple[Group, ...] = ()  # of several agents; (): there is one agent, and no axis N
+    state_shape: tuple[int, ...] | None = None  # of what only training sees; None: the environment tells no such thing
+    turns: bool = False  # agents act one after the other, a step each
 
     def leaves(self) -> list[Leaf]:
         """All arrays of the observation, in the order of the tree."""
         return list(walk(self.obs))
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """The names of several agents, in the order of the axis N; () for one agent."""
+        return tuple(agent for group in self.groups for agent in group.agents)
+
+    @property
+    def each(self) -> tuple[int, ...]:
+        """The axes that rewards and ends have behind B: (N,), or () for one agent."""
+        return (len(self.agents),) if self.groups else ()
+
+    def beside(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of what lies beside each observation of a stream, those of `BESIDE` that there are."""
+        found: dict[str, tuple[tuple[int, ...], str]] = {}
+        if self.action_mask:
+            found["action_mask"] = (self.action.mask_size,), "bool"
+        if self.groups:
+            found["alive"] = self.each, "bool"
+        if self.turns:
+            found["acting"] = self.each, "bool"
+        if self.state_shape is not None:
+            found["state"] = self.state_shape, "float32"
+        return found
+
+    def alone(self, group: Group) -> EnvSpec:
+        """What one agent of a group sees and does."""
+        return replace(self, obs=group.obs, action=group.action, groups=(), state_shape=None, turns=False)
+
+
+BESIDE = ("action_mask", "alive", "acting", "state")  # fields of an unroll with a row for each observation, or None
 
 
 def walk(obs: ObsSpec) -> Iterator[Leaf]:
@@ -90,13 +138,25 @@ def to_json(spec: EnvSpec) -> dict[str, Any]:
             return {"dict": {key: obs(node[key]) for key in sorted(node)}}
         return {"tuple": [obs(child) for child in node]}
 
-    return {
+    plain = {
         "id": spec.id,
         "obs": obs(spec.obs),
         "action": asdict(spec.action),
         "action_mask": spec.action_mask,
         "max_steps": spec.max_steps,
     }
+    if spec.groups:
+        plain["groups"] = [
+            {
+                "name": group.name,
+                "agents": list(group.agents),
+                "obs": obs(group.obs),
+                "action": asdict(group.action),
+            }
+            for group in spec.groups
+        ]
+        plain |= {"state_shape": spec.state_shape, "turns": spec.turns}
+    return plain
 
 
 def from_json(data: dict[str, Any]) -> EnvSpec:
@@ -118,4 +178,10 @@ def from_json(data: dict[str, Any]) -> EnvSpec:
         action=ActionSpec(**fields(data["action"])),
         action_mask=data["action_mask"],
         max_steps=data["max_steps"],
+        groups=tuple(
+            Group(one["name"], tuple(one["agents"]), obs(one["obs"]), ActionSpec(**fields(one["action"])))
+            for one in data.get("groups", ())
+        ),
+        state_shape=None if data.get("state_shape") is None else tuple(data["state_shape"]),
+        turns=data.get("turns", False),
     )

@@ -24,12 +24,27 @@ class Rows:
     """The arrays of one unroll that environments write. They may be wider than the streams (padding)."""
 
     obs: Any  # tree of [T+1, B, *O]
-    reward: np.ndarray  # [T, B]
+    reward: np.ndarray  # [T, B], and of several agents [T, B, N], as the two ends
     terminated: np.ndarray  # [T, B]
     truncated: np.ndarray  # [T, B]
     first: np.ndarray  # [T+1, B]
     action_mask: np.ndarray | None  # [T+1, B, n]
     goes_on: np.ndarray  # [T, B]  an end for learning only, as of a life: reports go on to the end of the game
+    alive: np.ndarray | None = None  # [T+1, B, N]  of several agents, those that take part
+    acting: np.ndarray | None = None  # [T+1, B, N]  where they take turns, whose it is
+    state: np.ndarray | None = None  # [T+1, B, *S]  what only training sees
+
+    def beside(self) -> list[np.ndarray]:
+        """The fields of `envs.spec.BESIDE` that are there, in that order."""
+        return [array for array in (self.action_mask, self.alive, self.acting, self.state) if array is not None]
+
+    def over(self, t: int) -> np.ndarray:
+        """[B] the streams whose episode row t has ended: with several agents, when none of them is left."""
+        if self.alive is None:
+            ended: np.ndarray = self.terminated[t] | self.truncated[t]
+            return ended
+        gone: np.ndarray = ~self.first[t + 1] & ~self.alive[t + 1].any(-1)
+        return gone
 
 
 class VectorEnv(Protocol):
@@ -184,6 +199,17 @@ class SerialVectorEnv:
         else:
             mask = mask_of(obs, info, self._mask_in_obs)
         rows.action_mask[t, b] = mask
+
+
+def serial(
+    make: Callable[[], gymnasium.Env[Any, Any]], spec: EnvSpec, streams: Sequence[int], seeds: Sequence[int], way: str
+) -> SerialVectorEnv:
+    """Streams stepped one after the other, of one agent or of several."""
+    if not spec.groups:
+        return SerialVectorEnv(make, spec, streams, seeds, way)
+    from envs.team_vector import TeamVectorEnv
+
+    return TeamVectorEnv(make, spec, streams, seeds, way)
 
 
 def _digest(obs: Any, t: int, b: int) -> str:

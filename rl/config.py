@@ -45,6 +45,10 @@ class RunConfig(BaseModel):
         description="CartPole-v1, module:Id-v0, package.module:ClassOrFactory or path/to/file.py:ClassOrFactory"
     )
     env_args: dict[str, Any] = Field(default_factory=dict, description="keywords for the environment's constructor")
+    share: Literal["all", "type", "none"] = Field(
+        "all",
+        description="which of several agents share a policy: all of equal spaces, those of one type by name, or none",
+    )
     vector: Literal["auto", "serial", "native"] = Field(
         "auto", description="environments one by one, or their own vector form; auto decides by the number of streams"
     )

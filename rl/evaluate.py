@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import torch
 from envs.make import EnvSource, look, resolve
 from envs.seeding import FRESH, seed_of
 from envs.spec import EnvSpec, from_json
-from rl import checkpoint
+from rl import checkpoint, team
 from rl.config import RunConfig
 from rl.errors import CheckpointError, ConfigError
 from rl.setup import make_policy
-from rollout.episodes import obs_arrays, padded, play
+from rollout.episodes import kept, obs_arrays, padded, play
 from rollout.tree import leaves, tree_map
 from rollout.types import Episode
 
@@ -37,6 +37,8 @@ class Evaluation:
     episodes: int
     checkpoint: Path
     returns: tuple[float, ...]
+    agents: dict[str, float] = field(default_factory=dict)  # of several agents, the mean return of each
+    groups: dict[str, float] = field(default_factory=dict)  # and of each group, the sum over its agents
 
 
 class Trained:
@@ -62,14 +64,17 @@ class Trained:
         """An action for one observation, or actions [B, *A] for a batch [B, *O] of them.
 
         Args:
-            obs:         an observation of the environment, or a batch with a leading dimension in every leaf.
+            obs:         an observation of the environment, or a batch with a leading dimension in every leaf. Of
+                         several agents what each sees, {agent: obs}; then the actions are {agent: action} too.
             explore:     sample instead of taking the likeliest action.
-            action_mask: [n] or [B, n] legal actions.
+            action_mask: [n] or [B, n] legal actions; {agent: [n]} of several.
 
         Raises:
             ValueError: the observation has another shape than the environment's.
         """
         spec = self.spec
+        if spec.groups:
+            return self._act_together(obs, explore, action_mask or {})
         if spec.action_mask and isinstance(obs, dict) and "action_mask" in obs:
             action_mask = obs["action_mask"] if action_mask is None else action_mask
             rest = {key: value for key, value in obs.items() if key != "action_mask"}
@@ -93,6 +98,22 @@ class Trained:
             if action_mask is not None:
                 full[:count] = np.asarray(action_mask, bool)
             mask = torch.from_numpy(full)
+        actions = self._chosen(rows, mask, explore, count)
+        return actions[0] if single else actions
+
+    def _act_together(self, obs: dict[str, Any], explore: bool, action_mask: dict[str, Any]) -> dict[str, Any]:
+        spec, width = self.spec, padded(1)
+        rows, legal = obs_arrays(spec, 1, width), np.ones((width, spec.action.mask_size), bool)
+        team.put(spec, obs, action_mask, rows, legal)
+        mask = torch.from_numpy(legal) if spec.action_mask else None
+        joint = self._chosen(rows, mask, explore, 1)[0]
+        if self._core is not None:
+            self._core = kept(self._core, np.tile([agent in obs for agent in spec.agents], (width, 1)))
+        return team.actions(spec, joint, obs)
+
+    def _chosen(self, rows: Any, mask: torch.Tensor | None, explore: bool, count: int) -> np.ndarray:
+        """Actions [count, *A], as the environment takes them, for the first columns of rows of observations."""
+        width = len(leaves(rows)[0][0])
         if self.policy.core_size and (self._core is None or self._count != count):
             self._core, self._count = torch.zeros(width, self.policy.core_size), count
         noise = self._noise(width) if explore else np.zeros((width, self.policy.noise.columns), np.float32)
@@ -100,8 +121,7 @@ class Trained:
             views = tree_map(lambda row: torch.from_numpy(row[0]), rows)
             act = self.policy.act(views, self._core, mask, torch.from_numpy(noise), explore)
         self._core = act.core
-        actions = self._for_env(act.action.numpy()[:count])
-        return actions[0] if single else actions
+        return self._for_env(act.action.numpy()[:count])
 
     def _noise(self, width: int) -> np.ndarray:
         from rollout.noise import DRAWS
@@ -164,6 +184,7 @@ def evaluate(
         first = []
     found: list[Episode] = [*first, *play(source.make, spec, trained.policy, seeds, stochastic)]
     returns = np.array([episode.ret for episode in found])
+    by_agent, by_group = team.returns(spec, found)
     return Evaluation(
         return_mean=float(returns.mean()),
         return_std=float(returns.std()),
@@ -172,6 +193,8 @@ def evaluate(
         episodes=len(found),
         checkpoint=trained.path,
         returns=tuple(float(r) for r in returns),
+        agents=by_agent,
+        groups=by_group,
     )
 
 
@@ -222,7 +245,8 @@ class Film:
 def _source(trained: Trained, env: str | Callable[..., Any] | None) -> EnvSource:
     if env is None and not trained.config.reloadable:
         raise ConfigError(f"{trained.path} was trained on {trained.spec.id}, an object of a program: give it as `env`")
-    return resolve(trained.config.env if env is None else env, trained.config.env_args)
+    config = trained.config
+    return resolve(config.env if env is None else env, config.env_args, config.share)
 
 
 def _load(path: str | Path, best: bool) -> tuple[Trained, checkpoint.Checkpoint]:

@@ -196,9 +196,9 @@ def in_batches(unrolls: Trajectory, wait: int | Literal["all"]) -> Iterator[Traj
             },
             **{name: getattr(unrolls, name)[columns] for name in ("version", "stream", "row")},
             extras={name: beside(x) for name, x in unrolls.extras.items()},
-            action_mask=None if unrolls.action_mask is None else beside(unrolls.action_mask),
             core=None if unrolls.core is None else beside(unrolls.core),
             episodes=(),
+            **{name: beside(x) for name, x in unrolls.beside().items()},
         )
 
 
@@ -225,7 +225,9 @@ def stretched(unroll: Trajectory, rows: int, cores: int = 0) -> Trajectory:
     def more(x: np.ndarray) -> np.ndarray:
         return np.concatenate([x, np.repeat(x[-1:], missing, 0)])
 
-    ended = np.zeros((missing, len(unroll.stream)), bool)
+    ended = np.zeros((missing, *unroll.reward.shape[1:]), bool)
+    reset = np.ones((missing, len(unroll.stream)), bool)
+    beside: dict[str, Any] = {name: more(x) for name, x in unroll.beside().items()}
     return dataclasses.replace(
         unroll,
         obs=tree_map(more, unroll.obs),
@@ -233,12 +235,12 @@ def stretched(unroll: Trajectory, rows: int, cores: int = 0) -> Trajectory:
         reward=np.concatenate([unroll.reward, np.zeros_like(ended, np.float32)]),
         terminated=np.concatenate([unroll.terminated, ended]),
         truncated=np.concatenate([unroll.truncated, ended]),
-        first=np.concatenate([unroll.first, ~ended]),
+        first=np.concatenate([unroll.first, reset]),
         extras={name: more(x) for name, x in unroll.extras.items()},
-        action_mask=None if unroll.action_mask is None else more(unroll.action_mask),
         core=None
         if unroll.core is None
         else np.concatenate([unroll.core, np.repeat(unroll.core[-1:], max(0, cores - len(unroll.core)), 0)]),
+        **beside,
     )
 
 
@@ -275,9 +277,9 @@ def join(unrolls: list[Trajectory], device: torch.device, rows: int = 0) -> Traj
         stream=stacked(*field("stream")),
         row=stacked(*field("row")),
         extras={name: beside(*(unroll.extras[name] for unroll in unrolls)) for name in head.extras},
-        action_mask=None if head.action_mask is None else beside(*field("action_mask")),
         core=None if head.core is None else beside(*field("core")),
         episodes=tuple(episode for unroll in unrolls for episode in unroll.episodes),
+        **{name: beside(*field(name)) for name in head.beside()},
     )
 
 
@@ -323,9 +325,9 @@ def tensors(rows: Trajectory | Transition, device: torch.device) -> Any:
         stream=tensor(rows.stream),
         row=tensor(rows.row),
         extras={name: tensor(array) for name, array in rows.extras.items()},
-        action_mask=maybe(rows.action_mask),
         core=maybe(rows.core),
         episodes=rows.episodes,
+        **{name: tensor(array) for name, array in rows.beside().items()},
     )
 
 

@@ -104,12 +104,14 @@ class Window:
 
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
-        return {"count": self.count, "episodes": [[e.ret, e.length] for e in self.episodes]}
+        return {"count": self.count, "episodes": [[e.ret, e.length, *e.agents] for e in self.episodes]}
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.count = int(state["count"])
         self.episodes.clear()
-        self.episodes.extend(Episode(float(ret), int(length)) for ret, length in state["episodes"])
+        self.episodes.extend(
+            Episode(float(ret), int(length), tuple(map(float, agents))) for ret, length, *agents in state["episodes"]
+        )
 
 
 def cut_back(file: Path, step: int) -> float:

@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from envs.spec import EnvSpec, from_json, to_json
+from envs.spec import BESIDE, EnvSpec, from_json, to_json
 from rl.checkpoint import _sync, _write
 from rl.config import RunConfig
 from rl.errors import CheckpointError, ConfigError
@@ -213,9 +213,9 @@ class Recording:
                     version=arrays["version"][number],
                     row=whole.row + at,
                     extras={name: array[rows] for name, array in whole.extras.items()},
-                    action_mask=None if whole.action_mask is None else whole.action_mask[more],
                     core=None if whole.core is None else whole.core[core : core + cores],
                     episodes=whole.episodes[episode : episode + int(episodes)],
+                    **{name: array[more] for name, array in whole.beside().items()},
                 )
                 at, episode, core = at + int(length), episode + int(episodes), core + cores
 
@@ -250,9 +250,9 @@ class Recording:
             stream=arrays["stream"],
             row=arrays["row"],
             extras={name[7:]: array for name, array in arrays.items() if name.startswith("extras.")},
-            action_mask=arrays.get("action_mask"),
             core=arrays.get("core"),
             episodes=tuple(Episode(*pair) for pair in zip(returns, lengths, strict=True)),
+            **{name: arrays[name] for name in BESIDE if name in arrays},
         )
 
 
@@ -277,9 +277,9 @@ def _joined(unrolls: list[Trajectory]) -> Trajectory:
         stream=np.concatenate(field("stream")),
         row=np.concatenate(field("row")),
         extras={name: beside(*(unroll.extras[name] for unroll in unrolls)) for name in head.extras},
-        action_mask=None if head.action_mask is None else beside(*field("action_mask")),
         core=None if head.core is None else beside(*field("core")),
         episodes=tuple(episode for unroll in unrolls for episode in unroll.episodes),
+        **{name: beside(*field(name)) for name in head.beside()},
     )
 
 
@@ -318,8 +318,8 @@ def _arrays(deliveries: list[Trajectory]) -> dict[str, np.ndarray]:
     found |= {"stream": head.stream, "row": head.row}
     for name in head.extras:
         found[f"extras.{name}"] = np.concatenate([delivery.extras[name] for delivery in deliveries])
-    if head.action_mask is not None:
-        found["action_mask"] = more([delivery.action_mask for delivery in deliveries])
+    for name in head.beside():
+        found[name] = more([getattr(delivery, name) for delivery in deliveries])
     if head.core is not None:
         found["core"] = rows("core")
     return found

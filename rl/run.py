@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from rl import checkpoint, segments
+from rl import checkpoint, segments, team
 from rl.checkpoint import Checkpoint
 from rl.config import RunConfig
 from rl.console import Console
@@ -314,6 +314,7 @@ class Run:
                     "eval/return_std": float(returns.std()),
                     "eval/length_mean": float(lengths.mean()),
                     "eval/episodes": float(len(episodes)),
+                    **team.logged("eval", self.spec, episodes),
                 },
             )
             if self.best is None or self.eval_return > self.best:
@@ -332,7 +333,8 @@ class Run:
         return self.rollout.restarts + self.evaluations.restarts
 
     def _log(self) -> None:
-        self.report.log(self.learner, self.rollout, self.window, self.eval_return, self.restarts)
+        of_agents = team.logged("rollout", self.spec, self.window.episodes)
+        self.report.log(self.learner, self.rollout, self.window, self.eval_return, self.restarts, of_agents)
 
     def _restarted(self, lost: ActorLost) -> None:
         last = lost.detail.strip().splitlines()

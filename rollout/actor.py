@@ -16,7 +16,7 @@ from envs.seeding import stream_seed
 from envs.spec import EnvSpec
 from envs.vector import Rows, VectorEnv
 from rollout.desks import Desks, Inference
-from rollout.episodes import EpisodeTracker, empty_rows, obs_arrays, padded
+from rollout.episodes import EpisodeTracker, TeamTracker, empty_rows, kept, obs_arrays, padded
 from rollout.inference import Asking, Ended
 from rollout.memory import SharedMemory, tree_at, tree_bytes
 from rollout.noise import RandomStart, StreamNoise
@@ -149,7 +149,8 @@ class Actor:
         self._noise_rows = torch.from_numpy(self._noise).unbind(0)
         self._action = np.zeros((job.unroll, width, *job.spec.action.shape), job.spec.action.dtype)
         self._core = torch.zeros(width, self.policy.core_size) if self.policy.core_size else None
-        self._tracker = EpisodeTracker(count)
+        agents = len(job.spec.agents)
+        self._tracker = TeamTracker(count, agents) if agents else EpisodeTracker(count)
         self.row = np.array(job.rows, np.int64)
         self.env = job.make_env(job.streams, job.incarnations)
         self._last: Rows | None = None  # the unroll before; None: streams that begin
@@ -185,7 +186,7 @@ class Actor:
                         if t % every == 0:
                             cores.append(core[:count].numpy().copy())
                     act = policy.act(views.obs[t], core, views.mask[t], self._noise_rows[t], True)
-                    core = act.core
+                    core = act.core if rows.alive is None or act.core is None else kept(act.core, rows.alive[t])
                     action = act.action.numpy()
                     action_rows[t] = action
                     if at_random:
@@ -219,8 +220,11 @@ class Actor:
             extras=told,
             action_mask=None if rows.action_mask is None else rows.action_mask[: unroll + 1, :count],
             core=np.stack(cores) if cores else None,
+            alive=None if rows.alive is None else rows.alive[: unroll + 1, :count],
+            acting=None if rows.acting is None else rows.acting[: unroll + 1, :count],
+            state=None if rows.state is None else rows.state[: unroll + 1, :count],
         )
-        ended = (trajectory.terminated | trajectory.truncated) & ~rows.goes_on[:unroll, :count]
+        ended = trajectory.over & ~rows.goes_on[:unroll, :count]
         episodes = self._tracker.add(trajectory.reward, ended, trajectory.valid)
         self.row += unroll
         slot = self._slot if len(self._rows) > 1 else None
@@ -260,15 +264,15 @@ class Actor:
         last, end = self._last, self._end
         tree_map(lambda array, before: np.copyto(array[0], before[end]), rows.obs, last.obs)
         rows.first[0] = last.first[end]
-        if rows.action_mask is not None and last.action_mask is not None:
-            rows.action_mask[0] = last.action_mask[end]
+        for array, before in zip(rows.beside(), last.beside(), strict=True):
+            array[0] = before[end]
 
     def _remember(self, rows: Rows) -> None:
         """Row 0, just made by a reset or a resume, stands where the last row of an unroll before would."""
         tree_map(lambda array: np.copyto(array[-1], array[0]), rows.obs)
         rows.first[-1] = rows.first[0]
-        if rows.action_mask is not None:
-            rows.action_mask[-1] = rows.action_mask[0]
+        for array in rows.beside():
+            array[-1] = array[0]
         self._last, self._end = rows, len(rows.reward)
 
     @contextlib.contextmanager
@@ -287,6 +291,7 @@ class Actor:
         count = len(self.job.streams)
         floats = [(rows.reward[:, :count], "reward")]
         floats += [(leaf[:, :count], "observation") for leaf in leaves(rows.obs) if leaf.dtype == np.float32]
+        floats += [] if rows.state is None else [(rows.state[:, :count], "state")]
         for array, what in floats:
             if not np.isfinite(array).all():
                 bad = ~np.isfinite(array)
@@ -337,8 +342,10 @@ class Actor:
         self.row[:] = np.concatenate([unit["row"] for unit in units])
         began = rows.first[0, : len(self.job.streams)].copy()
         rows.first[0, : len(began)] |= np.concatenate([unit["first"] for unit in units])
-        self._tracker.ret[:] = np.where(began, 0.0, np.concatenate([unit["ret"] for unit in units]))
-        self._tracker.length[:] = np.where(began, 0, np.concatenate([unit["length"] for unit in units]))
+        for name in ("ret", "length"):
+            kept = np.concatenate([unit[name] for unit in units])
+            kept[began] = 0
+            getattr(self._tracker, name)[:] = kept
         if self._core is not None:
             core = np.concatenate([unit["core"] for unit in units])
             self._core[: len(core)] = torch.from_numpy(core)

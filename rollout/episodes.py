@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from envs.spec import EnvSpec
-from envs.vector import Rows, SerialVectorEnv
+from envs.vector import Rows, serial
 from rollout.noise import StreamNoise
 from rollout.tree import Tree, tree_map
 from rollout.types import Episode
@@ -38,16 +38,27 @@ def obs_arrays(spec: EnvSpec, rows: int, width: int) -> Tree:
 
 def empty_rows(spec: EnvSpec, unroll: int, streams: int, obs: Tree | None = None) -> Rows:
     """Arrays for an unroll of `unroll` rows, as wide as `padded(streams)`. Masks begin as all legal."""
-    width = padded(streams)
+    width, each = padded(streams), spec.each
+    beside: dict[str, Any] = {
+        name: np.full((unroll + 1, width, *shape), name == "action_mask", dtype)
+        for name, (shape, dtype) in spec.beside().items()
+    }
     return Rows(
         obs=obs_arrays(spec, unroll + 1, width) if obs is None else obs,
-        reward=np.zeros((unroll, width), np.float32),
-        terminated=np.zeros((unroll, width), bool),
-        truncated=np.zeros((unroll, width), bool),
+        reward=np.zeros((unroll, width, *each), np.float32),
+        terminated=np.zeros((unroll, width, *each), bool),
+        truncated=np.zeros((unroll, width, *each), bool),
         first=np.zeros((unroll + 1, width), bool),
-        action_mask=np.ones((unroll + 1, width, spec.action.mask_size), bool) if spec.action_mask else None,
         goes_on=np.zeros((unroll, width), bool),
+        **{"action_mask": None, **beside},
     )
+
+
+def kept(core: torch.Tensor, alive: np.ndarray | None) -> torch.Tensor:
+    """The memory [B, N * H] after a row in which the agents `alive` [B, N] were there; that of the others is empty."""
+    if alive is None:
+        return core
+    return (core.view(*alive.shape, -1) * torch.from_numpy(alive).unsqueeze(-1)).view_as(core)
 
 
 class EpisodeTracker:
@@ -79,6 +90,35 @@ class EpisodeTracker:
         self.length[:] = np.where(ended[-1], 0, steps[lasts])
         done = np.searchsorted(starts, ends, side="right") - 1
         return tuple(map(Episode, sums[done].tolist(), steps[done].tolist()))
+
+
+class TeamTracker:
+    """The same for several agents: each is followed as a stream is, and an episode is the sum of theirs."""
+
+    def __init__(self, streams: int, agents: int) -> None:
+        self._each = EpisodeTracker(streams * agents)
+        self.ret = self._each.ret.reshape(streams, agents)
+        self.length = self._each.length.reshape(streams, agents)
+
+    def add(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> tuple[Episode, ...]:
+        """One unroll: reward [T, B, N], ended and valid [T, B]; as for `EpisodeTracker`."""
+        rows, _, agents = reward.shape
+        found = self._each.add(
+            reward.reshape(rows, -1), ended.repeat(agents, axis=1), valid.repeat(agents, axis=1)
+        )  # all episodes of a stream's first agent, all of its second, ..., then those of the next stream
+        episodes: list[Episode] = []
+        begin = 0
+        for count in ended.sum(0).tolist():
+            of_agents = [found[begin + n * count : begin + (n + 1) * count] for n in range(agents)]
+            begin += agents * count
+            episodes += [_together(one) for one in zip(*of_agents, strict=True)]
+        return tuple(episodes)
+
+
+def _together(episodes: Sequence[Episode]) -> Episode:
+    """An episode of several agents from what it was to each."""
+    returns = tuple(episode.ret for episode in episodes)
+    return Episode(sum(returns), episodes[0].length, returns)
 
 
 def play(
@@ -116,12 +156,12 @@ def _play(
     frame: Callable[[Any], None] | None,
 ) -> list[Episode]:
     count = len(seeds)
-    env = SerialVectorEnv(make, spec, range(count), seeds, way="none")
+    env = serial(make, spec, range(count), seeds, way="none")
     rows = empty_rows(spec, 1, count)
     noises = [StreamNoise(seed, [0], *policy.noise) for seed in seeds]
     noise = np.zeros((1, padded(count), policy.noise.columns), np.float32)
     core = torch.zeros(padded(count), policy.core_size) if policy.core_size else None
-    ret, length, ended = np.zeros(count), np.zeros(count, np.int64), np.zeros(count, bool)
+    ret, length, ended = np.zeros((count, *spec.each)), np.zeros(count, np.int64), np.zeros(count, bool)
     env.reset(rows)
     step = 0
     try:
@@ -133,20 +173,22 @@ def _play(
                 obs = tree_map(lambda array: torch.from_numpy(array[0]), rows.obs)
                 mask = None if rows.action_mask is None else torch.from_numpy(rows.action_mask[0])
                 act = policy.act(obs, core, mask, torch.from_numpy(noise[0]), explore)
-                core = act.core
+                core = None if act.core is None else kept(act.core, None if rows.alive is None else rows.alive[0])
                 if frame is not None:
                     frame(env.envs[0])
                 env.step(act.action.numpy()[:count], rows, 0)
-                ret += np.where(ended, 0.0, rows.reward[0, :count])
+                ret[~ended] += rows.reward[0, :count][~ended]
                 length += ~(ended | rows.first[1, :count])
-                over = (rows.terminated[0, :count] | rows.truncated[0, :count]) & ~rows.goes_on[0, :count]
+                over = rows.over(0)[:count] & ~rows.goes_on[0, :count]
                 if (over & ~ended).any():
                     ended |= over
                     env.rest(ended)
                 tree_map(lambda array: np.copyto(array[0], array[1]), rows.obs)
-                if rows.action_mask is not None:
-                    rows.action_mask[0] = rows.action_mask[1]
+                for array in rows.beside():
+                    array[0] = array[1]
                 step += 1
     finally:
         env.close()
+    if spec.groups:
+        return [_together([Episode(r, n) for r in each]) for each, n in zip(ret.tolist(), length.tolist(), strict=True)]
     return [Episode(float(r), int(n)) for r, n in zip(ret, length, strict=True)]

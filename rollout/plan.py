@@ -19,6 +19,8 @@ class Plan(Protocol):
     @property
     def length(self) -> int: ...
     @property
+    def whole(self) -> bool: ...
+    @property
     def alpha(self) -> float: ...
     @property
     def beta(self) -> float: ...
@@ -34,6 +36,6 @@ def rows_of(streams: int, plan: Plan) -> int:
         raise ValueError(
             f"a replay of {plan.capacity} rows keeps {rows} of each of {streams} streams, and needs {least} at least"
         )
-    if plan.length > 1 and plan.alpha:
+    if (plan.length > 1 or plan.whole) and plan.alpha:
         raise ValueError("sequences are sampled uniformly: length above 1 and priorities do not go together")
     return rows

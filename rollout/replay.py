@@ -49,6 +49,7 @@ class Replay:
         self._ring = Ring(spec, streams, rows_of(streams, plan), folder)
         self._tree = SumTree(streams * self._ring.size) if plan.alpha else None
         self._count = 0  # sampleable rows
+        self._episodes: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # whole ones; None: to be looked for
         self._ends: np.ndarray | None = None  # running numbers of the streams' live rows; None: to be counted again
         self._rng = np.random.Generator(np.random.PCG64(seed_of(seed, REPLAY)))
         self._strata = np.arange(plan.batch, dtype=np.float64)
@@ -61,8 +62,12 @@ class Replay:
         return rows * row_bytes(spec) + (SumTree.bytes_needed(rows) if plan.alpha else 0)
 
     def __len__(self) -> int:
-        """Rows that can be sampled now."""
-        return self._count
+        """Rows, or whole episodes, that can be sampled now."""
+        if not self.plan.whole:
+            return self._count
+        if self._episodes is None:
+            self._episodes = self._ring.episodes()
+        return len(self._episodes[0])
 
     def append(self, unroll: Trajectory) -> None:
         """Keep an unroll of numpy arrays: any of the streams, each going on from its newest row.
@@ -102,19 +107,24 @@ class Replay:
         at = ring.at(head + np.arange(rows + 1)[:, None], base)  # [T+1, B]
         begin = 0 if first[0].any() else 1  # row 0 is known, unless its actor died at a reset row
         ring.write_obs(at[begin:], [leaf[begin:] for leaf in obs])
-        if unroll.action_mask is not None:
-            ring.flat["action_mask"][at[begin:]] = unroll.action_mask[begin:]
+        for name, array in unroll.beside().items():
+            ring.flat[name][at[begin:]] = array[begin:]
         ring.flat["action"][at[:-1]] = unroll.action
         ring.flat["reward"][at[:-1]] = unroll.reward
         flags = first * FIRST
         flags[0] = ring.flag[at[0]] & FIRST
-        flags[:-1] |= unroll.terminated * TERMINATED | unroll.truncated * TRUNCATED
+        terminated, truncated = unroll.terminated, unroll.truncated
+        if unroll.alive is not None:
+            ring.flat["terminated"][at[:-1]], ring.flat["truncated"][at[:-1]] = terminated, truncated
+            truncated = unroll.over & (truncated & ~terminated).any(-1)
+            terminated = unroll.over & ~truncated
+        flags[:-1] |= terminated * TERMINATED | truncated * TRUNCATED
         ring.flag[at] = flags
         if ring.history:
             ring.write_ages(at, first)
         ring.head[stream] = head + rows
         ring.next[stream] = unroll.row + rows
-        self._ends = None
+        self._ends = self._episodes = None
         self._ready(stream, head - self.n_step + 1, head + rows)
 
     def _begin(self, unroll: Trajectory, column: int) -> None:
@@ -131,6 +141,8 @@ class Replay:
             last = base + (head - 1) % ring.size
             if head and not ring.flag[last] & ENDED:
                 ring.flag[last] |= TRUNCATED
+                if unroll.alive is not None:
+                    ring.flat["truncated"][last] |= ring.flat["alive"][base + head % ring.size]
                 self._ready(alone, np.array([head - self.n_step]), np.array([head]))
             head += 1
         head = max(head, 0)
@@ -142,8 +154,8 @@ class Replay:
             head += older
         at = ring.at(np.array([head]), base)
         ring.write_obs(at, obs)
-        if unroll.action_mask is not None:
-            ring.flat["action_mask"][at] = unroll.action_mask[:1, column]
+        for name, array in unroll.beside().items():
+            ring.flat[name][at] = array[:1, column]
         ring.flag[at] = FIRST
         if ring.history:
             ring.flat["age"][at] = ring.history + 1 if older else 0
@@ -191,20 +203,32 @@ class Replay:
             `plan.batch` transitions, with `weight` and `index` where there are priorities. `obs` and `next_obs` of
             stacked frames may share memory: do not write into them. With `plan.length` above 1 a Trajectory [length,
             batch] of consecutive rows: what lies after the end of the episode, or has not been seen yet, is not
-            `valid`; where that cuts an episode off, its last valid row is `truncated`.
+            `valid`; where that cuts an episode off, its last valid row is `truncated`. The same of several agents,
+            whatever the length. With `plan.whole` whole episodes, as many rows as the longest of the batch has.
 
         Raises:
             ValueError: nothing can be sampled yet.
         """
-        if not self._count:
+        if not len(self):
             raise ValueError("the replay is empty: nothing can be sampled yet")
         plan, ring = self.plan, self._ring
         if self._tree is not None:
             return self._prioritised(self._tree, progress)
+        if plan.whole:
+            stream, row, length = self._whole(plan.batch)
+            return sequences(ring, stream, row, int(length.max()))
         stream, row, flag = self._draw(plan.batch)
-        if plan.length > 1:
+        if plan.length > 1 or self.spec.groups:
             return sequences(ring, stream, row, plan.length)
         return transitions(ring, stream, row, flag, plan.gamma, self.n_step)
+
+    def _whole(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Streams, first rows and lengths [batch] each, uniform over the episodes that are there from end to end."""
+        if self._episodes is None:
+            self._episodes = self._ring.episodes()
+        number = (self._rng.random(batch) * len(self._episodes[0])).astype(np.int64)
+        stream, row, length = (array[number] for array in self._episodes)
+        return stream, row, length
 
     def _draw(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Streams, rows and flags [batch] each, uniform over the sampleable rows."""
@@ -317,7 +341,7 @@ class Replay:
             raise ValueError("the replay was prioritised then or is now, but not both")
         self._ring.load(small, state["segments"])
         self._count = int(np.count_nonzero(self._ring.flag & READY))
-        self._ends = None
+        self._ends = self._episodes = None
         self._rng.bit_generator.state = small["rng"]
         if self._tree is not None:
             self._tree.leaves[:] = small["priority"]
@@ -341,8 +365,8 @@ def _piece(unroll: Trajectory, begin: int, end: int) -> Trajectory:
         truncated=unroll.truncated[begin:end],
         first=cut(unroll.first),
         row=unroll.row + begin,
-        action_mask=None if unroll.action_mask is None else cut(unroll.action_mask),
         extras={},
         core=None,
         episodes=(),
+        **{name: cut(array) for name, array in unroll.beside().items()},
     )

@@ -29,11 +29,12 @@ def fields(spec: EnvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     for number, leaf in enumerate(spec.leaves()):
         found[f"obs.{number}"] = (leaf.shape[1:] if leaf.stack else leaf.shape), leaf.dtype
-    if spec.action_mask:
-        found["action_mask"] = (spec.action.mask_size,), "bool"
+    found |= spec.beside()
     found["action"] = spec.action.shape, spec.action.dtype
-    found["reward"] = (), "float32"
+    found["reward"] = spec.each, "float32"
     found["flag"] = (), "uint8"
+    if spec.groups:  # the flag tells the ends of episodes, these of agents
+        found |= {"terminated": (spec.each, "bool"), "truncated": (spec.each, "bool")}
     if history(spec):
         found["age"] = (), "uint8"
     return found
@@ -185,6 +186,21 @@ class Ring:
         """Where rows `row` of the streams that begin at `base` lie."""
         found: np.ndarray = row % self.size + base
         return found
+
+    def episodes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Streams, first rows and lengths of all episodes that are there from their first row to their end."""
+        newest = np.maximum(self.head, 0)[:, None]  # [streams, 1]
+        row = newest - self.size + 1 + np.arange(self.size)  # [streams, size], oldest first
+        flag = self.flag.reshape(self.streams, self.size)[np.arange(self.streams)[:, None], row % self.size]
+        flag = np.where(row >= self.low[:, None], flag, 0).ravel()
+        begins, ends = np.flatnonzero(flag & FIRST), np.flatnonzero(flag & ENDED)
+        before = np.searchsorted(begins, ends, "right") - 1  # the last beginning before each end
+        ends, before = ends[before >= 0], before[before >= 0]
+        begin = begins[before] if len(begins) else before
+        whole = begin // self.size == ends // self.size
+        whole[1:] &= begin[1:] > ends[:-1]
+        begin, ends = begin[whole], ends[whole]
+        return begin // self.size, row.ravel()[begin], ends - begin + 1
 
     def read(self, stream: int, begin: int, end: int) -> dict[str, np.ndarray]:
         """Copies of all fields of rows begin to end of a stream, [end - begin, ...] each."""

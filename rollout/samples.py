@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from envs.spec import BESIDE
 from rollout.ring import ENDED, FIRST, TERMINATED, TRUNCATED, Ring
 from rollout.types import Trajectory, Transition
 
+ENDS = ("terminated", "truncated")
 PAIR = np.array([[0], [1]])  # a row and the one after it
 ONGOING = (np.arange(16, dtype=np.uint8) & TERMINATED == 0).astype(np.float32)  # by flag
 
@@ -88,18 +92,26 @@ def sequences(ring: Ring, stream: np.ndarray, row: np.ndarray, length: int) -> T
     first[1:] = ~valid
     action = flat["action"].take(at, 0, mode="clip")
     action[~valid] = 0
-    reward = flat["reward"].take(at, mode="clip")
+    reward = flat["reward"].take(at, 0, mode="clip")
     reward[~valid] = 0.0
-    mask = flat.get("action_mask")
+    beside: dict[str, Any] = {
+        name: flat[name].take(ring.at(seen, base), 0, mode="clip") for name in BESIDE if name in flat
+    }
+    truncated = valid & (((flags & TRUNCATED) != 0) | (last & ~ended))
+    terminated = ended & valid
+    if "alive" in beside:  # each agent's own ends; the cut is one for those that would go on
+        cut = (last & ((flags & ENDED) == 0))[..., None] & beside["alive"][1:]
+        terminated, truncated = (flat[name].take(at, 0, mode="clip") & valid[..., None] for name in ENDS)
+        truncated |= cut
     return Trajectory(
         obs=ring.obs(seen, base),
         action=action,
         reward=reward,
-        terminated=ended & valid,
-        truncated=valid & (((flags & TRUNCATED) != 0) | (last & ~ended)),
+        terminated=terminated,
+        truncated=truncated,
         first=first,
         version=np.zeros(batch, np.int64),
         stream=stream,
         row=row,
-        action_mask=None if mask is None else mask.take(ring.at(seen, base), 0, mode="clip"),
+        **beside,
     )

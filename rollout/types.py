@@ -1,6 +1,6 @@
 """The types that travel: Trajectory from actor to learner, Transition out of a replay, Weights back.
 
-Letters: T unroll length, B streams, O observation, A action, H recurrent width.
+Letters: T unroll length, B streams, N agents, O observation, A action, S global state, H recurrent width.
 Index t is the decision at t: obs[t] is seen, action[t] is taken, reward[t] is its reward, obs[t+1] follows.
 """
 
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from envs.spec import BESIDE
 from rollout.tree import Tree
 
 Array = Any  # numpy in actors, torch in the learner
@@ -19,8 +20,9 @@ Array = Any  # numpy in actors, torch in the learner
 class Episode(NamedTuple):
     """One finished episode: the sum of its untouched rewards and its number of steps."""
 
-    ret: float
+    ret: float  # of several agents, the sum over them
     length: int
+    agents: tuple[float, ...] = ()  # the return of each, where there are several
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,10 @@ class Trajectory:
 
     obs[t+1] is always what followed obs[t], final observations included. After an episode ends there is one
     row in which the environment resets and ignores the action; `valid` is False there and nowhere else.
+
+    With several agents `reward` and both ends are [T, B, N], `obs` is {group: [T+1, B, n, *O]} and `action` joint: see
+    `envs.spec.EnvSpec`. An agent that leaves at t has its last reward and its end there, and its last observation at
+    t+1, where it is not alive any more; the episode goes on until none is.
     """
 
     obs: Tree  # [T+1, B, *O]
@@ -44,11 +50,26 @@ class Trajectory:
     action_mask: Array | None = None  # [T+1, B, n]  bool, legal actions
     core: Array | None = None  # [T/L, B, H]  recurrent state before every L-th row
     episodes: tuple[Episode, ...] = ()  # finished during the unroll
+    alive: Array | None = None  # [T+1, B, N]  bool, of several agents, those that take part
+    acting: Array | None = None  # [T+1, B, N]  bool, where they take turns, whose it is
+    state: Array | None = None  # [T+1, B, *S]  float32, what only training sees
 
     @property
     def valid(self) -> Array:
         """[T, B] rows whose action was really taken."""
         return ~self.first[1:]
+
+    @property
+    def over(self) -> Array:
+        """[T, B] rows that end an episode: with several agents, those after which none is left."""
+        if self.alive is None:
+            return self.terminated | self.truncated
+        return self.valid & ~self.alive[1:].any(-1)
+
+    def beside(self) -> dict[str, Array]:
+        """The fields of `envs.spec.BESIDE` that are there, by name."""
+        fields = {name: getattr(self, name) for name in BESIDE}
+        return {name: array for name, array in fields.items() if array is not None}
 
     @property
     def rows(self) -> int:

@@ -78,7 +78,7 @@ def test_tracker_against_a_plain_loop(rows, streams):
                 ret[b] += reward[t, b]
                 length[b] += valid[t, b]
                 if ended[t, b]:
-                    expected.append((ret[b], length[b]))
+                    expected.append(Episode(ret[b], length[b]))
                     ret[b], length[b] = 0.0, 0
         assert tracker.add(reward, ended, valid) == tuple(expected)
         np.testing.assert_array_equal(tracker.ret, ret)

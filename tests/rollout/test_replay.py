@@ -33,6 +33,7 @@ class Plan:
     alpha: float = 0.0
     beta: float = 0.4
     priority_eps: float = 1e-6
+    whole: bool = False
 
 
 def happen(world: World, expected: Expected, replay: Replay, rng: np.random.Generator) -> None:

@@ -1,0 +1,60 @@
+"""B streams of an environment of several agents: the serial vector environment with an axis of agents."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from envs.errors import EnvFault
+from envs.multi_agent import AGENTS, Team
+from envs.spaces import MASK
+from envs.spec import EnvSpec
+from envs.vector import Rows, SerialVectorEnv
+
+
+class TeamVectorEnv(SerialVectorEnv):
+    """Streams of `Team`s. All else, their start, their return on resume and who is to blame, is that of one agent's."""
+
+    def __init__(
+        self, make: Callable[[], Any], spec: EnvSpec, streams: Sequence[int], seeds: Sequence[int], way: str = "rng"
+    ) -> None:
+        super().__init__(make, spec, streams, seeds, way)
+        first = self.envs[0]
+        assert isinstance(first, Team)
+        self._write = first.write
+
+    def step(self, action: np.ndarray, rows: Rows, t: int) -> None:
+        over = self._over
+        actions = self._actions(action)
+        for array in (rows.reward, rows.terminated, rows.truncated, rows.goes_on):
+            array[t] = 0
+        rows.first[t + 1] = False
+        b = 0
+        try:
+            for b, env in self._active:
+                if over[b]:
+                    obs, info = self._logs[b].again(env)
+                    rows.first[t + 1, b] = True
+                    over[b] = False
+                else:
+                    obs, _, terminated, truncated, info = env.step(actions[b])
+                    told = info[AGENTS]
+                    rows.reward[t, b] = told.reward
+                    rows.terminated[t, b] = told.terminated
+                    rows.truncated[t, b] = told.truncated
+                    over[b] = terminated or truncated
+                self._put(rows, t + 1, b, obs, info)
+        except Exception as error:
+            raise EnvFault(self.streams[b], self._seeds[b], t, traceback.format_exc()) from error
+
+    def _put(self, rows: Rows, t: int, b: int, obs: Any, info: dict[str, Any], over: bool = False) -> None:
+        self._write(rows.obs, (t, b), obs)
+        told = info[AGENTS]
+        if rows.action_mask is not None:
+            rows.action_mask[t, b] = info[MASK]
+        for array, value in ((rows.alive, told.alive), (rows.acting, told.acting), (rows.state, told.state)):
+            if array is not None:
+                array[t, b] = value

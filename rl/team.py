@@ -1,0 +1,94 @@
+"""Several agents as a person has them: what each sees into a policy's arrays, its action back to each, returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from envs.spec import ActionSpec, EnvSpec, Group
+from rollout.tree import Tree, leaves
+from rollout.types import Episode
+
+MASK = "action_mask"
+
+
+def put(spec: EnvSpec, obs: Mapping[str, Any], masks: Mapping[str, Any], rows: Tree, mask: np.ndarray) -> None:
+    """Write what the agents see, by name, into the first column of a row; who is not named is not there.
+
+    Args:
+        obs:   of each agent, as the environment gives it; a mask may be in it.
+        masks: of each agent, where they are not in the observations.
+        rows:  {group: tree of [1, B, n, *O]}
+        mask:  [B, n] of the joint action, all legal before.
+
+    Raises:
+        ValueError: an agent is unknown, or sees something of another shape than the environment's.
+    """
+    unknown = sorted(set(obs) - set(spec.agents))
+    if unknown:
+        raise ValueError(f"{spec.id} has no agent {unknown[0]!r}; it has {', '.join(spec.agents)}")
+    for group, number, agent, columns in _places(spec, masked=True):
+        if agent not in obs:
+            continue
+        own, legal = obs[agent], masks.get(agent)
+        if isinstance(own, dict) and MASK in own:
+            legal = own[MASK] if legal is None else legal
+            rest = {key: value for key, value in own.items() if key != MASK}
+            own = rest if isinstance(group.obs, dict) else next(iter(rest.values()))
+        for leaf, array, value in zip(spec.alone(group).leaves(), leaves(rows[group.name]), leaves(own), strict=True):
+            seen = np.asarray(value)
+            if seen.shape != leaf.shape and seen.size != int(np.prod(leaf.shape)):
+                raise ValueError(f"{agent} of {spec.id} has observations of shape {leaf.shape}; got {seen.shape}")
+            start = np.array(leaf.start or 0)
+            array[0, 0, number] = (seen.reshape(-1) - start).reshape(leaf.shape)
+        if legal is not None:
+            mask[0, columns] = np.asarray(legal, bool)
+
+
+def actions(spec: EnvSpec, joint: np.ndarray, agents: Mapping[str, Any]) -> dict[str, Any]:
+    """The actions of those agents that are named, as the environment takes them.
+
+    Args:
+        joint: [*A] as the environment's joint action space has it.
+    """
+    flat, found = joint.reshape(-1), {}
+    for group, _, agent, columns in _places(spec, masked=False):
+        if agent in agents:
+            action = flat[columns].reshape(group.action.shape)
+            found[agent] = action if group.action.shape else int(action)
+    return found
+
+
+def _places(spec: EnvSpec, masked: bool) -> Iterator[tuple[Group, int, str, slice]]:
+    """Each agent, its place in its group, and its columns of the joint action, or of the joint mask."""
+    begin = 0
+    for group in spec.groups:
+        size = group.action.mask_size if masked else _size(group.action)
+        for number, agent in enumerate(group.agents):
+            yield group, number, agent, slice(begin, begin + size)
+            begin += size
+
+
+def _size(action: ActionSpec) -> int:
+    return int(np.prod(action.shape, dtype=int))
+
+
+def returns(spec: EnvSpec, episodes: Sequence[Episode]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean returns by agent, and by group: the sum over its agents. Empty for one agent, or without episodes."""
+    each = [episode.agents for episode in episodes if episode.agents]  # a recording keeps their sum
+    if not spec.groups or not each:
+        return {}, {}
+    means = np.mean(each, 0).tolist()
+    by_agent: dict[str, float] = dict(zip(spec.agents, means, strict=True))
+    return by_agent, {group.name: sum(by_agent[agent] for agent in group.agents) for group in spec.groups}
+
+
+def logged(who: str, spec: EnvSpec, episodes: Sequence[Episode]) -> dict[str, float]:
+    """The same as metrics: `eval_agents/NAME`, and `eval_groups/NAME` where there are several groups."""
+    by_agent, by_group = returns(spec, episodes)
+    told = {f"{who}_agents/{name}": value for name, value in by_agent.items()}
+    if len(by_group) > 1:
+        told |= {f"{who}_groups/{name}": value for name, value in by_group.items()}
+    return told
