@@ -18,6 +18,8 @@ class Entry:
 
     algorithm: str | type[Any]
     settings: str | type[BaseModel]
+    several: bool = False  # it is for several agents
+    each: bool = False  # though its policy is for one, and each agent has it
 
 
 _registry: dict[str, Entry] = {
@@ -27,15 +29,29 @@ _registry: dict[str, Entry] = {
     "ddpg": Entry("algorithms.ddpg:DDPG", "algorithms.settings_continuous:DDPGConfig"),
     "dqn": Entry("algorithms.dqn:DQN", "algorithms.settings_dqn:DQNConfig"),
     "impala": Entry("algorithms.impala:IMPALA", "algorithms.settings_async:IMPALAConfig"),
+    "iql": Entry("algorithms.qmix:iql", "algorithms.settings_agents:IQLConfig", several=True),
+    "mappo": Entry("algorithms.independent:mappo", "algorithms.settings_agents:MAPPOConfig", several=True, each=True),
     "ppo": Entry("algorithms.ppo:PPO", "algorithms.settings:PPOConfig"),
+    "qmix": Entry("algorithms.qmix:qmix", "algorithms.settings_agents:QMIXConfig", several=True),
     "sac": Entry("algorithms.sac:make", "algorithms.settings_continuous:SACConfig"),
     "td3": Entry("algorithms.td3:TD3", "algorithms.settings_continuous:TD3Config"),
+    "vdn": Entry("algorithms.qmix:vdn", "algorithms.settings_agents:VDNConfig", several=True),
 }
 
 
 def names() -> list[str]:
     """The names `--algo` takes."""
     return sorted(_registry)
+
+
+def for_several(name: str) -> bool:
+    """Whether an algorithm is for several agents. KeyError for an unknown name."""
+    return _registry[name].several
+
+
+def acts_for_one(name: str) -> bool:
+    """Whether an algorithm's policy is for one agent. KeyError for an unknown name."""
+    return not _registry[name].several or _registry[name].each
 
 
 def settings_class(name: str) -> type[BaseModel]:
@@ -48,11 +64,11 @@ def algorithm_class(name: str) -> type[Any]:
     return _imported(_registry[name].algorithm)
 
 
-def register(name: str, algorithm: str | type[Any], settings: str | type[BaseModel]) -> None:
-    """Adds an algorithm under `name`; an existing name is replaced."""
+def register(name: str, algorithm: str | type[Any], settings: str | type[BaseModel], several: bool = False) -> None:
+    """Adds an algorithm under `name`, for one agent or for several; an existing name is replaced."""
     if not name.isidentifier():
         raise ValueError(f"an algorithm's name must be an identifier, so that [{name}] can head a table; got {name!r}")
-    _registry[name] = Entry(algorithm, settings)
+    _registry[name] = Entry(algorithm, settings, several)
 
 
 def _imported(item: str | type[Any]) -> type[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from algorithms.networks import MLP, Encoder, Memory, core_size, load_torso
 from algorithms.normalize import Normalizer, ReturnScale
 from algorithms.protocol import Act
 from algorithms.q_policy import QPolicy
+from algorithms.team_policy import TeamQPolicy
 from envs.spec import EnvSpec
 from rollout.tree import Tree, tree_map
 from rollout.types import Trajectory
@@ -34,11 +36,14 @@ class ActorCritic(nn.Module):
         config:    the settings of an on-policy algorithm.
         streams:   their number, for the statistics of returns.
         generator: for the first weights.
+        private:   key of a Dict observation that only the value sees; the value then has layers of its own.
     """
 
-    def __init__(self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator, private: str | None = None
+    ) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.private = spec, private
         self.noise = noise_of(spec.action)
         self.recurrent = config.memory != "none"
         self.core_size = core_size(config.memory, config.memory_size)
@@ -46,10 +51,11 @@ class ActorCritic(nn.Module):
         self.normalizer = Normalizer(spec) if config.normalize_obs else None
         self.return_scale = ReturnScale(streams) if config.normalize_return else None
         self.clip_reward = config.clip_reward
-        self.encoder = load_torso(config.torso, spec, generator)
+        self.encoder = load_torso(config.torso, _without(spec, private), generator)
         shared = self.recurrent or config.shared_torso
         learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
-        self.value_encoder = load_torso(config.torso, spec, generator) if learns and not shared else None
+        apart = private is not None or (learns and not shared)
+        self.value_encoder = load_torso(config.torso, spec, generator) if apart else None
         mlp = partial(MLP, activation=config.activation, generator=generator)
         features, outputs = self.encoder.features, head_size(spec.action)
         self.trunk: MLP | None = None
@@ -62,6 +68,8 @@ class ActorCritic(nn.Module):
             self.memory = Memory(features, config.memory_size, generator, config.memory)
             features = config.memory_size
         self.actor = mlp(features, widths, outputs, gain=0.01)
+        if private is not None and self.value_encoder is not None:
+            features, widths = self.value_encoder.features, config.widths
         self.critic = mlp(features, widths, 1, gain=1.0)
         self.log_std = nn.Parameter(torch.full((outputs,), config.log_std_init)) if spec.action.kind == "box" else None
 
@@ -97,9 +105,11 @@ class ActorCritic(nn.Module):
         """
         if self.value_encoder is None:
             x = of_value = self.recall(obs, core, first)
-        else:
+        elif self.private is None:
             seen = self.normalised(obs)
             x, of_value = self.encoder.forward(seen), self.value_encoder.forward(seen)
+        else:
+            x, of_value = self.recall(obs, core, first), self.value_encoder.forward(self.normalised(obs))
         dist = distribution(self.spec.action, self.actor.forward(x), action_mask, self.log_std)
         return dist, self.critic.forward(of_value).squeeze(-1)
 
@@ -131,7 +141,10 @@ class ActorCritic(nn.Module):
 
     def features(self, obs: Tree) -> Tensor:
         """What the policy's head (or the memory) sees of an observation, and the value's where they share it."""
-        x = self.encoder.forward(self.normalised(obs))
+        seen = self.normalised(obs)
+        if self.private is not None:
+            seen = {key: x for key, x in seen.items() if key != self.private}
+        x = self.encoder.forward(seen)
         return x if self.trunk is None else self.trunk.forward(x)
 
     def recall(self, obs: Tree, core: Tensor | None, first: Tensor | None) -> Tensor:
@@ -144,11 +157,22 @@ class ActorCritic(nn.Module):
         return self.memory.unroll(x, core, first, self.sequence)
 
 
+def _without(spec: EnvSpec, private: str | None) -> EnvSpec:
+    """The same without a key of its Dict observation."""
+    if private is None:
+        return spec
+    if not isinstance(spec.obs, dict) or private not in spec.obs:
+        raise ValueError(f"policy central is for several agents, as of mappo; {spec.id} tells no {private!r}")
+    return replace(spec, obs={key: obs for key, obs in spec.obs.items() if key != private})
+
+
 POLICIES: dict[str, PolicyFactory] = {
     "actor_critic": ActorCritic,
+    "central": partial(ActorCritic, private="state"),
     "deterministic": Deterministic,
     "q": QPolicy,
     "soft": soft,
+    "team_q": TeamQPolicy,
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import algorithms
+from algorithms.independent import Independent, together
 from algorithms.networks import Encoder
 from algorithms.policies import build, policy_factory
 from algorithms.protocol import GradientPlan, Plan, ReplayPlan, StreamPlan
@@ -64,8 +65,9 @@ def world(config: RunConfig, way: str | None = None) -> World:
         EnvError, ConfigError: a line for each thing that is wrong, with what to do.
         EnvFault: the environment's own code raised.
     """
-    source = resolve(config.env, config.env_args)
+    source = resolve(config.env, config.env_args, config.share)
     spec = look(source, config.seed)
+    for_as_many(config.algo, spec)
     problems = first_look(source, spec, config.seed)
     fatal = [problem.text for problem in problems if problem.fatal]
     if fatal:
@@ -85,18 +87,34 @@ def world(config: RunConfig, way: str | None = None) -> World:
     return World(source, spec, kind, units, way, tuple(p.text for p in problems if not p.fatal))
 
 
+def for_as_many(algo: str, spec: EnvSpec) -> None:
+    """ConfigError where an algorithm for several agents meets an environment of one."""
+    if algorithms.for_several(algo) and not spec.groups:
+        others = ", ".join(name for name in algorithms.names() if not algorithms.for_several(name))
+        raise ConfigError(f"{algo} is for several agents; {spec.id} has one agent. Use {others}")
+
+
 def make_algorithm(config: RunConfig, spec: EnvSpec) -> Any:
     """The algorithm, on its device, its first weights drawn from the run's seed."""
     device = torch_device(config.device)
     seed = seed_of(config.seed, LEARNER)
     try:
-        algorithm = algorithms.algorithm_class(config.algo)(spec, config.settings, device, seed, config.streams)
+        make: Any = algorithms.algorithm_class(config.algo)
+        if as_if_alone(config, spec):
+            make = functools.partial(Independent, make)
+        algorithm = make(spec, config.settings, device, seed, config.streams)
     except (TypeError, ValueError) as error:
         if isinstance(error, TypeError) and "float64" not in str(error):  # else a device that cannot hold it
             raise
         raise ConfigError(str(error).splitlines()[0]) from None
-    hasten(algorithm, config)
+    for one in getattr(algorithm, "inner", (algorithm,)):
+        hasten(one, config)
     return algorithm
+
+
+def as_if_alone(config: RunConfig, spec: EnvSpec) -> bool:
+    """Whether an algorithm for one agent is to teach several."""
+    return bool(spec.groups) and not algorithms.for_several(config.algo)
 
 
 def hasten(algorithm: Any, config: RunConfig) -> None:
@@ -129,6 +147,8 @@ def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Any]:
     settings: Any = config.settings
     factory = policy_factory(getattr(settings, "policy", "actor_critic"))
     seed = seed_of(config.seed, LEARNER)
+    if spec.groups and algorithms.acts_for_one(config.algo):
+        factory = functools.partial(together, factory)
     return functools.partial(_acting, factory, spec, settings, config.streams, seed)
 
 

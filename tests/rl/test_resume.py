@@ -25,6 +25,9 @@ REPLAYS = "--n-step 3 --double --prioritized --normalize-obs".split()
 EARLY = "--normalize-obs --no-random-start --epsilon 0 --epsilon-end 0 --warmup 700".split()
 BOX = "--env Pendulum-v1 --workers 0 --streams 2 --unroll 5 --widths 8,8 --steps 400 --checkpoint-every 80".split()
 BOX += "--warmup 60 --batch 8 --updates-per-step 0.3 --eval-every 0 --preset none --json --quiet".split()
+TEAM = "--workers 0 --streams 3 --unroll 4 --widths 8 --memory-size 8 --eval-episodes 2 --steps 900".split()
+TEAM += "--checkpoint-every 100 --eval-every 300 --warmup 60 --batch 8 --updates-per-step 0.3 --capacity 400".split()
+TEAM += "--target-every 20 --preset none --json --quiet".split()
 CARTPOLE = ["--env", "CartPole-v1"]
 BOX2D = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs the extra box2d")
 MUJOCO = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs the extra mujoco")
@@ -46,6 +49,9 @@ CASES = [
     pytest.param(["--algo", "sac", *BOX, "--n-step", "2", "--prioritized"], id="sac, n-step, prioritised"),
     pytest.param(["--algo", "td3", *BOX, "--normalize-obs"], id="td3, normalised"),
     pytest.param(["--algo", "ddpg", *BOX, "--noise-kind", "ou"], id="ddpg, ou"),
+    pytest.param(["--algo", "qmix", "--env", "generations", *TEAM, "--memory", "gru"], id="qmix, agents that die"),
+    pytest.param(["--algo", "vdn", "--env", "tic-tac-toe", *TEAM, "--length", "3"], id="vdn, in turns"),
+    pytest.param(["--algo", "qmix", "--env", "two-step", *TEAM, "--replay-on-disk"], id="qmix, state, on disk"),
     pytest.param([*SHORT, "--env", "LunarLander-v3", "--workers", "0"], id="LunarLander", marks=BOX2D),
     pytest.param(
         [*SHORT, "--env", "HalfCheetah-v5", "--workers", "0", "--eval-every", "0"], id="HalfCheetah", marks=MUJOCO

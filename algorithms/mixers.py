@@ -1,0 +1,105 @@
+"""Mixers: from the values of the agents' actions to what is learnt, given a state that only training sees."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from algorithms.networks import MLP, Encoder
+from envs.spec import EnvSpec
+from rollout.types import Trajectory
+
+
+class GlobalState(nn.Module):
+    """What only training sees, as one vector: the environment's own state, or else what all agents see, side by side.
+
+    Images in it have a network each, as in `networks.Encoder`.
+    """
+
+    def __init__(self, spec: EnvSpec, generator: torch.Generator) -> None:
+        super().__init__()
+        self.told = spec.state_shape is not None
+        self.groups = [group.name for group in spec.groups]
+        self.encoders = nn.ModuleList()
+        if spec.state_shape is not None:
+            self.features = math.prod(spec.state_shape)
+            return
+        encoders = [Encoder(spec.alone(group), generator=generator) for group in spec.groups]
+        self.encoders.extend(encoders)
+        self.features = sum(len(group.agents) * one.features for group, one in zip(spec.groups, encoders, strict=True))
+
+    def forward(self, unrolls: Trajectory) -> Tensor:
+        """[T+1, B, S]"""
+        if self.told:
+            assert unrolls.state is not None
+            state: Tensor = unrolls.state.flatten(2)
+            return state
+        seen = [encoder(unrolls.obs[name]).flatten(2) for name, encoder in zip(self.groups, self.encoders, strict=True)]
+        return torch.cat(seen, -1)
+
+
+class Sum(nn.Module):
+    """VDN, Sunehag et al. 2018 (arXiv:1706.05296): the team's value is the sum of its agents'."""
+
+    joint = True  # one value for the team
+
+    def state(self, unrolls: Trajectory) -> None:
+        """It needs none."""
+
+    def forward(self, q: Tensor, state: Tensor | None) -> Tensor:
+        """[..., N] values to [...]"""
+        return q.sum(-1)
+
+
+class Each(nn.Module):
+    """Independent Q-learning (Tan 1993): every agent learns from its own reward, as if it were alone."""
+
+    joint = False
+
+    def state(self, unrolls: Trajectory) -> None:
+        """It needs none."""
+
+    def forward(self, q: Tensor, state: Tensor | None) -> Tensor:
+        """[..., N] as they are"""
+        return q
+
+
+class Monotonic(nn.Module):
+    """QMIX, Rashid et al. 2018 (arXiv:1803.11485): a network that no agent's value can lower the team's through.
+
+    Its weights are made from the state, and their absolute values taken; its biases may have any sign, the last one is
+    a network of two layers. So what is best for each agent is best for the team, in every state.
+
+    Args:
+        spec:        of several agents.
+        width:       units of the hidden layer.
+        hyper_width: units between the state and those weights; 0: they are linear in it.
+        generator:   for the first weights.
+    """
+
+    joint = True
+
+    def __init__(self, spec: EnvSpec, width: int, hyper_width: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.agents, self.width = len(spec.agents), width
+        self.seen = GlobalState(spec, generator)
+        size, between = self.seen.features, (hyper_width,) if hyper_width else ()
+        self.weight1 = MLP(size, between, self.agents * width, "relu", generator=generator)
+        self.bias1 = MLP(size, (), width, generator=generator)
+        self.weight2 = MLP(size, between, width, "relu", generator=generator)
+        self.bias2 = MLP(size, (width,), 1, "relu", generator=generator)
+
+    def state(self, unrolls: Trajectory) -> Tensor:
+        """[T+1, B, S]"""
+        state: Tensor = self.seen(unrolls)
+        return state
+
+    def forward(self, q: Tensor, state: Tensor) -> Tensor:
+        """[..., N] values and [..., S] to [...], which grows with each of them or stays."""
+        weight1 = self.weight1.forward(state).abs().view(*state.shape[:-1], self.agents, self.width)
+        hidden = F.elu(torch.einsum("...n,...nw->...w", q, weight1) + self.bias1.forward(state))
+        weight2 = self.weight2.forward(state).abs()
+        return (hidden * weight2).sum(-1) + self.bias2.forward(state).squeeze(-1)

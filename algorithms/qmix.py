@@ -1,0 +1,150 @@
+"""Q-learning of a team, with a mixer between the agents' values and the team's: QMIX, VDN, and none for IQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from algorithms.losses import chosen, masked_mean
+from algorithms.mixers import Each, Monotonic, Sum
+from algorithms.off_policy import Target
+from algorithms.optim import Adam, flatten, step
+from algorithms.policies import build, placed, policy_factory
+from algorithms.protocol import ReplayPlan, Stateful, Update
+from algorithms.q_policy import greedy
+from algorithms.schedules import linear
+from algorithms.settings_agents import IQLConfig, QMIXConfig, VDNConfig
+from envs.spec import EnvSpec
+from rollout.types import Trajectory
+
+
+class MixedQ:
+    """One step down the error of the team's value, Rashid et al. 2018, equation 6, with double Q-learning.
+
+    The team's reward is the sum of its agents'. An agent that is not there counts as 0 in the mixer. A time limit is no
+    death: what an agent that ran out of time last saw is bootstrapped from, and only a death's value is 0. Agents with
+    memory learn from whole episodes, over which they remember from nothing.
+
+    Args:
+        mixer: see `algorithms.mixers`.
+    """
+
+    observes = False
+
+    def __init__(self, spec: EnvSpec, config: Any, device: torch.device, seed: int, streams: int, mixer: Any) -> None:
+        self.config = config
+        self.plan = ReplayPlan(
+            unroll=config.unroll,
+            capacity=config.capacity,
+            batch=config.batch,
+            warmup=config.warmup,
+            updates_per_step=config.updates_per_step,
+            gamma=config.gamma,
+            length=config.length,
+            whole=config.memory != "none",
+            random_start=config.random_start,
+            overlap=config.overlap,
+            clip_reward=config.clip_reward,
+        )
+        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        self.mixer = mixer.to(device)
+        self.learned = nn.ModuleDict({"net": self.policy.net, "mixer": self.mixer})
+        flat = flatten(self.learned)
+        self.target = Target(self.learned, flat)
+        self.optimizer = Adam(flat, eps=config.adam_eps)
+
+    def update(self, batch: Trajectory, progress: float) -> Update:
+        """One step on one sample of the replay; the target networks then follow."""
+        config = self.config
+        lr = linear(config.lr, config.lr_end, progress)
+        epsilon = self.policy.explore(progress)
+        loss, q = self.loss(batch)
+        norm = step(self.optimizer, loss, lr, config.max_grad_norm)
+        if config.tau is not None:
+            self.target.follow(config.tau)
+        elif self.optimizer.steps % config.target_every == 0:
+            self.target.follow(1.0)
+        return Update({"loss_q": loss.detach(), "q_mean": q, "grad_norm": norm, "lr": lr, "epsilon": epsilon})
+
+    def loss(self, batch: Trajectory) -> tuple[Tensor, Tensor]:
+        """The loss [] of sequences [T, B], and the mean of the values that it is of."""
+        assert batch.alive is not None
+        net, mixer = self.policy.net, self.mixer
+        q = net(batch.obs, fresh(batch))  # [T+1, B, N, A]
+        alive = batch.alive[:-1]  # [T, B, N]
+        mine = chosen(q[:-1], batch.action).masked_fill(~alive, 0.0)  # [T, B, N]
+        value = mixer(mine, _cut(mixer.state(batch), slice(None, -1)))  # [T, B], or [T, B, N] where nothing is mixed
+        target = self.targets(batch, q.detach()[1:])
+        valid = batch.valid if mixer.joint else batch.valid.unsqueeze(-1) & alive
+        error = (value - target).masked_fill(~valid, 0.0)
+        if self.config.loss == "squared":
+            each = error.square()
+        else:
+            each = F.huber_loss(error, torch.zeros_like(error), reduction="none")
+        return masked_mean(each, valid), masked_mean(value.detach(), valid)
+
+    @torch.no_grad()
+    def targets(self, batch: Trajectory, q: Tensor) -> Tensor:
+        """What the value should become, [T, B] or [T, B, N].
+
+        Args:
+            q: [T, B, N, A] the online network's values of the next observations.
+        """
+        assert batch.alive is not None
+        net, mixer = self.target.module["net"], self.target.module["mixer"]
+        judged = net(batch.obs, fresh(batch))[1:]  # [T, B, N, A], from a memory of the target network's own
+        legal = self.policy.net.legal(None if batch.action_mask is None else batch.action_mask[1:])
+        best = greedy(q if self.config.double else judged, legal)  # [T, B, N]
+        goes_on = (batch.alive[1:] | batch.truncated) & ~batch.terminated  # [T, B, N], whose value counts
+        follow = chosen(judged, best).masked_fill(~goes_on, 0.0)
+        follow = mixer(follow, _cut(mixer.state(batch), slice(1, None)))
+        reward, discount = batch.reward, self.config.gamma * goes_on  # [T, B, N]
+        if mixer.joint:
+            reward, discount = reward.sum(-1), self.config.gamma * goes_on.any(-1)  # [T, B]
+        target: Tensor = reward + discount * follow
+        return target
+
+    def observe(self, unrolls: Trajectory) -> None:
+        """There are no running statistics."""
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything a checkpoint must hold; the optimiser's count of steps also times the target's copies."""
+        return {
+            "policy": self.policy,
+            "mixer": self.mixer,
+            "target": self.target,
+            "optimizer": self.optimizer,
+        }
+
+
+def qmix(spec: EnvSpec, config: QMIXConfig, device: torch.device, seed: int, streams: int) -> MixedQ:
+    """QMIX, Rashid et al. 2018 (arXiv:1803.11485): the team's value grows with each agent's, as the state says."""
+    generator = torch.Generator().manual_seed(seed + 1)  # apart from the policy's, which actors draw too
+    return MixedQ(
+        spec, config, device, seed, streams, Monotonic(spec, config.mixer_width, config.hyper_width, generator)
+    )
+
+
+def vdn(spec: EnvSpec, config: VDNConfig, device: torch.device, seed: int, streams: int) -> MixedQ:
+    """VDN, Sunehag et al. 2018 (arXiv:1706.05296): the team's value is the sum of the agents'."""
+    return MixedQ(spec, config, device, seed, streams, Sum())
+
+
+def iql(spec: EnvSpec, config: IQLConfig, device: torch.device, seed: int, streams: int) -> MixedQ:
+    """Independent Q-learning (Tan 1993): each agent learns from its own reward, the others are its environment."""
+    return MixedQ(spec, config, device, seed, streams, Each())
+
+
+def fresh(unrolls: Trajectory) -> Tensor:
+    """[T+1, B, N] bool, where an agent's memory begins: the episode does, or it was not there in the row before."""
+    assert unrolls.alive is not None
+    found: Tensor = unrolls.first.unsqueeze(-1).repeat(1, 1, unrolls.alive.shape[-1])
+    found[1:] |= ~unrolls.alive[:-1]
+    return found
+
+
+def _cut(state: Tensor | None, rows: slice) -> Tensor | None:
+    return None if state is None else state[rows]

@@ -1,0 +1,177 @@
+"""What actors of several agents run: a network for each group, and for each agent a choice by its values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from algorithms.networks import MLP, Memory, core_size, load_torso
+from algorithms.protocol import Act, Noise
+from algorithms.q_policy import greedy
+from algorithms.schedules import linear
+from envs.spec import EnvSpec, Group
+from rollout.tree import Tree
+from rollout.types import Trajectory
+
+
+class AgentNetwork(nn.Module):
+    """Values Q(o, a) of the actions of each agent of a group, which share it.
+
+    Agents that share see which of them they are, as one-hot, if `config.agent_ids`.
+    """
+
+    def __init__(self, spec: EnvSpec, group: Group, config: Any, generator: torch.Generator) -> None:
+        super().__init__()
+        self.agents = len(group.agents)
+        (self.actions,) = group.action.nvec
+        self.encoder = load_torso(config.torso, spec.alone(group), generator)
+        self.ids = self.agents if config.agent_ids and self.agents > 1 else 0
+        self.trunk = MLP(self.encoder.features + self.ids, config.widths, None, config.activation, generator=generator)
+        features = self.trunk.features
+        self.memory: Memory | None = None
+        if config.memory != "none":
+            self.memory = Memory(features, config.memory_size, generator, config.memory)
+            features = config.memory_size
+        self.head = MLP(features, (), self.actions, generator=generator)
+
+    def features(self, obs: Tree) -> Tensor:
+        """tree of [..., n, *O] to [..., n, F]"""
+        x = self.encoder.forward(obs)
+        if self.ids:
+            ids = torch.eye(self.ids, dtype=x.dtype, device=x.device)
+            x = torch.cat([x, ids.expand(*x.shape[:-1], self.ids)], -1)
+        return self.trunk.forward(x)
+
+    def forward(self, obs: Tree, fresh: Tensor) -> Tensor:
+        """tree of [T, B, n, *O], and [T, B, n] where memory begins, to [T, B, n, actions]; before it is empty."""
+        x = self.features(obs)
+        if self.memory is not None:
+            rows = x.flatten(1, 2)  # [T, B * n, F]
+            core = x.new_zeros(rows.shape[1], self.memory.core_size)
+            x = self.memory.unroll(rows, core, fresh.flatten(1, 2)).view(*x.shape[:-1], -1)
+        return self.head.forward(x)
+
+    def step(self, obs: Tree, core: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """tree of [B, n, *O] and [B, n * H] to [B, n, actions] and the next core."""
+        x = self.features(obs)
+        if self.memory is not None:
+            assert core is not None
+            after = self.memory.step(x.flatten(0, 1), core.reshape(-1, self.memory.core_size))  # [B * n, H]
+            x, core = self.memory.output(after).view(*x.shape[:-1], -1), after.view(len(x), -1)
+        return self.head.forward(x), core
+
+
+class TeamNetwork(nn.Module):
+    """The networks of all groups. Groups may have fewer actions than others; what they lack is not legal."""
+
+    exists: Tensor  # [N, A] bool, which actions an agent has
+    column: Tensor  # [N, A] where they stand in the mask of the joint action
+
+    def __init__(self, spec: EnvSpec, config: Any, generator: torch.Generator) -> None:
+        super().__init__()
+        self.groups = spec.groups
+        self.nets = nn.ModuleList(AgentNetwork(spec, group, config, generator) for group in spec.groups)
+        self.agents = len(spec.agents)
+        self.actions = max(spec.action.nvec)
+        sizes = torch.tensor(spec.action.nvec)
+        exists = torch.arange(self.actions) < sizes[:, None]
+        begins = (sizes.cumsum(0) - sizes)[:, None]
+        self.register_buffer("exists", exists, persistent=False)
+        self.register_buffer("column", (begins + torch.arange(self.actions)) * exists, persistent=False)
+
+    def forward(self, obs: Tree, fresh: Tensor) -> Tensor:
+        """{group: tree of [T, B, n, *O]} and [T, B, N] where memory begins to [T, B, N, A]"""
+        parts = torch.split(fresh, [len(group.agents) for group in self.groups], -1)
+        return self.together(
+            [net.forward(obs[name], part) for (name, net), part in zip(self.named(), parts, strict=True)]
+        )
+
+    def step(self, obs: Tree, core: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """{group: tree of [B, n, *O]} and [B, C] to [B, N, A] and the next core."""
+        found, cores, begin = [], [], 0
+        for name, net in self.named():
+            size = 0 if net.memory is None else net.agents * net.memory.core_size
+            q, after = net.step(obs[name], None if core is None else core[:, begin : begin + size])
+            begin += size
+            found.append(q)
+            if after is not None:
+                cores.append(after)
+        return self.together(found), None if core is None else torch.cat(cores, -1)
+
+    def named(self) -> Iterator[tuple[str, AgentNetwork]]:
+        """The network of each group, by the group's name."""
+        for group, net in zip(self.groups, self.nets, strict=True):
+            assert isinstance(net, AgentNetwork)
+            yield group.name, net
+
+    def together(self, q: list[Tensor]) -> Tensor:
+        """[..., n, a] of each group side by side: [..., N, A]"""
+        if len(q) == 1:
+            return q[0]
+        return torch.cat([F.pad(one, (0, self.actions - one.shape[-1])) for one in q], -2)
+
+    def legal(self, action_mask: Tensor | None) -> Tensor | None:
+        """[..., N, A] of a joint mask [..., n]; None where all agents have all actions."""
+        if action_mask is not None:
+            return action_mask[..., self.column] & self.exists
+        return None if bool(self.exists.all()) else self.exists
+
+
+class TeamQPolicy(nn.Module):
+    """Each agent takes its legal action of highest value; exploring, any legal one with probability epsilon.
+
+    Epsilon is a buffer, so it travels with the weights.
+
+    Args:
+        spec:      of several agents.
+        config:    the settings of VDN or QMIX.
+        streams:   not used.
+        generator: for the first weights.
+
+    Raises:
+        ValueError: there is one agent, or the actions of some are not Discrete.
+    """
+
+    epsilon: Tensor  # [1]
+
+    def __init__(self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> None:
+        super().__init__()
+        wrong = [group.name for group in spec.groups if group.action.kind != "discrete"]
+        if wrong or not spec.groups:
+            what = f"the actions of {', '.join(wrong)} are not" if wrong else "it has one agent"
+            raise ValueError(f"this algorithm needs several agents with Discrete actions, and of {spec.id} {what}")
+        self.spec, self.config = spec, config
+        self.sequence = config.unroll
+        self.net = TeamNetwork(spec, config, generator)
+        self.core_size = self.net.agents * core_size(config.memory, config.memory_size)
+        self.noise = Noise("uniform", self.net.agents * (1 + self.net.actions))
+        self.register_buffer("epsilon", torch.empty(1))
+        self.explore(0.0)
+        if not self.core_size:
+            self.score = self.q
+
+    def explore(self, progress: float) -> float:
+        """Set epsilon for the share of the run that is done, and return it."""
+        config = self.config
+        epsilon = linear(config.epsilon, config.epsilon_end, progress / config.epsilon_share)
+        self.epsilon.fill_(epsilon)
+        return epsilon
+
+    def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
+        """Everybody's action, [B, N]. Noise, for each agent: whether to explore, then a score of each action."""
+        score, core = self.net.step(obs, core)  # [B, N, A]
+        if explore:
+            drawn = noise.view(-1, self.net.agents, 1 + self.net.actions)
+            score = torch.where(drawn[..., :1] < self.epsilon, drawn[..., 1:], score)
+        return Act(greedy(score, self.net.legal(action_mask)), {}, core)
+
+    def q(self, obs: Tree, explore: bool = False) -> Tensor:
+        """[B, N, A] values of the actions at obs {group: [B, n, *O]}, without memory: what `act` chooses by."""
+        return self.net.step(obs, None)[0]
+
+    def observe(self, unrolls: Trajectory) -> None:
+        """It keeps no running statistics."""

@@ -1,0 +1,188 @@
+"""One agent's algorithms on several: what each learns from is its own, and nothing of when it was not there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from oracles.acting import Bench
+from oracles.teams import THREE, TWO, episodes, team_spec
+
+from algorithms import algorithm_class, settings_class
+from algorithms.independent import ID, OWN, STATE, Independent, alone_spec, global_state, seats, together
+from algorithms.policies import build, policy_factory
+from rollout.types import Trajectory
+
+SPEC = team_spec(THREE, TWO, masked=True)
+SMALL: dict[str, Any] = {"widths": (6,), "epochs": 1, "minibatches": 1, "lr": 1e-2}
+
+
+def make(algo: str = "ppo", **settings: Any) -> Independent:
+    config = settings_class(algo)(**{**SMALL, **settings})
+    return Independent(algorithm_class(algo), SPEC, config, torch.device("cpu"), 3, 5)
+
+
+def unrolls(seed: int) -> Trajectory:
+    """Six rows of five streams, with what the policies said of each."""
+    batch = episodes(SPEC, seed)
+    generator = torch.Generator().manual_seed(seed)
+    extras = {f"{n}/log_prob": -torch.rand(6, 5, k, generator=generator) for n, k in enumerate((2, 1))}
+    mask = torch.ones_like(batch.action_mask)  # the actions of these episodes do not ask
+    obs = {name: x.float() for name, x in batch.obs.items()}
+    ints = {name: getattr(batch, name).long() for name in ("version", "stream", "row")}
+    return replace(batch, obs=obs, reward=batch.reward.float(), extras=extras, action_mask=mask, **ints)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_agent_of_a_stream_is_a_stream_of_its_own(seed: int) -> None:
+    batch = unrolls(seed)
+    begins = {"three": (0, 0), "two": (2, 6)}  # of the axis of agents, and of the mask
+    for number, seat in enumerate(seats(SPEC)):
+        own = seat.alone(batch, slice(0, 0), f"{number}/")
+        first, mask = begins[seat.group.name]
+        for b in range(5):
+            for i in range(seat.count):
+                column, n, width = b * seat.count + i, first + i, seat.group.action.mask_size
+                seen = own.obs if seat.count == 1 else own.obs[OWN]
+                assert torch.equal(seen[:, column], batch.obs[seat.group.name][:, b, i])
+                if seat.count > 1:
+                    assert (own.obs[ID][:, column] == i).all()
+                for name in ("action", "reward", "terminated", "truncated"):
+                    assert torch.equal(getattr(own, name)[:, column], getattr(batch, name)[:, b, n])
+                columns = slice(mask + i * width, mask + (i + 1) * width)
+                assert torch.equal(own.action_mask[:, column], batch.action_mask[:, b, columns])
+                assert torch.equal(own.extras["log_prob"][:, column], batch.extras[f"{number}/log_prob"][:, b, i])
+                there = [bool(batch.valid[t, b] and batch.alive[t, b, n]) for t in range(6)]
+                assert own.valid[:, column].tolist() == there
+                assert own.first[0, column] == (not batch.alive[0, b, n] or bool(batch.first[0, b]))
+                assert int(own.stream[column]) == b * seat.count + i
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+def test_nothing_is_learnt_from_when_an_agent_is_not_there(algo: str) -> None:
+    settings: dict[str, Any] = {} if algo == "ppo" else {"epochs": None, "minibatches": None}
+    kept = {name: value for name, value in SMALL.items() if settings.get(name, value) is not None}
+    config = settings_class(algo)(**kept)
+    one, other = (Independent(algorithm_class(algo), SPEC, config, torch.device("cpu"), 3, 5) for _ in range(2))
+    batch = unrolls(1)
+    away = ~(batch.valid.unsqueeze(-1) & batch.alive[:-1])  # [T, B, N]
+    seen = batch.alive.clone()
+    seen[1:] |= ~away  # what it saw last, too
+    parts = dict(zip(("three", "two"), seen.split([2, 1], -1), strict=True))
+    changed = replace(
+        batch,
+        obs={name: torch.where(parts[name][..., None], x, 77.0) for name, x in batch.obs.items()},
+        reward=torch.where(away, 1e6, batch.reward),
+        action=torch.where(away, 1, batch.action),
+    )
+    one.update(batch, 0.0)
+    other.update(changed, 0.0)
+
+    for a, b in zip(one.policy.parameters(), other.policy.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_each_acts_as_it_would_alone() -> None:
+    config = settings_class("ppo")(**SMALL)
+    policy = build(partial(together, policy_factory("actor_critic")), SPEC, config, 16, 0)
+    generator = torch.Generator().manual_seed(0)
+    obs = {"three": torch.randn(16, 2, 3, generator=generator), "two": torch.randn(16, 1, 2, generator=generator)}
+    mask = torch.rand(16, 8, generator=generator) < 0.6
+    mask[:, [0, 3, 6]] = True
+    noise = torch.rand(16, policy.noise.columns, generator=generator)
+
+    act = policy.act(obs, None, mask, noise, True)
+    told = policy.unrolled({name: x[None] for name, x in act.extras.items()}, act.action[None], mask[None])
+
+    assert (act.action.shape, policy.noise.columns) == ((16, 3), 8)
+    for n, (group, i, begin, count) in enumerate((("three", 0, 0, 3), ("three", 1, 3, 3), ("two", 0, 6, 2))):
+        alone = policy.policies[0 if group == "three" else 1]
+        own = {ID: torch.full((16,), i), OWN: obs[group][:, i]} if group == "three" else obs[group][:, i]
+        columns = slice(begin, begin + count)
+        expected = alone.act(own, None, mask[:, columns], noise[:, columns], True)
+        assert torch.equal(act.action[:, n], expected.action)
+        log_prob = alone.unrolled(expected.extras, expected.action, mask[:, columns])["log_prob"]
+        torch.testing.assert_close(told["0/log_prob" if group == "three" else "1/log_prob"][0, :, i], log_prob)
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_the_learner_sees_what_acted(memory: str) -> None:
+    """The ratio of the first minibatch is 1, also for those that were born with an empty memory meanwhile."""
+    bench = Bench("ppo", "generations", streams=3, unroll=8, memory=memory, memory_size=4, sequence=4, **SMALL)
+    for _ in range(3):
+        told = bench.learn(bench.collect())
+        assert told["approx_kl"] == pytest.approx(0.0, abs=1e-6)
+        assert told["clip_fraction"] == 0.0
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["state", "joined"])
+def test_a_central_value_sees_the_state_and_the_actor_does_not(told: bool) -> None:
+    spec = team_spec(THREE, TWO, told=told)
+    config = settings_class("mappo")(widths=(6,))
+    algorithm = algorithm_class("mappo")(spec, config, torch.device("cpu"), 3, 5)
+    batch = episodes(spec, 1)
+    batch = replace(batch, obs={name: x.float() for name, x in batch.obs.items()})
+    seat = algorithm.seats[0]
+    state = (
+        batch.state.flatten(2) if told else torch.cat([batch.obs["three"].flatten(2), batch.obs["two"].flatten(2)], -1)
+    )
+    own = seat.seen(batch.obs, 2, state.float())
+    assert own[STATE].shape == (7, 10, 4 if told else 8)
+    for i in range(2):
+        assert torch.equal(own[STATE][:, i::2], state.float())
+    assert torch.equal(global_state(batch).float(), state.float())
+
+    policy = algorithm.inner[0].policy
+    blind = {**own, STATE: torch.zeros_like(own[STATE])}
+    (dist, value), (same, other) = policy.forward(own), policy.forward(blind)
+    assert torch.equal(dist.logits, same.logits)
+    assert (value - other).abs().min() > 1e-6
+    assert torch.equal(seat.seen({name: x[0] for name, x in batch.obs.items()}, 1)[STATE], blind[STATE][0])
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_mappo_learns_all_it_has(memory: str) -> None:
+    bench = Bench(
+        "mappo", "generations", streams=3, unroll=8, widths=(6,), memory=memory, memory_size=4, sequence=4, lr=1e-2
+    )
+    start = {name: x.detach().clone() for name, x in bench.policy.named_parameters()}
+    for _ in range(2):
+        bench.learn(bench.collect())
+
+    assert all(not torch.equal(x, start[name]) for name, x in bench.policy.named_parameters())
+
+
+def test_all_of_it_is_in_a_checkpoint() -> None:
+    one, other = make(normalize_obs=True, normalize_return=True), make(normalize_obs=True, normalize_return=True)
+    for seed in range(2):
+        one.update(unrolls(seed), 0.0)
+        one.observe(unrolls(seed))
+    for name, part in other.parts().items():
+        part.load_state_dict(one.parts()[name].state_dict())
+    for algorithm in (one, other):
+        algorithm.update(unrolls(2), 0.5)
+
+    state = one.policy.state_dict()
+    assert all(torch.equal(x, state[name]) for name, x in other.policy.state_dict().items())
+    assert [name for name, x in state.items() if name.endswith("running")]  # returns of each agent of each stream
+
+
+def test_what_it_is_not_for() -> None:
+    with pytest.raises(ValueError, match="this algorithm is for one agent; team has 3 agents"):
+        Independent(algorithm_class("dqn"), SPEC, settings_class("dqn")(), torch.device("cpu"), 0, 2)
+    turns = replace(SPEC, turns=True)
+    with pytest.raises(ValueError, match="act in turns"):
+        Independent(algorithm_class("ppo"), turns, settings_class("ppo")(), torch.device("cpu"), 0, 2)
+
+
+def test_agents_that_share_are_told_apart() -> None:
+    first, second = seats(SPEC)
+
+    assert alone_spec(SPEC, first).obs == {
+        ID: replace(THREE.obs, kind="discrete", shape=(), dtype="int64", nvec=(2,)),
+        OWN: THREE.obs,
+    }
+    assert alone_spec(SPEC, second).obs == TWO.obs

@@ -1,0 +1,285 @@
+"""QMIX, VDN and IQL: the loss against one written anew, and the traps that a single number does not show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from oracles.teams import THREE, TWO, episodes, team_loss, team_spec, weights_of
+from torch.testing import assert_close
+
+from algorithms import algorithm_class, settings_class
+from algorithms.qmix import MixedQ, fresh
+from envs.spec import EnvSpec
+from rollout.episodes import kept
+from rollout.tree import tree_map
+from rollout.types import Trajectory
+
+SMALL: dict[str, Any] = {"widths": (6,), "memory_size": 5, "lr": 1e-2, "gamma": 0.9, "target_every": 2}
+GRU: dict[str, Any] = {"memory": "gru"}
+
+
+def make(algo: str, spec: EnvSpec, seed: int = 3, **settings: Any) -> MixedQ:
+    if algo == "qmix":
+        settings = {"mixer_width": 4, "hyper_width": 5, **settings}
+    config = settings_class(algo)(**{**SMALL, **settings})
+    found: MixedQ = algorithm_class(algo)(spec, config, torch.device("cpu"), seed, 2)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():  # away from online == target, where mistakes hide
+        for x in found.learned.parameters():
+            x.add_(0.3 * torch.randn(x.shape, generator=generator))
+    return found
+
+
+def gradient(algorithm: MixedQ, batch: Trajectory) -> torch.Tensor:
+    algorithm.optimizer.grad.zero_()
+    algorithm.loss(batch)[0].backward()
+    return algorithm.optimizer.grad.clone()
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("settings", [{}, {"double": False}, GRU], ids=["double", "single", "gru"])
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("told", [True, False], ids=["state", "joined"])
+@pytest.mark.parametrize("algo", ["qmix", "vdn", "iql"])
+def test_the_loss_equals_one_written_anew(algo, told, masked, settings):
+    """Agents that come and leave, groups of unequal actions, padding; online and target weights apart."""
+    spec = team_spec(THREE, TWO, masked=masked, told=told)
+    algorithm = make(algo, spec, **settings)
+    online, target = weights_of(algorithm.learned), weights_of(algorithm.target.module)
+    double, hidden = settings.get("double", True), 5 if settings is GRU else 0
+    for seed in range(3):
+        batch = episodes(spec, seed)
+        expected = team_loss(algo, spec, online, target, batch, 0.9, double, hidden)
+
+        assert float(algorithm.loss(batch)[0].detach()) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("settings", [{}, GRU], ids=["plain", "gru"])
+@pytest.mark.parametrize("algo", ["qmix", "vdn", "iql"])
+def test_nothing_is_learnt_from_padding(algo, settings):
+    """What lies behind an episode's last observation may be anything: the gradient is the same to the bit."""
+    spec = team_spec(THREE, TWO, masked=True)
+    algorithm = make(algo, spec, **settings)
+    batch = episodes(spec, 1)
+    pads = ~batch.valid  # [T, B]
+    assert pads.any()
+    after = torch.cat([torch.zeros_like(pads[:1]), pads])  # rows that are no successor either
+
+    def poison(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x[rows] = 1 if x.dtype == torch.int64 else True if x.dtype == torch.bool else 1e6
+        return x
+
+    changed = replace(
+        batch,
+        obs=tree_map(lambda x: poison(x, after), batch.obs),
+        state=poison(batch.state, after),
+        action_mask=poison(batch.action_mask, after),
+        alive=poison(batch.alive, after),
+        action=poison(batch.action, pads),
+        reward=poison(batch.reward, pads),
+    )
+
+    assert torch.equal(gradient(algorithm, changed), gradient(algorithm, batch))
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("algo", ["qmix", "vdn", "iql"])
+def test_nothing_is_learnt_from_who_is_not_there(algo):
+    spec = team_spec(THREE, TWO)
+    algorithm = make(algo, spec)
+    batch = episodes(spec, 2)
+    seen = batch.alive.clone()
+    seen[1:] |= batch.truncated  # their last observation is bootstrapped from
+    places = dict(zip(("three", "two"), seen.split([2, 1], -1), strict=True))
+    away = ~batch.alive[:-1]
+    assert away.any()
+    changed = replace(
+        batch,
+        obs={name: torch.where(places[name][..., None], x, 1e6) for name, x in batch.obs.items()},
+        action=torch.where(away, 1, batch.action),
+    )
+
+    assert torch.equal(gradient(algorithm, changed), gradient(algorithm, batch))
+
+
+def constant(algorithm: MixedQ, online: list[float], judged: list[float]) -> None:
+    """Both networks put out the same values whatever they see; mixers add up."""
+    with torch.no_grad():
+        for module, values in ((algorithm.learned, online), (algorithm.target.module, judged)):
+            for x in module.parameters():
+                x.zero_()
+            module["net"].nets[0].head.bias0.copy_(torch.tensor(values))
+
+
+def one_row(**fields: Any) -> Trajectory:
+    """A single step of two agents, both there before and after, reward 1 each."""
+    spec = team_spec(THREE, masked=True)
+    batch = episodes(spec, 0, rows=1, batch=1)
+    yes, no = torch.ones(2, 1, 2, dtype=torch.bool), torch.zeros(1, 1, 2, dtype=torch.bool)
+    base: dict[str, Any] = {
+        "reward": torch.ones(1, 1, 2),
+        "alive": yes,
+        "terminated": no,
+        "truncated": no,
+        "first": torch.tensor([[True], [False]]),
+        "action_mask": torch.ones(2, 1, 6, dtype=torch.bool),
+    }
+    as_float = {name: x.float() for name, x in batch.obs.items()}
+    return replace(batch, obs=as_float, **{**base, "state": torch.zeros(2, 1, 4), **fields})
+
+
+def flags(*values: bool) -> torch.Tensor:
+    return torch.tensor([[list(values)]])
+
+
+BOTH_LEAVE = torch.tensor([[[True, True]], [[False, False]]])
+ONE_LEAVES = torch.tensor([[[True, True]], [[False, True]]])
+
+
+@pytest.mark.parametrize(
+    ("fields", "target"),
+    [
+        ({}, 2 + 0.9 * (2 + 2)),  # the online network chooses action 1, the target network says 2
+        ({"action_mask": torch.tensor([[[True] * 6], [[True, False, True] * 2]])}, 2 + 0.9 * (5 + 5)),  # 2: legal next
+        ({"alive": BOTH_LEAVE, "terminated": flags(True, True)}, 2.0),
+        ({"alive": BOTH_LEAVE, "truncated": flags(True, True)}, 2 + 0.9 * 4),  # the clock is no death
+        ({"alive": BOTH_LEAVE, "truncated": flags(True, True), "terminated": flags(True, False)}, 2 + 0.9 * 2),
+        ({"alive": ONE_LEAVES, "terminated": flags(True, False)}, 2 + 0.9 * 2),  # one of two goes on
+        ({"alive": ONE_LEAVES, "truncated": flags(True, False)}, 2 + 0.9 * 4),
+    ],
+)
+def test_golden_targets(fields, target):
+    algorithm = make("vdn", team_spec(THREE, masked=True), agent_ids=False)
+    constant(algorithm, [0.0, 9.0, 3.0], [7.0, 2.0, 5.0])
+    batch = one_row(**fields)
+    q = algorithm.policy.net(batch.obs, fresh(batch)).detach()
+
+    assert float(algorithm.targets(batch, q[1:])) == pytest.approx(target)
+
+
+def test_the_target_mixer_sees_the_next_state_and_the_mixer_this_one():
+    algorithm = make("qmix", team_spec(THREE, masked=True), hyper_width=0)
+    constant(algorithm, [0.0, 0.0, 0.0], [0.0, 0.0, 0.0])
+    with torch.no_grad():
+        for module in (algorithm.learned, algorithm.target.module):
+            module["mixer"].bias2.weight0[0, 0] = module["mixer"].bias2.weight1[0, 0] = 1.0
+    state = torch.zeros(2, 1, 4)
+    state[0, 0, 0], state[1, 0, 0] = 3.0, 10.0
+    loss, value = algorithm.loss(one_row(state=state))
+
+    assert float(value) == 3.0
+    assert float(loss.detach()) == pytest.approx((3 - (2 + 0.9 * 10)) ** 2)
+
+
+@pytest.mark.parametrize("settings", [{}, {"tau": 0.25, "target_every": None}, GRU], ids=["copies", "follows", "gru"])
+def test_the_target_follows(settings):
+    spec = team_spec(THREE, TWO)
+    algorithm = make("qmix", spec, **settings)
+    batch = replace(episodes(spec, 0), reward=episodes(spec, 0).reward.float())
+    batch = tree_float(batch)
+    start = weights_of(algorithm.target.module)
+    start = {name: x.copy() for name, x in start.items()}
+    update = algorithm.update(batch, 0.0)
+    once = weights_of(algorithm.target.module)
+    if "tau" in settings:
+        online = weights_of(algorithm.learned)
+        for name, x in once.items():
+            if online[name].dtype.kind == "f":
+                assert_close(x, start[name] + 0.25 * (online[name] - start[name]), atol=1e-6, rtol=0)
+    else:
+        assert all((once[name] == start[name]).all() for name in start)
+        algorithm.update(batch, 0.0)
+        twice, online = weights_of(algorithm.target.module), weights_of(algorithm.learned)
+        assert all((twice[name] == online[name]).all() for name in start)
+    assert float(update.metrics["grad_norm"]) > 0
+
+
+def tree_float(batch: Trajectory) -> Trajectory:
+    return replace(
+        batch, obs=tree_map(torch.Tensor.float, batch.obs), reward=batch.reward.float(), state=batch.state.float()
+    )
+
+
+def test_every_parameter_learns_and_is_in_the_checkpoint():
+    spec = team_spec(THREE, TWO)
+    algorithm = make("qmix", spec, **GRU)
+    start = {name: x.clone() for name, x in algorithm.learned.named_parameters()}
+    algorithm.update(tree_float(episodes(spec, 0)), 0.0)
+
+    assert all(not torch.equal(x, start[name]) for name, x in algorithm.learned.named_parameters())
+    parts = algorithm.parts()
+    kept = sum(x.numel() for name in ("policy", "mixer") for x in parts[name].state_dict().values())
+    buffers = sum(x.numel() for x in algorithm.policy.buffers())
+    assert kept >= sum(x.numel() for x in algorithm.learned.parameters())
+    assert kept <= sum(x.numel() for x in algorithm.learned.parameters()) + buffers
+    other = make("qmix", spec, seed=8, **GRU)
+    for name, part in other.parts().items():
+        part.load_state_dict(parts[name].state_dict())
+    batch = tree_float(episodes(spec, 1))
+    for one in (algorithm, other):
+        one.update(batch, 0.5)
+    assert torch.equal(algorithm.optimizer.param, other.optimizer.param)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("settings", [{}, GRU], ids=["plain", "gru"])
+def test_actors_take_the_best_legal_action_or_any_legal_one(settings, masked):
+    spec = team_spec(THREE, TWO, masked=masked)
+    policy: Any = make("vdn", spec, **settings).policy
+    generator = torch.Generator().manual_seed(0)
+    obs = {"three": torch.randn(16, 2, 3, generator=generator), "two": torch.randn(16, 1, 2, generator=generator)}
+    mask = torch.rand(16, 8, generator=generator) < 0.5
+    mask[:, [0, 3, 6]] = True
+    core = torch.randn(16, policy.core_size, generator=generator) if policy.core_size else None
+    noise = torch.rand(16, policy.noise.width, generator=generator)
+    policy.epsilon.fill_(1.0)
+    legal = mask if masked else torch.ones_like(mask)
+
+    for explore in (False, True):
+        act = policy.act(obs, core, mask if masked else None, noise, explore)
+        q, after = policy.net.step(obs, core)
+        drawn = noise.view(16, 3, 4)[..., 1:]
+        score = drawn if explore else q
+        for b in range(16):
+            for i, (begin, count) in enumerate(((0, 3), (3, 3), (6, 2))):
+                of = [float(score[b, i, a].detach()) if legal[b, begin + a] else float("-inf") for a in range(count)]
+                assert int(act.action[b, i]) == max(range(count), key=of.__getitem__)
+        assert core is None or torch.equal(act.core, after)
+
+
+def test_memory_acts_as_it_learns():
+    """Rows acted on one by one give the values of the whole sequence."""
+    spec = team_spec(THREE, TWO)
+    net = make("vdn", spec, **GRU).policy.net
+    batch = tree_float(episodes(spec, 4))
+    whole = net(batch.obs, fresh(batch))
+    core = torch.zeros(5, 3 * 5)
+    for t in range(7):
+        core = core * ~batch.first[t][:, None]
+        q, core = net.step(tree_map(lambda x, t=t: x[t], batch.obs), core)
+        core = kept(core, batch.alive[t].numpy())
+        assert_close(q, whole[t])
+
+
+def test_epsilon_falls_over_a_share_of_the_runs_steps():
+    policy = make("vdn", team_spec(THREE), epsilon=1.0, epsilon_end=0.2, epsilon_share=0.5).policy
+
+    assert [round(policy.explore(share), 6) for share in (0.0, 0.25, 0.5, 1.0)] == [1.0, 0.6, 0.2, 0.2]
+    assert float(policy.epsilon) == pytest.approx(0.2)
+
+
+def test_what_it_is_not_for():
+    from envs.spec import ActionSpec, Group, Leaf
+
+    box = Group("flyer", ("x",), Leaf("box", (3,), "float32"), ActionSpec("box", (2,), (), (-1.0, -1.0), (1.0, 1.0)))
+    spec = replace(team_spec(THREE), groups=(box,))
+
+    with pytest.raises(
+        ValueError, match="needs several agents with Discrete actions, and of team the actions of flyer"
+    ):
+        make("qmix", spec)

@@ -1,0 +1,110 @@
+"""Teams on games whose answer is known: QMIX finds what VDN cannot, and VDN's values are those of its algebra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rl
+from envs.games import Generations
+
+pytestmark = pytest.mark.learning
+
+QUICK: dict[str, Any] = {"workers": 0, "quiet": True, "checkpoint_every": 0}
+
+
+def values(trained: Any, state: int) -> torch.Tensor:
+    """[N, A] values of both agents where all see `state` of the two-step game: 0 the beginning, 1 and 2 the others."""
+    obs = torch.zeros(16, 2, 3)
+    obs[..., state] = 1.0
+    found: torch.Tensor = trained.policy.q({"agent": obs})[0].detach()
+    return found
+
+
+@pytest.mark.parametrize("permuted", [False, True], ids=["as published", "permuted"])
+@pytest.mark.parametrize("seed", range(10))
+def test_qmix_reaches_eight(seed: int, permuted: bool, tmp_path: Path) -> None:
+    """The preset is for both: permutations 1 to 7 turn round what actions mean."""
+    permutation = 1 + seed % 7 if permuted else 0
+    env_args = {"permutation": permutation}
+
+    result = rl.train(algo="qmix", env="two-step", env_args=env_args, seed=seed, out=str(tmp_path), **QUICK)
+
+    assert result.eval_return == 8.0
+
+
+@pytest.mark.parametrize("permutation", [0, 3, 6])
+@pytest.mark.parametrize("seed", range(3))
+def test_vdn_stays_at_seven_and_says_six_and_a_half(seed: int, permutation: int, tmp_path: Path) -> None:
+    """The least-squares fit of [[0, 1], [1, 8]] by a sum is [[-1.5, 2.5], [2.5, 6.5]]."""
+    env_args = {"permutation": permutation}
+
+    result = rl.train(algo="vdn", env="two-step", env_args=env_args, seed=seed, out=str(tmp_path), **QUICK)
+
+    assert result.eval_return == 7.0
+    other = 1 if permutation & 1 else 2  # the state with the 8
+    assert float(values(rl.load(result.checkpoint), other).amax(-1).sum()) == pytest.approx(6.5, abs=0.3)
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("algo", ["iql", "vdn", "qmix"])
+def test_agents_that_die_and_are_born_learn_to_work(algo: str, memory: str, tmp_path: Path) -> None:
+    """The best is action 1 of everybody for life; an agent that is never trained, or trained when dead, misses it."""
+    result = rl.train(
+        algo=algo,
+        env="generations",
+        steps=3_000,
+        preset="none",
+        out=str(tmp_path),
+        unroll=7,
+        warmup=200,
+        memory=memory,
+        updates_per_step=0.25 if memory == "none" else 0.1,
+        widths=(32,),
+        memory_size=16,
+        lr=5e-3,
+        target_every=50,
+        epsilon_share=0.8,
+        **QUICK,
+    )
+
+    assert rl.evaluate(result.run, episodes=1).agents == dict(
+        zip(Generations().possible_agents, Generations.BEST, strict=True)
+    )
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("algo", ["ppo", "mappo"])
+def test_agents_learn_as_if_each_were_alone(algo: str, memory: str, tmp_path: Path) -> None:
+    """PPO so is IPPO; MAPPO's value sees what all see."""
+    result = rl.train(
+        algo=algo,
+        env="generations",
+        steps=8_000,
+        preset="none",
+        out=str(tmp_path),
+        unroll=14,
+        sequence=7,
+        memory=memory,
+        widths=(16,),
+        memory_size=8,
+        lr=1e-2,
+        entropy=0.0,
+        **QUICK,
+    )
+
+    assert rl.evaluate(result.run, episodes=1).agents == dict(
+        zip(Generations().possible_agents, Generations.BEST, strict=True)
+    )
+
+
+def test_vdn_on_the_climbing_game_takes_the_safe_end(tmp_path: Path) -> None:
+    """The sum's fit puts (2, 2) first, which pays 5 of 11."""
+    settings = {"lr": 3e-3, "lr_end": 0.0, "epsilon_end": 1.0, "warmup": 200, "batch": 64, "updates_per_step": 0.25}
+
+    result = rl.train(algo="vdn", env="climbing", steps=3_000, preset="none", out=str(tmp_path), **settings, **QUICK)
+
+    assert result.eval_return == 5.0

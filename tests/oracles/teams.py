@@ -1,0 +1,203 @@
+"""Q-learning of a team written anew: one episode, one agent, one row at a time, in numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from envs.spec import ActionSpec, EnvSpec, Group, Leaf
+from rollout.types import Trajectory
+
+Array = np.ndarray
+Weights = dict[str, Array]
+
+THREE = Group("three", ("a", "b"), Leaf("box", (3,), "float32"), ActionSpec("discrete", (), (3,)))
+TWO = Group("two", ("c",), Leaf("box", (2,), "float32"), ActionSpec("discrete", (), (2,)))
+
+
+def team_spec(*groups: Group, masked: bool = False, told: bool = True) -> EnvSpec:
+    """Several agents, with or without masks and a state of the environment's own."""
+    obs = {group.name: Leaf("box", (len(group.agents), *group.obs.shape), "float32") for group in groups}
+    nvec = tuple(n for group in groups for _ in group.agents for n in group.action.nvec)
+    action = ActionSpec("multi_discrete", (len(nvec),), nvec)
+    return EnvSpec("team", obs, action, masked, None, groups, (4,) if told else None)
+
+
+def episodes(spec: EnvSpec, seed: int, rows: int = 6, batch: int = 5) -> Trajectory:
+    """Sequences as a replay hands them out: agents come and leave for either reason, and some end before `rows`."""
+    rng = np.random.default_rng(seed)
+    count = len(spec.agents)
+    alive = np.zeros((rows + 1, batch, count), bool)
+    terminated, truncated = np.zeros((rows, batch, count), bool), np.zeros((rows, batch, count), bool)
+    valid = np.zeros((rows, batch), bool)
+    seen = np.zeros((rows + 1, batch), int)
+    for b in range(batch):
+        gone = np.zeros(count, bool)
+        alive[0, b] = rng.random(count) < 0.7
+        alive[0, b, rng.integers(count)] = True
+        for t in range(rows):
+            seen[t + 1, b] = t + 1
+            valid[t, b] = True
+            luck = rng.random(count)
+            terminated[t, b] = alive[t, b] & ((luck < 0.15) | (luck > 0.97))
+            truncated[t, b] = alive[t, b] & ((luck > 0.15) & (luck < 0.3) | (luck > 0.97))  # both: a death
+            gone |= terminated[t, b] | truncated[t, b]
+            born = ~alive[t, b] & ~gone & (rng.random(count) < 0.3)
+            alive[t + 1, b] = alive[t, b] & ~gone | born
+            if not alive[t + 1, b].any():
+                seen[t + 2 :, b] = t + 1
+                break
+    alive = np.take_along_axis(alive, seen[..., None], 0)
+
+    def at_rows(array: Array) -> torch.Tensor:
+        index = seen.reshape(*seen.shape, *(1,) * (array.ndim - 2))
+        return torch.from_numpy(np.take_along_axis(array, index, 0))
+
+    mask = None
+    if spec.action_mask:
+        heads = [rng.random((rows + 1, batch, n)) < 0.5 for n in spec.action.nvec]
+        for head in heads:
+            head[..., rng.integers(head.shape[-1])] = True
+        mask = at_rows(np.concatenate(heads, -1))
+    obs = {
+        group.name: at_rows(rng.normal(size=(rows + 1, batch, len(group.agents), *group.obs.shape)))
+        for group in spec.groups
+    }
+    first = np.concatenate([np.ones((1, batch), bool), ~valid])
+    action = rng.integers(0, spec.action.nvec, (rows, batch, count)) * valid[..., None]
+    return Trajectory(
+        obs=obs,
+        action=torch.from_numpy(action),
+        reward=torch.from_numpy(rng.normal(size=(rows, batch, count)) * (alive[:-1] & valid[..., None])),
+        terminated=torch.from_numpy(terminated),
+        truncated=torch.from_numpy(truncated),
+        first=torch.from_numpy(first),
+        version=torch.zeros(batch),
+        stream=torch.arange(batch),
+        row=torch.zeros(batch),
+        action_mask=mask,
+        alive=torch.from_numpy(alive),
+        state=at_rows(rng.normal(size=(rows + 1, batch, *spec.state_shape))) if spec.state_shape else None,
+    )
+
+
+def weights_of(module: Any, prefix: str = "") -> Weights:
+    """Parameters by name, those below `prefix`."""
+    named = {name: x.detach().numpy() for name, x in module.state_dict().items()}
+    return {name.removeprefix(prefix): x for name, x in named.items() if name.startswith(prefix)}
+
+
+def below(p: Weights, prefix: str) -> Weights:
+    return {name.removeprefix(prefix): x for name, x in p.items() if name.startswith(prefix)}
+
+
+def mlp(p: Weights, x: Array, last_linear: bool) -> Array:
+    layers = len(p) // 2
+    for n in range(layers):
+        x = p[f"weight{n}"] @ x + p[f"bias{n}"]
+        if n < layers - 1 or not last_linear:
+            x = np.maximum(x, 0.0)
+    return x
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def gru(p: Weights, x: Array, h: Array) -> Array:
+    of_x, of_h = p["weight_x"] @ x + p["bias_x"], p["weight_h"] @ h + p["bias_h"]
+    (xr, xz, xn), (hr, hz, hn) = np.split(of_x, 3), np.split(of_h, 3)
+    r, z = sigmoid(xr + hr), sigmoid(xz + hz)
+    n = np.tanh(xn + r * hn)
+    return (1 - z) * n + z * h
+
+
+def agent_values(p: Weights, x: Array, which: int, count: int, core: Array | None) -> tuple[Array, Array | None]:
+    """Values of one agent's actions, and its next core."""
+    if count > 1:
+        x = np.concatenate([x, np.eye(count)[which]])
+    x = mlp(below(p, "trunk."), x, last_linear=False)
+    if core is not None:
+        core = x = gru(below(p, "memory."), x, core)
+    return mlp(below(p, "head."), x, last_linear=True), core
+
+
+def all_values(p: Weights, spec: EnvSpec, batch: Trajectory, b: int, steps: int, hidden: int) -> list[list[Array]]:
+    """values[t][i] of one sequence, t = 0 .. steps; memory begins empty and is kept while an agent is there."""
+    found: list[list[Array]] = []
+    cores: dict[str, Array | None] = {agent: np.zeros(hidden) if hidden else None for agent in spec.agents}
+    for t in range(steps + 1):
+        row = []
+        for n, agent in enumerate(spec.agents):
+            if t and hidden and not batch.alive[t - 1, b, n]:  # it was not there: it remembers nothing
+                cores[agent] = np.zeros(hidden)
+        for g, group in enumerate(spec.groups):
+            for i, agent in enumerate(group.agents):
+                x = batch.obs[group.name][t, b, i].numpy()
+                q, cores[agent] = agent_values(below(p, f"net.nets.{g}."), x, i, len(group.agents), cores[agent])
+                row.append(q)
+        found.append(row)
+    return found
+
+
+def mixed(p: Weights, kind: str, q: Array, state: Array | None) -> Any:
+    """The team's value [], or of each agent [N]."""
+    if kind == "iql":
+        return q
+    if kind == "vdn":
+        return q.sum()
+    weight1 = np.abs(mlp(below(p, "mixer.weight1."), state, True)).reshape(len(q), -1)
+    hidden = q @ weight1 + mlp(below(p, "mixer.bias1."), state, True)
+    hidden = np.where(hidden > 0, hidden, np.exp(np.minimum(hidden, 0)) - 1)
+    weight2 = np.abs(mlp(below(p, "mixer.weight2."), state, True))
+    return hidden @ weight2 + mlp(below(p, "mixer.bias2."), state, True)[0]
+
+
+def state_of(spec: EnvSpec, batch: Trajectory, t: int, b: int) -> Array:
+    if batch.state is not None:
+        return batch.state[t, b].numpy()
+    return np.concatenate([batch.obs[group.name][t, b].numpy().ravel() for group in spec.groups])
+
+
+def team_loss(
+    kind: str,
+    spec: EnvSpec,
+    online: Weights,
+    target: Weights,
+    batch: Trajectory,
+    gamma: float,
+    double: bool,
+    hidden: int,
+) -> float:
+    """The mean squared error of all that is learnt from."""
+    errors: list[float] = []
+    valid = batch.valid.numpy()
+    ends = np.cumsum((0, *spec.action.nvec))
+    for b in range(valid.shape[1]):
+        steps = int(valid[:, b].sum())
+        mine = all_values(online, spec, batch, b, steps, hidden)
+        judge = all_values(target, spec, batch, b, steps, hidden)
+        for t in range(steps):
+            taken, follow = np.zeros(len(spec.agents)), np.zeros(len(spec.agents))
+            going = np.zeros(len(spec.agents), bool)
+            for i in range(len(spec.agents)):
+                if batch.alive[t, b, i]:
+                    taken[i] = mine[t][i][int(batch.action[t, b, i])]
+                lasts = bool(batch.alive[t + 1, b, i]) or bool(batch.truncated[t, b, i])
+                going[i] = lasts and not batch.terminated[t, b, i]
+                if going[i]:
+                    choice = np.array((mine if double else judge)[t + 1][i])
+                    if batch.action_mask is not None:
+                        choice[~batch.action_mask[t + 1, b, ends[i] : ends[i + 1]].numpy()] = -np.inf
+                    follow[i] = judge[t + 1][i][int(choice.argmax())]
+            value = mixed(online, kind, taken, state_of(spec, batch, t, b))
+            after = mixed(target, kind, follow, state_of(spec, batch, t + 1, b))
+            reward = batch.reward[t, b].numpy()
+            if kind == "iql":
+                error = value - reward - gamma * np.where(going, after, 0.0)
+                errors += error[batch.alive[t, b].numpy()].tolist()
+            else:
+                errors.append(float(value - reward.sum() - gamma * (after if going.any() else 0.0)))
+    return float(np.mean(np.square(errors)))

@@ -1,0 +1,176 @@
+"""Runs of several agents: refusals, worker counts, reports of each agent, recordings, what was trained in use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from oracles.games import Masked
+
+import rl
+from algorithms import settings_class
+from envs.games import Generations
+from envs.make import look, resolve
+from rl import cli, team
+from rl.config import RunConfig, load
+from rl.metrics import read
+from rollout.types import Episode
+
+SMALL: dict[str, Any] = {
+    "workers": 0,
+    "preset": "none",
+    "quiet": True,
+    "steps": 400,
+    "streams": 5,
+    "unroll": 4,
+    "widths": (8,),
+    "memory_size": 4,
+    "warmup": 60,
+    "batch": 8,
+    "updates_per_step": 0.2,
+    "eval_episodes": 3,
+    "checkpoint_every": 0,
+}
+
+
+def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
+    known = {*settings_class(algo).model_fields, *RunConfig.model_fields}
+    small = {name: value for name, value in SMALL.items() if name in known}
+    return rl.train(algo=algo, env=env, out=str(folder), **{**small, **settings})
+
+
+@pytest.mark.usefixtures("fork_server")
+@pytest.mark.parametrize(
+    ("algo", "env", "settings"),
+    [
+        ("qmix", "generations", {"memory": "gru"}),
+        ("qmix", "two-step", {}),
+        ("vdn", "tic-tac-toe", {"length": 2}),
+        ("iql", "generations", {"share": "none"}),
+        ("ppo", "generations", {"memory": "gru", "normalize_obs": True, "normalize_return": True, "sequence": 2}),
+        ("a2c", Masked, {}),
+        ("mappo", "two-step", {"share": "none"}),
+    ],
+)
+def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    expected = train(tmp_path, algo, env, **settings)
+    spread = train(tmp_path, algo, env, workers=2, **settings)
+
+    assert spread.fingerprint == expected.fingerprint
+    assert (spread.eval_return, spread.train_return) == (expected.eval_return, expected.train_return)
+    assert train(tmp_path, algo, env, seed=1, **settings).fingerprint != expected.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("--algo dqn --env two-step", "this algorithm is for one agent; two-step has 2 agents. Use ppo, iql,"),
+        ("--algo ppo --env tic-tac-toe", "the agents of tic-tac-toe act in turns, which this algorithm cannot"),
+        ("--algo qmix --env CartPole-v1", "qmix is for several agents; CartPole-v1 has one agent. Use a2c,"),
+        ("--algo qmix --env spread", "this algorithm needs several agents with Discrete actions, and of spread"),
+        ("--algo qmix --env two-step --share some", "--share "),
+        ("--algo qmix --env two-step --length 0", "--length must be at least 1, got 0"),
+        ("--algo vdn --env two-step --mixer-width 3", "unknown flag --mixer-width"),
+    ],
+)
+def test_a_wrong_call_is_answered_in_one_line(
+    argv: str, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main([*argv.split(), "--workers", "0", "--out", str(tmp_path)]) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rltrain: {words}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_each_agent_and_group_is_reported(tmp_path: Path) -> None:
+    result = train(tmp_path, "vdn", Masked, epsilon_end=1.0)
+    lines = read(result.run)
+    (line,) = [line for line in lines if line["step"] == result.steps and "eval/return_mean" in line]
+
+    assert result.eval_return == line["eval/return_mean"] == 9.0
+    assert {name: line[f"eval_agents/{name}"] for name in ("scout_0", "scout_1", "guard_0")} == {
+        "scout_0": 3.0,
+        "scout_1": 3.0,
+        "guard_0": 3.0,
+    }
+    assert (line["eval_groups/scout"], line["eval_groups/guard"]) == (6.0, 3.0)
+    assert lines[-1]["rollout_agents/guard_0"] == 3.0
+    found = rl.evaluate(result.run, episodes=4, env=Masked)
+    assert (found.agents["scout_1"], found.groups) == (3.0, {"scout": 6.0, "guard": 3.0})
+
+
+def test_means_by_agent_and_by_group() -> None:
+    spec = look(resolve(Masked), 0)
+    episodes = [Episode(6.0, 2, (1.0, 2.0, 3.0)), Episode(12.0, 2, (3.0, 4.0, 5.0))]
+
+    assert team.returns(spec, episodes) == (
+        {"scout_0": 2.0, "scout_1": 3.0, "guard_0": 4.0},
+        {"scout": 5.0, "guard": 4.0},
+    )
+    assert team.returns(spec, []) == ({}, {})
+
+
+def test_rleval_prints_a_line_with_each_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = train(tmp_path, "vdn", "generations")
+
+    assert cli.main_eval([str(result.run), "--episodes", "2"]) == 0
+    assert ", of agent_0 " in capsys.readouterr().out
+    assert cli.main_eval([str(result.run), "--episodes", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert sum(told["agents"].values()) == pytest.approx(told["return_mean"])
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_what_was_trained_acts_agent_by_agent(memory: str, tmp_path: Path) -> None:
+    """By hand over PettingZoo's own interface, it earns what an evaluation says; masks and starts are obeyed."""
+    result = train(tmp_path, "vdn", Masked, memory=memory)
+    trained = rl.load(result.checkpoint)
+    game = Masked()  # raises at an illegal action
+    obs, infos = game.reset()
+    trained.reset()
+    while game.agents:
+        masks = {agent: info["action_mask"] for agent, info in infos.items() if info}
+        actions = trained.act(obs, action_mask=masks)
+        assert list(actions) == ["scout_0", "scout_1", "guard_0"]
+        obs, _, _, _, infos = game.step(actions)
+
+    trained = rl.load(train(tmp_path, "vdn", "generations", memory=memory, steps=800).checkpoint)
+    game = Generations()
+    obs, _ = game.reset()
+    earned = dict.fromkeys(game.possible_agents, 0.0)
+    while game.agents:
+        actions = trained.act({agent: obs[agent] for agent in game.agents})
+        assert set(actions) == set(game.agents)
+        obs, rewards, *_ = game.step(actions)
+        for agent, reward in rewards.items():
+            earned[agent] += reward
+    assert earned == rl.evaluate(trained, episodes=1).agents
+
+
+def test_strangers_and_other_shapes_are_named(tmp_path: Path) -> None:
+    trained = rl.load(train(tmp_path, "vdn", "generations").checkpoint)
+
+    with pytest.raises(ValueError, match="has no agent 'agent_9'"):
+        trained.act({"agent_9": np.zeros(2)})
+    with pytest.raises(ValueError, match=r"agent_1 of generations has observations of shape \(2,\); got \(3,\)"):
+        trained.act({"agent_1": np.zeros(3)})
+
+
+def test_a_recording_of_several_agents_teaches_as_they_did(tmp_path: Path) -> None:
+    record = str(tmp_path / "record")
+    train(tmp_path, "vdn", "generations", record=record)
+    result = train(tmp_path, "qmix", "generations", replay_from=record, eval_every=0)
+
+    assert result.steps >= 400
+    assert np.isfinite(read(result.run)[-1]["learner/loss_q"])
+
+
+def test_who_shares_is_a_setting_of_the_run() -> None:
+    config = load({"algo": "vdn", "env": "generations", "share": "none"})
+
+    assert len(look(resolve(config.env, config.env_args, config.share), 0).groups) == 4
+    assert len(look(resolve(config.env), 0).groups) == 1
