@@ -79,7 +79,7 @@ class MixedQ:
         value = mixer(mine, _cut(mixer.state(batch), slice(None, -1)))  # [T, B], or [T, B, N] where nothing is mixed
         target = self.targets(batch, q.detach()[1:])
         valid = batch.valid if mixer.joint else batch.valid.unsqueeze(-1) & alive
-        error = (value - target).masked_fill(~valid, 0.0)
+        error = value - target
         if self.config.loss == "squared":
             each = error.square()
         else:

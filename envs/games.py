@@ -108,7 +108,7 @@ class Spread(ParallelEnv[str, np.ndarray, np.ndarray]):  # type: ignore[misc]
     """Agents cover as many places in the plane; together they lose the distance from each place to whoever is nearest.
 
     An action is a velocity. An agent sees itself, the places and the others from where it is. Out of time after
-    `max_cycles` steps; nothing else ends it. Standing still is worth about -13 with three agents.
+    `max_cycles` steps; nothing else ends it. Three agents that stand still lose 48 on average.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "spread", "render_modes": []}
