@@ -158,8 +158,7 @@ class EnvSource:
             return name
         namespace, slash, _ = name.partition("/")
         announced = entry_points(group="gymnasium.envs", name=namespace)  # gymnasium 1.0 read these by itself
-        for plugin in announced:
-            self._guard(lambda plugin=plugin: plugin.load()(), "")
+        self._guard(lambda: [plugin.load()() for plugin in announced], "")
         if name in gymnasium.registry:
             return name
         if slash and namespace.lower() in EXTRAS and not announced:
