@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from algorithms.losses import masked_mean, squared_error
@@ -15,7 +19,7 @@ from algorithms.returns import lambda_returns
 from algorithms.schedules import linear
 from algorithms.settings_async import A3CConfig
 from envs.spec import EnvSpec
-from rollout.tree import tree_map
+from rollout.tree import tree_map, unflatten
 from rollout.types import Gradients, Trajectory, discounts, traces
 
 
@@ -25,7 +29,8 @@ class A3C:
     Each actor bootstraps, computes and clips gradients with the weights that acted; meanwhile those of the learner move
     on, and it applies the gradients nevertheless, one after the other in the order in which they come, with one shared
     optimiser. `learner/policy_lag` says how many updates lay between. A gradient that an actor did not finish is not
-    applied in part.
+    applied in part. Networks that keep running statistics, as batch normalisation does, are refused: gradients do not
+    carry them.
 
     Deviations: an actor steps several streams, and its losses are means over them; the optimiser lives in one process
     and its steps do not race each other, as Hogwild's would. A time limit is not a death.
@@ -35,12 +40,18 @@ class A3C:
         self.config = config
         self.plan = GradientPlan(
             unroll=config.unroll,
-            reduce=Reduce(config),
+            reduce=Reduce(config, seed),
             overlap=config.overlap,
             credits=config.credits,
             max_lag=config.max_lag,
         )
-        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        policy = build(policy_factory(config.policy), spec, config, streams, seed)
+        if kept := statistics(policy, spec):
+            raise ValueError(
+                f"a3c: {kept[0]} is a running statistic, as batch normalisation keeps them; it would stay with the "
+                "actor that made the gradient: use layer or group normalisation, or another algorithm"
+            )
+        self.policy = placed(policy, device)
         self.optimizer = chosen(flatten(self.policy), config)
         self._grads = {name: param.grad for name, param in self.policy.named_parameters() if param.requires_grad}
 
@@ -66,6 +77,7 @@ class Reduce:
     """From an unroll to gradients, in the actor, with the weights that acted. Picklable."""
 
     config: A3CConfig
+    seed: int = 0  # of the run's learner
 
     def __call__(self, policy: Any, unroll: Trajectory) -> Gradients:
         """Gradients of the loss of all valid rows, clipped by their global norm; none where there is no such row."""
@@ -73,7 +85,8 @@ class Reduce:
         params = {name: param for name, param in policy.named_parameters() if param.requires_grad}
         arrays, metrics = {}, dict[str, float]()
         if batch.valid.any():
-            loss, told = self.loss(policy, batch)
+            with learning(policy, self.drawn(unroll)):
+                loss, told = self.loss(policy, batch)
             grads = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
             grads = tuple(torch.zeros_like(p) if g is None else g for p, g in zip(params.values(), grads, strict=True))
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
@@ -92,6 +105,11 @@ class Reduce:
             episodes=unroll.episodes,
         )
 
+    def drawn(self, unroll: Trajectory) -> int:
+        """What this unroll's dropout is drawn from: its place in its streams, whoever acted."""
+        place = np.random.SeedSequence((self.seed, int(unroll.stream[0]), int(unroll.row[0])))
+        return int(place.generate_state(1)[0])
+
     def loss(self, policy: Any, unroll: Trajectory) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Policy gradient, value loss and entropy bonus; the returns bootstrap from the actor's own values."""
         config, valid = self.config, unroll.valid  # [T, B]
@@ -106,6 +124,33 @@ class Reduce:
         entropy = masked_mean(dist.entropy()[:-1], valid)
         loss = loss_policy + config.value * loss_value - config.entropy * entropy
         return loss, {"loss_policy": loss_policy, "loss_value": loss_value, "entropy": entropy}
+
+
+@contextlib.contextmanager
+def learning(policy: Any, seed: int) -> Iterator[None]:
+    """Whatever of a user's network differs between learning and use learns, with torch's random numbers from `seed`."""
+    generator, mode = torch.default_generator, policy.training
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    policy.train()
+    try:
+        yield
+    finally:
+        policy.train(mode)
+        generator.set_state(state)
+
+
+def statistics(policy: Any, spec: EnvSpec) -> list[str]:
+    """The names of buffers that learning writes to in a forward pass."""
+    tried = copy.deepcopy(policy)
+    before = {name: buffer.clone() for name, buffer in tried.named_buffers()}
+    if before:
+        rows = [torch.zeros(2, 4, *leaf.shape, dtype=getattr(torch, leaf.dtype)) for leaf in spec.leaves()]
+        mask = torch.ones(2, 4, spec.action.mask_size, dtype=torch.bool) if spec.action_mask else None
+        core = torch.zeros(4, tried.core_size) if tried.core_size else None
+        with torch.no_grad(), learning(tried, 0):
+            tried.forward(unflatten(spec.obs, rows), mask, core, torch.zeros(2, 4, dtype=torch.bool))
+    return [name for name, buffer in tried.named_buffers() if not torch.equal(buffer, before[name])]
 
 
 def tensors(unroll: Trajectory) -> Trajectory:

@@ -67,7 +67,7 @@ def scaled(image: Tensor, leaf: Leaf, dtype: torch.dtype) -> Tensor:
         image = image.unsqueeze(1)
     elif leaf.channels_last:
         image = image.permute(0, 3, 1, 2)
-    return image.contiguous(memory_format=torch.channels_last).to(dtype).mul_(1 / 255)
+    return image.contiguous(memory_format=torch.channels_last).to(dtype).mul_(1 / leaf.high)
 
 
 class NatureCNN(_CNN):

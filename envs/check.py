@@ -191,7 +191,7 @@ def _obs_problem(space: spaces.Space[Any], obs: Any, what: str, where: str = "")
             low, high = space.low[at], space.high[at]
             return Problem(f"{said} {array[at]} at {list(at)}, outside its space's [{low}, {high}]", False)
         if array.dtype != space.dtype:
-            fatal = space.dtype == np.uint8
+            fatal = space.dtype in (np.uint8, np.bool_)
             return Problem(f"{said} {array.dtype}, but its space says {space.dtype}: add .astype({space.dtype})", fatal)
         return None
     start = np.asarray(getattr(space, "start", 0))

@@ -14,6 +14,7 @@ import traceback
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ FORMS = (
     "an id (CartPole-v1, ALE/Pong-v5), module:Id-v0, package.module:ClassOrFactory, path/to/file.py:ClassOrFactory, "
     "atari:game, envpool:Id, probe:name, pettingzoo:module or a built-in game of several agents (two-step)"
 )
-EXTRAS = ("box2d", "mujoco")  # words of entry points that are extras of ours, too
+EXTRAS = ("box2d", "minatar", "mujoco")  # words of entry points and namespaces that are extras of ours, too
 HAND_ON = {  # gymnasium's wrappers that change no observation and leave none out
     f"gymnasium.wrappers.{name}"
     for name in ("common", "rendering", "stateful_reward", "transform_action", "transform_reward")
@@ -161,6 +162,13 @@ class EnvSource:
     def _registered_id(self, name: str) -> str | Callable[..., Any]:
         if name in gymnasium.registry:
             return name
+        namespace, slash, _ = name.partition("/")
+        announced = entry_points(group="gymnasium.envs", name=namespace)  # gymnasium 1.0 read these by itself
+        self._guard(lambda: [plugin.load()() for plugin in announced], "")
+        if name in gymnasium.registry:
+            return name
+        if slash and namespace.lower() in EXTRAS and not announced:
+            raise EnvError(f"{name} needs an extra: pip install 'rltrain[{namespace.lower()}]'")
         hint = _nearest(name, _ids())
         if name.endswith(".py") or ("/" in name and Path(self.folder, name).exists()):
             hint = f" To take an environment from a file, name its class too: {name}:ClassOrFactory."

@@ -153,19 +153,19 @@ def tree() -> OneStep:
     return OneStep(space, spaces.Discrete(4), draw, reward)
 
 
-def image(size: int = 36) -> OneStep:
+def image(size: int = 36, high: int = 255, dtype: type[np.generic] = np.uint8) -> OneStep:
     """uint8 [36, 36, 3], a white square left or right among noise; reward 1 for action 0 left, 1 right: V = 1."""
 
     def draw(rng: np.random.Generator) -> np.ndarray:
-        pixels = rng.integers(0, 60, (size, size, 3)).astype(np.uint8)
+        pixels = rng.integers(0, max(1, 60 * high // 255), (size, size, 3)).astype(dtype)
         left = int(rng.integers(2)) * size // 2
-        pixels[size // 4 : size // 2, left + size // 8 : left + 3 * size // 8] = 255
+        pixels[size // 4 : size // 2, left + size // 8 : left + 3 * size // 8] = high
         return pixels
 
     def reward(obs: np.ndarray, action: int) -> float:
         return float(action == (obs[:, size // 2 :].sum(dtype=int) > obs[:, : size // 2].sum(dtype=int)))
 
-    return OneStep(spaces.Box(0, 255, (size, size, 3), np.uint8), spaces.Discrete(2), draw, reward)
+    return OneStep(spaces.Box(0, high, (size, size, 3), dtype), spaces.Discrete(2), draw, reward)
 
 
 def unbounded() -> OneStep:
@@ -377,6 +377,7 @@ PROBES: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {
     "memory": Memory,
     "dict": tree,
     "image": image,
+    "board": lambda: image(10, 1, np.bool_),
     "endless": endless,
     "endless-box": endless_box,
     "counter": Counter,

@@ -35,9 +35,9 @@ def obs_spec(space: spaces.Space[Any], where: str) -> ObsSpec:
         return Leaf("multi_binary", tuple(space.shape), "float32")
     if isinstance(space, spaces.Box):
         shape = tuple(space.shape)
-        if space.dtype == np.uint8 and len(shape) in (2, 3):
-            last = len(shape) == 3 and shape[2] <= 16 and shape[0] > shape[2]
-            return Leaf("image", shape, "uint8", channels_last=last)
+        if space.dtype in (np.uint8, np.bool_) and len(shape) in (2, 3):
+            last = len(shape) == 3 and shape[2] <= 16 and (shape[0] > shape[2] or len(set(shape)) == 1)
+            return Leaf("image", shape, "uint8", channels_last=last, high=max(1, int(space.high.max())))
         return Leaf("box", shape, "float32")
     raise EnvError(f"{where} is {type(space).__name__}, which is not supported. Supported: {OBSERVATIONS}.")
 

@@ -26,6 +26,7 @@ class Leaf:
     start: tuple[int, ...] = ()  # what the environment counts from, for discrete and multi_discrete; (): from 0
     stack: int = 0  # images only: k, where they are the newest k frames [k, H, W] of the episode, oldest first; else 0
     padding: Padding = "reset"  # what stands for frames before an episode's first: that frame again, or zeros
+    high: int = 255  # images only: the largest number in them, which networks see as 1
 
 
 ObsSpec = Leaf | dict[str, "ObsSpec"] | tuple["ObsSpec", ...]

@@ -26,7 +26,7 @@ def rows_agree(policy: Any, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
     rng = np.random.default_rng(seed)
     filled = []
     for leaf, array in zip(spec.leaves(), leaves(empty_rows(spec, 1, streams).obs), strict=True):
-        high = np.array(leaf.nvec or 256).reshape(leaf.shape if leaf.kind == "multi_discrete" else ())
+        high = np.array(leaf.nvec or leaf.high + 1).reshape(leaf.shape if leaf.kind == "multi_discrete" else ())
         whole = leaf.dtype in ("uint8", "int64")
         values = rng.integers(0, high, array[0].shape) if whole else rng.standard_normal(array[0].shape)
         filled.append(torch.from_numpy(values.astype(leaf.dtype)))

@@ -18,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,7 @@ def main() -> int:
     parser.add_argument("algo")
     parser.add_argument("env")
     parser.add_argument("--seeds", default="0,1,2", help="numbers with commas between [0,1,2]")
+    parser.add_argument("--at-once", type=int, default=1, help="seeds side by side, each of them slower [1]")
     parser.add_argument("--as", dest="name", help="name of a second result for the same algorithm and environment")
     args, rest = parser.parse_known_args()
     if args.name is not None and not re.fullmatch(r"[a-z0-9-]+", args.name):
@@ -150,15 +152,16 @@ def main() -> int:
 
     preset = find(args.algo, args.env) if "--preset" not in rest else None
     tuned = None if preset is None else preset.read_text()
-    bar, seeds, made_with = bar_of(args.algo, args.env, args.name), [], {"commit": commit(), "machine": machine()}
-    for seed in map(int, args.seeds.split(",")):
+    bar, made_with = bar_of(args.algo, args.env, args.name), {"commit": commit(), "machine": machine()}
+
+    def measured(seed: int) -> dict[str, Any]:
         found = train(args.algo, args.env, seed, rest)
-        measured = found["train_return"] if bar is not None and bar["metric"] == "train" else found["eval_return"]
-        seeds.append({**found, "measured": measured})
-        print(
-            f"seed {seed}: return {measured:.1f} after {found['steps']:,} steps, {found['seconds']:.0f} s", flush=True
-        )
-    judged = judge(seeds, bar)
+        value = found["train_return"] if bar is not None and bar["metric"] == "train" else found["eval_return"]
+        print(f"seed {seed}: return {value:.1f} after {found['steps']:,} steps, {found['seconds']:.0f} s", flush=True)
+        return {**found, "measured": value}
+
+    with ThreadPoolExecutor(max(1, args.at_once)) as pool:
+        judged = judge(list(pool.map(measured, map(int, args.seeds.split(",")))), bar)
     result = {
         "algo": args.algo,
         "env": args.env,

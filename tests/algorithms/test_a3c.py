@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import sys
 import types
@@ -18,6 +19,7 @@ from algorithms.a3c import A3C, Reduce
 from algorithms.settings_async import A3CConfig
 from rl.feed import GradientFeed
 from rl.learner import Learner
+from rollout.tree import leaves
 from rollout.types import Gradients, Trajectory
 
 CPU = torch.device("cpu")
@@ -101,12 +103,57 @@ def test_what_is_sent_says_where_it_came_from() -> None:
     assert again.episodes == unroll.episodes
 
 
-def test_what_does_not_learn_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def torsos(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a module in which the torsos of this file are found."""
     module = types.ModuleType("torsos_of_this_test")
-    module.Frozen = Frozen  # type: ignore[attr-defined]
+    for torso in (Frozen, Dropping, Counting):
+        setattr(module, torso.__name__, torso)
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module.__name__
+
+
+def test_dropout_drops_while_gradients_are_made_and_not_while_acting(torsos: str) -> None:
+    """A2C's learner does the same; here it draws what the actor drew."""
+    torso = f"{torsos}:Dropping"
+    made, unroll = bench("discrete", torso=torso)
+    policy, still = copy.deepcopy(made.policy).eval(), copy.deepcopy(made.policy).eval()
+    reduce = Reduce(config("discrete", torso=torso), seed=7)
+    before = torch.get_rng_state()
+    found = reduce(policy, arrays(unroll)).arrays
+
+    assert not policy.training
+    assert torch.equal(torch.get_rng_state(), before)
+    again = reduce(policy, arrays(unroll)).arrays
+    later = reduce(policy, arrays(replace(unroll, row=unroll.row + 8))).arrays
+    elsewhere = reduce(policy, arrays(replace(unroll, stream=unroll.stream + 1))).arrays
+    seeded = replace(reduce, seed=8)(policy, arrays(unroll)).arrays
+    name = "actor.bias0"
+    assert np.array_equal(again[name], found[name])
+    for other in (later, elsewhere, seeded):
+        assert not np.array_equal(other[name], found[name])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(reduce.drawn(arrays(unroll)))
+        made.algorithm.update(unroll, 0.0)
+    for name, param in made.policy.named_parameters():
+        np.testing.assert_allclose(found[name], param.grad, rtol=1e-3, atol=1e-5, err_msg=name)
+    dist, _ = still.forward(unroll.obs)
+    torch.testing.assert_close(
+        dist.log_prob(torch.cat([unroll.action, unroll.action[-1:]]))[:-1], unroll.extras["log_prob"]
+    )
+
+
+@pytest.mark.parametrize("obs", ["CartPole-v1", "probe:masked", "probe:dict"])
+def test_running_statistics_are_refused(obs: str, torsos: str) -> None:
+    spec = Bench("a2c", obs, streams=4).spec
+    A3C(spec, A3CConfig(torso=f"{torsos}:Dropping"), CPU, 3, 4)
+    with pytest.raises(ValueError, match=r"^a3c: encoder.module.norm.running_mean is a running statistic.*another alg"):
+        A3C(spec, A3CConfig(torso=f"{torsos}:Counting"), CPU, 3, 4)
+
+
+def test_what_does_not_learn_is_left_alone(torsos: str) -> None:
     spec = Bench("a2c", "CartPole-v1", streams=4).spec
-    frozen = A3C(spec, A3CConfig(widths=(16,), torso=f"{module.__name__}:Frozen"), CPU, 3, 4)
+    frozen = A3C(spec, A3CConfig(widths=(16,), torso=f"{torsos}:Frozen"), CPU, 3, 4)
     still = {name for name, param in frozen.policy.named_parameters() if not param.requires_grad}
     assert still
     found = Reduce(config("discrete"))(frozen.policy, arrays(bench("discrete")[1]))
@@ -114,6 +161,33 @@ def test_what_does_not_learn_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> N
     frozen.update(found, 0.0)
     for name, param in frozen.policy.named_parameters():
         assert torch.equal(param, before[name]) == (name in still), name
+
+
+class Dropping(torch.nn.Module):
+    """A torso that differs between learning and use, with a buffer that stays as it is."""
+
+    features = 8
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(sum(math.prod(leaf.shape) for leaf in spec.leaves()), 8)
+        self.dropout = torch.nn.Dropout(0.5)
+        self.register_buffer("scale", torch.ones(8))
+
+    def forward(self, obs: Any) -> torch.Tensor:
+        rows = torch.cat([leaf.reshape(len(leaf), -1).float() for leaf in leaves(obs)], 1)
+        return self.dropout(self.linear(rows)) * self.scale  # type: ignore[no-any-return]
+
+
+class Counting(Dropping):
+    """A torso with running statistics."""
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__(spec)
+        self.norm = torch.nn.BatchNorm1d(8)
+
+    def forward(self, obs: Any) -> torch.Tensor:
+        return self.norm(super().forward(obs))  # type: ignore[no-any-return]
 
 
 class Frozen(torch.nn.Module):

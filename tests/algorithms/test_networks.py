@@ -120,16 +120,17 @@ def test_channels_last_is_the_same_image():
     assert_close(NatureCNN(first, 8, rng())(image), NatureCNN(last, 8, rng())(image.permute(0, 2, 3, 1)))
 
 
-def test_images_are_scaled_to_one():
-    leaf = Leaf("image", (1, 40, 40), "uint8")
+@pytest.mark.parametrize("high", [255, 7, 1])
+def test_images_are_scaled_to_one(high):
+    leaf = Leaf("image", (1, 40, 40), "uint8", high=high)
     net = NatureCNN(leaf, 8, rng())
-    white = torch.full((1, 1, 40, 40), 255, dtype=torch.uint8)
+    white = torch.full((1, 1, 40, 40), high, dtype=torch.uint8)
     x = torch.relu(F.conv2d(torch.ones(1, 1, 40, 40), net.weight0, net.bias0, 4))
     x = torch.relu(F.conv2d(x, net.weight1, net.bias1, 2))
     x = torch.relu(F.conv2d(x, net.weight2, net.bias2, 1))
 
     assert_close(net(white), torch.relu(F.linear(x.flatten(1), net.weight3, net.bias3)))
-    assert (white == 255).all()
+    assert (white == high).all()
 
 
 class Residual(nn.Module):

@@ -67,6 +67,13 @@ BOTH = {"step": lambda o, r, te, tr, i: (np.full(2, np.nan, np.float32), r, te, 
         (broken(step=lambda o, r, te, tr, i: (o - 50, r, te, tr, i)), "outside its space's [0.0, 100.0]", False),
         (broken(reset=lambda o, i: (o + np.random.rand(2).astype(np.float32), i)), "same seed differ", False),
         (broken(observation_space=spaces.Dict({"a": Counter.observation_space})), "its space is a Dict", True),
+        (
+            broken(
+                observation_space=spaces.Box(0, 1, (2, 2), np.bool_), _obs=lambda self: np.full((2, 2), 0.5, np.float32)
+            ),
+            "its space says bool: add .astype(bool)",
+            True,
+        ),
         (broken(observation_space=spaces.Discrete(3), _obs=lambda self: 3), "not in its space Discrete(3)", True),
         (broken(observation_space=spaces.Discrete(3), _obs=lambda self: 1.0), "whole numbers", True),
         (

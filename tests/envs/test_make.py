@@ -145,6 +145,27 @@ def test_a_missing_extra_gives_the_command(monkeypatch):
     assert "pip install 'rltrain[atari]'" in error("ALE/Pong-v5")
 
 
+def test_packages_register_what_they_announce(monkeypatch):
+    """MinAtar's ids are there once its entry point was called, which gymnasium does not do any more."""
+
+    class Plugin:
+        def load(self):
+            return lambda: gymnasium.register("Announced/Counter-v1", Counter)
+
+    asked = []
+    monkeypatch.setattr("envs.make.entry_points", lambda group, name: asked.append(name) or [Plugin()])
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", registry := dict(gymnasium.registry))
+    monkeypatch.setattr(gymnasium, "registry", registry)
+
+    assert resolve("Announced/Counter-v1").make().unwrapped.action_space.n == 3
+    assert resolve("CartPole-v1").make() is not None
+    assert asked == ["Announced"]
+
+    monkeypatch.setattr("envs.make.entry_points", lambda group, name: [])
+    assert error("MinAtar/Breakout-v1") == "MinAtar/Breakout-v1 needs an extra: pip install 'rltrain[minatar]'"
+    assert "unknown environment 'Announcer/Counter-v1'" in error("Announcer/Counter-v1")
+
+
 def test_what_the_users_own_code_raises_keeps_its_traceback(folder):
     (folder / "my_maze.py").write_text(MAZE % "my_maze")
     (folder / "my_bad.py").write_text("import not_there_at_all")

@@ -64,6 +64,25 @@ def test_nested_observations_keep_their_tree():
 def test_images_say_where_their_channels_are():
     assert obs_spec(spaces.Box(0, 255, (36, 36, 3), np.uint8), "") == Leaf("image", (36, 36, 3), "uint8", (), True)
     assert obs_spec(spaces.Box(0, 255, (4, 84, 84), np.uint8), "") == Leaf("image", (4, 84, 84), "uint8", (), False)
+    cube = obs_spec(spaces.Box(0, 255, (10, 10, 10), np.uint8), "")
+    assert cube == Leaf("image", (10, 10, 10), "uint8", (), True), "as most do that have images of their own making"
+
+
+@pytest.mark.parametrize(("dtype", "high"), [(np.bool_, 1), (np.uint8, 1), (np.uint8, 7)])
+def test_boards_are_images_whose_largest_number_is_known(dtype, high):
+    space = spaces.Box(0, high, (10, 10, 4), dtype)
+    space.seed(3)
+    board = space.sample()
+
+    assert obs_spec(space, "") == Leaf("image", (10, 10, 4), "uint8", (), True, high=high)
+    kept = written(space, board)
+    assert kept.dtype == np.uint8
+    np.testing.assert_array_equal(kept, board)
+    assert board.any()
+
+
+def test_flags_in_a_row_are_no_image():
+    assert obs_spec(spaces.Box(0, 1, (10,), np.bool_), "") == Leaf("box", (10,), "float32")
 
 
 def test_the_mask_is_no_part_of_what_networks_see():
