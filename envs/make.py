@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 from gymnasium.spaces import Tuple
-from gymnasium.wrappers import FrameStackObservation
 
 from envs import atari, pool, zoo
 from envs.errors import EnvError, EnvFault
+from envs.frames import frames
 from envs.native import NativeVectorEnv, blocks, probe_autoreset
 from envs.quiet import quieten_mujoco
 from envs.spaces import MASK, env_spec, stacked
-from envs.spec import EnvSpec, Padding
+from envs.spec import EnvSpec
 from envs.vector import VectorEnv, serial
 
 if TYPE_CHECKING:
@@ -42,10 +42,6 @@ FORMS = (
     "atari:game, envpool:Id, probe:name, pettingzoo:module or a built-in game of several agents (two-step)"
 )
 EXTRAS = ("box2d", "minatar", "mujoco")  # words of entry points and namespaces that are extras of ours, too
-HAND_ON = {  # gymnasium's wrappers that change no observation and leave none out
-    f"gymnasium.wrappers.{name}"
-    for name in ("common", "rendering", "stateful_reward", "transform_action", "transform_reward")
-}
 OF_GYM = {"max_episode_steps", "disable_env_checker"}  # what gymnasium.make takes for itself
 
 _registered: dict[str, Callable[..., Any]] = {}
@@ -311,30 +307,9 @@ def look(source: EnvSource, seed: int) -> EnvSpec:
         info = back[1] if isinstance(back, tuple) and len(back) == 2 else None
         in_info = isinstance(info, dict) and MASK in info
         spec = env_spec(source.name, env.observation_space, env.action_space, limit, in_info)
-        return replace(spec, obs=stacked(spec.obs, *_frames(env)))
+        return replace(spec, obs=stacked(spec.obs, *frames(env)))
     finally:
         env.close()
-
-
-def _frames(env: Env) -> tuple[int, Padding]:
-    """How many of the newest frames an observation is, and what stands for those before the first; 0: not known."""
-    if isinstance(env, atari.Atari):
-        return env.stack, "reset"
-    while isinstance(env, gymnasium.Wrapper) and _hands_on(type(env)):
-        env = env.env
-    if type(env) is FrameStackObservation:
-        if env.padding_type == "zero":
-            return env.stack_size, "zero"
-        return (env.stack_size if env.padding_type == "reset" else 0), "reset"
-    return 0, "reset"
-
-
-def _hands_on(wrapper: type) -> bool:
-    """Whether a wrapper hands on each observation as it comes: it is known to, or leaves `step` and `reset` alone."""
-    if wrapper.__module__ in HAND_ON:
-        return True
-    own = (gymnasium.Wrapper, gymnasium.ActionWrapper, gymnasium.RewardWrapper)
-    return all(any(getattr(wrapper, name) is getattr(kind, name) for kind in own) for name in ("step", "reset"))
 
 
 def choose(source: EnvSource, total_streams: int, asked: str = "auto") -> str:
