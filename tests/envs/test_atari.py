@@ -201,7 +201,7 @@ def test_a_lost_life_ends_the_episode_for_learning_and_not_for_reports():
             returns.append((ret, length))
             ret, length = 0.0, 0
     assert len(returns) >= 2
-    assert [tuple(episode) for episode in episodes] == returns
+    assert [(episode.ret, episode.length) for episode in episodes] == returns
     assert goes_on.sum() >= 4 * len(returns)  # five lives
     assert np.array_equal(first[1:][1:], terminated[:-1])  # each end is followed by a reset row, a life's too
 
