@@ -41,7 +41,7 @@ OF = {
     "appo": {"wait": 4, "kept": 2, "uses": 4, "target_every": 4},
     "a3c": {"workers": 2, "backend": "local", "optimizer": "adam"},
 }
-MEMORY = {"memory": "gru", "memory_size": 16, "entropy": 0.01}
+MEMORY = {"memory": "gru", "memory_size": 16, "entropy": 0.01, "lr": 5e-3}
 each = pytest.mark.parametrize("algo", ["impala", "appo", "a3c"])
 
 
