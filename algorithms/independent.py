@@ -99,6 +99,7 @@ class Seat:
             extras={name[len(prefix) :]: flat(x) for name, x in unrolls.extras.items() if name.startswith(prefix)},
             action_mask=None if mask is None else each(mask),
             core=None if cores is None else each(cores),
+            made=None if unrolls.made is None else unrolls.made.repeat_interleave(count),
         )
 
 

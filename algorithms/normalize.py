@@ -97,7 +97,7 @@ class ReturnScale(nn.Module):
         stream: Tensor,
         gamma: float,
         begins: Tensor | None = None,
-        row: Tensor | None = None,
+        went: tuple[Tensor, Tensor | int] | None = None,
     ) -> None:
         """Take in T steps of B streams.
 
@@ -108,17 +108,18 @@ class ReturnScale(nn.Module):
             stream: [B]     int64, the streams these columns are, each once.
             gamma:  discount per step.
             begins: [B]     bool, streams that begin an episode at row 0 (`first[0]`), broken ones included.
-            row:    [B]     int64, the streams' own counts of rows at row 0. Where some were missed (their unroll was
-                    too old) the sum of the episode so far is not known: it begins at 0.
+            went:   [B] each, int64: the streams' own counts of rows at row 0, and how many of the T rows they made.
+                    Where some were missed (their unroll was too old) the sum of the episode so far is not known: it
+                    begins at 0.
         """
         carry = self.running[stream]  # [B]
         if begins is not None:
             carry = carry.masked_fill(begins, 0.0)
-        if row is not None:
+        if went is not None:
+            row, made = went
             follows = self.follows[stream]  # [B]
             carry = carry.masked_fill((follows >= 0) & (follows != row), 0.0)
-            stretched = ~valid[1:] & ~ended[:-1]  # [T-1, B] no row of the stream: a reset row follows an end
-            self.follows[stream] = row + len(reward) - stretched.sum(0)
+            self.follows[stream] = row + made
         returns = reward.double().masked_fill(~valid, 0.0)  # [T, B]
         decay = valid.double().mul_(gamma).add_((~valid).double())  # [T, B] rows that do not count change nothing
         decay[1:].masked_fill_(ended[:-1], 0.0)

@@ -133,7 +133,8 @@ class ActorCritic(nn.Module):
             ended = unrolls.terminated | unrolls.truncated
             begins = unrolls.first[0]
             reward = unrolls.reward.clamp(-1.0, 1.0) if self.clip_reward else unrolls.reward
-            self.return_scale.update(reward, ended, unrolls.valid, unrolls.stream, gamma, begins, unrolls.row)
+            went = unrolls.row, unrolls.rows if unrolls.made is None else unrolls.made
+            self.return_scale.update(reward, ended, unrolls.valid, unrolls.stream, gamma, begins, went)
 
     def normalised(self, obs: Tree) -> Tree:
         """The observation as encoders see it."""

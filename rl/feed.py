@@ -198,6 +198,7 @@ def in_batches(unrolls: Trajectory, wait: int | Literal["all"]) -> Iterator[Traj
             extras={name: beside(x) for name, x in unrolls.extras.items()},
             core=None if unrolls.core is None else beside(unrolls.core),
             episodes=(),
+            made=None if unrolls.made is None else unrolls.made[columns],
             **{name: beside(x) for name, x in unrolls.beside().items()},
         )
 
@@ -240,6 +241,7 @@ def stretched(unroll: Trajectory, rows: int, cores: int = 0) -> Trajectory:
         core=None
         if unroll.core is None
         else np.concatenate([unroll.core, np.repeat(unroll.core[-1:], max(0, cores - len(unroll.core)), 0)]),
+        made=np.full(len(unroll.stream), unroll.rows, np.int64),
         **beside,
     )
 
@@ -262,6 +264,7 @@ def join(unrolls: list[Trajectory], device: torch.device, rows: int = 0) -> Traj
 
     beside, stacked = along(1), along(0)
     head = unrolls[0]
+    made = [np.full(len(u.stream), rows, np.int64) if u.made is None else u.made for u in unrolls]
 
     def field(name: str) -> list[Any]:
         return [getattr(unroll, name) for unroll in unrolls]
@@ -279,6 +282,7 @@ def join(unrolls: list[Trajectory], device: torch.device, rows: int = 0) -> Traj
         extras={name: beside(*(unroll.extras[name] for unroll in unrolls)) for name in head.extras},
         core=None if head.core is None else beside(*field("core")),
         episodes=tuple(episode for unroll in unrolls for episode in unroll.episodes),
+        made=None if all(unroll.made is None for unroll in unrolls) else stacked(*made),
         **{name: beside(*field(name)) for name in head.beside()},
     )
 

@@ -53,6 +53,7 @@ class Trajectory:
     alive: Array | None = None  # [T+1, B, N]  bool, of several agents, those that take part
     acting: Array | None = None  # [T+1, B, N]  bool, where they take turns, whose it is
     state: Array | None = None  # [T+1, B, *S]  float32, what only training sees
+    made: Array | None = None  # [B]  int64, rows that the stream made, the first ones of T; None: all of them
 
     @property
     def valid(self) -> Array:

@@ -61,6 +61,30 @@ def test_an_agent_of_a_stream_is_a_stream_of_its_own(seed: int) -> None:
                 assert int(own.stream[column]) == b * seat.count + i
 
 
+def piece(batch: Trajectory, begin: int, end: int) -> Trajectory:
+    """Rows begin to end, as an unroll of their own."""
+    decisions = {name: getattr(batch, name)[begin:end] for name in ("action", "reward", "terminated", "truncated")}
+    seen = {name: x[begin : end + 1] for name, x in {"first": batch.first, **batch.beside()}.items()}
+    obs = {name: x[begin : end + 1] for name, x in batch.obs.items()}
+    extras = {name: x[begin:end] for name, x in batch.extras.items()}
+    return replace(batch, obs=obs, extras=extras, row=batch.row + begin, **decisions, **seen)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("cut", range(1, 6))
+def test_running_returns_do_not_see_where_unrolls_are_cut(seed: int, cut: int) -> None:
+    """Nor that an agent was not there: rows of a stream are missing only where its unroll is."""
+    whole, parts = (make(normalize_return=True) for _ in range(2))
+    batch = unrolls(seed)
+    whole.observe(batch)
+    parts.observe(piece(batch, 0, cut))
+    parts.observe(piece(batch, cut, 6))
+
+    for one, other in zip(whole.inner, parts.inner, strict=True):
+        expected, found = (algorithm.policy.return_scale.state_dict() for algorithm in (one, other))
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("algo", ["ppo", "a2c"])
 def test_nothing_is_learnt_from_when_an_agent_is_not_there(algo: str) -> None:
     settings: dict[str, Any] = {} if algo == "ppo" else {"epochs": None, "minibatches": None}

@@ -190,7 +190,7 @@ def test_an_accumulator_begins_anew_where_rows_are_missing(case, data, gamma):
         rows = [torch.cat([x[begin:end, came], add]) for x, add in zip(whole, (no.float(), no, no), strict=True)]
         row = torch.full((sum(came),), begin)
         if any(came):
-            scale.update(*rows, names[came], gamma, stream.first[begin, came], row)
+            scale.update(*rows, names[came], gamma, stream.first[begin, came], (row, end - begin))
     for b in range(3):
         for run in runs[b]:
             seen += targets.discounted_return_of_each_step(*(x[run, b : b + 1].numpy() for x in whole), gamma)
@@ -204,7 +204,7 @@ def test_an_accumulator_begins_anew_where_rows_are_missing(case, data, gamma):
 def one(scale: ReturnScale, row: int) -> float:
     """The accumulator after one row of reward 1 at `row`, at gamma 1."""
     no = torch.zeros(1, 1, dtype=torch.bool)
-    scale.update(torch.ones(1, 1), no, ~no, torch.tensor([0]), 1.0, no[0], torch.tensor([row]))
+    scale.update(torch.ones(1, 1), no, ~no, torch.tensor([0]), 1.0, no[0], (torch.tensor([row]), 1))
     return float(scale.running[0])
 
 
