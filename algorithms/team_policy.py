@@ -24,12 +24,15 @@ class AgentNetwork(nn.Module):
     Agents that share see which of them they are, as one-hot, if `config.agent_ids`.
     """
 
+    one_hot: Tensor  # [n, n]
+
     def __init__(self, spec: EnvSpec, group: Group, config: Any, generator: torch.Generator) -> None:
         super().__init__()
         self.agents = len(group.agents)
         (self.actions,) = group.action.nvec
         self.encoder = load_torso(config.torso, spec.alone(group), generator)
         self.ids = self.agents if config.agent_ids and self.agents > 1 else 0
+        self.register_buffer("one_hot", torch.eye(self.ids), persistent=False)
         self.trunk = MLP(self.encoder.features + self.ids, config.widths, None, config.activation, generator=generator)
         features = self.trunk.features
         self.memory: Memory | None = None
@@ -42,8 +45,7 @@ class AgentNetwork(nn.Module):
         """tree of [..., n, *O] to [..., n, F]"""
         x = self.encoder.forward(obs)
         if self.ids:
-            ids = torch.eye(self.ids, dtype=x.dtype, device=x.device)
-            x = torch.cat([x, ids.expand(*x.shape[:-1], self.ids)], -1)
+            x = torch.cat([x, self.one_hot.expand(*x.shape[:-1], self.ids)], -1)
         return self.trunk.forward(x)
 
     def forward(self, obs: Tree, fresh: Tensor) -> Tensor:
@@ -79,6 +81,7 @@ class TeamNetwork(nn.Module):
         self.actions = max(spec.action.nvec)
         sizes = torch.tensor(spec.action.nvec)
         exists = torch.arange(self.actions) < sizes[:, None]
+        self.alike = bool(exists.all())  # all agents have as many actions
         begins = (sizes.cumsum(0) - sizes)[:, None]
         self.register_buffer("exists", exists, persistent=False)
         self.register_buffer("column", (begins + torch.arange(self.actions)) * exists, persistent=False)
@@ -118,7 +121,7 @@ class TeamNetwork(nn.Module):
         """[..., N, A] of a joint mask [..., n]; None where all agents have all actions."""
         if action_mask is not None:
             return action_mask[..., self.column] & self.exists
-        return None if bool(self.exists.all()) else self.exists
+        return None if self.alike else self.exists
 
 
 class TeamQPolicy(nn.Module):
