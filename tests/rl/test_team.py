@@ -64,6 +64,15 @@ def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tm
     assert train(tmp_path, algo, env, seed=1, **settings).fingerprint != expected.fingerprint
 
 
+@pytest.mark.usefixtures("fork_server")
+@pytest.mark.parametrize(("algo", "more"), [("qmix", {}), ("ppo", {"sequence": 2})])
+def test_one_server_may_decide_for_all_agents(algo: str, more: dict[str, Any], tmp_path: Path) -> None:
+    settings = {"memory": "gru", **more}
+    central = train(tmp_path, algo, "generations", workers=2, inference="central", **settings)
+
+    assert central.fingerprint == train(tmp_path, algo, "generations", **settings).fingerprint
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
