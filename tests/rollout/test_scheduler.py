@@ -171,6 +171,8 @@ def test_what_a_lost_actor_left_is_not_overwritten_by_its_successor() -> None:
     held += [] if held else [unroll for unroll in rollout.gather(2) if unroll.stream[0] == 0]
     before = [unroll.obs.copy() for unroll in held]
     os.kill(pids(rollout)[0], signal.SIGKILL)
+    rollout.rest()  # all that it had sent may be here already: then its death shows when it is asked for more
+    rollout.start()
     rollout.rest()
     assert rollout.restarts == 1
     assert held
