@@ -62,7 +62,7 @@ def test_agents_that_die_and_are_born_learn_to_work(algo: str, memory: str, tmp_
         unroll=7,
         warmup=200,
         memory=memory,
-        updates_per_step=0.25,
+        updates_per_step=0.25 if memory == "none" else 0.5,
         widths=(32,),
         memory_size=32,
         lr=5e-3 if memory == "none" else 2e-2,
@@ -94,6 +94,9 @@ def test_agents_learn_as_if_each_were_alone(algo: str, memory: str, tmp_path: Pa
         widths=(16,),
         memory_size=8,
         lr=1e-2,
+        lr_end=0.0,
+        minibatches=4,
+        gamma=0.8,
         entropy=0.0,
         **QUICK,
     )
