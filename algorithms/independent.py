@@ -223,9 +223,9 @@ class Independent:
         ]
         self.plan = self.inner[0].plan
         if not isinstance(self.plan, StreamPlan):
-            agents = len(spec.agents)
             raise ValueError(
-                f"this algorithm is for one agent; {spec.id} has {agents} agents. Use ppo, iql, qmix or vdn"
+                f"this algorithm is for environments of one agent, and {spec.id} is one of several "
+                f"({len(spec.agents)}). Use ppo, iql, qmix or vdn"
             )
         self.policy = Together(spec, self.seats, [one.policy for one in self.inner])
         self.observes = any(getattr(one, "observes", True) for one in self.inner)

@@ -299,6 +299,8 @@ def look(source: EnvSource, seed: int) -> EnvSpec:
             inner = inner.env
         try:
             back = env.reset(seed=seed)
+        except EnvError:
+            raise
         except Exception as error:
             raise EnvFault(-1, seed, 0, traceback.format_exc()) from error
         if hasattr(env, "spec_of"):  # several agents

@@ -6,6 +6,7 @@ and steps them knows one kind. What belongs to single agents is in its info, und
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -50,9 +51,10 @@ class Team(gymnasium.Env[Any, Any]):
     """All agents of a game as one, with a joint action.
 
     An observation is {agent: its own}, zeros for one that is not there; an agent that leaves is shown once more as it
-    left. The reward is the sum over agents. The episode ends when no agent is left: truncated if for one of those that
-    left last it was. An agent that cannot act, since it is not there or it is not its turn, has one legal action, 0,
-    which nobody sees.
+    left. What a step says of agents that were not there before it, rewards and ends, is not theirs and left out; one
+    that is gone without an end has died. The reward is the sum over agents. The episode ends when no agent is left:
+    truncated if for one of those that left last it was. An agent that cannot act, since it is not there or it is not
+    its turn, has one legal action, 0, which nobody sees.
 
     Args:
         game:  as PettingZoo's parallel environments are.
@@ -94,6 +96,7 @@ class Team(gymnasium.Env[Any, Any]):
         ]
         self._masked = self.joint.kind != "box" and (turns or any(self._in_obs.values()))
         self._has_state: bool | None = None  # not known before the first reset
+        self._state_shape: tuple[int, ...] | None = None
 
     @property
     def np_random(self) -> np.random.Generator:
@@ -107,7 +110,13 @@ class Team(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        obs, infos = self.game.reset(seed=seed)
+        found = self.game.reset(seed=seed)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise EnvError(
+                f"{self.name}: reset() of several agents returns two dictionaries by agent, observations and infos; it "
+                f"returned {_told(found)}"
+            )
+        obs, infos = found
         if self.joint.kind != "box":
             self._masked |= any(MASK in info for info in infos.values() if isinstance(info, dict))
         if self._has_state is None:
@@ -116,17 +125,18 @@ class Team(gymnasium.Env[Any, Any]):
         return self._shown(obs, infos, set(self.game.agents), np.zeros(len(self.agents)), nobody, nobody.copy())
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        mine = self._take(action)
-        obs, rewards, terminations, truncations, infos = self.game.step({agent: mine[agent] for agent in self._acts()})
-        count = len(self.agents)
-        reward, terminated, truncated = np.zeros(count), np.zeros(count, bool), np.zeros(count, bool)
-        for agent, value in rewards.items():  # not `game.agents`: who has left got its last reward too
-            reward[self._at(agent)] = value
-        for agent, value in terminations.items():
-            terminated[self._at(agent)] = value
-        for agent, value in truncations.items():
-            truncated[self._at(agent)] = value
+        mine, before = self._take(action), self._there(self.game.agents)
+        found = self.game.step({agent: mine[agent] for agent in self._acts()})
+        if not isinstance(found, tuple) or len(found) != 5:
+            raise ValueError(
+                "step() of several agents returns five dictionaries by agent, observations, rewards, terminations, "
+                f"truncations and infos; it returned {_told(found)}"
+            )
+        obs, rewards, terminations, truncations, infos = found
+        reward = self._of_each(rewards, np.float64) * before  # not `game.agents`: who has left got its last reward too
+        terminated, truncated = (self._of_each(ends, bool) & before for ends in (terminations, truncations))
         left = {agent for agent in self.game.agents if not (terminations.get(agent) or truncations.get(agent))}
+        terminated |= before & ~self._there(left) & ~truncated
         shown, info = self._shown(obs, infos, left, reward, terminated, truncated)
         out_of_time = bool((truncated & ~terminated).any())
         return shown, float(reward.sum()), not left and not out_of_time, not left and out_of_time, info
@@ -157,6 +167,20 @@ class Team(gymnasium.Env[Any, Any]):
     def _acts(self) -> list[str]:
         return [agent for agent in self.game.agents if not self.turns or agent == self.game.turn]
 
+    def _there(self, agents: Iterable[str]) -> np.ndarray:
+        """[N] bool, who is among `agents`."""
+        found = np.zeros(len(self.agents), bool)
+        for agent in agents:
+            found[self._at(agent)] = True
+        return found
+
+    def _of_each(self, told: dict[str, Any], dtype: type) -> np.ndarray:
+        """[N] what a step told, 0 where it told nothing."""
+        found = np.zeros(len(self.agents), dtype)
+        for agent, value in told.items():
+            found[self._at(agent)] = value
+        return found
+
     def _at(self, agent: Any) -> int:
         place = self._place.get(agent)
         if place is None:
@@ -172,14 +196,17 @@ class Team(gymnasium.Env[Any, Any]):
         terminated: np.ndarray,
         truncated: np.ndarray,
     ) -> tuple[Any, dict[str, Any]]:
-        alive = np.zeros(len(self.agents), bool)
-        for agent in there:
-            alive[self._at(agent)] = True
-        acting = alive
+        alive = acting = self._there(there)
         if self.turns:
             acting = np.array([agent == self.game.turn for agent in self.agents]) & alive
         shown = {agent: self._own(agent, obs[agent]) if agent in obs else self._absent[agent] for agent in self.agents}
         info: dict[str, Any] = {AGENTS: Told(reward, terminated, truncated, alive, acting, self._state())}
+        late = None if self._masked or self.joint.kind == "box" else next((a for a in infos if MASK in infos[a]), None)
+        if late is not None:
+            raise ValueError(
+                f"agent {late!r} came with a mask of actions in its info, and at the reset nobody had one: give one "
+                "from the first reset on, all ones where all is legal"
+            )
         if self._masked:
             info[MASK] = np.concatenate([self._legal(n, obs, infos, alive, acting) for n in range(len(self.agents))])
         return shown, info
@@ -204,15 +231,21 @@ class Team(gymnasium.Env[Any, Any]):
         return mask_of(obs[agent], info, in_obs) if in_obs or MASK in info else np.ones(sum(self._nvec[n]), bool)
 
     def _state(self) -> np.ndarray | None:
-        if self._has_state is False:
+        if self._has_state is False or not callable(getattr(self.game, "state", None)):
             return None
         try:
-            state = self.game.state()
-        except (NotImplementedError, AttributeError, TypeError):
+            state = np.asarray(self.game.state(), np.float32)
+        except NotImplementedError:
             if self._has_state:
                 raise
             return None
-        return np.asarray(state, np.float32)
+        if self._state_shape not in (None, state.shape):
+            raise ValueError(
+                f"state() returned an array of shape {state.shape}, and at the reset one of {self._state_shape}: it "
+                "has one shape, whoever is there"
+            )
+        self._state_shape = state.shape
+        return state
 
 
 class Turns:
@@ -244,10 +277,11 @@ class Turns:
 
     def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         env, before = self.env, self.agents
+        earned = {**env._cumulative_rewards, env.agent_selection: 0.0}  # since each one's own turn, as `last()` says
         env.step(actions[env.agent_selection])
         there = dict.fromkeys([*before, *env.agents])
         obs = {agent: env.observe(agent) for agent in there}
-        rewards = {agent: float(env.rewards.get(agent, 0.0)) for agent in there}  # of this turn, to everybody
+        rewards = {a: float(env._cumulative_rewards.get(a, 0.0)) - float(earned.get(a, 0.0)) for a in there}
         terminations = {agent: bool(env.terminations.get(agent, agent not in env.agents)) for agent in there}
         truncations = {agent: bool(env.truncations.get(agent, False)) for agent in there}
         infos = {agent: env.infos.get(agent, {}) for agent in there}
@@ -278,7 +312,10 @@ class Tupled:
         if not isinstance(env.observation_space, spaces.Tuple) or len(env.observation_space) != len(
             self.possible_agents
         ):
-            raise EnvError(f"its action space has {len(self.possible_agents)} parts, so its observation space must too")
+            raise EnvError(
+                "a Tuple of actions is taken for several agents, of which each observes: the observation space must be "
+                f"a Tuple of {len(self.possible_agents)} too. For one agent make the actions a MultiDiscrete or a Box"
+            )
         self.agents: list[str] = []
         self._idle = {agent: zeros(self.action_space(agent)) for agent in self.possible_agents}
         self.render_mode, self.metadata = getattr(env, "render_mode", None), env.metadata
@@ -300,6 +337,10 @@ class Tupled:
         joint = tuple({**self._idle, **actions}[agent] for agent in self.possible_agents)
         obs, rewards, terminated, truncated, _ = self.env.step(joint)
         count = len(self.possible_agents)
+        if np.shape(rewards) != (count,):
+            raise ValueError(f"rewards must be one for each of {count} agents; they are {rewards!r}")
+        if _out_of_time(self.unwrapped):
+            terminated, truncated = False, np.asarray(terminated, bool) | np.asarray(truncated, bool)
         ends = [np.broadcast_to(np.asarray(flag, bool), count) for flag in (terminated, truncated)]
         over = self._by_name(ends[0] | ends[1])
         self.agents = [agent for agent in self.agents if not over[agent]]
@@ -314,3 +355,21 @@ class Tupled:
 
     def close(self) -> None:
         self.env.close()
+
+
+# Attributes that tell the steps of an episode and their limit, of environments which tell that limit as a death.
+LIMITS = (("current_step", "_max_episode_steps"), ("_cur_steps", "max_steps"))  # lbforaging, rware
+
+
+def _out_of_time(env: Any) -> bool:
+    """Whether an episode of lbforaging or rware is over because of its limit only: in the first, food is left."""
+    for steps, limit in LIMITS:
+        made, most = getattr(env, steps, None), getattr(env, limit, None)
+        if isinstance(made, int) and isinstance(most, int) and most and made >= most:
+            return bool(np.any(getattr(env, "field", True)))
+    return False
+
+
+def _told(found: Any) -> str:
+    """What was returned, in a few words."""
+    return f"{len(found)} values" if isinstance(found, tuple) else f"a {type(found).__name__}"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium import spaces
-from oracles.games import Masked, Pair, Stranger
+from oracles.games import EndOfRound, Forages, Leaves, Masked, Pair, Stranger, Two
 
 from envs import games, zoo
 from envs.agents import groups_of, joint_action, type_of
@@ -108,6 +108,7 @@ def test_groups_actions_and_masks_lie_in_the_order_of_the_groups():
     assert spec.action.start == (5, 5, 0)
     assert walk.rows.action_mask[0, 0].tolist() == [True] * 4 + [False, True, False, False]
     walk.step(0, 1, 1)
+    assert walk.rows.reward[0, 0].tolist() == [1.0, 3.0, 2.0]
     assert walk.rows.obs["scout"][1, 0].tolist() == [[1.0, 1.0], pytest.approx([1.2, 1.2])]
     assert walk.rows.obs["guard"][1, 0].tolist() == [pytest.approx([1.1] * 3)]
     assert walk.rows.action_mask[1, 0].tolist() == [True] * 4 + [False, False, True, False]
@@ -123,6 +124,66 @@ def test_a_tuple_of_agents():
     assert walk.rows.truncated[3, 0].tolist() == [True, True]
     assert walk.rows.obs["agent_1"][:5, 0, 0].tolist() == [0, 1, 2, 3, 4]  # counted from 0
     assert walk.rows.over(3)[0]
+
+
+def test_what_is_said_of_who_has_left_is_not_theirs():
+    """The first agent ran out of time in step 2. Afterwards nothing of it counts, and the end is the other's death."""
+    walk = Walk(Leaves)
+    for _ in range(4):
+        walk.step(0, 0)
+    rows = walk.rows
+
+    assert rows.alive[:5, 0].tolist() == [[True, True], [True, True], [False, True], [False, True], [False, False]]
+    assert rows.truncated[:4, 0].tolist() == [[False, False], [True, False], [False, False], [False, False]]
+    assert rows.terminated[:4, 0].tolist() == [[False, False]] * 3 + [[False, True]]
+    assert rows.reward[:4, 0].tolist() == [[1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 1.0]]
+
+
+def test_who_is_gone_without_a_word_has_died():
+    walk = Walk(Two)
+    for _ in range(3):
+        walk.step(0, 0)
+
+    assert walk.rows.terminated[:3, 0].tolist() == [[False, False], [False, False], [True, True]]
+    assert walk.rows.over(2)[0]
+
+
+@pytest.mark.parametrize("rware", [False, True])
+def test_a_time_limit_told_as_a_death_is_none(rware):
+    walk = Walk(Forages, rware=rware)
+    for _ in range(4):
+        walk.step(0, 0)
+
+    assert walk.rows.truncated[:4, 0].tolist() == [[False, False]] * 3 + [[True, True]]
+    assert not walk.rows.terminated.any()
+
+
+def test_who_found_all_the_food_in_the_last_step_is_done():
+    walk = Walk(Forages, found=True)
+    for _ in range(4):
+        walk.step(0, 0)
+
+    assert walk.rows.terminated[3, 0].all()
+    assert not walk.rows.truncated.any()
+
+
+def test_rewards_in_turns_are_those_of_last():
+    """Where the game pays when a round is over, and leaves its `rewards` as they are meanwhile."""
+    walk, env = Walk(EndOfRound), EndOfRound()
+    actions = [1, 1, 0, 1, 1, 0]
+    env.reset()
+    told = dict.fromkeys(env.possible_agents, 0.0)
+    for action in actions:
+        told[env.agent_selection] += env.last()[1]
+        env.step(action)
+        walk.step(*((action, 0) if env.possible_agents.index(env.agent_selection) == 1 else (0, action)))
+    while env.agents:
+        told[env.agent_selection] += env.last()[1]
+        env.step(None)
+
+    assert walk.rows.reward[:6, 0].sum(0).tolist() == list(told.values()) == [6.0, 6.0]
+    assert walk.rows.reward[0, 0].tolist() == [0.0, 0.0]
+    assert walk.rows.reward[1, 0].tolist() == [3.0, 3.0]
 
 
 def test_turns_pay_everybody_and_only_who_is_on_may_choose():
@@ -291,6 +352,57 @@ def test_mistakes_are_one_line(env, kwargs, text):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        (
+            "old step",
+            "step() of several agents returns five dictionaries by agent, observations, rewards, terminations",
+        ),
+        ("late mask", "agent 'a_1' came with a mask of actions in its info, and at the reset nobody had one"),
+        ("state", "state() returned an array of shape (1,), and at the reset one of (2,)"),
+    ],
+)
+def test_what_goes_wrong_while_stepping_says_what_it_is(how, text):
+    walk = Walk(Two, how=how)
+
+    with pytest.raises(EnvFault) as error:
+        walk.step(0, 0)
+
+    assert text in str(error.value)
+
+
+def test_what_is_no_reset_of_several_agents_is_one_line():
+    with pytest.raises(EnvError, match="two dictionaries by agent, observations and infos; it returned a dict"):
+        look(resolve(Two, {"how": "old reset"}), 0)
+
+
+def test_a_state_that_raises_is_a_fault_of_the_environment():
+    """And no sign that there is none."""
+    with pytest.raises(Exception, match="the state is broken"):
+        look(resolve(Two, {"how": "state raises"}), 0)
+
+
+def test_a_tuple_of_actions_with_one_observation_is_one_line():
+    class One(Pair):
+        observation_space = spaces.Box(0.0, 9.0, (2,), np.float32)
+
+    with pytest.raises(EnvError, match="make the actions a MultiDiscrete") as error:
+        resolve(One).make()
+    assert "\n" not in str(error.value)
+
+
+def test_a_tuple_of_agents_with_one_reward_says_so():
+    class Shared(Pair):
+        def step(self, action):
+            obs, rewards, *rest = super().step(action)
+            return obs, sum(rewards), *rest
+
+    walk = Walk(Shared)
+    with pytest.raises(EnvFault, match="rewards must be one for each of 2 agents"):
+        walk.step(1, 1)
+
+
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(zoo.EXTRAS, "no_such_package", "mpe")
 
@@ -325,3 +437,8 @@ def test_lbforaging_is_a_tuple_of_agents():
     spec = look(resolve("lbforaging:Foraging-5x5-2p-1f-v3"), 0)
 
     assert (spec.agents, spec.action.nvec, spec.max_steps) == (("agent_0", "agent_1"), (6, 6), 50)
+    walk = Walk("lbforaging:Foraging-5x5-2p-1f-v3", steps=60)
+    for _ in range(50):
+        walk.step(0, 0)
+    assert walk.rows.truncated[49, 0].all()  # it says that the episode is over
+    assert not walk.rows.terminated.any()

@@ -7,11 +7,14 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from pettingzoo.utils.env import ParallelEnv
+from pettingzoo.utils.env import AECEnv, ParallelEnv
 
 
 class Masked(ParallelEnv):
-    """Two kinds of agents, masks in the infos of one kind; raises at an illegal action. Ends after three steps."""
+    """Two kinds of agents, masks in the infos of one kind; raises at an illegal action. Ends after three steps.
+
+    Rewards are 1, 2, 3 in the order of `possible_agents`.
+    """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "masked"}
 
@@ -44,7 +47,7 @@ class Masked(ParallelEnv):
         self.time += 1
         over = self.time == 3
         each = self.possible_agents
-        back = self.see(), dict.fromkeys(each, 1.0), dict.fromkeys(each, over and not self.late)
+        back = self.see(), {agent: 1.0 + n for n, agent in enumerate(each)}, dict.fromkeys(each, over and not self.late)
         if over:
             self.agents = []
         return *back, dict.fromkeys(each, over and self.late), self.tell()
@@ -77,3 +80,133 @@ class Stranger(Masked):
         back = super().step(actions)
         self.agents = [*self.agents, "nobody_0"]
         return back
+
+
+class Leaves(gymnasium.Env[Any, Any]):
+    """A tuple of two agents, of which the first runs out of time in step 2; it goes on to say so, and to pay both 1.
+
+    The second dies in step 4.
+    """
+
+    observation_space = spaces.Tuple((spaces.Box(0.0, 9.0, (1,), np.float32),) * 2)
+    action_space = spaces.Tuple((spaces.Discrete(2),) * 2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.time = 0
+        return self.see(), {}
+
+    def see(self) -> Any:
+        return (np.full(1, self.time, np.float32),) * 2
+
+    def step(self, action: Any) -> Any:
+        self.time += 1
+        return self.see(), [1.0, 1.0], [False, self.time == 4], [self.time >= 2, False], {}
+
+
+class Forages(Pair):
+    """As lbforaging and rware, which say that an episode is over when its time is: `found` the food, or not."""
+
+    def __init__(self, found: bool = False, rware: bool = False) -> None:
+        self.found, self.rware = found, rware
+        if rware:
+            self.max_steps = 4
+        else:
+            self._max_episode_steps = 4
+
+    def step(self, action: Any) -> Any:
+        obs, rewards, _, over, info = super().step(action)
+        if self.rware:
+            self._cur_steps = self.time
+        else:
+            self.current_step, self.field = self.time, np.zeros((2, 2)) if self.found else np.eye(2)
+        return obs, rewards, over, False, info
+
+
+class Two(ParallelEnv):
+    """Two agents alike that see the time. `how` it is not as it should be: see `step` and `reset`."""
+
+    metadata: ClassVar[dict[str, Any]] = {"name": "two"}
+
+    def __init__(self, how: str = "") -> None:
+        self.possible_agents, self.how = ["a_0", "a_1"], how
+        self.agents: list[str] = []
+        self.render_mode = None
+        if how.startswith("state"):
+            self.state = self.state_of
+
+    def state_of(self) -> np.ndarray:
+        if self.how == "state raises":
+            raise TypeError("the state is broken")
+        return np.concatenate([np.full(1, self.time, np.float32) for _ in self.agents or [None]])
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Box(0.0, 9.0, (1,), np.float32)
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Discrete(2)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.agents, self.time = list(self.possible_agents), 0
+        return self.see() if self.how == "old reset" else (self.see(), {agent: {} for agent in self.agents})
+
+    def see(self) -> dict[str, np.ndarray]:
+        return {agent: np.full(1, self.time, np.float32) for agent in self.possible_agents}
+
+    def step(self, actions: dict[str, int]) -> Any:
+        self.time += 1
+        each = self.possible_agents
+        none: dict[str, Any] = {agent: {} for agent in each}
+        if self.how == "old step":
+            return self.see(), dict.fromkeys(each, 0.0), dict.fromkeys(each, False), none
+        if self.how == "late mask":
+            none["a_1"] = {"action_mask": np.array([0, 1])}
+        if self.time == 3:
+            self.agents = []  # without a word
+        elif self.how == "state":
+            self.agents = ["a_0"]
+        return self.see(), dict.fromkeys(each, 1.0), dict.fromkeys(each, False), dict.fromkeys(each, False), none
+
+
+class EndOfRound(AECEnv):
+    """Two agents in turns, three rounds; who plays 1 is paid 1, the other twice that, both when the round is over."""
+
+    metadata: ClassVar[dict[str, Any]] = {"name": "end_of_round", "is_parallelizable": False}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.possible_agents = ["a_0", "a_1"]
+        self.render_mode = None
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Box(0.0, 9.0, (1,), np.float32)
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Discrete(2)
+
+    def observe(self, agent: str) -> np.ndarray:
+        return np.full(1, self.round, np.float32)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> None:
+        self.agents, self.round = list(self.possible_agents), 0
+        self.rewards = dict.fromkeys(self.agents, 0.0)
+        self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
+        self.terminations, self.truncations = dict.fromkeys(self.agents, False), dict.fromkeys(self.agents, False)
+        self.infos: dict[str, Any] = {agent: {} for agent in self.agents}
+        self.agent_selection = "a_0"
+
+    def step(self, action: int | None) -> None:
+        agent = self.agent_selection
+        if self.terminations[agent]:
+            self._was_dead_step(action)
+            return
+        self._cumulative_rewards[agent] = 0.0
+        other = self.possible_agents[1 - self.possible_agents.index(agent)]
+        if agent == "a_0":  # `rewards` stand as they are until the round is over
+            self.first = action
+        else:
+            self.rewards = {"a_0": float(self.first + 2 * action), "a_1": float(action + 2 * self.first)}
+            self._accumulate_rewards()
+            self.round += 1
+            self.terminations = dict.fromkeys(self.agents, self.round == 3)
+        self.agent_selection = other

@@ -76,7 +76,7 @@ def test_one_server_may_decide_for_all_agents(algo: str, more: dict[str, Any], t
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ("--algo dqn --env two-step", "this algorithm is for one agent; two-step has 2 agents. Use ppo, iql,"),
+        ("--algo dqn --env two-step", "this algorithm is for environments of one agent, and two-step is one of"),
         ("--algo ppo --env tic-tac-toe", "the agents of tic-tac-toe act in turns, which this algorithm cannot"),
         ("--algo qmix --env CartPole-v1", "qmix is for several agents; CartPole-v1 has one agent. Use a2c,"),
         ("--algo qmix --env spread", "this algorithm needs several agents with Discrete actions, and of spread"),
@@ -100,16 +100,16 @@ def test_each_agent_and_group_is_reported(tmp_path: Path) -> None:
     lines = read(result.run)
     (line,) = [line for line in lines if line["step"] == result.steps and "eval/return_mean" in line]
 
-    assert result.eval_return == line["eval/return_mean"] == 9.0
+    assert result.eval_return == line["eval/return_mean"] == 18.0
     assert {name: line[f"eval_agents/{name}"] for name in ("scout_0", "scout_1", "guard_0")} == {
         "scout_0": 3.0,
-        "scout_1": 3.0,
-        "guard_0": 3.0,
+        "scout_1": 9.0,
+        "guard_0": 6.0,
     }
-    assert (line["eval_groups/scout"], line["eval_groups/guard"]) == (6.0, 3.0)
-    assert lines[-1]["rollout_agents/guard_0"] == 3.0
+    assert (line["eval_groups/scout"], line["eval_groups/guard"]) == (12.0, 6.0)
+    assert lines[-1]["rollout_agents/guard_0"] == 6.0
     found = rl.evaluate(result.run, episodes=4, env=Masked)
-    assert (found.agents["scout_1"], found.groups) == (3.0, {"scout": 6.0, "guard": 3.0})
+    assert (found.agents["scout_1"], found.groups) == (9.0, {"scout": 12.0, "guard": 6.0})
 
 
 def test_means_by_agent_and_by_group() -> None:
