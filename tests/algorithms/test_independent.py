@@ -201,7 +201,7 @@ def test_all_of_it_is_in_a_checkpoint() -> None:
 
 
 def test_what_it_is_not_for() -> None:
-    with pytest.raises(ValueError, match="environments of one agent, and team is one of several .3."):
+    with pytest.raises(ValueError, match="environments of one agent, and team is one of several"):
         Independent(algorithm_class("dqn"), SPEC, settings_class("dqn")(), torch.device("cpu"), 0, 2)
     turns = replace(SPEC, turns=True)
     with pytest.raises(ValueError, match="act in turns"):
