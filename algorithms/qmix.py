@@ -44,7 +44,7 @@ class MixedQ:
             updates_per_step=config.updates_per_step,
             gamma=config.gamma,
             length=config.length,
-            whole=config.memory != "none",
+            whole=config.memory != "none" or config.last_action,
             random_start=config.random_start,
             overlap=config.overlap,
             clip_reward=config.clip_reward,
@@ -72,12 +72,12 @@ class MixedQ:
     def loss(self, batch: Trajectory) -> tuple[Tensor, Tensor]:
         """The loss [] of sequences [T, B], and the mean of the values that it is of."""
         assert batch.alive is not None
-        net, mixer = self.policy.net, self.mixer
-        q = net(batch.obs, fresh(batch))  # [T+1, B, N, A]
+        mixer, seen = self.mixer, self.seen(batch)
+        q = self.policy.net(*seen)  # [T+1, B, N, A]
         alive = batch.alive[:-1]  # [T, B, N]
         mine = chosen(q[:-1], batch.action).masked_fill(~alive, 0.0)  # [T, B, N]
         value = mixer(mine, _cut(mixer.state(batch), slice(None, -1)))  # [T, B], or [T, B, N] where nothing is mixed
-        target = self.targets(batch, q.detach()[1:])
+        target = self.targets(batch, q.detach()[1:], seen)
         valid = batch.valid if mixer.joint else batch.valid.unsqueeze(-1) & alive
         error = value - target
         if self.config.loss == "squared":
@@ -87,15 +87,16 @@ class MixedQ:
         return masked_mean(each, valid), masked_mean(value.detach(), valid)
 
     @torch.no_grad()
-    def targets(self, batch: Trajectory, q: Tensor) -> Tensor:
+    def targets(self, batch: Trajectory, q: Tensor, seen: tuple[Any, ...]) -> Tensor:
         """What the value should become, [T, B] or [T, B, N].
 
         Args:
-            q: [T, B, N, A] the online network's values of the next observations.
+            q:    [T, B, N, A] the online network's values of the next observations.
+            seen: what networks are given.
         """
         assert batch.alive is not None
         net, mixer = self.target.module["net"], self.target.module["mixer"]
-        judged = net(batch.obs, fresh(batch))[1:]  # [T, B, N, A], from a memory of the target network's own
+        judged = net(*seen)[1:]  # [T, B, N, A], from a memory of the target network's own
         legal = self.policy.net.legal(None if batch.action_mask is None else batch.action_mask[1:])
         best = greedy(q if self.config.double else judged, legal)  # [T, B, N]
         goes_on = (batch.alive[1:] | batch.truncated) & ~batch.terminated  # [T, B, N], whose value counts
@@ -106,6 +107,11 @@ class MixedQ:
             reward, discount = reward.sum(-1), self.config.gamma * goes_on.any(-1)  # [T, B]
         target: Tensor = reward + discount * follow
         return target
+
+    def seen(self, batch: Trajectory) -> tuple[Any, ...]:
+        """What the agents' networks are given: observations, where memory begins, and what was done before each."""
+        begins = fresh(batch)
+        return (batch.obs, begins, before(batch, begins)) if self.config.last_action else (batch.obs, begins)
 
     def observe(self, unrolls: Trajectory) -> None:
         """There are no running statistics."""
@@ -144,6 +150,13 @@ def fresh(unrolls: Trajectory) -> Tensor:
     found: Tensor = unrolls.first.unsqueeze(-1).repeat(1, 1, unrolls.alive.shape[-1])
     found[1:] |= ~unrolls.alive[:-1]
     return found
+
+
+def before(unrolls: Trajectory, fresh: Tensor) -> Tensor:
+    """[T+1, B, N] 1 + what each agent did in the row before, 0 where its memory begins: as `Carried` has it."""
+    found = torch.zeros_like(fresh, dtype=unrolls.action.dtype)
+    found[1:] = unrolls.action + 1
+    return found.masked_fill_(fresh, 0)
 
 
 def _cut(state: Tensor | None, rows: slice) -> Tensor | None:

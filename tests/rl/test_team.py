@@ -47,6 +47,7 @@ def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
     ("algo", "env", "settings"),
     [
         ("qmix", "generations", {"memory": "gru"}),
+        ("qmix", "generations", {"memory": "gru", "last_action": True}),
         ("qmix", "two-step", {}),
         ("vdn", "tic-tac-toe", {"length": 2}),
         ("iql", "generations", {"share": "none"}),
@@ -65,7 +66,7 @@ def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tm
 
 
 @pytest.mark.usefixtures("fork_server")
-@pytest.mark.parametrize(("algo", "more"), [("qmix", {}), ("ppo", {"sequence": 2})])
+@pytest.mark.parametrize(("algo", "more"), [("qmix", {"last_action": True}), ("ppo", {"sequence": 2})])
 def test_one_server_may_decide_for_all_agents(algo: str, more: dict[str, Any], tmp_path: Path) -> None:
     settings = {"memory": "gru", **more}
     central = train(tmp_path, algo, "generations", workers=2, inference="central", **settings)
