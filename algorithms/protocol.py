@@ -50,6 +50,9 @@ class Policy(Protocol):
     And `score(obs, explore) -> [B, ...]`, floats that `act` chooses whole-numbered actions by, where its extras hold
     none: whether its rows have the same bits in every batch is judged by them, since choices seldom show it.
 
+    And `took(core, action) -> core`, picklable, of a core that holds what was done: `act`'s core, had it chosen this
+    action. It is called where a random start replaced the choice.
+
     The learner asks for more, each algorithm for something of its own. Of all, `observe`: a delivery for running
     statistics, once, after its updates. All parameters are trained, by one optimiser.
 
@@ -64,8 +67,9 @@ class Policy(Protocol):
     td3, ddpg       `actor`, an `algorithms.dense.Tower` of one net that holds all the policy's parameters and whose
                     tanh is the action, `size`, its outputs, and `schedule(progress)`, called before each update
 
-    qmix, vdn, iql  `net`, of which `net(obs, fresh [T, B, N])` are values [T, B, N, A] and `net.legal(action_mask)` the
-                    legal ones, see `algorithms.team_policy`, and `explore(progress)`
+    qmix, vdn, iql  `net`, of which `net(obs, fresh [T, B, N])` are values [T, B, N, A] (with `last_action` it gets
+                    last actions [T, B, N] too) and `net.legal(action_mask)` the legal ones, see
+                    `algorithms.team_policy`, and `explore(progress)`
 
     where obs are normalised. Targets are copies of `net` and `actor`, so that those must survive `copy.deepcopy`.
     """

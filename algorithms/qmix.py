@@ -18,6 +18,7 @@ from algorithms.q_policy import greedy
 from algorithms.schedules import linear
 from algorithms.settings_agents import IQLConfig, QMIXConfig, VDNConfig
 from envs.spec import EnvSpec
+from rollout.tree import tree_map
 from rollout.types import Trajectory
 
 
@@ -35,7 +36,7 @@ class MixedQ:
     observes = False
 
     def __init__(self, spec: EnvSpec, config: Any, device: torch.device, seed: int, streams: int, mixer: Any) -> None:
-        self.config = config
+        self.config, self.remembers = config, config.memory != "none"
         self.plan = ReplayPlan(
             unroll=config.unroll,
             capacity=config.capacity,
@@ -44,7 +45,7 @@ class MixedQ:
             updates_per_step=config.updates_per_step,
             gamma=config.gamma,
             length=config.length,
-            whole=config.memory != "none",
+            whole=self.remembers or config.last_action,
             random_start=config.random_start,
             overlap=config.overlap,
             clip_reward=config.clip_reward,
@@ -72,12 +73,12 @@ class MixedQ:
     def loss(self, batch: Trajectory) -> tuple[Tensor, Tensor]:
         """The loss [] of sequences [T, B], and the mean of the values that it is of."""
         assert batch.alive is not None
-        net, mixer = self.policy.net, self.mixer
-        q = net(batch.obs, fresh(batch))  # [T+1, B, N, A]
+        mixer, seen = self.mixer, self.seen(batch)
+        q, after = self.values(seen)
         alive = batch.alive[:-1]  # [T, B, N]
-        mine = chosen(q[:-1], batch.action).masked_fill(~alive, 0.0)  # [T, B, N]
+        mine = chosen(q, batch.action).masked_fill(~alive, 0.0)  # [T, B, N]
         value = mixer(mine, _cut(mixer.state(batch), slice(None, -1)))  # [T, B], or [T, B, N] where nothing is mixed
-        target = self.targets(batch, q.detach()[1:])
+        target = self.targets(batch, after, seen)
         valid = batch.valid if mixer.joint else batch.valid.unsqueeze(-1) & alive
         error = value - target
         if self.config.loss == "squared":
@@ -86,26 +87,50 @@ class MixedQ:
             each = F.huber_loss(error, torch.zeros_like(error), reduction="none")
         return masked_mean(each, valid), masked_mean(value.detach(), valid)
 
+    def values(self, seen: tuple[Any, ...]) -> tuple[Tensor, Tensor | None]:
+        """[T, B, N, A] of the observations that are acted on, with gradients, and of the next ones, without.
+
+        Who has no memory needs not look at the last one to learn from the others, and without double Q-learning nobody.
+        """
+        net = self.policy.net
+        if self.remembers:
+            q = net(*seen)  # [T+1, B, N, A]
+            return q[:-1], q.detach()[1:]
+        q = net(*rows(seen, slice(None, -1)))
+        if not self.config.double:
+            return q, None
+        with torch.no_grad():
+            last = net(*rows(seen, slice(-1, None)))
+        return q, torch.cat([q.detach()[1:], last])
+
     @torch.no_grad()
-    def targets(self, batch: Trajectory, q: Tensor) -> Tensor:
+    def targets(self, batch: Trajectory, q: Tensor | None, seen: tuple[Any, ...]) -> Tensor:
         """What the value should become, [T, B] or [T, B, N].
 
         Args:
-            q: [T, B, N, A] the online network's values of the next observations.
+            q:    [T, B, N, A] the online network's values of the next observations; None without double Q-learning.
+            seen: what networks are given.
         """
         assert batch.alive is not None
         net, mixer = self.target.module["net"], self.target.module["mixer"]
-        judged = net(batch.obs, fresh(batch))[1:]  # [T, B, N, A], from a memory of the target network's own
+        after = slice(1, None)
+        # [T, B, N, A], from a memory of the target network's own
+        judged = net(*seen)[after] if self.remembers else net(*rows(seen, after))
         legal = self.policy.net.legal(None if batch.action_mask is None else batch.action_mask[1:])
-        best = greedy(q if self.config.double else judged, legal)  # [T, B, N]
+        best = greedy(judged if q is None else q, legal)  # [T, B, N]
         goes_on = (batch.alive[1:] | batch.truncated) & ~batch.terminated  # [T, B, N], whose value counts
         follow = chosen(judged, best).masked_fill(~goes_on, 0.0)
-        follow = mixer(follow, _cut(mixer.state(batch), slice(1, None)))
+        follow = mixer(follow, _cut(mixer.state(batch), after))
         reward, discount = batch.reward, self.config.gamma * goes_on  # [T, B, N]
         if mixer.joint:
             reward, discount = reward.sum(-1), self.config.gamma * goes_on.any(-1)  # [T, B]
         target: Tensor = reward + discount * follow
         return target
+
+    def seen(self, batch: Trajectory) -> tuple[Any, ...]:
+        """What the agents' networks are given: observations, where memory begins, and what was done before each."""
+        begins = fresh(batch)
+        return (batch.obs, begins, before(batch, begins)) if self.config.last_action else (batch.obs, begins)
 
     def observe(self, unrolls: Trajectory) -> None:
         """There are no running statistics."""
@@ -144,6 +169,19 @@ def fresh(unrolls: Trajectory) -> Tensor:
     found: Tensor = unrolls.first.unsqueeze(-1).repeat(1, 1, unrolls.alive.shape[-1])
     found[1:] |= ~unrolls.alive[:-1]
     return found
+
+
+def rows(seen: tuple[Any, ...], which: slice) -> tuple[Any, ...]:
+    """Some rows of what networks are given."""
+    found: tuple[Any, ...] = tree_map(lambda x: x[which], seen)
+    return found
+
+
+def before(unrolls: Trajectory, fresh: Tensor) -> Tensor:
+    """[T+1, B, N] 1 + what each agent did in the row before, 0 where its memory begins: as `Carried` has it."""
+    found = torch.zeros_like(fresh, dtype=unrolls.action.dtype)
+    found[1:] = unrolls.action + 1
+    return found.masked_fill_(fresh, 0)
 
 
 def _cut(state: Tensor | None, rows: slice) -> Tensor | None:

@@ -18,8 +18,10 @@ class VDNConfig(BaseModel):
     streams: int = Field(8, ge=1, description="environments stepped side by side, in all; ours, acting is cheaper so")
     unroll: int = Field(8, ge=1, description="T, steps per stream between two rounds of updates; ours")
     capacity: int = Field(100_000, ge=1, description="rows the replay keeps, of all streams together; ours")
-    batch: int = Field(32, ge=1, description="sequences per update; with memory, whole episodes")
-    length: int = Field(1, ge=1, description="consecutive rows of a sequence; with memory it is the episode's")
+    batch: int = Field(32, ge=1, description="sequences per update; with memory or last_action, whole episodes")
+    length: int = Field(
+        1, ge=1, description="consecutive rows of a sequence; with memory or last_action it is the episode's"
+    )
     warmup: int = Field(1000, ge=0, description="steps before the first update; ours")
     updates_per_step: float = Field(0.25, gt=0, description="updates per environment step, kept exactly; ours")
     random_start: bool = Field(True, description="actions are random, not the policy's, during the warmup")
@@ -55,6 +57,7 @@ class VDNConfig(BaseModel):
     widths: tuple[int, ...] = Field((64, 64), strict=False, description="units of the agents' hidden layers")
     activation: Activation = Field("relu", description="function between the layers")
     agent_ids: bool = Field(True, description="agents that share a network see which of them they are")
+    last_action: bool = Field(False, description="agents see what they did in the step before; ours, theirs do")
 
     # memory
     memory: Literal["none", "gru"] = Field("none", description="recurrent core behind an agent's hidden layers")

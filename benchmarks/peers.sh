@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Makes the environments of the libraries we compare with:
-#   benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou] [sf] [cleanrl]
+#   benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou] [sf] [cleanrl] [benchmarl]
 set -euo pipefail
-[ $# -ge 1 ] || { echo "usage: benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou] [sf] [cleanrl]" >&2; exit 2; }
+peers="sb3 rllib torchrl tianshou sf cleanrl benchmarl"
+[ $# -ge 1 ] || { echo "usage: benchmarks/peers.sh DIR [peer ...]; peers: $peers" >&2; exit 2; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dir=$1
 shift
-[ $# -gt 0 ] || set -- sb3 rllib torchrl tianshou sf cleanrl
+# shellcheck disable=SC2086 # words
+[ $# -gt 0 ] || set -- $peers
 ours=$(grep '^torch==' "$root/constraints.txt")
 for name in "$@"; do
   torch=$ours
@@ -17,7 +19,9 @@ for name in "$@"; do
     tianshou) packages=("tianshou==2.0.1") ;;
     sf) packages=("sample-factory[atari]==2.1.1" "gymnasium[mujoco]" "numpy<2") ;; # and the games: AutoROM --accept-license
     cleanrl) packages=("gym==0.23.1" "numpy<2" cloudpickle pandas matplotlib tensorboard pygame-ce) ;; # and, below, itself
-    *) echo "peers.sh: no peer $name; there are sb3, rllib, torchrl, tianshou, sf and cleanrl" >&2; exit 2 ;;
+    # Newer PettingZoo has no mpe of its own; torchvision is the one that belongs to this torch.
+    benchmarl) packages=("benchmarl==1.5.2" "torchrl==0.11.1" "torchvision==0.28.0" "pettingzoo[mpe]==1.24.3") ;;
+    *) echo "peers.sh: no peer $name; there are $peers" >&2; exit 2 ;;
   esac
   echo "making $dir/$name (once; minutes) ..." >&2
   mkdir -p "$dir"

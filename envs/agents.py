@@ -14,7 +14,7 @@ from envs.errors import EnvError
 from envs.spaces import MASK, action_spec, obs_spec, obs_writer
 from envs.spec import ActionSpec, Group, Leaf, ObsSpec
 
-Share = Literal["all", "type", "none"]
+Share = Literal["all", "type", "none"] | Mapping[str, str]
 
 
 def groups_of(
@@ -30,19 +30,33 @@ def groups_of(
         name:        of the environment, for errors.
         observation: by agent, without masks.
         share:       "all": whoever has equal spaces shares a policy; "type": and whose names differ in their number
-                     only, as adversary_0 and adversary_1; "none": nobody shares.
+                     only, as adversary_0 and adversary_1; "none": nobody shares; or by agent the name of its policy,
+                     where `adversary_*` stands for all that begin so and are not named themselves.
 
     Raises:
-        EnvError: a space is not supported, or the actions of some are Box and those of others are not.
+        EnvError: a space is not supported, the actions of some are Box and those of others are not, or a policy that is
+            named cannot be shared as asked.
     """
+    policies = None if isinstance(share, str) else _policies(name, agents, share)
     members: dict[Any, list[str]] = {}
+    kinds: dict[str, str] = {}
     for agent in agents:
         obs = obs_spec(observation[agent], f"the observation space of {agent} of {name}")
         act = action_spec(action[agent], f"the action space of {agent} of {name}")
-        spaces_of = repr((obs, act))
-        key = {"all": spaces_of, "type": (spaces_of, type_of(agent)), "none": agent}[share]
+        kinds[agent] = repr((obs, act))
+        if policies is not None:
+            key: Any = policies[agent]
+        else:
+            key = {"all": kinds[agent], "type": (kinds[agent], type_of(agent)), "none": agent}[str(share)]
         members.setdefault(key, []).append(agent)
-    names = _names(list(members.values()))
+    names = list(members) if policies is not None else _names(list(members.values()))
+    for policy, group in zip(names, members.values(), strict=True):
+        other = next((agent for agent in group if kinds[agent] != kinds[group[0]]), None)
+        if other is not None:
+            raise EnvError(
+                f"{name}: {group[0]} and {other} cannot share the policy {policy!r}: their spaces of observations or "
+                "actions differ"
+            )
     found = tuple(
         Group(
             names[number],
@@ -58,6 +72,28 @@ def groups_of(
             f"{name}: the actions of {', '.join(boxes)} are Box and those of the others are not; not supported"
         )
     return found
+
+
+def _policies(name: str, agents: Sequence[str], share: Mapping[str, str]) -> dict[str, str]:
+    """The name of each agent's policy."""
+    fitting = {key: [agent for agent in agents if _fits(key, agent)] for key in share}
+    for key, found in fitting.items():
+        if not found:
+            raise EnvError(f"{name}: share names {key!r}, which is none of its agents: {', '.join(agents)}")
+    named: dict[str, str] = {}
+    for agent in agents:
+        keys = [agent] if agent in share else [key for key, found in fitting.items() if agent in found]
+        if len(keys) != 1:
+            what = f"{' and '.join(keys)} both stand for {agent}" if keys else f"{agent} has no policy in share"
+            raise EnvError(
+                f"{name}: {what}; give it one by its own name, as in {agent} = {next(iter(share.values()))!r}"
+            )
+        named[agent] = share[keys[0]]
+    return named
+
+
+def _fits(key: str, agent: str) -> bool:
+    return agent.startswith(key[:-1]) if key.endswith("*") else agent == key
 
 
 def type_of(agent: str) -> str:

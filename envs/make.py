@@ -96,6 +96,8 @@ class EnvSource:
             from envs.multi_agent import team
 
             env = self._guard(lambda: team(env, self.name, self.share), "")
+        elif not isinstance(self.share, str):
+            raise EnvError(f"{self.name} has one agent, so that share cannot name the policies of several")
         made: Env = env
         return made
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -11,7 +10,13 @@ from typing import Any
 from envs.errors import EnvError
 
 PREFIX = "pettingzoo:"
-EXTRAS = {"mpe2": "mpe"}  # of ours, by the package they install
+EXTRAS = {  # of ours, by the package that they are for
+    "mpe2": "mpe",
+    "magent2": "magent",
+    "pettingzoo.butterfly": "butterfly",
+    "pettingzoo.classic": "classic",
+    "pettingzoo.sisl": "sisl",
+}
 GAMES = {  # in `envs.games`, which imports PettingZoo
     "two-step": "two_step",
     "climbing": "climbing",
@@ -39,12 +44,22 @@ def find(name: str, load: Callable[[str, str], ModuleType]) -> Callable[..., Any
     if not name.startswith(PREFIX):
         return None
     path = name.removeprefix(PREFIX)
-    top = path.partition(".")[0]
-    if top in EXTRAS and importlib.util.find_spec(top) is None:
-        raise EnvError(f"{name} needs an extra: pip install 'rltrain[{EXTRAS[top]}]'")
+    extra = next((extra for package, extra in EXTRAS.items() if f"{path}.".startswith(f"{package}.")), None)
+    if extra is not None:
+        _installed(name, path, extra)
     module = load(path, "parallel_env")
     for attribute in ("parallel_env", "env"):
         made: Callable[..., Any] | None = getattr(module, attribute, None)
         if callable(made):
             return made
     raise EnvError(f"{name}: the module {module.__name__} has neither parallel_env nor env, as PettingZoo's modules do")
+
+
+def _installed(name: str, path: str, extra: str) -> None:
+    """Import the module of an extra, to say in a line if something that it needs is not there."""
+    try:
+        importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        package = path.partition(".")[0]
+        if error.name == package or not f"{error.name}.".startswith(f"{package}."):  # else: there is no such module
+            raise EnvError(f"{name} needs an extra: pip install 'rltrain[{extra}]'") from None

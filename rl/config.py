@@ -45,9 +45,10 @@ class RunConfig(BaseModel):
         description="CartPole-v1, module:Id-v0, package.module:ClassOrFactory or path/to/file.py:ClassOrFactory"
     )
     env_args: dict[str, Any] = Field(default_factory=dict, description="keywords for the environment's constructor")
-    share: Literal["all", "type", "none"] = Field(
+    share: Literal["all", "type", "none"] | dict[str, str] = Field(
         "all",
-        description="which of several agents share a policy: all of equal spaces, those of one type by name, or none",
+        description="which of several agents share a policy: all of equal spaces, those of one type by name, or none; "
+        "or the policy of each by name: adversary_*=a,agent_0=b",
     )
     vector: Literal["auto", "serial", "native"] = Field(
         "auto", description="environments one by one, or their own vector form; auto decides by the number of streams"
@@ -133,6 +134,18 @@ class RunConfig(BaseModel):
             return {**data, "workers": 0}
         return data
 
+    @field_validator("share", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        wrong = [name for name in (*value, *value.values()) if not (isinstance(name, str) and name)]
+        wrong += [name for name in value.values() if name not in wrong and not re.fullmatch(r"[\w-]+", name)]
+        if wrong or not value:
+            what = f", got {wrong[0]!r}" if wrong else ""
+            raise ValueError(f"must name the policy of each agent in letters, digits, _ and -{what}")
+        return value
+
     @field_validator("backend")
     @classmethod
     def _where(cls, value: str, info: Any) -> str:
@@ -178,6 +191,8 @@ class RunConfig(BaseModel):
 
 
 RUN_FILE = "run.json"
+# Tables of a file that are no algorithm's settings.
+TABLES = ("env_args", "share")
 # Not flags: they follow from the others.
 INNER = ("settings", "preset_file", "reloadable")
 # What `--resume` may change.
@@ -308,7 +323,7 @@ def read(file: Path, name: str) -> dict[str, Given]:
         raise ConfigError(f"{name}: is not TOML: {error}") from None
     found: dict[str, Given] = {}
     for key, value in tables.items():
-        if isinstance(value, dict) and key != "env_args":
+        if isinstance(value, dict) and key not in TABLES:
             if key not in algorithms.names():
                 raise ConfigError(
                     f"{name}, line {line_of(text, '', key)}: {unknown('table', key, algorithms.names(), '[{}]'.format)}"

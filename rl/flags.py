@@ -35,6 +35,9 @@ def from_text(annotation: Any, text: str) -> Any:
             return whole(text)
         if member is float:
             return _float(text)
+        if get_origin(member) is dict and "=" in text:
+            parts = [part.partition("=") for part in text.replace(" ", "").split(",") if part]
+            return {key: value for key, _, value in parts}
         if get_origin(member) is tuple:
             return tuple(whole(part) for part in text.replace(" ", "").strip("()[],").split(",") if part)
     return text

@@ -150,6 +150,7 @@ class Actor:
         self._action = np.zeros((job.unroll, width, *job.spec.action.shape), job.spec.action.dtype)
         self._core = torch.zeros(width, self.policy.core_size) if self.policy.core_size else None
         agents = len(job.spec.agents)
+        self._took = getattr(self.policy, "took", None)  # of policies that remember what they did
         self._tracker = TeamTracker(count, agents) if agents else EpisodeTracker(count)
         self.row = np.array(job.rows, np.int64)
         self.env = job.make_env(job.streams, job.incarnations)
@@ -186,14 +187,17 @@ class Actor:
                         if t % every == 0:
                             cores.append(core[:count].numpy().copy())
                     act = policy.act(views.obs[t], core, views.mask[t], self._noise_rows[t], True)
-                    core = act.core if rows.alive is None or act.core is None else kept(act.core, rows.alive[t])
-                    action = act.action.numpy()
+                    core, action = act.core, act.action.numpy()
                     action_rows[t] = action
                     if at_random:
                         self._start.replace(
                             t, action_rows[t], None if rows.action_mask is None else rows.action_mask[t]
                         )
                         action = action_rows[t]
+                        if self._took is not None and core is not None:
+                            core = self._took(core, torch.from_numpy(action))
+                    if rows.alive is not None and core is not None:
+                        core = kept(core, rows.alive[t])
                     for name, value in act.extras.items():
                         extras.setdefault(name, []).append(value)
                     env.step(action[:count], rows, t)

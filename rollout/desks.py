@@ -32,6 +32,7 @@ class Inference:
     sequence: int
     action: Kind
     extras: dict[str, Kind]
+    took: Any = None  # see `algorithms.protocol.Policy`
 
 
 class Desks:

@@ -54,7 +54,8 @@ def inference_of(policy: Any, spec: EnvSpec, device: str) -> Inference:
         return tuple(value.shape[1:]), str(value.numpy().dtype)
 
     extras = {name: kind(value) for name, value in answer.extras.items()}
-    return Inference(device, policy.noise, policy.core_size, policy.sequence, kind(answer.action), extras)
+    took = getattr(policy, "took", None)
+    return Inference(device, policy.noise, policy.core_size, policy.sequence, kind(answer.action), extras, took)
 
 
 class Asking:
@@ -69,6 +70,7 @@ class Asking:
 
     def __init__(self, inference: Inference, desks: Desks, worker: int, pipe: Any, over: Callable[[], bool]) -> None:
         self.noise, self.core_size, self.sequence = inference.noise, inference.core_size, inference.sequence
+        self.took = inference.took
         self.version: int | None = None  # the oldest weights that have decided since `begin`
         self._desks, self._worker, self._over = desks, worker, over
         self._pipe = pipe  # kept, since the descriptor is closed with it

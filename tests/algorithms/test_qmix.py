@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from oracles.acting import Bench
 from oracles.teams import THREE, TWO, episodes, team_loss, team_spec, weights_of
 from torch.testing import assert_close
 
 from algorithms import algorithm_class, settings_class
+from algorithms.q_policy import greedy
 from algorithms.qmix import MixedQ, fresh
 from envs.spec import EnvSpec
 from rollout.episodes import kept
@@ -19,6 +22,7 @@ from rollout.types import Trajectory
 
 SMALL: dict[str, Any] = {"widths": (6,), "memory_size": 5, "lr": 1e-2, "gamma": 0.9, "target_every": 2}
 GRU: dict[str, Any] = {"memory": "gru"}
+LAST: dict[str, Any] = {"last_action": True}
 
 
 def make(algo: str, spec: EnvSpec, seed: int = 3, **settings: Any) -> MixedQ:
@@ -40,7 +44,11 @@ def gradient(algorithm: MixedQ, batch: Trajectory) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("settings", [{}, {"double": False}, GRU], ids=["double", "single", "gru"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"double": False}, GRU, LAST, GRU | LAST],
+    ids=["double", "single", "gru", "last action", "both"],
+)
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 @pytest.mark.parametrize("told", [True, False], ids=["state", "joined"])
 @pytest.mark.parametrize("algo", ["qmix", "vdn", "iql"])
@@ -49,16 +57,17 @@ def test_the_loss_equals_one_written_anew(algo, told, masked, settings):
     spec = team_spec(THREE, TWO, masked=masked, told=told)
     algorithm = make(algo, spec, **settings)
     online, target = weights_of(algorithm.learned), weights_of(algorithm.target.module)
-    double, hidden = settings.get("double", True), 5 if settings is GRU else 0
+    double, hidden = settings.get("double", True), 5 if "memory" in settings else 0
+    last = "last_action" in settings
     for seed in range(3):
         batch = episodes(spec, seed)
-        expected = team_loss(algo, spec, online, target, batch, 0.9, double, hidden)
+        expected = team_loss(algo, spec, online, target, batch, 0.9, double, hidden, last)
 
         assert float(algorithm.loss(batch)[0].detach()) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("settings", [{}, GRU], ids=["plain", "gru"])
+@pytest.mark.parametrize("settings", [{}, GRU, LAST], ids=["plain", "gru", "last action"])
 @pytest.mark.parametrize("algo", ["qmix", "vdn", "iql"])
 def test_nothing_is_learnt_from_padding(algo, settings):
     """What lies behind an episode's last observation may be anything: the gradient is the same to the bit."""
@@ -88,10 +97,11 @@ def test_nothing_is_learnt_from_padding(algo, settings):
 
 
 @pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("settings", [{}, LAST], ids=["plain", "last action"])
 @pytest.mark.parametrize("algo", ["qmix", "vdn", "iql"])
-def test_nothing_is_learnt_from_who_is_not_there(algo):
+def test_nothing_is_learnt_from_who_is_not_there(algo, settings):
     spec = team_spec(THREE, TWO)
-    algorithm = make(algo, spec)
+    algorithm = make(algo, spec, **settings)
     batch = episodes(spec, 2)
     seen = batch.alive.clone()
     seen[1:] |= batch.truncated  # their last observation is bootstrapped from
@@ -159,7 +169,7 @@ def test_golden_targets(fields, target):
     batch = one_row(**fields)
     q = algorithm.policy.net(batch.obs, fresh(batch)).detach()
 
-    assert float(algorithm.targets(batch, q[1:])) == pytest.approx(target)
+    assert float(algorithm.targets(batch, q[1:], algorithm.seen(batch))) == pytest.approx(target)
 
 
 def test_the_target_mixer_sees_the_next_state_and_the_mixer_this_one():
@@ -264,6 +274,48 @@ def test_memory_acts_as_it_learns():
         q, core = net.step(tree_map(lambda x, t=t: x[t], batch.obs), core)
         core = kept(core, batch.alive[t].numpy())
         assert_close(q, whole[t])
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_what_actors_carry_is_what_they_did(memory):
+    """Random starts, exploring and choosing; agents that die, come in, and episodes that begin; a core for each row."""
+    bench = Bench("vdn", "generations", streams=3, unroll=1, warmup=30, memory=memory, memory_size=4, **LAST)
+    policy: Any = bench.policy
+    policy.epsilon.fill_(0.5)
+    bench.rollout.publish(bench.learner.weights(0))
+    unrolls = [copied(bench.collect()) for _ in range(24)]  # 30 steps of warmup are 10 of them
+    chosen = 0
+    for before, after in pairwise(unrolls):
+        size = 0 if memory == "none" else 4
+        last = after.core[0].view(3, -1, size + 1)[..., -1]  # [B, N]
+        lives = before.alive[0] & ~after.first[0].unsqueeze(-1)
+        assert torch.equal(last, torch.where(lives, before.action[0] + 1, 0).float())
+        chosen += int(lives.sum())
+    assert chosen > 30
+    assert not unrolls[0].core.any()
+
+
+def copied(unroll: Trajectory) -> Trajectory:
+    """Actors reuse their arrays."""
+    names = ("action", "first", "alive", "core")
+    return replace(unroll, **{name: torch.as_tensor(getattr(unroll, name)).clone() for name in names})
+
+
+def test_an_actor_sees_its_last_action_as_the_learner_does():
+    """Values of one row after the other are those of the whole sequence, with and without memory."""
+    spec = team_spec(THREE, TWO)
+    for settings in (LAST, GRU | LAST):
+        algorithm = make("vdn", spec, **settings)
+        policy: Any = algorithm.policy
+        batch = tree_float(episodes(spec, 4))
+        whole = policy.net(*algorithm.seen(batch))
+        core = torch.zeros(5, policy.core_size)
+        for t in range(6):
+            core = core * ~batch.first[t][:, None]
+            act = policy.act(tree_map(lambda x, t=t: x[t], batch.obs), core, None, torch.zeros(5, 12), False)
+            there = batch.valid[t].unsqueeze(-1) & batch.alive[t]
+            assert torch.equal(act.action[there], greedy(whole[t], policy.net.legal(None))[there])
+            core = kept(policy.took(act.core, batch.action[t]), batch.alive[t].numpy())
 
 
 def test_epsilon_falls_over_a_share_of_the_runs_steps():

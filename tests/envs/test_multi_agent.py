@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -93,6 +94,44 @@ def test_a_time_limit_is_not_a_death(late):
     ended = walk.rows.truncated if late else walk.rows.terminated
     assert ended[:3, 0].tolist() == [[False] * 3, [False] * 3, [True] * 3]
     assert not (walk.rows.terminated if late else walk.rows.truncated).any()
+
+
+def grouped(share: Any, env: Any = "generations") -> list[tuple[str, tuple[str, ...]]]:
+    return [(group.name, group.agents) for group in look(resolve(env, share=share), 0).groups]
+
+
+def test_a_map_names_the_policy_of_each_agent():
+    """Its agents are agent_0 to agent_3, all alike; who is named by its own name is not meant by a pattern."""
+    by_name = {"agent_0": "old", "agent_1": "young", "agent_2": "old", "agent_3": "young"}
+    expected = [("old", ("agent_0", "agent_2")), ("young", ("agent_1", "agent_3"))]
+
+    assert grouped(by_name) == expected
+    assert grouped(dict(reversed(by_name.items()))) == expected, "in the order of the environment"
+    assert grouped({"agent_*": "young", "agent_2": "old"}) == [
+        ("young", ("agent_0", "agent_1", "agent_3")),
+        ("old", ("agent_2",)),
+    ]
+    assert [name for name, _ in grouped({"*": "one"})] == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("env", "share", "words"),
+    [
+        ("generations", {"agent_0": "a"}, "agent_1 has no policy in share"),
+        (
+            "generations",
+            {"agent_*": "a", "agnet_0": "b"},
+            "share names 'agnet_0', which is none of its agents: agent_0,",
+        ),
+        ("generations", {"agent_*": "a", "*": "b"}, "agent_* and * both stand for agent_0"),
+        (Masked, {"*": "a"}, "scout_0 and guard_0 cannot share the policy 'a': their spaces"),
+        ("CartPole-v1", {"*": "a"}, "CartPole-v1 has one agent, so that share cannot name the policies of several"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_answered_in_one_line(env, share, words):
+    with pytest.raises(EnvError, match=re.escape(words)) as error:
+        look(resolve(env, share=share), 0)
+    assert "\n" not in str(error.value)
 
 
 def test_groups_actions_and_masks_lie_in_the_order_of_the_groups():

@@ -114,17 +114,30 @@ def gru(p: Weights, x: Array, h: Array) -> Array:
     return (1 - z) * n + z * h
 
 
-def agent_values(p: Weights, x: Array, which: int, count: int, core: Array | None) -> tuple[Array, Array | None]:
-    """Values of one agent's actions, and its next core."""
+def agent_values(
+    p: Weights, x: Array, which: int, count: int, core: Array | None, did: Array
+) -> tuple[Array, Array | None]:
+    """Values of one agent's actions, and its next core; `did` is its last action as it sees it, or nothing."""
     if count > 1:
         x = np.concatenate([x, np.eye(count)[which]])
+    x = np.concatenate([x, did])
     x = mlp(below(p, "trunk."), x, last_linear=False)
     if core is not None:
         core = x = gru(below(p, "memory."), x, core)
     return mlp(below(p, "head."), x, last_linear=True), core
 
 
-def all_values(p: Weights, spec: EnvSpec, batch: Trajectory, b: int, steps: int, hidden: int) -> list[list[Array]]:
+def last_action(batch: Trajectory, t: int, b: int, n: int, actions: int) -> Array:
+    """One-hot, what agent n did in the row before; nothing if it was not there, or an episode begins."""
+    found = np.zeros(actions)
+    if t and batch.alive[t - 1, b, n]:
+        found[int(batch.action[t - 1, b, n])] = 1.0
+    return found
+
+
+def all_values(
+    p: Weights, spec: EnvSpec, batch: Trajectory, b: int, steps: int, hidden: int, last: bool
+) -> list[list[Array]]:
     """values[t][i] of one sequence, t = 0 .. steps; memory begins empty and is kept while an agent is there."""
     found: list[list[Array]] = []
     cores: dict[str, Array | None] = {agent: np.zeros(hidden) if hidden else None for agent in spec.agents}
@@ -136,7 +149,9 @@ def all_values(p: Weights, spec: EnvSpec, batch: Trajectory, b: int, steps: int,
         for g, group in enumerate(spec.groups):
             for i, agent in enumerate(group.agents):
                 x = batch.obs[group.name][t, b, i].numpy()
-                q, cores[agent] = agent_values(below(p, f"net.nets.{g}."), x, i, len(group.agents), cores[agent])
+                n = spec.agents.index(agent)
+                did = last_action(batch, t, b, n, group.action.nvec[0]) if last else np.zeros(0)
+                q, cores[agent] = agent_values(below(p, f"net.nets.{g}."), x, i, len(group.agents), cores[agent], did)
                 row.append(q)
         found.append(row)
     return found
@@ -170,6 +185,7 @@ def team_loss(
     gamma: float,
     double: bool,
     hidden: int,
+    last: bool = False,
 ) -> float:
     """The mean squared error of all that is learnt from."""
     errors: list[float] = []
@@ -177,8 +193,8 @@ def team_loss(
     ends = np.cumsum((0, *spec.action.nvec))
     for b in range(valid.shape[1]):
         steps = int(valid[:, b].sum())
-        mine = all_values(online, spec, batch, b, steps, hidden)
-        judge = all_values(target, spec, batch, b, steps, hidden)
+        mine = all_values(online, spec, batch, b, steps, hidden, last)
+        judge = all_values(target, spec, batch, b, steps, hidden, last)
         for t in range(steps):
             taken, follow = np.zeros(len(spec.agents)), np.zeros(len(spec.agents))
             going = np.zeros(len(spec.agents), bool)

@@ -50,6 +50,10 @@ CASES = [
     pytest.param(["--algo", "td3", *BOX, "--normalize-obs"], id="td3, normalised"),
     pytest.param(["--algo", "ddpg", *BOX, "--noise-kind", "ou"], id="ddpg, ou"),
     pytest.param(["--algo", "qmix", "--env", "generations", *TEAM, "--memory", "gru"], id="qmix, agents that die"),
+    pytest.param(
+        ["--algo", "iql", "--env", "generations", *TEAM, "--last-action", "--share", "agent_0=old,agent_*=young"],
+        id="iql, last actions, named policies",
+    ),
     pytest.param(["--algo", "vdn", "--env", "tic-tac-toe", *TEAM, "--length", "3"], id="vdn, in turns"),
     pytest.param(["--algo", "qmix", "--env", "two-step", *TEAM, "--replay-on-disk"], id="qmix, state, on disk"),
     pytest.param([*SHORT, "--env", "LunarLander-v3", "--workers", "0"], id="LunarLander", marks=BOX2D),

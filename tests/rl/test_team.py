@@ -15,6 +15,7 @@ from algorithms import settings_class
 from envs.games import Generations
 from envs.make import look, resolve
 from rl import cli, team
+from rl.cli import parse
 from rl.config import RunConfig, load
 from rl.metrics import read
 from rollout.types import Episode
@@ -47,6 +48,7 @@ def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
     ("algo", "env", "settings"),
     [
         ("qmix", "generations", {"memory": "gru"}),
+        ("qmix", "generations", {"memory": "gru", "last_action": True}),
         ("qmix", "two-step", {}),
         ("vdn", "tic-tac-toe", {"length": 2}),
         ("iql", "generations", {"share": "none"}),
@@ -65,7 +67,7 @@ def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tm
 
 
 @pytest.mark.usefixtures("fork_server")
-@pytest.mark.parametrize(("algo", "more"), [("qmix", {}), ("ppo", {"sequence": 2})])
+@pytest.mark.parametrize(("algo", "more"), [("qmix", {"last_action": True}), ("ppo", {"sequence": 2})])
 def test_one_server_may_decide_for_all_agents(algo: str, more: dict[str, Any], tmp_path: Path) -> None:
     settings = {"memory": "gru", **more}
     central = train(tmp_path, algo, "generations", workers=2, inference="central", **settings)
@@ -81,6 +83,8 @@ def test_one_server_may_decide_for_all_agents(algo: str, more: dict[str, Any], t
         ("--algo qmix --env CartPole-v1", "qmix is for several agents; CartPole-v1 has one agent. Use a2c,"),
         ("--algo qmix --env spread", "this algorithm needs several agents with Discrete actions, and of spread"),
         ("--algo qmix --env two-step --share some", "--share "),
+        ("--algo qmix --env two-step --share agent_0=a", "two-step: agent_1 has no policy in share"),
+        ("--algo qmix --env two-step --share agent_0=,agent_1=b", "--share must name the policy of each agent in"),
         ("--algo qmix --env two-step --length 0", "--length must be at least 1, got 0"),
         ("--algo vdn --env two-step --mixer-width 3", "unknown flag --mixer-width"),
     ],
@@ -93,6 +97,32 @@ def test_a_wrong_call_is_answered_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"rltrain: {words}")
     assert not list(tmp_path.iterdir())
+
+
+MAP = {"agent_0": "left", "agent_1": "right"}
+
+
+def test_policies_that_are_named_last_as_long_as_the_run(tmp_path: Path) -> None:
+    """Through flags and files, run.json, checkpoints and resume, in use and in evaluations."""
+    flags = "--algo vdn --env two-step --workers 0 --share agent_0=left,agent_*=right --preset none"
+    assert parse(flags.split())[0].share == {"agent_0": "left", "agent_*": "right"}
+    file = tmp_path / "run.toml"
+    file.write_text('algo = "vdn"\nenv = "two-step"\n\n[share]\nagent_0 = "left"\nagent_1 = "right"\n')
+    config = load({"preset": "none"}, file)
+    assert config.share == MAP
+    assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))).share == MAP
+
+    result = train(tmp_path, "vdn", "two-step", share=MAP, checkpoint_every=100)
+    trained = rl.load(result.run)
+    assert [group.name for group in trained.spec.groups] == ["left", "right"]
+    assert len(trained.policy.net.nets) == 2
+    assert set(trained.act(rl.make_env("two-step").reset(seed=1)[0])) == {"agent_0", "agent_1"}
+    found = rl.evaluate(trained, episodes=2)
+    assert set(found.groups) == {"left", "right"}
+    assert result.fingerprint == train(tmp_path, "vdn", "two-step", share="none").fingerprint, "the same, unnamed"
+    assert result.fingerprint != train(tmp_path, "vdn", "two-step").fingerprint
+    longer = rl.train(resume=result.run, steps=500)
+    assert rl.load(longer.run).spec == trained.spec
 
 
 def test_each_agent_and_group_is_reported(tmp_path: Path) -> None:
