@@ -225,7 +225,7 @@ class Independent:
         if not isinstance(self.plan, StreamPlan):
             agents = len(spec.agents)
             raise ValueError(
-                f"this algorithm is for one agent; {spec.id} has {agents} agents. Use ppo, iql, qmix or vdn"
+                f"this algorithm is for one agent; {spec.id} has {agents} agents. Use ppo, iql, qmix, vdn or maddpg"
             )
         self.policy = Together(spec, self.seats, [one.policy for one in self.inner])
         self.observes = any(getattr(one, "observes", True) for one in self.inner)
