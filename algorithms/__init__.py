@@ -30,6 +30,7 @@ _registry: dict[str, Entry] = {
     "dqn": Entry("algorithms.dqn:DQN", "algorithms.settings_dqn:DQNConfig"),
     "impala": Entry("algorithms.impala:IMPALA", "algorithms.settings_async:IMPALAConfig"),
     "iql": Entry("algorithms.qmix:iql", "algorithms.settings_agents:IQLConfig", several=True),
+    "maddpg": Entry("algorithms.maddpg:MADDPG", "algorithms.settings_agents:MADDPGConfig", several=True),
     "mappo": Entry("algorithms.independent:mappo", "algorithms.settings_agents:MAPPOConfig", several=True, each=True),
     "ppo": Entry("algorithms.ppo:PPO", "algorithms.settings:PPOConfig"),
     "qmix": Entry("algorithms.qmix:qmix", "algorithms.settings_agents:QMIXConfig", several=True),

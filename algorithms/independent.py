@@ -225,7 +225,7 @@ class Independent:
         if not isinstance(self.plan, StreamPlan):
             raise ValueError(
                 f"this algorithm is for environments of one agent, and {spec.id} is one of several "
-                f"({len(spec.agents)}). Use ppo, iql, qmix or vdn"
+                f"({len(spec.agents)}). Use ppo, iql, qmix, vdn or maddpg"
             )
         self.policy = Together(spec, self.seats, [one.policy for one in self.inner])
         self.observes = any(getattr(one, "observes", True) for one in self.inner)

@@ -16,6 +16,7 @@ from algorithms.networks import MLP, Encoder, Memory, core_size, load_torso
 from algorithms.normalize import Normalizer, ReturnScale
 from algorithms.protocol import Act
 from algorithms.q_policy import QPolicy
+from algorithms.team_actors import TeamActors
 from algorithms.team_policy import TeamQPolicy
 from envs.spec import EnvSpec
 from rollout.tree import Tree, tree_map
@@ -173,6 +174,7 @@ POLICIES: dict[str, PolicyFactory] = {
     "deterministic": Deterministic,
     "q": QPolicy,
     "soft": soft,
+    "team_actors": TeamActors,
     "team_q": TeamQPolicy,
 }
 

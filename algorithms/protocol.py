@@ -70,8 +70,12 @@ class Policy(Protocol):
     qmix, vdn, iql  `net`, of which `net(obs, fresh [T, B, N])` are values [T, B, N, A] (with `last_action` it gets
                     last actions [T, B, N] too) and `net.legal(action_mask)` the legal ones, see
                     `algorithms.team_policy`, and `explore(progress)`
+    maddpg          `actors`, a ModuleList of one for each group that holds all the policy's parameters, each of which
+                    puts out [..., n, a] of {group: [..., n, *O]}; `discrete`, `shapes`, `split(joint)` and
+                    `schedule(progress)`, see `algorithms.team_actors`
 
-    where obs are normalised. Targets are copies of `net` and `actor`, so that those must survive `copy.deepcopy`.
+    where obs are normalised. Targets are copies of `net`, `actor` and `actors`, so that those must survive
+    `copy.deepcopy`.
     """
 
     noise: Noise

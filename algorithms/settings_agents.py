@@ -106,3 +106,53 @@ class MAPPOConfig(PPOConfig):
 
 class IQLConfig(VDNConfig):
     """Settings of independent Q-learning: those of VDN."""
+
+
+class MADDPGConfig(BaseModel):
+    """Settings of MADDPG. Defaults: those of the authors' code (Lowe et al. 2017), unless a line says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    # what is collected, kept and sampled
+    streams: int = Field(8, ge=1, description="environments stepped side by side, in all; ours, acting is cheaper so")
+    unroll: int = Field(8, ge=1, description="T, steps per stream between two rounds of updates; ours")
+    capacity: int = Field(200_000, ge=1, description="rows the replay keeps, of all streams; the authors' 1,000,000")
+    batch: int = Field(256, ge=1, description="rows per update, all agents in each; the authors' 1024")
+    warmup: int = Field(2000, ge=0, description="steps before the first update; the authors' 25,600")
+    updates_per_step: float = Field(0.05, gt=0, description="updates per environment step; the authors' 0.01")
+    random_start: bool = Field(True, description="actions are random, not the policy's, during the warmup; ours")
+    overlap: bool = Field(False, description="actors go on while the learner learns; repeats with deterministic only")
+
+    # steps
+    lr: float = Field(1e-2, gt=0, description="Adam step size of the actors, and of the critics if they have none")
+    lr_q: float | None = Field(None, gt=0, description="Adam step size of the critics; none: lr")
+    adam_eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
+    max_grad_norm: float = Field(
+        0.5, ge=0, description="L2 norm over the gradients of all actors, or all critics; 0 turns clipping off"
+    )
+
+    # targets
+    gamma: float = Field(0.95, ge=0, le=1, description="discount per step")
+    tau: float = Field(0.01, gt=0, le=1, description="share by which all targets follow after each update")
+    clip_reward: bool = Field(False, description="learn from rewards clipped to [-1, 1]; reports have the raw ones")
+
+    # policy
+    gumbel: float = Field(1.0, gt=0, description="temperature of the Gumbel softmax; Discrete actions only")
+    regularize: float = Field(1e-3, ge=0, description="weight of the mean square of what actors put out, as logits")
+    noise: float = Field(0.1, ge=0, description="deviation of the noise on Box actions, which are in [-1, 1]; ours")
+    noise_end: float | None = Field(None, ge=0, description="the same at the last step, reached linearly; none: noise")
+
+    # networks
+    policy: str = Field("team_actors", description="name of the policy; users add theirs with rl.register_policy")
+    torso: str = Field(
+        "auto",
+        description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
+    )
+    widths: tuple[int, ...] = Field((64, 64), strict=False, description="units of the hidden layers")
+    activation: Activation = Field("relu", description="function between the layers")
+    agent_ids: bool = Field(True, description="agents that share an actor see which of them they are; ours")
+
+    @model_validator(mode="after")
+    def _together(self) -> MADDPGConfig:
+        check_widths(self.widths)
+        return self

@@ -28,6 +28,9 @@ BOX += "--warmup 60 --batch 8 --updates-per-step 0.3 --eval-every 0 --preset non
 TEAM = "--workers 0 --streams 3 --unroll 4 --widths 8 --memory-size 8 --eval-episodes 2 --steps 900".split()
 TEAM += "--checkpoint-every 100 --eval-every 300 --warmup 60 --batch 8 --updates-per-step 0.3 --capacity 400".split()
 TEAM += "--target-every 20 --preset none --json --quiet".split()
+ACTORS = "--workers 0 --streams 3 --unroll 4 --widths 8 --eval-episodes 2 --steps 900 --checkpoint-every 100".split()
+ACTORS += "--eval-every 300 --warmup 60 --batch 8 --updates-per-step 0.3 --capacity 400 --preset none".split()
+ACTORS += ["--json", "--quiet"]
 CARTPOLE = ["--env", "CartPole-v1"]
 BOX2D = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs the extra box2d")
 MUJOCO = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs the extra mujoco")
@@ -56,6 +59,8 @@ CASES = [
     ),
     pytest.param(["--algo", "vdn", "--env", "tic-tac-toe", *TEAM, "--length", "3"], id="vdn, in turns"),
     pytest.param(["--algo", "qmix", "--env", "two-step", *TEAM, "--replay-on-disk"], id="qmix, state, on disk"),
+    pytest.param(["--algo", "maddpg", "--env", "generations", *ACTORS], id="maddpg, agents that die"),
+    pytest.param(["--algo", "maddpg", "--env", "spread", *ACTORS, "--noise-end", "0"], id="maddpg, box"),
     pytest.param([*SHORT, "--env", "LunarLander-v3", "--workers", "0"], id="LunarLander", marks=BOX2D),
     pytest.param(
         [*SHORT, "--env", "HalfCheetah-v5", "--workers", "0", "--eval-every", "0"], id="HalfCheetah", marks=MUJOCO

@@ -55,6 +55,9 @@ def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
         ("ppo", "generations", {"memory": "gru", "normalize_obs": True, "normalize_return": True, "sequence": 2}),
         ("a2c", Masked, {}),
         ("mappo", "two-step", {"share": "none"}),
+        ("maddpg", "generations", {}),
+        ("maddpg", Masked, {"share": "none"}),
+        ("maddpg", "spread", {"noise": 0.3, "noise_end": 0.0}),
     ],
 )
 def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -67,9 +70,15 @@ def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tm
 
 
 @pytest.mark.usefixtures("fork_server")
-@pytest.mark.parametrize(("algo", "more"), [("qmix", {"last_action": True}), ("ppo", {"sequence": 2})])
-def test_one_server_may_decide_for_all_agents(algo: str, more: dict[str, Any], tmp_path: Path) -> None:
-    settings = {"memory": "gru", **more}
+@pytest.mark.parametrize(
+    ("algo", "settings"),
+    [
+        ("qmix", {"memory": "gru", "last_action": True}),
+        ("ppo", {"memory": "gru", "sequence": 2}),
+        ("maddpg", {}),
+    ],
+)
+def test_one_server_may_decide_for_all_agents(algo: str, settings: dict[str, Any], tmp_path: Path) -> None:
     central = train(tmp_path, algo, "generations", workers=2, inference="central", **settings)
 
     assert central.fingerprint == train(tmp_path, algo, "generations", **settings).fingerprint
@@ -81,6 +90,9 @@ def test_one_server_may_decide_for_all_agents(algo: str, more: dict[str, Any], t
         ("--algo dqn --env two-step", "this algorithm is for environments of one agent, and two-step is one of"),
         ("--algo ppo --env tic-tac-toe", "the agents of tic-tac-toe act in turns, which this algorithm cannot"),
         ("--algo qmix --env CartPole-v1", "qmix is for several agents; CartPole-v1 has one agent. Use a2c,"),
+        ("--algo maddpg --env CartPole-v1", "maddpg is for several agents; CartPole-v1 has one agent. Use a2c,"),
+        ("--algo maddpg --env tic-tac-toe", "the agents of tic-tac-toe act in turns, which maddpg cannot learn"),
+        ("--algo maddpg --env two-step --gumbel 0", "--gumbel must be greater than 0, got 0"),
         ("--algo qmix --env spread", "this algorithm needs several agents with Discrete actions, and of spread"),
         ("--algo qmix --env two-step --share some", "--share "),
         ("--algo qmix --env two-step --share agent_0=a", "two-step: agent_1 has no policy in share"),
