@@ -53,6 +53,7 @@ def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
         ("ppo", "generations", {"memory": "gru", "normalize_obs": True, "normalize_return": True, "sequence": 2}),
         ("a2c", Masked, {}),
         ("mappo", "two-step", {"share": "none"}),
+        ("ppo", "tic-tac-toe", {"normalize_return": True, "widths": (16,)}),
     ],
 )
 def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -77,7 +78,10 @@ def test_one_server_may_decide_for_all_agents(algo: str, more: dict[str, Any], t
     ("argv", "words"),
     [
         ("--algo dqn --env two-step", "this algorithm is for one agent; two-step has 2 agents. Use ppo, iql,"),
-        ("--algo ppo --env tic-tac-toe", "the agents of tic-tac-toe act in turns, which this algorithm cannot"),
+        (
+            "--algo ppo --env tic-tac-toe --memory gru",
+            "the agents of tic-tac-toe act in turns, which needs memory none",
+        ),
         ("--algo qmix --env CartPole-v1", "qmix is for several agents; CartPole-v1 has one agent. Use a2c,"),
         ("--algo qmix --env spread", "this algorithm needs several agents with Discrete actions, and of spread"),
         ("--algo qmix --env two-step --share some", "--share "),
