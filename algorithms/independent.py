@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from algorithms.ppo import PPO
 from algorithms.protocol import Act, Noise, Stateful, StreamPlan, Update
 from algorithms.settings_agents import MAPPOConfig
+from algorithms.turns import own_turns
 from envs.spec import EnvSpec, Group, Leaf, ObsSpec
 from rollout.tree import Tree, leaves, tree_map
 from rollout.types import Trajectory
@@ -66,7 +67,8 @@ class Seat:
     def alone(self, unrolls: Trajectory, core: slice, prefix: str) -> Trajectory:
         """Unrolls [T, B] of all agents as [T, B * n] of these, as if each were a stream of its own.
 
-        A row does not count where the agent was not there; it begins anew where it was not there before.
+        A row does not count where the agent was not there; it begins anew where it was not there before. Where agents
+        act in turns there are only the rows of its own: see `algorithms.turns`.
 
         Args:
             core:   its columns of the memory.
@@ -86,7 +88,7 @@ class Seat:
         def each(x: Tensor) -> Tensor:  # [T, B, n * ...]
             return x.reshape(*x.shape[:1], x.shape[1] * count, -1)
 
-        return Trajectory(
+        own = Trajectory(
             obs=self.seen(unrolls.obs, 2, global_state(unrolls) if self.state else None),
             action=each(action).reshape(len(action), -1, *group.action.shape),
             reward=flat(unrolls.reward[..., self.agents]),
@@ -101,6 +103,9 @@ class Seat:
             core=None if cores is None else each(cores),
             made=None if unrolls.made is None else unrolls.made.repeat_interleave(count),
         )
+        if unrolls.acting is None:
+            return own
+        return own_turns(own, flat(unrolls.acting[..., self.agents]), unrolls.acting.shape[-1])
 
 
 def global_state(unrolls: Trajectory) -> Tensor:
@@ -208,14 +213,12 @@ class Independent:
         make: the algorithm, as `algorithms.algorithm_class` gives it; it must learn from unrolls as they come.
 
     Raises:
-        ValueError: it learns from a replay, or of gradients, or the agents act in turns.
+        ValueError: it learns from a replay, or of gradients, or cannot learn from agents that act in turns as asked.
     """
 
     def __init__(
         self, make: Callable[..., Any], spec: EnvSpec, config: Any, device: torch.device, seed: int, streams: int
     ) -> None:
-        if spec.turns:
-            raise ValueError(f"the agents of {spec.id} act in turns, which this algorithm cannot learn from. Use iql")
         self.seats = seats(spec, config.policy == CENTRAL)
         self.inner = [
             make(alone_spec(spec, seat), config, device, seed + number, streams * seat.count)
@@ -227,6 +230,10 @@ class Independent:
                 f"this algorithm is for environments of one agent, and {spec.id} is one of several "
                 f"({len(spec.agents)}). Use ppo, iql, qmix, vdn or maddpg"
             )
+        if self.plan.wait != "all":  # they were told of more streams than there are
+            self.plan = replace(self.plan, wait=min(self.plan.wait, streams))
+        if spec.turns:
+            _can_take_turns(spec, config)
         self.policy = Together(spec, self.seats, [one.policy for one in self.inner])
         self.observes = any(getattr(one, "observes", True) for one in self.inner)
 
@@ -263,6 +270,17 @@ class Independent:
 def mappo(spec: EnvSpec, config: MAPPOConfig, device: torch.device, seed: int, streams: int) -> Independent:
     """MAPPO, Yu et al. 2022 (arXiv:2103.01955): PPO of each agent, with a value that sees the global state."""
     return Independent(PPO, spec, config, device, seed, streams)
+
+
+def _can_take_turns(spec: EnvSpec, config: Any) -> None:
+    """ValueError where agents that act in turns cannot be learnt from so."""
+    if config.memory != "none":
+        raise ValueError(f"the agents of {spec.id} act in turns, which needs memory none here; iql can remember")
+    if config.unroll <= len(spec.agents):
+        raise ValueError(
+            f"the agents of {spec.id} act in turns: unroll must be above their number {len(spec.agents)}, "
+            f"got {config.unroll}"
+        )
 
 
 def _columns(sizes: Sequence[int]) -> list[slice]:

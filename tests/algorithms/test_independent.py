@@ -203,9 +203,12 @@ def test_all_of_it_is_in_a_checkpoint() -> None:
 def test_what_it_is_not_for() -> None:
     with pytest.raises(ValueError, match="environments of one agent, and team is one of several"):
         Independent(algorithm_class("dqn"), SPEC, settings_class("dqn")(), torch.device("cpu"), 0, 2)
-    turns = replace(SPEC, turns=True)
-    with pytest.raises(ValueError, match="act in turns"):
-        Independent(algorithm_class("ppo"), turns, settings_class("ppo")(), torch.device("cpu"), 0, 2)
+
+
+def test_it_waits_for_no_more_streams_than_there_are() -> None:
+    impala = Independent(algorithm_class("impala"), SPEC, settings_class("impala")(), torch.device("cpu"), 0, 3)
+
+    assert impala.plan.wait == 3
 
 
 def test_agents_that_share_are_told_apart() -> None:

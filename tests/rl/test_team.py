@@ -58,6 +58,7 @@ def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
         ("maddpg", "generations", {}),
         ("maddpg", Masked, {"share": "none"}),
         ("maddpg", "spread", {"noise": 0.3, "noise_end": 0.0}),
+        ("ppo", "tic-tac-toe", {"normalize_return": True, "widths": (16,)}),
     ],
 )
 def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -88,7 +89,10 @@ def test_one_server_may_decide_for_all_agents(algo: str, settings: dict[str, Any
     ("argv", "words"),
     [
         ("--algo dqn --env two-step", "this algorithm is for environments of one agent, and two-step is one of"),
-        ("--algo ppo --env tic-tac-toe", "the agents of tic-tac-toe act in turns, which this algorithm cannot"),
+        (
+            "--algo ppo --env tic-tac-toe --memory gru",
+            "the agents of tic-tac-toe act in turns, which needs memory none",
+        ),
         ("--algo qmix --env CartPole-v1", "qmix is for several agents; CartPole-v1 has one agent. Use a2c,"),
         ("--algo maddpg --env CartPole-v1", "maddpg is for several agents; CartPole-v1 has one agent. Use a2c,"),
         ("--algo maddpg --env tic-tac-toe", "the agents of tic-tac-toe act in turns, which maddpg cannot learn"),

@@ -1,0 +1,72 @@
+"""Agents that act in turns, for algorithms that know one agent: its own turns, one after the other, as its stream.
+
+What an agent earns from one of its turns to its next is the reward of the first, and what it sees at its next turn is
+what that one bootstraps from; rows in which others act are gone, so that the discount is one per turn of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from rollout.tree import tree_map
+from rollout.types import Trajectory
+
+
+def own_turns(unrolls: Trajectory, acting: Tensor, agents: int) -> Trajectory:
+    """Unrolls [T, B] of an agent each as [K, B] of its turns: K is as many as the longest column needs.
+
+    The row after a life's last turn has its last observation, as a reset row does. The last turn of an unroll is seen
+    and bootstrapped from, and not learnt from: what came of it is not known yet. So are all turns of the last
+    `agents - 1` rows. Were those kept whose episode happens to end there, ends would be seen too often.
+
+    Args:
+        unrolls: as `Seat.alone` makes them: rows without the agent are reset rows.
+        acting:  [T+1, B] bool, where it acts.
+        agents:  who take turns, that is after how many rows the next is due.
+    """
+    rows, device = unrolls.rows, acting.device
+    made = torch.full_like(unrolls.row, rows) if unrolls.made is None else unrolls.made  # [B]
+    time = torch.arange(rows + 1, device=device).unsqueeze(-1)  # [T+1, 1]
+    turn = acting[:-1] & unrolls.valid  # [T, B]
+    over = (unrolls.terminated | unrolls.truncated) & unrolls.valid & (turn.cumsum(0) > 0)  # [T, B]
+    kept = acting & (time == made)  # [T+1, B] the rows that stay: what follows the unroll, if it is a turn,
+    kept[:-1] |= turn  # turns,
+    kept[1:] |= over  # and what was seen last
+    count = kept.sum(0)  # [B]
+    length = max(int(count.max()) - 1, 1)  # K
+    place = torch.arange(length + 1, device=device).unsqueeze(-1)  # [K+1, 1]
+    there = place < count  # [K+1, B]
+    order = torch.sort(kept.logical_not().to(torch.uint8), dim=0, stable=True).indices  # those that stay come first
+    at = order[: length + 1].where(there, made)  # [K+1, B] the row of the unroll that each is
+    last = (at[1:] - 1).clamp(min=0)  # [K, B] the last row that counts for each turn
+
+    def now(x: Tensor) -> Tensor:  # [T, B, ...] to [K, B, ...]
+        index = at[:-1].clamp(max=rows - 1)
+        return _pick(x, index)
+
+    learnt = now(turn) & (at[:-1] <= made - agents) & there[1:]  # [K, B]
+    earned = torch.cat([torch.zeros_like(unrolls.reward[:1]), unrolls.reward.masked_fill(~unrolls.valid, 0.0)])
+    sums = earned.double().cumsum(0)  # [T+1, B] before each row
+    begun = unrolls.first.cumsum(0) > 0  # [T+1, B] at or before each row
+    ends = now(turn) & there[1:] & _pick(over, last)  # [K, B]
+    return replace(
+        unrolls,
+        obs=tree_map(lambda x: _pick(x, at), unrolls.obs),
+        action=now(unrolls.action),
+        reward=(_pick(sums, at[1:]) - _pick(sums, at[:-1])).to(unrolls.reward.dtype).masked_fill(~learnt, 0.0),
+        terminated=ends & _pick(unrolls.terminated, last),
+        truncated=ends & _pick(unrolls.truncated, last),
+        first=torch.cat([_pick(begun, at[:1]) | ~there[:1], ~learnt]),
+        extras={name: now(x) for name, x in unrolls.extras.items()},
+        action_mask=None if unrolls.action_mask is None else _pick(unrolls.action_mask, at),
+        made=made,
+    )
+
+
+def _pick(x: Tensor, index: Tensor) -> Tensor:
+    """x [T, B, ...] at rows [K, B], each column's own."""
+    shape = (*index.shape, *x.shape[2:])
+    return x.gather(0, index.reshape(*index.shape, *(1,) * (x.ndim - 2)).expand(shape))

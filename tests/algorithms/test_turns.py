@@ -1,0 +1,148 @@
+"""Agents that act in turns: targets against each agent's own turns, written out one by one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from oracles.acting import Bench
+from oracles.teams import THREE, TWO, team_spec
+from oracles.turns import games, lambda_return, learnt, turns_of
+
+from algorithms import algorithm_class, settings_class
+from algorithms.independent import OWN, Independent, seats
+from algorithms.returns import gae, vtrace
+from rollout.types import Trajectory, discounts, traces
+
+SPEC = replace(team_spec(THREE, TWO, told=False), turns=True)
+GAMMA, LAM = 0.9, 0.8
+
+
+def own(batch: Trajectory, number: int) -> tuple[Trajectory, torch.Tensor, Any]:
+    """A group's own turns, a value [K+1, B'] of what it sees there, and its seat."""
+    seat = seats(SPEC)[number]
+    alone = seat.alone(batch, slice(0, 0), f"{number}/")
+    seen = alone.obs[OWN] if seat.count > 1 else alone.obs
+    return alone, seen.sum(-1), seat
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_targets_are_those_of_an_agents_own_turns(seed: int) -> None:
+    batch = games(SPEC, seed)
+    found = 0
+    for number in range(2):
+        alone, value, seat = own(batch, number)
+        discount, trace = discounts(alone, GAMMA), traces(alone, LAM)
+        advantage = gae(alone.reward, value, discount, trace)
+        target = vtrace(torch.zeros_like(advantage), alone.reward, value, discount, trace, alone.valid).target
+        for b in range(4):
+            for i in range(seat.count):
+                column, n = b * seat.count + i, seat.agents.start + i
+                turns = learnt(turns_of(batch, b, n), int(batch.made[b]), 3)
+                rows = alone.valid[:, column].nonzero().flatten().tolist()
+                saw = batch.obs[seat.group.name][:, b, i].sum(-1).numpy()
+                assert len(rows) == len(turns)
+                for k, turn in zip(rows, turns, strict=True):
+                    expected = lambda_return(turn, saw, GAMMA, LAM, turns)
+                    assert float(value[k, column]) == saw[turn.row]
+                    assert float(advantage[k, column] + value[k, column]) == pytest.approx(expected, abs=1e-5)
+                    assert float(target[k, column]) == pytest.approx(expected, abs=1e-5)
+                    assert float(alone.reward[k, column]) == pytest.approx(turn.reward, abs=1e-6)
+                    assert int(alone.action[k, column]) == int(batch.action[turn.row, b, n])
+                    log_prob = batch.extras[f"{number}/log_prob"][turn.row, b, i]
+                    assert alone.extras["log_prob"][k, column] == log_prob
+                found += len(turns)
+    assert found > 5
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whether_a_turn_is_learnt_from_does_not_hang_on_what_came_of_it(seed: int) -> None:
+    """Turns go round here, so that the next is at most three rows away: all are known but those of the last two."""
+    batch = games(SPEC, seed)
+    for number in range(2):
+        alone, _, seat = own(batch, number)
+        for b in range(4):
+            for i in range(seat.count):
+                turns = turns_of(batch, b, seat.agents.start + i)
+                early = [turn for turn in turns if turn.row <= int(batch.made[b]) - 3]
+                assert int(alone.valid[:, b * seat.count + i].sum()) == len(early)
+
+
+def learner(algo: str, **settings: Any) -> Independent:
+    config = settings_class(algo)(**{"widths": (6,), "unroll": 14, "lr": 1e-2, **settings})
+    return Independent(algorithm_class(algo), SPEC, config, torch.device("cpu"), 3, 4)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c", "impala", "appo"])
+def test_rows_of_others_teach_nothing(algo: str) -> None:
+    """What an idle agent sees and does may be anything; what it earns meanwhile may not."""
+    one, other, third = (learner(algo, normalize_obs=True, normalize_return=True) for _ in range(3))
+    batch = games(SPEC, 1)
+    idle = ~batch.acting & batch.alive
+    parts = dict(zip(("three", "two"), idle.split([2, 1], -1), strict=True))
+    changed = replace(
+        batch,
+        obs={name: torch.where(parts[name][..., None], 77.0, x) for name, x in batch.obs.items()},
+        action=torch.where(idle[:-1], 1, batch.action),
+    )
+    for algorithm, seen in ((one, batch), (other, changed), (third, replace(batch, reward=batch.reward + idle[:-1]))):
+        for _ in range(2):
+            algorithm.update(seen, 0.0)
+            algorithm.observe(seen)
+
+    expected = one.policy.state_dict()
+    assert all(torch.equal(x, expected[name]) for name, x in other.policy.state_dict().items())
+    assert not all(torch.equal(x, expected[name]) for name, x in third.policy.state_dict().items())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_running_returns_are_those_of_turns(seed: int) -> None:
+    """Each learnt turn's return so far is counted once, and nothing else is."""
+    algorithm = learner("ppo", normalize_return=True)
+    batch = games(SPEC, seed)
+    algorithm.observe(batch)
+
+    for number, one in enumerate(algorithm.inner):
+        seat = algorithm.seats[number]
+        returns = []
+        for b in range(4):
+            for n in range(seat.agents.start, seat.agents.stop):
+                running, known = 0.0, turns_of(batch, b, n)
+                for turn in learnt(known, int(batch.made[b]), 3):
+                    before = next((t for t in known if t.follows is turn), None)
+                    running = (0.0 if before is None else 0.99 * running) + turn.reward
+                    returns.append(running)
+        scale = one.policy.return_scale
+        assert int(scale.count) == len(returns)
+        assert float(scale.mean) == pytest.approx(sum(returns) / max(len(returns), 1), abs=1e-6)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c", "impala", "appo", "mappo"])
+def test_the_learner_sees_what_acted(algo: str) -> None:
+    """In a real game: every legal move of every seat, at its own turn, with the probability that it was taken with."""
+    bench = Bench(algo, "tic-tac-toe", streams=3, unroll=20, widths=(8,))
+    unrolls = bench.collect()
+    seat = bench.algorithm.seats[0]
+    alone = seat.alone(unrolls, slice(0, 0), "")
+    dist, _ = bench.algorithm.inner[0].policy.forward(
+        {name: x[:-1] for name, x in alone.obs.items()}, alone.action_mask[:-1]
+    )
+
+    moves = alone.valid
+    torch.testing.assert_close(dist.log_prob(alone.action)[moves], alone.extras["log_prob"][moves])
+    assert (alone.action_mask[:-1][moves].sum(-1) > 0).all()
+    assert int(moves.sum()) == int((unrolls.acting[:-1] & unrolls.valid[..., None])[: 20 - 1].sum())
+    assert len(alone.reward) < 20
+    assert set(alone.reward[moves].unique().tolist()) <= {-1.0, 0.0, 1.0}
+    bench.learn(unrolls)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"memory": "gru"}, "needs memory none here"), ({"unroll": 3}, "unroll must be above their number 3, got 3")],
+)
+def test_what_it_cannot_do_is_said(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        learner("ppo", **{"sequence": 7, **settings})
