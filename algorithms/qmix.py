@@ -17,6 +17,7 @@ from algorithms.protocol import ReplayPlan, Stateful, Update
 from algorithms.q_policy import greedy
 from algorithms.schedules import linear
 from algorithms.settings_agents import IQLConfig, QMIXConfig, VDNConfig
+from algorithms.turns import up_to_next_turn, whose_value
 from envs.spec import EnvSpec
 from rollout.tree import tree_map
 from rollout.types import Trajectory
@@ -28,6 +29,9 @@ class MixedQ:
     The team's reward is the sum of its agents'. An agent that is not there counts as 0 in the mixer. A time limit is no
     death: what an agent that ran out of time last saw is bootstrapped from, and only a death's value is 0. Agents with
     memory learn from whole episodes, over which they remember from nothing.
+
+    Where agents act in turns, only turns are learnt from. The team's value is that of who acts, the others count as 0;
+    without a mixer an agent learns from all that it gets up to its next turn, which must lie in the same sequence.
 
     Args:
         mixer: see `algorithms.mixers`.
@@ -44,7 +48,7 @@ class MixedQ:
             warmup=config.warmup,
             updates_per_step=config.updates_per_step,
             gamma=config.gamma,
-            length=config.length,
+            length=max(config.length, 2 * len(spec.agents)) if spec.turns and not mixer.joint else config.length,
             whole=self.remembers or config.last_action,
             random_start=config.random_start,
             overlap=config.overlap,
@@ -75,11 +79,11 @@ class MixedQ:
         assert batch.alive is not None
         mixer, seen = self.mixer, self.seen(batch)
         q, after = self.values(seen)
-        alive = batch.alive[:-1]  # [T, B, N]
-        mine = chosen(q, batch.action).masked_fill(~alive, 0.0)  # [T, B, N]
+        acts = batch.alive[:-1] if batch.acting is None else batch.alive[:-1] & batch.acting[:-1]  # [T, B, N]
+        mine = chosen(q, batch.action).masked_fill(~acts, 0.0)  # [T, B, N]
         value = mixer(mine, _cut(mixer.state(batch), slice(None, -1)))  # [T, B], or [T, B, N] where nothing is mixed
-        target = self.targets(batch, after, seen)
-        valid = batch.valid if mixer.joint else batch.valid.unsqueeze(-1) & alive
+        target, known = self.targets(batch, after, seen)
+        valid = batch.valid if mixer.joint else batch.valid.unsqueeze(-1) & acts & known
         error = value - target
         if self.config.loss == "squared":
             each = error.square()
@@ -104,8 +108,8 @@ class MixedQ:
         return q, torch.cat([q.detach()[1:], last])
 
     @torch.no_grad()
-    def targets(self, batch: Trajectory, q: Tensor | None, seen: tuple[Any, ...]) -> Tensor:
-        """What the value should become, [T, B] or [T, B, N].
+    def targets(self, batch: Trajectory, q: Tensor | None, seen: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """What the value should become, [T, B] or [T, B, N], and whether that is known.
 
         Args:
             q:    [T, B, N, A] the online network's values of the next observations; None without double Q-learning.
@@ -119,13 +123,15 @@ class MixedQ:
         legal = self.policy.net.legal(None if batch.action_mask is None else batch.action_mask[1:])
         best = greedy(judged if q is None else q, legal)  # [T, B, N]
         goes_on = (batch.alive[1:] | batch.truncated) & ~batch.terminated  # [T, B, N], whose value counts
-        follow = chosen(judged, best).masked_fill(~goes_on, 0.0)
-        follow = mixer(follow, _cut(mixer.state(batch), after))
-        reward, discount = batch.reward, self.config.gamma * goes_on  # [T, B, N]
+        follow, gamma = chosen(judged, best).masked_fill(~goes_on, 0.0), self.config.gamma
         if mixer.joint:
-            reward, discount = reward.sum(-1), self.config.gamma * goes_on.any(-1)  # [T, B]
-        target: Tensor = reward + discount * follow
-        return target
+            if batch.acting is not None:
+                follow = follow * whose_value(batch)
+            follow = mixer(follow, _cut(mixer.state(batch), after))  # [T, B]
+            return batch.reward.sum(-1) + gamma * goes_on.any(-1) * follow, batch.valid
+        if batch.acting is not None:
+            return up_to_next_turn(batch, follow, gamma)
+        return batch.reward + gamma * follow, torch.ones_like(goes_on)
 
     def seen(self, batch: Trajectory) -> tuple[Any, ...]:
         """What the agents' networks are given: observations, where memory begins, and what was done before each."""

@@ -1,4 +1,4 @@
-"""Agents that act in turns, for algorithms that know one agent: its own turns, one after the other, as its stream.
+"""Agents that act in turns: an agent's own turns, one after the other, and what lies between them.
 
 What an agent earns from one of its turns to its next is the reward of the first, and what it sees at its next turn is
 what that one bootstraps from; rows in which others act are gone, so that the discount is one per turn of its own.
@@ -64,6 +64,44 @@ def own_turns(unrolls: Trajectory, acting: Tensor, agents: int) -> Trajectory:
         action_mask=None if unrolls.action_mask is None else _pick(unrolls.action_mask, at),
         made=made,
     )
+
+
+def up_to_next_turn(batch: Trajectory, value: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """What each row [T, B] was worth to each agent up to its next turn, and from there on by `value`.
+
+    Rewards up to there are added up, and what follows is discounted once.
+
+    Args:
+        batch: of several agents that act in turns.
+        value: [T, B, N] of the observation after each row, 0 for those that died.
+
+    Returns:
+        [T, B, N] the worth of each row, and whether it is known: an agent's next turn may lie behind the last row.
+    """
+    assert batch.alive is not None
+    assert batch.acting is not None
+    there, valid = batch.alive[1:], batch.valid
+    stops = batch.terminated | ~there & ~batch.truncated  # nothing follows
+    turn = ~stops & (batch.acting[1:] | ~there)  # its value follows: it acts, or its clock ran out
+    worth, known = torch.zeros_like(value[0]), torch.zeros_like(turn[0])
+    worths, knowns = [], []
+    for t in reversed(range(batch.rows)):
+        worth = batch.reward[t] + torch.where(turn[t], gamma * value[t], worth.masked_fill(stops[t], 0.0))
+        known = turn[t] | stops[t] | known
+        worths.append(worth)
+        knowns.append(known)
+        known = known & valid[t].unsqueeze(-1)
+    return torch.stack(worths[::-1]), torch.stack(knowns[::-1])
+
+
+def whose_value(batch: Trajectory) -> Tensor:
+    """[T, B, N] whose value is the team's after each row: of who acts next, or their mean whose clocks ran out last."""
+    assert batch.alive is not None
+    assert batch.acting is not None
+    acts = (batch.acting[1:] & batch.alive[1:]).to(batch.reward.dtype)
+    late = (batch.truncated & ~batch.terminated & ~batch.alive[1:]).to(batch.reward.dtype)
+    mean = late / late.sum(-1, keepdim=True).clamp(min=1.0)
+    return torch.where(batch.alive[1:].any(-1, keepdim=True), acts, mean)
 
 
 def _pick(x: Tensor, index: Tensor) -> Tensor:

@@ -51,10 +51,11 @@ def gradient(algorithm: MixedQ, batch: Trajectory) -> torch.Tensor:
 )
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 @pytest.mark.parametrize("told", [True, False], ids=["state", "joined"])
+@pytest.mark.parametrize("turns", [False, True], ids=["at once", "in turns"])
 @pytest.mark.parametrize("algo", ["qmix", "vdn", "iql"])
-def test_the_loss_equals_one_written_anew(algo, told, masked, settings):
+def test_the_loss_equals_one_written_anew(algo, turns, told, masked, settings):
     """Agents that come and leave, groups of unequal actions, padding; online and target weights apart."""
-    spec = team_spec(THREE, TWO, masked=masked, told=told)
+    spec = team_spec(THREE, TWO, masked=masked, told=told, turns=turns)
     algorithm = make(algo, spec, **settings)
     online, target = weights_of(algorithm.learned), weights_of(algorithm.target.module)
     double, hidden = settings.get("double", True), 5 if "memory" in settings else 0
@@ -169,7 +170,38 @@ def test_golden_targets(fields, target):
     batch = one_row(**fields)
     q = algorithm.policy.net(batch.obs, fresh(batch)).detach()
 
-    assert float(algorithm.targets(batch, q[1:], algorithm.seen(batch))) == pytest.approx(target)
+    assert float(algorithm.targets(batch, q[1:], algorithm.seen(batch))[0]) == pytest.approx(target)
+
+
+def test_an_agent_earns_up_to_its_next_turn_and_the_team_in_each():
+    """Two agents in turns over four rows, paid 1 and 10 in each; the last turn of either is not known."""
+    spec = team_spec(THREE, turns=True)
+    batch = episodes(spec, 0, rows=4, batch=1)
+    always, never = torch.ones(5, 1, 2, dtype=torch.bool), torch.zeros(4, 1, 2, dtype=torch.bool)
+    batch = replace(
+        batch,
+        obs={name: x.float() for name, x in batch.obs.items()},
+        reward=torch.tensor([1.0, 10.0]).expand(4, 1, 2),
+        alive=always,
+        acting=torch.tensor([[[True, False]], [[False, True]]] * 2 + [[[True, False]]]),
+        terminated=never,
+        truncated=never,
+        first=torch.tensor([[True], [False], [False], [False], [False]]),
+    )
+    values = {}
+    for algo in ("iql", "vdn"):
+        algorithm = make(algo, spec, agent_ids=False)
+        constant(algorithm, [0.0, 9.0, 3.0], [7.0, 2.0, 5.0])
+        q = algorithm.policy.net(batch.obs, fresh(batch)).detach()
+        values[algo] = algorithm.targets(batch, q[1:], algorithm.seen(batch))
+    target, known = values["iql"]
+
+    assert known[:, 0].tolist() == [[True, True], [True, True], [True, True], [True, False]]
+    assert target[:3, 0, 0].tolist() == pytest.approx([2 + 0.9 * 2, 1 + 0.9 * 2, 2 + 0.9 * 2])
+    assert target[:3, 0, 1].tolist() == pytest.approx([10 + 0.9 * 2, 20 + 0.9 * 2, 10 + 0.9 * 2])
+    assert values["vdn"][0][:, 0].tolist() == pytest.approx([11 + 0.9 * 2] * 4)
+    assert make("iql", spec).plan.length == 4
+    assert make("vdn", spec).plan.length == SMALL.get("length", 1)
 
 
 def test_the_target_mixer_sees_the_next_state_and_the_mixer_this_one():

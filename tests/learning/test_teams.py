@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from oracles.games import Toll
 from pettingzoo.utils.env import ParallelEnv
 
 import rl
@@ -171,6 +172,26 @@ def test_agents_learn_as_if_each_were_alone(algo: str, memory: str, tmp_path: Pa
     assert rl.evaluate(result.run, episodes=1).agents == dict(
         zip(Generations().possible_agents, Generations.BEST, strict=True)
     )
+
+
+@pytest.mark.parametrize("algo", ["iql", "vdn", "qmix"])
+def test_turns_of_others_are_no_choices(algo: str, tmp_path: Path) -> None:
+    """Who takes a row in which it could do nothing for one with action 0 pays the toll in each turn: 180."""
+    settings = {"lr": 3e-3, "lr_end": 0.0, "warmup": 200, "updates_per_step": 0.5, "widths": (16,), "gamma": 0.9}
+
+    result = rl.train(
+        algo=algo,
+        env=Toll,
+        steps=4_000,
+        preset="none",
+        target_every=50,
+        epsilon_share=0.8,
+        out=str(tmp_path),
+        **settings,
+        **QUICK,
+    )
+
+    assert result.eval_return == 200.0
 
 
 def test_vdn_on_the_climbing_game_takes_the_safe_end(tmp_path: Path) -> None:

@@ -210,3 +210,47 @@ class EndOfRound(AECEnv):
             self.round += 1
             self.terminations = dict.fromkeys(self.agents, self.round == 3)
         self.agent_selection = other
+
+
+class Toll(AECEnv):
+    """Two agents in turns, ten each, who see nothing. Action 0 costs its agent 1; each turn of the other pays it 10.
+
+    The best is never 0, and worth 200 together.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"name": "toll", "is_parallelizable": False}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.possible_agents = ["a_0", "a_1"]
+        self.render_mode = None
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Box(0.0, 1.0, (1,), np.float32)
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Discrete(2)
+
+    def observe(self, agent: str) -> np.ndarray:
+        return np.ones(1, np.float32)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> None:
+        self.agents, self.time = list(self.possible_agents), 0
+        self.rewards = dict.fromkeys(self.agents, 0.0)
+        self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
+        self.terminations, self.truncations = dict.fromkeys(self.agents, False), dict.fromkeys(self.agents, False)
+        self.infos: dict[str, Any] = {agent: {} for agent in self.agents}
+        self.agent_selection = "a_0"
+
+    def step(self, action: int | None) -> None:
+        agent = self.agent_selection
+        if self.terminations[agent]:
+            self._was_dead_step(action)
+            return
+        other = self.possible_agents[1 - self.possible_agents.index(agent)]
+        self._cumulative_rewards[agent] = 0.0
+        self.rewards = {agent: -float(action == 0), other: 10.0}
+        self._accumulate_rewards()
+        self.time += 1
+        self.terminations = dict.fromkeys(self.agents, self.time == 20)
+        self.agent_selection = other

@@ -17,16 +17,19 @@ THREE = Group("three", ("a", "b"), Leaf("box", (3,), "float32"), ActionSpec("dis
 TWO = Group("two", ("c",), Leaf("box", (2,), "float32"), ActionSpec("discrete", (), (2,)))
 
 
-def team_spec(*groups: Group, masked: bool = False, told: bool = True) -> EnvSpec:
-    """Several agents, with or without masks and a state of the environment's own."""
+def team_spec(*groups: Group, masked: bool = False, told: bool = True, turns: bool = False) -> EnvSpec:
+    """Several agents, with or without masks and a state of the environment's own, at once or in turns."""
     obs = {group.name: Leaf("box", (len(group.agents), *group.obs.shape), "float32") for group in groups}
     nvec = tuple(n for group in groups for _ in group.agents for n in group.action.nvec)
     action = ActionSpec("multi_discrete", (len(nvec),), nvec)
-    return EnvSpec("team", obs, action, masked, None, groups, (4,) if told else None)
+    return EnvSpec("team", obs, action, masked, None, groups, (4,) if told else None, turns)
 
 
 def episodes(spec: EnvSpec, seed: int, rows: int = 6, batch: int = 5) -> Trajectory:
-    """Sequences as a replay hands them out: agents come and leave for either reason, and some end before `rows`."""
+    """Sequences as a replay hands them out: agents come and leave for either reason, and some end before `rows`.
+
+    In turns whoever is there may be on, and a sequence that is cut off says so.
+    """
     rng = np.random.default_rng(seed)
     count = len(spec.agents)
     alive = np.zeros((rows + 1, batch, count), bool)
@@ -50,6 +53,11 @@ def episodes(spec: EnvSpec, seed: int, rows: int = 6, batch: int = 5) -> Traject
                 seen[t + 2 :, b] = t + 1
                 break
     alive = np.take_along_axis(alive, seen[..., None], 0)
+    acting = None
+    if spec.turns:
+        score = rng.random(alive.shape) * alive
+        acting = alive & (score == score.max(-1, keepdims=True))
+        truncated[-1] |= alive[-1] & valid[-1][:, None]
 
     def at_rows(array: Array) -> torch.Tensor:
         index = seen.reshape(*seen.shape, *(1,) * (array.ndim - 2))
@@ -79,6 +87,7 @@ def episodes(spec: EnvSpec, seed: int, rows: int = 6, batch: int = 5) -> Traject
         row=torch.zeros(batch),
         action_mask=mask,
         alive=torch.from_numpy(alive),
+        acting=None if acting is None else torch.from_numpy(acting),
         state=at_rows(rng.normal(size=(rows + 1, batch, *spec.state_shape))) if spec.state_shape else None,
     )
 
@@ -195,6 +204,8 @@ def team_loss(
         steps = int(valid[:, b].sum())
         mine = all_values(online, spec, batch, b, steps, hidden, last)
         judge = all_values(target, spec, batch, b, steps, hidden, last)
+        takens: list[Array] = []
+        follows: list[Array] = []
         for t in range(steps):
             taken, follow = np.zeros(len(spec.agents)), np.zeros(len(spec.agents))
             going = np.zeros(len(spec.agents), bool)
@@ -208,12 +219,45 @@ def team_loss(
                     if batch.action_mask is not None:
                         choice[~batch.action_mask[t + 1, b, ends[i] : ends[i + 1]].numpy()] = -np.inf
                     follow[i] = judge[t + 1][i][int(choice.argmax())]
+            follows.append(follow)
+            takens.append(taken)
+            if batch.acting is not None:
+                taken = taken * batch.acting[t, b].numpy()
+                follow = follow * whose(batch, t, b)
             value = mixed(online, kind, taken, state_of(spec, batch, t, b))
             after = mixed(target, kind, follow, state_of(spec, batch, t + 1, b))
             reward = batch.reward[t, b].numpy()
+            if kind == "iql" and batch.acting is not None:
+                continue
             if kind == "iql":
                 error = value - reward - gamma * np.where(going, after, 0.0)
                 errors += error[batch.alive[t, b].numpy()].tolist()
             else:
                 errors.append(float(value - reward.sum() - gamma * (after if going.any() else 0.0)))
+        if kind == "iql" and batch.acting is not None:
+            errors += turn_errors(batch, b, takens, follows, gamma)
     return float(np.mean(np.square(errors)))
+
+
+def turn_errors(batch: Trajectory, b: int, taken: list[Array], follow: list[Array], gamma: float) -> list[float]:
+    """Of each turn whose outcome is in the sequence: walk on to the agent's next turn, or to its end."""
+    found = []
+    for t in range(len(taken)):
+        for i in np.flatnonzero(batch.acting[t, b].numpy()):
+            earned = 0.0
+            for u in range(t, len(taken)):
+                earned += float(batch.reward[u, b, i])
+                over = not batch.alive[u + 1, b, i]
+                if over or batch.acting[u + 1, b, i]:
+                    dead = bool(batch.terminated[u, b, i]) or (over and not batch.truncated[u, b, i])
+                    found.append(taken[t][i] - earned - (0.0 if dead else gamma * follow[u][i]))
+                    break
+    return found
+
+
+def whose(batch: Trajectory, t: int, b: int) -> Array:
+    """[N] whose value is the team's after row t: who is on next, or all alike whose clocks ran out with the last."""
+    if batch.alive[t + 1, b].any():
+        return batch.acting[t + 1, b].numpy().astype(float)
+    late = [bool(x) and not bool(y) for x, y in zip(batch.truncated[t, b], batch.terminated[t, b], strict=True)]
+    return np.array(late, float) / max(sum(late), 1)
