@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algorithms.ppo import PPO
@@ -36,6 +37,7 @@ class Seat:
     action: slice  # of the joint action, flat
     mask: slice  # of its mask
     state: int = 0  # numbers of the global state, where the value sees it; else 0
+    everything: tuple[Leaf, ...] = ()  # what all agents see, which the state is made of where none is told
 
     @property
     def count(self) -> int:
@@ -89,7 +91,7 @@ class Seat:
             return x.reshape(*x.shape[:1], x.shape[1] * count, -1)
 
         own = Trajectory(
-            obs=self.seen(unrolls.obs, 2, global_state(unrolls) if self.state else None),
+            obs=self.seen(unrolls.obs, 2, global_state(unrolls, self.everything) if self.state else None),
             action=each(action).reshape(len(action), -1, *group.action.shape),
             reward=flat(unrolls.reward[..., self.agents]),
             terminated=flat(unrolls.terminated[..., self.agents]),
@@ -108,25 +110,43 @@ class Seat:
         return own_turns(own, flat(unrolls.acting[..., self.agents]), unrolls.acting.shape[-1])
 
 
-def global_state(unrolls: Trajectory) -> Tensor:
-    """[T+1, B, S] what the environment tells training only, or else all numbers that agents see, side by side."""
+def global_state(unrolls: Trajectory, everything: Sequence[Leaf]) -> Tensor:
+    """[T+1, B, S] what the environment tells training only, or else all that agents see, side by side.
+
+    Images are divided by the largest number in them, and what is counted is one-hot.
+    """
     if unrolls.state is not None:
         told: Tensor = unrolls.state.flatten(2)
         return told
-    return torch.cat([leaf.flatten(2).float() for leaf in leaves(unrolls.obs)], -1)
+    return torch.cat([_numbers(leaf, x) for leaf, x in zip(everything, leaves(unrolls.obs), strict=True)], -1)
+
+
+def _numbers(leaf: Leaf, x: Tensor) -> Tensor:
+    """[T+1, B, n, *O] to [T+1, B, S], `_width(leaf)` of them."""
+    if leaf.nvec:
+        each = x.reshape(*x.shape[:3], len(leaf.nvec)).unbind(-1)
+        x = torch.cat([F.one_hot(one, size) for one, size in zip(each, leaf.nvec, strict=True)], -1)
+    flat = x.flatten(2).float()
+    return flat / leaf.high if leaf.kind == "image" else flat
+
+
+def _width(leaf: Leaf) -> int:
+    return leaf.shape[0] * sum(leaf.nvec) if leaf.nvec else math.prod(leaf.shape)
 
 
 def seats(spec: EnvSpec, central: bool = False) -> list[Seat]:
     """The places of all groups; with `central` each value sees the global state."""
     found: list[Seat] = []
-    shapes = [spec.state_shape] if spec.state_shape is not None else [leaf.shape for leaf in spec.leaves()]
-    state = sum(math.prod(shape) for shape in shapes) if central else 0
+    everything = tuple(spec.leaves())
+    state = 0
+    if central:
+        state = sum(map(_width, everything)) if spec.state_shape is None else math.prod(spec.state_shape)
     agent = action = mask = 0
     for group in spec.groups:
         n = len(group.agents)
         actions, masks = n * math.prod(group.action.shape), n * group.action.mask_size
         places = slice(agent, agent + n), slice(action, action + actions), slice(mask, mask + masks)
-        found.append(Seat(group, *places, state))
+        found.append(Seat(group, *places, state, everything))
         agent, action, mask = agent + n, action + actions, mask + masks
     return found
 

@@ -65,7 +65,8 @@ class Trained:
 
         Args:
             obs:         an observation of the environment, or a batch with a leading dimension in every leaf. Of
-                         several agents what each sees, {agent: obs}; then the actions are {agent: action} too.
+                         several agents what each sees that is there, {agent: obs}, also where it is another's turn;
+                         then the actions are {agent: action} too.
             explore:     sample instead of taking the likeliest action.
             action_mask: [n] or [B, n] legal actions; {agent: [n]} of several.
 
@@ -103,6 +104,11 @@ class Trained:
 
     def _act_together(self, obs: dict[str, Any], explore: bool, action_mask: dict[str, Any]) -> dict[str, Any]:
         spec, width = self.spec, padded(1)
+        if spec.turns and self.policy.core_size and self._core is None and len(obs) == 1 < len(spec.agents):
+            raise ValueError(
+                f"the agents of {spec.id} remember what they see while others act: give the observations of all that "
+                "are there each time, not only of whose turn it is"
+            )
         rows, legal = obs_arrays(spec, 1, width), np.ones((width, spec.action.mask_size), bool)
         team.put(spec, obs, action_mask, rows, legal)
         mask = torch.from_numpy(legal) if spec.action_mask else None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from algorithms.protocol import ReplayPlan, StreamPlan
-from rl.errors import diverged
+from rl.errors import RunFailed, diverged
 from rollout.tree import tree_map
 from rollout.types import Trajectory, Transition
 
@@ -138,6 +138,7 @@ class ReplayFeed:
         self.updates = 0  # samples handed out since then
         self._warmup = plan.warmup
         self._clip = plan.clip_reward
+        self._whole, self._capacity = plan.whole, plan.capacity
         self._rate = Fraction(repr(float(plan.updates_per_step)))  # 0.29 is 29/100: no step is rounded away
         self._device = device
 
@@ -147,6 +148,12 @@ class ReplayFeed:
             self.replay.append(clipped)
             self.steps += unroll.steps
         earned = math.floor(max(self.steps - self._warmup, 0) * self._rate)
+        if earned and self._whole and self.steps > self._capacity and not len(self.replay):
+            raise RunFailed(
+                f"after {self.steps} steps no episode was over that the replay still held from its first step, and "
+                "agents that remember learn from whole ones. Ask for more --capacity, which is "
+                f"{self._capacity} now, or for fewer --streams"
+            )
         while self.updates < earned and len(self.replay):
             self.updates += 1
             yield tensors(self.replay.sample(progress), self._device)

@@ -35,6 +35,7 @@ from rollout.handle import EVALUATOR, ActorLost, Handle
 from rollout.inference import inference_of
 from rollout.local import LocalHandle
 from rollout.memory import SharedMemory
+from rollout.plan import rows_of
 from rollout.rollout import Rollout
 from rollout.seat import RolloutPlan
 from rollout.types import Weights
@@ -204,10 +205,17 @@ def room_for(
         )
     from rollout.replay import Replay
 
+    kept_spec, streams = _kept(config, spec, recording)
     try:
-        needed = Replay.bytes_needed(*_kept(config, spec, recording), plan)
+        needed = Replay.bytes_needed(kept_spec, streams, plan)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if plan.whole and spec.max_steps is not None and spec.max_steps > rows_of(streams, plan):
+        raise ConfigError(
+            f"--capacity {plan.capacity} keeps {rows_of(streams, plan)} steps of each of {streams} streams, and an "
+            f"episode may have {spec.max_steps}: agents that remember learn from whole ones. Ask for more, or for "
+            "fewer --streams"
+        )
     return [room.make_sure(needed, (folder or Path(config.out)) if config.replay_on_disk else None)]
 
 

@@ -12,7 +12,7 @@ from envs.seeding import REPLAY, seed_of
 from envs.spec import EnvSpec
 from rollout.plan import Plan, rows_of
 from rollout.priority import SumTree
-from rollout.ring import ENDED, FIRST, READY, TERMINATED, TRUNCATED, NoStack, Ring, history, row_bytes
+from rollout.ring import ENDED, FIRST, MIDST, READY, TERMINATED, TRUNCATED, NoStack, Ring, history, row_bytes
 from rollout.samples import sequences, transitions
 from rollout.tree import leaves, tree_map
 from rollout.types import Trajectory, Transition
@@ -112,7 +112,7 @@ class Replay:
         ring.flat["action"][at[:-1]] = unroll.action
         ring.flat["reward"][at[:-1]] = unroll.reward
         flags = first * FIRST
-        flags[0] = ring.flag[at[0]] & FIRST
+        flags[0] = ring.flag[at[0]] & (FIRST | MIDST)
         terminated, truncated = unroll.terminated, unroll.truncated
         if unroll.alive is not None:
             ring.flat["terminated"][at[:-1]], ring.flat["truncated"][at[:-1]] = terminated, truncated
@@ -156,7 +156,7 @@ class Replay:
         ring.write_obs(at, obs)
         for name, array in unroll.beside().items():
             ring.flat[name][at] = array[:1, column]
-        ring.flag[at] = FIRST
+        ring.flag[at] = FIRST if unroll.first[0, column] else FIRST | MIDST
         if ring.history:
             ring.flat["age"][at] = ring.history + 1 if older else 0
         ring.head[stream] = head

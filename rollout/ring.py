@@ -15,7 +15,7 @@ from rollout.tree import Tree, unflatten
 
 Segment = Callable[[], dict[str, np.ndarray]]
 
-TERMINATED, TRUNCATED, FIRST, READY = np.uint8(1), np.uint8(2), np.uint8(4), np.uint8(8)
+TERMINATED, TRUNCATED, FIRST, READY, MIDST = (np.uint8(1 << bit) for bit in range(5))
 ENDED = TERMINATED | TRUNCATED
 SEGMENT_BYTES = 4 * 2**20  # of a finished block of rows, about
 
@@ -57,7 +57,8 @@ class Ring:
 
     Attributes:
         flat: every field, [streams * size, ...].
-        flag: per row: TERMINATED, TRUNCATED, FIRST as in an unroll, READY where the row can be sampled.
+        flag: per row: TERMINATED, TRUNCATED, FIRST as in an unroll, READY where the row can be sampled,
+              MIDST beside FIRST where the episode had begun before.
         head: [streams] each stream's newest row, whose action is not known yet; -1: none.
         low: [streams] the oldest row that may be sampled.
         next: [streams] what `Trajectory.row` must say next.
@@ -199,6 +200,7 @@ class Ring:
         begin = begins[before] if len(begins) else before
         whole = begin // self.size == ends // self.size
         whole[1:] &= begin[1:] > ends[:-1]
+        whole &= (flag[begin] & MIDST) == 0
         begin, ends = begin[whole], ends[whole]
         return begin // self.size, row.ravel()[begin], ends - begin + 1
 

@@ -14,6 +14,7 @@ from oracles.teams import THREE, TWO, episodes, team_spec
 from algorithms import algorithm_class, settings_class
 from algorithms.independent import ID, OWN, STATE, Independent, alone_spec, global_state, seats, together
 from algorithms.policies import build, policy_factory
+from envs.spec import Leaf
 from rollout.types import Trajectory
 
 SPEC = team_spec(THREE, TWO, masked=True)
@@ -163,7 +164,7 @@ def test_a_central_value_sees_the_state_and_the_actor_does_not(told: bool) -> No
     assert own[STATE].shape == (7, 10, 4 if told else 8)
     for i in range(2):
         assert torch.equal(own[STATE][:, i::2], state.float())
-    assert torch.equal(global_state(batch).float(), state.float())
+    assert torch.equal(global_state(batch, spec.leaves()).float(), state.float())
 
     policy = algorithm.inner[0].policy
     blind = {**own, STATE: torch.zeros_like(own[STATE])}
@@ -198,6 +199,22 @@ def test_all_of_it_is_in_a_checkpoint() -> None:
     state = one.policy.state_dict()
     assert all(torch.equal(x, state[name]) for name, x in other.policy.state_dict().items())
     assert [name for name, x in state.items() if name.endswith("running")]  # returns of each agent of each stream
+
+
+def test_a_state_of_images_and_counts_is_made_of_numbers_alike() -> None:
+    """Images in [0, 1], what is counted one-hot: a class of 500 is no larger than a class of 3."""
+    picture = Leaf("image", (2, 1, 2, 2), "uint8", high=200)
+    counted = Leaf("discrete", (1,), "int64", (5,))
+    several = Leaf("multi_discrete", (1, 2), "int64", (2, 3))
+    batch = episodes(team_spec(THREE, told=False), 0, rows=1, batch=1)
+    obs = {
+        "a": torch.full((2, 1, 2, 1, 2, 2), 100, dtype=torch.uint8),
+        "b": torch.full((2, 1, 1), 3),
+        "c": torch.tensor([1, 2]).expand(2, 1, 1, 2),
+    }
+    state = global_state(replace(batch, obs=obs), [picture, counted, several])
+
+    assert state[0, 0].tolist() == [0.5] * 8 + [0.0, 0.0, 0.0, 1.0, 0.0] + [0.0, 1.0, 0.0, 0.0, 1.0]
 
 
 def test_what_it_is_not_for() -> None:

@@ -17,6 +17,7 @@ from envs.make import look, resolve
 from rl import cli, team
 from rl.cli import parse
 from rl.config import RunConfig, load
+from rl.errors import ConfigError, RunFailed
 from rl.metrics import read
 from rollout.types import Episode
 
@@ -113,6 +114,33 @@ def test_a_wrong_call_is_answered_in_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"rltrain: {words}")
     assert not list(tmp_path.iterdir())
+
+
+class Limited(Masked):
+    max_cycles = 25
+
+
+def test_whole_episodes_must_find_room(tmp_path: Path) -> None:
+    """Where their length is known, before the run; else as soon as the replay is full and holds none."""
+    small: dict[str, Any] = {"memory": "gru", "streams": 8, "warmup": 20}
+
+    with pytest.raises(
+        ConfigError, match="--capacity 100 keeps 13 steps of each of 8 streams, and an episode may have 25"
+    ):
+        train(tmp_path, "vdn", Limited, capacity=100, **small)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RunFailed, match=r"no episode was over that the replay still held .* Ask for more --capacity"):
+        train(tmp_path, "vdn", "generations", capacity=40, steps=600, **small)
+
+
+def test_who_remembers_in_turns_is_shown_all_that_are_there(tmp_path: Path) -> None:
+    result = train(tmp_path, "vdn", "tic-tac-toe", memory="gru", steps=100)
+    policy = rl.load(result.checkpoint)
+    obs = {agent: np.zeros((3, 9), np.int8) for agent in ("player_0", "player_1")}
+
+    with pytest.raises(ValueError, match="give the observations of all that are there"):
+        policy.act({"player_0": obs["player_0"]})
+    assert set(policy.act(obs)) == set(obs)
 
 
 MAP = {"agent_0": "left", "agent_1": "right"}

@@ -211,6 +211,19 @@ def test_a_death_of_the_actor_cuts_an_episode_off_for_all_who_took_part():
     assert not sample.terminated[2, cut].any()
 
 
+def test_what_follows_a_lost_unroll_is_no_episode_from_its_first_step():
+    """Episodes begin at rows 0, 7 and 14. Rows 4 to 7 are lost, so the second is there without its first step."""
+    found = unrolls("generations", 6, 4)
+    replay = Replay(look(resolve("generations"), 0), 2, replace(PLAN, whole=True), 0)
+    for unroll in (found[0], *found[2:]):
+        replay.append(unroll)
+
+    sample = replay.sample(0.0)
+
+    assert len(replay) == 4  # of two streams
+    assert set(sample.row.tolist()) == {0, 11}  # 14, but for the three rows that were never seen
+
+
 def test_a_replay_goes_on_from_its_state():
     found = unrolls("generations", 6, 5)
     spec = look(resolve("generations"), 0)
