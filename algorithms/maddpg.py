@@ -191,7 +191,7 @@ class MADDPG:
 
     def noise(self, batch: Trajectory) -> Tensor:
         """[T, B, K] standard Gumbel."""
-        drawn = torch.empty(*batch.reward.shape[:2], len(self.owner))
+        drawn = torch.zeros(*batch.reward.shape[:2], len(self.owner))
         if self.policy.discrete:
             drawn.exponential_(generator=self.rng.generator)
             drawn.clamp_(min=torch.finfo(drawn.dtype).tiny).log_().neg_()

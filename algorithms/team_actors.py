@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -130,10 +129,10 @@ def allowed(logits: Tensor, legal: Tensor | None) -> Tensor:
 
 def _check(spec: EnvSpec) -> None:
     """ValueError with one line where agents are not such as these."""
-    kinds: Sequence[str] = sorted({group.action.kind for group in spec.groups})
+    kinds = sorted({group.action.kind for group in spec.groups})
     if not kinds:
         raise ValueError(f"maddpg is for several agents; {spec.id} has one agent. Use ddpg, sac or ppo")
-    if list(kinds) not in (["box"], ["discrete"]):
+    if kinds not in (["box"], ["discrete"]):
         raise ValueError(
             f"maddpg needs agents whose actions are all Discrete or all Box; those of {spec.id} are "
             f"{' and '.join(kinds)}. Use ppo"

@@ -55,7 +55,7 @@ def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
         ("mappo", "two-step", {"share": "none"}),
         ("maddpg", "generations", {}),
         ("maddpg", Masked, {"share": "none"}),
-        ("maddpg", "spread", {"noise": 0.3, "noise_end": 0.0}),
+        ("maddpg", "spread", {"noise": 0.3, "noise_end": 0.0, "widths": (64, 64)}),
     ],
 )
 def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tmp_path: Path) -> None:
