@@ -101,7 +101,7 @@ class TeamActors(nn.Module):
         """[..., K] of all agents as [..., n, a] of each group; None as None of each."""
         if joint is None:
             return [None] * len(self.shapes)
-        parts = joint.split([n * a for n, a in self.shapes], -1)
+        parts = torch.split(joint, [n * a for n, a in self.shapes], -1)
         return [part.unflatten(-1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def schedule(self, progress: float) -> None:
