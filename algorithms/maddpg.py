@@ -173,7 +173,8 @@ class MADDPG:
         if policy.discrete:
             each = torch.split(action, [n for n, _ in policy.shapes], -1)
             action = torch.cat([F.one_hot(x, a).flatten(-2) for x, (_, a) in zip(each, policy.shapes, strict=True)], -1)
-        return action * batch.alive[:-1][..., self.owner].to(batch.reward.dtype)
+        found: Tensor = action * batch.alive[:-1][..., self.owner].to(batch.reward.dtype)
+        return found
 
     def best(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
         """[..., K] what the target actors would do at obs {group: tree of [..., n, *O]}."""
