@@ -54,7 +54,7 @@ class Critics(nn.Module):
         agents = action.shape[-2]
         x = torch.cat([state.unsqueeze(-2).expand(*state.shape[:-1], agents, -1), action], -1)
         values = []
-        for number, (net, part) in enumerate(zip(self.nets, x.split(self.counts, -2), strict=True)):
+        for number, (net, part) in enumerate(zip(self.nets, torch.split(x, self.counts, -2), strict=True)):
             lead = part.shape[:-1]  # [..., n]
             ids = self.get_buffer(f"one_hot{number}")
             whole = torch.cat([ids.expand(*lead, -1), part], -1)
@@ -171,9 +171,10 @@ class MADDPG:
         assert batch.alive is not None
         action: Tensor = batch.action.flatten(2)
         if policy.discrete:
-            each = action.split([n for n, _ in policy.shapes], -1)
+            each = torch.split(action, [n for n, _ in policy.shapes], -1)
             action = torch.cat([F.one_hot(x, a).flatten(-2) for x, (_, a) in zip(each, policy.shapes, strict=True)], -1)
-        return action * batch.alive[:-1][..., self.owner].to(batch.reward.dtype)
+        found: Tensor = action * batch.alive[:-1][..., self.owner].to(batch.reward.dtype)
+        return found
 
     def best(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
         """[..., K] what the target actors would do at obs {group: tree of [..., n, *O]}."""
@@ -191,7 +192,7 @@ class MADDPG:
 
     def noise(self, batch: Trajectory) -> Tensor:
         """[T, B, K] standard Gumbel."""
-        drawn = torch.empty(*batch.reward.shape[:2], len(self.owner))
+        drawn = torch.zeros(*batch.reward.shape[:2], len(self.owner))
         if self.policy.discrete:
             drawn.exponential_(generator=self.rng.generator)
             drawn.clamp_(min=torch.finfo(drawn.dtype).tiny).log_().neg_()

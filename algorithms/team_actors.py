@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -102,7 +101,7 @@ class TeamActors(nn.Module):
         """[..., K] of all agents as [..., n, a] of each group; None as None of each."""
         if joint is None:
             return [None] * len(self.shapes)
-        parts = joint.split([n * a for n, a in self.shapes], -1)
+        parts = torch.split(joint, [n * a for n, a in self.shapes], -1)
         return [part.unflatten(-1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def schedule(self, progress: float) -> None:
@@ -130,10 +129,10 @@ def allowed(logits: Tensor, legal: Tensor | None) -> Tensor:
 
 def _check(spec: EnvSpec) -> None:
     """ValueError with one line where agents are not such as these."""
-    kinds: Sequence[str] = sorted({group.action.kind for group in spec.groups})
+    kinds = sorted({group.action.kind for group in spec.groups})
     if not kinds:
         raise ValueError(f"maddpg is for several agents; {spec.id} has one agent. Use ddpg, sac or ppo")
-    if list(kinds) not in (["box"], ["discrete"]):
+    if kinds not in (["box"], ["discrete"]):
         raise ValueError(
             f"maddpg needs agents whose actions are all Discrete or all Box; those of {spec.id} are "
             f"{' and '.join(kinds)}. Use ppo"
