@@ -11,6 +11,7 @@ from algorithms.off_policy import Target, priority, replay_plan, squared_loss, u
 from algorithms.optim import Adam, flatten, step
 from algorithms.policies import build, placed, policy_factory
 from algorithms.protocol import Stateful, Update
+from algorithms.schedules import linear
 from algorithms.settings_continuous import DDPGConfig
 from envs.spec import EnvSpec
 from rollout.types import Trajectory, Transition
@@ -50,11 +51,12 @@ class DDPG:
         walk = critic.walk(obs, batch.action.flatten(1))
         error = walk.out.squeeze(-1) - target  # [1, B]
         loss_q, slope = squared_loss(error, batch.weight)
-        lr_q = config.lr_q or config.lr
+        left = linear(1.0, config.lr_end_share, progress)
+        lr_q = left * (config.lr_q or config.lr)
         norm = step(self.critic_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope))
 
         loss_policy, climb = uphill(critic, obs, policy.actor)
-        step(self.optimizer, loss_policy, config.lr, config.max_grad_norm, climb)
+        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, climb)
         self.target.follow(config.tau)
         self.critic_target.follow(config.tau)
         told: dict[str, Tensor | float] = {

@@ -14,6 +14,7 @@ from algorithms.optim import Adam, Flat, flatten, step
 from algorithms.policies import build, placed, policy_factory
 from algorithms.protocol import Stateful, Update
 from algorithms.rng import Rng
+from algorithms.schedules import linear
 from algorithms.settings_continuous import SACConfig
 from envs.spec import EnvSpec
 from rollout.types import Trajectory, Transition
@@ -58,7 +59,8 @@ class SAC:
         walk = critics.walk(obs, batch.action.reshape(rows, -1))
         error = walk.out.squeeze(-1) - target  # [2, B]
         loss_q, slope = squared_loss(error, batch.weight)
-        lr_q = config.lr_q or config.lr
+        left = linear(1.0, config.lr_end_share, progress)
+        lr_q = left * (config.lr_q or config.lr)
         norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope))
 
         sampled, log_prob = policy.sample(obs, noise[1])
@@ -73,9 +75,9 @@ class SAC:
             along = look.back_to(slope, self.size), (temperature / rows).expand(rows)
             torch.autograd.backward([action, log_prob], along)
 
-        step(self.optimizer, loss_policy, config.lr, config.max_grad_norm, backward)
+        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, backward)
         if config.learn_temperature:
-            self.temperature.update(entropy - self.target_entropy)
+            self.temperature.update(entropy - self.target_entropy, left)
         if self.critics_optimizer.steps % config.target_every == 0:
             self.target.follow(config.tau)
         told: dict[str, Tensor | float] = {
@@ -119,10 +121,14 @@ class Temperature:
         """[] a constant for every loss."""
         return self.log.exp()[0]
 
-    def update(self, surplus: Tensor) -> None:
-        """One step against the surplus [] of entropy over its target: the loss is log temperature times surplus."""
+    def update(self, surplus: Tensor, left: float) -> None:
+        """One step against the surplus [] of entropy over its target: the loss is log temperature times surplus.
+
+        Args:
+            left: share of the step size that is left.
+        """
         self._flat.grad.copy_(surplus)
-        self._optimizer.update(self._lr)
+        self._optimizer.update(left * self._lr)
 
     def state_dict(self) -> dict[str, Any]:
         return {"log": self.log, "optimizer": self._optimizer.state_dict()}

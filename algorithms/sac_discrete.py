@@ -12,6 +12,7 @@ from algorithms.optim import Adam, flatten, step
 from algorithms.policies import build, placed, policy_factory
 from algorithms.protocol import Stateful, Update
 from algorithms.sac import Temperature
+from algorithms.schedules import linear
 from algorithms.settings_continuous import SACConfig
 from envs.spec import EnvSpec
 from rollout.types import Trajectory, Transition
@@ -53,18 +54,19 @@ class DiscreteSAC:
         error = chosen(walk.out, action) - target  # [2, B]
         loss_q, slope = squared_loss(error, batch.weight)
         slopes = torch.zeros_like(walk.out).scatter_(-1, action.unsqueeze(-1), slope)  # [2, B, n]
-        lr_q = config.lr_q or config.lr
+        left = linear(1.0, config.lr_end_share, progress)
+        lr_q = left * (config.lr_q or config.lr)
         norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slopes))
 
         with torch.no_grad():
             best = critics(obs).amin(0)  # [B, n]
         log_probs = policy.distribution(obs, batch.action_mask).log_probs  # [B, n]
         loss_policy = expected(temperature * log_probs - best, log_probs).mean()
-        step(self.optimizer, loss_policy, config.lr, config.max_grad_norm)
+        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm)
 
         entropy = -expected(log_probs, log_probs).detach()  # [B]
         if config.learn_temperature:
-            self.temperature.update((entropy - self.target_entropy(batch.action_mask, entropy)).mean())
+            self.temperature.update((entropy - self.target_entropy(batch.action_mask, entropy)).mean(), left)
         if self.critics_optimizer.steps % config.target_every == 0:
             self.target.follow(config.tau)
         told: dict[str, Tensor | float] = {

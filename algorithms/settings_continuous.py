@@ -28,6 +28,9 @@ class SACConfig(BaseModel):
     lr: float = Field(3e-4, gt=0, description="Adam step size of the policy, and of what has none of its own")
     lr_q: float | None = Field(None, gt=0, description="Adam step size of the critics; none: lr")
     lr_temperature: float | None = Field(None, gt=0, description="Adam step size of log temperature; none: lr")
+    lr_end_share: float | None = Field(
+        None, ge=0, le=1, description="share of all step sizes that is left at the last step, linear; none keeps them"
+    )
     adam_eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
     max_grad_norm: float = Field(0.0, ge=0, description="L2 norm over all gradients of a network; 0 turns clipping off")
 
@@ -91,6 +94,9 @@ class TD3Config(BaseModel):
     # steps
     lr: float = Field(3e-4, gt=0, description="Adam step size of the policy, and of the critics if they have none")
     lr_q: float | None = Field(None, gt=0, description="Adam step size of the critics; none: lr")
+    lr_end_share: float | None = Field(
+        None, ge=0, le=1, description="share of all step sizes that is left at the last step, linear; none keeps them"
+    )
     adam_eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
     max_grad_norm: float = Field(0.0, ge=0, description="L2 norm over all gradients of a network; 0 turns clipping off")
 
@@ -150,6 +156,9 @@ class DDPGConfig(BaseModel):
     # steps
     lr: float = Field(1e-4, gt=0, description="Adam step size of the policy")
     lr_q: float | None = Field(1e-3, gt=0, description="Adam step size of the critic; none: lr")
+    lr_end_share: float | None = Field(
+        None, ge=0, le=1, description="share of all step sizes that is left at the last step, linear; none keeps them"
+    )
     adam_eps: float = Field(1e-8, gt=0, description="Adam's epsilon")
     max_grad_norm: float = Field(0.0, ge=0, description="L2 norm over all gradients of a network; 0 turns clipping off")
 

@@ -12,6 +12,7 @@ from algorithms.optim import Adam, flatten, step
 from algorithms.policies import build, placed, policy_factory
 from algorithms.protocol import Stateful, Update
 from algorithms.rng import Rng
+from algorithms.schedules import linear
 from algorithms.settings_continuous import TD3Config
 from envs.spec import EnvSpec
 from rollout.types import Trajectory, Transition
@@ -54,13 +55,14 @@ class TD3:
         walk = critics.walk(obs, action)
         error = walk.out.squeeze(-1) - target  # [2, B]
         loss_q, slope = squared_loss(error, batch.weight)
-        lr_q = config.lr_q or config.lr
+        left = linear(1.0, config.lr_end_share, progress)
+        lr_q = left * (config.lr_q or config.lr)
         norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope))
         told: dict[str, Tensor | float] = {"loss_q": loss_q, "q_mean": walk.out.mean(), "grad_norm": norm}
 
         if self.critics_optimizer.steps % config.policy_delay == 0:
             loss_policy, climb = uphill(critics, obs, policy.actor)
-            step(self.optimizer, loss_policy, config.lr, config.max_grad_norm, climb)
+            step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, climb)
             self.target.follow(config.tau)
             self.critics_target.follow(config.tau)
             told["loss_policy"] = loss_policy

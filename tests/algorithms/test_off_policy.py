@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracles.off_policy import batch_of
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -110,3 +111,41 @@ def _others(parts: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """The states of networks that are no copies, without the names that a policy puts before them."""
     found = [part for other, part in parts.items() if other in ("policy", "critics", "critic")]
     return [{key.removeprefix(head): x for key, x in part.items()} for part in found for head in ("net.", "actor.", "")]
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(
+    ("algo", "spec"), [("sac", BOX), ("sac", DISCRETE), ("td3", BOX), ("ddpg", BOX)], ids=["box", "discrete", "", ""]
+)
+def test_all_step_sizes_fall_together(algo: str, spec: EnvSpec) -> None:
+    """Halfway to nothing an update is that with half of each; at the end nothing that is learnt moves."""
+
+    def made(**settings: Any) -> Any:
+        config = algorithms.settings_class(algo)(widths=(8,), **settings)
+        return algorithms.algorithm_class(algo)(spec, config, torch.device("cpu"), 3, 1)
+
+    def learned(algorithm: Any) -> list[Tensor]:
+        state = {name: part.state_dict() for name, part in algorithm.parts().items() if "target" not in name}
+        state.pop("rng", None)
+        return [x.clone() for x in tensors_of(state)]
+
+    fields = algorithms.settings_class(algo).model_fields
+    sizes = {name: 2e-2 for name in ("lr", "lr_q", "lr_temperature") if name in fields}
+    falling = made(lr_end_share=0.0, **sizes)
+    halved = made(**{name: size / 2 for name, size in sizes.items()})
+    for seed in range(2):
+        for algorithm in (falling, halved):
+            algorithm.update(batch_of(spec, seed), 0.5)
+    for a, b in zip(learned(falling), learned(halved), strict=True):
+        assert_close(a, b)
+    nets = [part for name, part in falling.parts().items() if isinstance(part, nn.Module)]
+    before = [param.clone() for net in nets for param in net.parameters()]
+    falling.update(batch_of(spec, 2), 1.0)
+
+    assert all(torch.equal(a, b) for a, b in zip(before, [p for net in nets for p in net.parameters()], strict=True))
+
+
+def tensors_of(state: Any) -> list[Tensor]:
+    if isinstance(state, Tensor):
+        return [state]
+    return [x for value in state.values() for x in tensors_of(value)] if isinstance(state, dict) else []
