@@ -55,7 +55,7 @@ class Team(gymnasium.Env[Any, Any]):
     left. What a step says of agents that were not there before it, rewards and ends, is not theirs and left out; one
     that is gone without an end has died. The reward is the sum over agents. The episode ends when no agent is left:
     truncated if for one of those that left last it was. An agent that cannot act, since it is not there or it is not
-    its turn, has one legal action, 0, which nobody sees.
+    its turn, has one legal action, 0, which the game is not given.
 
     Args:
         game:  as PettingZoo's parallel environments are.
