@@ -51,7 +51,11 @@ CASES = [
     pytest.param(["--algo", "ddpg", *BOX, "--noise-kind", "ou"], id="ddpg, ou"),
     pytest.param(["--algo", "qmix", "--env", "generations", *TEAM, "--memory", "gru"], id="qmix, agents that die"),
     pytest.param(["--algo", "vdn", "--env", "tic-tac-toe", *TEAM, "--length", "3"], id="vdn, in turns"),
-    pytest.param([*SHORT, "--env", "tic-tac-toe", "--workers", "0", "--normalize-return"], id="ppo, in turns"),
+    pytest.param(
+        [*SHORT, "--env", "tic-tac-toe", "--workers", "0", "--normalize-return"]
+        + ["--opponents", "pool", "--pool-size", "3", "--pool-every", "90"],
+        id="ppo, in turns, against a pool",
+    ),
     pytest.param(["--algo", "qmix", "--env", "two-step", *TEAM, "--replay-on-disk"], id="qmix, state, on disk"),
     pytest.param([*SHORT, "--env", "LunarLander-v3", "--workers", "0"], id="LunarLander", marks=BOX2D),
     pytest.param(

@@ -54,6 +54,7 @@ def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
         ("a2c", Masked, {}),
         ("mappo", "two-step", {"share": "none"}),
         ("ppo", "tic-tac-toe", {"normalize_return": True, "widths": (16,)}),
+        ("ppo", "tic-tac-toe", {"opponents": "pool", "pool_every": 50, "pool_size": 3, "widths": (16,)}),
     ],
 )
 def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -86,6 +87,10 @@ def test_one_server_may_decide_for_all_agents(algo: str, more: dict[str, Any], t
         ("--algo qmix --env spread", "this algorithm needs several agents with Discrete actions, and of spread"),
         ("--algo qmix --env two-step --share some", "--share "),
         ("--algo qmix --env two-step --length 0", "--length must be at least 1, got 0"),
+        ("--algo iql --env tic-tac-toe --opponents pool", "--opponents pool: iql learns from a replay; use ppo,"),
+        ("--algo ppo --env two-step --opponents pool", "--opponents pool: needs a game of two agents that take turns,"),
+        ("--algo ppo --env CartPole-v1 --opponents pool", "--opponents pool: needs a game of two agents that take"),
+        ("--algo ppo --env tic-tac-toe --opponents me", "--opponents "),
         ("--algo vdn --env two-step --mixer-width 3", "unknown flag --mixer-width"),
     ],
 )
