@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 # The first branch below the run's seed.
-LEARNER, STREAM, EVALUATION, NOISE, FRESH, REPLAY, START = range(7)
+LEARNER, STREAM, EVALUATION, NOISE, FRESH, REPLAY, START, OPPONENT = range(8)
 
 
 def seed_of(seed: int, *path: int) -> int:

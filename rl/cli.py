@@ -243,16 +243,20 @@ def evaluation_json(found: Evaluation) -> dict[str, Any]:
     """The JSON line of an evaluation."""
     keys = "return_mean return_std return_ci95 length_mean episodes checkpoint"
     told = {key: _plain(getattr(found, key)) for key in keys.split()}
-    return {**told, "agents": found.agents, "groups": found.groups} if found.agents else told
+    if found.agents:
+        told |= {"agents": found.agents, "groups": found.groups}
+    return told | {"outcomes": found.outcomes} if found.outcomes else told
 
 
 def evaluation_line(found: Evaluation) -> str:
     """An evaluation for a person."""
     low, high = found.return_ci95
     each = ", ".join(f"{name} {value:.2f}" for name, value in found.agents.items())
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in found.outcomes.items())
     return (
         f"return {found.return_mean:.2f} (std {found.return_std:.2f}, 95% interval {low:.2f} to {high:.2f}), "
         + (f"of {each}, " if each else "")
+        + (f"{shares} against random play, " if shares else "")
         + f"length {found.length_mean:.1f}, {found.episodes} episodes of {found.checkpoint}"
     )
 

@@ -15,7 +15,7 @@ import torch
 from envs.make import EnvSource, look, resolve
 from envs.seeding import FRESH, seed_of
 from envs.spec import EnvSpec, from_json
-from rl import checkpoint, team
+from rl import checkpoint, self_play, team
 from rl.config import RunConfig
 from rl.errors import CheckpointError, ConfigError
 from rl.setup import make_policy
@@ -39,6 +39,7 @@ class Evaluation:
     returns: tuple[float, ...]
     agents: dict[str, float] = field(default_factory=dict)  # of several agents, the mean return of each
     groups: dict[str, float] = field(default_factory=dict)  # and of each group, the sum over its agents
+    outcomes: dict[str, float] = field(default_factory=dict)  # after self-play: shares of win, draw and loss
 
 
 class Trained:
@@ -172,6 +173,9 @@ def evaluate(
         stochastic: sample actions, as in training.
         video:      film the first episode into this file (.mp4, .gif).
         env:        an environment with the same spaces, in place of the one it was trained on.
+
+    What played against a pool of opponents plays against somebody who moves at random, from both seats in turn; the
+    returns are its own.
     """
     trained = what if isinstance(what, Trained) else load(what)
     source = _source(trained, env)
@@ -180,15 +184,16 @@ def evaluate(
         raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
     seeds = [seed_of(seed, FRESH, episode) for episode in range(episodes)]
     film: Film | None = None
+    at_random = trained.config.opponents == "pool"
     if video is not None:
         film = Film(Path(video))
         source = replace(source, kwargs={**source.kwargs, "render_mode": "rgb_array"})
-        first = play(source.make, spec, trained.policy, seeds[:1], stochastic, frame=film.add)
+        first = play(source.make, spec, trained.policy, seeds[:1], stochastic, frame=film.add, at_random=at_random)
         film.write()
         source, seeds = _source(trained, env), seeds[1:]
     else:
         first = []
-    found: list[Episode] = [*first, *play(source.make, spec, trained.policy, seeds, stochastic)]
+    found: list[Episode] = [*first, *play(source.make, spec, trained.policy, seeds, stochastic, at_random=at_random)]
     returns = np.array([episode.ret for episode in found])
     by_agent, by_group = team.returns(spec, found)
     return Evaluation(
@@ -201,6 +206,7 @@ def evaluate(
         returns=tuple(float(r) for r in returns),
         agents=by_agent,
         groups=by_group,
+        outcomes=self_play.shares(found) if at_random else {},
     )
 
 

@@ -57,6 +57,9 @@ class OfflineRollout:
         """Nothing is under way."""
         return []
 
+    def keep(self, place: int, snapshot: Weights) -> None:
+        """Nobody plays."""
+
     def publish(self, weights: Weights) -> None:
         """Nobody acts with them."""
 

@@ -43,13 +43,13 @@ class Report:
         window: Window,
         eval_return: float | None,
         restarts: int,
-        of_agents: Mapping[str, float],
+        more: Mapping[str, float],
     ) -> None:
         """Write both lines."""
         steps, speed = rollout.steps, self.speed(rollout.steps)
         values = learner.metrics() | rollout.metrics()
         values |= {"rollout/steps_per_second": speed, "rollout/restarts": float(restarts)}
-        values |= {"rollout/episodes": float(window.count), **of_agents}
+        values |= {"rollout/episodes": float(window.count), **more}
         if window.return_mean is not None and window.length_mean is not None:
             values |= {"rollout/return_mean": window.return_mean, "rollout/length_mean": window.length_mean}
         values |= {f"time/{name}": share for name, share in self._times(learner, rollout).items()}

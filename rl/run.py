@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from rl import checkpoint, segments, team
+from rl import checkpoint, segments, self_play, team
 from rl.checkpoint import Checkpoint
 from rl.config import RunConfig
 from rl.console import Console
@@ -26,6 +26,7 @@ from rl.record import Recorder, Recording
 from rl.report import Report
 from rl.result import Result
 from rl.resuming import fits, newest, same_environment
+from rl.self_play import SelfPlay
 from rl.setup import (
     EvaluationWorker,
     World,
@@ -144,6 +145,7 @@ class Run:
         if config.eval_every:
             self.evaluations.open()
         self.window = Window()
+        self.self_play = SelfPlay(config.pool_size, config.pool_every) if config.opponents == "pool" else None
         self.eval_return: float | None = None
         self.best: float | None = None
         self.good = 0  # evaluations in a row that reached stop_return
@@ -154,6 +156,7 @@ class Run:
         if saved is not None:
             with fits(saved.path):
                 self._load(saved)
+        self._snapshot()
         self._schedule()
         self.metrics = Metrics(self.folder, self.rollout.steps)
         self.report = Report(config.steps, self.rollout.steps, self.metrics, self.console)
@@ -190,6 +193,7 @@ class Run:
         """After an update: log, evaluate, checkpoint, each when due; notice why to stop."""
         config, steps, now = self.config, self.rollout.steps, time.monotonic()
         self._take_in(unrolls)
+        self._snapshot()
         if config.eval_every and steps >= self._next_eval and steps < config.steps:
             self.settle()
             self._evaluate()
@@ -208,6 +212,13 @@ class Run:
             self.recorder.add(unrolls)
         for unroll in unrolls:
             self.window.add(unroll.episodes)
+            if self.self_play is not None:
+                self.self_play.add(unroll.episodes)
+
+    def _snapshot(self) -> None:
+        """The newest policy becomes an opponent too, when that is due."""
+        if self.self_play is not None and self.self_play.due(self.rollout.steps):
+            self.rollout.keep(*self.self_play.take(self.learner.frozen(self.rollout.steps)))
 
     def finish(self) -> Result:
         """The last evaluation, the last checkpoint, the result."""
@@ -265,6 +276,7 @@ class Run:
                 ],
             },
             "restarts": self.evaluations.restarts,
+            "self_play": None if self.self_play is None else self.self_play.state(),
         }
         self._checkpoint = self.keeper.save(steps, self.learner.version, state, blocks, blind)
         self.metrics.flush()
@@ -279,6 +291,9 @@ class Run:
             self.console.note("not every stream could be brought back: those begin a new episode (exact: false)")
         self.rollout.publish(self.learner.weights(self.rollout.steps))
         self.window.load(state["window"])
+        if self.self_play is not None:
+            for place, snapshot in enumerate(self.self_play.load(state["self_play"])):
+                self.rollout.keep(place, snapshot)
         evaluation = state["evaluation"]
         self.eval_return, self.best, self.good = evaluation["return"], evaluation["best"], int(evaluation["good"])
         self.evaluated = int(evaluation["evaluated"])
@@ -307,6 +322,7 @@ class Run:
             returns = np.array([episode.ret for episode in episodes])
             lengths = np.array([episode.length for episode in episodes])
             self.eval_return = float(returns.mean())
+            outcomes = {} if self.self_play is None else self_play.shares(episodes)
             self.metrics.log(
                 weights.step,
                 {
@@ -315,6 +331,7 @@ class Run:
                     "eval/length_mean": float(lengths.mean()),
                     "eval/episodes": float(len(episodes)),
                     **team.logged("eval", self.spec, episodes),
+                    **{f"eval/{name}": share for name, share in outcomes.items()},
                 },
             )
             if self.best is None or self.eval_return > self.best:
@@ -333,8 +350,10 @@ class Run:
         return self.rollout.restarts + self.evaluations.restarts
 
     def _log(self) -> None:
-        of_agents = team.logged("rollout", self.spec, self.window.episodes)
-        self.report.log(self.learner, self.rollout, self.window, self.eval_return, self.restarts, of_agents)
+        more = team.logged("rollout", self.spec, self.window.episodes)
+        if self.self_play is not None:
+            more |= self.self_play.metrics()
+        self.report.log(self.learner, self.rollout, self.window, self.eval_return, self.restarts, more)
 
     def _restarted(self, lost: ActorLost) -> None:
         last = lost.detail.strip().splitlines()

@@ -35,6 +35,7 @@ from rollout.handle import EVALUATOR, ActorLost, Handle
 from rollout.inference import inference_of
 from rollout.local import LocalHandle
 from rollout.memory import SharedMemory
+from rollout.opponents import SEATS, Pool
 from rollout.plan import rows_of
 from rollout.rollout import Rollout
 from rollout.seat import RolloutPlan
@@ -268,6 +269,8 @@ def rollout_plan(config: RunConfig, here: World, plan: Plan) -> RolloutPlan:
         if config.record is not None:
             raise ConfigError(f"--record: the unrolls of {config.algo} stay with its actors; use another algorithm")
         ahead["reduce"] = plan.reduce
+    if config.opponents == "pool":
+        ahead["pool"] = _pool(config, here.spec, plan)
     policy = make_policy(config, here.spec)
     acting = policy()
     if not rows_agree(acting, here.spec, config.streams):
@@ -291,6 +294,19 @@ def rollout_plan(config: RunConfig, here: World, plan: Plan) -> RolloutPlan:
         deterministic=config.deterministic and plan.overlap,
         **ahead,
     )
+
+
+def _pool(config: RunConfig, spec: EnvSpec, plan: Plan) -> Pool:
+    """The pool of opponents; ConfigError where the game or the algorithm is not for that."""
+    if not spec.turns or len(spec.agents) != SEATS:
+        raise ConfigError(
+            f"--opponents pool: needs a game of two agents that take turns, as tic-tac-toe; {spec.id} is none"
+        )
+    if not isinstance(plan, StreamPlan):
+        raise ConfigError(f"--opponents pool: {config.algo} learns from a replay; use ppo, mappo, a2c, impala or appo")
+    if config.inference == "central":
+        raise ConfigError("--opponents pool: actors hold the networks of their opponents; use --inference local")
+    return Pool(config.pool_size, config.pool_share)
 
 
 def _can_be_central(config: RunConfig, plan: Plan) -> None:
@@ -341,7 +357,8 @@ class EvaluationWorker:
     """Opens the evaluating worker, and watches that it makes steps."""
 
     def __init__(self, config: RunConfig, here: World) -> None:
-        self._job = EvaluatorJob(here.spec, here.source.make, make_policy(config, here.spec))
+        at_random = config.opponents == "pool"
+        self._job = EvaluatorJob(here.spec, here.source.make, make_policy(config, here.spec), at_random)
         self._local = config.backend == "local" or config.workers == 0
         self._progress = SharedMemory(8)
         self._steps = self._progress.array(0, (1,), "int64")

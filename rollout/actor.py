@@ -20,6 +20,7 @@ from rollout.episodes import EpisodeTracker, TeamTracker, empty_rows, kept, obs_
 from rollout.inference import Asking, Ended
 from rollout.memory import SharedMemory, tree_at, tree_bytes
 from rollout.noise import RandomStart, StreamNoise
+from rollout.opponents import Opponents, Pool
 from rollout.tree import Tree, leaves, tree_map, unflatten
 from rollout.types import Trajectory
 from rollout.weights import WeightsBoard
@@ -44,6 +45,7 @@ class ActorJob:
     random_rows: int = 0  # of each stream, acted at random whatever the policy says
     credits: int = 1  # unrolls that may be under way at once
     reduce: Callable[[Any, Trajectory], Any] | None = None  # (policy, unroll) -> what is sent in the unroll's place
+    pool: Pool | None = None  # past policies as opponents
     inference: Inference | None = None  # the policy, where a server has it and none is made here
 
     @property
@@ -60,6 +62,7 @@ class Links:
     life: Any  # LIFE numbers per worker
     slots: Any = None  # observations of big unrolls
     desk: Any = None  # of a server that decides: see `Central.ticket`
+    pool: Any = ()  # of weights, one for each place of the pool of opponents
 
 
 class Life:
@@ -152,6 +155,10 @@ class Actor:
         agents = len(job.spec.agents)
         self._took = getattr(self.policy, "took", None)  # of policies that remember what they did
         self._tracker = TeamTracker(count, agents) if agents else EpisodeTracker(count)
+        self._opponents: Opponents | None = None
+        if job.pool is not None:
+            games = job.streams, job.unroll, job.pool, job.make_policy, links.pool
+            self._opponents = Opponents(job.spec, job.seed, *games)
         self.row = np.array(job.rows, np.int64)
         self.env = job.make_env(job.streams, job.incarnations)
         self._last: Rows | None = None  # the unroll before; None: streams that begin
@@ -171,6 +178,9 @@ class Actor:
         count, unroll = len(job.streams), min(length or job.unroll, job.unroll)
         rows, views = self._rows[self._slot], self._views[self._slot]
         version = self._newest()
+        opponents = self._opponents
+        if opponents is not None:
+            opponents.begin(self.row, job.incarnations)
         self._life.begin()
         try:
             self._begin()
@@ -198,6 +208,9 @@ class Actor:
                             core = self._took(core, torch.from_numpy(action))
                     if rows.alive is not None and core is not None:
                         core = kept(core, rows.alive[t])
+                    if opponents is not None:
+                        opponents.act(t, rows, self._noise_rows[t], views.obs[t], views.mask[t], action_rows[t])
+                        action = action_rows[t]
                     for name, value in act.extras.items():
                         extras.setdefault(name, []).append(value)
                     env.step(action[:count], rows, t)
@@ -230,6 +243,9 @@ class Actor:
         )
         ended = trajectory.over & ~rows.goes_on[:unroll, :count]
         episodes = self._tracker.add(trajectory.reward, ended, trajectory.valid)
+        if opponents is not None:
+            episodes = opponents.tell(episodes, ended)
+            trajectory = replace(trajectory, acting=trajectory.acting & opponents.learning(unroll))
         self.row += unroll
         slot = self._slot if len(self._rows) > 1 else None
         self._last, self._end, self._slot = rows, unroll, (self._slot + 1) % len(self._rows)
@@ -334,6 +350,7 @@ class Actor:
                     "ret": self._tracker.ret[columns].copy(),
                     "length": self._tracker.length[columns].copy(),
                     "core": None if self._core is None else self._core[columns].numpy().copy(),
+                    "game": None if self._opponents is None else self._opponents.state(columns),
                 }
             )
             column = columns.stop
@@ -353,6 +370,8 @@ class Actor:
         if self._core is not None:
             core = np.concatenate([unit["core"] for unit in units])
             self._core[: len(core)] = torch.from_numpy(core)
+        if self._opponents is not None:
+            self._opponents.load([unit["game"] for unit in units])
         self._remember(rows)
         return not began.any()
 

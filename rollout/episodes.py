@@ -11,6 +11,7 @@ import torch
 from envs.spec import EnvSpec
 from envs.vector import Rows, serial
 from rollout.noise import StreamNoise
+from rollout.opponents import AtRandom
 from rollout.tree import Tree, tree_map
 from rollout.types import Episode
 
@@ -129,6 +130,7 @@ def play(
     explore: bool = False,
     at_once: int = 64,
     frame: Callable[[Any], None] | None = None,
+    at_random: bool = False,
 ) -> list[Episode]:
     """Play one whole episode per seed, so that short episodes are not preferred.
 
@@ -140,10 +142,14 @@ def play(
         explore: sample actions, or take the most likely one.
         at_once: episodes side by side.
         frame:   called with the environment before each step of the first one (for videos).
+        at_random: of two agents one moves at random, the second in the first episode, the first in the next, and so on;
+                 the return is the other's.
     """
     episodes: list[Episode] = []
     for begin in range(0, len(seeds), at_once):
-        episodes += _play(make, spec, policy, seeds[begin : begin + at_once], explore, frame)
+        now = seeds[begin : begin + at_once]
+        other = AtRandom(spec, now, begin, LONGEST) if at_random else None
+        episodes += _play(make, spec, policy, now, explore, frame, other)
     return episodes
 
 
@@ -154,6 +160,7 @@ def _play(
     seeds: Sequence[int],
     explore: bool,
     frame: Callable[[Any], None] | None,
+    other: AtRandom | None,
 ) -> list[Episode]:
     count = len(seeds)
     env = serial(make, spec, range(count), seeds, way="none")
@@ -176,7 +183,11 @@ def _play(
                 core = None if act.core is None else kept(act.core, None if rows.alive is None else rows.alive[0])
                 if frame is not None:
                     frame(env.envs[0])
-                env.step(act.action.numpy()[:count], rows, 0)
+                action = act.action.numpy()[:count]
+                if other is not None:
+                    legal = None if rows.action_mask is None else rows.action_mask[0]
+                    action = other.act(step, legal, action)
+                env.step(action, rows, 0)
                 ret[~ended] += rows.reward[0, :count][~ended]
                 length += ~(ended | rows.first[1, :count])
                 over = rows.over(0)[:count] & ~rows.goes_on[0, :count]
@@ -190,5 +201,11 @@ def _play(
     finally:
         env.close()
     if spec.groups:
-        return [_together([Episode(r, n) for r in each]) for each, n in zip(ret.tolist(), length.tolist(), strict=True)]
+        found = [
+            _together([Episode(r, n) for r in each]) for each, n in zip(ret.tolist(), length.tolist(), strict=True)
+        ]
+        if other is None:
+            return found
+        seats = zip(found, other.seats, strict=True)
+        return [one._replace(ret=one.agents[seat], seat=seat) for one, seat in seats]
     return [Episode(float(r), int(n)) for r, n in zip(ret, length, strict=True)]

@@ -21,6 +21,7 @@ class EvaluatorJob:
     spec: EnvSpec
     make: Callable[[], Any]  # one environment
     make_policy: Callable[[], Any]
+    at_random: bool = False  # against somebody who moves so
 
 
 class Evaluator:
@@ -41,7 +42,9 @@ class Evaluator:
         def alive(_: Any) -> None:
             self._progress[0] += 1
 
-        return play(self.job.make, self.job.spec, self.policy, seeds, explore, frame=alive)
+        return play(
+            self.job.make, self.job.spec, self.policy, seeds, explore, frame=alive, at_random=self.job.at_random
+        )
 
     def close(self) -> None:
         """Nothing to close: environments live as long as a call."""

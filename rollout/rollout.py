@@ -61,6 +61,7 @@ class Rollout:
         self._board = WeightsBoard(weights.arrays)
         self._board.publish(weights)
         self._published = weights.version, weights.step
+        self._pool = [WeightsBoard(weights.arrays) for _ in range(0 if plan.pool is None else plan.pool.size)]
         self._guard = Guard(self._answer_seconds)
         shares = np.array_split(np.arange(len(plan.units)), seats)
         self._seats = [
@@ -128,6 +129,13 @@ class Rollout:
             self._board.publish(weights)
             self._published = weights.version, weights.step
 
+    def keep(self, place: int, snapshot: Weights) -> None:
+        """Let the games that begin from now on meet this one too; its version is its number."""
+        if self.plan.deterministic:
+            for seat in self._seats:
+                seat.wait_until_read(self.plan.actor_timeout, self.patience)
+        self._pool[place].publish(snapshot)
+
     def metrics(self) -> dict[str, float]:
         """What there is to log: how far weights had moved on when unrolls came in, and who waited for whom."""
         told = {"rollout/dropped": float(self.dropped)}
@@ -163,6 +171,8 @@ class Rollout:
             self._central = None
         for memory in (self._life, self._board.memory, self._slots):
             memory.close()
+        for board in self._pool:
+            board.memory.close()
 
     # --- for checkpoints; nobody may be acting ---
 
@@ -225,6 +235,7 @@ class Rollout:
             random_rows=plan.random_rows,
             credits=self._credits,
             reduce=plan.reduce,
+            pool=plan.pool,
             inference=plan.inference,
         )
 
@@ -232,14 +243,15 @@ class Rollout:
         """Put an actor on the seat."""
         job = self._job(seat)
         if self._local:
-            links = Links(self._board.memory, self._life)
+            links = Links(self._board.memory, self._life, pool=tuple(board.memory for board in self._pool))
             seat.taken(LocalHandle(seat.worker, lambda: Actor(job, links)))
         else:
             from rollout.processes import ProcessHandle
 
             weights = self._board.memory.ticket() if self._central is None else None
             desk = self._central.ticket(seat.worker) if self._central is not None else None
-            tickets = (weights, self._life.ticket(), self._slots.ticket(job), desk)
+            pool = tuple(board.memory.ticket() for board in self._pool)
+            tickets = (weights, self._life.ticket(), self._slots.ticket(job), desk, pool)
             try:
                 seat.taken(ProcessHandle(seat.worker, Build(job), *tickets))
             except (OSError, EOFError) as error:

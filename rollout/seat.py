@@ -15,6 +15,7 @@ from envs.vector import VectorEnv
 from rollout.actor import Life
 from rollout.desks import Inference
 from rollout.handle import Handle
+from rollout.opponents import Pool
 from rollout.types import Trajectory
 
 START_SECONDS = 30.0  # that an actor may take until its first step, if the timeout is shorter
@@ -44,6 +45,7 @@ class RolloutPlan:
     shorten: bool = False  # whether an actor that is many times slower than the others is given shorter unrolls
     deterministic: bool = False  # unrolls are taken in turns, and weights are published when all have read theirs
     reduce: Callable[[Any, Trajectory], Any] | None = None  # what actors make of their unrolls: see `ActorJob`
+    pool: Pool | None = None  # of past policies, as opponents
     inference: Inference | None = None  # a server decides for all actors with such a policy; None: each has its own
 
 

@@ -15,6 +15,7 @@ from envs.spec import BESIDE
 from rollout.tree import Tree
 
 Array = Any  # numpy in actors, torch in the learner
+NEWEST = -1  # in place of a snapshot's number: the policy that learns
 
 
 class Episode(NamedTuple):
@@ -23,6 +24,8 @@ class Episode(NamedTuple):
     ret: float  # of several agents, the sum over them
     length: int
     agents: tuple[float, ...] = ()  # the return of each, where there are several
+    seat: int = 0  # which of them was the learner's, where it has opponents
+    opponent: int = NEWEST  # the number of the snapshot that the others were played by
 
 
 @dataclass(frozen=True, slots=True)

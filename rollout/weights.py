@@ -14,6 +14,11 @@ from rollout.types import Weights
 HEAD = 4  # int64s before a copy: sequence at the beginning, version, step, sequence at the end
 
 
+def published(memory: SharedMemory) -> bool:
+    """Whether anything was, into a board's memory."""
+    return int(memory.array(0, (1,), np.int64)[0]) > 0
+
+
 class WeightsBoard:
     """Where the learner publishes and actors read.
 

@@ -97,24 +97,37 @@ def test_rows_of_others_teach_nothing(algo: str) -> None:
     assert not all(torch.equal(x, expected[name]) for name, x in third.policy.state_dict().items())
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_running_returns_are_those_of_turns(seed: int) -> None:
-    """Each learnt turn's return so far is counted once, and nothing else is."""
-    algorithm = learner("ppo", normalize_return=True)
-    batch = games(SPEC, seed)
-    algorithm.observe(batch)
+def running(batch: Trajectory, b: int, n: int, carry: float, returns: list[float]) -> float:
+    """Adds the return so far at each turn that is learnt from. Takes and gives what is carried between unrolls."""
+    turns, last = turns_of(batch, b, n), 0.0
+    known = learnt(turns, int(batch.made[b]), 3)
+    for number, turn in enumerate(turns):
+        before = slice(0, turn.row + 1)
+        goes_on = bool(batch.alive[before, b, n].all()) and not bool(batch.first[before, b].any())
+        if number == 0:
+            last = carry if goes_on else 0.0
+        if any(turn is one for one in known):
+            last = 0.99 * last + turn.reward
+            returns.append(last)
+        last = 0.0 if turn.ended else last
+    return last
 
-    for number, one in enumerate(algorithm.inner):
-        seat = algorithm.seats[number]
-        returns = []
+
+@pytest.mark.parametrize("seed", range(12))
+def test_running_returns_are_those_of_turns(seed: int) -> None:
+    """Each learnt turn's return so far is counted once, over the border of unrolls too, and nothing else is."""
+    algorithm = learner("ppo", normalize_return=True)
+    one, two = games(SPEC, seed), games(SPEC, seed + 100)
+    two = replace(two, row=one.made)
+    algorithm.observe(one)
+    algorithm.observe(two)
+
+    for number, inner in enumerate(algorithm.inner):
+        seat, returns = algorithm.seats[number], list[float]()
         for b in range(4):
             for n in range(seat.agents.start, seat.agents.stop):
-                running, known = 0.0, turns_of(batch, b, n)
-                for turn in learnt(known, int(batch.made[b]), 3):
-                    before = next((t for t in known if t.follows is turn), None)
-                    running = (0.0 if before is None else 0.99 * running) + turn.reward
-                    returns.append(running)
-        scale = one.policy.return_scale
+                running(two, b, n, running(one, b, n, 0.0, returns), returns)
+        scale = inner.policy.return_scale
         assert int(scale.count) == len(returns)
         assert float(scale.mean) == pytest.approx(sum(returns) / max(len(returns), 1), abs=1e-6)
 

@@ -58,7 +58,11 @@ CASES = [
         id="iql, last actions, named policies",
     ),
     pytest.param(["--algo", "vdn", "--env", "tic-tac-toe", *TEAM, "--length", "3"], id="vdn, in turns"),
-    pytest.param([*SHORT, "--env", "tic-tac-toe", "--workers", "0", "--normalize-return"], id="ppo, in turns"),
+    pytest.param(
+        [*SHORT, "--env", "tic-tac-toe", "--workers", "0", "--normalize-return"]
+        + ["--opponents", "pool", "--pool-size", "3", "--pool-every", "90"],
+        id="ppo, in turns, against a pool",
+    ),
     pytest.param(["--algo", "qmix", "--env", "two-step", *TEAM, "--replay-on-disk"], id="qmix, state, on disk"),
     pytest.param(["--algo", "maddpg", "--env", "generations", *ACTORS], id="maddpg, agents that die"),
     pytest.param(["--algo", "maddpg", "--env", "spread", *ACTORS, "--noise-end", "0"], id="maddpg, box"),

@@ -60,6 +60,7 @@ def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
         ("maddpg", Masked, {"share": "none"}),
         ("maddpg", "spread", {"noise": 0.3, "noise_end": 0.0, "widths": (64, 64)}),
         ("ppo", "tic-tac-toe", {"normalize_return": True, "widths": (16,)}),
+        ("ppo", "tic-tac-toe", {"opponents": "pool", "pool_every": 50, "pool_size": 3, "widths": (16,)}),
     ],
 )
 def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -103,6 +104,10 @@ def test_one_server_may_decide_for_all_agents(algo: str, settings: dict[str, Any
         ("--algo qmix --env two-step --share agent_0=a", "two-step: agent_1 has no policy in share"),
         ("--algo qmix --env two-step --share agent_0=,agent_1=b", "--share must name the policy of each agent in"),
         ("--algo qmix --env two-step --length 0", "--length must be at least 1, got 0"),
+        ("--algo iql --env tic-tac-toe --opponents pool", "--opponents pool: iql learns from a replay; use ppo,"),
+        ("--algo ppo --env two-step --opponents pool", "--opponents pool: needs a game of two agents that take turns,"),
+        ("--algo ppo --env CartPole-v1 --opponents pool", "--opponents pool: needs a game of two agents that take"),
+        ("--algo ppo --env tic-tac-toe --opponents me", "--opponents "),
         ("--algo vdn --env two-step --mixer-width 3", "unknown flag --mixer-width"),
     ],
 )
