@@ -102,7 +102,7 @@ class TeamActors(nn.Module):
         if joint is None:
             return [None] * len(self.shapes)
         parts = torch.split(joint, [n * a for n, a in self.shapes], -1)
-        return [part.unflatten(-1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return [part.view(*part.shape[:-1], *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def schedule(self, progress: float) -> None:
         """Set sigma for the share of the run that is done."""

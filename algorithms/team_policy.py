@@ -95,7 +95,7 @@ class TeamNetwork(nn.Module):
 
     def forward(self, obs: Tree, fresh: Tensor, last: Tensor | None = None) -> Tensor:
         """{group: tree of [T, B, n, *O]}, [T, B, N] where memory begins, and last actions as `step`, to [T, B, N, A]"""
-        fresh_of, last_of = self.apart(fresh), self.apart(last)
+        fresh_of, last_of = torch.split(fresh, self.sizes, -1), self.apart(last)
         return self.together(
             [net.forward(obs[name], fresh_of[n], last_of[n]) for n, (name, net) in enumerate(self.named())]
         )

@@ -179,7 +179,7 @@ class Team(gymnasium.Env[Any, Any]):
 
     def _of_each(self, told: dict[str, Any], dtype: type) -> np.ndarray:
         """[N] what a step told, 0 where it told nothing."""
-        found = np.zeros(len(self.agents), dtype)
+        found: np.ndarray = np.zeros(len(self.agents), dtype)
         for agent, value in told.items():
             found[self._at(agent)] = value
         return found
