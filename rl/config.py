@@ -33,10 +33,6 @@ def _tenth(data: dict[str, Any]) -> int:
     return max(1, int(data["steps"]) // 10)
 
 
-def _twentieth(data: dict[str, Any]) -> int:
-    return max(1, int(data["steps"]) // 20)
-
-
 class RunConfig(BaseModel):
     """A run, settled: every value is the one that is used. Numbers that depend on others are filled in at birth."""
 
@@ -58,7 +54,6 @@ class RunConfig(BaseModel):
         "auto", description="environments one by one, or their own vector form; auto decides by the number of streams"
     )
 
-    # who plays against it, in a game of two that take turns
     opponents: Literal["newest", "pool"] = Field(
         "newest", description="who plays against the learner in games of two: its newest policy, or past ones too"
     )
@@ -71,20 +66,15 @@ class RunConfig(BaseModel):
     max_seconds: float | None = Field(None, gt=0, description="ends the run after so many seconds")
     seed: int = Field(0, ge=0, description="every random number of the run follows from it")
 
-    # the pool of past policies, with opponents pool
-    pool_size: int = Field(10, ge=1, description="snapshots kept, with opponents pool; the oldest makes room")
+    # with opponents pool
+    pool_size: int = Field(10, ge=1, description="past policies kept as opponents; the oldest makes room")
     pool_every: int = Field(
-        default_factory=_twentieth,
+        default_factory=lambda data: max(1, int(data["steps"]) // 20),
         ge=1,
-        description="steps between snapshots, with opponents pool",
+        description="steps after which the policy joins the pool of opponents",
         json_schema_extra={"default": "a twentieth of the run"},
     )
-    pool_share: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="share of games against a snapshot, with opponents pool; the others are against itself",
-    )
+    pool_share: float = Field(0.5, ge=0, le=1, description="share of games against one of the pool, not against itself")
 
     # who works where
     streams: int = Field(

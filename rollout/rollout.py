@@ -123,18 +123,18 @@ class Rollout:
     def publish(self, weights: Weights) -> None:
         """Let the unrolls that begin from now on use these weights."""
         if (weights.version, weights.step) != self._published:  # running statistics move without an update too
-            if self.plan.deterministic:
-                for seat in self._seats:
-                    seat.wait_until_read(self.plan.actor_timeout, self.patience)
+            self._until_read()
             self._board.publish(weights)
             self._published = weights.version, weights.step
 
     def keep(self, place: int, snapshot: Weights) -> None:
         """Let the games that begin from now on meet this one too; its version is its number."""
-        if self.plan.deterministic:
-            for seat in self._seats:
-                seat.wait_until_read(self.plan.actor_timeout, self.patience)
+        self._until_read()
         self._pool[place].publish(snapshot)
+
+    def _until_read(self) -> None:
+        for seat in self._seats if self.plan.deterministic else ():
+            seat.wait_until_read(self.plan.actor_timeout, self.patience)
 
     def metrics(self) -> dict[str, float]:
         """What there is to log: how far weights had moved on when unrolls came in, and who waited for whom."""
@@ -169,7 +169,7 @@ class Rollout:
         if self._central is not None:
             self._central.close()
             self._central = None
-        for memory in (self._life, self._board.memory, self._slots):
+        for memory in (self._life, self._slots, self._board.memory):
             memory.close()
         for board in self._pool:
             board.memory.close()
@@ -185,12 +185,7 @@ class Rollout:
 
     def blind_state(self) -> dict[str, Any]:
         """The same where actors cannot be asked: every stream will begin anew, as its next incarnation."""
-        return {
-            "units": [],
-            "rows": self.rows.copy(),
-            "incarnations": self.incarnations + 1,
-            **self._counts(),
-        }
+        return {"units": [], "rows": self.rows.copy(), "incarnations": self.incarnations + 1, **self._counts()}
 
     def _counts(self) -> dict[str, Any]:
         turn = [self._turn, len(self._seats)]
@@ -243,14 +238,14 @@ class Rollout:
         """Put an actor on the seat."""
         job = self._job(seat)
         if self._local:
-            links = Links(self._board.memory, self._life, pool=tuple(board.memory for board in self._pool))
+            links = Links(self._board.memory, self._life, pool=[board.memory for board in self._pool])
             seat.taken(LocalHandle(seat.worker, lambda: Actor(job, links)))
         else:
             from rollout.processes import ProcessHandle
 
             weights = self._board.memory.ticket() if self._central is None else None
             desk = self._central.ticket(seat.worker) if self._central is not None else None
-            pool = tuple(board.memory.ticket() for board in self._pool)
+            pool = [board.memory.ticket() for board in self._pool]
             tickets = (weights, self._life.ticket(), self._slots.ticket(job), desk, pool)
             try:
                 seat.taken(ProcessHandle(seat.worker, Build(job), *tickets))

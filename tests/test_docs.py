@@ -158,10 +158,12 @@ ONLY = {"warmup": 580, "max_lag": 50}  # for those algorithms that have them
 def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Every name that runs of on-policy and off-policy algorithms write."""
     found: set[str] = set()
+    worlds = {"td3": "probe:box", "ddpg": "probe:box", "mappo": "tic-tac-toe"}
     for algo in names():
         result = rl.train(
             algo=algo,
-            env="two-step" if for_several(algo) else "probe:box" if algo in ("td3", "ddpg") else "CartPole-v1",
+            env=worlds.get(algo, "two-step" if for_several(algo) else "CartPole-v1"),
+            opponents="pool" if algo == "mappo" else "newest",
             preset="none",
             steps=600,
             **{key: value for key, value in ONLY.items() if key in settings_class(algo).model_fields},
