@@ -95,10 +95,8 @@ class TeamNetwork(nn.Module):
 
     def forward(self, obs: Tree, fresh: Tensor, last: Tensor | None = None) -> Tensor:
         """{group: tree of [T, B, n, *O]}, [T, B, N] where memory begins, and last actions as `step`, to [T, B, N, A]"""
-        fresh_of, last_of = torch.split(fresh, self.sizes, -1), self.apart(last)
-        return self.together(
-            [net.forward(obs[name], fresh_of[n], last_of[n]) for n, (name, net) in enumerate(self.named())]
-        )
+        parts = zip(self.named(), torch.split(fresh, self.sizes, -1), self.apart(last), strict=True)
+        return self.together([net.forward(obs[name], begins, did) for (name, net), begins, did in parts])
 
     def step(self, obs: Tree, core: Tensor | None, last: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """{group: tree of [B, n, *O]} and [B, C] to [B, N, A] and the next core.
@@ -207,8 +205,10 @@ class TeamQPolicy(nn.Module):
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """Everybody's action, [B, N]. Noise, for each agent: whether to explore, then a score of each action."""
-        seen = self.config.last_action
-        memory, last = self.carried.apart(core) if seen and core is not None else (core, None)
+        seen, memory = self.config.last_action, core
+        last: Tensor | None = None
+        if seen and core is not None:
+            memory, last = self.carried.apart(core)
         score, memory = self.net.step(obs, memory, last)  # [B, N, A]
         if explore:
             drawn = noise.view(-1, self.net.agents, 1 + self.net.actions)

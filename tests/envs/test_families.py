@@ -39,7 +39,7 @@ GAMES = [
     game("pettingzoo.butterfly.knights_archers_zombies_v11", "pymunk", "qmix"),
     game("pettingzoo.classic.connect_four_v3", "rlcard", "vdn"),
     game("pettingzoo.classic.leduc_holdem_v4", "rlcard", "iql"),
-    game("pettingzoo.sisl.multiwalker_v9", "Box2D", "mappo"),
+    game("pettingzoo.sisl.multiwalker_v9", "Box2D", "mappo", 100, env_args={"max_cycles": 60}),
     game("magent2.environments.battle_v4", "magent2", "iql", 100, env_args={"map_size": 12, "max_cycles": 40}),
 ]
 
