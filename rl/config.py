@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_origin
 
@@ -17,6 +15,7 @@ import algorithms
 from rl import presets
 from rl.errors import CheckpointError, ConfigError
 from rl.explain import explain, unknown
+from rl.file import Given, read
 from rl.flags import from_text, kinds, spelled, whole
 
 M = TypeVar("M", bound=BaseModel)
@@ -205,22 +204,12 @@ class RunConfig(BaseModel):
 
 
 RUN_FILE = "run.json"
-# Tables of a file that are no algorithm's settings.
-TABLES = ("env_args", "share")
 # Not flags: they follow from the others.
 INNER = ("settings", "preset_file", "reloadable")
 # What `--resume` may change.
 RESUME = ("steps", "workers", "json", "quiet", "max_seconds")
 # What belongs to one call, not to the run, and is forgotten when it is resumed.
 CALL = {"json": False, "quiet": False, "max_seconds": None}
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A value and where it came from, as an error names it."""
-
-    value: Any
-    origin: str
 
 
 def load(given: Mapping[str, Any], file: str | Path | None = None, text: bool = False) -> RunConfig:
@@ -324,46 +313,6 @@ def saved(folder: Path) -> dict[str, Any]:
     if not (isinstance(data, dict) and "algo" in data and isinstance(data.get("settings"), dict)):
         raise CheckpointError(f"{file} is damaged: its config is no table with an algorithm and its settings")
     return data
-
-
-def read(file: Path, name: str) -> dict[str, Given]:
-    """A TOML file as `key` and `table.key`, each with its line. `name` is what errors call the file."""
-    try:
-        text = file.read_text()
-        tables = tomllib.loads(text)
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: is not TOML: {error}") from None
-    found: dict[str, Given] = {}
-    for key, value in tables.items():
-        if isinstance(value, dict) and key not in TABLES:
-            if key not in algorithms.names():
-                raise ConfigError(
-                    f"{name}, line {line_of(text, '', key)}: {unknown('table', key, algorithms.names(), '[{}]'.format)}"
-                )
-            for inner, item in value.items():
-                found[f"{key}.{inner}"] = Given(item, f"{name}, line {line_of(text, key, inner)}")
-        else:
-            found[key] = Given(value, f"{name}, line {line_of(text, '', key)}")
-    return found
-
-
-def line_of(text: str, table: str, key: str) -> int:
-    """The line of a TOML text that sets `key` of `table`, or that opens the table `key`; 1 where it is not seen."""
-    current = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line)
-        if header:
-            current = header[1].strip("\"'")
-            if not table and current.split(".")[0] == key:
-                return number
-        name = re.match(r"\s*[\"']?([\w.-]+)[\"']?\s*=", line)
-        if name and (
-            (name[1] == key and current == table) or f"{current}.{name[1]}".strip(".") == f"{table}.{key}".strip(".")
-        ):
-            return number
-    return 1
 
 
 def _settings_class(algo: Any, origins: Mapping[str, str]) -> type[BaseModel]:

@@ -40,7 +40,7 @@ from rollout.plan import rows_of
 from rollout.rollout import Rollout
 from rollout.seat import RolloutPlan
 from rollout.types import Weights
-from rollout.widths import InBlocks, rows_agree
+from rollout.widths import InBlocks, rows_agree, rows_move
 
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -273,8 +273,9 @@ def rollout_plan(config: RunConfig, here: World, plan: Plan) -> RolloutPlan:
         ahead["pool"] = _pool(config, here.spec, plan)
     policy = make_policy(config, here.spec)
     acting = policy()
-    if not rows_agree(acting, here.spec, config.streams):
-        policy = functools.partial(_in_blocks, policy)
+    alone = bool(here.spec.groups) and not rows_move(acting, here.spec)
+    if alone or not rows_agree(acting, here.spec, config.streams):
+        policy = functools.partial(_in_blocks, policy, alone)
     if config.inference == "central":
         _can_be_central(config, plan)
         ahead["inference"] = inference_of(acting, here.spec, config.device)
@@ -337,8 +338,8 @@ def random_rows(plan: Plan, streams: int) -> int:
     return -(-plan.warmup // streams) if isinstance(plan, ReplayPlan) and plan.random_start else 0
 
 
-def _in_blocks(policy: Callable[[], Any]) -> InBlocks:
-    return InBlocks(policy())
+def _in_blocks(policy: Callable[[], Any], alone: bool) -> InBlocks:
+    return InBlocks(policy(), alone)
 
 
 def _vector(here: World, seed: int, streams: Sequence[int], incarnations: Sequence[int]) -> VectorEnv:

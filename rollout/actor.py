@@ -200,9 +200,8 @@ class Actor:
                     core, action = act.core, act.action.numpy()
                     action_rows[t] = action
                     if at_random:
-                        self._start.replace(
-                            t, action_rows[t], None if rows.action_mask is None else rows.action_mask[t]
-                        )
+                        legal = None if rows.action_mask is None else rows.action_mask[t]
+                        self._start.replace(t, action_rows[t], legal)
                         action = action_rows[t]
                         if self._took is not None and core is not None:
                             core = self._took(core, torch.from_numpy(action))

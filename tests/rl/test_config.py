@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from algorithms.settings import PPOConfig
 from rl import config as config_module
 from rl import presets
-from rl.config import RunConfig, line_of, load, reload, saved
+from rl.config import RunConfig, load, reload, saved
 from rl.errors import CheckpointError, ConfigError
+from rl.file import line_of
 
 
 @pytest.fixture

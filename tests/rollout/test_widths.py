@@ -14,7 +14,7 @@ from envs.make import look, resolve
 from envs.spec import EnvSpec
 from rl.config import load
 from rl.setup import make_policy, rollout_plan, world
-from rollout.widths import InBlocks, rows_agree
+from rollout.widths import InBlocks, rows_agree, rows_move
 
 ENVS = ["CartPole-v1", "probe:multi-discrete", "probe:multi-binary", "probe:box", "probe:box3", "probe:masked"]
 
@@ -74,6 +74,22 @@ def test_bits_that_change_no_choice_are_found(algo: str) -> None:
     setattr(inner, name, mixed)
     assert not rows_agree(policy, spec, 33)
     assert rows_agree(InBlocks(policy), spec, 33)
+
+
+@pytest.mark.parametrize("algo", ["maddpg", "ppo"])
+def test_rows_that_depend_on_where_they_stand_are_computed_alone(algo: str) -> None:
+    """Three agents are three rows for each stream. Layers of 64 do not mind; those of 8 do, on some processors."""
+    policy, spec = replaying(algo, "spread", widths=(64, 64))
+    assert rows_move(policy, spec)
+    real = policy.act
+
+    def leans(*args: Any) -> Act:
+        act = real(*args)
+        return Act(act.action + torch.arange(len(act.action))[:, None] * 1e-6, act.extras, act.core)
+
+    policy.act = leans
+    assert not rows_move(policy, spec)
+    assert rows_move(InBlocks(policy, alone=True), spec)
 
 
 class Mixed:
