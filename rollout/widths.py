@@ -1,9 +1,9 @@
 """Whether a policy's rows have the same bits in every batch, and what to do where they have not.
 
 A matrix product takes another path through the processor for narrow batches. From WIDTH rows on, in multiples of it,
-the paths agree for the networks we ship; a user's network is tested, and cut into blocks of WIDTH rows if it fails. Of
-several agents there is more than a row for each stream, and with very narrow layers the last of them take a path of
-their own: then each stream is computed as the first of a block.
+the paths agree for the networks we ship; a user's network is tested, and cut into blocks of WIDTH rows if it fails. In
+layers of fewer than about ten units the last rows of a batch can take a path of their own: then each stream is computed
+as the first of a block.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
         ("mappo", "two-step", {"share": "none"}),
         ("maddpg", "generations", {}),
         ("maddpg", Masked, {"share": "none"}),
-        ("maddpg", "spread", {"noise": 0.3, "noise_end": 0.0, "widths": (64, 64)}),
+        ("maddpg", "spread", {"noise": 0.3, "noise_end": 0.0}),
         ("ppo", "tic-tac-toe", {"normalize_return": True, "widths": (16,)}),
         ("ppo", "tic-tac-toe", {"opponents": "pool", "pool_every": 50, "pool_size": 3, "widths": (16,)}),
     ],

@@ -85,7 +85,8 @@ def test_rows_that_depend_on_where_they_stand_are_computed_alone(algo: str) -> N
 
     def leans(*args: Any) -> Act:
         act = real(*args)
-        return Act(act.action + torch.arange(len(act.action))[:, None] * 1e-6, act.extras, act.core)
+        where = torch.arange(len(act.action)).view(-1, *(1,) * (act.action.ndim - 1))
+        return Act(act.action + 1e-6 * where, act.extras, act.core)
 
     policy.act = leans
     assert not rows_move(policy, spec)
