@@ -273,7 +273,7 @@ def rollout_plan(config: RunConfig, here: World, plan: Plan) -> RolloutPlan:
         ahead["pool"] = _pool(config, here.spec, plan)
     policy = make_policy(config, here.spec)
     acting = policy()
-    alone = not rows_move(acting, here.spec)
+    alone = not rows_move(acting, here.spec, config.streams)
     if alone or not rows_agree(acting, here.spec, config.streams):
         policy = functools.partial(_in_blocks, policy, alone)
     if config.inference == "central":

@@ -48,7 +48,6 @@ def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
 @pytest.mark.parametrize(
     ("algo", "env", "settings"),
     [
-        ("qmix", "generations", {"memory": "gru"}),
         ("qmix", "generations", {"memory": "gru", "last_action": True}),
         ("qmix", "two-step", {}),
         ("vdn", "tic-tac-toe", {"length": 2}),
@@ -69,7 +68,13 @@ def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tm
 
     assert spread.fingerprint == expected.fingerprint
     assert (spread.eval_return, spread.train_return) == (expected.eval_return, expected.train_return)
-    assert train(tmp_path, algo, env, seed=1, **settings).fingerprint != expected.fingerprint
+
+
+@pytest.mark.parametrize("algo", ["qmix", "ppo", "maddpg"])
+def test_another_seed_is_another_run(algo: str, tmp_path: Path) -> None:
+    one, other = (train(tmp_path, algo, "two-step", steps=100, seed=seed) for seed in (0, 1))
+
+    assert one.fingerprint != other.fingerprint
 
 
 @pytest.mark.usefixtures("fork_server")

@@ -80,7 +80,7 @@ def test_bits_that_change_no_choice_are_found(algo: str) -> None:
 def test_rows_that_depend_on_where_they_stand_are_computed_alone(algo: str) -> None:
     """Three agents are three rows for each stream. Layers of 64 do not mind; those of 8 do, on some processors."""
     policy, spec = replaying(algo, "spread", widths=(64, 64))
-    assert rows_move(policy, spec)
+    assert rows_move(policy, spec, 16)
     real = policy.act
 
     def leans(*args: Any) -> Act:
@@ -89,8 +89,8 @@ def test_rows_that_depend_on_where_they_stand_are_computed_alone(algo: str) -> N
         return Act(act.action + 1e-6 * where, act.extras, act.core)
 
     policy.act = leans
-    assert not rows_move(policy, spec)
-    assert rows_move(InBlocks(policy, alone=True), spec)
+    assert not rows_move(policy, spec, 16)
+    assert rows_move(InBlocks(policy, alone=True), spec, 16)
 
 
 class Mixed:
