@@ -50,8 +50,9 @@ def gradient(algorithm: MixedQ, batch: Trajectory) -> torch.Tensor:
     ids=["double", "single", "gru", "last action", "both"],
 )
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-@pytest.mark.parametrize("told", [True, False], ids=["state", "joined"])
-@pytest.mark.parametrize("turns", [False, True], ids=["at once", "in turns"])
+@pytest.mark.parametrize(
+    ("told", "turns"), [(True, False), (False, False), (True, True)], ids=["state", "joined", "in turns"]
+)
 @pytest.mark.parametrize("algo", ["qmix", "vdn", "iql"])
 def test_the_loss_equals_one_written_anew(algo, turns, told, masked, settings):
     """Agents that come and leave, groups of unequal actions, padding; online and target weights apart."""

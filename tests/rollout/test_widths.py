@@ -31,6 +31,7 @@ def test_our_networks_agree(env: str, memory: str) -> None:
     spec = look(resolve(env), 0)
     policy = make_policy(config, spec)()
     assert all(rows_agree(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
+    assert all(rows_move(policy, spec, streams) for streams in (1, 17, 100))
 
 
 REPLAYS: list[tuple[str, str, dict[str, Any]]] = [
@@ -50,6 +51,7 @@ REPLAYS: list[tuple[str, str, dict[str, Any]]] = [
 def test_our_networks_that_learn_from_a_replay_agree(algo: str, env: str, given: dict[str, Any]) -> None:
     policy, spec = replaying(algo, env, **given)
     assert all(rows_agree(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
+    assert all(rows_move(policy, spec, streams) for streams in (1, 17, 100))
 
 
 def replaying(algo: str, env: str, **given: Any) -> tuple[Any, EnvSpec]:
