@@ -121,7 +121,7 @@ class Team(gymnasium.Env[Any, Any]):
             )
         obs, infos = found
         if self.joint.kind != "box":
-            self._masked |= any(MASK in info for info in infos.values() if isinstance(info, dict))
+            self._masked |= bool(_masks(infos))
         if self._has_state is None:
             self._has_state = self._state() is not None
         nobody = np.zeros(len(self.agents), bool)
@@ -204,10 +204,9 @@ class Team(gymnasium.Env[Any, Any]):
             acting = np.array([agent == self.game.turn for agent in self.agents]) & alive
         shown = {agent: self._own(agent, obs[agent]) if agent in obs else self._absent[agent] for agent in self.agents}
         info: dict[str, Any] = {AGENTS: Told(reward, terminated, truncated, alive, acting, self._state())}
-        late = None if self._masked or self.joint.kind == "box" else next((a for a in infos if MASK in infos[a]), None)
-        if late is not None:
+        if not self._masked and self.joint.kind != "box" and (late := _masks(infos)):
             raise ValueError(
-                f"agent {late!r} came with a mask of actions in its info, and at the reset nobody had one: give one "
+                f"agent {late[0]!r} came with a mask of actions in its info, and at the reset nobody had one: give one "
                 "from the first reset on, all ones where all is legal"
             )
         if self._masked:
@@ -371,6 +370,11 @@ def _out_of_time(env: Any) -> bool:
         if isinstance(made, int) and isinstance(most, int) and most and made >= most:
             return bool(np.any(getattr(env, "field", True)))
     return False
+
+
+def _masks(infos: dict[str, Any]) -> list[str]:
+    """The agents whose infos have a mask of actions."""
+    return [agent for agent, info in infos.items() if isinstance(info, dict) and MASK in info]
 
 
 def _told(found: Any) -> str:

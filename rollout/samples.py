@@ -12,7 +12,7 @@ from rollout.types import Trajectory, Transition
 
 ENDS = ("terminated", "truncated")
 PAIR = np.array([[0], [1]])  # a row and the one after it
-ONGOING = (np.arange(32, dtype=np.uint8) & TERMINATED == 0).astype(np.float32)  # by flag
+ONGOING = (np.arange(256, dtype=np.uint8) & TERMINATED == 0).astype(np.float32)  # by flag
 
 
 def transitions(

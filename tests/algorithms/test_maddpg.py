@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from oracles.maddpg import FLYER, SWIMMER, Oracle, Params, box_spec, params_of, rows
-from oracles.teams import THREE, TWO, team_spec
+from oracles.teams import THREE, TWO, poisoned, team_spec
 from torch.testing import assert_close
 
 from algorithms import settings_class
@@ -103,24 +103,7 @@ def test_nothing_is_learnt_from_padding(kind):
     algorithm = make(spec)
     batch = rows(spec, 1)
     noise = algorithm.noise(batch)
-    pads = ~batch.valid  # [T, B]
-    assert pads.any()
-    after = torch.cat([torch.zeros_like(pads[:1]), pads])  # rows that are no successor either
-
-    def poison(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        x = x.clone()
-        x[rows] = 1 if x.dtype == torch.int64 else True if x.dtype == torch.bool else 1e6
-        return x
-
-    changed = replace(
-        batch,
-        obs=tree_map(lambda x: poison(x, after), batch.obs),
-        state=poison(batch.state, after),
-        action_mask=None if batch.action_mask is None else poison(batch.action_mask, after),
-        alive=poison(batch.alive, after),
-        action=poison(batch.action, pads),
-        reward=poison(batch.reward, pads),
-    )
+    changed = poisoned(batch)
 
     for found, expected in zip(gradients(algorithm, changed, noise), gradients(algorithm, batch, noise), strict=True):
         assert expected.any()

@@ -115,7 +115,9 @@ def _others(parts: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(
-    ("algo", "spec"), [("sac", BOX), ("sac", DISCRETE), ("td3", BOX), ("ddpg", BOX)], ids=["box", "discrete", "", ""]
+    ("algo", "spec"),
+    [("sac", BOX), ("sac", DISCRETE), ("td3", BOX), ("ddpg", BOX)],
+    ids=["sac", "discrete sac", "td3", "ddpg"],
 )
 def test_all_step_sizes_fall_together(algo: str, spec: EnvSpec) -> None:
     """Halfway to nothing an update is that with half of each; at the end nothing that is learnt moves."""

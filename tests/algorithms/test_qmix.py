@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from oracles.acting import Bench
-from oracles.teams import THREE, TWO, episodes, team_loss, team_spec, weights_of
+from oracles.teams import THREE, TWO, episodes, poisoned, team_loss, team_spec, weights_of
 from torch.testing import assert_close
 
 from algorithms import algorithm_class, settings_class
@@ -70,30 +70,14 @@ def test_the_loss_equals_one_written_anew(algo, turns, told, masked, settings):
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("settings", [{}, GRU, LAST], ids=["plain", "gru", "last action"])
+@pytest.mark.parametrize("turns", [False, True], ids=["at once", "in turns"])
 @pytest.mark.parametrize("algo", ["qmix", "vdn", "iql"])
-def test_nothing_is_learnt_from_padding(algo, settings):
+def test_nothing_is_learnt_from_padding(algo, turns, settings):
     """What lies behind an episode's last observation may be anything: the gradient is the same to the bit."""
-    spec = team_spec(THREE, TWO, masked=True)
+    spec = team_spec(THREE, TWO, masked=True, turns=turns)
     algorithm = make(algo, spec, **settings)
     batch = episodes(spec, 1)
-    pads = ~batch.valid  # [T, B]
-    assert pads.any()
-    after = torch.cat([torch.zeros_like(pads[:1]), pads])  # rows that are no successor either
-
-    def poison(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        x = x.clone()
-        x[rows] = 1 if x.dtype == torch.int64 else True if x.dtype == torch.bool else 1e6
-        return x
-
-    changed = replace(
-        batch,
-        obs=tree_map(lambda x: poison(x, after), batch.obs),
-        state=poison(batch.state, after),
-        action_mask=poison(batch.action_mask, after),
-        alive=poison(batch.alive, after),
-        action=poison(batch.action, pads),
-        reward=poison(batch.reward, pads),
-    )
+    changed = poisoned(batch)
 
     assert torch.equal(gradient(algorithm, changed), gradient(algorithm, batch))
 

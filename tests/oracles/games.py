@@ -168,10 +168,10 @@ class Two(ParallelEnv):
         return self.see(), dict.fromkeys(each, 1.0), dict.fromkeys(each, False), dict.fromkeys(each, False), none
 
 
-class EndOfRound(AECEnv):
-    """Two agents in turns, three rounds; who plays 1 is paid 1, the other twice that, both when the round is over."""
+class InTurns(AECEnv):
+    """Two agents that act in turns, two actions each; what they see is made by `observe`, who is paid what by `pay`."""
 
-    metadata: ClassVar[dict[str, Any]] = {"name": "end_of_round", "is_parallelizable": False}
+    metadata: ClassVar[dict[str, Any]] = {"name": "in_turns", "is_parallelizable": False}
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,53 +180,6 @@ class EndOfRound(AECEnv):
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
         return spaces.Box(0.0, 9.0, (1,), np.float32)
-
-    def action_space(self, agent: str) -> spaces.Space[Any]:
-        return spaces.Discrete(2)
-
-    def observe(self, agent: str) -> np.ndarray:
-        return np.full(1, self.round, np.float32)
-
-    def reset(self, seed: int | None = None, options: Any = None) -> None:
-        self.agents, self.round = list(self.possible_agents), 0
-        self.rewards = dict.fromkeys(self.agents, 0.0)
-        self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
-        self.terminations, self.truncations = dict.fromkeys(self.agents, False), dict.fromkeys(self.agents, False)
-        self.infos: dict[str, Any] = {agent: {} for agent in self.agents}
-        self.agent_selection = "a_0"
-
-    def step(self, action: int | None) -> None:
-        agent = self.agent_selection
-        if self.terminations[agent]:
-            self._was_dead_step(action)
-            return
-        self._cumulative_rewards[agent] = 0.0
-        other = self.possible_agents[1 - self.possible_agents.index(agent)]
-        if agent == "a_0":  # `rewards` stand as they are until the round is over
-            self.first = action
-        else:
-            self.rewards = {"a_0": float(self.first + 2 * action), "a_1": float(action + 2 * self.first)}
-            self._accumulate_rewards()
-            self.round += 1
-            self.terminations = dict.fromkeys(self.agents, self.round == 3)
-        self.agent_selection = other
-
-
-class Toll(AECEnv):
-    """Two agents in turns, ten each, who see nothing. Action 0 costs its agent 1; each turn of the other pays it 10.
-
-    The best is never 0, and worth 200 together.
-    """
-
-    metadata: ClassVar[dict[str, Any]] = {"name": "toll", "is_parallelizable": False}
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.possible_agents = ["a_0", "a_1"]
-        self.render_mode = None
-
-    def observation_space(self, agent: str) -> spaces.Space[Any]:
-        return spaces.Box(0.0, 1.0, (1,), np.float32)
 
     def action_space(self, agent: str) -> spaces.Space[Any]:
         return spaces.Discrete(2)
@@ -247,10 +200,40 @@ class Toll(AECEnv):
         if self.terminations[agent]:
             self._was_dead_step(action)
             return
-        other = self.possible_agents[1 - self.possible_agents.index(agent)]
         self._cumulative_rewards[agent] = 0.0
+        other = self.possible_agents[1 - self.possible_agents.index(agent)]
+        self.time += 1
+        over = self.pay(agent, other, action)
+        self.terminations = dict.fromkeys(self.agents, over)
+        self.agent_selection = other
+
+    def pay(self, agent: str, other: str, action: Any) -> bool:
+        """Make the rewards of this turn, and say whether it is the last."""
+        raise NotImplementedError
+
+
+class EndOfRound(InTurns):
+    """Three rounds; who plays 1 is paid 1, the other twice that, both when the round is over."""
+
+    def observe(self, agent: str) -> np.ndarray:
+        return np.full(1, self.time // 2, np.float32)
+
+    def pay(self, agent: str, other: str, action: Any) -> bool:
+        if agent == "a_0":  # `rewards` stand as they are until the round is over
+            self.first = action
+        else:
+            self.rewards = {"a_0": float(self.first + 2 * action), "a_1": float(action + 2 * self.first)}
+            self._accumulate_rewards()
+        return self.time == 6
+
+
+class Toll(InTurns):
+    """Ten turns each, in which nobody sees anything. Action 0 costs its agent 1; each turn of the other pays it 10.
+
+    The best is never 0, and worth 200 together.
+    """
+
+    def pay(self, agent: str, other: str, action: Any) -> bool:
         self.rewards = {agent: -float(action == 0), other: 10.0}
         self._accumulate_rewards()
-        self.time += 1
-        self.terminations = dict.fromkeys(self.agents, self.time == 20)
-        self.agent_selection = other
+        return self.time == 20

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from envs.spec import ActionSpec, EnvSpec, Group, Leaf
+from rollout.tree import tree_map
 from rollout.types import Trajectory
 
 Array = np.ndarray
@@ -89,6 +91,27 @@ def episodes(spec: EnvSpec, seed: int, rows: int = 6, batch: int = 5) -> Traject
         alive=torch.from_numpy(alive),
         acting=None if acting is None else torch.from_numpy(acting),
         state=at_rows(rng.normal(size=(rows + 1, batch, *spec.state_shape))) if spec.state_shape else None,
+    )
+
+
+def poisoned(batch: Trajectory) -> Trajectory:
+    """Anything behind the last observation of each episode: nothing of it may be looked at."""
+    pads = ~batch.valid  # [T, B]
+    assert pads.any()
+    after = torch.cat([torch.zeros_like(pads[:1]), pads])  # rows that are no successor either
+
+    def anything(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        x = x.clone()
+        x[rows] = 1 if x.dtype == torch.int64 else True if x.dtype == torch.bool else 1e6
+        return x
+
+    beside = {name: anything(x, after) for name, x in batch.beside().items()}
+    return replace(
+        batch,
+        obs=tree_map(lambda x: anything(x, after), batch.obs),
+        action=anything(batch.action, pads),
+        reward=anything(batch.reward, pads),
+        **beside,
     )
 
 
