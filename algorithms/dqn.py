@@ -58,11 +58,15 @@ class DQN:
         self.optimizer = Adam(flat, eps=config.adam_eps)
         self.tape = Tape(self.net)
         self.rng = Rng(seed)
+        self.round: float | None = None  # which share of the run was done when the newest round of updates began
         self.net.draw(self.rng.generator)  # for actors, until the first update
 
     def update(self, batch: Transition, progress: float) -> Update:
         """One step on one sample of the replay; the target network then follows."""
         config, policy = self.config, self.policy
+        if config.target_every == 0 and progress != self.round:  # the same for all updates that a delivery buys
+            self.target.follow(1.0)
+            self.round = progress
         lr = linear(config.lr, config.lr_end, progress)
         epsilon = policy.explore(progress)
         target = self.targets(batch, policy.normalised(batch.next_obs))
@@ -127,7 +131,7 @@ class DQN:
         config = self.config
         if config.tau is not None:
             self.target.follow(config.tau)
-        elif config.target_every is not None and self.optimizer.steps % config.target_every == 0:
+        elif config.target_every and self.optimizer.steps % config.target_every == 0:
             self.target.follow(1.0)
 
     def observe(self, unrolls: Trajectory) -> None:

@@ -35,7 +35,11 @@ class DQNConfig(BaseModel):
     n_step: int = Field(1, ge=1, description="rewards summed before the bootstrap; Rainbow uses 3")
     clip_reward: bool = Field(False, description="learn from rewards clipped to [-1, 1]; reports have the raw ones")
     double: bool = Field(False, description="double Q-learning: the online network chooses the next action")
-    target_every: int | None = Field(1000, ge=1, description="updates between copies of the target network; none: tau")
+    target_every: int | None = Field(
+        1000,
+        ge=0,
+        description="updates between copies of the target network; 0: one before each round of updates; none: tau",
+    )
     tau: float | None = Field(
         None, gt=0, le=1, description="share by which the target network follows after each update; none: target_every"
     )

@@ -27,10 +27,10 @@ NOTE = (
 
 def act(env: str, seconds: float, overlap: bool) -> dict[str, Any]:
     """Act, deliver, join, value, publish, for so many seconds after a warm-up."""
-    from rl.cli import PRELOAD
+    from rl.config import PRELOAD
     from rollout.processes import start_fork_server
 
-    start_fork_server(PRELOAD)
+    start_fork_server(list(PRELOAD))
     import torch
 
     from rl.config import load

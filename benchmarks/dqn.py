@@ -12,9 +12,9 @@ from paired import BIN, RESULTS, Bench, Numbers, Ratio, Variant, arguments
 GOAL = 475.0
 RUN = "--algo dqn --env CartPole-v1 --json --quiet --checkpoint-every 0".split()
 # RL Zoo's settings. Its target_update_interval counts environment steps, of which 256 lie between two rounds of 128
-# updates: within a round the target stands still, so it is one copy for 128 updates.
+# updates: within a round the target stands still, and it is copied before the next one.
 ZOO = """--preset none --vector serial --streams 1 --unroll 256 --capacity 100000 --warmup 1000 --batch 64
-    --updates-per-step 0.5 --lr 2.3e-3 --gamma 0.99 --target-every 128 --epsilon-share 0.16 --epsilon-end 0.04
+    --updates-per-step 0.5 --lr 2.3e-3 --gamma 0.99 --target-every 0 --epsilon-share 0.16 --epsilon-end 0.04
     --widths 256,256 --activation relu""".split()
 SOLVE = ["--stop-return", "475"]
 UPDATES = {

@@ -79,12 +79,12 @@ class EnvSource:
             EnvError: it cannot be made as asked; one line.
             EnvFault: its own code raised; the whole traceback, stream -1.
         """
-        found = self._found()
+        found = self.found()
         if isinstance(found, str):
             spec = gymnasium.registry[found]
             entry = spec.entry_point
             taken = {**spec.kwargs, **{key: value for key, value in self.kwargs.items() if key not in OF_GYM}}
-            creator = self._guard(lambda: entry if callable(entry) else _load(str(entry)), found)
+            creator = self._guard(lambda: entry if callable(entry) else load_entry(str(entry)), found)
             self._check_arguments(creator, taken)
             quieten_mujoco()
             env = self._guard(lambda: gymnasium.make(found, **{"disable_env_checker": True, **self.kwargs}), found)
@@ -105,7 +105,7 @@ class EnvSource:
         """Make the native vector environment of `width` streams that the id registers, or EnvPool's."""
         if self._pooled:
             return self._guard(lambda: pool.block(str(self.target))(width, **self.kwargs), "")
-        found = self._found()
+        found = self.found()
         assert isinstance(found, str)
         mode = gymnasium.VectorizeMode.VECTOR_ENTRY_POINT
         return self._guard(lambda: gymnasium.make_vec(found, width, vectorization_mode=mode, **self.kwargs), found)
@@ -114,7 +114,7 @@ class EnvSource:
         """The id, if it registers a native vector environment that takes these kwargs, or is EnvPool's."""
         if self._pooled:  # in blocks a lost life cannot be told from the end of a game
             return None if self.kwargs.get("episodic_life") else str(self.target)
-        found = self._found()
+        found = self.found()
         if not isinstance(found, str):
             return None
         spec = gymnasium.registry[found]
@@ -122,7 +122,7 @@ class EnvSource:
             return None
         entry = spec.vector_entry_point
         try:
-            creator = entry if callable(entry) else _load(str(entry))
+            creator = entry if callable(entry) else load_entry(str(entry))
             inspect.signature(creator).bind(num_envs=1, **{**spec.kwargs, **self.kwargs})
         except Exception:  # its imports may fail in any way
             return None
@@ -132,7 +132,7 @@ class EnvSource:
     def _pooled(self) -> bool:
         return isinstance(self.target, str) and self.target.startswith(pool.PREFIX)
 
-    def _found(self) -> str | Callable[..., Any]:
+    def found(self) -> str | Callable[..., Any]:
         """The registered id, or what is to be called."""
         if not isinstance(self.target, str):
             return self.target
@@ -362,7 +362,7 @@ def vector(
     return NativeVectorEnv(source.make_block, spec, mine, [seed_of_stream[block[0]] for block in mine], way)
 
 
-def _load(entry: str) -> Callable[..., Any]:
+def load_entry(entry: str) -> Callable[..., Any]:
     module, _, name = entry.partition(":")
     found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return found

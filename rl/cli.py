@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import algorithms
 from envs.errors import EnvError, EnvFault
-from rl.config import INNER, RunConfig, load, reload, saved
+from rl.config import INNER, PRELOAD, RunConfig, load, reload, saved
 from rl.console import say
 from rl.errors import CheckpointError, ConfigError, Interrupted, RunFailed, Stop
 from rl.explain import unknown
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 STARTED = time.monotonic()
 INTERRUPTED = 130
-# What an actor's process imports anyway, done once by the server it is forked from.
-PRELOAD = ["torch", "gymnasium", "algorithms.settings", "algorithms.policies", "rl.setup"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,10 +85,10 @@ def _guarded(command: str, work: Callable[[], None]) -> int:
 
 def _train(argv: list[str]) -> None:
     config, resume = parse(argv)
-    if config.backend == "processes":
+    if config.backend != "local":
         from rollout.processes import start_fork_server
 
-        start_fork_server(PRELOAD)  # imports torch beside us, while we do too
+        start_fork_server(list(PRELOAD))  # imports torch beside us, while we do too
     from rl.train import train
 
     result = train(config) if resume is None else train(config, resume=resume)

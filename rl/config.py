@@ -88,9 +88,16 @@ class RunConfig(BaseModel):
         description="actors, a process each; 0 acts in the learner's process",
         json_schema_extra={"default": "one a core"},
     )
-    backend: Literal["processes", "local"] = Field(
-        "processes", validate_default=True, description="where actors run; workers 0 means local"
+    backend: Literal["processes", "local", "dask"] = Field(
+        "processes", validate_default=True, description="where actors run; workers 0 means local, cluster means dask"
     )
+    cluster: Any = Field(
+        None, description="of Dask: tcp://HOST:PORT or a scheduler file; none: with backend dask, one on this machine"
+    )
+    cluster_timeout: float = Field(300.0, gt=0, description="seconds to wait for a node when the cluster has none left")
+    tls_ca: str | None = Field(None, description="certificate of the authority that the cluster trusts")
+    tls_cert: str | None = Field(None, description="certificate to show to the cluster")
+    tls_key: str | None = Field(None, description="the key of that certificate")
     device: str = Field("cpu", description="where the learner computes: cpu, cuda, cuda:1, mps")
     inference: Literal["local", "central"] = Field(
         "local", description="who decides for actors: their own networks, or one server on the learner's device"
@@ -145,6 +152,8 @@ class RunConfig(BaseModel):
     def _local(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("backend") == "local" and data.get("workers") is None:
             return {**data, "workers": 0}
+        if isinstance(data, dict) and data.get("backend") is None and data.get("cluster") is not None:
+            return {**data, "backend": "dask"}
         return data
 
     @field_validator("share", mode="before")
@@ -181,6 +190,12 @@ class RunConfig(BaseModel):
                 "inference central decides for actors in processes of their own, and with workers 0 or backend local "
                 "there are none; ask for workers, or for inference local"
             )
+        if self.cluster is not None and self.backend != "dask":
+            raise ValueError(
+                "cluster says where actors run, but workers 0 or a backend other than dask has them on this machine"
+            )
+        if self.inference == "central" and self.backend == "dask":
+            raise ValueError("inference central decides for actors on this machine; ask for inference local")
         if self.record is not None and self.replay_from is not None:
             raise ValueError("record has nothing to record where replay_from lets nobody act; ask for one of them")
         if self.stop_return is not None and self.eval_every == 0:
@@ -194,7 +209,9 @@ class RunConfig(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for run.json. An environment that is an object is written by its name; see `reloadable`."""
-        return {**self.model_dump(mode="json", by_alias=True, exclude={"env"}, fallback=repr), "env": self.env_name}
+        cluster = self.cluster if isinstance(self.cluster, str) else None  # a client is for one call
+        data = self.model_dump(mode="json", by_alias=True, exclude={"env", "cluster"}, fallback=repr)
+        return {**data, "env": self.env_name, "cluster": cluster}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> Self:
@@ -204,10 +221,13 @@ class RunConfig(BaseModel):
 
 
 RUN_FILE = "run.json"
+# What an actor's process imports anyway, done once by the server it is forked from.
+PRELOAD = ("torch", "gymnasium", "algorithms.settings", "algorithms.policies", "rl.setup")
 # Not flags: they follow from the others.
 INNER = ("settings", "preset_file", "reloadable")
 # What `--resume` may change.
-RESUME = ("steps", "workers", "json", "quiet", "max_seconds")
+PLACES = ("workers", "backend", "cluster", "cluster_timeout", "tls_ca", "tls_cert", "tls_key")
+RESUME = ("steps", *PLACES, "json", "quiet", "max_seconds")
 # What belongs to one call, not to the run, and is forgotten when it is resumed.
 CALL = {"json": False, "quiet": False, "max_seconds": None}
 
@@ -288,9 +308,12 @@ def reload(saved: Mapping[str, Any], given: Mapping[str, Any], text: bool = Fals
     for key, value in given.items():
         value = from_text(annotations[key], value) if text and isinstance(value, str) else value
         changes[key] = _plain(value, annotations[key])
-    if changes.get("workers"):
-        changes["backend"] = "processes"
     values = {**saved, **changes}
+    if "backend" not in changes:
+        elsewhere = values.get("cluster") is not None or saved.get("backend") == "dask"
+        values["backend"] = "dask" if elsewhere else "processes" if values.get("workers") else "local"
+    elif changes["backend"] != "dask":
+        values["cluster"] = changes.get("cluster")
     if "env" in given:
         values.pop("reloadable", None)
     elif not values.get("reloadable", True):

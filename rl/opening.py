@@ -11,6 +11,7 @@ from rl.errors import Interrupted, RunFailed, Stop
 from rl.evaluations import EvaluationFailed
 from rl.run import Run
 from rl.signals import Signals
+from rollout.backend import ClusterLost
 from rollout.handle import ActorLost
 from rollout.ring import NoStack
 from rollout.rollout import Failed
@@ -22,14 +23,14 @@ def open_run(config: RunConfig, resume: str | Path | None = None) -> Iterator[Ru
     with Signals() as signals:
         try:
             run = Run(config, None if resume is None else Path(resume), signals)
-        except (Failed, ActorLost) as failed:
+        except (Failed, ActorLost, ClusterLost) as failed:
             what = "started" if resume is None else "resumed; its checkpoints are as they were"
             raise RunFailed(f"it could not be {what}: {failed}") from None
         except Stop as stop:
             raise Interrupted(stop.signum, "interrupted while it started") from None
         try:
             yield run
-        except (Failed, ActorLost, NoStack) as failed:
+        except (Failed, ActorLost, ClusterLost, NoStack) as failed:
             raise run.fail(failed, blind=True) from None
         except EvaluationFailed as failed:
             raise run.fail(failed, blind=False) from None

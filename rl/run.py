@@ -20,6 +20,7 @@ from rl.evaluations import Evaluations
 from rl.folder import discard, lock, make_folder, recording_mark, write_run_file
 from rl.keeper import Keeper
 from rl.learner import Learner
+from rl.machines import open_cluster, remarks
 from rl.metrics import Metrics, Window
 from rl.offline import fill
 from rl.record import Recorder, Recording
@@ -80,7 +81,11 @@ class Run:
         if saved is not None:
             same_environment(saved, here.spec)
         algorithm = make_algorithm(config, here.spec)
-        plan = rollout_plan(config, here, algorithm.plan)
+        cluster = open_cluster(config)
+        if cluster is not None:
+            cluster.note = self.console.note
+            self._parts.callback(cluster.close)
+        plan = rollout_plan(config, here, algorithm.plan, cluster)
         recording = recording_of(config, here.spec, algorithm.plan)
         self.way = here.way if recording is None else "record"
         notes += room_for(config, here.spec, algorithm.plan, resume, recording)
@@ -98,6 +103,7 @@ class Run:
         self.keeper = Keeper(self.folder / CHECKPOINTS, config, here.spec, self.way, saved)
         notes += self._learns(algorithm, saved, recording)
         self._open(plan, here, saved)
+        notes += remarks(config, cluster)
         if resume is not None:
             write_run_file(self.folder, config, here.spec, mark)
         notes += here.warnings
@@ -178,7 +184,7 @@ class Run:
     @property
     def overlaps(self) -> bool:
         """Whether actors go on while the learner learns; those in this process cannot."""
-        return bool(self.learner.algorithm.plan.overlap) and self.config.backend == "processes"
+        return bool(self.learner.algorithm.plan.overlap) and self.config.backend != "local"
 
     def settle(self) -> None:
         """Wait for the unrolls under way, and learn from them as from any other: afterwards nobody acts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from algorithms.policies import build, policy_factory
 from algorithms.protocol import GradientPlan, Plan, ReplayPlan, StreamPlan
 from envs import native
 from envs.bring_back import prove
+from envs.carry import carried
 from envs.check import first_look
 from envs.errors import EnvError
 from envs.make import EnvSource, choose, look, resolve, vector
@@ -25,7 +26,7 @@ from envs.seeding import LEARNER, evaluation_seed, seed_of, stream_seed
 from envs.spec import EnvSpec
 from envs.vector import VectorEnv
 from rl import room
-from rl.config import RunConfig
+from rl.config import PRELOAD, RunConfig
 from rl.errors import ConfigError
 from rl.feed import Feed, GradientFeed, ReplayFeed, StreamFeed
 from rl.offline import OfflineFeed, OfflineRollout
@@ -254,8 +255,12 @@ def _kept(config: RunConfig, spec: EnvSpec, recording: Recording | None) -> tupl
     return (spec, config.streams) if recording is None else (recording.spec, recording.streams)
 
 
-def rollout_plan(config: RunConfig, here: World, plan: Plan) -> RolloutPlan:
-    """What the rollout is made from."""
+def rollout_plan(config: RunConfig, here: World, plan: Plan, cluster: Any = None) -> RolloutPlan:
+    """What the rollout is made from.
+
+    Args:
+        cluster: where its actors run, if not here.
+    """
     if plan.wait != "all" and plan.wait > config.streams:
         raise ConfigError(
             f"--wait {plan.wait}: there are {config.streams} streams; ask for more of them, or wait for less"
@@ -271,6 +276,9 @@ def rollout_plan(config: RunConfig, here: World, plan: Plan) -> RolloutPlan:
         ahead["reduce"] = plan.reduce
     if config.opponents == "pool":
         ahead["pool"] = _pool(config, here.spec, plan)
+    if config.backend == "dask":
+        here = replace(here, source=carried(here.source))
+        ahead |= {"cluster": cluster, "preload": PRELOAD}
     policy = make_policy(config, here.spec)
     acting = policy()
     alone = not rows_move(acting, here.spec, config.streams)

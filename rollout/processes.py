@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
+from multiprocessing import get_context, process
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -59,7 +59,7 @@ def start_fork_server(preload: list[str]) -> None:
 
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ.update(dict.fromkeys(threads, "1"))
-    with _without_main(), contextlib.suppress(OSError):  # its socket's path may be too long: then loky's own way
+    with without_main(), contextlib.suppress(OSError):  # its socket's path may be too long: then loky's own way
         forkserver.ensure_running()
         _fork_server = True
     for name, value in threads.items():
@@ -69,8 +69,13 @@ def start_fork_server(preload: list[str]) -> None:
     os.environ.pop(FOLDER, None)
 
 
+def let_have_children() -> None:
+    """Lift multiprocessing's rule that a daemonic process has none, which a Dask worker is; ours end with it."""
+    process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+
+
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
+def without_main() -> Iterator[None]:
     """Hide the main module: a forked actor needs nothing of it, and importing it again costs time."""
     main = sys.modules["__main__"]
     hidden = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
@@ -112,7 +117,7 @@ class ProcessHandle:
         self._stopping = False
         if _fork_server:
             context: Any = get_context("forkserver")
-            guard: Any = _without_main()
+            guard: Any = without_main()
         else:
             context, guard = loky.backend.get_context("loky"), contextlib.nullcontext()
         self._pipe, child = context.Pipe()

@@ -11,16 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rollout.actor import LIFE, Actor, ActorJob, Build, Life, Links
+from rollout.actor import LIFE, ActorJob, Life
+from rollout.backend import Backend, Elsewhere, Here, NoNode
 from rollout.central import Central
 from rollout.guard import Guard
 from rollout.handle import ActorLost
-from rollout.local import LocalHandle
 from rollout.memory import SharedMemory
 from rollout.seat import RolloutPlan, Seat, length
-from rollout.slots import Slots
 from rollout.types import Episode, Trajectory, Weights
-from rollout.weights import WeightsBoard
 
 POLL = 0.25  # seconds between two looks at whether actors make progress and whether somebody asked to stop
 ANSWER_SECONDS = 5.0  # that the reading of an answer may take, if the timeout is shorter
@@ -58,22 +56,20 @@ class Rollout:
         self._lags: list[int] = []  # of unrolls taken since they were last told
         self._looked = 0.0  # when actors were last looked after
         self._orphans: tuple[Episode, ...] = ()  # finished in unrolls that were dropped
-        self._board = WeightsBoard(weights.arrays)
-        self._board.publish(weights)
         self._published = weights.version, weights.step
-        self._pool = [WeightsBoard(weights.arrays) for _ in range(0 if plan.pool is None else plan.pool.size)]
         self._guard = Guard(self._answer_seconds)
         shares = np.array_split(np.arange(len(plan.units)), seats)
         self._seats = [
             Seat(worker, tuple(stream for unit in share for stream in plan.units[unit]), Life(self._life, worker))
             for worker, share in enumerate(shares)
         ]
-        self._slots = Slots(plan.spec, plan.unroll)
         self._central: Central | None = None
+        here = Here(plan, self._local, weights, self._life) if plan.cluster is None else None
+        self._backend: Backend = here or Elsewhere(plan, plan.cluster, weights, self._life)
         try:
-            if plan.inference is not None:
+            if plan.inference is not None and here is not None:
                 counts = tuple(len(seat.streams) for seat in self._seats)
-                self._central = Central(plan, counts, self._board, self._count)
+                self._central = Central(plan, counts, here.board, self._count)
             for seat in self._seats:
                 self._open(seat)
         except BaseException:
@@ -86,6 +82,10 @@ class Rollout:
         """Every idle actor begins an unroll; as many as it has credits for."""
         began = time.perf_counter()
         for seat in self._seats:
+            if seat.handle is not None and self._backend.crowded(seat.handle):
+                if seat.busy:
+                    continue
+                self._move(seat)
             while seat.handle is not None and len(seat.begun) < self._credits:
                 self._begin(seat)
         self.seconds += time.perf_counter() - began  # a local actor acts right here
@@ -124,13 +124,13 @@ class Rollout:
         """Let the unrolls that begin from now on use these weights."""
         if (weights.version, weights.step) != self._published:  # running statistics move without an update too
             self._until_read()
-            self._board.publish(weights)
+            self._backend.publish(weights)
             self._published = weights.version, weights.step
 
     def keep(self, place: int, snapshot: Weights) -> None:
         """Let the games that begin from now on meet this one too; its version is its number."""
         self._until_read()
-        self._pool[place].publish(snapshot)
+        self._backend.keep(place, snapshot)
 
     def _until_read(self) -> None:
         for seat in self._seats if self.plan.deterministic else ():
@@ -138,7 +138,7 @@ class Rollout:
 
     def metrics(self) -> dict[str, float]:
         """What there is to log: how far weights had moved on when unrolls came in, and who waited for whom."""
-        told = {"rollout/dropped": float(self.dropped)}
+        told = {"rollout/dropped": float(self.dropped), **self._backend.metrics()}
         if self._lags:
             told["rollout/policy_lag_mean"] = sum(self._lags) / len(self._lags)
             told["rollout/policy_lag_max"] = float(max(self._lags))
@@ -169,10 +169,8 @@ class Rollout:
         if self._central is not None:
             self._central.close()
             self._central = None
-        for memory in (self._life, self._slots, self._board.memory):
-            memory.close()
-        for board in self._pool:
-            board.memory.close()
+        self._life.close()
+        self._backend.close()
 
     # --- for checkpoints; nobody may be acting ---
 
@@ -236,26 +234,19 @@ class Rollout:
 
     def _open(self, seat: Seat) -> None:
         """Put an actor on the seat."""
-        job = self._job(seat)
-        if self._local:
-            links = Links(self._board.memory, self._life, pool=[board.memory for board in self._pool])
-            seat.taken(LocalHandle(seat.worker, lambda: Actor(job, links)))
-        else:
-            from rollout.processes import ProcessHandle
-
-            weights = self._board.memory.ticket() if self._central is None else None
-            desk = self._central.ticket(seat.worker) if self._central is not None else None
-            pool = [board.memory.ticket() for board in self._pool]
-            tickets = (weights, self._life.ticket(), self._slots.ticket(job), desk, pool)
-            try:
-                seat.taken(ProcessHandle(seat.worker, Build(job), *tickets))
-            except (OSError, EOFError) as error:
-                raise ActorLost(seat.worker, f"its process could not be started: {error!r}") from None
+        seat.taken(self._backend.open(self._job(seat), self._central))
 
     def _reopen(self, seat: Seat) -> None:
         if seat.handle is not None:
             seat.handle.close()
         self._open(seat)
+
+    def _move(self, seat: Seat) -> None:
+        """Let its actor go on, where it stands, on a machine that has more room."""
+        units = self._ask(seat, "state")
+        with contextlib.suppress(NoNode):
+            self._reopen(seat)
+            self._ask(seat, "load", units)
 
     def _begin(self, seat: Seat) -> None:
         plan = self.plan
@@ -274,7 +265,7 @@ class Rollout:
                 assert seat.handle is not None
                 with self._guard.reading(seat.handle):
                     answer = seat.handle.result()
-                unroll: Trajectory = self._slots.whole(seat.worker, answer)
+                unroll: Trajectory = self._backend.whole(seat.worker, answer)
             except ActorLost as lost:
                 self._lost(seat, lost)
                 continue
@@ -322,10 +313,14 @@ class Rollout:
     def _ready(self) -> list[Seat]:
         """Seats with an answer, after waiting for one at most POLL seconds; hung actors are killed here."""
         now = time.monotonic()
+        self._backend.check()
         for seat in self._seats:
             if seat.handle is None and now >= seat.restart_at:
                 try:
                     self._open(seat)
+                except NoNode:
+                    seat.restart_at = now + POLL
+                    continue
                 except ActorLost as lost:
                     self._lost(seat, lost)
                     continue
@@ -383,6 +378,7 @@ class Rollout:
         while True:
             try:
                 if seat.handle is None:
+                    self._backend.check()
                     time.sleep(max(0.0, seat.restart_at - time.monotonic()))
                     self._open(seat)
                 assert seat.handle is not None
@@ -393,5 +389,7 @@ class Rollout:
                     if time.monotonic() > self.patience:
                         raise InterruptedError
                 return seat.handle.result()
+            except NoNode:
+                seat.restart_at = time.monotonic() + POLL
             except ActorLost as lost:
                 self._lost(seat, lost)

@@ -33,7 +33,7 @@ class RolloutPlan:
     seed: int
     unroll: int
     workers: int  # 0: one actor in this process
-    backend: Literal["local", "processes"]
+    backend: Literal["local", "processes", "dask"]
     units: tuple[tuple[int, ...], ...]
     make_env: Callable[[Sequence[int], Sequence[int]], VectorEnv]
     make_policy: Callable[[], Any]
@@ -47,6 +47,8 @@ class RolloutPlan:
     reduce: Callable[[Any, Trajectory], Any] | None = None  # what actors make of their unrolls: see `ActorJob`
     pool: Pool | None = None  # of past policies, as opponents
     inference: Inference | None = None  # a server decides for all actors with such a policy; None: each has its own
+    cluster: Any = None  # where actors run with backend "dask": see `rollout.cluster.Cluster`
+    preload: tuple[str, ...] = ()  # modules that actors import, for whoever starts them there
 
 
 @dataclass

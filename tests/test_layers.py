@@ -15,6 +15,8 @@ HEAVY = {  # module: the files that may import it
     "tensorboard": {"rl/metrics.py"},
     "torch.utils.tensorboard": {"rl/metrics.py"},
     "rich": {"rl/console.py"},
+    "dask": {"rollout/cluster.py"},
+    "distributed": {"rollout/cluster.py"},
 }
 LIGHT = [  # files that --help imports, and so must not import torch while they are imported
     *(f"rl/{name}.py" for name in "__init__ _shadow cli config console errors explain flags metrics presets".split()),

@@ -213,6 +213,18 @@ def test_the_target_network_stands_still_between_its_copies():
 
 
 @pytest.mark.usefixtures("double")
+def test_the_target_network_may_be_copied_before_each_round_of_updates():
+    """As where copies are counted in environment steps, of which many lie between two rounds."""
+    dqn, copied = make_dqn(target_every=0), []
+    for seed, progress in enumerate([0.1, 0.1, 0.1, 0.2, 0.2, 0.3]):
+        before = dqn.optimizer.param.clone()
+        dqn.update(sample(seed=seed), progress)
+        copied.append(bool(torch.equal(slow(dqn), before)))
+
+    assert copied == [True, False, False, True, False, True]
+
+
+@pytest.mark.usefixtures("double")
 def test_with_tau_the_target_network_moves_by_that_share_of_the_way():
     dqn = make_dqn(tau=0.25)
     before = slow(dqn).clone()

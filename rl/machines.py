@@ -1,0 +1,81 @@
+"""The cluster that a run asks for, looked at before anything begins: who is there, with what, and who may listen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rl.config import RunConfig
+from rl.errors import ConfigError
+from rollout.backend import ClusterLost
+
+if TYPE_CHECKING:
+    from rollout.nodes import Cluster
+
+TLS = {"tls_ca": "tls_ca_file", "tls_cert": "tls_client_cert", "tls_key": "tls_client_key"}
+
+
+def open_cluster(config: RunConfig) -> Cluster | None:
+    """Where actors run with `--backend dask`; None where they run here.
+
+    Raises:
+        ConfigError: it cannot be reached, or a node has other versions; a line for each.
+    """
+    if config.backend != "dask":
+        return None
+    try:
+        from rollout.cluster import connect
+    except ImportError:
+        raise ConfigError("--backend dask needs an extra: pip install 'rltrain[cluster]'") from None
+    from rollout.versions import differs
+
+    where = config.cluster
+    if isinstance(where, str) and "://" not in where and not Path(where).is_file():
+        raise ConfigError(f"--cluster {where}: neither an address (tcp://HOST:PORT) nor a scheduler file that is there")
+    tls = {name: getattr(config, key) for key, name in TLS.items() if getattr(config, key) is not None}
+    for key in TLS:
+        file = getattr(config, key)
+        if file is not None and not Path(file).is_file():
+            raise ConfigError(f"--{key.replace('_', '-')} {file}: there is no such file")
+    try:
+        cluster = connect(where, config.workers, config.cluster_timeout, tls or None)
+    except ClusterLost as lost:
+        raise ConfigError(
+            f"--cluster: {lost}; start one with: dask scheduler, and on each machine: dask worker"
+        ) from None
+    try:
+        wrong = differs(cluster.versions())
+    except ClusterLost as lost:
+        cluster.close()
+        raise ConfigError(f"--cluster: {lost}") from None
+    if wrong:
+        cluster.close()
+        raise ConfigError("\n".join(f"--cluster: {line}" for line in wrong))
+    return cluster
+
+
+def remarks(config: RunConfig, cluster: Cluster | None) -> list[str]:
+    """What a person should know of the nodes before the run begins."""
+    if cluster is None:
+        return []
+    from rollout.cluster import open_to_others
+    from rollout.node import machine
+
+    said, places, here = [], list(cluster.places.values()), machine()
+    room = sum(place.slots for place in places)
+    said.append(f"{len(places)} node{'s' * (len(places) != 1)} with room for {room} actor{'s' * (room != 1)}")
+    if config.workers > room:
+        said.append(f"{config.workers} actors share room for {room}: add workers to the cluster, or ask for fewer")
+    kinds = cluster.kinds()
+    if kinds - {(here["cpu"], here["kernels"])}:
+        names = ", ".join(sorted(f"{cpu} ({kernels})" for cpu, kernels in kinds))
+        said.append(
+            f"nodes have processors of another kind ({names}; here {here['cpu']}, {here['kernels']}): "
+            "a run may not repeat to the bit when its actors move"
+        )
+    if open_to_others(cluster.address):
+        said.append(
+            f"{cluster.address} is not encrypted and asks nobody who they are: whoever reaches it can run code on "
+            "every node. On a network you do not trust use TLS: --tls-ca --tls-cert --tls-key"
+        )
+    return said

@@ -1,0 +1,259 @@
+"""What runs on another machine: the actors of one run there, each in a process of its own, and who speaks for them.
+
+A node is a Dask actor, so it lives in a Dask worker; it relays and computes nothing. Weights come to it once and lie in
+memory that its actors share. Imports no dask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+
+from envs.spec import EnvSpec
+from rollout.actor import LIFE, Actor, ActorJob, Life, Links
+from rollout.handle import ActorLost
+from rollout.memory import SharedMemory
+from rollout.processes import ProcessHandle, let_have_children, start_fork_server
+from rollout.slots import Slots
+from rollout.types import Weights
+from rollout.weights import WeightsBoard
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all nodes of a run are told at first."""
+
+    spec: EnvSpec
+    unroll: int
+    seats: int  # actors of the run, wherever they are
+    weights: Weights
+    pool: int = 0  # past policies kept as opponents
+    preload: tuple[str, ...] = ()  # what its actors import anyway
+
+
+class BuildFrom:
+    """Makes an actor, in its process, from a job that was pickled by value: a node never looks into it."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+
+    def __call__(self, *links: Any) -> Actor:
+        return Actor(cloudpickle.loads(self.payload), Links(*links))
+
+
+class Turns:
+    """Lets coroutines that bear numbers pass one after the other, whatever the order they come in."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+
+    async def wait(self, number: int) -> None:
+        """Until all before it have passed."""
+        if number > self._next:
+            self._waiting[number] = asyncio.get_running_loop().create_future()
+            await self._waiting[number]
+
+    def passed(self) -> None:
+        """Let the next one go."""
+        self._next += 1
+        waiting = self._waiting.pop(self._next, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+
+@dataclass
+class Berth:
+    """One actor here."""
+
+    ticket: int  # which of the actors that the run has had on this seat
+    handle: ProcessHandle
+    asking: Turns = field(default_factory=Turns)
+    answering: Turns = field(default_factory=Turns)
+
+
+class Node:
+    """Opens actors, hands on what they are asked and what they answer.
+
+    Methods that are coroutines run in the Dask worker's event loop, side by side.
+    """
+
+    def __init__(self, terms: Terms) -> None:
+        let_have_children()
+        start_fork_server(list(terms.preload))
+        like = terms.weights.arrays
+        self._life = SharedMemory(8 * LIFE * terms.seats)
+        self._slots = Slots(terms.spec, terms.unroll)
+        self._board = WeightsBoard(like)
+        self._board.publish(terms.weights)
+        self._pool = [WeightsBoard(like) for _ in range(terms.pool)]
+        self._berths: dict[int, Berth] = {}  # by worker
+        self._sequence = 0  # which publication is here
+        self._newer = asyncio.Event()
+
+    def facts(self) -> dict[str, Any]:
+        """What there is to know of this machine."""
+        return machine()
+
+    def open(self, ticket: int, outline: ActorJob, payload: bytes) -> None:
+        """Start an actor on a seat; it answers its first question when its process is there.
+
+        Args:
+            outline: the job without what only the actor needs.
+            payload: the whole job.
+        """
+        worker = outline.worker
+        self._end(worker)
+        self._numbers(worker)[:] = 0
+        tickets = (
+            self._board.memory.ticket(),
+            self._life.ticket(),
+            self._slots.ticket(outline),
+            None,
+            [board.memory.ticket() for board in self._pool],
+        )
+        self._berths[worker] = Berth(ticket, ProcessHandle(worker, BuildFrom(payload), *tickets))
+
+    async def ask(self, worker: int, ticket: int, number: int, needs: int, method: str, args: Any) -> tuple[Any, ...]:
+        """Question `number` to an actor. Returns ("ok", answer, seconds it took) or ("lost", why).
+
+        Args:
+            needs: which publication of weights must have come before it is asked.
+        """
+        while self._sequence < needs:
+            self._newer.clear()
+            await self._newer.wait()
+        berth = self._berths.get(worker)
+        if berth is None or berth.ticket != ticket:
+            return "lost", "it was replaced"
+        await berth.asking.wait(number)
+        began = time.perf_counter()
+        berth.handle.call(method, *args)
+        berth.asking.passed()
+        await berth.answering.wait(number)
+        try:
+            await _readable(berth.handle.waitable)
+            answer = berth.handle.result()
+            if method == "collect":
+                answer = self._slots.whole(worker, answer)
+            return "ok", answer, time.perf_counter() - began
+        except ActorLost as lost:
+            return "lost", lost.detail
+        finally:
+            berth.answering.passed()
+
+    async def publish(self, sequence: int, weights: Weights) -> None:
+        """Let the unrolls that begin from now on use these weights."""
+        if sequence > self._sequence:
+            self._board.publish(weights)
+            self._sequence = sequence
+            self._newer.set()
+
+    async def keep(self, place: int, snapshot: Weights) -> None:
+        """Let the games that begin from now on meet this one too."""
+        self._pool[place].publish(snapshot)
+
+    async def lives(self) -> dict[int, tuple[int, list[int]]]:
+        """By worker: its ticket, and what it lets its supervisor see, as whole numbers of 8 bytes: see `Life`."""
+        return {
+            worker: (berth.ticket, self._numbers(worker).tolist())
+            for worker, berth in self._berths.items()
+            if berth.handle.over is None
+        }
+
+    async def kill(self, worker: int, ticket: int, why: str) -> None:
+        """End an actor without asking."""
+        berth = self._berths.get(worker)
+        if berth is not None and berth.ticket == ticket:
+            berth.handle.kill(why)
+
+    def close(self, worker: int, ticket: int) -> None:
+        """End an actor in good order."""
+        berth = self._berths.get(worker)
+        if berth is not None and berth.ticket == ticket:
+            Life(self._life, worker).end()
+            self._end(worker)
+
+    def end(self) -> None:
+        """End them all in good order, and give the memory back."""
+        for worker, berth in self._berths.items():
+            Life(self._life, worker).end()
+            berth.handle.stop()
+        for worker in list(self._berths):
+            self._end(worker)
+        self._life.close()
+        self._slots.close()
+        for board in (self._board, *self._pool):
+            board.memory.close()
+
+    def __del__(self) -> None:
+        """The run is gone, or has done with this node: nobody will ask its actors again."""
+        for berth in getattr(self, "_berths", {}).values():
+            with contextlib.suppress(Exception):
+                berth.handle.kill("the run is over")
+                berth.handle.close()
+
+    def _end(self, worker: int) -> None:
+        berth = self._berths.pop(worker, None)
+        if berth is not None:
+            berth.handle.close()
+
+    def _numbers(self, worker: int) -> np.ndarray:
+        return self._life.array(8 * LIFE * worker, (LIFE,), np.int64)
+
+
+async def _readable(pipe: Any) -> None:
+    """Until there is something to read, or will never be."""
+    try:
+        if pipe.poll(0):
+            return
+        descriptor = os.dup(pipe.fileno())  # the loop must not watch one that another thread may close
+    except OSError:
+        return
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, _wake, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+def outline_of(job: ActorJob) -> ActorJob:
+    """The job without what only the actor needs, and only its machine may be able to unpickle."""
+    nothing: Callable[..., Any] = _nothing
+    return replace(job, make_env=nothing, make_policy=nothing, reduce=None if job.reduce is None else nothing)
+
+
+def _nothing(*_: Any) -> None:
+    """Stands where a node need not look."""
+
+
+def machine() -> dict[str, Any]:
+    """What the bits of a result hang on, and where it is: the kind of processor, what torch makes of it, the host."""
+    return {"cpu": _cpu(), "kernels": torch.backends.cpu.get_cpu_capability(), "host": platform.node()}
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
