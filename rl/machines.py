@@ -66,7 +66,7 @@ def remarks(config: RunConfig, cluster: Cluster | None) -> list[str]:
     said.append(f"{len(places)} node{'s' * (len(places) != 1)} with room for {room} actor{'s' * (room != 1)}")
     if config.workers > room:
         said.append(f"{config.workers} actors share room for {room}: add workers to the cluster, or ask for fewer")
-    kinds = cluster.kinds()
+    kinds = {(place.facts["cpu"], place.facts["kernels"]) for place in places}
     if kinds - {(here["cpu"], here["kernels"])}:
         names = ", ".join(sorted(f"{cpu} ({kernels})" for cpu, kernels in kinds))
         said.append(

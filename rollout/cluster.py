@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import shutil
+import tempfile
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,8 +16,8 @@ from distributed import Client, LocalCluster
 from distributed.security import Security
 
 from rollout.backend import ClusterLost
+from rollout.leftovers import mark
 from rollout.nodes import Cluster
-from rollout.processes import without_main
 
 CONNECT_SECONDS = 20.0
 # A learner may hold the interpreter for long; that is no reason to give a connection up, nor to speak of it.
@@ -41,14 +43,31 @@ def connect(where: Any, workers: int, limit: float, tls: dict[str, str] | None =
     if isinstance(where, Client):
         return Cluster(where, lambda: None, limit)
     if where is None:
-        with without_main():
-            own = LocalCluster(
-                1, threads_per_worker=max(workers, 1), dashboard_address=None, silence_logs=logging.CRITICAL
-            )
-        return _client(own, limit, own.close)
+        return _own(max(workers, 1), limit)
     if "://" in where:
         return _client(where, limit, security=security)
     return _client(None, limit, security=security, scheduler_file=str(where))
+
+
+def _own(room: int, limit: float) -> Cluster:
+    """One on this machine, of one node, which lives in this process: it only relays, and actors are processes."""
+    folder = tempfile.mkdtemp(prefix=mark())
+    own = LocalCluster(
+        1,
+        threads_per_worker=room,
+        processes=False,
+        dashboard_address=None,
+        silence_logs=logging.CRITICAL,
+        local_directory=folder,
+    )
+
+    def close() -> None:
+        own.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    cluster = _client(own, limit, close)
+    cluster.own = True
+    return cluster
 
 
 def _client(address: Any, limit: float, then: Callable[[], None] | None = None, **ways: Any) -> Cluster:

@@ -31,13 +31,17 @@ def born(pid: int) -> int | None:
     return int(text.rpartition(")")[2].split()[19])
 
 
+def mark() -> str:
+    """What the names of this process's files begin with, for `sweep`."""
+    return f"{PREFIX}-{os.getpid()}-{born(os.getpid()) or 0}-"
+
+
 def name_our_own() -> None:
     """From now on multiprocessing's folder and semaphores carry our name."""
-    mark = f"{PREFIX}-{os.getpid()}-{born(os.getpid()) or 0}"
-    folder = tempfile.mkdtemp(prefix=f"{mark}-")
+    folder = tempfile.mkdtemp(prefix=mark())
     config = _multiprocessing()
     config["tempdir"] = folder
-    config["semprefix"] = f"/{mark}"
+    config["semprefix"] = f"/{mark()[:-1]}"
     os.environ[FOLDER] = folder
     atexit.register(shutil.rmtree, folder, True)
 

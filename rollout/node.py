@@ -91,7 +91,8 @@ class Node:
 
     def __init__(self, terms: Terms) -> None:
         let_have_children()
-        start_fork_server(list(terms.preload))
+        if terms.preload:
+            start_fork_server(list(terms.preload))
         like = terms.weights.arrays
         self._life = SharedMemory(8 * LIFE * terms.seats)
         self._slots = Slots(terms.spec, terms.unroll)
@@ -144,7 +145,7 @@ class Node:
         await berth.answering.wait(number)
         try:
             await _readable(berth.handle.waitable)
-            answer = berth.handle.result()
+            answer = await asyncio.to_thread(berth.handle.result)  # an actor may stop in the middle of an answer
             if method == "collect":
                 answer = self._slots.whole(worker, answer)
             return "ok", answer, time.perf_counter() - began
@@ -172,11 +173,12 @@ class Node:
             if berth.handle.over is None
         }
 
-    async def kill(self, worker: int, ticket: int, why: str) -> None:
+    def kill(self, worker: int, ticket: int, why: str) -> None:
         """End an actor without asking."""
         berth = self._berths.get(worker)
         if berth is not None and berth.ticket == ticket:
             berth.handle.kill(why)
+            self._end(worker)
 
     def close(self, worker: int, ticket: int) -> None:
         """End an actor in good order."""

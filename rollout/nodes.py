@@ -8,6 +8,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import cloudpickle
@@ -45,6 +46,7 @@ class Cluster:
         self._client, self._closing, self.limit = client, closing, limit
         self._loop: asyncio.AbstractEventLoop = client.loop.asyncio_loop
         self.address: str = client.scheduler.address
+        self.own = False  # whether it was made for this run, and lives in this process
         self.note: Callable[[str], None] = lambda text: None
         self.places: dict[str, Place] = {}
         self.fault: str | None = None  # why there is no cluster any more
@@ -55,6 +57,7 @@ class Cluster:
         self._ticket = 0
         self._latest: tuple[int, Weights | None] = 0, None  # the newest publication, and its number
         self._kept: dict[int, Weights] = {}
+        self._uneven = False  # some nodes have too many actors, others room
         self._alone_since: float | None = None
         self._over = False
         self._weights, self._unrolls = Traffic(), Traffic()
@@ -69,6 +72,8 @@ class Cluster:
             strict: no unroll begins with other weights than were published last before it was asked for.
             hurry:  look after lives often.
         """
+        if self.own:  # actors start as they do without a cluster
+            terms = replace(terms, preload=())
         self._terms, self._life, self._strict = terms, life, strict
         self._beat = HURRY if hurry else BEAT
         self._latest = 0, terms.weights
@@ -117,11 +122,7 @@ class Cluster:
 
     def crowded(self, handle: Any) -> bool:
         """Whether its actor shares a node with more than there is room for, while there is room elsewhere."""
-        places = list(self.places.values())
-        here = next((place for place in places if handle in place.handles.values()), None)
-        if here is None or len(here.handles) <= here.slots:
-            return False
-        return any(len(place.handles) < place.slots for place in places)
+        return self._uneven and len(handle.place.handles) > handle.place.slots
 
     def check(self) -> None:
         """Say what there is to say; ClusterLost if there is no cluster any more, or has been no node for too long."""
@@ -150,10 +151,6 @@ class Cluster:
                 told[f"cluster/{name}_seconds"] = traffic.seconds / traffic.times
         self._weights, self._unrolls = Traffic(), Traffic()
         return told
-
-    def kinds(self) -> set[tuple[str, str]]:
-        """The kinds of processors of all nodes: see `node.machine`."""
-        return {(place.facts["cpu"], place.facts["kernels"]) for place in list(self.places.values())}
 
     def close(self) -> None:
         """End all actors, and what was made for this run."""
@@ -239,7 +236,7 @@ class Cluster:
         """Make a node of a worker."""
         self._joining.add(address)
         try:
-            if not first and (wrong := differs(await self._versions([address]))):
+            if wrong := differs(await self._versions([address])):
                 self._refused.add(address)
                 self._notes.append(wrong[0])
                 return
@@ -253,6 +250,7 @@ class Cluster:
             for where, snapshot in self._kept.items():
                 await place.node.keep(where, snapshot)
             self.places[address] = place
+            self._weigh()
             self._send(place)
             if not first:
                 self._notes.append(f"a node joined: {address} on {place.facts['host']}, {place.slots} actors")
@@ -280,7 +278,9 @@ class Cluster:
             lambda: self._latest[0] if self._strict else 0,
             functools.partial(self._finish, place, worker, ticket),
         )
+        handle.place = place
         place.handles[worker] = handle
+        self._weigh()
         return handle
 
     async def _opened(self, place: Place, ticket: int, job: ActorJob, payload: bytes) -> str | None:
@@ -321,6 +321,7 @@ class Cluster:
         """End an actor."""
         if getattr(place.handles.get(worker), "ticket", None) == ticket:
             del place.handles[worker]
+            self._weigh()
         if place.address in self.places:
             how = ("close", worker, ticket) if why is None else ("kill", worker, ticket, why)
             await self._quietly(place, *how)
@@ -371,6 +372,12 @@ class Cluster:
         place = self.places.pop(address, None)
         for handle in [] if place is None else list(place.handles.values()):
             handle.lose(why)
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """After a change of who is where."""
+        spare = [place.slots - len(place.handles) for place in self.places.values()]
+        self._uneven = any(room < 0 for room in spare) and any(room > 0 for room in spare)
 
     def _lose_all(self, why: str) -> None:
         if not self._over:

@@ -46,6 +46,7 @@ class RemoteHandle:
     ) -> None:
         self.worker, self.ticket, self.base, self.where = worker, ticket, base, where
         self._run, self._ask, self._needs, self._end = run, ask, needs, end
+        self.place: Any = None  # the node, as the cluster keeps it
         self._asked = 0
         self._come: dict[int, Any] = {}  # answers that wait for those before them
         self._next = 0
@@ -121,4 +122,8 @@ class RemoteHandle:
         self.stop()
         self._lost = self._lost or "it was closed"
         self._pipe.close()
+        self._run(self._hang_up())
+
+    async def _hang_up(self) -> None:
+        """In the event loop, which may be about to ring."""
         self._bell.close()

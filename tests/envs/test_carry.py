@@ -1,0 +1,92 @@
+"""What comes from a user's files travels; what is installed, or ours, stays a name."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import gymnasium
+import pytest
+
+from envs.carry import carried, carry
+from envs.make import EnvSource, resolve
+
+FILE = """
+import gymnasium, numpy as np
+from gymnasium import spaces
+from goal import GOAL
+
+class Maze(gymnasium.Env):
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+    def __init__(self, size=1): self.size = size
+    def reset(self, *, seed=None, options=None): return np.zeros(2, np.float32), {}
+    def step(self, action): return np.zeros(2, np.float32), GOAL * self.size, True, False, {}
+
+gymnasium.register("CarriedMaze-v0", Maze, kwargs={"size": 2}, max_episode_steps=7)
+gymnasium.register("NamedMaze-v0", "maze_of_test:Maze", kwargs={"size": 3})
+"""
+
+ELSEWHERE = """
+import json, pickle, sys
+env = pickle.load(sys.stdin.buffer).make()
+env.reset(seed=0)
+print(json.dumps([env.step(0)[1], getattr(env.spec, "max_episode_steps", None)]))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "maze_of_test.py").write_text(FILE)
+    (tmp_path / "goal.py").write_text("GOAL = 5.0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "goal", raising=False)
+    monkeypatch.delitem(sys.modules, "maze_of_test", raising=False)
+    for name in ("CarriedMaze-v0", "NamedMaze-v0"):
+        monkeypatch.delitem(gymnasium.registry, name, raising=False)
+    return tmp_path
+
+
+def elsewhere(source: EnvSource, place: Path) -> Any:
+    """The reward of one step and the time limit, in a Python that does not find the user's files."""
+    payload = cloudpickle.dumps(source)
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r})\n{ELSEWHERE}"],
+        input=payload,
+        capture_output=True,
+        cwd=place,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "found"),
+    [
+        ("maze_of_test.py:Maze", {"size": 4}, [20.0, None]),
+        ("maze_of_test:Maze", {}, [5.0, None]),
+        ("maze_of_test:CarriedMaze-v0", {}, [10.0, 7]),
+        ("maze_of_test:NamedMaze-v0", {}, [15.0, None]),
+    ],
+)
+def test_an_environment_from_a_file_needs_no_file_where_it_arrives(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, name: str, kwargs: dict[str, Any], found: Any
+) -> None:
+    place = tmp_path_factory.mktemp("elsewhere")
+    assert elsewhere(carried(resolve(name, kwargs)), place) == found
+
+
+def test_what_is_installed_or_ours_travels_by_name() -> None:
+    for name in ("CartPole-v1", "probe:constant", "two-step"):
+        source = resolve(name)
+        assert carried(source) == source
+        assert name.encode() in pickle.dumps(carried(source))
+    assert not carry(json.loads)
+    assert not carry(carried)
