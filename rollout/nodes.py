@@ -26,6 +26,7 @@ from rollout.versions import PACKAGES, differs, that_count
 BEAT = 0.25  # seconds between two looks at the cluster
 HURRY = 0.01  # the same where the learner waits for actors to have read its weights
 OPEN_SECONDS = 60.0  # that a node may take to be ready
+JOIN_SECONDS = 10.0  # that a run waits at its beginning for the slowest, when there is another
 SILENT_SECONDS = 30.0  # after which a node that does not answer is given up
 CLOSE_SECONDS = 5.0
 SLOTS = "rltrain"  # the resource that says how many actors a Dask worker takes; else it is its number of threads
@@ -51,7 +52,8 @@ class Cluster:
         self.places: dict[str, Place] = {}
         self.fault: str | None = None  # why there is no cluster any more
         self._refused: set[str] = set()
-        self._joining: set[str] = set()
+        self._joining: dict[str, asyncio.Task[None]] = {}  # by address
+        self._begun = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._notes: list[str] = []
         self._ticket = 0
@@ -77,12 +79,16 @@ class Cluster:
         self._terms, self._life, self._strict = terms, life, strict
         self._beat = HURRY if hurry else BEAT
         self._latest = 0, terms.weights
-        self._call(self._look(first=True), OPEN_SECONDS + CLOSE_SECONDS)
-        while not self.places:
-            self.check()
-            time.sleep(BEAT)
-            self._call(self._look(first=True), OPEN_SECONDS + CLOSE_SECONDS)
+        self._call(self._look(), OPEN_SECONDS)
         self._run(self._watch())
+        began = time.monotonic()
+        while self._joining or not self.places:
+            if not self._joining:
+                self.check()
+            elif self.places and time.monotonic() - began > JOIN_SECONDS:
+                break
+            time.sleep(HURRY)
+        self._begun = True
 
     def versions(self) -> dict[str, dict[str, str | None]]:
         """By worker: its versions of PACKAGES and of Python."""
@@ -213,7 +219,7 @@ class Cluster:
                     self._lose(place.address, f"its node has not answered for {SILENT_SECONDS:g} s")
             await asyncio.sleep(self._beat)
 
-    async def _look(self, first: bool = False) -> None:
+    async def _look(self) -> None:
         """Who came, who went; what those that stay have to say."""
         try:
             if self._client.status != "running":
@@ -224,17 +230,16 @@ class Cluster:
             return
         for address in [address for address in self.places if address not in workers]:
             self._lose(address, "its node was lost")
-        new = [a for a in workers if a not in self.places and a not in self._refused and a not in self._joining]
-        joining = [self._join(address, workers[address], first) for address in new]
-        if first:
-            await asyncio.gather(*joining)
-        else:
-            for work in joining:
-                self._start(work)
+        for address, task in self._joining.items():
+            if address not in workers:
+                task.cancel()
+        for address, slots in workers.items():
+            if not (address in self.places or address in self._refused or address in self._joining):
+                task = self._joining[address] = self._loop.create_task(self._join(address, slots))
+                task.add_done_callback(lambda _, address=address: self._joining.pop(address))  # type: ignore[misc]
 
-    async def _join(self, address: str, slots: int, first: bool) -> None:
+    async def _join(self, address: str, slots: int) -> None:
         """Make a node of a worker."""
-        self._joining.add(address)
         try:
             if wrong := differs(await self._versions([address])):
                 self._refused.add(address)
@@ -252,13 +257,11 @@ class Cluster:
             self.places[address] = place
             self._weigh()
             self._send(place)
-            if not first:
+            if self._begun:
                 self._notes.append(f"a node joined: {address} on {place.facts['host']}, {place.slots} actors")
         except Exception as error:  # it may be gone already
             self._refused.add(address)
             self._notes.append(f"the node {address} cannot be used: {_line(error)}")
-        finally:
-            self._joining.discard(address)
 
     async def _open(self, job: ActorJob, payload: bytes) -> RemoteHandle:
         if not self.places:
@@ -327,7 +330,6 @@ class Cluster:
             await self._quietly(place, *how)
 
     async def _quietly(self, place: Place, method: str, *args: Any) -> None:
-        """Ask a node something whose answer is of no interest."""
         with contextlib.suppress(Exception):
             await getattr(place.node, method)(*args)
 

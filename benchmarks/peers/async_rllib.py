@@ -1,4 +1,4 @@
-"""RLlib's IMPALA and APPO (new API stack), 2 runners x 16 streams: async_rllib.py impala|appo ENV SEED [--seconds N]"""
+"""RLlib's IMPALA and APPO (new API stack), 2 runners: async_rllib.py impala|appo ENV SEED [--seconds N] [--envs N]"""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TRAINED = "num_env_steps_trained_lifetime"
 WARM = 3  # iterations of a second with steps before the clock starts
 
 
-def settings(algo: str, env: str, learners: int) -> IMPALAConfig:
-    """Batches of 512 rows in unrolls of 32, each used once, two separate nets of two layers of 64."""
+def settings(algo: str, env: str, learners: int, envs: int, unroll: int) -> IMPALAConfig:
+    """Batches of the unrolls of one runner, each used once, two separate nets of two layers of 64."""
     config = (APPOConfig() if algo == "appo" else IMPALAConfig()).environment(env)
     net = DefaultModelConfig(fcnet_hiddens=[64, 64], fcnet_activation="tanh", vf_share_layers=False)
-    config = config.env_runners(num_env_runners=RUNNERS, num_envs_per_env_runner=16, rollout_fragment_length=32)
+    config = config.env_runners(num_env_runners=RUNNERS, num_envs_per_env_runner=envs, rollout_fragment_length=unroll)
     config = config.training(
-        train_batch_size_per_learner=512,
+        train_batch_size_per_learner=envs * unroll,
         lr=5e-4,
         gamma=0.99,
         vf_loss_coeff=0.5,
@@ -49,9 +49,12 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--learners", type=int, default=1, help="processes that learn; 0: the driver does")
+    parser.add_argument("--envs", type=int, default=16, help="of a runner")
+    parser.add_argument("--unroll", type=int, default=32)
     options = parser.parse_args()
     ray.init(num_cpus=RUNNERS + 3, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-    algorithm = settings(options.algo, options.env, options.learners).debugging(seed=options.seed).build_algo()
+    config = settings(options.algo, options.env, options.learners, options.envs, options.unroll)
+    algorithm = config.debugging(seed=options.seed).build_algo()
     steps = trained = 0
     began, first, iteration = time.perf_counter(), (0, 0), 0
     while True:
