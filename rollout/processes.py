@@ -125,7 +125,7 @@ class ProcessHandle:
             self._executor = loky.ProcessPoolExecutor(
                 1, context=context, timeout=None, initializer=_remember, initargs=(child, tickets, list(sys.path))
             )
-            self._future = self._executor.submit(_serve, payload, os.getpid())
+            self._future = self._executor.submit(_serve, payload)
             self._process = next(iter(self._executor._processes.values()))
         loky.process_executor.process_pool_executor_at_exit = True  # else each one leaves a handler of its own
         child.close()
@@ -207,13 +207,17 @@ _inbox: tuple[Connection, tuple[Any, ...]] | None = None
 
 
 def _remember(pipe: Connection, tickets: tuple[Any, ...], path: list[str]) -> None:
-    """Runs first in the process: keeps what can only be handed over at its start."""
+    """Runs first in the process: keeps what can only be handed over at its start.
+
+    Who started it may be killed before there is a task, and the queue of tasks would not tell.
+    """
     global _inbox
+    die_with_parent()
     _inbox = (pipe, tickets)
     sys.path[:] = path + [entry for entry in sys.path if entry not in path]
 
 
-def _serve(payload: bytes, parent: int) -> None:
+def _serve(payload: bytes) -> None:
     """The one long task: make the object, answer commands until the pipe closes."""
     import cloudpickle
 
@@ -221,7 +225,6 @@ def _serve(payload: bytes, parent: int) -> None:
     pipe, tickets = _inbox
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may have been sent to the whole group
-    die_with_parent(parent)
     import torch
 
     torch.set_num_threads(1)
@@ -255,7 +258,7 @@ def _serve(payload: bytes, parent: int) -> None:
             pipe.send(("error", traceback.format_exc()))
 
 
-def die_with_parent(parent: int) -> None:
+def die_with_parent() -> None:
     """Let a SIGKILL of the parent end this process too, even while it hangs in C code.
 
     A child of the fork server dies with the server, which ends when nobody holds its "alive" pipe any more; so the
@@ -263,11 +266,11 @@ def die_with_parent(parent: int) -> None:
     """
     from multiprocessing import forkserver
 
-    server: Any = forkserver._forkserver
-    if server._forkserver_alive_fd is not None:
-        os.close(server._forkserver_alive_fd)
-        server._forkserver_alive_fd = None
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    server: Any = forkserver._forkserver
+    if server._forkserver_alive_fd is not None:
+        os.close(server._forkserver_alive_fd)
+        server._forkserver_alive_fd = None

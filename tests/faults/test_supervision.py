@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from oracles.faulty import HangsInEvaluation, Picture, Slow, config_of, killed, open_rollout, pids
 
@@ -132,7 +134,7 @@ def held() -> Counter[str]:
 def test_a_lost_actor_leaves_nothing_behind() -> None:
     """Of whatever there is one more after each restart, a long run would hold thousands."""
     rollout, _ = open_rollout(Picture, workers=1, streams=1, unroll=40)
-    assert rollout._slots, "its observations travel through shared memory"
+    assert rollout._backend._slots, "its observations travel through shared memory"
 
     def restarts(times: int) -> None:
         for _ in range(times):
@@ -176,3 +178,29 @@ def test_the_evaluating_worker_is_supervised_too(how: str, tmp_path: Path) -> No
     assert os.path.exists(once)
     assert result.restarts == 1
     assert result.eval_return is not None
+
+
+def test_an_actor_without_a_task_yet_does_not_outlive_who_started_it(tmp_path: Path) -> None:
+    """SIGKILLed between the start of a process and its one task, a command must leave nothing behind either."""
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, signal, time, loky\n"
+        "from rollout.processes import ProcessHandle, start_fork_server\n"
+        "def die(self):\n"
+        "    time.sleep(1.0)\n"
+        "    print(*(process.pid for process in self._processes.values()), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "start_fork_server([])\n"
+        "loky.ProcessPoolExecutor._start_executor_manager_thread = die\n"
+        "ProcessHandle(0, dict)\n"
+    )
+    root, said = Path(__file__).resolve().parents[2], tmp_path / "said"
+    with said.open("w") as out:  # a pipe would stay open as long as anybody is left
+        command = [sys.executable, str(script)]
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(root)}, stdout=out, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (pid,) = map(int, said.read_text().split())
+    until = time.monotonic() + 10.0
+    while psutil.pid_exists(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(pid)

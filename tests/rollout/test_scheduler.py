@@ -69,7 +69,10 @@ def _behind(make_env: Callable[..., VectorEnv], gate: str, free: int) -> Callabl
 
 def publish(rollout: Rollout, version: int) -> None:
     """The same weights under a new version."""
-    read = {name: array.copy() for name, array in rollout._board._copies[rollout._board.sequence % 2][1].items()}
+    read = {
+        name: array.copy()
+        for name, array in rollout._backend.board._copies[rollout._backend.board.sequence % 2][1].items()
+    }
     rollout.publish(Weights(version, 0, read))
 
 
@@ -147,7 +150,7 @@ def test_big_observations_are_whole_as_long_as_they_are_looked_at(credits: int) 
     """Those of an unroll in the learner's hands are not overwritten by the ones that were begun after it."""
     rollout = open_rollout(Picture, credits=credits, unroll=10)
     alone = open_rollout(Picture, unroll=10, workers=0, backend="local")
-    assert rollout._slots.memories
+    assert rollout._backend._slots.memories
     wanted: list[np.ndarray] = []
     for _ in range(10):
         alone.start()

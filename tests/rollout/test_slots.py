@@ -45,7 +45,7 @@ def test_the_same_unrolls_through_slots_and_by_pickle(env: object, monkeypatch: 
     for size, found in ((1, slots), (1 << 40, pickled)):
         monkeypatch.setattr(slots_module, "needs_slots", lambda job, size=size: needs_slots_at(job, size))
         rollout, _ = open_rollout(env, workers=2, **given)
-        assert bool(rollout._slots.memories) == (size == 1)
+        assert bool(rollout._backend._slots.memories) == (size == 1)
         found += run(rollout)
     assert equal(here, slots)
     assert equal(here, pickled)
@@ -66,8 +66,8 @@ def needs_slots_at(job: object, size: int) -> int:
 def test_pictures_are_big_and_vectors_are_not() -> None:
     big, _ = open_rollout(Picture, workers=1, streams=2, unroll=6)
     small, _ = open_rollout("CartPole-v1", workers=1, streams=2, unroll=6)
-    assert big._slots.memories[0].size >= 2 * SLOT_BYTES
-    assert not small._slots.memories
+    assert big._backend._slots.memories[0].size >= 2 * SLOT_BYTES
+    assert not small._backend._slots.memories
     big.close()
     small.close()
 
