@@ -1,16 +1,17 @@
 """Lets an environment travel to machines that do not have the user's files.
 
-What is installed travels by its name, and must be installed there too; what comes from a file travels itself, with all
-that was imported from the same folder. Data files do not.
+What is installed travels by its name, and must be installed there too; what comes from a file travels itself, with what
+has been imported from the same folder or package. Data files do not, nor what is imported later, within a function.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import site
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,38 +25,56 @@ OURS = ("envs", "rollout", "algorithms", "rl")
 
 
 def carried(source: EnvSource) -> EnvSource:
-    """The same environment, in a form that needs no file of the user's where it is unpickled."""
+    """The same environment, in a form that needs no file of the user's where it is unpickled within `carrying`."""
     if not isinstance(source.target, str):
-        carry(source.target)
         return source
     found = source.found()
     if callable(found):
-        return replace(source, target=found) if carry(found) else source
+        return replace(source, target=found) if modules_of(found) else source
     spec = gymnasium.registry[found]
     creator = load_entry(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-    if creator is None or not carry(creator):
+    if creator is None or not modules_of(creator):
         return source
-    named = gymnasium.envs.registration.EnvSpec(**{**_fields(spec), "entry_point": creator})
+    named = gymnasium.envs.registration.EnvSpec(**{**_fields(spec), "entry_point": creator, "vector_entry_point": None})
     return replace(source, target=functools.partial(gymnasium.make, named, disable_env_checker=True))
 
 
-def carry(thing: Callable[..., Any]) -> bool:
-    """Let a class or function be pickled by value, if it comes from a file of the user's; returns whether it does."""
+def modules_of(thing: Any) -> tuple[str, ...]:
+    """The modules that a class or function needs and that come from files of the user's: its own and, of those that are
+    imported now, all of the same package, or of the same folder where it is of none."""
     while isinstance(thing, functools.partial):
-        thing = thing.func
-    name = getattr(thing, "__module__", None) or type(thing).__module__
+        found = [name for part in (thing.func, *thing.args) for name in modules_of(part)]
+        return tuple(dict.fromkeys(found))
+    if isinstance(thing, gymnasium.envs.registration.EnvSpec):
+        thing = thing.entry_point
+    name = getattr(thing, "__module__", None)
+    if not isinstance(name, str):
+        return ()
+    top = sys.modules.get(name.partition(".")[0])
     if name == "__main__":
-        main = getattr(sys.modules["__main__"], "__file__", None)  # itself is carried anyway, what it imports is not
-        home = Path.cwd() if main is None else Path(main).resolve().parent
-    elif (found := _home(sys.modules.get(name))) is not None:
-        home = found
+        main = getattr(top, "__file__", None)  # itself is carried anyway, what it imports is not
+        home: Path | None = Path.cwd() if main is None else Path(main).resolve().parent
     else:
-        return False
-    for module in list(sys.modules.values()):
-        folder = _home(module)
-        if folder is not None and folder.is_relative_to(home) and sys.modules.get(module.__name__) is module:
+        home = _home(top)
+    if home is None:
+        return ()
+    folders = {other: _home(module) for other, module in list(sys.modules.items()) if other != "__main__"}
+    inside = [other for other, folder in folders.items() if folder is not None and folder.is_relative_to(home)]
+    return tuple(inside) or ("__main__",) * (name == "__main__")
+
+
+@contextlib.contextmanager
+def carrying(modules: Iterable[str]) -> Iterator[None]:
+    """While what they define is pickled by value."""
+    known = set(cloudpickle.list_registry_pickle_by_value())
+    mine = [sys.modules[name] for name in modules if name in sys.modules and name not in {*known, "__main__"}]
+    try:
+        for module in mine:
             cloudpickle.register_pickle_by_value(module)
-    return True
+        yield
+    finally:
+        for module in mine:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _home(module: Any) -> Path | None:

@@ -194,6 +194,15 @@ class RunConfig(BaseModel):
             raise ValueError(
                 "cluster says where actors run, but workers 0 or a backend other than dask has them on this machine"
             )
+        if (
+            self.cluster is not None
+            and not isinstance(self.cluster, str)
+            and not hasattr(self.cluster, "scheduler_info")
+        ):
+            raise ValueError(
+                f"cluster must be an address, a scheduler file or a distributed.Client, got "
+                f"{type(self.cluster).__name__}; of a cluster object: cluster.get_client()"
+            )
         if self.inference == "central" and self.backend == "dask":
             raise ValueError("inference central decides for actors on this machine; ask for inference local")
         if self.record is not None and self.replay_from is not None:
@@ -209,7 +218,8 @@ class RunConfig(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for run.json. An environment that is an object is written by its name; see `reloadable`."""
-        cluster = self.cluster if isinstance(self.cluster, str) else None  # a client is for one call
+        known = getattr(getattr(self.cluster, "scheduler", None), "address", None)  # of a client
+        cluster = self.cluster if isinstance(self.cluster, str) else known
         data = self.model_dump(mode="json", by_alias=True, exclude={"env", "cluster"}, fallback=repr)
         return {**data, "env": self.env_name, "cluster": cluster}
 

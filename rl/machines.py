@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rl.config import RunConfig
+from algorithms.policies import policy_factory
+from envs.carry import carried, modules_of
+from rl.config import PRELOAD, RunConfig
 from rl.errors import ConfigError
 from rollout.backend import ClusterLost
 
@@ -32,11 +35,19 @@ def open_cluster(config: RunConfig) -> Cluster | None:
     where = config.cluster
     if isinstance(where, str) and "://" not in where and not Path(where).is_file():
         raise ConfigError(f"--cluster {where}: neither an address (tcp://HOST:PORT) nor a scheduler file that is there")
+    if isinstance(where, str) and "://" not in where:
+        _readable(where)
     tls = {name: getattr(config, key) for key, name in TLS.items() if getattr(config, key) is not None}
     for key in TLS:
         file = getattr(config, key)
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"--{key.replace('_', '-')} {file}: there is no such file")
+    if tls and len(tls) < len(TLS):
+        raise ConfigError("--tls-ca, --tls-cert and --tls-key are needed together")
+    if tls and not isinstance(where, str):
+        raise ConfigError("--tls-ca, --tls-cert, --tls-key: need the address of a cluster, --cluster tls://HOST:PORT")
+    if isinstance(where, str) and where.startswith("tls://") and not tls:
+        raise ConfigError(f"--cluster {where}: needs --tls-ca, --tls-cert and --tls-key")
     try:
         cluster = connect(where, config.workers, config.cluster_timeout, tls or None)
     except ClusterLost as lost:
@@ -52,6 +63,33 @@ def open_cluster(config: RunConfig) -> Cluster | None:
         cluster.close()
         raise ConfigError("\n".join(f"--cluster: {line}" for line in wrong))
     return cluster
+
+
+def elsewhere(config: RunConfig, here: Any, cluster: Any) -> dict[str, Any]:
+    """What the plan of a rollout says of actors on a cluster.
+
+    Args:
+        here: the run's `rl.setup.World`.
+    """
+    source = carried(here.source)
+    if here.kind == "native" and source != here.source:
+        raise ConfigError(
+            f"{source.name}: its native vector environment comes from a file, which does not travel to other machines; "
+            "use --vector serial"
+        )
+    policy = policy_factory(getattr(config.settings, "policy", "actor_critic"))
+    modules = (*modules_of(source.target), *modules_of(policy))
+    return {"cluster": cluster, "preload": PRELOAD, "modules": modules, "movable": here.way != "none"}
+
+
+def _readable(file: str) -> None:
+    """ConfigError if it is no scheduler file."""
+    try:
+        json.loads(Path(file).read_text())["address"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"--cluster {file}: is no scheduler file, as dask scheduler --scheduler-file writes"
+        ) from None
 
 
 def remarks(config: RunConfig, cluster: Cluster | None) -> list[str]:

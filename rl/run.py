@@ -43,6 +43,7 @@ from rl.setup import (
     world,
 )
 from rl.signals import Signals
+from rollout.backend import ClusterLost
 from rollout.handle import ActorLost
 from rollout.rollout import Failed
 from rollout.seat import RolloutPlan
@@ -388,7 +389,7 @@ class Run:
         """The checkpoint of a run that cannot go on, and the exception to raise."""
         try:
             path = self.checkpoint(blind)
-        except (Failed, InterruptedError):  # now the actors cannot be asked either
+        except (Failed, ClusterLost, InterruptedError):  # now the actors cannot be asked either
             return self.fail(failed, blind=True)
         except RunFailed as second:  # the disk is full too
             return RunFailed(f"{failed}\nno checkpoint: {second}")

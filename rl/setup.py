@@ -26,9 +26,10 @@ from envs.seeding import LEARNER, evaluation_seed, seed_of, stream_seed
 from envs.spec import EnvSpec
 from envs.vector import VectorEnv
 from rl import room
-from rl.config import PRELOAD, RunConfig
+from rl.config import RunConfig
 from rl.errors import ConfigError
 from rl.feed import Feed, GradientFeed, ReplayFeed, StreamFeed
+from rl.machines import elsewhere
 from rl.offline import OfflineFeed, OfflineRollout
 from rl.record import Recording
 from rollout.evaluator import Evaluator, EvaluatorJob
@@ -276,11 +277,10 @@ def rollout_plan(config: RunConfig, here: World, plan: Plan, cluster: Any = None
         ahead["reduce"] = plan.reduce
     if config.opponents == "pool":
         ahead["pool"] = _pool(config, here.spec, plan)
-    if config.backend == "dask":
-        here = replace(here, source=carried(here.source))
-        ahead |= {"cluster": cluster, "preload": PRELOAD}
     policy = make_policy(config, here.spec)
     acting = policy()
+    if config.backend == "dask":
+        here, ahead = replace(here, source=carried(here.source)), ahead | elsewhere(config, here, cluster)
     alone = not rows_move(acting, here.spec, config.streams)
     if alone or not rows_agree(acting, here.spec, config.streams):
         policy = functools.partial(_in_blocks, policy, alone)

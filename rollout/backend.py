@@ -29,6 +29,9 @@ class ClusterLost(Exception):
 class Backend(Protocol):
     """Opens actors, and lets them have weights."""
 
+    def start(self) -> None:
+        """Be ready for actors. Raises ClusterLost if that cannot be."""
+
     def open(self, job: ActorJob, central: Central | None) -> Handle:
         """Start an actor. Raises ActorLost, NoNode or ClusterLost if that cannot be."""
 
@@ -63,6 +66,9 @@ class Here:
         self.board.publish(weights)
         self._pool = [WeightsBoard(weights.arrays) for _ in range(0 if plan.pool is None else plan.pool.size)]
         self._slots = Slots(plan.spec, plan.unroll)
+
+    def start(self) -> None:
+        """It is."""
 
     def open(self, job: ActorJob, central: Central | None) -> Handle:
         if self._local:
@@ -107,12 +113,16 @@ class Elsewhere:
     """The machines of a cluster, which outlives the rollout."""
 
     def __init__(self, plan: RolloutPlan, cluster: Cluster, weights: Weights, life: SharedMemory) -> None:
+        self._plan, self._cluster, self._weights, self._life = plan, cluster, weights, life
+
+    def start(self) -> None:
         from rollout.node import Terms
 
-        self._cluster = cluster
+        plan = self._plan
         pool = 0 if plan.pool is None else plan.pool.size
-        terms = Terms(plan.spec, plan.unroll, max(plan.workers, 1), weights, pool, plan.preload)
-        cluster.begin(terms, life, strict=plan.credits == 1 or plan.deterministic, hurry=plan.deterministic)
+        terms = Terms(plan.spec, plan.unroll, max(plan.workers, 1), self._weights, pool, plan.preload)
+        strict = plan.credits == 1 or plan.deterministic
+        self._cluster.begin(terms, self._life, strict, hurry=plan.deterministic, modules=plan.modules)
 
     def open(self, job: ActorJob, central: Central | None) -> Handle:
         return self._cluster.open(job)

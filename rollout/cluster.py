@@ -36,12 +36,12 @@ def connect(where: Any, workers: int, limit: float, tls: dict[str, str] | None =
     Raises:
         ClusterLost: there is no scheduler, or it refuses.
     """
+    if isinstance(where, Client):
+        return Cluster(where, lambda: None, limit)
     dask.config.set(SETTINGS)
     for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # what it has to say is said by us
     security = Security(require_encryption=True, **tls) if tls else None
-    if isinstance(where, Client):
-        return Cluster(where, lambda: None, limit)
     if where is None:
         return _own(max(workers, 1), limit)
     if "://" in where:
@@ -56,9 +56,10 @@ def _own(room: int, limit: float) -> Cluster:
         1,
         threads_per_worker=room,
         processes=False,
-        dashboard_address=None,
+        dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
         local_directory=folder,
+        memory_limit=0,  # the learner's memory is not a worker's to watch
     )
 
     def close() -> None:
@@ -75,7 +76,7 @@ def _client(address: Any, limit: float, then: Callable[[], None] | None = None, 
     name = address if isinstance(address, str) else ways.get("scheduler_file", "the cluster on this machine")
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, direct_to_workers=True, **ways)
-    except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
         if then is not None:
             then()
         text = " ".join(str(error).split()) or type(error).__name__

@@ -11,6 +11,7 @@ import contextlib
 import os
 import platform
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,10 +25,12 @@ from envs.spec import EnvSpec
 from rollout.actor import LIFE, Actor, ActorJob, Life, Links
 from rollout.handle import ActorLost
 from rollout.memory import SharedMemory
-from rollout.processes import ProcessHandle, let_have_children, start_fork_server
+from rollout.processes import ProcessHandle, before_exit, let_have_children, start_fork_server
 from rollout.slots import Slots
 from rollout.types import Weights
 from rollout.weights import WeightsBoard
+
+GUARD_SECONDS = 60.0  # without a sign of life of the learner, after which actors are ended
 
 
 @dataclass(frozen=True)
@@ -102,20 +105,26 @@ class Node:
         self._berths: dict[int, Berth] = {}  # by worker
         self._sequence = 0  # which publication is here
         self._newer = asyncio.Event()
+        self._over = False
+        self._asked = time.monotonic()  # when the learner last asked for lives
+        self._guard: asyncio.Task[None] | None = None
+        ends = weakref.WeakMethod(self.kill_all)
+        before_exit(lambda: (ends() or _nothing)())
 
     def facts(self) -> dict[str, Any]:
         """What there is to know of this machine."""
         return machine()
 
-    def open(self, ticket: int, outline: ActorJob, payload: bytes) -> None:
-        """Start an actor on a seat; it answers its first question when its process is there.
+    def open(self, ticket: int, outline: ActorJob, payload: bytes) -> str | None:
+        """Start an actor on a seat; it answers its first question when its process is there. Returns why, if it fails.
 
         Args:
             outline: the job without what only the actor needs.
             payload: the whole job.
         """
         worker = outline.worker
-        self._end(worker)
+        if (before := self._berths.pop(worker, None)) is not None:
+            before.handle.close()
         self._numbers(worker)[:] = 0
         tickets = (
             self._board.memory.ticket(),
@@ -124,7 +133,11 @@ class Node:
             None,
             [board.memory.ticket() for board in self._pool],
         )
-        self._berths[worker] = Berth(ticket, ProcessHandle(worker, BuildFrom(payload), *tickets))
+        try:
+            self._berths[worker] = Berth(ticket, ProcessHandle(worker, BuildFrom(payload), *tickets))
+        except (OSError, EOFError) as error:
+            return f"its process could not be started: {error!r}"
+        return None
 
     async def ask(self, worker: int, ticket: int, number: int, needs: int, method: str, args: Any) -> tuple[Any, ...]:
         """Question `number` to an actor. Returns ("ok", answer, seconds it took) or ("lost", why).
@@ -132,7 +145,7 @@ class Node:
         Args:
             needs: which publication of weights must have come before it is asked.
         """
-        while self._sequence < needs:
+        while self._sequence < needs and not self._over:
             self._newer.clear()
             await self._newer.wait()
         berth = self._berths.get(worker)
@@ -151,53 +164,72 @@ class Node:
             return "ok", answer, time.perf_counter() - began
         except ActorLost as lost:
             return "lost", lost.detail
+        except Exception:
+            if self._berths.get(worker) is berth:
+                raise
+            return "lost", "it was replaced"  # who ends it reads from its pipe, too
         finally:
             berth.answering.passed()
 
-    async def publish(self, sequence: int, weights: Weights) -> None:
-        """Let the unrolls that begin from now on use these weights."""
-        if sequence > self._sequence:
+    async def publish(self, sequence: int, weights: Weights | None, kept: dict[int, Weights]) -> None:
+        """Let the unrolls that begin from now on use these weights, and meet these opponents, by their places."""
+        for place, snapshot in kept.items():
+            self._pool[place].publish(snapshot)
+        if weights is not None:
             self._board.publish(weights)
-            self._sequence = sequence
-            self._newer.set()
-
-    async def keep(self, place: int, snapshot: Weights) -> None:
-        """Let the games that begin from now on meet this one too."""
-        self._pool[place].publish(snapshot)
+        self._sequence = sequence
+        self._newer.set()
 
     async def lives(self) -> dict[int, tuple[int, list[int]]]:
         """By worker: its ticket, and what it lets its supervisor see, as whole numbers of 8 bytes: see `Life`."""
+        self._asked = time.monotonic()
+        if self._guard is None:
+            self._guard = asyncio.get_running_loop().create_task(_guard(weakref.ref(self)))
         return {
             worker: (berth.ticket, self._numbers(worker).tolist())
-            for worker, berth in self._berths.items()
+            for worker, berth in list(self._berths.items())
             if berth.handle.over is None
         }
 
-    def kill(self, worker: int, ticket: int, why: str) -> None:
+    async def kill(self, worker: int, ticket: int, why: str) -> None:
         """End an actor without asking."""
         berth = self._berths.get(worker)
         if berth is not None and berth.ticket == ticket:
             berth.handle.kill(why)
-            self._end(worker)
+            await self._closed(worker)
 
-    def close(self, worker: int, ticket: int) -> None:
+    async def close(self, worker: int, ticket: int) -> None:
         """End an actor in good order."""
         berth = self._berths.get(worker)
         if berth is not None and berth.ticket == ticket:
             Life(self._life, worker).end()
-            self._end(worker)
+            await self._closed(worker)
 
-    def end(self) -> None:
-        """End them all in good order, and give the memory back."""
-        for worker, berth in self._berths.items():
+    async def end(self) -> None:
+        """End them all in good order, side by side."""
+        self._over = True
+        self._newer.set()
+        for worker, berth in list(self._berths.items()):
             Life(self._life, worker).end()
             berth.handle.stop()
-        for worker in list(self._berths):
-            self._end(worker)
-        self._life.close()
-        self._slots.close()
-        for board in (self._board, *self._pool):
-            board.memory.close()
+        await asyncio.gather(*(self._closed(worker) for worker in list(self._berths)))
+
+    async def _closed(self, worker: int) -> None:
+        berth = self._berths.pop(worker, None)
+        if berth is not None:
+            await asyncio.to_thread(berth.handle.close)
+
+    def silent(self) -> bool:
+        """Whether the learner has not been heard of for long."""
+        return time.monotonic() - self._asked > GUARD_SECONDS
+
+    def kill_all(self) -> None:
+        """End everybody without asking: the run is over, or this process is."""
+        self._over = True
+        self._newer.set()
+        for berth in list(self._berths.values()):
+            with contextlib.suppress(Exception):
+                berth.handle.kill("the run is over")
 
     def __del__(self) -> None:
         """The run is gone, or has done with this node: nobody will ask its actors again."""
@@ -206,13 +238,21 @@ class Node:
                 berth.handle.kill("the run is over")
                 berth.handle.close()
 
-    def _end(self, worker: int) -> None:
-        berth = self._berths.pop(worker, None)
-        if berth is not None:
-            berth.handle.close()
-
     def _numbers(self, worker: int) -> np.ndarray:
         return self._life.array(8 * LIFE * worker, (LIFE,), np.int64)
+
+
+async def _guard(node: weakref.ref[Node]) -> None:
+    """End everybody when the learner is silent: an actor that hangs would stay for ever, and keep its node."""
+    while True:
+        await asyncio.sleep(GUARD_SECONDS / 10)
+        there = node()
+        if there is None:
+            return
+        if there.silent():
+            there.kill_all()
+            return
+        del there
 
 
 async def _readable(pipe: Any) -> None:

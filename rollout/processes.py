@@ -8,6 +8,7 @@ from a server that has already imported torch (`start_fork_server`); from a user
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -72,6 +73,15 @@ def start_fork_server(preload: list[str]) -> None:
 def let_have_children() -> None:
     """Lift multiprocessing's rule that a daemonic process has none, which a Dask worker is; ours end with it."""
     process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+
+
+def before_exit(call: Callable[[], Any]) -> None:
+    """Call this when the interpreter ends, before loky waits for processes that nobody has ended."""
+    import loky  # noqa: F401  (it registers first, and who registers last is called first)
+
+    register: Any = getattr(threading, "_register_atexit", None)
+    with contextlib.suppress(RuntimeError):  # it ends already
+        (register or atexit.register)(call)
 
 
 @contextlib.contextmanager

@@ -57,16 +57,17 @@ class Rollout:
         self._looked = 0.0  # when actors were last looked after
         self._orphans: tuple[Episode, ...] = ()  # finished in unrolls that were dropped
         self._published = weights.version, weights.step
-        self._guard = Guard(self._answer_seconds)
         shares = np.array_split(np.arange(len(plan.units)), seats)
         self._seats = [
             Seat(worker, tuple(stream for unit in share for stream in plan.units[unit]), Life(self._life, worker))
             for worker, share in enumerate(shares)
         ]
         self._central: Central | None = None
+        self._guard = Guard(self._answer_seconds)
         here = Here(plan, self._local, weights, self._life) if plan.cluster is None else None
         self._backend: Backend = here or Elsewhere(plan, plan.cluster, weights, self._life)
         try:
+            self._backend.start()
             if plan.inference is not None and here is not None:
                 counts = tuple(len(seat.streams) for seat in self._seats)
                 self._central = Central(plan, counts, here.board, self._count)
@@ -82,7 +83,7 @@ class Rollout:
         """Every idle actor begins an unroll; as many as it has credits for."""
         began = time.perf_counter()
         for seat in self._seats:
-            if seat.handle is not None and self._backend.crowded(seat.handle):
+            if self.plan.movable and seat.handle is not None and self._backend.crowded(seat.handle):
                 if seat.busy:
                     continue
                 self._move(seat)
@@ -232,9 +233,13 @@ class Rollout:
             inference=plan.inference,
         )
 
-    def _open(self, seat: Seat) -> None:
-        """Put an actor on the seat."""
-        seat.taken(self._backend.open(self._job(seat), self._central))
+    def _open(self, seat: Seat) -> bool:
+        """Put an actor on the seat; nobody yet, and False, while there is no machine for one."""
+        try:
+            seat.taken(self._backend.open(self._job(seat), self._central))
+        except NoNode:
+            seat.handle, seat.restart_at = None, time.monotonic() + POLL
+        return seat.handle is not None
 
     def _reopen(self, seat: Seat) -> None:
         if seat.handle is not None:
@@ -244,9 +249,8 @@ class Rollout:
     def _move(self, seat: Seat) -> None:
         """Let its actor go on, where it stands, on a machine that has more room."""
         units = self._ask(seat, "state")
-        with contextlib.suppress(NoNode):
-            self._reopen(seat)
-            self._ask(seat, "load", units)
+        self._reopen(seat)
+        self._ask(seat, "load", units)
 
     def _begin(self, seat: Seat) -> None:
         plan = self.plan
@@ -317,14 +321,10 @@ class Rollout:
         for seat in self._seats:
             if seat.handle is None and now >= seat.restart_at:
                 try:
-                    self._open(seat)
-                except NoNode:
-                    seat.restart_at = now + POLL
-                    continue
+                    if self._open(seat):
+                        self._begin(seat)
                 except ActorLost as lost:
                     self._lost(seat, lost)
-                    continue
-                self._begin(seat)
         busy = [seat for seat in self._seats if seat.busy and seat.handle is not None]
         here = [seat for seat in busy if seat.handle is not None and seat.handle.waitable is None]
         if here:
@@ -358,6 +358,7 @@ class Rollout:
 
     def _lost(self, seat: Seat, lost: ActorLost) -> None:
         """Its streams start anew, as their next incarnation."""
+        self._backend.check()  # what is lost may be more than an actor
         self.incarnations[list(seat.streams)] += 1
         failures = seat.failures
         seat.lost()
@@ -380,7 +381,10 @@ class Rollout:
                 if seat.handle is None:
                     self._backend.check()
                     time.sleep(max(0.0, seat.restart_at - time.monotonic()))
-                    self._open(seat)
+                    if not self._open(seat):
+                        if time.monotonic() > self.patience:
+                            raise InterruptedError
+                        continue
                 assert seat.handle is not None
                 seat.handle.call(method, *args)
                 pipe, seat.seen = seat.handle.waitable, time.monotonic()
@@ -389,7 +393,5 @@ class Rollout:
                     if time.monotonic() > self.patience:
                         raise InterruptedError
                 return seat.handle.result()
-            except NoNode:
-                seat.restart_at = time.monotonic() + POLL
             except ActorLost as lost:
                 self._lost(seat, lost)

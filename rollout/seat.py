@@ -47,8 +47,10 @@ class RolloutPlan:
     reduce: Callable[[Any, Trajectory], Any] | None = None  # what actors make of their unrolls: see `ActorJob`
     pool: Pool | None = None  # of past policies, as opponents
     inference: Inference | None = None  # a server decides for all actors with such a policy; None: each has its own
-    cluster: Any = None  # where actors run with backend "dask": see `rollout.cluster.Cluster`
+    cluster: Any = None  # where actors run with backend "dask": see `rollout.nodes.Cluster`
     preload: tuple[str, ...] = ()  # modules that actors import, for whoever starts them there
+    modules: tuple[str, ...] = ()  # that come from files of the user's, and travel by value
+    movable: bool = True  # whether an actor can go on elsewhere where it stands
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 
 PACKAGES = ("rltrain", "torch", "gymnasium")
@@ -18,19 +19,28 @@ def own_versions() -> dict[str, str | None]:
     return that_count(told)
 
 
-def that_count(told: dict[str, str | None]) -> dict[str, str | None]:
-    """Those that count, of all that Dask tells."""
+def that_count(told: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Those that count, of all that Dask tells; nothing where it told nothing.
+
+    Of Python 3.x; whether torch is built for CUDA does not count.
+    """
+    if not told:
+        return {}
     python = ".".join(str(told.get("python")).split(".")[:2])
-    return {"python": python, **{name: told.get(name) for name in PACKAGES}}
+    return {"python": python, **{name: (told.get(name) or "").partition("+")[0] or None for name in PACKAGES}}
 
 
-def differs(found: dict[str, dict[str, str | None]]) -> list[str]:
+def differs(found: Mapping[str, Mapping[str, str | None]]) -> list[str]:
     """A line for each worker whose versions are not ours."""
     own, lines = own_versions(), []
     for address, versions in found.items():
         wrong = [
-            f"{name} {versions[name] or 'missing'} (here {own[name]})" for name in own if versions[name] != own[name]
+            f"{name} {versions[name] or 'missing'} (here {own[name]})"
+            for name in versions
+            if versions[name] != own[name]
         ]
-        if wrong:
+        if not versions:
+            lines.append(f"the node {address} does not answer")
+        elif wrong:
             lines.append(f"the node {address} has {', '.join(wrong)}; install the same there")
     return lines

@@ -21,7 +21,7 @@ from rl import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = {"--logdir"}  # flags of other people's commands
+OTHERS = {"--logdir", "--resources", "--scheduler-file"}  # flags of other people's commands
 COMMANDS = {"rltrain": "main", "rleval": "main_eval"}
 SMALL = ["--steps=300", "--streams=2", "--unroll=16", "--eval-episodes=2", "--workers=0", "--quiet", "--json"]
 
@@ -168,7 +168,8 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
             steps=600,
             **{key: value for key, value in ONLY.items() if key in settings_class(algo).model_fields},
             streams=2,
-            workers=int(algo == "a2c"),
+            workers=int(algo in ("a2c", "impala")),
+            backend="dask" if algo == "impala" else None,
             inference="central" if algo == "a2c" else "local",
             unroll=64,
             eval_episodes=2,

@@ -13,7 +13,7 @@ import cloudpickle
 import gymnasium
 import pytest
 
-from envs.carry import carried, carry
+from envs.carry import carried, carrying, modules_of
 from envs.make import EnvSource, resolve
 
 FILE = """
@@ -54,7 +54,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def elsewhere(source: EnvSource, place: Path) -> Any:
     """The reward of one step and the time limit, in a Python that does not find the user's files."""
-    payload = cloudpickle.dumps(source)
+    with carrying(modules_of(source.target)):
+        payload = cloudpickle.dumps(source)
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r})\n{ELSEWHERE}"],
@@ -88,5 +89,22 @@ def test_what_is_installed_or_ours_travels_by_name() -> None:
         source = resolve(name)
         assert carried(source) == source
         assert name.encode() in pickle.dumps(carried(source))
-    assert not carry(json.loads)
-    assert not carry(carried)
+    assert modules_of(json.loads) == ()
+    assert modules_of(carried) == ()
+
+
+def test_a_module_of_a_package_brings_the_whole_package_and_only_while_it_is_carried(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = tmp_path / "carried_pack" / "envs"
+    inner.mkdir(parents=True)
+    (tmp_path / "carried_pack" / "__init__.py").write_text("")
+    (tmp_path / "carried_pack" / "common.py").write_text("GOAL = 6.0\n")
+    (inner / "__init__.py").write_text("")
+    (inner / "maze.py").write_text(
+        FILE.partition("gymnasium.register")[0].replace("from goal", "from carried_pack.common")
+    )
+    monkeypatch.chdir(tmp_path)
+    source = carried(resolve("carried_pack.envs.maze:Maze"))
+    assert elsewhere(source, tmp_path_factory.mktemp("elsewhere")) == [6.0, None]
+    assert not cloudpickle.list_registry_pickle_by_value()

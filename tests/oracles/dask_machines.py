@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -48,10 +47,10 @@ class Machines:
         self.workers[name].kill()
         self.workers.pop(name).wait()
 
-    def actors(self) -> set[int]:
-        """Processes below all workers that are actors, or fork them."""
+    def actors(self, *names: str) -> set[int]:
+        """Processes below these workers, or all, that are actors, or fork them."""
         pids = set()
-        for process in self.workers.values():
+        for process in [self.workers[name] for name in names] or list(self.workers.values()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 for child in psutil.Process(process.pid).children(recursive=True):
                     with contextlib.suppress(psutil.NoSuchProcess):
@@ -109,9 +108,3 @@ def wait_for(condition: object, seconds: float = 30.0) -> bool:
             return True
         time.sleep(0.05)
     return False
-
-
-def stop(process: subprocess.Popen[str], number: int = signal.SIGINT) -> tuple[str, str]:
-    """Send a signal, and what it printed until it ended."""
-    process.send_signal(number)
-    return process.communicate(timeout=60)
