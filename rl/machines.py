@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from algorithms.policies import policy_factory
-from envs.carry import carried, modules_of
+from envs.carry import modules_of
+from envs.make import EnvSource
 from rl.config import PRELOAD, RunConfig
 from rl.errors import ConfigError
 from rollout.backend import ClusterLost
@@ -65,13 +66,13 @@ def open_cluster(config: RunConfig) -> Cluster | None:
     return cluster
 
 
-def elsewhere(config: RunConfig, here: Any, cluster: Any) -> dict[str, Any]:
+def elsewhere(config: RunConfig, here: Any, source: EnvSource, cluster: Any) -> dict[str, Any]:
     """What the plan of a rollout says of actors on a cluster.
 
     Args:
-        here: the run's `rl.setup.World`.
+        here:   the run's `rl.setup.World`.
+        source: its environment, `carried`.
     """
-    source = carried(here.source)
     if here.kind == "native" and source != here.source:
         raise ConfigError(
             f"{source.name}: its native vector environment comes from a file, which does not travel to other machines; "

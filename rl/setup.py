@@ -280,7 +280,8 @@ def rollout_plan(config: RunConfig, here: World, plan: Plan, cluster: Any = None
     policy = make_policy(config, here.spec)
     acting = policy()
     if config.backend == "dask":
-        here, ahead = replace(here, source=carried(here.source)), ahead | elsewhere(config, here, cluster)
+        source = carried(here.source)
+        here, ahead = replace(here, source=source), ahead | elsewhere(config, here, source, cluster)
     alone = not rows_move(acting, here.spec, config.streams)
     if alone or not rows_agree(acting, here.spec, config.streams):
         policy = functools.partial(_in_blocks, policy, alone)

@@ -226,10 +226,11 @@ class Node:
     def kill_all(self) -> None:
         """End everybody without asking: the run is over, or this process is."""
         self._over = True
-        self._newer.set()
         for berth in list(self._berths.values()):
             with contextlib.suppress(Exception):
                 berth.handle.kill("the run is over")
+        with contextlib.suppress(RuntimeError):  # the event loop has ended already
+            self._newer.set()
 
     def __del__(self) -> None:
         """The run is gone, or has done with this node: nobody will ask its actors again."""

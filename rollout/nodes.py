@@ -250,7 +250,9 @@ class Cluster:
     async def _join(self, address: str, slots: int) -> None:
         """Make a node of a worker."""
         try:
-            if wrong := differs({address: await self._versions(address)}):
+            if not (versions := await self._versions(address)):
+                raise OSError("it does not say what it has installed")
+            if wrong := differs({address: versions}):
                 self._unusable[address] = float("inf")
                 self._notes.append(wrong[0])
                 return

@@ -263,6 +263,13 @@ def test_actors_move_to_where_there_is_room_and_the_bits_stay(some: Machines, tm
     assert there["fingerprint"] == json.loads(here.stdout.splitlines()[-1])["fingerprint"]
 
 
+def test_gradients_come_over_too(two: Machines, tmp_path: Path, launch: Any) -> None:
+    flags = ["--algo", "a3c", "--env", "CartPole-v1", "--streams", "2", "--steps", "600", *QUICK]
+    done = launch(tmp_path, *flags, "--workers", "2", "--cluster", two.address).result
+    assert done["restarts"] == 0
+    assert sum(line["cluster/unrolls_bytes"] for line in metrics(tmp_path)) > 0
+
+
 def test_without_a_node_a_run_waits_and_then_goes_on(some: Machines, slow: Path) -> None:
     some.add("a", slots=2)
     run = begin(slow, *PPO, "--env", "mine.py:Slow", "--steps", "2000", "--workers", "2", "--cluster", some.address)
