@@ -8,6 +8,7 @@ import math
 import torch
 
 from algorithms.distributions import kl_divergence
+from algorithms.group import ALONE, Group
 from algorithms.losses import clipped_surrogate, masked_mean, squared_error
 from algorithms.optim import Adam, flatten, step
 from algorithms.policies import build, placed, policy_factory
@@ -53,6 +54,7 @@ class APPO:
         self.target.requires_grad_(False)
         self.optimizer = Adam(self.flat, eps=config.adam_eps)
         self.tape = Tape(self.policy)
+        self.group: Group = ALONE
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
         """One gradient step on one batch of the buffer, after which the target network follows.
@@ -64,7 +66,7 @@ class APPO:
         clip = linear(config.clip, config.clip_end, progress)
         entropy_weight = linear(config.entropy, config.entropy_end, progress)
         valid = unrolls.valid  # [T, B]
-        if not valid.any():
+        if not self.group.whole(valid).any():
             return Update({"lr": lr})
         core = None if unrolls.core is None else unrolls.core[0]  # [B, H] before row 0
         rows = unrolls.obs, unrolls.action_mask, core, unrolls.first
@@ -98,21 +100,19 @@ class APPO:
         loss = surrogate.loss + config.value * loss_value - entropy_weight * entropy
         if config.kl:
             loss = loss + config.kl * masked_mean(kl_divergence(slow, dist)[:-1], valid)
-        grad_norm = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward)
+        told = {
+            "loss_policy": surrogate.loss,
+            "loss_value": loss_value,
+            "entropy": entropy,
+            "approx_kl": surrogate.approx_kl,
+            "clip_fraction": surrogate.clip_fraction,
+        }
+        merge = self.group.over(valid, told)
+        told["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward, merge)
         self.follow()
-        return Update(
-            {
-                "loss_policy": surrogate.loss.detach(),
-                "loss_value": loss_value.detach(),
-                "entropy": entropy.detach(),
-                "grad_norm": grad_norm,
-                "approx_kl": surrogate.approx_kl,
-                "clip_fraction": surrogate.clip_fraction,
-                "clip_fraction_newest": masked_mean(clipped, newest),
-                "clip_fraction_oldest": masked_mean(clipped, oldest),
-                "lr": lr,
-            }
-        )
+        told["clip_fraction_newest"] = masked_mean(clipped, newest)  # of this learner's part
+        told["clip_fraction_oldest"] = masked_mean(clipped, oldest)
+        return Update({**{name: value.detach() for name, value in told.items()}, "lr": lr})
 
     def follow(self) -> None:
         """After an update: the target network copies the trained one now and then, or moves a little towards it."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from algorithms.actors import deterministic
 from algorithms.dense import Tower
+from algorithms.group import ALONE, Group
 from algorithms.off_policy import Target, priority, replay_plan, squared_loss, uphill
 from algorithms.optim import Adam, flatten, step
 from algorithms.policies import build, placed, policy_factory
@@ -37,6 +37,7 @@ class DDPG:
         self.critic_optimizer = Adam(critic_flat, eps=config.adam_eps)
         self.target = Target(self.policy.actor, flat)
         self.critic_target = Target(self.critic, critic_flat)
+        self.group: Group = ALONE
 
     def update(self, batch: Transition, progress: float) -> Update:
         """One step of the critic, then of the policy; both targets follow."""
@@ -53,19 +54,17 @@ class DDPG:
         loss_q, slope = squared_loss(error, batch.weight)
         left = linear(1.0, config.lr_end_share, progress)
         lr_q = left * (config.lr_q or config.lr)
-        norm = step(self.critic_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope))
+        told = {"loss_q": loss_q, "q_mean": walk.out.mean()}
+        merge = self.group.over(len(target), told)
+        norm = step(self.critic_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope), merge)
 
         loss_policy, climb = uphill(critic, obs, policy.actor)
-        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, climb)
+        acts = {"loss_policy": loss_policy}
+        merge = self.group.over(len(target), acts)
+        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, climb, merge)
         self.target.follow(config.tau)
         self.critic_target.follow(config.tau)
-        told: dict[str, Tensor | float] = {
-            "loss_q": loss_q,
-            "loss_policy": loss_policy,
-            "q_mean": walk.out.mean(),
-            "grad_norm": norm,
-        }
-        return Update(told, priority(error, batch.index))
+        return Update({**told, **acts, "grad_norm": norm}, priority(error, batch.index))
 
     def observe(self, unrolls: Trajectory) -> None:
         """Running statistics, once per delivery and after its updates: the next unroll acts with them."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from algorithms.group import ALONE, Group
 from algorithms.losses import chosen
 from algorithms.off_policy import Target, replay_plan
 from algorithms.optim import Adam, flatten, step
@@ -58,6 +59,7 @@ class DQN:
         self.optimizer = Adam(flat, eps=config.adam_eps)
         self.tape = Tape(self.net)
         self.rng = Rng(seed)
+        self.group: Group = ALONE
         self.round: float | None = None  # which share of the run was done when the newest round of updates began
         self.net.draw(self.rng.generator)  # for actors, until the first update
 
@@ -75,12 +77,14 @@ class DQN:
         with self.tape:
             out = self.net.forward(policy.normalised(batch.obs))  # [B, n] or [B, n, atoms]
         loss = self.loss(out.detach(), batch.action, target, batch.weight)
-        norm = step(self.optimizer, out, lr, config.max_grad_norm, lambda out: self.tape.backward(out, loss.slope))
+        told = {"loss_q": loss.mean, "q_mean": loss.q.mean()}
+        merge = self.group.over(len(loss.q), told)
+        told["grad_norm"] = step(
+            self.optimizer, out, lr, config.max_grad_norm, lambda out: self.tape.backward(out, loss.slope), merge
+        )
         self.follow()
-        told: dict[str, Tensor | float] = {"loss_q": loss.mean, "q_mean": loss.q.mean(), "grad_norm": norm, "lr": lr}
-        if not config.noisy:
-            told["epsilon"] = epsilon
-        return Update(told, None if batch.index is None else loss.error.abs())
+        explored = {} if config.noisy else {"epsilon": epsilon}
+        return Update({**told, "lr": lr, **explored}, None if batch.index is None else loss.error.abs())
 
     @torch.no_grad()
     def targets(self, batch: Transition, next_obs: Tree) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from algorithms.group import ALONE, Group
 from algorithms.losses import masked_mean, squared_error
 from algorithms.optim import chosen, flatten, step
 from algorithms.policies import build, placed, policy_factory
@@ -39,6 +40,7 @@ class IMPALA:
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         self.optimizer = chosen(flatten(self.policy), config)
         self.tape = Tape(self.policy)
+        self.group: Group = ALONE
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
         """One gradient step on the unrolls that have come; none where no row is valid."""
@@ -46,7 +48,7 @@ class IMPALA:
         lr = linear(config.lr, config.lr_end, progress)
         entropy_weight = linear(config.entropy, config.entropy_end, progress)
         valid = unrolls.valid  # [T, B]
-        if not valid.any():
+        if not self.group.whole(valid).any():
             return Update({"lr": lr})
         core = None if unrolls.core is None else unrolls.core[0]  # [B, H] before row 0
         padded = torch.cat([unrolls.action, unrolls.action[-1:]])  # [T+1, B, *A]; the last row bootstraps only
@@ -72,17 +74,10 @@ class IMPALA:
         loss_value = squared_error(value[:-1], target, valid)
         entropy = masked_mean(dist.entropy()[:-1], valid)
         loss = loss_policy + config.value * loss_value - entropy_weight * entropy
-        grad_norm = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward)
-        return Update(
-            {
-                "loss_policy": loss_policy.detach(),
-                "loss_value": loss_value.detach(),
-                "entropy": entropy.detach(),
-                "grad_norm": grad_norm,
-                "approx_kl": approx_kl,
-                "lr": lr,
-            }
-        )
+        told = {"loss_policy": loss_policy, "loss_value": loss_value, "entropy": entropy, "approx_kl": approx_kl}
+        merge = self.group.over(valid, told)
+        told["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward, merge)
+        return Update({**{name: value.detach() for name, value in told.items()}, "lr": lr})
 
     def observe(self, unrolls: Trajectory) -> None:
         """Running statistics, once per delivery and after the update: the next unroll acts with them."""

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from algorithms.group import ALONE, Group
+
 
 class Surrogate(NamedTuple):
     """PPO's policy loss and two signs of its health, which carry no gradient."""
@@ -69,11 +71,17 @@ def squared_error(value: Tensor, target: Tensor, valid: Tensor | None = None) ->
     return 0.5 * masked_mean((value - target).square(), valid)
 
 
-def normalised(advantage: Tensor, valid: Tensor | None = None) -> Tensor:
+def normalised(advantage: Tensor, valid: Tensor | None = None, group: Group = ALONE) -> Tensor:
     """Advantages [...] with mean 0 and standard deviation 1 over the valid rows; the others become 0.
 
-    A single row has no spread and becomes 0, and so do equal ones.
+    A single row has no spread and becomes 0, and so do equal ones. What counts are the rows of all learners of `group`.
     """
+    if group.size > 1:
+        rows, mean, variance = group.moments(advantage.reshape(-1) if valid is None else advantage[valid])
+        if rows < 2:
+            return torch.zeros_like(advantage)
+        scaled = (advantage - mean) / (variance.sqrt() + 1e-8)
+        return scaled if valid is None else scaled.masked_fill(~valid, 0.0)
     if valid is None:
         if advantage.numel() < 2:
             return torch.zeros_like(advantage)

@@ -49,15 +49,23 @@ class Rows:
     def __len__(self) -> int:
         return len(self.advantage)
 
-    def shuffled(self, minibatches: int, generator: torch.Generator) -> Iterator[Rows]:
+    @property
+    def count(self) -> int | Tensor:
+        """Rows that a mean is taken over, or which of them."""
+        return len(self)
+
+    def shuffled(self, minibatches: int, generator: torch.Generator, places: Tensor | None = None) -> Iterator[Rows]:
         """All rows once, in a new order, in `minibatches` pieces whose sizes differ by one at most.
 
         Args:
             generator: on the CPU, so that every device shuffles alike.
+            places:    where the rows lie with several learners, see `Group.places`: of each piece of all rows there
+                       come those that are here, and there may be none.
         """
-        order = torch.randperm(len(self), generator=generator).to(self.advantage.device)
+        order, pieces = _shuffle(len(self), minibatches, generator, places)
+        order = order.to(self.advantage.device)
         mixed = _each(self, lambda x: x.index_select(0, order))  # one gather per array; the pieces are views
-        for begin, end in _pieces(len(self), minibatches):
+        for begin, end in pieces:
             yield _each(mixed, lambda x, begin=begin, end=end: x[begin:end])  # type: ignore[misc]
 
 
@@ -111,10 +119,21 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.core)
 
-    def shuffled(self, minibatches: int, generator: torch.Generator) -> Iterator[Sequences]:
-        """All sequences once, in a new order, in `minibatches` pieces whose sizes differ by one at most."""
-        order = torch.randperm(len(self), generator=generator).to(self.core.device)
-        for begin, end in _pieces(len(self), minibatches):
+    @property
+    def count(self) -> int | Tensor:
+        """Rows that a mean is taken over, or which of them."""
+        return self.valid
+
+    def shuffled(
+        self, minibatches: int, generator: torch.Generator, places: Tensor | None = None
+    ) -> Iterator[Sequences]:
+        """All sequences once, in a new order, in `minibatches` pieces whose sizes differ by one at most.
+
+        Arguments are those of `Rows.shuffled`.
+        """
+        order, pieces = _shuffle(len(self), minibatches, generator, places)
+        order = order.to(self.core.device)
+        for begin, end in pieces:
             piece = order[begin:end]
             arrays = {
                 field.name: _pick(getattr(self, field.name), 0 if field.name == "core" else 1, piece)
@@ -137,6 +156,20 @@ class Mean:
     def result(self) -> dict[str, Tensor]:
         """[] each, the mean of what was added under its name."""
         return {name: torch.stack(values).mean() for name, values in self.seen.items()}
+
+
+def _shuffle(
+    here: int, minibatches: int, generator: torch.Generator, places: Tensor | None
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """A new order of the rows that are here, and [begin, end) of each minibatch in it."""
+    order = torch.randperm(here if places is None else len(places), generator=generator)
+    pieces = _pieces(len(order), minibatches)
+    if places is None:
+        return order, pieces
+    order = places[order]
+    is_here = order >= 0
+    before = [0, *is_here.cumsum(0).tolist()]  # rows that are here, among the first ones
+    return order[is_here], [(before[begin], before[end]) for begin, end in pieces]
 
 
 def _pieces(n: int, pieces: int) -> list[tuple[int, int]]:

@@ -112,6 +112,7 @@ def step(
     lr: float,
     max_grad_norm: float,
     backward: Callable[[Tensor], None] = Tensor.backward,
+    merge: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Zero, backward, clip by the global norm, update.
 
@@ -119,6 +120,7 @@ def step(
         loss:          []  its graph is freed.
         max_grad_norm: L2 norm over all parameters; 0 turns clipping off.
         backward:      what adds the gradients of a loss to the parameters', if not autograd alone: `Tape.backward`.
+        merge:         makes of the gradient, in place, that of all learners, where there are several: `Group.over`.
 
     Returns:
         [] the norm before clipping.
@@ -126,6 +128,8 @@ def step(
     grad = optimizer.grad
     grad.zero_()
     backward(loss)
+    if merge is not None:
+        merge(grad)
     norm: Tensor = torch.linalg.vector_norm(grad)
     on_cpu = grad.device.type == "cpu"  # where it costs nothing to look at a number
     if max_grad_norm > 0 and not (on_cpu and float(norm) + 1e-6 <= max_grad_norm):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from algorithms.group import ALONE, Group
 from algorithms.losses import clipped_surrogate, clipped_value, masked_mean, normalised, squared_error
 from algorithms.minibatch import Mean, Rows, Sequences
 from algorithms.optim import Adam, flatten, step
@@ -37,6 +38,7 @@ class PPO:
         self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
         self.tape = Tape(self.policy)
         self.rng = Rng(seed)
+        self.group: Group = ALONE
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
         """`epochs` passes over the unrolls of all streams, in shuffled minibatches.
@@ -46,7 +48,7 @@ class PPO:
         config = self.config
         lr = linear(config.lr, config.lr_end, progress)
         valid = unrolls.valid  # [T, B]
-        count = int(valid.sum())
+        count = int(self.group.whole(valid).sum())
         if count == 0:
             return Update({"lr": lr})
         clip = linear(config.clip, config.clip_end, progress)
@@ -60,19 +62,22 @@ class PPO:
 
         of = Rows.of if unrolls.core is None else Sequences.of
         rows = of(unrolls, value[:-1], advantage, target)
+        places = self.group.places(unrolls)
         metrics, stopped = Mean(), 0.0
         for _ in range(config.epochs):
-            for batch in rows.shuffled(config.minibatches, self.rng.generator):
+            for batch in rows.shuffled(config.minibatches, self.rng.generator, places):
                 with self.tape:
                     loss, info = self.loss(batch, clip, entropy)
-                info["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward)
+                merge = self.group.over(batch.count, info)
+                info["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward, merge)
                 metrics.add(info)
             if config.max_kl is not None and info["approx_kl"] > config.max_kl:
                 stopped = 1.0
                 break
         told: dict[str, Tensor | float] = {**metrics.result(), "kl_stops": stopped, "lr": lr}
         if count > 1:  # one row has no variance
-            told["explained_variance"] = 1 - (target - value[:-1])[valid].var() / target[valid].var().clamp_min(1e-8)
+            left = self.group.moments((target - value[:-1])[valid]).variance
+            told["explained_variance"] = 1 - left / self.group.moments(target[valid]).variance.clamp_min(1e-8)
         return Update(told)
 
     def loss(self, batch: Rows | Sequences, clip: float, entropy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -84,7 +89,7 @@ class PPO:
         else:
             valid = None
             dist, value = self.policy.forward(batch.obs, batch.action_mask)
-        advantage = normalised(batch.advantage, valid) if config.normalize_advantage else batch.advantage
+        advantage = normalised(batch.advantage, valid, self.group) if config.normalize_advantage else batch.advantage
         surrogate = clipped_surrogate(dist.log_prob(batch.action), batch.log_prob, advantage, clip, valid)
         if config.value_clip is None:
             value_loss = squared_error(value, batch.target, valid)

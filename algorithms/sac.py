@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from algorithms.dense import Tower
+from algorithms.group import ALONE, Group
 from algorithms.off_policy import Target, priority, replay_plan, squared_loss
 from algorithms.optim import Adam, Flat, flatten, step
 from algorithms.policies import build, placed, policy_factory
@@ -43,13 +44,14 @@ class SAC:
         self.target_entropy = -float(self.size) if config.target_entropy is None else config.target_entropy
         self.temperature = Temperature(config, device)
         self.rng = Rng(seed)
+        self.group: Group = ALONE
 
     def update(self, batch: Transition, progress: float) -> Update:
         """One step of the critics, then of the policy, then of the temperature; the target critics follow."""
         config, policy, critics = self.config, self.policy, self.critics
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
         rows = len(batch.reward)
-        noise = torch.randn(2, rows, self.size, generator=self.rng.generator).to(batch.reward.device)
+        noise = self.group.part(self.draw, rows, dim=1).to(batch.reward.device)  # [2, B, A]
         temperature = self.temperature.value()  # []
 
         with torch.no_grad():
@@ -61,7 +63,9 @@ class SAC:
         loss_q, slope = squared_loss(error, batch.weight)
         left = linear(1.0, config.lr_end_share, progress)
         lr_q = left * (config.lr_q or config.lr)
-        norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope))
+        told = {"loss_q": loss_q, "q_mean": walk.out.mean()}
+        merge = self.group.over(rows, told)
+        norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope), merge)
 
         sampled, log_prob = policy.sample(obs, noise[1])
         action = sampled.reshape(rows, -1)
@@ -75,20 +79,18 @@ class SAC:
             along = look.back_to(slope, self.size), (temperature / rows).expand(rows)
             torch.autograd.backward([action, log_prob], along)
 
-        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, backward)
+        acts = {"loss_policy": loss_policy, "entropy": entropy}
+        merge = self.group.over(rows, acts)
+        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, backward, merge)
         if config.learn_temperature:
-            self.temperature.update(entropy - self.target_entropy, left)
+            self.temperature.update(acts["entropy"] - self.target_entropy, left)
         if self.critics_optimizer.steps % config.target_every == 0:
             self.target.follow(config.tau)
-        told: dict[str, Tensor | float] = {
-            "loss_q": loss_q,
-            "loss_policy": loss_policy,
-            "q_mean": walk.out.mean(),
-            "entropy": entropy,
-            "temperature": temperature,
-            "grad_norm": norm,
-        }
-        return Update(told, priority(error, batch.index))
+        return Update({**told, **acts, "temperature": temperature, "grad_norm": norm}, priority(error, batch.index))
+
+    def draw(self, rows: int) -> Tensor:
+        """[2, rows, A] noise of an update: for the actions that follow, and for those that are judged."""
+        return torch.randn(2, rows, self.size, generator=self.rng.generator)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Running statistics, once per delivery and after its updates: the next unroll acts with them."""

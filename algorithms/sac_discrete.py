@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from algorithms.dense import Tower
+from algorithms.group import ALONE, Group
 from algorithms.losses import chosen
 from algorithms.off_policy import Target, priority, replay_plan, squared_loss
 from algorithms.optim import Adam, flatten, step
@@ -38,6 +39,7 @@ class DiscreteSAC:
         self.critics_optimizer = Adam(flat, eps=config.adam_eps)
         self.target = Target(self.critics, flat)
         self.temperature = Temperature(config, device)
+        self.group: Group = ALONE
 
     def update(self, batch: Transition, progress: float) -> Update:
         """One step of the critics, then of the policy, then of the temperature; the target critics follow."""
@@ -56,28 +58,30 @@ class DiscreteSAC:
         slopes = torch.zeros_like(walk.out).scatter_(-1, action.unsqueeze(-1), slope)  # [2, B, n]
         left = linear(1.0, config.lr_end_share, progress)
         lr_q = left * (config.lr_q or config.lr)
-        norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slopes))
+        told = {"loss_q": loss_q}
+        merge = self.group.over(len(batch.reward), told)
+        norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slopes), merge)
 
         with torch.no_grad():
             best = critics(obs).amin(0)  # [B, n]
         log_probs = policy.distribution(obs, batch.action_mask).log_probs  # [B, n]
         loss_policy = expected(temperature * log_probs - best, log_probs).mean()
-        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm)
-
         entropy = -expected(log_probs, log_probs).detach()  # [B]
-        if config.learn_temperature:
-            self.temperature.update((entropy - self.target_entropy(batch.action_mask, entropy)).mean(), left)
-        if self.critics_optimizer.steps % config.target_every == 0:
-            self.target.follow(config.tau)
-        told: dict[str, Tensor | float] = {
-            "loss_q": loss_q,
+        surplus = (entropy - self.target_entropy(batch.action_mask, entropy)).mean()
+        acts = {
             "loss_policy": loss_policy.detach(),
             "q_mean": best.mean(),
             "entropy": entropy.mean(),
-            "temperature": temperature,
-            "grad_norm": norm,
+            "surplus": surplus,
         }
-        return Update(told, priority(error, batch.index))
+        merge = self.group.over(len(entropy), acts)
+        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, merge=merge)
+        surplus = acts.pop("surplus")
+        if config.learn_temperature:
+            self.temperature.update(surplus, left)
+        if self.critics_optimizer.steps % config.target_every == 0:
+            self.target.follow(config.tau)
+        return Update({**told, **acts, "temperature": temperature, "grad_norm": norm}, priority(error, batch.index))
 
     def target_entropy(self, action_mask: Tensor | None, like: Tensor) -> Tensor:
         """[B] nats: as set, or a share of what equal probabilities of the legal actions have."""

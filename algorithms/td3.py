@@ -7,6 +7,7 @@ from torch import Tensor
 
 from algorithms.actors import deterministic
 from algorithms.dense import Tower
+from algorithms.group import ALONE, Group
 from algorithms.off_policy import Target, priority, replay_plan, squared_loss, uphill
 from algorithms.optim import Adam, flatten, step
 from algorithms.policies import build, placed, policy_factory
@@ -38,6 +39,7 @@ class TD3:
         self.target = Target(self.policy.actor, flat)
         self.critics_target = Target(self.critics, critics_flat)
         self.rng = Rng(seed)
+        self.group: Group = ALONE
 
     def update(self, batch: Transition, progress: float) -> Update:
         """One step of the critics; every `policy_delay` of them one of the policy, and only then do targets follow."""
@@ -45,7 +47,7 @@ class TD3:
         policy.schedule(progress)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
         action = batch.action.flatten(1)  # [B, A]
-        noise = torch.randn(action.shape, generator=self.rng.generator).to(action.device)
+        noise = self.group.part(self.draw, len(action)).to(action.device)  # [B, A]
 
         with torch.no_grad():
             smoothing = noise.mul_(config.smoothing).clamp_(-config.smoothing_clip, config.smoothing_clip)
@@ -57,16 +59,23 @@ class TD3:
         loss_q, slope = squared_loss(error, batch.weight)
         left = linear(1.0, config.lr_end_share, progress)
         lr_q = left * (config.lr_q or config.lr)
-        norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope))
-        told: dict[str, Tensor | float] = {"loss_q": loss_q, "q_mean": walk.out.mean(), "grad_norm": norm}
+        told = {"loss_q": loss_q, "q_mean": walk.out.mean()}
+        merge = self.group.over(len(action), told)
+        norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope), merge)
 
         if self.critics_optimizer.steps % config.policy_delay == 0:
             loss_policy, climb = uphill(critics, obs, policy.actor)
-            step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, climb)
+            acts = {"loss_policy": loss_policy}
+            merge = self.group.over(len(action), acts)
+            step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, climb, merge)
             self.target.follow(config.tau)
             self.critics_target.follow(config.tau)
-            told["loss_policy"] = loss_policy
-        return Update(told, priority(error, batch.index))
+            told |= acts
+        return Update({**told, "grad_norm": norm}, priority(error, batch.index))
+
+    def draw(self, rows: int) -> Tensor:
+        """[rows, A] noise on the actions of the targets."""
+        return torch.randn(rows, self.policy.size, generator=self.rng.generator)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Running statistics, once per delivery and after its updates: the next unroll acts with them."""

@@ -17,10 +17,11 @@ import algorithms
 from envs.errors import EnvError, EnvFault
 from rl.config import INNER, PRELOAD, RunConfig, load, reload, saved
 from rl.console import say
-from rl.errors import CheckpointError, ConfigError, Interrupted, RunFailed, Stop
+from rl.errors import CheckpointError, ConfigError, Interrupted, LearnerLost, RunFailed, Stop
 from rl.explain import unknown
 from rl.flags import add_model, env_arg, spelled
 from rl.signals import sigterm_stops
+from rl.torchrun import Place, begun, place
 
 if TYPE_CHECKING:
     from rl.evaluate import Evaluation
@@ -49,8 +50,25 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`rltrain`. Exit status: 0 done, 1 the run failed, 2 asked wrongly, 130 and 143 interrupted."""
+    """`rltrain`. Exit status: 0 done, 1 the run failed, 2 asked wrongly, 130 and 143 interrupted.
+
+    Of the processes that torchrun starts only the first does what the flags say; the others help it to learn.
+    """
+    here = place()
+    if here is not None and here.rank > 0:
+        return _help(here)
     return _guarded("rltrain", lambda: _train(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _help(here: Place) -> int:
+    """A learner that is not the first, until that ends; it has nothing to say, since the first one says all."""
+    from rl.learners import Second
+
+    try:
+        Second(here, None).serve()
+    except (LearnerLost, KeyboardInterrupt):
+        return RunFailed.status
+    return 0
 
 
 def main_eval(argv: Sequence[str] | None = None) -> int:
@@ -84,7 +102,7 @@ def _guarded(command: str, work: Callable[[], None]) -> int:
 
 
 def _train(argv: list[str]) -> None:
-    config, resume = parse(argv)
+    config, resume = _with_all(*parse(argv))
     if config.backend != "local":
         from rollout.processes import start_fork_server
 
@@ -97,6 +115,19 @@ def _train(argv: list[str]) -> None:
         say(json.dumps(result_json(result)))
     else:
         say(result_line(result))
+
+
+def _with_all(config: RunConfig, resume: Path | None) -> tuple[RunConfig, Path | None]:
+    """The run with as many learners as torchrun started; after a restart by it, the run that it had begun."""
+    here = place()
+    if here is None:
+        return config, resume
+    if config.learners not in (1, here.size) and resume is None:
+        raise ConfigError(f"--learners {config.learners}: torchrun starts {here.size}; leave the flag out")
+    if resume is None and (before := begun(Path(config.out))) is not None:
+        call = {"json": config.json_line, "quiet": config.quiet, "max_seconds": config.max_seconds}
+        config, resume = reload(saved(before), call), before
+    return config.model_copy(update={"learners": here.size}), resume
 
 
 def parse(argv: Sequence[str]) -> tuple[RunConfig, Path | None]:

@@ -102,6 +102,9 @@ class RunConfig(BaseModel):
     inference: Literal["local", "central"] = Field(
         "local", description="who decides for actors: their own networks, or one server on the learner's device"
     )
+    learners: int = Field(
+        1, ge=1, description="learners that share each update, a process each; under torchrun as many as it starts"
+    )
     learner_threads: int = Field(1, ge=1, description="threads of the learner; results depend on it to the bit")
     deterministic: bool = Field(
         False, description="takes unrolls in turns, so that a run repeats to the bit though actors go on meanwhile"
@@ -236,7 +239,7 @@ PRELOAD = ("torch", "gymnasium", "algorithms.settings", "algorithms.policies", "
 # Not flags: they follow from the others.
 INNER = ("settings", "preset_file", "reloadable")
 # What `--resume` may change.
-PLACES = ("workers", "backend", "cluster", "cluster_timeout", "tls_ca", "tls_cert", "tls_key")
+PLACES = ("workers", "learners", "backend", "cluster", "cluster_timeout", "tls_ca", "tls_cert", "tls_key")
 RESUME = ("steps", *PLACES, "json", "quiet", "max_seconds")
 # What belongs to one call, not to the run, and is forgotten when it is resumed.
 CALL = {"json": False, "quiet": False, "max_seconds": None}

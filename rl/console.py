@@ -38,6 +38,7 @@ class Console:
     def start(self, config: Any, preset: str | None = None, notes: Sequence[str] = ()) -> None:
         """Says what begins: one line, the preset that is used, and notes."""
         who = f"{config.workers} actors" if config.workers > 1 else "1 actor"
+        who += f", {config.learners} learners" if config.learners > 1 else ""
         where = f"{who}, {config.backend}" if config.workers else "in this process"
         where = where if config.replay_from is None else f"from {config.replay_from}"
         self.note(

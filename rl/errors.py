@@ -23,6 +23,10 @@ class RunFailed(Exception):
     status = 1
 
 
+class LearnerLost(Exception):
+    """One of several learners does not answer any more, so that no update can be finished."""
+
+
 def diverged(what: str) -> RunFailed:
     """Training has left the numbers: `what` is the number that is none."""
     return RunFailed(

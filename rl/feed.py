@@ -189,25 +189,32 @@ def in_batches(unrolls: Trajectory, wait: int | Literal["all"]) -> Iterator[Traj
         yield unrolls
         return
     for piece in range(pieces):
-        columns = slice(streams * piece // pieces, streams * (piece + 1) // pieces)
+        yield part_of(unrolls, streams * piece // pieces, streams * (piece + 1) // pieces)
 
-        def beside(x: Tensor, columns: slice = columns) -> Tensor:
-            return x[:, columns]
 
-        yield dataclasses.replace(
-            unrolls,
-            obs=tree_map(beside, unrolls.obs),
-            **{
-                name: beside(getattr(unrolls, name))
-                for name in ("action", "reward", "terminated", "truncated", "first")
-            },
-            **{name: getattr(unrolls, name)[columns] for name in ("version", "stream", "row")},
-            extras={name: beside(x) for name, x in unrolls.extras.items()},
-            core=None if unrolls.core is None else beside(unrolls.core),
-            episodes=(),
-            made=None if unrolls.made is None else unrolls.made[columns],
-            **{name: beside(x) for name, x in unrolls.beside().items()},
+def part_of(batch: Any, begin: int, end: int) -> Any:
+    """Columns of a Trajectory, or samples of Transitions: views."""
+    columns = slice(begin, end)
+    if isinstance(batch, Transition):
+        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return Transition(
+            **{name: None if x is None else tree_map(lambda x: x[columns], x) for name, x in fields.items()}
         )
+
+    def beside(x: Tensor) -> Tensor:
+        return x[:, columns]
+
+    return dataclasses.replace(
+        batch,
+        obs=tree_map(beside, batch.obs),
+        **{name: beside(getattr(batch, name)) for name in ("action", "reward", "terminated", "truncated", "first")},
+        **{name: getattr(batch, name)[columns] for name in ("version", "stream", "row")},
+        extras={name: beside(x) for name, x in batch.extras.items()},
+        core=None if batch.core is None else beside(batch.core),
+        episodes=(),
+        made=None if batch.made is None else batch.made[columns],
+        **{name: beside(x) for name, x in batch.beside().items()},
+    )
 
 
 def rounds(unrolls: list[Any]) -> list[list[Any]]:

@@ -16,6 +16,7 @@ from typing import IO, Any
 from envs.spec import EnvSpec, to_json
 from rl.config import RUN_FILE, RunConfig
 from rl.errors import ConfigError, RunFailed
+from rl.torchrun import LAUNCH, launch
 
 LOCK = ".lock"
 
@@ -114,6 +115,7 @@ def write_run_file(folder: Path, config: RunConfig, spec: EnvSpec, mark: str | N
         "versions": versions(),
         "spec": to_json(spec),
         "recording": mark,
+        **({} if launch() is None else {LAUNCH: launch()}),
     }
     with writing(file), beside.open("w") as out:
         out.write(json.dumps(data, indent=1) + "\n")

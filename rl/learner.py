@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,7 +12,13 @@ import torch
 from rl.checkpoint import to_tensors
 from rl.errors import diverged
 from rl.feed import Feed, ReplayFeed, StreamFeed, rounds
+from rl.torchrun import place
 from rollout.types import Trajectory, Weights
+
+if TYPE_CHECKING:
+    from envs.spec import EnvSpec
+    from rl.config import RunConfig
+    from rl.learners import Learners
 
 MOST = 256  # updates whose metrics are kept before they are summed up
 
@@ -24,10 +30,15 @@ class Learner:
         algorithm: see `algorithms.protocol.Algorithm`.
         device:    where it computes.
         feed:      where its batches come from; each unroll once where none is given.
+        learners:  those that share each update, if there are several.
     """
 
-    def __init__(self, algorithm: Any, device: torch.device, feed: Feed | None = None) -> None:
+    def __init__(
+        self, algorithm: Any, device: torch.device, feed: Feed | None = None, learners: Learners | None = None
+    ) -> None:
         self.algorithm = algorithm
+        self.learners = learners
+        self._updates: Any = algorithm if learners is None else learners
         self.version = 0
         self._device = device
         self.feed: Feed = StreamFeed(device) if feed is None else feed
@@ -39,6 +50,16 @@ class Learner:
         self._max_lag: int | None = getattr(getattr(algorithm, "plan", None), "max_lag", None)
         self._told: list[dict[str, Any]] = []  # of the newest updates, not summed up yet
         self._sums: dict[str, tuple[float, int]] = {}
+
+    def join(self) -> None:
+        """Wait for the others, if there are several learners: from here on they go with each update."""
+        if self.learners is not None:
+            self.learners.join(self.algorithm)
+
+    def close(self) -> None:
+        """Let the others go."""
+        if self.learners is not None:
+            self.learners.close()
 
     def step(self, unrolls: list[Trajectory], progress: float) -> None:
         """As many updates as the unrolls buy; `progress` is the share of the run that is done, for schedules.
@@ -54,7 +75,7 @@ class Learner:
             if self._max_lag is not None and lag > self._max_lag:
                 self.skipped += 1
                 continue
-            update = self.algorithm.update(batch, progress)
+            update = self._updates.update(batch, progress)
             if update.priority is not None:
                 self.feed.reprioritise(batch, update.priority)
             self._told.append(update.metrics)
@@ -68,6 +89,8 @@ class Learner:
         self._check(before)
         for once in rounds(unrolls) if self._observes else ():
             self.algorithm.observe(self.feed.delivery(once))
+        if self.learners is not None:
+            self.learners.observed()
         self.seconds += time.perf_counter() - began
 
     def weights(self, step: int) -> Weights:
@@ -140,6 +163,19 @@ class Learner:
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + _sum(values), count + len(values))
         self._told.clear()
+
+
+def several(config: RunConfig, spec: EnvSpec, algorithm: Any) -> Learners | None:
+    """The learners that share each update, started but not joined; None where one is all.
+
+    Raises:
+        ConfigError: the algorithm does not share its updates, or there is nothing to share.
+    """
+    if config.learners == 1:
+        return None
+    from rl.learners import open_learners
+
+    return open_learners(config, spec, algorithm, place())
 
 
 def _sum(values: list[Any]) -> float:

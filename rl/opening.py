@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rl.config import RunConfig
-from rl.errors import Interrupted, RunFailed, Stop
+from rl.errors import Interrupted, LearnerLost, RunFailed, Stop
 from rl.evaluations import EvaluationFailed
 from rl.run import Run
 from rl.signals import Signals
@@ -23,14 +23,14 @@ def open_run(config: RunConfig, resume: str | Path | None = None) -> Iterator[Ru
     with Signals() as signals:
         try:
             run = Run(config, None if resume is None else Path(resume), signals)
-        except (Failed, ActorLost, ClusterLost) as failed:
+        except (Failed, ActorLost, ClusterLost, LearnerLost) as failed:
             what = "started" if resume is None else "resumed; its checkpoints are as they were"
             raise RunFailed(f"it could not be {what}: {failed}") from None
         except Stop as stop:
             raise Interrupted(stop.signum, "interrupted while it started") from None
         try:
             yield run
-        except (Failed, ActorLost, ClusterLost, NoStack) as failed:
+        except (Failed, ActorLost, ClusterLost, LearnerLost, NoStack) as failed:
             raise run.fail(failed, blind=True) from None
         except EvaluationFailed as failed:
             raise run.fail(failed, blind=False) from None

@@ -19,7 +19,7 @@ from rl.errors import Interrupted, RunFailed
 from rl.evaluations import Evaluations
 from rl.folder import discard, lock, make_folder, recording_mark, write_run_file
 from rl.keeper import Keeper
-from rl.learner import Learner
+from rl.learner import Learner, several
 from rl.machines import open_cluster, remarks
 from rl.metrics import Metrics, Window
 from rl.offline import fill
@@ -124,7 +124,8 @@ class Run:
         config, files = self.config, self.folder / ROWS
         self._parts.callback(shutil.rmtree, files, ignore_errors=True)
         feed = make_feed(config, self.spec, algorithm.plan, files if config.replay_on_disk else None, recording)
-        self.learner = Learner(algorithm, torch_device(config.device), feed)
+        self.learner = Learner(algorithm, torch_device(config.device), feed, several(config, self.spec, algorithm))
+        self._parts.callback(self.learner.close)
         if saved is None:
             return [] if recording is None else [fill(self.learner, recording, torch_device(config.device))]
         with fits(saved.path):
@@ -158,13 +159,12 @@ class Run:
         self.good = 0  # evaluations in a row that reached stop_return
         self.evaluated = -1  # step of the newest evaluation that was launched
         self.stopped: str | None = None
-        self._next_eval = self._next_checkpoint = 0
-        self._checkpoint: Path | None = None
         if saved is not None:
             with fits(saved.path):
                 self._load(saved)
         self._snapshot()
         self._schedule()
+        self.learner.join()
         self.metrics = Metrics(self.folder, self.rollout.steps)
         self.report = Report(config.steps, self.rollout.steps, self.metrics, self.console)
         self._parts.callback(self.metrics.close)
@@ -285,11 +285,11 @@ class Run:
             "restarts": self.evaluations.restarts,
             "self_play": None if self.self_play is None else self.self_play.state(),
         }
-        self._checkpoint = self.keeper.save(steps, self.learner.version, state, blocks, blind)
+        path = self.keeper.save(steps, self.learner.version, state, blocks, blind)
         self.metrics.flush()
         every = max(self.config.checkpoint_every, 1)
         self._next_checkpoint = (steps // every + 1) * every
-        return self._checkpoint
+        return path
 
     def _load(self, saved: Checkpoint) -> None:
         state, steps = saved.state, int(saved.meta["config"]["steps"])

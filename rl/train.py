@@ -46,3 +46,9 @@ def _reload(resume: str | Path, settings: dict[str, Any]) -> RunConfig:
     from rl.config import reload, saved
 
     return reload(saved(Path(resume)), settings)
+
+
+if __name__ == "__main__":  # torchrun ... -m rl.train --algo ppo ...
+    from rl.cli import main
+
+    raise SystemExit(main())

@@ -17,9 +17,13 @@ HEAVY = {  # module: the files that may import it
     "rich": {"rl/console.py"},
     "dask": {"rollout/cluster.py"},
     "distributed": {"rollout/cluster.py"},
+    "torch.distributed": {"rl/learners.py", "rl/shared.py"},
 }
 LIGHT = [  # files that --help imports, and so must not import torch while they are imported
-    *(f"rl/{name}.py" for name in "__init__ _shadow cli config console errors explain flags metrics presets".split()),
+    *(
+        f"rl/{name}.py"
+        for name in "__init__ _shadow cli config console errors explain flags metrics presets torchrun".split()
+    ),
     "algorithms/__init__.py",
     "algorithms/settings.py",
     "algorithms/settings_continuous.py",

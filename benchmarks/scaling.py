@@ -1,0 +1,222 @@
+"""Throughput of IMPALA against actors, streams and nodes, what each step costs where, and a model that this gives.
+
+A node is a Dask worker on loopback, or one in a network namespace behind a wire of 100 Mbit/s and 20 ms: see wire.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import wire
+from paired import BIN, HERE, Bench, Numbers, Ratio, Variant, arguments
+
+METRICS = {
+    "steady_steps_per_second": "1/s",
+    "model": "1/s",
+    "learner_us": "CPU us a step",
+    "actors_us": "CPU us a step",
+    "nodes_us": "CPU us a step",
+    "bytes": "bytes a step",
+    "lag_mean": "updates",
+    "actors_waiting": "share of theirs",
+}
+BAR = 0.8
+MBITS, DELAY = 100.0, 0.02
+SLEEP = 0.01  # seconds that a step of the simulator takes which needs no core
+COMMON = """--algo impala --preset none --vector serial --lr-end none --optimizer adam --lr 5e-4 --steps 1000000000
+    --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
+WORK = {
+    "mlp": "--env HalfCheetah-v5 --unroll 128 --wait 8 --widths 64,64 --activation tanh".split(),
+    "pixels": "--env ALE/Pong-v5 --unroll 32 --wait 8 --shared-torso --torso nature".split(),
+    "simulator": [
+        *f"--env {HERE / 'paced.py'}:sleeping --env-arg pause={SLEEP}".split(),
+        *"--unroll 16 --wait 8".split(),
+    ],
+}
+NOTE = (
+    "IMPALA, streams shared evenly by the actors. `learner_us`: processor time of the learner's process for each step, "
+    "sending and receiving with it; `actors_us`: of the actors; `nodes_us`: of the Dask workers, which relay; `bytes`: "
+    "of unrolls over the wire. `nodes`: two Dask workers on loopback; `wire`: both actors in a host of its own, behind "
+    "a wire without limits; `far`: the same with 100 Mbit/s and 20 ms in each direction. `model`: the least of what "
+    "the learner, the two cores and the wire allow, with the costs that this very run shows."
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement."""
+
+    work: str
+    place: str  # processes, nodes, wire, far
+    workers: int
+    streams: int  # in all
+
+    @property
+    def name(self) -> str:
+        return f"{self.work} {self.place} {self.workers} x {self.streams // self.workers}"
+
+
+POINTS = [
+    *(Point("mlp", "processes", workers, streams) for workers, streams in ((1, 8), (2, 16), (2, 64))),
+    *(Point("mlp", place, 2, 16) for place in ("nodes", "wire", "far")),
+    *(Point("pixels", "processes", workers, streams) for workers, streams in ((1, 8), (2, 16))),
+    *(Point("pixels", place, 2, 16) for place in ("nodes", "wire", "far")),
+    *(Point("simulator", "processes", workers, 8 * workers) for workers in (1, 4, 16)),
+    *(Point("simulator", place, 4, 32) for place in ("nodes", "far")),
+]
+
+
+@contextlib.contextmanager
+def fleet(folder: Path, place: str) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """A scheduler and its nodes: the scheduler file, and the Dask workers."""
+    with contextlib.ExitStack() as stack:
+        inside: list[str] = []
+        if place in ("wire", "far"):
+            limits = (1e6 * MBITS, DELAY) if place == "far" else (None, 0.0)
+            inside = stack.enter_context(wire.host("rlfar", *limits))
+        file = folder / f"scheduler-{time.time_ns()}.json"
+        common = ["--scheduler-file", str(file), "--no-dashboard"]
+        address = wire.HERE if inside else "127.0.0.1"
+        log = folder / f"{file.stem}.log"
+        nodes = 1 if inside else 2
+        words = [[str(BIN / "dask"), "scheduler", "--host", address, "--port", "0", *common]]
+        worker = [str(BIN / "dask"), "worker", "--no-nanny", "--death-timeout", "20", "--nthreads", str(4 // nodes)]
+        words += [[*inside, *worker, *(["--host", wire.THERE] if inside else []), *common]] * nodes
+        processes: list[psutil.Process] = []
+        for command in words:
+            with log.open("ab") as out:
+                process = subprocess.Popen(command, stdout=out, stderr=out)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes.append(psutil.Process(process.pid))
+            while not file.exists():
+                time.sleep(0.1)
+        while log.read_text().count("Registered to") < nodes:
+            time.sleep(0.1)
+        yield str(file), processes[1:]
+
+
+def seconds_of(processes: Sequence[psutil.Process]) -> float:
+    """Processor time that they have used."""
+    total = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def children_of(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    return [child for process in processes for child in process.children(recursive=True)]
+
+
+def measure(bench: Bench, command: Sequence[str], nodes: Sequence[psutil.Process], seconds: float) -> Numbers:
+    """Run a command for a while after its first updates, and see what it does meanwhile."""
+    runs = bench.scratch / "runs"
+    before = set(runs.glob("*")) if runs.exists() else set()
+    run = subprocess.Popen(command, cwd=bench.scratch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        main = psutil.Process(run.pid)
+
+        def lines() -> list[dict[str, Any]]:
+            new = set(runs.glob("*")) - before if runs.exists() else set()
+            files = [folder / "metrics.jsonl" for folder in new if (folder / "metrics.jsonl").exists()]
+            text = files[0].read_text() if files else ""
+            return [json.loads(line) for line in text.splitlines() if '"time/acting"' in line and line.endswith("}")]
+
+        while len(lines()) < 3:  # of which the first tell of the start
+            if run.poll() is not None:
+                assert run.stderr is not None
+                raise RuntimeError(f"{bench.shown(command)} ended with {run.returncode}:\n{run.stderr.read()[-2000:]}")
+            time.sleep(0.1)
+        actors = children_of([main, *nodes])
+        first, began = lines()[-1], [seconds_of(group) for group in ([main], actors, nodes)]
+        time.sleep(seconds)
+        last, ended = lines()[-1], [seconds_of(group) for group in ([main], actors, nodes)]
+    finally:
+        run.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.communicate(timeout=20)
+        run.kill()
+    steps, wall = last["step"] - first["step"], last["seconds"] - first["seconds"]
+    told = [line for line in lines() if first["step"] < line["step"] <= last["step"]]
+    learner, acting, relays = (
+        1e6 * (end - begin) / steps * wall / seconds for begin, end in zip(began, ended, strict=True)
+    )
+    return {
+        "steady_steps_per_second": steps / wall,
+        "learner_us": learner,
+        "actors_us": acting,
+        "nodes_us": relays,
+        "bytes": sum(line.get("cluster/unrolls_bytes", 0.0) for line in told) / steps,
+        "lag_mean": sum(line["rollout/policy_lag_mean"] for line in told) / len(told),
+        "actors_waiting": last["time/actors_waiting"],
+        "wall_s": wall,
+    }
+
+
+def modelled(point: Point, numbers: Numbers) -> float:
+    """Steps per second: the least of what the learner, the cores, the simulators and the wire allow."""
+    learner, actors, nodes = (numbers[f"{who}_us"] / 1e6 for who in ("learner", "actors", "nodes"))
+    allowed = [1 / learner, psutil.cpu_count() / (learner + actors + nodes)]
+    if point.work == "simulator":
+        allowed.append(point.workers / (SLEEP + actors))
+    else:
+        allowed.append(point.workers / actors)
+    if point.place == "far":
+        allowed.append(1e6 * MBITS / 8 / numbers["bytes"])
+    return min(allowed)
+
+
+def main() -> None:
+    options = arguments(
+        __doc__,
+        seconds={"type": float, "help": "of each measurement [10; 3 with --quick]"},
+        work={"help": "which, with commas between: mlp,pixels,simulator [all]"},
+    )
+    bench = Bench("scaling", options, METRICS)
+    seconds = options.seconds or (3.0 if options.quick else 10.0)
+    missing = wire.possible()
+    if missing is not None:
+        print(f"without the host behind a wire: it {missing}")
+    variants = []
+    for point in POINTS:
+        if point.work not in (options.work or ",".join(WORK)).split(",") or (
+            missing and point.place in ("wire", "far")
+        ):
+            continue
+        command = [str(BIN / "rltrain"), *COMMON, *WORK[point.work], "--workers", str(point.workers)]
+        command += ["--streams", str(point.streams)]
+
+        def run(index: int, point: Point = point, command: list[str] = command) -> Numbers:
+            words = [*command, "--seed", str(index)]
+            if point.place == "processes":
+                numbers = measure(bench, words, [], seconds)
+            else:
+                with fleet(bench.scratch, point.place) as (file, nodes):
+                    numbers = measure(bench, [*words, "--cluster", file], nodes, seconds)
+            return numbers | {"model": modelled(point, numbers)}
+
+        where = [] if point.place == "processes" else ["--cluster", "SCHEDULER.json"]
+        variants.append(Variant(point.name, bench.shown([*command, "--seed", "{seed}", *where]), run))
+    metric, ratios = "steady_steps_per_second", []
+    for work in ("mlp", "pixels"):
+        bar = BAR if work == "pixels" else None
+        ratios.append(Ratio("100 Mbit/s, 20 ms", [f"{work} far 2 x 8"], f"{work} wire 2 x 8", metric, "at least", bar))
+        ratios.append(
+            Ratio("nodes on loopback", [f"{work} nodes 2 x 8"], f"{work} processes 2 x 8", metric, "at least")
+        )
+    bench.report(variants, bench.alternate(variants), ratios, NOTE)
+
+
+if __name__ == "__main__":
+    main()

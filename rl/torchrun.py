@@ -1,0 +1,60 @@
+"""What torchrun says of the processes that it starts: `torchrun --nproc-per-node 2 -m rl.train --algo ppo ...`.
+
+It sets environment variables, and when a process dies it ends all of them and starts them again. The first then goes
+on with the run that it had begun.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+from rl.config import RUN_FILE
+
+LAUNCH = "launch"  # key in run.json
+
+
+class Place(NamedTuple):
+    """Of a process among those that share each update."""
+
+    rank: int
+    size: int
+    local: int  # its number on its machine
+
+
+def place() -> Place | None:
+    """Where torchrun has put this process; None if it did not start it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return Place(rank, size, local)
+
+
+def launch() -> str | None:
+    """What tells this call of torchrun from others, the same after a restart; None without it."""
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run is None:
+        return None
+    return run if run != "none" else f"{socket.gethostname()}:{os.getppid()}"  # it has not been given a name
+
+
+def restarts() -> int:
+    """How often it has started its processes again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def begun(out: Path) -> Path | None:
+    """The newest run that this call of torchrun began in `out`, if a process of it was lost; None if none was."""
+    if restarts() == 0:
+        return None
+    found = []
+    for file in out.glob(f"*/{RUN_FILE}"):
+        try:
+            if json.loads(file.read_text()).get(LAUNCH) == launch():
+                found.append(file)
+        except (OSError, ValueError, AttributeError):
+            continue
+    return max(found, key=lambda file: file.stat().st_mtime).parent if found else None

@@ -1,0 +1,125 @@
+"""Ten updates in float64, by one learner or by one of several in a process of its own: shared.py RANK SIZE FOLDER.
+
+Every learner sees whole batches, and takes its part as `rl.learners` cuts it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from oracles import cases, off_policy
+from torch import Tensor
+
+from algorithms.a2c import A2C
+from algorithms.appo import APPO
+from algorithms.ddpg import DDPG
+from algorithms.dqn import DQN
+from algorithms.impala import IMPALA
+from algorithms.ppo import PPO
+from algorithms.sac import make as sac
+from algorithms.settings import A2CConfig, PPOConfig
+from algorithms.settings_async import APPOConfig, IMPALAConfig
+from algorithms.settings_continuous import DDPGConfig, SACConfig, TD3Config
+from algorithms.settings_dqn import DQNConfig
+from algorithms.td3 import TD3
+
+UPDATES, CPU = 10, torch.device("cpu")
+SMALL = {"widths": (8, 7), "lr": 1e-2}
+STREAM = SMALL | {"unroll": 16, "normalize_obs": True, "normalize_return": True}
+GRU = {"memory": "gru", "memory_size": 6, "sequence": 8}
+ROWS = 13  # of a sample: no number of learners divides it
+RAINBOW = {"double": True, "dueling": True, "prioritized": True, "noisy": True, "atoms": 11, "v_min": -3, "v_max": 4}
+
+# name: algorithm, its settings, environment, streams
+STREAMS: dict[str, tuple[Any, Any, Any, int]] = {
+    "ppo": (PPO, PPOConfig(**STREAM, max_kl=0.05), cases.DISCRETE, 4),
+    "ppo masked": (PPO, PPOConfig(**STREAM, value_clip=0.2), cases.MASKED, 3),
+    "ppo box": (PPO, PPOConfig(**STREAM), cases.BOX, 4),
+    "ppo gru": (PPO, PPOConfig(**STREAM, **GRU), cases.DISCRETE, 3),
+    "ppo one stream": (PPO, PPOConfig(**STREAM), cases.DISCRETE, 1),
+    "a2c": (A2C, A2CConfig(**STREAM, normalize_advantage=True), cases.DISCRETE, 4),
+    "impala": (IMPALA, IMPALAConfig(**STREAM), cases.DISCRETE, 3),
+    "impala box gru": (IMPALA, IMPALAConfig(**STREAM, **GRU), cases.BOX, 4),
+    "impala one stream": (IMPALA, IMPALAConfig(**STREAM), cases.DISCRETE, 1),
+    "appo": (APPO, APPOConfig(**STREAM, kl=0.1), cases.DISCRETE, 4),
+    "appo one stream": (APPO, APPOConfig(**STREAM), cases.BOX, 1),
+}
+REPLAYS: dict[str, tuple[Any, Any, Any]] = {
+    "dqn": (DQN, DQNConfig(**SMALL, target_every=3), cases.DISCRETE),
+    "rainbow": (DQN, DQNConfig(**SMALL, **RAINBOW), cases.MASKED),
+    "sac": (sac, SACConfig(**SMALL), off_policy.BOX),
+    "sac discrete": (sac, SACConfig(**SMALL), off_policy.MASKED),
+    "td3": (TD3, TD3Config(**SMALL), off_policy.BOX),
+    "ddpg": (DDPG, DDPGConfig(**SMALL), off_policy.BOX),
+}
+NAMES = [*STREAMS, *REPLAYS]
+
+
+def updated(name: str, group: Any = None) -> dict[str, Tensor]:
+    """All tensors of an algorithm after its updates, the numbers it told, and its priorities, by name."""
+    if name in STREAMS:
+        make, config, spec, streams = STREAMS[name]
+    else:
+        (make, config, spec), streams = REPLAYS[name], 1
+    algorithm = make(spec, config, CPU, 3, streams)
+    cases.shaken(algorithm.policy, 3)
+    found: dict[str, Tensor] = {}
+    for seed in range(UPDATES):
+        if name in STREAMS:
+            batch = cases.unroll(spec, algorithm.policy, seed, streams=streams)
+            batch = replace(batch, version=torch.zeros(streams, dtype=torch.int64), stream=torch.arange(streams))
+        else:
+            batch = off_policy.batch_of(spec, seed, ROWS)
+        update = step(algorithm, batch, seed / UPDATES, group)
+        if name in STREAMS:
+            algorithm.observe(batch)
+        for key, value in update.metrics.items():
+            found[f"told {seed} {key}"] = torch.as_tensor(value)
+        if update.priority is not None:
+            found[f"priority {seed}"] = update.priority
+    for key, part in algorithm.parts().items():
+        _flatten(part.state_dict(), key, found)
+    return found
+
+
+def step(algorithm: Any, batch: Any, progress: float, group: Any) -> Any:
+    if group is None:
+        return algorithm.update(batch, progress)
+    from rl.shared import parts_of
+
+    algorithm.group = group
+    split, part = parts_of(batch, group.size)[group.rank]
+    group.take(split, getattr(batch, "valid", None))
+    return algorithm.update(part, progress)
+
+
+def _flatten(node: Any, name: str, found: dict[str, Tensor]) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            _flatten(value, f"{name}.{key}", found)
+    else:
+        found[name] = torch.as_tensor(node).clone()
+
+
+def main(rank: int, size: int, folder: Path) -> None:
+    import torch.distributed as dist
+
+    from rl.shared import Shared
+
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / f"store-{size}"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+    group = Shared(rank, size)
+    found = {name: updated(name, group) for name in NAMES}
+    torch.save(found, folder / f"{rank}-of-{size}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
