@@ -32,8 +32,9 @@ METRICS = {
 BAR = 0.8
 MBITS, DELAY = 100.0, 0.02
 SLEEP = 0.01  # seconds that a step of the simulator takes which needs no core
-COMMON = """--algo impala --preset none --vector serial --lr-end none --optimizer adam --lr 5e-4 --steps 1000000000
-    --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
+CREDITS = 4  # unrolls that an actor may be ahead, so that it need not wait for the wire
+COMMON = f"""--algo impala --preset none --vector serial --lr-end none --optimizer adam --lr 5e-4 --credits {CREDITS}
+    --steps 1000000000 --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
 WORK = {
     "mlp": "--env HalfCheetah-v5 --unroll 128 --wait 8 --widths 64,64 --activation tanh".split(),
     "pixels": "--env ALE/Pong-v5 --unroll 32 --wait 8 --shared-torso --torso nature".split(),
@@ -173,7 +174,13 @@ def modelled(point: Point, numbers: Numbers) -> float:
     else:
         allowed.append(point.workers / actors)
     if point.place == "far":
-        allowed.append(1e6 * MBITS / 8 / numbers["bytes"])
+        sent = 8 * numbers["bytes"] / (1e6 * MBITS)  # seconds a step
+        words = WORK[point.work]
+        steps = int(words[words.index("--unroll") + 1]) * point.streams // point.workers  # of an actor's unroll
+        busy = (
+            steps / (allowed[-1] / point.workers) + steps * sent + 2 * DELAY
+        )  # until it may begin the next but CREDITS
+        allowed += [1 / sent, CREDITS * point.workers * steps / busy]
     return min(allowed)
 
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rollout.actor import Actor, ActorJob, Build, Links
 from rollout.central import Central
+from rollout.film import shown
 from rollout.handle import ActorLost, Handle
 from rollout.local import LocalHandle
 from rollout.memory import SharedMemory
 from rollout.seat import RolloutPlan
 from rollout.slots import Slots
-from rollout.types import Weights
+from rollout.types import Trajectory, Weights
 from rollout.weights import WeightsBoard
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ class Elsewhere:
         return self._cluster.open(job)
 
     def whole(self, worker: int, answer: Any) -> Any:
-        return answer[0]
+        unroll = answer[0]
+        return shown(unroll) if isinstance(unroll, Trajectory) else unroll
 
     def publish(self, weights: Weights) -> None:
         self._cluster.publish(weights)

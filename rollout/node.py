@@ -23,11 +23,12 @@ import torch
 
 from envs.spec import EnvSpec
 from rollout.actor import LIFE, Actor, ActorJob, Life, Links
+from rollout.film import filmed, has_stacks
 from rollout.handle import ActorLost
 from rollout.memory import SharedMemory
 from rollout.processes import ProcessHandle, before_exit, let_have_children, start_fork_server
 from rollout.slots import Slots
-from rollout.types import Weights
+from rollout.types import Trajectory, Weights
 from rollout.weights import WeightsBoard
 
 GUARD_SECONDS = 60.0  # without a sign of life of the learner, after which actors are ended
@@ -98,6 +99,7 @@ class Node:
             start_fork_server(list(terms.preload))
         like = terms.weights.arrays
         self._life = SharedMemory(8 * LIFE * terms.seats)
+        self._spec, self._stacks = terms.spec, has_stacks(terms.spec)
         self._slots = Slots(terms.spec, terms.unroll)
         self._board = WeightsBoard(like)
         self._board.publish(terms.weights)
@@ -161,6 +163,8 @@ class Node:
             answer = await asyncio.to_thread(berth.handle.result)  # an actor may stop in the middle of an answer
             if method == "collect":
                 answer = self._slots.whole(worker, answer)
+                if self._stacks and isinstance(answer, Trajectory):
+                    answer = filmed(answer, self._spec)
             return "ok", answer, time.perf_counter() - began
         except ActorLost as lost:
             return "lost", lost.detail

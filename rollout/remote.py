@@ -68,7 +68,10 @@ class RemoteHandle:
         self._run(self._answer(number, self._needs(), method, args))
 
     async def _answer(self, number: int, needs: int, method: str, args: Any) -> None:
-        kind, answer = await self._ask(number, needs, method, args)
+        try:
+            kind, answer = await self._ask(number, needs, method, args)
+        except Exception as error:  # nobody waits for this coroutine, but for its answer
+            kind, answer = "lost", f"what it said cannot be used: {error!r}"
         if kind == "lost":
             self.lose(answer)
             return

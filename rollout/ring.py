@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from envs.spec import EnvSpec, Leaf
+from rollout.film import are_stacks
 from rollout.tree import Tree, unflatten
 
 Segment = Callable[[], dict[str, np.ndarray]]
@@ -128,16 +129,8 @@ class Ring:
         """Whether the stacks of an unroll, leaves [T+1, B, k, *frame], are the newest frames of their episodes."""
         for number, array in enumerate(obs):
             leaf = self._stack_of(number)
-            if leaf is None:
-                continue
-            for column in range(first.shape[1]):
-                stack, begins = array[:, column], first[:, column]
-                begun = stack[begins]
-                padding = begun[:, -1:] if leaf.padding == "reset" else 0
-                if not (begun[:, :-1] == padding).all():
-                    return False
-                if not (stack[1:, :-1] == stack[:-1, 1:])[~begins[1:]].all():
-                    return False
+            if leaf is not None and not are_stacks(leaf, array, first):
+                return False
         return True
 
     def obs(self, row: np.ndarray, base: np.ndarray | int) -> Tree:
