@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,11 +25,14 @@ class Rows:
     advantage: Tensor  # [N]
     target: Tensor  # [N]
     action_mask: Tensor | None  # [N, n]
+    valid: Tensor | None = None  # [N]  bool, rows that count in a mean; None: all
 
     @classmethod
     def of(cls, unrolls: Trajectory, value: Tensor, advantage: Tensor, target: Tensor) -> Rows:
-        """The valid rows of `unrolls`; value, advantage and target are [T, B]."""
+        """The valid rows of `unrolls`, or one if none is; value, advantage and target are [T, B]."""
         keep = unrolls.valid.reshape(-1).nonzero().squeeze(-1)  # [N]
+        if not len(keep):
+            keep = keep.new_zeros(1)
 
         def flat(x: Tensor) -> Tensor:  # [T, B, ...] to [N, ...]
             x = x.reshape(-1, *x.shape[2:])
@@ -52,7 +55,7 @@ class Rows:
     @property
     def count(self) -> int | Tensor:
         """Rows that a mean is taken over, or which of them."""
-        return len(self)
+        return len(self) if self.valid is None else self.valid
 
     def shuffled(self, minibatches: int, generator: torch.Generator, places: Tensor | None = None) -> Iterator[Rows]:
         """All rows once, in a new order, in `minibatches` pieces whose sizes differ by one at most.
@@ -60,12 +63,17 @@ class Rows:
         Args:
             generator: on the CPU, so that every device shuffles alike.
             places:    where the rows lie with several learners, see `Group.places`: of each piece of all rows there
-                       come those that are here, and there may be none.
+                       come those that are here; where there is none, one that does not count.
         """
         order, pieces = _shuffle(len(self), minibatches, generator, places)
         order = order.to(self.advantage.device)
         mixed = _each(self, lambda x: x.index_select(0, order))  # one gather per array; the pieces are views
         for begin, end in pieces:
+            if begin == end:
+                yield replace(
+                    _each(self, lambda x: x[:1]), valid=torch.zeros_like(self.advantage[:1], dtype=torch.bool)
+                )
+                continue
             yield _each(mixed, lambda x, begin=begin, end=end: x[begin:end])  # type: ignore[misc]
 
 
@@ -134,12 +142,13 @@ class Sequences:
         order, pieces = _shuffle(len(self), minibatches, generator, places)
         order = order.to(self.core.device)
         for begin, end in pieces:
-            piece = order[begin:end]
+            piece = order[begin:end] if begin < end else torch.zeros(1, dtype=order.dtype, device=order.device)
             arrays = {
                 field.name: _pick(getattr(self, field.name), 0 if field.name == "core" else 1, piece)
                 for field in fields(self)
             }
-            yield Sequences(**arrays)
+            here = Sequences(**arrays)
+            yield here if begin < end else replace(here, valid=torch.zeros_like(here.valid))
 
 
 class Mean:

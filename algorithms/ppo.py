@@ -83,11 +83,10 @@ class PPO:
     def loss(self, batch: Rows | Sequences, clip: float, entropy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The surrogate, the value loss and the entropy bonus of one minibatch."""
         config = self.config
+        valid = batch.valid
         if isinstance(batch, Sequences):
-            valid: Tensor | None = batch.valid
             dist, value = self.policy.forward(batch.obs, batch.action_mask, batch.core, batch.first)
         else:
-            valid = None
             dist, value = self.policy.forward(batch.obs, batch.action_mask)
         advantage = normalised(batch.advantage, valid, self.group) if config.normalize_advantage else batch.advantage
         surrogate = clipped_surrogate(dist.log_prob(batch.action), batch.log_prob, advantage, clip, valid)

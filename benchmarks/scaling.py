@@ -10,7 +10,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ METRICS = {
 }
 BAR = 0.8
 MBITS, DELAY = 100.0, 0.02
+CORES, GBITS = 16, 10.0  # of the nodes and the network of the forecast
 SLEEP = 0.01  # seconds that a step of the simulator takes which needs no core
 CREDITS = 4  # unrolls that an actor may be ahead, so that it need not wait for the wire
 COMMON = f"""--algo impala --preset none --vector serial --lr-end none --optimizer adam --lr 5e-4 --credits {CREDITS}
@@ -99,11 +100,16 @@ def fleet(folder: Path, place: str) -> Iterator[tuple[str, list[psutil.Process]]
             stack.callback(process.wait)
             stack.callback(process.kill)
             processes.append(psutil.Process(process.pid))
-            while not file.exists():
-                time.sleep(0.1)
-        while log.read_text().count("Registered to") < nodes:
-            time.sleep(0.1)
+            _wait(process, log, file.exists)
+        _wait(process, log, lambda: log.read_text().count("Registered to") >= nodes)
         yield str(file), processes[1:]
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path, until: Callable[[], bool]) -> None:
+    while not until():
+        if process.poll() is not None:
+            raise RuntimeError(f"dask ended with {process.returncode}:\n{log.read_text()[-2000:]}")
+        time.sleep(0.1)
 
 
 def seconds_of(processes: Sequence[psutil.Process]) -> float:
@@ -184,6 +190,25 @@ def modelled(point: Point, numbers: Numbers) -> float:
     return min(allowed)
 
 
+def forecast(medians: Mapping[str, Mapping[str, float]]) -> str:
+    """What the measured costs foretell of nodes of CORES cores on a network of GBITS: a table for people."""
+    lines = ["| steps per second | learner allows | wire allows | 1 node | 16 nodes | 64 nodes | 256 nodes |"]
+    lines.append("| --- " * 7 + "|")
+    for work, place in (("mlp", "nodes 2 x 8"), ("pixels", "nodes 2 x 8"), ("simulator", "nodes 4 x 8")):
+        costs = medians.get(f"{work} {place}")
+        if costs is None:
+            continue
+        learner, wire_allows = 1e6 / costs["learner_us"], 1e9 * GBITS / 8 / costs["bytes"]
+        actor = (costs["actors_us"] + costs["nodes_us"]) / 1e6 + (SLEEP if work == "simulator" else 0.0)
+        cells = []
+        for nodes in (1, 16, 64, 256):
+            walls = {"actors": nodes * CORES / actor, "learner": learner, "wire": wire_allows}
+            wall = min(walls, key=lambda name: walls[name])
+            cells.append(f"{walls[wall]:,.0f} ({wall})")
+        lines.append(f"| {work} | {learner:,.0f} | {wire_allows:,.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     options = arguments(
         __doc__,
@@ -222,7 +247,8 @@ def main() -> None:
         ratios.append(
             Ratio("nodes on loopback", [f"{work} nodes 2 x 8"], f"{work} processes 2 x 8", metric, "at least")
         )
-    bench.report(variants, bench.alternate(variants), ratios, NOTE)
+    data = bench.report(variants, bench.alternate(variants), ratios, NOTE)
+    print(f"\nforecast for nodes of {CORES} cores, an actor each, and {GBITS:g} Gbit/s\n{forecast(data['medians'])}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -62,12 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _help(here: Place) -> int:
     """A learner that is not the first, until that ends; it has nothing to say, since the first one says all."""
+    if {"-h", "--help", "--version"} & set(sys.argv[1:]):
+        return 0
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first one ends in good order, and says when
+        signal.signal(number, signal.SIG_IGN)
     from rl.learners import Second
 
     try:
         Second(here, None).serve()
-    except (LearnerLost, KeyboardInterrupt):
-        return RunFailed.status
+    except (ConfigError, EnvError, LearnerLost) as error:
+        say(f"rltrain: learner {here.rank} of {here.size}: {error}", sys.stderr)
+        return ConfigError.status if isinstance(error, ConfigError) else RunFailed.status
     return 0
 
 
@@ -124,7 +130,7 @@ def _with_all(config: RunConfig, resume: Path | None) -> tuple[RunConfig, Path |
         return config, resume
     if config.learners not in (1, here.size) and resume is None:
         raise ConfigError(f"--learners {config.learners}: torchrun starts {here.size}; leave the flag out")
-    if resume is None and (before := begun(Path(config.out))) is not None:
+    if resume is None and (before := begun(config)) is not None:
         call = {"json": config.json_line, "quiet": config.quiet, "max_seconds": config.max_seconds}
         config, resume = reload(saved(before), call), before
     return config.model_copy(update={"learners": here.size}), resume

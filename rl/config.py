@@ -17,6 +17,7 @@ from rl.errors import CheckpointError, ConfigError
 from rl.explain import explain, unknown
 from rl.file import Given, read
 from rl.flags import from_text, kinds, spelled, whole
+from rl.torchrun import LAUNCH, RUN_FILE
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -233,7 +234,6 @@ class RunConfig(BaseModel):
         return _built(cls, {**data, "settings": settings}, origins or {})
 
 
-RUN_FILE = "run.json"
 # What an actor's process imports anyway, done once by the server it is forked from.
 PRELOAD = ("torch", "gymnasium", "algorithms.settings", "algorithms.policies", "rl.setup")
 # Not flags: they follow from the others.
@@ -341,11 +341,14 @@ def saved(folder: Path) -> dict[str, Any]:
     """What the run.json of a run's folder says about its RunConfig."""
     file = folder / RUN_FILE
     try:
-        data = json.loads(file.read_text())["config"]
+        whole_file = json.loads(file.read_text())
+        data = whole_file["config"]
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a run's folder: it has no {RUN_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
+    if LAUNCH in whole_file and isinstance(data, dict):
+        data["learners"] = 1  # as many as torchrun starts, and here that is another time
     if not (isinstance(data, dict) and "algo" in data and isinstance(data.get("settings"), dict)):
         raise CheckpointError(f"{file} is damaged: its config is no table with an algorithm and its settings")
     return data

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from envs.spec import EnvSpec, to_json
-from rl.config import RUN_FILE, RunConfig
+from rl.config import RunConfig
 from rl.errors import ConfigError, RunFailed
-from rl.torchrun import LAUNCH, launch
+from rl.torchrun import LAUNCH, RUN_FILE, launch
 
 LOCK = ".lock"
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import tempfile
+import time
 from datetime import timedelta
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import algorithms
 from algorithms.policies import policy_factory, register_policy
@@ -50,11 +52,15 @@ class Learners(Shared):
         self._handles: list[ProcessHandle] = []
         self._algorithm: Any = None
         self._buffers: list[Tensor] | None = None  # what the others do not know yet
-        self._joined = False
+        self._formed = False  # there is a group of torch.distributed
+        self._well = False  # and all of it listens
+        self._meeting: tempfile.TemporaryDirectory[str] | None = None
         if place is None:
-            self._store = TCPStore("127.0.0.1", 0, self.size, True, wait_for_workers=False)
+            self._meeting = tempfile.TemporaryDirectory(prefix="rltrain-")  # where nobody else may look
             for rank in range(1, self.size):
-                handle = ProcessHandle(rank, functools.partial(Second, Place(rank, self.size, rank), self._store.port))
+                handle = ProcessHandle(
+                    rank, functools.partial(Second, Place(rank, self.size, rank), self._meeting.name)
+                )
                 self._handles.append(handle)
                 handle.call("ready")
 
@@ -67,19 +73,23 @@ class Learners(Shared):
         config = self._config
         for handle in self._handles:
             try:
+                if not handle.waitable.poll(config.actor_timeout):
+                    raise ActorLost(handle.worker, f"no answer in {config.actor_timeout:g} s (--actor-timeout)")
                 handle.result()
             except ActorLost as lost:
-                raise LearnerLost(f"learner {handle.worker} did not start: {lost.detail.strip()}") from None
+                raise LearnerLost(f"learner {handle.worker} of {self.size} did not start: {_last(lost)}") from None
             handle.call("serve")
-        form(0, self.size, config.device, None if self._place else self._store, timedelta(seconds=config.actor_timeout))
-        self._joined = True
+        self._formed = True
+        folder = None if self._meeting is None else self._meeting.name
+        form(0, self.size, folder, timedelta(seconds=config.actor_timeout))
+        self._well = True
         import cloudpickle
 
         maker = algorithms.algorithm_class(config.algo), type(config.settings), algorithms.for_several(config.algo)
         policy = getattr(config.settings, "policy", "actor_critic")
-        plain = config.model_copy(update={"env": "", "env_args": {}, "cluster": None})
+        outline = config.model_copy(update={"env": "", "env_args": {}, "cluster": None})
         state = {name: as_arrays(part.state_dict()) for name, part in algorithm.parts().items()}
-        job = cloudpickle.dumps((plain, self._spec, maker, policy, policy_factory(policy), state))
+        job = cloudpickle.dumps((outline, self._spec, maker, policy, policy_factory(policy), state))
         for rank in range(1, self.size):
             self._tell(job, rank)
         self._algorithm = algorithm
@@ -105,6 +115,10 @@ class Learners(Shared):
                 priority = torch.cat([priority, *rest])
         except LearnerLost as lost:
             raise self._told(lost) from None
+        except BaseException:  # the others wait within the update, and would not hear that it is over
+            self._well = False
+            dissolve()
+            raise
         return Update({**update.metrics, "exchange_seconds": self.seconds - before}, priority)
 
     def observed(self) -> None:
@@ -113,15 +127,18 @@ class Learners(Shared):
 
     def close(self) -> None:
         """Let the others go."""
-        if self._joined:
+        if self._well:
             for rank in range(1, self.size):
                 with contextlib.suppress(LearnerLost):
                     self._send(("end",), rank)
+        if self._formed:
             dissolve()
         for handle in self._handles:
             handle.stop()
         for handle in self._handles:
             handle.close()
+        if self._meeting is not None:
+            self._meeting.cleanup()
 
     def _tell(self, message: Any, rank: int) -> None:
         try:
@@ -130,33 +147,37 @@ class Learners(Shared):
             raise self._told(lost) from None
 
     def _told(self, lost: LearnerLost) -> LearnerLost:
-        """The same, with what its process had to say."""
-        self._joined = False
-        for handle in self._handles:
-            if handle.waitable.poll(ENDING_SECONDS):
+        """The same, with what the processes have to say: whoever failed, not who only missed the others."""
+        self._well = False
+        dissolve()  # those that wait for this one hear of it
+        silent, until = {handle.waitable: handle for handle in self._handles}, time.monotonic() + ENDING_SECONDS
+        while silent and (ready := wait(list(silent), max(0.0, until - time.monotonic()))):
+            for pipe in ready:
+                handle = silent.pop(pipe)
                 try:
                     handle.result()
                 except ActorLost as ended:
-                    return LearnerLost(f"learner {handle.worker} of {self.size} was lost: {ended.detail.strip()}")
-        who = f"learner 1 of {self.size}" if self.size == 2 else f"a learner of {self.size}"
+                    if LearnerLost.__name__ not in ended.detail:
+                        return LearnerLost(f"learner {handle.worker} of {self.size} was lost: {_last(ended)}")
+        hung = ", ".join(str(handle.worker) for handle in silent.values()) or ("1" if self.size == 2 else "")
         why = str(lost)
         if "imed out" in why:
             why = f"no answer in {self._config.actor_timeout:g} s (--actor-timeout)"
         elif "by peer" in why:
             why = "its process is gone"
-        return LearnerLost(f"{who} was lost: {why}")
+        return LearnerLost(f"{f'learner {hung}' if hung else 'a learner'} of {self.size} was lost: {why}")
 
 
 class Second(Shared):
     """A learner that is not the first: it does what it is told, until it is told to end.
 
     Args:
-        port: where the first one waits; None: where torchrun says.
+        folder: where all of them meet; None: where torchrun says.
     """
 
-    def __init__(self, place: Place, port: int | None) -> None:
+    def __init__(self, place: Place, folder: str | None) -> None:
         super().__init__(place.rank, place.size)
-        self._place, self._port = place, port
+        self._place, self._folder = place, folder
 
     def ready(self) -> None:
         """All is imported."""
@@ -167,16 +188,20 @@ class Second(Shared):
         Raises:
             LearnerLost: the first one is gone.
         """
+        try:
+            form(self.rank, self.size, self._folder, FOREVER)
+            self._serve()
+        finally:
+            dissolve()
+
+    def _serve(self) -> None:
         import cloudpickle
 
-        store = None if self._port is None else TCPStore("127.0.0.1", self._port, self.size, False)
-        form(self.rank, self.size, "cuda" if torch.cuda.is_available() else "cpu", store, FOREVER)
         config, spec, maker, policy, factory, state = cloudpickle.loads(self._receive(0))
         if config.device == "cuda":
             config = config.model_copy(update={"device": f"cuda:{self._place.local % torch.cuda.device_count()}"})
         torch.set_num_threads(config.learner_threads)
-        if config.algo not in algorithms.names():
-            algorithms.register(config.algo, *maker)
+        algorithms.register(config.algo, *maker)  # it may be a user's, under a name of ours
         register_policy(policy, factory)
         algorithm, device = make_algorithm(config, spec), torch_device(config.device)
         algorithm.group = self
@@ -194,7 +219,6 @@ class Second(Shared):
             update = algorithm.update(tensors(part, device), progress)
             if update.priority is not None:
                 self._send(update.priority.detach().cpu().numpy(), 0)
-        dissolve()
 
     def close(self) -> None:
         """Nothing is left when `serve` has ended."""
@@ -218,6 +242,16 @@ def open_learners(config: RunConfig, spec: EnvSpec, algorithm: Any, place: Place
     least, what = (plan.batch, "--batch") if isinstance(plan, ReplayPlan) else (config.streams, "--streams")
     if least < config.learners:
         raise ConfigError(f"--learners {config.learners}: a batch has {least} to share ({what}); ask for fewer")
+    if config.device != "cpu" and (config.device != "cuda" or (place is None and cuda_devices() < config.learners)):
+        raise ConfigError(
+            f"--learners {config.learners}: with --device {config.device} there is none for each; it may be cpu, "
+            f"or cuda where each learner has one of its own ({cuda_devices()} here)"
+        )
+    if place is not None and (place.rank > 0 or place.size != config.learners):
+        raise ConfigError(
+            f"--learners {config.learners}: torchrun started {place.size}, and this is number {place.rank}; "
+            "let it start our command: torchrun ... -m rl.train --algo ..."
+        )
     if dist.is_available() and dist.is_initialized():
         raise ConfigError(
             f"--learners {config.learners}: this process belongs to a group of torch.distributed already; end it with "
@@ -226,6 +260,17 @@ def open_learners(config: RunConfig, spec: EnvSpec, algorithm: Any, place: Place
     return Learners(config, spec, place)
 
 
+def cuda_devices() -> int:
+    """How many there are here."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _last(lost: ActorLost) -> str:
+    """The last line of why: of a traceback, what was raised."""
+    return lost.detail.strip().splitlines()[-1]
+
+
 def _buffers(algorithm: Any) -> list[Tensor]:
-    """Statistics and the like, of all modules that the algorithm keeps."""
-    return [buffer for part in algorithm.parts().values() if isinstance(part, nn.Module) for buffer in part.buffers()]
+    """Statistics and the like, of all modules that the algorithm keeps, slow copies of them included."""
+    modules = [getattr(part, "module", part) for part in algorithm.parts().values()]
+    return [buffer for module in modules if isinstance(module, nn.Module) for buffer in module.buffers()]

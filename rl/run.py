@@ -15,7 +15,7 @@ from rl import checkpoint, segments, self_play, team
 from rl.checkpoint import Checkpoint
 from rl.config import RunConfig
 from rl.console import Console
-from rl.errors import Interrupted, RunFailed
+from rl.errors import Interrupted, LearnerLost, RunFailed
 from rl.evaluations import Evaluations
 from rl.folder import discard, lock, make_folder, recording_mark, write_run_file
 from rl.keeper import Keeper
@@ -389,7 +389,7 @@ class Run:
         """The checkpoint of a run that cannot go on, and the exception to raise."""
         try:
             path = self.checkpoint(blind)
-        except (Failed, ClusterLost, InterruptedError):  # now the actors cannot be asked either
+        except (Failed, ClusterLost, LearnerLost, InterruptedError):  # now the actors cannot be asked either
             return self.fail(failed, blind=True)
         except RunFailed as second:  # the disk is full too
             return RunFailed(f"{failed}\nno checkpoint: {second}")

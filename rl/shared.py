@@ -14,6 +14,7 @@ import pickle
 import re
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -22,13 +23,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from algorithms.group import Merge, Moments
 from rl.errors import LearnerLost
 from rl.feed import part_of
-from rl.torchrun import restarts
 from rollout.tree import tree_map
 from rollout.types import Trajectory
 
@@ -57,7 +57,7 @@ class Shared:
     def _exchange(self) -> Iterator[None]:
         """Around all that is done with the others; LearnerLost, in one line, where one is gone."""
         began = time.perf_counter()
-        with _lost():
+        with lost():
             yield
         self.seconds += time.perf_counter() - began
 
@@ -139,31 +139,61 @@ class Shared:
         return pickle.loads(data.numpy().data)  # of this run's own processes
 
 
-def form(rank: int, size: int, device: str, store: Any, timeout: timedelta) -> None:
-    """Form the group of torch.distributed; without a store where torchrun says."""
-    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    if store is None:
-        with _lost():
-            theirs, _, _ = next(iter(rendezvous("env://", rank, size, timeout=timeout)))
-            store = PrefixStore(f"rltrain-{restarts()}", theirs)  # it may hold addresses of before a restart
-            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-        return
+def form(rank: int, size: int, folder: str | None, timeout: timedelta) -> None:
+    """Form the group of torch.distributed.
+
+    Args:
+        folder: where all of its processes meet, if they are on this machine; None: where torchrun says.
+    """
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     name, before = "GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME")
-    os.environ[name] = LOOPBACK
-    try:
-        with _lost():
+    with lost():
+        if folder is None:
+            theirs, _, _ = next(iter(rendezvous("env://", rank, size, timeout=timeout)))
+            store: Any = PrefixStore(_attempt(theirs, rank, size, timeout), theirs)
+        else:
+            store = FileStore(f"{folder}/store", size)
+            os.environ[name] = LOOPBACK
+        try:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    finally:
-        os.environ.pop(name) if before is None else os.environ.__setitem__(name, before)
+        finally:
+            if folder is not None:
+                os.environ.pop(name) if before is None else os.environ.__setitem__(name, before)
+
+
+def _attempt(store: Any, rank: int, size: int, timeout: timedelta) -> str:
+    """A name for what begins now, on which all processes agree that are there now.
+
+    torchrun's store outlives restarts, and so do addresses of processes that are gone; its own counts of restarts
+    differ between machines. So each process says who it is, and the first tells each of them the name.
+    """
+    mine, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    if rank > 0:
+        store.set(f"rltrain-hello-{rank}", mine)
+        name = str(store.get(f"rltrain-welcome-{mine}").decode())  # waits for it
+        store.set(f"rltrain-agreed-{name}-{rank}", "")
+        return name
+    missing = set(range(1, size))
+    while missing:
+        for other in list(missing):
+            if store.check([f"rltrain-agreed-{mine}-{other}"]):
+                missing.remove(other)
+            elif store.check([f"rltrain-hello-{other}"]):  # which may be of one that is gone
+                store.set(f"rltrain-welcome-{store.get(f'rltrain-hello-{other}').decode()}", mine)
+        if missing and time.monotonic() > end:
+            raise RuntimeError(f"timed out waiting for learner {min(missing)}")
+        time.sleep(0.05)
+    return mine
 
 
 def dissolve() -> None:
-    with contextlib.suppress(RuntimeError):
+    """End what `form` made, if it did: those that wait for this process hear of it."""
+    with contextlib.suppress(RuntimeError, AssertionError, ValueError):
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
-def _lost() -> Iterator[None]:
+def lost() -> Iterator[None]:
     """What torch.distributed raises when another process is gone, in one line."""
     try:
         yield

@@ -10,11 +10,13 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from rl.config import RUN_FILE
+if TYPE_CHECKING:
+    from rl.config import RunConfig
 
 LAUNCH = "launch"  # key in run.json
+RUN_FILE = "run.json"
 
 
 class Place(NamedTuple):
@@ -41,20 +43,22 @@ def launch() -> str | None:
     return run if run != "none" else f"{socket.gethostname()}:{os.getppid()}"  # it has not been given a name
 
 
-def restarts() -> int:
-    """How often it has started its processes again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-
-
-def begun(out: Path) -> Path | None:
-    """The newest run that this call of torchrun began in `out`, if a process of it was lost; None if none was."""
-    if restarts() == 0:
-        return None
-    found = []
-    for file in out.glob(f"*/{RUN_FILE}"):
+def begun(config: RunConfig) -> Path | None:
+    """The newest such run that this call of torchrun began, if processes of it were lost; None if none was."""
+    found, asked = [], (config.algo, config.env_name, config.seed)
+    for file in Path(config.out).glob(f"*/{RUN_FILE}"):
         try:
-            if json.loads(file.read_text()).get(LAUNCH) == launch():
+            said = json.loads(file.read_text())
+            same = (said["config"]["algo"], said["config"]["env"], said["config"]["seed"]) == asked
+            if same and said.get(LAUNCH) == launch() and file.stat().st_mtime > _agent_began():
                 found.append(file)
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return max(found, key=lambda file: file.stat().st_mtime).parent if found else None
+
+
+def _agent_began() -> float:
+    """When the process of torchrun on this machine began: what it began is younger."""
+    import psutil
+
+    return float(psutil.Process(os.getppid()).create_time())

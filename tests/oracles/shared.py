@@ -27,11 +27,14 @@ from algorithms.settings_async import APPOConfig, IMPALAConfig
 from algorithms.settings_continuous import DDPGConfig, SACConfig, TD3Config
 from algorithms.settings_dqn import DQNConfig
 from algorithms.td3 import TD3
+from envs.spec import Leaf
 
 UPDATES, CPU = 10, torch.device("cpu")
 SMALL = {"widths": (8, 7), "lr": 1e-2}
 STREAM = SMALL | {"unroll": 16, "normalize_obs": True, "normalize_return": True}
 GRU = {"memory": "gru", "memory_size": 6, "sequence": 8}
+IMAGES = SMALL | {"unroll": 16, "shared_torso": True}
+PICTURES = replace(cases.DISCRETE, id="pictures", obs=Leaf("image", (2, 12, 12), "uint8"))
 ROWS = 13  # of a sample: no number of learners divides it
 RAINBOW = {"double": True, "dueling": True, "prioritized": True, "noisy": True, "atoms": 11, "v_min": -3, "v_max": 4}
 
@@ -43,6 +46,9 @@ STREAMS: dict[str, tuple[Any, Any, Any, int]] = {
     "ppo gru": (PPO, PPOConfig(**STREAM, **GRU), cases.DISCRETE, 3),
     "ppo one stream": (PPO, PPOConfig(**STREAM), cases.DISCRETE, 1),
     "a2c": (A2C, A2CConfig(**STREAM, normalize_advantage=True), cases.DISCRETE, 4),
+    "ppo many pieces": (PPO, PPOConfig(**STREAM, minibatches=48), cases.DISCRETE, 3),
+    "ppo images": (PPO, PPOConfig(**IMAGES, minibatches=30), PICTURES, 3),
+    "ppo images gru": (PPO, PPOConfig(**IMAGES, **GRU), PICTURES, 3),
     "impala": (IMPALA, IMPALAConfig(**STREAM), cases.DISCRETE, 3),
     "impala box gru": (IMPALA, IMPALAConfig(**STREAM, **GRU), cases.BOX, 4),
     "impala one stream": (IMPALA, IMPALAConfig(**STREAM), cases.DISCRETE, 1),
@@ -71,7 +77,11 @@ def updated(name: str, group: Any = None) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for seed in range(UPDATES):
         if name in STREAMS:
-            batch = cases.unroll(spec, algorithm.policy, seed, streams=streams)
+            batch = (
+                pictures(seed, streams)
+                if spec is PICTURES
+                else cases.unroll(spec, algorithm.policy, seed, streams=streams)
+            )
             batch = replace(batch, version=torch.zeros(streams, dtype=torch.int64), stream=torch.arange(streams))
         else:
             batch = off_policy.batch_of(spec, seed, ROWS)
@@ -85,6 +95,17 @@ def updated(name: str, group: Any = None) -> dict[str, Tensor]:
     for key, part in algorithm.parts().items():
         _flatten(part.state_dict(), key, found)
     return found
+
+
+def pictures(seed: int, streams: int) -> Any:
+    """An unroll of images, with cores; log_probs are near those of equal chances, so that ratios are near 1."""
+    actor = PPO(cases.DISCRETE, PPOConfig(**STREAM), CPU, 3, streams).policy
+    plain = cases.unroll(cases.DISCRETE, actor, seed, streams=streams)
+    g = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (*plain.first.shape, 2, 12, 12), dtype=torch.uint8, generator=g)
+    log_prob = -1.4 + 0.1 * torch.randn(plain.reward.shape, generator=g)
+    core = torch.randn(2, streams, GRU["memory_size"], generator=g)
+    return replace(plain, obs=images, extras={"log_prob": log_prob}, core=core)
 
 
 def step(algorithm: Any, batch: Any, progress: float, group: Any) -> Any:

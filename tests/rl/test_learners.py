@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -230,6 +231,57 @@ def test_a_learner_that_is_lost_ends_the_run_with_a_checkpoint(signum: int, tmp_
     assert json.loads(out.splitlines()[-1])["steps"] >= steps + 100
 
 
+def test_of_three_the_one_that_was_lost_is_named(tmp_path: Path) -> None:
+    process = begin(tmp_path, *SAC, *LONG, "--learners", "3", "--checkpoint-every", "200")
+    try:
+        until(lambda: checkpoints(tmp_path))
+        others = [
+            child for child in psutil.Process(process.pid).children(recursive=True) if child.net_connections("tcp")
+        ]
+        max(others, key=lambda child: child.create_time()).kill()
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 1
+    assert err.splitlines()[0].startswith("rltrain: learner 2 of 3 was lost: its process was ended")
+
+
+FAULTY = """
+import rl
+from algorithms.ppo import PPO
+from algorithms.settings import PPOConfig
+
+class Mine(PPO):
+    def update(self, unrolls, progress):
+        if self.group.rank == FAULTY:
+            raise ValueError("it is mine")
+        return super().update(unrolls, progress)
+
+rl.register_algorithm("ppo", Mine, PPOConfig)  # under a name of ours
+if __name__ == "__main__":
+    common = dict(algo="ppo", env="CartPole-v1", workers=0, streams=4, unroll=8, preset="none", eval_every=0)
+    for _ in range(2):  # what is left behind does not stand in the way of the next one
+        try:
+            rl.train(learners=2, quiet=True, **common)
+        except Exception as error:
+            print(type(error).__name__, str(error).splitlines()[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"), [(0, "ValueError it is mine"), (1, "RunFailed learner 1 of 2 was lost: ValueError: it is mine")]
+)
+def test_a_fault_in_one_learner_is_told_at_once(rank: int, said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FAULTY.replace("FAULTY", str(rank)))
+
+    done = subprocess.run(
+        [sys.executable, "mine.py"], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+
+    assert done.stdout.splitlines() == [said] * 2, done.stderr
+
+
 # --- torchrun ---
 
 
@@ -268,3 +320,46 @@ def test_torchrun_and_the_flag_must_not_differ(tmp_path: Path) -> None:
 
     assert process.returncode != 0
     assert "rltrain: --learners 3: torchrun starts 2; leave the flag out" in err
+
+
+def test_on_two_machines_all_are_started_again(tmp_path: Path) -> None:
+    """Each machine has an agent, which counts its own restarts only."""
+    port = str(free_port())
+    words = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *words, "--max-restarts", "2", "-m", "rl.train"]
+    command += [*SAC, *LONG, "--max-seconds", "15", "--checkpoint-every", "200"]
+    pipes: Any = {
+        "env": environment(),
+        "cwd": tmp_path,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    agents = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    try:
+        until(lambda: checkpoints(tmp_path))
+        children = {agent: psutil.Process(agent.pid).children()[0] for agent in agents}
+        (second,) = [child for child in children.values() if not child.children()]  # the first one has its actors
+        second.kill()
+        told = [agent.communicate(timeout=150) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.communicate()
+    assert [agent.returncode for agent in agents] == [0, 0], told
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert len(json.loads((folder / "run.json").read_text())["commands"]) == 2
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
+
+
+def test_help_ends_under_torchrun_too(tmp_path: Path) -> None:
+    process = torchrun(tmp_path, "--version")
+    out, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert out.startswith("rltrain ")
