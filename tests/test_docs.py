@@ -73,7 +73,7 @@ def test_every_flag_exists(file: Path, flags: dict[str, set[str]]) -> None:
 @page
 def test_every_command_is_there(file: Path) -> None:
     for words in commands(file.read_text()):
-        assert words[0] in (*COMMANDS, "pip", "tensorboard") or os.access(ROOT / words[0], os.X_OK), words
+        assert words[0] in (*COMMANDS, "pip", "tensorboard", "torchrun") or os.access(ROOT / words[0], os.X_OK), words
 
 
 @page
@@ -171,6 +171,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
             workers=int(algo in ("a2c", "impala")),
             backend="dask" if algo == "impala" else None,
             inference="central" if algo == "a2c" else "local",
+            learners=2 if algo == "td3" else 1,
             unroll=64,
             eval_episodes=2,
             quiet=True,
