@@ -77,11 +77,16 @@ def let_have_children() -> None:
 
 def before_exit(call: Callable[[], Any]) -> None:
     """Call this when the interpreter ends, before loky waits for processes that nobody has ended."""
-    import loky  # noqa: F401  (it registers first, and who registers last is called first)
+    from loky import process_executor as theirs
 
-    register: Any = getattr(threading, "_register_atexit", None)
+    register: Any = getattr(threading, "_register_atexit", None) or atexit.register
     with contextlib.suppress(RuntimeError):  # it ends already
-        (register or atexit.register)(call)
+        if (
+            theirs.process_pool_executor_at_exit is None
+        ):  # else with its first process, and who comes last is called first
+            theirs.process_pool_executor_at_exit = True
+            register(theirs._python_exit)
+        register(call)
 
 
 @contextlib.contextmanager

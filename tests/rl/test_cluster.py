@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from oracles.dask_machines import Machines, wait_for
 
@@ -243,6 +244,21 @@ def test_a_node_that_dies_is_replaced_by_the_others_and_one_that_joins_is_used(s
     assert json.loads(out.splitlines()[-1])["restarts"] in (1, 2)  # the actors that were on it, once each
     assert "its node was lost" in err or "does not answer" in err
     assert "a node joined: tcp://127.0.0.1" in err
+
+
+def test_a_node_that_is_asked_to_end_does_and_takes_its_actors_along(some: Machines, slow: Path) -> None:
+    some.add("a", slots=2)
+    run = begin(slow, *PPO, "--env", "mine.py:Slow", "--steps", "2000", "--workers", "2", "--cluster", some.address)
+    assert wait_for(lambda: steps(slow) > 0, 60)
+    actors = some.actors("a")
+    some.workers["a"].terminate()
+    some.workers["a"].wait(30)
+    some.workers.pop("a")
+    assert len(actors) >= 2
+    assert wait_for(lambda: not any(psutil.pid_exists(pid) for pid in actors), 10)
+    some.add("b", slots=2)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
 
 
 def test_actors_move_to_where_there_is_room_and_the_bits_stay(some: Machines, tmp_path: Path) -> None:
