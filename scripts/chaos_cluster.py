@@ -20,8 +20,8 @@ import psutil
 NODES, SLOTS, EVERY = 3, 2, 10.0
 TAIL = 15.0  # seconds after the last blow, in which the run goes on undisturbed
 PATIENCE = 10.0  # seconds after which nothing of it may be left
-FLAGS = """--env CartPole-v1 --workers 4 --streams 16 --unroll 32 --preset none --lr 1e-3 --lr-end none --gamma 0.98
-    --entropy 0 --steps 1_000_000_000 --eval-every 0 --checkpoint-every 0 --actor-timeout 10 --json --out .""".split()
+FLAGS = """--env CartPole-v1 --workers 4 --steps 1_000_000_000 --eval-every 0 --checkpoint-every 0 --actor-timeout 10
+    --json --out .""".split()
 
 
 class Fleet:
