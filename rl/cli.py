@@ -109,7 +109,7 @@ def _guarded(command: str, work: Callable[[], None]) -> int:
 
 def _train(argv: list[str]) -> None:
     config, resume = _with_all(*parse(argv))
-    if config.backend != "local":
+    if config.backend != "local" or (config.learners > 1 and place() is None):
         from rollout.processes import start_fork_server
 
         start_fork_server(list(PRELOAD))  # imports torch beside us, while we do too
