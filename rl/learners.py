@@ -48,7 +48,7 @@ class Learners(Shared):
 
     def __init__(self, config: RunConfig, spec: EnvSpec, place: Place | None) -> None:
         super().__init__(0, config.learners)
-        self._config, self._spec, self._place = config, spec, place
+        self._config, self._spec = config, spec
         self._handles: list[ProcessHandle] = []
         self._algorithm: Any = None
         self._buffers: list[Tensor] | None = None  # what the others do not know yet

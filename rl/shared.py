@@ -113,8 +113,9 @@ class Shared:
     def moments(self, x: Tensor) -> Moments:
         if self._idle:
             x = x[:0]
-        mean = x.mean() if len(x) else x.sum()
-        own = torch.stack([torch.full_like(mean, len(x)), mean, (x - mean).square().sum()]).double()
+        wide = x.double()  # so that equal numbers have no spread
+        mean = wide.mean() if len(x) else wide.sum()
+        own = torch.stack([torch.full_like(mean, len(x)), mean, (wide - mean).square().sum()])
         each = [torch.empty_like(own) for _ in range(self.size)]
         with self._exchange():
             dist.all_gather(each, own)

@@ -81,9 +81,7 @@ def before_exit(call: Callable[[], Any]) -> None:
 
     register: Any = getattr(threading, "_register_atexit", None) or atexit.register
     with contextlib.suppress(RuntimeError):  # it ends already
-        if (
-            theirs.process_pool_executor_at_exit is None
-        ):  # else with its first process, and who comes last is called first
+        if theirs.process_pool_executor_at_exit is None:  # else with its first process; the last one is called first
             theirs.process_pool_executor_at_exit = True
             register(theirs._python_exit)
         register(call)

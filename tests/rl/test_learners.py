@@ -98,6 +98,12 @@ def test_they_hold_the_same_weights_to_the_bit(name: str, together: dict[int, li
                 assert torch.equal(x, other[name][key]), key
 
 
+def test_equal_advantages_have_no_spread_however_they_lie(together: dict[int, list[Found]]) -> None:
+    for size in SIZES:
+        for found in together[size]:
+            assert found["equal"]["normalised"].tolist() == [0.0] * 7
+
+
 # --- whole runs ---
 
 
@@ -108,7 +114,7 @@ def run(folder: Path, launch: Any, *words: str) -> dict[str, Any]:
 
 def parts(result: dict[str, Any]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    shared._flatten(
+    shared.flatten(
         checkpoint.to_tensors(checkpoint.load(Path(result["checkpoint"])).state["learner"]["parts"]), "", found
     )
     return found
