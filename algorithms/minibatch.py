@@ -29,10 +29,8 @@ class Rows:
 
     @classmethod
     def of(cls, unrolls: Trajectory, value: Tensor, advantage: Tensor, target: Tensor) -> Rows:
-        """The valid rows of `unrolls`, or one if none is; value, advantage and target are [T, B]."""
+        """The valid rows of `unrolls`; value, advantage and target are [T, B]."""
         keep = unrolls.valid.reshape(-1).nonzero().squeeze(-1)  # [N]
-        if not len(keep):
-            keep = keep.new_zeros(1)
 
         def flat(x: Tensor) -> Tensor:  # [T, B, ...] to [N, ...]
             x = x.reshape(-1, *x.shape[2:])
@@ -69,12 +67,17 @@ class Rows:
         order = order.to(self.advantage.device)
         mixed = _each(self, lambda x: x.index_select(0, order))  # one gather per array; the pieces are views
         for begin, end in pieces:
-            if begin == end:
-                yield replace(
-                    _each(self, lambda x: x[:1]), valid=torch.zeros_like(self.advantage[:1], dtype=torch.bool)
-                )
-                continue
-            yield _each(mixed, lambda x, begin=begin, end=end: x[begin:end])  # type: ignore[misc]
+            yield _each(mixed, lambda x, begin=begin, end=end: x[begin:end]) if begin < end else self._blank()  # type: ignore[misc]
+
+    def _blank(self) -> Rows:
+        """A row that does not count, with which every action is legal."""
+        blank = _each(self, lambda x: x.new_zeros(1, *x.shape[1:]))
+        mask = blank.action_mask
+        return replace(
+            blank,
+            action_mask=None if mask is None else torch.ones_like(mask),
+            valid=torch.zeros_like(blank.advantage, dtype=torch.bool),
+        )
 
 
 @dataclass(frozen=True, slots=True)

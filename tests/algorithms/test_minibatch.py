@@ -54,6 +54,19 @@ def test_every_valid_row_is_used_once_in_pieces_of_nearly_equal_size(case, minib
     assert not sizes or max(sizes) - min(sizes) <= 1
 
 
+def test_reset_rows_alone_leave_no_row_and_a_learner_without_one_gets_one_that_does_not_count():
+    stream, name = numbered(make([[RUN] * 2], [2, 2], 0)[0])
+    rows = Rows.of(stream, value=name, advantage=name, target=name)
+    elsewhere = torch.full((3,), -1)  # another learner has all three rows of the batch
+
+    assert len(rows) == 0
+    assert list(rows.shuffled(2, torch.Generator().manual_seed(0))) == []
+    batches = list(rows.shuffled(2, torch.Generator().manual_seed(0), elsewhere))
+    assert [(len(batch), batch.count.tolist(), batch.action_mask.tolist()) for batch in batches] == [
+        (1, [False], [[True]])
+    ] * 2
+
+
 def big():
     stream, _ = make([[RUN] * 8] * 128, [0] * 8, 0)
     return numbered(stream)
