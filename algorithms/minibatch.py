@@ -65,7 +65,7 @@ class Rows:
         """
         order, pieces = _shuffle(len(self), minibatches, generator, places)
         order = order.to(self.advantage.device)
-        mixed = _each(self, lambda x: x.index_select(0, order))  # one gather per array; the pieces are views
+        mixed = _each(self, lambda x: _gathered(x, order))  # one gather per array; the pieces are views
         for begin, end in pieces:
             yield _each(mixed, lambda x, begin=begin, end=end: x[begin:end]) if begin < end else self._blank()  # type: ignore[misc]
 
@@ -202,6 +202,13 @@ def _each(rows: Rows, function: Callable[[Tensor], Tensor]) -> Rows:
         target=function(rows.target),
         action_mask=None if mask is None else function(mask),
     )
+
+
+def _gathered(x: Tensor, index: Tensor) -> Tensor:
+    """Some rows of x [N, ...]; images [N, C, H, W] whose channels lie innermost stay so."""
+    if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+    return x.index_select(0, index)
 
 
 def _pick(tree: Tree | None, dim: int, index: Tensor) -> Any:

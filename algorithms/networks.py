@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from algorithms.images import CNNS as CNNS
-from algorithms.images import NATURE_SIDE, channels_first
+from algorithms.images import NATURE_SIDE, arranged, channels_first
 from algorithms.images import ImpalaCNN as ImpalaCNN
 from algorithms.images import NatureCNN as NatureCNN
 from algorithms.images import SmallCNN as SmallCNN
 from algorithms.layers import HIDDEN_GAIN, Layers
 from algorithms.layers import init_orthogonal as init_orthogonal
 from envs.spec import EnvSpec, Leaf
-from rollout.tree import Tree, leaves, tree_map
+from rollout.tree import Tree, leaves, tree_map, unflatten
 
 if TYPE_CHECKING:
     from algorithms.tape import Tape
@@ -80,6 +80,11 @@ class MLP(Layers):
         for weight, bias in self.pairs[self.hidden :]:
             x = F.linear(x, weight, bias)
         return x
+
+    def row_wise(self, x: Tensor) -> Tensor:
+        """[B, inputs] to [B], for one layer of one unit: bits that do not depend on other rows, as of a product."""
+        ((weight, bias),) = self.pairs
+        return (x * weight).sum(-1).add_(bias)
 
 
 class OneHot(nn.Module):
@@ -154,6 +159,13 @@ class Encoder(nn.Module):
     def narrow(self, rows: int | None) -> None:
         """For actors: only the first `rows` of a batch are looked at, so those that fill it up are not convolved."""
         self.rows = None if rows is None else -(-rows // 4) * 4  # a single row would have other bits
+
+    def arranged(self, obs: Tree) -> Tree:
+        """tree of [N, *O], the same with its images as their networks read them quickest."""
+        if not self.nets:
+            return obs
+        kinds = zip(self.leaves, leaves(obs), strict=True)
+        return unflatten(obs, [arranged(x, leaf) if leaf.kind == "image" else x for leaf, x in kinds])
 
     def _image(self, net: Any, image: Tensor) -> Tensor:
         whole = self.rows is None or self.rows >= len(image)

@@ -73,6 +73,9 @@ class ActorCritic(nn.Module):
             features, widths = self.value_encoder.features, config.widths
         self.critic = mlp(features, widths, 1, gain=1.0)
         self.log_std = nn.Parameter(torch.full((outputs,), config.log_std_init)) if spec.action.kind == "box" else None
+        # Where acting has done most of the work, it tells the value too: see `valued`.
+        own = type(self).value is ActorCritic.value  # and not a user's
+        self.tells_value = own and learns and shared and not self.recurrent
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams: a sample, or the likeliest action. `unrolled` tells its log_prob."""
@@ -85,7 +88,10 @@ class ActorCritic(nn.Module):
         dist = distribution(self.spec.action, head, action_mask, self.log_std)
         if not explore:
             return Act(dist.mode(), {}, core)
-        return Act(dist.sample(noise), {"head": head}, core)
+        extras = {"head": head}
+        if self.tells_value:
+            extras["value"] = self.critic.row_wise(x)
+        return Act(dist.sample(noise), extras, core)
 
     def narrow(self, rows: int | None) -> None:
         """Act for the first `rows` of every batch from now on, the others only fill it up; None: for all."""
@@ -93,9 +99,9 @@ class ActorCritic(nn.Module):
             self.encoder.narrow(rows)
 
     def unrolled(self, extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None) -> dict[str, Tensor]:
-        """What the learner gets in place of the extras of `act`, for whole unrolls [T, B, ...] at once: log_prob."""
+        """What the learner gets in place of the extras of `act`, for whole unrolls [T, B, ...]: log_prob, and value."""
         dist = distribution(self.spec.action, extras["head"], action_mask, self.log_std)
-        return {"log_prob": dist.log_prob(action)}
+        return {"log_prob": dist.log_prob(action), **{name: extras[name] for name in extras if name == "value"}}
 
     def forward(
         self, obs: Tree, action_mask: Tensor | None = None, core: Tensor | None = None, first: Tensor | None = None
@@ -119,6 +125,21 @@ class ActorCritic(nn.Module):
         encoder = self.value_encoder
         x = self.recall(obs, core, first) if encoder is None else encoder.forward(self.normalised(obs))
         return self.critic.forward(x).squeeze(-1)
+
+    def valued(self, unrolls: Trajectory) -> Tensor:
+        """[T+1, B] V(obs), for unrolls that these weights have made: where acting told it, only of the last row."""
+        told = unrolls.extras.get("value")  # [T, B]
+        alike = told is not None and unrolls.made is None and bool((unrolls.version == unrolls.version[0]).all())
+        if told is None or not alike:
+            core = None if unrolls.core is None else unrolls.core[0]
+            return self.value(unrolls.obs, core, unrolls.first)
+        return torch.cat([told, self.value(tree_map(lambda x: x[-1:], unrolls.obs))])
+
+    def arranged(self, obs: Tree) -> Tree:
+        """tree of [N, *O], the same as its networks read it quickest; worth it before several passes."""
+        if self.private is not None or not isinstance(self.encoder, Encoder):
+            return obs
+        return self.encoder.arranged(obs)
 
     def scaled(self, reward: Tensor) -> Tensor:
         """[T, B] rewards in the unit that values are learnt in: clipped to [-1, 1] first, where that is asked for."""

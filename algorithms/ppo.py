@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -54,14 +56,18 @@ class PPO:
         clip = linear(config.clip, config.clip_end, progress)
         entropy = linear(config.entropy, config.entropy_end, progress)
         with torch.no_grad():
-            core = None if unrolls.core is None else unrolls.core[0]
-            value = self.policy.value(unrolls.obs, core, unrolls.first)  # [T+1, B]
+            value = self.values(unrolls)  # [T+1, B]
             reward = self.policy.scaled(unrolls.reward)  # [T, B]
             advantage = gae(reward, value, discounts(unrolls, config.gamma), traces(unrolls, config.lam))  # [T, B]
             target = advantage + value[:-1]  # [T, B]
 
-        of = Rows.of if unrolls.core is None else Sequences.of
-        rows = of(unrolls, value[:-1], advantage, target)
+        rows: Rows | Sequences
+        if unrolls.core is None:
+            rows = Rows.of(unrolls, value[:-1], advantage, target)
+            if hasattr(self.policy, "arranged"):
+                rows = replace(rows, obs=self.policy.arranged(rows.obs))
+        else:
+            rows = Sequences.of(unrolls, value[:-1], advantage, target)
         places = self.group.places(unrolls)
         metrics, stopped = Mean(), 0.0
         for _ in range(config.epochs):
@@ -79,6 +85,14 @@ class PPO:
             left = self.group.moments((target - value[:-1])[valid]).variance
             told["explained_variance"] = 1 - left / self.group.moments(target[valid]).variance.clamp_min(1e-8)
         return Update(told)
+
+    def values(self, unrolls: Trajectory) -> Tensor:
+        """[T+1, B] V(obs) by the weights of now, which are those that acted unless actors were ahead."""
+        policy = self.policy
+        ahead = self.config.overlap or not hasattr(policy, "valued")
+        core = None if unrolls.core is None else unrolls.core[0]
+        value: Tensor = policy.value(unrolls.obs, core, unrolls.first) if ahead else policy.valued(unrolls)
+        return value
 
     def loss(self, batch: Rows | Sequences, clip: float, entropy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The surrogate, the value loss and the entropy bonus of one minibatch."""

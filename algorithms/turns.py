@@ -60,7 +60,7 @@ def own_turns(unrolls: Trajectory, acting: Tensor, agents: int) -> Trajectory:
         terminated=ends & _pick(unrolls.terminated, last),
         truncated=ends & _pick(unrolls.truncated, last),
         first=torch.cat([_pick(begun, at[:1]) | ~there[:1], ~learnt]),
-        extras={name: now(x) for name, x in unrolls.extras.items()},
+        extras={name: now(x) for name, x in unrolls.extras.items() if name != "value"},  # the last row's is not told
         action_mask=None if unrolls.action_mask is None else _pick(unrolls.action_mask, at),
         made=made,
     )

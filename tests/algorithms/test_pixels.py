@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from oracles.acting import Bench
 from torch.testing import assert_close
 
+from algorithms.images import numbers
+from algorithms.minibatch import Rows
 from algorithms.networks import Encoder
+from algorithms.policies import ActorCritic
+from envs.spec import ActionSpec, EnvSpec, Leaf
 
 
 @pytest.mark.parametrize("memory", ["none", "gru", "lstm"])
@@ -43,6 +49,92 @@ def test_the_learner_finds_the_probabilities_that_actors_had(torso, memory):
             cores.append(unrolls.core)
         bench.learn(unrolls)
     assert not cores or torch.stack(cores).any()
+
+
+SHARED = {"torso": "auto", "shared_torso": True, "widths": (8,)}
+
+
+def valued(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows the learner puts through its networks for their values alone, pass for pass."""
+    rows, value = list[int](), ActorCritic.value
+
+    def counted(self, obs, core=None, first=None):
+        rows.append(len(obs))
+        return value(self, obs, core, first)
+
+    monkeypatch.setattr(ActorCritic, "value", counted)
+    return rows
+
+
+def test_values_that_acting_told_are_those_of_the_learner(monkeypatch):
+    """Final observations included; only what follows the last row is left to the learner; the update is the same."""
+    settings = {"streams": 3, "unroll": 9, "epochs": 2, "minibatches": 2, **SHARED}
+    told, anew = (Bench("ppo", "probe:image", **settings) for _ in range(2))
+    rows = valued(monkeypatch)
+    for _ in range(2):
+        unrolls, same = told.collect(), anew.collect()
+        assert unrolls.first[1:].any()
+        with torch.no_grad():
+            assert_close(told.policy.valued(unrolls), told.policy.value(unrolls.obs), atol=1e-5, rtol=0)
+        rows.clear()
+        told.learn(unrolls)
+        assert rows == [1]
+        anew.learn(replace(same, extras={"log_prob": same.extras["log_prob"]}))
+        assert rows == [1, 10]
+        assert_close(told.policy.state_dict(), anew.policy.state_dict(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "change"),
+    [
+        ({"overlap": True}, {}),
+        ({}, {"version": torch.tensor([0, 1, 1])}),
+        ({}, {"made": torch.tensor([9, 4, 9])}),
+    ],
+    ids=["acted by older weights", "by several", "not to the end"],
+)
+def test_values_that_may_be_others_are_made_anew(settings, change, monkeypatch):
+    bench = Bench("ppo", "probe:image", streams=3, unroll=9, epochs=1, minibatches=1, **SHARED, **settings)
+    rows = valued(monkeypatch)
+    unrolls = replace(bench.collect(), **change)
+    wrong = {**unrolls.extras, "value": torch.full_like(unrolls.extras["value"], torch.nan)}
+    rows.clear()
+
+    bench.learn(replace(unrolls, extras=wrong))
+
+    assert rows == [10]
+    assert all(x.isfinite().all() for x in bench.policy.parameters())
+
+
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [("probe:image", {"shared_torso": False}), ("probe:image", {"memory": "gru"}), ("CartPole-v1", {})],
+)
+def test_values_are_not_told_where_they_cost_acting_more_than_the_learner(env, settings):
+    bench = Bench("ppo", env, streams=3, unroll=16, **{**SHARED, **settings})
+
+    assert list(bench.collect().extras) == ["log_prob"]
+
+
+def test_images_are_arranged_once_for_all_passes():
+    """The same numbers in another order of memory, which minibatches keep: no pass has to turn them around."""
+    leaf = Leaf("image", (4, 40, 44), "uint8")
+    spec = EnvSpec("image", {"a": leaf, "b": Leaf("box", (3,), "float32")}, ActionSpec("discrete", (), (2,)))
+    encoder = Encoder(spec, 8, torch.Generator().manual_seed(0))
+    rng = torch.Generator().manual_seed(1)
+    obs = {"a": torch.randint(256, (6, 4, 40, 44), dtype=torch.uint8, generator=rng), "b": torch.randn(6, 3)}
+    flat = torch.zeros(6)
+    arranged = encoder.arranged(obs)
+    rows = Rows(arranged, torch.arange(6), flat, flat, flat, flat, None)
+
+    assert torch.equal(arranged["a"], obs["a"])
+    assert torch.equal(encoder.forward(arranged), encoder.forward(obs))
+    for batch in rows.shuffled(2, rng):
+        image = batch.obs["a"]
+        assert torch.equal(image, obs["a"][batch.action])
+        assert image.is_contiguous(memory_format=torch.channels_last)
+        assert numbers(image, leaf, torch.uint8).data_ptr() == image.data_ptr()
+        assert torch.equal(batch.obs["b"], obs["b"][batch.action])
 
 
 @pytest.mark.parametrize(("algo", "narrowed"), [("a2c", True), ("a3c", False)])

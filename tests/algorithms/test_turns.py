@@ -57,6 +57,15 @@ def test_targets_are_those_of_an_agents_own_turns(seed: int) -> None:
     assert found > 5
 
 
+def test_values_told_of_rows_do_not_tell_those_of_turns() -> None:
+    """What was seen last stands in a row of its own, which may be the one behind the unroll's end."""
+    batch = games(SPEC, 0)
+    flat = torch.zeros(batch.rows, 4, 3)
+    batch = replace(batch, extras={"0/log_prob": flat[..., :2], "0/value": flat[..., :2]})
+
+    assert list(own(batch, 0)[0].extras) == ["log_prob"]
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_whether_a_turn_is_learnt_from_does_not_hang_on_what_came_of_it(seed: int) -> None:
     """Turns go round here, so that the next is at most three rows away: all are known but those of the last two."""

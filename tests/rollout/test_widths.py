@@ -13,7 +13,7 @@ from algorithms.protocol import Act, StreamPlan
 from envs.make import look, resolve
 from envs.spec import EnvSpec
 from rl.config import load
-from rl.setup import make_policy, rollout_plan, world
+from rl.setup import BIG, make_policy, one_thread, rollout_plan, world
 from rollout.widths import InBlocks, rows_agree, rows_move
 
 ENVS = ["CartPole-v1", "probe:multi-discrete", "probe:multi-binary", "probe:box", "probe:box3", "probe:masked"]
@@ -32,6 +32,23 @@ def test_our_networks_agree(env: str, memory: str) -> None:
     policy = make_policy(config, spec)()
     assert all(rows_agree(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
     assert all(rows_move(policy, spec, streams) for streams in (1, 17, 100))
+
+
+@pytest.mark.parametrize("torso", ["nature", "impala"])
+def test_networks_of_atari_agree(torso: str) -> None:
+    """Wide layers that lie in memory as few rows want them, and a value that is told with the action."""
+    given = {"torso": torso, "shared_torso": True, "widths": []}
+    config = load({"algo": "ppo", "env": "ALE/Pong-v5", "preset": "none", "streams": 32, **given})
+    spec = look(resolve("ALE/Pong-v5"), 0)
+    policy = make_policy(config, spec)()
+    wide = [x for x in policy.parameters() if x.ndim == 2 and x.numel() >= BIG]
+
+    assert len(wide) == 1
+    assert all(x.t().is_contiguous() for x in wide)
+    assert policy.tells_value
+    with one_thread():
+        assert all(rows_agree(policy, spec, streams) for streams in (17, 32))
+        assert all(rows_move(policy, spec, streams) for streams in (1, 17))
 
 
 REPLAYS: list[tuple[str, str, dict[str, Any]]] = [
@@ -178,3 +195,19 @@ def test_a_run_cuts_such_a_policy_into_blocks(monkeypatch: pytest.MonkeyPatch) -
     assert not isinstance(rollout_plan(config, here, StreamPlan(8)).make_policy(), InBlocks)
     monkeypatch.setattr(setup, "policy_factory", lambda name: lambda *a: Mixed(policies.ActorCritic(*a), "obs"))
     assert isinstance(rollout_plan(config, here, StreamPlan(8)).make_policy(), InBlocks)
+
+
+def test_a_run_looks_at_rows_as_actors_compute_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one thread, however many the learner has: more may cut sums in other ways for other widths."""
+    from rl import setup
+
+    threads, before, agree = list[int](), torch.get_num_threads(), setup.rows_agree
+    monkeypatch.setattr(setup, "rows_agree", lambda *words: (threads.append(torch.get_num_threads()), agree(*words))[1])
+    config = config_of("CartPole-v1", streams=20)
+    torch.set_num_threads(2)
+    try:
+        rollout_plan(config, world(config), StreamPlan(8))
+        assert threads == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
