@@ -18,7 +18,9 @@ for name in "$@"; do
     torchrl) torch="torch==2.14.1" packages=("torchrl==0.14.1") ;; # its compiled part needs this torch
     tianshou) packages=("tianshou==2.0.1") ;;
     sf) packages=("sample-factory[atari]==2.1.1" "gymnasium[mujoco]" "numpy<2") ;; # and the games: AutoROM --accept-license
-    cleanrl) packages=("gym==0.23.1" "numpy<2" cloudpickle pandas matplotlib tensorboard pygame-ce) ;; # and, below, itself
+    cleanrl)
+      packages=("gym==0.23.1" "numpy<2" cloudpickle pandas matplotlib tensorboard pygame-ce "ale-py==0.12.1")
+      packages+=("opencv-python-headless<4.12") ;; # and, below, itself
     # Newer PettingZoo has no mpe of its own; torchvision is the one that belongs to this torch.
     benchmarl) packages=("benchmarl==1.5.2" "torchrl==0.11.1" "torchvision==0.28.0" "pettingzoo[mpe]==1.24.3") ;;
     *) echo "peers.sh: no peer $name; there are $peers" >&2; exit 2 ;;

@@ -9,7 +9,7 @@ from paired import BIN, HERE, TRAINING, Bench, Ratio, Variant, arguments, ours
 # 8 streams, 128 steps, 4 epochs of 4 minibatches of 256: configs/ppo/ALE.toml.
 SETTINGS = """--algo ppo --env ALE/Pong-v5 --workers 2 --learner-threads 2 --eval-every 0 --checkpoint-every 0
     --quiet --json""".split()
-PEERS = ("sb3 subproc", "sb3 dummy", "sf", "rllib")
+PEERS = ("sb3 subproc", "sb3 dummy", "cleanrl", "sf", "rllib")
 NOTE = (
     "Pong, 8 streams x 128 steps, 4 epochs of 4 minibatches of 256, Nature CNN shared by policy and value, two cores. "
     "`network alone`: forward and backward of the minibatches that so many steps need, two threads, and nothing else; "
@@ -41,7 +41,7 @@ def main() -> None:
     if options.peers:
         for vec in ("subproc", "dummy"):
             add(f"sb3 {vec}", bench.peer("pixels_sb3.py", "{seed}", "--vec", vec, "--steps", steps // 2), mine=False)
-        for peer in ("sf", "rllib"):
+        for peer in ("cleanrl", "sf", "rllib"):
             add(peer, bench.peer(f"pixels_{peer}.py", "{seed}", "--steps", steps // 2), mine=False)
     metric = "steady_steps_per_second"
     ratios = [Ratio("of the network alone", ["rltrain"], "network alone", metric, "at least", 0.8)]
