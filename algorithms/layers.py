@@ -1,4 +1,4 @@
-"""What networks are made of: weights and biases in plain pairs, orthogonal at first."""
+"""What networks are made of: weights and biases in plain pairs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ class Layers(nn.Module):
         super().__init__()
         self.pairs: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, shape: tuple[int, ...], gain: float, generator: torch.Generator | None) -> None:
+    def add(self, shape: tuple[int, ...], gain: float | None, generator: torch.Generator | None) -> None:
+        """A layer of weights [outputs, ...], orthogonal with biases 0; without a gain uniform as torch has them."""
         weight, bias = nn.Parameter(torch.empty(shape)), nn.Parameter(torch.zeros(shape[0]))
-        init_orthogonal(weight, gain, generator)
+        if gain is None:
+            bound = 1 / math.sqrt(math.prod(shape[1:]))
+            nn.init.uniform_(weight, -bound, bound, generator=generator)
+            nn.init.uniform_(bias, -bound, bound, generator=generator)
+        else:
+            init_orthogonal(weight, gain, generator)
         self.register_parameter(f"weight{len(self.pairs)}", weight)
         self.register_parameter(f"bias{len(self.pairs)}", bias)
         self.pairs.append((weight, bias))

@@ -41,7 +41,8 @@ def fast_tanh_(x: Tensor) -> Tensor:
 class MLP(Layers):
     """Linear layers with an activation after each of `widths`, and a linear output layer if `outputs` is given.
 
-    Weights are orthogonal, of gain sqrt(2) in hidden layers and `gain` in the output layer; biases are 0.
+    Weights are orthogonal, of gain sqrt(2) in hidden layers and `gain` in the output layer, and biases are 0; or both
+    are uniform in +-1 / sqrt(inputs of the layer), torch's own choice.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class MLP(Layers):
         activation: Activation = "tanh",
         gain: float = 1.0,
         generator: torch.Generator | None = None,
+        init: Literal["orthogonal", "uniform"] = "orthogonal",
     ) -> None:
         super().__init__()
         self.activation: Callable[[Tensor], Tensor] = {"tanh": torch.tanh, "relu": torch.relu}[activation]
@@ -59,10 +61,10 @@ class MLP(Layers):
         self.tape: Tape | None = None  # while one is open: it does the forward pass, and the backward one
         self.features = inputs
         for width in widths:
-            self.add((width, self.features), HIDDEN_GAIN, generator)
+            self.add((width, self.features), HIDDEN_GAIN if init == "orthogonal" else None, generator)
             self.features = width
         if outputs is not None:
-            self.add((outputs, self.features), gain, generator)
+            self.add((outputs, self.features), gain if init == "orthogonal" else None, generator)
             self.features = outputs
 
     def forward(self, x: Tensor) -> Tensor:

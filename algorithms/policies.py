@@ -16,6 +16,7 @@ from algorithms.networks import MLP, Encoder, Memory, core_size, load_torso
 from algorithms.normalize import Normalizer, ReturnScale
 from algorithms.protocol import Act
 from algorithms.q_policy import QPolicy
+from algorithms.settings import PPOConfig
 from algorithms.team_actors import TeamActors
 from algorithms.team_policy import TeamQPolicy
 from envs.spec import EnvSpec
@@ -73,9 +74,9 @@ class ActorCritic(nn.Module):
             features, widths = self.value_encoder.features, config.widths
         self.critic = mlp(features, widths, 1, gain=1.0)
         self.log_std = nn.Parameter(torch.full((outputs,), config.log_std_init)) if spec.action.kind == "box" else None
-        # Where acting has done most of the work, it tells the value too: see `valued`.
-        own = type(self).value is ActorCritic.value  # and not a user's
-        self.tells_value = own and learns and shared and not self.recurrent
+        # For PPO, acting tells the value too where that is one product more, of layers that are all ours: see `valued`.
+        ours = type(self) is ActorCritic and isinstance(self.encoder, Encoder) and isinstance(config, PPOConfig)
+        self.tells_value = ours and learns and shared and not self.recurrent and private is None
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams: a sample, or the likeliest action. `unrolled` tells its log_prob."""

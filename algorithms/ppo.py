@@ -89,7 +89,7 @@ class PPO:
     def values(self, unrolls: Trajectory) -> Tensor:
         """[T+1, B] V(obs) by the weights of now, which are those that acted unless actors were ahead."""
         policy = self.policy
-        ahead = self.config.overlap or not hasattr(policy, "valued")
+        ahead = self.plan.overlap or self.plan.wait != "all" or not hasattr(policy, "valued")
         core = None if unrolls.core is None else unrolls.core[0]
         value: Tensor = policy.value(unrolls.obs, core, unrolls.first) if ahead else policy.valued(unrolls)
         return value

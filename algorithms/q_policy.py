@@ -37,7 +37,8 @@ class QNetwork(nn.Module):
     def __init__(self, spec: EnvSpec, config: Any, generator: torch.Generator) -> None:
         super().__init__()
         (self.actions,), self.atoms, self.noisy = spec.action.nvec, config.atoms, config.noisy
-        layers = partial(NoisyMLP if config.noisy else MLP, activation=config.activation, generator=generator)
+        kind: Any = NoisyMLP if config.noisy else partial(MLP, init=config.init)
+        layers = partial(kind, activation=config.activation, generator=generator)
         self.encoder = load_torso(config.torso, spec, generator)
         features, widths = self.encoder.features, config.widths
         self.trunk: MLP | NoisyMLP | None = None

@@ -73,6 +73,10 @@ class DQNConfig(BaseModel):
     )
     widths: tuple[int, ...] = Field((64, 64), strict=False, description="units of the hidden layers")
     activation: Activation = Field("relu", description="function between the layers")
+    init: Literal["uniform", "orthogonal"] = Field(
+        "uniform",
+        description="first weights and biases behind the torso: uniform in +-1 / sqrt(inputs), or orthogonal and 0",
+    )
     dueling: bool = Field(False, description="value and advantages apart, each with its own last hidden layer")
 
     # normalisation, kept as buffers of the policy

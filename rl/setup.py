@@ -16,6 +16,7 @@ import torch
 
 import algorithms
 from algorithms.independent import Independent, together
+from algorithms.layers import Layers
 from algorithms.networks import Encoder
 from algorithms.policies import build, policy_factory
 from algorithms.protocol import GradientPlan, Plan, ReplayPlan, StreamPlan
@@ -166,12 +167,17 @@ def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Any]:
 def _acting(*words: Any) -> Any:
     """A policy that acts: whatever of a user's network differs between learning and use is in use."""
     policy = build(*words)
-    if not isinstance(policy, torch.nn.Module):
-        return policy
-    for weight in policy.parameters():
-        if weight.ndim == 2 and weight.numel() >= BIG:  # inputs outermost in memory: 40% less time for few rows
-            weight.data = weight.data.t().contiguous().t()
-    return policy.eval()
+    return policy.eval() if isinstance(policy, torch.nn.Module) else policy
+
+
+def _turned(make: Callable[[], Any]) -> Any:
+    """A policy for few rows: inputs of our own wide layers lie outermost in memory, which takes them 40% less time."""
+    policy = make()
+    for layers in policy.modules() if isinstance(policy, torch.nn.Module) else ():
+        for weight, _ in layers.pairs if isinstance(layers, Layers) else ():
+            if weight.ndim == 2 and weight.numel() >= BIG:
+                weight.data = weight.data.t().contiguous().t()
+    return policy
 
 
 def recording_of(config: RunConfig, spec: EnvSpec, plan: Plan) -> Recording | None:
@@ -289,7 +295,7 @@ def rollout_plan(config: RunConfig, here: World, plan: Plan, cluster: Any = None
         ahead["reduce"] = plan.reduce
     if config.opponents == "pool":
         ahead["pool"] = _pool(config, here.spec, plan)
-    policy = make_policy(config, here.spec)
+    policy = functools.partial(_turned, make_policy(config, here.spec))
     acting = policy()
     if config.backend == "dask":
         source = carried(here.source)

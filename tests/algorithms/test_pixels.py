@@ -12,7 +12,8 @@ from torch.testing import assert_close
 from algorithms.images import numbers
 from algorithms.minibatch import Rows
 from algorithms.networks import Encoder
-from algorithms.policies import ActorCritic
+from algorithms.policies import POLICIES, ActorCritic
+from algorithms.settings_agents import MAPPOConfig
 from envs.spec import ActionSpec, EnvSpec, Leaf
 
 
@@ -70,15 +71,18 @@ def test_values_that_acting_told_are_those_of_the_learner(monkeypatch):
     """Final observations included; only what follows the last row is left to the learner; the update is the same."""
     settings = {"streams": 3, "unroll": 9, "epochs": 2, "minibatches": 2, **SHARED}
     told, anew = (Bench("ppo", "probe:image", **settings) for _ in range(2))
-    rows = valued(monkeypatch)
+    rows, turned, arranged = valued(monkeypatch), list[int](), ActorCritic.arranged
+    monkeypatch.setattr(ActorCritic, "arranged", lambda self, obs: (turned.append(len(obs)), arranged(self, obs))[1])
     for _ in range(2):
         unrolls, same = told.collect(), anew.collect()
         assert unrolls.first[1:].any()
         with torch.no_grad():
             assert_close(told.policy.valued(unrolls), told.policy.value(unrolls.obs), atol=1e-5, rtol=0)
         rows.clear()
+        turned.clear()
         told.learn(unrolls)
         assert rows == [1]
+        assert turned == [unrolls.valid.sum()]  # once for both passes
         anew.learn(replace(same, extras={"log_prob": same.extras["log_prob"]}))
         assert rows == [1, 10]
         assert_close(told.policy.state_dict(), anew.policy.state_dict(), atol=1e-5, rtol=0)
@@ -106,14 +110,42 @@ def test_values_that_may_be_others_are_made_anew(settings, change, monkeypatch):
     assert all(x.isfinite().all() for x in bench.policy.parameters())
 
 
+class Other(ActorCritic):
+    """A value of its own, which acting knows nothing of."""
+
+    def __init__(self, *words):
+        super().__init__(*words)
+        self.critic = torch.nn.Sequential(torch.nn.Linear(8, 1))
+
+
 @pytest.mark.parametrize(
-    ("env", "settings"),
-    [("probe:image", {"shared_torso": False}), ("probe:image", {"memory": "gru"}), ("CartPole-v1", {})],
+    ("algo", "env", "settings"),
+    [
+        ("ppo", "probe:image", {"shared_torso": False}),
+        ("ppo", "probe:image", {"memory": "gru"}),
+        ("ppo", "CartPole-v1", {}),
+        ("a2c", "probe:image", {}),
+        ("ppo", "probe:image", {"policy": "other"}),
+    ],
 )
-def test_values_are_not_told_where_they_cost_acting_more_than_the_learner(env, settings):
-    bench = Bench("ppo", env, streams=3, unroll=16, **{**SHARED, **settings})
+def test_values_are_told_for_ppo_and_where_they_are_one_product_more(algo, env, settings, monkeypatch):
+    monkeypatch.setitem(POLICIES, "other", Other)
+    bench = Bench(algo, env, streams=3, unroll=16, **{**SHARED, **settings})
 
     assert list(bench.collect().extras) == ["log_prob"]
+
+
+def test_a_value_that_sees_more_is_not_told():
+    """MAPPO's, whose networks are its own."""
+    leaf = Leaf("image", (4, 40, 44), "uint8")
+    obs = {"a": leaf, "state": Leaf("box", (3,), "float32")}
+    spec = EnvSpec("image", obs, ActionSpec("discrete", (), (2,)))
+    config = MAPPOConfig(shared_torso=True)
+    policy = ActorCritic(spec, config, 4, torch.Generator().manual_seed(0), private="state")
+    seen = {"a": torch.zeros(16, 4, 40, 44, dtype=torch.uint8), "state": torch.zeros(16, 3)}
+
+    assert list(policy.act(seen, None, None, torch.zeros(16, policy.noise.columns), True).extras) == ["head"]
+    assert policy.arranged(seen) is seen
 
 
 def test_images_are_arranged_once_for_all_passes():

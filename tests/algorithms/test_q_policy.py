@@ -205,3 +205,23 @@ def test_c51_values_are_means_of_distributions():
 
 def test_greedy_with_nothing_legal_is_action_0():
     assert greedy(torch.tensor([[1.0, 2.0]]), torch.tensor([[False, False]])).tolist() == [0]
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_first_weights_are_those_of_torch_or_orthogonal(dueling):
+    """Biases too: with 0 in all of them nothing bends but at 0, and small observations are seen as one line."""
+    spec = EnvSpec("first", Leaf("box", (4,), "float32"), ActionSpec("discrete", (), (2,)))
+    for init in ("uniform", "orthogonal"):
+        config = DQNConfig(init=init, dueling=dueling, widths=(256, 256))
+        net = QPolicy(spec, config, 1, torch.Generator().manual_seed(0)).net
+        for layers in (net.trunk, net.value, net.advantage):
+            for weight, bias in layers.pairs if layers is not None else ():
+                bound = weight.shape[1] ** -0.5
+                if init == "uniform":
+                    assert max(weight.abs().max(), bias.abs().max()) <= bound
+                    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+                    assert bias.any()
+                else:
+                    assert not bias.any()
+                    small = weight @ weight.t() if weight.shape[0] <= weight.shape[1] else weight.t() @ weight
+                    assert torch.allclose(small, small[0, 0] * torch.eye(len(small)), atol=1e-5)

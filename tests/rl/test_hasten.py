@@ -40,6 +40,18 @@ def test_only_the_learner_computes_in_bfloat16(algo: str) -> None:
 
 
 @pytest.mark.parametrize("torso", ["nature", "impala"])
+def test_networks_of_images_compile_in_one_piece(torso: str) -> None:
+    spec = look(resolve("ALE/Pong-v5", {"screen_size": 36}), 0)
+    net = Encoder(spec, generator=torch.Generator().manual_seed(1), cnn=torso).nets["0"]
+    image = torch.zeros(4, 4, 36, 36, dtype=torch.uint8)
+    torch._dynamo.reset()
+
+    found = torch._dynamo.explain(net)(image)
+
+    assert (found.graph_count, found.graph_break_count) == (1, 0)
+
+
+@pytest.mark.parametrize("torso", ["nature", "impala"])
 def test_bfloat16_is_near_and_its_features_and_gradients_are_float32(torso: str) -> None:
     spec = look(resolve("ALE/Pong-v5", {"screen_size": 36}), 0)
     image = torch.randint(256, (8, 4, 36, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

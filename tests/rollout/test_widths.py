@@ -40,7 +40,7 @@ def test_networks_of_atari_agree(torso: str) -> None:
     given = {"torso": torso, "shared_torso": True, "widths": []}
     config = load({"algo": "ppo", "env": "ALE/Pong-v5", "preset": "none", "streams": 32, **given})
     spec = look(resolve("ALE/Pong-v5"), 0)
-    policy = make_policy(config, spec)()
+    policy = rollout_plan(config, world(config), StreamPlan(8)).make_policy()
     wide = [x for x in policy.parameters() if x.ndim == 2 and x.numel() >= BIG]
 
     assert len(wide) == 1
@@ -201,13 +201,16 @@ def test_a_run_looks_at_rows_as_actors_compute_them(monkeypatch: pytest.MonkeyPa
     """With one thread, however many the learner has: more may cut sums in other ways for other widths."""
     from rl import setup
 
-    threads, before, agree = list[int](), torch.get_num_threads(), setup.rows_agree
-    monkeypatch.setattr(setup, "rows_agree", lambda *words: (threads.append(torch.get_num_threads()), agree(*words))[1])
+    threads, before = list[int](), torch.get_num_threads()
+    for name in ("rows_agree", "rows_move"):
+        real = getattr(setup, name)
+        told = lambda *words, real=real: (threads.append(torch.get_num_threads()), real(*words))[1]  # noqa: E731
+        monkeypatch.setattr(setup, name, told)
     config = config_of("CartPole-v1", streams=20)
     torch.set_num_threads(2)
     try:
         rollout_plan(config, world(config), StreamPlan(8))
-        assert threads == [1]
+        assert threads == [1, 1]
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
