@@ -57,8 +57,8 @@ class Policy(Protocol):
     statistics, once, after its updates. All parameters are trained, by one optimiser.
 
     ppo, mappo, a2c, appo, impala, a3c: `forward`, `value`, `scaled`, `observe(unrolls, gamma)`: see
-    `algorithms.policies.ActorCritic`. The others want `normalised(obs)`, the observation as every network sees it, and
-    `observe(unrolls)`, and
+    `algorithms.policies.ActorCritic`. ppo makes use of `valued` and `arranged` too, where there are such. The others
+    want `normalised(obs)`, the observation as every network sees it, and `observe(unrolls)`, and
 
     dqn             `net`, which has what `algorithms.q_policy.QNetwork` has and all the policy's parameters, and
                     `explore(progress)`, called before each update, which returns what is logged as epsilon
