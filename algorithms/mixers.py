@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algorithms.networks import MLP, Encoder
+from algorithms.networks import MLP, Encoder, Init
 from envs.spec import EnvSpec
 from rollout.types import Trajectory
 
@@ -78,19 +79,23 @@ class Monotonic(nn.Module):
         width:       units of the hidden layer.
         hyper_width: units between the state and those weights; 0: they are linear in it.
         generator:   for the first weights.
+        init:        their kind, see `networks.MLP`.
     """
 
     joint = True
 
-    def __init__(self, spec: EnvSpec, width: int, hyper_width: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, spec: EnvSpec, width: int, hyper_width: int, generator: torch.Generator, init: Init = "uniform"
+    ) -> None:
         super().__init__()
         self.agents, self.width = len(spec.agents), width
         self.seen = GlobalState(spec, generator)
         size, between = self.seen.features, (hyper_width,) if hyper_width else ()
-        self.weight1 = MLP(size, between, self.agents * width, "relu", generator=generator)
-        self.bias1 = MLP(size, (), width, generator=generator)
-        self.weight2 = MLP(size, between, width, "relu", generator=generator)
-        self.bias2 = MLP(size, (width,), 1, "relu", generator=generator)
+        mlp = partial(MLP, activation="relu", generator=generator, init=init)
+        self.weight1 = mlp(size, between, self.agents * width)
+        self.bias1 = mlp(size, (), width)
+        self.weight2 = mlp(size, between, width)
+        self.bias2 = mlp(size, (width,), 1)
 
     def state(self, unrolls: Trajectory) -> Tensor:
         """[T+1, B, S]"""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from algorithms.tape import Tape
 
 Activation = Literal["tanh", "relu"]
+Init = Literal["orthogonal", "uniform"]
 
 
 def fast_tanh_(x: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ class MLP(Layers):
         activation: Activation = "tanh",
         gain: float = 1.0,
         generator: torch.Generator | None = None,
-        init: Literal["orthogonal", "uniform"] = "orthogonal",
+        init: Init = "orthogonal",
     ) -> None:
         super().__init__()
         self.activation: Callable[[Tensor], Tensor] = {"tanh": torch.tanh, "relu": torch.relu}[activation]

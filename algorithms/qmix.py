@@ -154,9 +154,8 @@ class MixedQ:
 def qmix(spec: EnvSpec, config: QMIXConfig, device: torch.device, seed: int, streams: int) -> MixedQ:
     """QMIX, Rashid et al. 2018 (arXiv:1803.11485): the team's value grows with each agent's, as the state says."""
     generator = torch.Generator().manual_seed(seed + 1)  # apart from the policy's, which actors draw too
-    return MixedQ(
-        spec, config, device, seed, streams, Monotonic(spec, config.mixer_width, config.hyper_width, generator)
-    )
+    mixer = Monotonic(spec, config.mixer_width, config.hyper_width, generator, config.init)
+    return MixedQ(spec, config, device, seed, streams, mixer)
 
 
 def vdn(spec: EnvSpec, config: VDNConfig, device: torch.device, seed: int, streams: int) -> MixedQ:

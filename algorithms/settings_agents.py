@@ -56,6 +56,10 @@ class VDNConfig(BaseModel):
     )
     widths: tuple[int, ...] = Field((64, 64), strict=False, description="units of the agents' hidden layers")
     activation: Activation = Field("relu", description="function between the layers")
+    init: Literal["uniform", "orthogonal"] = Field(
+        "uniform",
+        description="first weights and biases: uniform in +-1 / sqrt(inputs), or orthogonal and 0; not the torso",
+    )
     agent_ids: bool = Field(True, description="agents that share a network see which of them they are")
     last_action: bool = Field(False, description="agents see what they did in the step before; ours, theirs do")
 

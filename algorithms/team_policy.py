@@ -37,13 +37,13 @@ class AgentNetwork(nn.Module):
         self.register_buffer("one_hot", torch.eye(self.ids), persistent=False)
         self.register_buffer("places", torch.arange(1, self.actions + 1), persistent=False)
         inputs = self.encoder.features + self.ids + (self.actions if config.last_action else 0)
-        self.trunk = MLP(inputs, config.widths, None, config.activation, generator=generator)
+        self.trunk = MLP(inputs, config.widths, None, config.activation, generator=generator, init=config.init)
         features = self.trunk.features
         self.memory: Memory | None = None
         if config.memory != "none":
             self.memory = Memory(features, config.memory_size, generator, config.memory)
             features = config.memory_size
-        self.head = MLP(features, (), self.actions, generator=generator)
+        self.head = MLP(features, (), self.actions, generator=generator, init=config.init)
 
     def features(self, obs: Tree, last: Tensor | None) -> Tensor:
         """tree of [..., n, *O], and last actions [..., n] if they are seen, to [..., n, F]"""
