@@ -35,7 +35,8 @@ def act(env: str, seconds: float, overlap: bool) -> dict[str, Any]:
 
     from rl.config import load
     from rl.learner import Learner
-    from rl.setup import make_algorithm, quiet_torch, rollout_plan, torch_device, world
+    from rl.process import quiet_torch
+    from rl.setup import make_algorithm, rollout_plan, torch_device, world
     from rollout.rollout import Rollout
     from rollout.types import Weights
 

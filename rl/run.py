@@ -23,6 +23,7 @@ from rl.learner import Learner, several
 from rl.machines import open_cluster, remarks
 from rl.metrics import Metrics, Window
 from rl.offline import fill
+from rl.process import quiet_torch
 from rl.record import Recorder, Recording
 from rl.report import Report
 from rl.result import Result
@@ -35,7 +36,6 @@ from rl.setup import (
     make_algorithm,
     make_feed,
     open_rollout,
-    quiet_torch,
     recording_of,
     rollout_plan,
     room_for,

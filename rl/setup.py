@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
-import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +12,7 @@ import torch
 
 import algorithms
 from algorithms.independent import Independent, together
-from algorithms.layers import Layers
+from algorithms.layers import turned
 from algorithms.networks import Encoder
 from algorithms.policies import build, policy_factory
 from algorithms.protocol import GradientPlan, Plan, ReplayPlan, StreamPlan
@@ -35,6 +31,7 @@ from rl.errors import ConfigError
 from rl.feed import Feed, GradientFeed, ReplayFeed, StreamFeed
 from rl.machines import elsewhere
 from rl.offline import OfflineFeed, OfflineRollout
+from rl.process import keep_memory, one_thread
 from rl.record import Recording
 from rollout.evaluator import Evaluator, EvaluatorJob
 from rollout.handle import EVALUATOR, ActorLost, Handle
@@ -49,8 +46,6 @@ from rollout.types import Weights
 from rollout.widths import InBlocks, rows_agree, rows_move
 
 DEVICES = ("cpu", "cuda", "mps")
-BIG = 2**18  # numbers of a weight that few rows are slow with, as it lies
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -171,13 +166,7 @@ def _acting(*words: Any) -> Any:
 
 
 def _turned(make: Callable[[], Any]) -> Any:
-    """A policy for few rows: inputs of our own wide layers lie outermost in memory, which takes them 40% less time."""
-    policy = make()
-    for layers in policy.modules() if isinstance(policy, torch.nn.Module) else ():
-        for weight, _ in layers.pairs if isinstance(layers, Layers) else ():
-            if weight.ndim == 2 and weight.numel() >= BIG:
-                weight.data = weight.data.t().contiguous().t()
-    return policy
+    return turned(make())
 
 
 def recording_of(config: RunConfig, spec: EnvSpec, plan: Plan) -> Recording | None:
@@ -406,32 +395,3 @@ class EvaluationWorker:
 
     def close(self) -> None:
         self._progress.close()
-
-
-def keep_memory() -> None:
-    """Have glibc keep what is freed in place of giving it back at once, where glibc is what there is.
-
-    Learning from images frees and takes the same tens of megabytes in each minibatch; that the pages come anew each
-    time costs it a tenth of its speed.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that every glibc takes
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch with one thread inside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def quiet_torch(threads: int) -> None:
-    """Torch as a run wants it: a fixed number of threads, no advice on the console."""
-    torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore", message=".*The given NumPy array is not writable.*")

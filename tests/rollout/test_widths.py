@@ -9,11 +9,13 @@ import pytest
 import torch
 from oracles.faulty import config_of
 
+from algorithms.layers import BIG
 from algorithms.protocol import Act, StreamPlan
 from envs.make import look, resolve
 from envs.spec import EnvSpec
 from rl.config import load
-from rl.setup import BIG, make_policy, one_thread, rollout_plan, world
+from rl.process import one_thread
+from rl.setup import make_policy, rollout_plan, world
 from rollout.widths import InBlocks, rows_agree, rows_move
 
 ENVS = ["CartPole-v1", "probe:multi-discrete", "probe:multi-binary", "probe:box", "probe:box3", "probe:masked"]
