@@ -244,7 +244,7 @@ def test_of_three_the_one_that_was_lost_is_named(tmp_path: Path) -> None:
         others = [
             child for child in psutil.Process(process.pid).children(recursive=True) if child.net_connections("tcp")
         ]
-        max(others, key=lambda child: child.create_time()).kill()
+        max(others, key=lambda child: child.pid).kill()  # times of birth may be the same
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
