@@ -230,19 +230,19 @@ class RunConfig(BaseModel):
     @classmethod
     def from_json(cls, data: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> Self:
         """The inverse of `to_json`. `origins` tells errors where changed values came from."""
-        settings = _built(_settings_class(data["algo"], {}), data["settings"], {})
+        kind = _settings_class(data["algo"], {})
+        before = {"init": "orthogonal"} if "init" in kind.model_fields else {}  # runs of before there was a choice
+        settings = _built(kind, {**before, **data["settings"]}, {})
         return _built(cls, {**data, "settings": settings}, origins or {})
 
 
 # What an actor's process imports anyway, done once by the server it is forked from.
 PRELOAD = ("torch", "gymnasium", "algorithms.settings", "algorithms.policies", "rl.setup")
-# Not flags: they follow from the others.
-INNER = ("settings", "preset_file", "reloadable")
+INNER = ("settings", "preset_file", "reloadable")  # not flags: they follow from the others
 # What `--resume` may change.
 PLACES = ("workers", "learners", "backend", "cluster", "cluster_timeout", "tls_ca", "tls_cert", "tls_key")
 RESUME = ("steps", *PLACES, "json", "quiet", "max_seconds")
-# What belongs to one call, not to the run, and is forgotten when it is resumed.
-CALL = {"json": False, "quiet": False, "max_seconds": None}
+CALL = {"json": False, "quiet": False, "max_seconds": None}  # of one call, not of the run: forgotten on resume
 
 
 def load(given: Mapping[str, Any], file: str | Path | None = None, text: bool = False) -> RunConfig:

@@ -10,7 +10,11 @@ from oracles.teams import THREE, TWO, episodes, team_spec
 from torch.testing import assert_close
 
 from algorithms.mixers import GlobalState, Monotonic, Sum
+from algorithms.networks import MLP
+from envs.make import look, resolve
 from envs.spec import Group
+from rl.config import RunConfig, load
+from rl.setup import make_algorithm
 
 PAIR = team_spec(THREE)
 
@@ -116,3 +120,24 @@ def test_groups_count_their_agents() -> None:
     alone = Group("one", ("x",), THREE.obs, THREE.action)
 
     assert monotonic(team_spec(THREE, alone), width=2).agents == 3
+
+
+@pytest.mark.parametrize("algo", ["vdn", "qmix", "iql"])
+@pytest.mark.parametrize("init", ["uniform", "orthogonal"])
+def test_agents_and_mixer_begin_as_asked(algo: str, init: str) -> None:
+    """Biases tell: torch's own are not 0."""
+    config = load({"algo": algo, "env": "two-step", "preset": "none", "init": init})
+    algorithm = make_algorithm(config, look(resolve("two-step"), 0))
+    biases = [bias for layers in algorithm.learned.modules() if isinstance(layers, MLP) for _, bias in layers.pairs]
+
+    assert len(biases) >= (7 if algo == "qmix" else 3)
+    assert all(bool(bias.any()) == (init == "uniform") for bias in biases)
+
+
+def test_a_run_of_before_there_was_a_choice_goes_on_as_it_began() -> None:
+    config = load({"algo": "vdn", "env": "two-step", "preset": "none"})
+    saved = config.to_json()
+    assert RunConfig.from_json(saved).settings.init == "uniform"
+    del saved["settings"]["init"]
+
+    assert RunConfig.from_json(saved).settings.init == "orthogonal"
