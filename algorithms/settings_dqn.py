@@ -75,7 +75,7 @@ class DQNConfig(BaseModel):
     activation: Activation = Field("relu", description="function between the layers")
     init: Literal["uniform", "orthogonal"] = Field(
         "uniform",
-        description="first weights and biases behind the torso: uniform in +-1 / sqrt(inputs), or orthogonal and 0",
+        description="first weights behind the torso: uniform in +-1 / sqrt(inputs), or orthogonal; not of noisy layers",
     )
     dueling: bool = Field(False, description="value and advantages apart, each with its own last hidden layer")
 
