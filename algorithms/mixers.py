@@ -105,6 +105,6 @@ class Monotonic(nn.Module):
     def forward(self, q: Tensor, state: Tensor) -> Tensor:
         """[..., N] values and [..., S] to [...], which grows with each of them or stays."""
         weight1 = self.weight1.forward(state).abs().view(*state.shape[:-1], self.agents, self.width)
-        hidden = F.elu(torch.einsum("...n,...nw->...w", q, weight1) + self.bias1.forward(state))
+        hidden = F.elu((q.unsqueeze(-1) * weight1).sum(-2) + self.bias1.forward(state))
         weight2 = self.weight2.forward(state).abs()
         return (hidden * weight2).sum(-1) + self.bias2.forward(state).squeeze(-1)

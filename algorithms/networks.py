@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib
 import math
+import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -31,12 +33,25 @@ Activation = Literal["tanh", "relu"]
 Init = Literal["orthogonal", "uniform"]
 
 
+def _slow_tanh() -> bool:
+    """Whether torch's own tanh is slow here: it is MKL's, which is quick on Intel's processors alone."""
+    if not torch.backends.mkl.is_available():
+        return False
+    try:
+        return "GenuineIntel" not in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "GenuineIntel" not in platform.processor()
+
+
+SLOW_TANH = _slow_tanh()
+
+
 def fast_tanh_(x: Tensor) -> Tensor:
-    """tanh in place, to 1e-7 absolute: on CPUs a third of the time of torch's own.
+    """tanh in place, to 1e-7 absolute: where torch's own is slow, a third of its time.
 
     For learners only: its last bit depends on where in the array a number stands, so actors keep to `torch.tanh`.
     """
-    return x.mul_(2).sigmoid_().mul_(2).sub_(1) if x.device.type == "cpu" else x.tanh_()
+    return x.mul_(2).sigmoid_().mul_(2).sub_(1) if SLOW_TANH and x.device.type == "cpu" else x.tanh_()
 
 
 class MLP(Layers):

@@ -12,11 +12,14 @@ SETTINGS = f"""--algo qmix --env pettingzoo:mpe2.simple_spread_v3 --env-arg max_
     --updates-per-step {UPDATES / ROUND} --widths 256,256 --activation tanh --mixer-width 32 --hyper-width 32
     --lr 5e-5 --adam-eps 1e-6 --max-grad-norm 5 --gamma 0.99 --tau 0.005 --no-double --epsilon 0.8 --epsilon-end 0.01
     --epsilon-share 1 --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
+WAYS = [["--workers", "0"], ["--workers", "2"], ["--workers", "1", "--overlap"]]
 NOTE = (
     "BenchMARL's defaults on both sides: 3 agents that share an MLP of two layers of 256, tanh, no memory; mixer 32; "
     "batches of 128 single steps; 10 environments, rounds of 6,000 steps and 1,000 updates; one torch thread. Ours "
     "shows agents which of them they are, 3 more inputs. BenchMARL runs the same task of PettingZoo 1.24.3, ours of "
-    "mpe2. `steps_per_second` is that of the whole loop, environments and learning included. `steps_per_cpu_s`: by "
+    "mpe2. `--overlap`: the actor plays the next round while the learner learns from this one and those before, so its "
+    "weights are one round older; BenchMARL, as our other two, plays and learns by turns. `steps_per_second` "
+    "is that of the whole loop, environments and learning included. `steps_per_cpu_s`: by "
     "seconds of the processor, which hardly depend on what else the machine does; ours are those of the whole "
     "command, imports included, the peer's those of training alone."
 )
@@ -27,7 +30,8 @@ def main() -> None:
     bench = Bench("teams", options, METRICS)
     steps = str(ROUND if options.quick else 5 * ROUND)
     variants = []
-    for name, way in {"rltrain": ["--workers", "0"], "rltrain --workers 2": ["--workers", "2"]}.items():
+    for way in WAYS:
+        name = " ".join(["rltrain", *way])
         command = [str(BIN / "rltrain"), *SETTINGS, *way, "--steps", steps, "--seed", "{seed}"]
 
         def mine(index: int, command: list[str] = command) -> Numbers:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from algorithms import networks
 from algorithms.networks import MLP, fast_tanh_
 from algorithms.optim import Adam, flatten, step
 from algorithms.tape import Tape
@@ -93,7 +94,9 @@ def test_outside_of_the_with_autograd_goes_through_the_weights():
     assert gradient.abs().max() > 0
 
 
-def test_the_quicker_tanh_is_tanh():
+@pytest.mark.parametrize("slow", [True, False])
+def test_the_quicker_tanh_is_tanh(monkeypatch, slow):
+    monkeypatch.setattr(networks, "SLOW_TANH", slow)
     x = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([0.0, -0.0, 1e-20, 100.0, -100.0, 1e30, -1e30])])
 
     torch.testing.assert_close(fast_tanh_(x.clone()), torch.tanh(x.double()).float(), atol=2e-7, rtol=0)
