@@ -29,7 +29,8 @@ class Target:
 
     def __init__(self, module: nn.Module, flat: Flat) -> None:
         self.module: Any = copy.deepcopy(module).eval()
-        self._followed, self._buffers = module, any(True for _ in module.buffers())
+        both = zip(self.module.modules(), module.modules(), strict=True)
+        self._buffers = [(mine._buffers, theirs._buffers) for mine, theirs in both if mine._buffers]
         self._param, self._of = flatten(self.module).param, flat.param
         for param in self.module.parameters():
             param.grad = None
@@ -39,9 +40,9 @@ class Target:
     def follow(self, tau: float) -> None:
         """One step; tau 1 copies."""
         self._param.lerp_(self._of, tau)
-        if self._buffers:
-            for mine, theirs in zip(self.module.buffers(), self._followed.buffers(), strict=True):
-                mine.copy_(theirs)
+        for mine, theirs in self._buffers:
+            for name, buffer in mine.items():
+                buffer.copy_(theirs[name])
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.module.state_dict()

@@ -135,6 +135,8 @@ class MixedQ:
 
     def seen(self, batch: Trajectory) -> tuple[Any, ...]:
         """What the agents' networks are given: observations, where memory begins, and what was done before each."""
+        if not self.remembers and not self.config.last_action:
+            return (batch.obs,)
         begins = fresh(batch)
         return (batch.obs, begins, before(batch, begins)) if self.config.last_action else (batch.obs, begins)
 
