@@ -35,7 +35,7 @@ Init = Literal["orthogonal", "uniform"]
 
 def _slow_tanh() -> bool:
     """Whether torch's own tanh is slow here: it is MKL's, which is quick on Intel's processors alone."""
-    if not torch.backends.mkl.is_available():
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         return False
     try:
         return "GenuineIntel" not in Path("/proc/cpuinfo").read_text()

@@ -42,7 +42,9 @@ class Target:
         self._param.lerp_(self._of, tau)
         for mine, theirs in self._buffers:
             for name, buffer in mine.items():
-                buffer.copy_(theirs[name])
+                followed = theirs[name]
+                if buffer is not None and followed is not None:
+                    buffer.copy_(followed)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.module.state_dict()
