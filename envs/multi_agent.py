@@ -306,7 +306,10 @@ class Turns:
 
 
 class Tupled:
-    """A Gymnasium environment that takes a tuple of actions and gives tuples, as lbforaging and rware do."""
+    """A Gymnasium environment that takes a tuple of actions and gives tuples, as lbforaging and rware do.
+
+    Where its info has an `action_mask`, that is one mask for each agent.
+    """
 
     def __init__(self, env: Any) -> None:
         self.env, self.unwrapped = env, env.unwrapped
@@ -331,13 +334,13 @@ class Tupled:
         return space
 
     def reset(self, seed: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        obs, _ = self.env.reset(seed=seed)
+        obs, info = self.env.reset(seed=seed)
         self.agents = list(self.possible_agents)
-        return self._by_name(obs), {agent: {} for agent in self.agents}
+        return self._by_name(obs), self._infos(info)
 
     def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         joint = tuple({**self._idle, **actions}[agent] for agent in self.possible_agents)
-        obs, rewards, terminated, truncated, _ = self.env.step(joint)
+        obs, rewards, terminated, truncated, info = self.env.step(joint)
         count = len(self.possible_agents)
         if np.shape(rewards) != (count,):
             raise ValueError(f"rewards must be one for each of {count} agents; they are {rewards!r}")
@@ -346,8 +349,18 @@ class Tupled:
         ends = [np.broadcast_to(np.asarray(flag, bool), count) for flag in (terminated, truncated)]
         over = self._by_name(ends[0] | ends[1])
         self.agents = [agent for agent in self.agents if not over[agent]]
-        none: dict[str, Any] = {agent: {} for agent in self.possible_agents}
-        return self._by_name(obs), self._by_name(rewards), self._by_name(ends[0]), self._by_name(ends[1]), none
+        ended = (self._by_name(ends[0]), self._by_name(ends[1]))
+        return self._by_name(obs), self._by_name(rewards), *ended, self._infos(info)
+
+    def _infos(self, info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """What of the info is each agent's own: its mask."""
+        masks = info.get(MASK)
+        if masks is None:
+            return {agent: {} for agent in self.possible_agents}
+        count = len(self.possible_agents)
+        if len(masks) != count:
+            raise ValueError(f"the info's {MASK} must have one mask for each of {count} agents; it has {len(masks)}")
+        return {agent: {MASK: mask} for agent, mask in self._by_name(masks).items()}
 
     def _by_name(self, parts: Any) -> dict[str, Any]:
         return dict(zip(self.possible_agents, parts, strict=True))

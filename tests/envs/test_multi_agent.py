@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium import spaces
-from oracles.games import EndOfRound, Forages, Leaves, Masked, Pair, Stranger, Two
+from oracles.games import EndOfRound, Forages, Leaves, Masked, MaskedPair, Pair, Stranger, Two
 
 from envs import games, zoo
 from envs.agents import groups_of, joint_action, type_of
@@ -165,6 +165,25 @@ def test_a_tuple_of_agents():
     assert walk.rows.over(3)[0]
 
 
+def test_a_tuple_of_agents_has_a_mask_for_each_in_its_info():
+    walk = Walk(MaskedPair)
+    walk.step(1, 2)
+
+    assert walk.spec.action_mask
+    assert walk.rows.action_mask[0, 0].tolist() == [False, True, False, True, True]
+    assert walk.rows.action_mask[1, 0].tolist() == [True, False, True, True, False]
+
+
+def test_a_mask_too_few_for_a_tuple_of_agents_says_so():
+    class Short(MaskedPair):
+        def masks(self, action: Any) -> Any:
+            return super().masks(action)[: 1 if self.time else 2]
+
+    walk = Walk(Short)
+    with pytest.raises(EnvFault, match="one mask for each of 2 agents; it has 1"):
+        walk.step(1, 1)
+
+
 def test_what_is_said_of_who_has_left_is_not_theirs():
     """The first agent ran out of time in step 2. Afterwards nothing of it counts, and the end is the other's death."""
     walk = Walk(Leaves)
@@ -309,14 +328,14 @@ def test_a_state_is_told_where_there_is_one():
     assert look(resolve("generations"), 0).state_shape is None
 
 
-@pytest.mark.parametrize("env", [*GAMES, Masked, Pair])
+@pytest.mark.parametrize("env", [*GAMES, Masked, Pair, MaskedPair])
 def test_a_spec_survives_a_checkpoint(env):
     spec = look(resolve(env), 0)
 
     assert from_json(to_json(spec)) == spec
 
 
-@pytest.mark.parametrize("env", [*GAMES, Masked, Pair])
+@pytest.mark.parametrize("env", [*GAMES, Masked, Pair, MaskedPair])
 def test_nothing_is_wrong_at_first_sight(env):
     source = resolve(env)
 

@@ -73,6 +73,19 @@ class Pair(gymnasium.Env[Any, Any]):
         return self.see(), [float(action[0]), float(-action[1])], False, self.time == 4, {}
 
 
+class MaskedPair(Pair):
+    """Its info has a mask for each agent: what was done last is not legal next, and at first the first is not."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=seed)[0], {"action_mask": self.masks((0, 0))}
+
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:4], {"action_mask": self.masks(action)}
+
+    def masks(self, action: Any) -> Any:
+        return np.arange(2) != action[0], np.arange(3) != action[1]
+
+
 class Stranger(Masked):
     """Somebody comes in who was not announced."""
 
