@@ -13,6 +13,8 @@ PEERS = ("sb3 subproc", "sb3 dummy", "cleanrl", "sf", "rllib")
 NOTE = (
     "Pong, 8 streams x 128 steps, 4 epochs of 4 minibatches of 256, Nature CNN shared by policy and value, two cores. "
     "`network alone`: forward and backward of the minibatches that so many steps need, two threads, and nothing else; "
+    "`network and games alone`: the same steps are first played, by two processes of 4 games each that pass what they "
+    "see through the network, and nothing else: the most that acting and learning by turns allow. "
     "ours is compared by `steady_steps_per_second`, which leaves out the start of processes as the peers' numbers do."
 )
 
@@ -34,7 +36,9 @@ def main() -> None:
         variants.append(Variant(name, bench.shown(command), run))
 
     network = [sys.executable, str(HERE / "peers" / "pixels_network.py"), "{seed}"]
-    add("network alone", [*network, "--threads", "2", "--steps", str(steps // 2)], mine=False)
+    network += ["--threads", "2", "--steps", str(steps // 2)]
+    add("network alone", network, mine=False)
+    add("network and games alone", [*network, "--play"], mine=False)
     rltrain = [str(BIN / "rltrain"), *SETTINGS, "--steps", str(steps), "--seed", "{seed}"]
     add("rltrain", rltrain, mine=True)
     add("rltrain bfloat16", [*rltrain, "--precision", "bfloat16"], mine=True)
@@ -45,6 +49,8 @@ def main() -> None:
             add(peer, bench.peer(f"pixels_{peer}.py", "{seed}", "--steps", steps // 2), mine=False)
     metric = "steady_steps_per_second"
     ratios = [Ratio("of the network alone", ["rltrain"], "network alone", metric, "at least", 0.8)]
+    ratios.append(Ratio("games alone", ["network and games alone"], "network alone", metric, "at least"))
+    ratios.append(Ratio("of both alone", ["rltrain"], "network and games alone", metric, "at least"))
     ratios += [Ratio("PPO on Pong", ["rltrain"], peer, metric, "at least", 1.0) for peer in PEERS]
     bench.report(variants, bench.alternate(variants), ratios, NOTE)
 

@@ -1,25 +1,35 @@
-"""What a network of images allows alone: pixels_network.py SEED [--threads N] [--steps N] [--torso nature|impala]
+"""What a network of images allows alone: pixels_network.py SEED [--threads N] [--steps N] [--play] [--torso nature]
 
 Forward and backward of it on minibatches that lie ready, as often as PPO with 4 epochs asks for each step; and nothing
 else: no environment, no actions, no values, no loss to speak of, no optimiser.
+
+With --play the steps are played too, as barely: a process for each thread steps four games of Pong and passes what they
+show through the network, which has no weights but its first. Nothing that learns by playing and plays by turns with
+that network is quicker.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
+import numpy as np
 import torch
 
+from algorithms.layers import turned
 from algorithms.networks import MLP, load_torso
+from envs.make import resolve
 from envs.spec import ActionSpec, EnvSpec, Leaf
 
 EPOCHS, ROWS = 4, 256
+GAMES, WARM = 4, 50  # of a process that plays; steps of each before its time counts
 
 
 def main() -> None:
@@ -28,24 +38,67 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=4096)
     parser.add_argument("--torso", default="nature")
+    parser.add_argument("--play", action="store_true", help="the steps are played too")
+    parser.add_argument("--player", action="store_true", help="plays only: one of the processes of --play")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    generator = torch.Generator().manual_seed(options.seed)
+    if options.player:
+        print(json.dumps({"steps_per_second": played(options.seed, options.torso, options.steps)}))
+        return
+    learnt, numbers = learned(options.seed, options.torso, options.steps, options.threads)
+    if options.play:
+        words = [sys.executable, __file__, "--player", "--torso", options.torso]
+        words += ["--steps", str(options.steps // options.threads)]
+        players = [
+            subprocess.Popen([*words, str(options.seed + n)], stdout=subprocess.PIPE) for n in range(options.threads)
+        ]
+        told = [json.loads(player.communicate()[0].splitlines()[-1]) for player in players]
+        numbers["playing"] = sum(one["steps_per_second"] for one in told)
+        learnt = 1 / (1 / learnt + 1 / numbers["playing"])
+    print(json.dumps({"steps_per_second": learnt, **numbers}))
+
+
+def network(name: str, seed: int) -> tuple[Any, MLP]:
+    """The torso, and one head of policy and value behind it."""
+    generator = torch.Generator().manual_seed(seed)
     spec = EnvSpec("Pong", Leaf("image", (4, 84, 84), "uint8"), ActionSpec("discrete", (), (6,)))
-    torso = load_torso(options.torso, spec, generator)
-    head = MLP(torso.features, (), 7, generator=generator)
-    images = torch.randint(256, (ROWS, 4, 84, 84), dtype=torch.uint8, generator=generator)
+    torso = load_torso(name, spec, generator)
+    return torso, MLP(torso.features, (), 7, generator=generator)
+
+
+def learned(seed: int, name: str, steps: int, threads: int) -> tuple[float, dict[str, float]]:
+    """Steps that could be learnt from in a second."""
+    torch.set_num_threads(threads)
+    torso, head = network(name, seed)
+    images = torch.randint(256, (ROWS, 4, 84, 84), dtype=torch.uint8)
 
     def work() -> None:
         head.forward(torso.forward(images)).square().mean().backward()  # type: ignore[no-untyped-call]
 
     work()
-    times = options.steps * EPOCHS // ROWS
+    times = steps * EPOCHS // ROWS
     began = time.perf_counter()
     for _ in range(times):
         work()
     seconds = time.perf_counter() - began
-    print(json.dumps({"steps_per_second": times * ROWS / EPOCHS / seconds, "ms_per_minibatch": 1000 * seconds / times}))
+    return times * ROWS / EPOCHS / seconds, {"ms_per_minibatch": 1000 * seconds / times}
+
+
+def played(seed: int, name: str, steps: int) -> float:
+    """Steps that one process could play in a second."""
+    torch.set_num_threads(1)
+    torso, head = map(turned, network(name, seed))
+    games = [resolve("ALE/Pong-v5").make() for _ in range(GAMES)]
+    seen = torch.from_numpy(np.stack([game.reset(seed=seed + n)[0] for n, game in enumerate(games)]))
+    began = 0.0
+    with torch.inference_mode():
+        for step in range(WARM + steps // GAMES):
+            if step == WARM:
+                began = time.perf_counter()
+            actions = head.forward(torso.forward(seen))[:, :6].argmax(-1).tolist()
+            for n, (game, action) in enumerate(zip(games, actions, strict=True)):
+                frames, _, terminated, truncated, _ = game.step(action)
+                seen[n] = torch.from_numpy(game.reset()[0] if terminated or truncated else frames)
+    return steps // GAMES * GAMES / (time.perf_counter() - began)
 
 
 if __name__ == "__main__":
