@@ -54,11 +54,10 @@ class AgentNetwork(nn.Module):
             parts.append((last.unsqueeze(-1) == self.places).to(parts[0].dtype))
         return self.trunk.forward(parts[0] if len(parts) == 1 else torch.cat(parts, -1))
 
-    def forward(self, obs: Tree, fresh: Tensor | None, last: Tensor | None) -> Tensor:
+    def forward(self, obs: Tree, fresh: Tensor, last: Tensor | None) -> Tensor:
         """tree of [T, B, n, *O], and [T, B, n] where memory begins, to [T, B, n, actions]; before it is empty."""
         x = self.features(obs, last)
         if self.memory is not None:
-            assert fresh is not None
             rows = x.flatten(1, 2)  # [T, B * n, F]
             core = x.new_zeros(rows.shape[1], self.memory.core_size)
             x = self.memory.unroll(rows, core, fresh.flatten(1, 2)).view(*x.shape[:-1], -1)
@@ -94,9 +93,9 @@ class TeamNetwork(nn.Module):
         self.register_buffer("exists", exists, persistent=False)
         self.register_buffer("column", (begins + torch.arange(self.actions)) * exists, persistent=False)
 
-    def forward(self, obs: Tree, fresh: Tensor | None = None, last: Tensor | None = None) -> Tensor:
+    def forward(self, obs: Tree, fresh: Tensor, last: Tensor | None = None) -> Tensor:
         """{group: tree of [T, B, n, *O]}, [T, B, N] where memory begins, and last actions as `step`, to [T, B, N, A]"""
-        parts = zip(self.named(), self.apart(fresh), self.apart(last), strict=True)
+        parts = zip(self.named(), torch.split(fresh, self.sizes, -1), self.apart(last), strict=True)
         return self.together([net.forward(obs[name], begins, did) for (name, net), begins, did in parts])
 
     def step(self, obs: Tree, core: Tensor | None, last: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

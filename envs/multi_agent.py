@@ -18,6 +18,7 @@ from envs.agents import Share, groups_of, joint_action, joint_obs, joint_space, 
 from envs.errors import EnvError
 from envs.spaces import MASK, final_mask, mask_of
 from envs.spec import EnvSpec
+from envs.tupled import Tupled
 
 AGENTS = "agents"  # key of an info: the `Told` of this step
 STATELESS = ("multiwalker_v9",)  # whose `state` raises once a walker has fallen
@@ -230,7 +231,13 @@ class Team(gymnasium.Env[Any, Any]):
         info, in_obs = infos.get(agent, {}), self._in_obs[agent]
         if not alive[n]:
             return final_mask(obs[agent], info, in_obs, self._nvec[n])
-        return mask_of(obs[agent], info, in_obs) if in_obs or MASK in info else np.ones(sum(self._nvec[n]), bool)
+        size = sum(self._nvec[n])
+        if not in_obs and MASK not in info:
+            return np.ones(size, bool)
+        legal = mask_of(obs[agent], info, in_obs)
+        if legal.shape != (size,):
+            raise ValueError(f"agent {agent!r} has {size} actions, and its mask the shape {legal.shape}")
+        return legal
 
     def _state(self) -> np.ndarray | None:
         if self._has_state is False or not callable(getattr(self.game, "state", None)):
@@ -303,86 +310,6 @@ class Turns:
 
     def close(self) -> None:
         self.env.close()
-
-
-class Tupled:
-    """A Gymnasium environment that takes a tuple of actions and gives tuples, as lbforaging and rware do.
-
-    Where its info has an `action_mask`, that is one mask for each agent.
-    """
-
-    def __init__(self, env: Any) -> None:
-        self.env, self.unwrapped = env, env.unwrapped
-        self.possible_agents = [f"agent_{number}" for number in range(len(env.action_space.spaces))]
-        if not isinstance(env.observation_space, spaces.Tuple) or len(env.observation_space) != len(
-            self.possible_agents
-        ):
-            raise EnvError(
-                "a Tuple of actions is taken for several agents, of which each observes: the observation space must be "
-                f"a Tuple of {len(self.possible_agents)} too. For one agent make the actions a MultiDiscrete or a Box"
-            )
-        self.agents: list[str] = []
-        self._idle = {agent: zeros(self.action_space(agent)) for agent in self.possible_agents}
-        self.render_mode, self.metadata = getattr(env, "render_mode", None), env.metadata
-
-    def observation_space(self, agent: str) -> spaces.Space[Any]:
-        space: spaces.Space[Any] = self.env.observation_space[self.possible_agents.index(agent)]
-        return space
-
-    def action_space(self, agent: str) -> spaces.Space[Any]:
-        space: spaces.Space[Any] = self.env.action_space[self.possible_agents.index(agent)]
-        return space
-
-    def reset(self, seed: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        obs, info = self.env.reset(seed=seed)
-        self.agents = list(self.possible_agents)
-        return self._by_name(obs), self._infos(info)
-
-    def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-        joint = tuple({**self._idle, **actions}[agent] for agent in self.possible_agents)
-        obs, rewards, terminated, truncated, info = self.env.step(joint)
-        count = len(self.possible_agents)
-        if np.shape(rewards) != (count,):
-            raise ValueError(f"rewards must be one for each of {count} agents; they are {rewards!r}")
-        if _out_of_time(self.unwrapped):
-            terminated, truncated = False, np.asarray(terminated, bool) | np.asarray(truncated, bool)
-        ends = [np.broadcast_to(np.asarray(flag, bool), count) for flag in (terminated, truncated)]
-        over = self._by_name(ends[0] | ends[1])
-        self.agents = [agent for agent in self.agents if not over[agent]]
-        ended = (self._by_name(ends[0]), self._by_name(ends[1]))
-        return self._by_name(obs), self._by_name(rewards), *ended, self._infos(info)
-
-    def _infos(self, info: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """What of the info is each agent's own: its mask."""
-        masks = info.get(MASK)
-        if masks is None:
-            return {agent: {} for agent in self.possible_agents}
-        count = len(self.possible_agents)
-        if len(masks) != count:
-            raise ValueError(f"the info's {MASK} must have one mask for each of {count} agents; it has {len(masks)}")
-        return {agent: {MASK: mask} for agent, mask in self._by_name(masks).items()}
-
-    def _by_name(self, parts: Any) -> dict[str, Any]:
-        return dict(zip(self.possible_agents, parts, strict=True))
-
-    def render(self) -> Any:
-        return self.env.render()
-
-    def close(self) -> None:
-        self.env.close()
-
-
-# Attributes that tell the steps of an episode and their limit, of environments which tell that limit as a death.
-LIMITS = (("current_step", "_max_episode_steps"), ("_cur_steps", "max_steps"))  # lbforaging, rware
-
-
-def _out_of_time(env: Any) -> bool:
-    """Whether an episode of lbforaging or rware is over because of its limit only: in the first, food is left."""
-    for steps, limit in LIMITS:
-        made, most = getattr(env, steps, None), getattr(env, limit, None)
-        if isinstance(made, int) and isinstance(most, int) and most and made >= most:
-            return bool(np.any(getattr(env, "field", True)))
-    return False
 
 
 def _masks(infos: dict[str, Any]) -> list[str]:

@@ -174,14 +174,69 @@ def test_a_tuple_of_agents_has_a_mask_for_each_in_its_info():
     assert walk.rows.action_mask[1, 0].tolist() == [True, False, True, True, False]
 
 
-def test_a_mask_too_few_for_a_tuple_of_agents_says_so():
-    class Short(MaskedPair):
-        def masks(self, action: Any) -> Any:
-            return super().masks(action)[: 1 if self.time else 2]
+WRONG = "must be a mask for each of 2 agents, in their order"
 
-    walk = Walk(Short)
-    with pytest.raises(EnvFault, match="one mask for each of 2 agents; it has 1"):
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (lambda masks, time: masks[:1], WRONG),
+        (lambda masks, time: dict(enumerate(masks)), WRONG),
+        (lambda masks, time: "ab", WRONG),
+        (lambda masks, time: 1, WRONG),
+        (lambda masks, time: np.array(1), WRONG),
+        (lambda masks, time: masks[::-1], "agent 'agent_0' has 2 actions, and its mask the shape (3,)"),
+        (lambda masks, time: np.ones((2, 3)), "agent 'agent_0' has 2 actions, and its mask the shape (3,)"),
+        (lambda masks, time: np.ones(2), "agent 'agent_0' has 2 actions, and its mask the shape ()"),
+    ],
+)
+def test_masks_that_do_not_fit_a_tuple_of_agents_are_told(told, words):
+    walk = Walk(lambda: MaskedPair(lambda masks, time: told(masks, time) if time else masks))
+    with pytest.raises(EnvFault, match=re.escape(words)):
         walk.step(1, 1)
+
+
+def test_an_agent_of_a_tuple_without_a_mask_may_do_all():
+    walk = Walk(lambda: MaskedPair(lambda masks, time: (masks[0], None)))
+
+    assert walk.rows.action_mask[0, 0].tolist() == [False, True, True, True, True]
+
+
+@pytest.mark.parametrize("last", [(), None, (None, None)])
+def test_masks_need_not_be_told_where_the_episode_of_a_tuple_is_over(last):
+    walk = Walk(lambda: MaskedPair(lambda masks, time: last if time == 4 else masks))
+    for _ in range(4):
+        walk.step(1, 1)
+
+    assert walk.rows.over(3)[0]
+    assert walk.rows.action_mask[4, 0].tolist() == [True] * 5
+
+
+def test_what_an_info_says_of_masks_where_actions_are_boxes_is_not_looked_at():
+    class Boxes(Pair):
+        action_space = spaces.Tuple((spaces.Box(-1.0, 1.0, (1,)), spaces.Box(-1.0, 1.0, (1,))))
+
+        def reset(self, *, seed=None, options=None):
+            return super().reset(seed=seed)[0], {"action_mask": np.ones(7)}
+
+    assert not Walk(Boxes).spec.action_mask
+
+
+def test_who_has_left_a_tuple_is_shown_no_more():
+    class Leaving(MaskedPair):
+        def step(self, action):
+            obs, rewards, _, truncated, info = super().step(action)
+            return obs, rewards, [self.time >= 2, False], truncated, info
+
+    walk = Walk(Leaving)
+    for _ in range(3):
+        walk.step(1, 1)
+
+    assert walk.rows.alive[:4, 0].tolist() == [[True, True], [True, True], [False, True], [False, True]]
+    assert walk.rows.action_mask[2, 0].tolist() == [True, False, True, False, True]  # once more, as it left
+    assert walk.rows.action_mask[3, 0].tolist() == [True, False, True, False, True]  # idle
+    assert walk.rows.obs["agent_0"][2, 0].any()
+    assert not walk.rows.obs["agent_0"][3, 0].any()
 
 
 def test_what_is_said_of_who_has_left_is_not_theirs():

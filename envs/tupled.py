@@ -1,0 +1,97 @@
+"""Gymnasium environments of several agents, which take a tuple of actions and give tuples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from envs.agents import zeros
+from envs.errors import EnvError
+from envs.spaces import MASK
+
+
+class Tupled:
+    """A Gymnasium environment that takes a tuple of actions and gives tuples, as lbforaging and rware do.
+
+    Where its info has an `action_mask`, that is a mask for each agent, in their order, or None for one who may do all.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.env, self.unwrapped = env, env.unwrapped
+        self.possible_agents = [f"agent_{number}" for number in range(len(env.action_space.spaces))]
+        if not isinstance(env.observation_space, spaces.Tuple) or len(env.observation_space) != len(
+            self.possible_agents
+        ):
+            raise EnvError(
+                "a Tuple of actions is taken for several agents, of which each observes: the observation space must be "
+                f"a Tuple of {len(self.possible_agents)} too. For one agent make the actions a MultiDiscrete or a Box"
+            )
+        self.agents: list[str] = []
+        self._masked = not all(isinstance(space, spaces.Box) for space in env.action_space)
+        self._idle = {agent: zeros(self.action_space(agent)) for agent in self.possible_agents}
+        self.render_mode, self.metadata = getattr(env, "render_mode", None), env.metadata
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        space: spaces.Space[Any] = self.env.observation_space[self.possible_agents.index(agent)]
+        return space
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        space: spaces.Space[Any] = self.env.action_space[self.possible_agents.index(agent)]
+        return space
+
+    def reset(self, seed: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed)
+        self.agents = list(self.possible_agents)
+        return self._by_name(obs), self._infos(info, self.agents)
+
+    def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+        joint = tuple({**self._idle, **actions}[agent] for agent in self.possible_agents)
+        obs, rewards, terminated, truncated, info = self.env.step(joint)
+        count = len(self.possible_agents)
+        if np.shape(rewards) != (count,):
+            raise ValueError(f"rewards must be one for each of {count} agents; they are {rewards!r}")
+        if _out_of_time(self.unwrapped):
+            terminated, truncated = False, np.asarray(terminated, bool) | np.asarray(truncated, bool)
+        ends = [np.broadcast_to(np.asarray(flag, bool), count) for flag in (terminated, truncated)]
+        over, before = self._by_name(ends[0] | ends[1]), self.agents
+        self.agents = [agent for agent in before if not over[agent]]
+        seen = {agent: one for agent, one in self._by_name(obs).items() if agent in before}
+        ended = (self._by_name(ends[0]), self._by_name(ends[1]))
+        return seen, self._by_name(rewards), *ended, self._infos(info, before)
+
+    def _infos(self, info: dict[str, Any], before: list[str]) -> dict[str, dict[str, Any]]:
+        """What of the info is the own of those who were there: their masks."""
+        masks, count = info.get(MASK), len(self.possible_agents)
+        if masks is None or not self._masked:
+            return {}
+        listed = isinstance(masks, tuple | list) or (isinstance(masks, np.ndarray) and masks.ndim > 0)
+        if not listed or len(masks) != count:
+            if not self.agents:
+                return {}  # the episode is over, and they need not be told any more
+            raise ValueError(f"{MASK} in the info must be a mask for each of {count} agents, in their order: {masks!r}")
+        told = self._by_name(masks).items()
+        return {agent: {MASK: mask} for agent, mask in told if agent in before and mask is not None}
+
+    def _by_name(self, parts: Any) -> dict[str, Any]:
+        return dict(zip(self.possible_agents, parts, strict=True))
+
+    def render(self) -> Any:
+        return self.env.render()
+
+    def close(self) -> None:
+        self.env.close()
+
+
+# Attributes that tell the steps of an episode and their limit, of environments which tell that limit as a death.
+LIMITS = (("current_step", "_max_episode_steps"), ("_cur_steps", "max_steps"))  # lbforaging, rware
+
+
+def _out_of_time(env: Any) -> bool:
+    """Whether an episode of lbforaging or rware is over because of its limit only: in the first, food is left."""
+    for steps, limit in LIMITS:
+        made, most = getattr(env, steps, None), getattr(env, limit, None)
+        if isinstance(made, int) and isinstance(most, int) and most and made >= most:
+            return bool(np.any(getattr(env, "field", True)))
+    return False
