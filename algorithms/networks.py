@@ -9,7 +9,6 @@ import importlib
 import math
 import platform
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -38,7 +37,8 @@ def _slow_tanh() -> bool:
     if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         return False
     try:
-        return "GenuineIntel" not in Path("/proc/cpuinfo").read_text()
+        with open("/proc/cpuinfo", "rb") as told:
+            return b"GenuineIntel" not in told.read(4096)
     except OSError:
         return "GenuineIntel" not in platform.processor()
 

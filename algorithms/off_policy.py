@@ -19,8 +19,8 @@ from rollout.tree import Tree
 class Target:
     """A copy of a module that follows it: theta' += tau (theta - theta'), one operation on flat vectors.
 
-    Buffers, which only a user's torso has, are copied when it follows; the copy is in use (`eval`), so that it keeps no
-    statistics of its own.
+    Buffers, constants or what a user's torso keeps, are copied when it follows; the copy is in use (`eval`), so that it
+    keeps no statistics of its own.
 
     Args:
         module: what is followed.
@@ -30,7 +30,7 @@ class Target:
     def __init__(self, module: nn.Module, flat: Flat) -> None:
         self.module: Any = copy.deepcopy(module).eval()
         both = zip(self.module.modules(), module.modules(), strict=True)
-        self._buffers = [(mine._buffers, theirs._buffers) for mine, theirs in both if mine._buffers]
+        self._buffers = [(mine._buffers, theirs._buffers) for mine, theirs in both]
         self._param, self._of = flatten(self.module).param, flat.param
         for param in self.module.parameters():
             param.grad = None
@@ -41,10 +41,12 @@ class Target:
         """One step; tau 1 copies."""
         self._param.lerp_(self._of, tau)
         for mine, theirs in self._buffers:
-            for name, buffer in mine.items():
-                followed = theirs[name]
-                if buffer is not None and followed is not None:
-                    buffer.copy_(followed)
+            for name, followed in theirs.items():
+                kept = mine.get(name)
+                if kept is None or followed is None:  # made, or taken away, since
+                    mine[name] = None if followed is None else followed.clone()
+                else:
+                    kept.copy_(followed)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.module.state_dict()

@@ -135,8 +135,6 @@ class MixedQ:
 
     def seen(self, batch: Trajectory) -> tuple[Any, ...]:
         """What the agents' networks are given: observations, where memory begins, and what was done before each."""
-        if not self.remembers and not self.config.last_action:
-            return (batch.obs,)
         begins = fresh(batch)
         return (batch.obs, begins, before(batch, begins)) if self.config.last_action else (batch.obs, begins)
 
@@ -173,7 +171,7 @@ def iql(spec: EnvSpec, config: IQLConfig, device: torch.device, seed: int, strea
 def fresh(unrolls: Trajectory) -> Tensor:
     """[T+1, B, N] bool, where an agent's memory begins: the episode does, or it was not there in the row before."""
     assert unrolls.alive is not None
-    found: Tensor = unrolls.first.unsqueeze(-1).repeat(1, 1, unrolls.alive.shape[-1])
+    found: Tensor = unrolls.first.unsqueeze(-1).expand_as(unrolls.alive).clone()
     found[1:] |= ~unrolls.alive[:-1]
     return found
 

@@ -52,6 +52,21 @@ def test_parameters_follow_by_a_share_and_buffers_at_once() -> None:
     assert target.module.seen is not module.seen
 
 
+def test_buffers_that_are_made_or_taken_away_later_are_followed_too() -> None:
+    module = Counting(None)
+    module.register_buffer("first", None)
+    target = Target(module, flatten(module))
+    module.first, module.seen = torch.ones(2), None
+    module.linear.register_buffer("late", torch.full((3,), 7.0))
+
+    target.follow(0.5)
+    module.first.add_(1.0)
+
+    assert target.module.first.tolist() == [1.0, 1.0]
+    assert target.module.seen is None
+    assert target.module.linear.late.tolist() == [7.0] * 3
+
+
 def test_a_copy_keeps_no_statistics_of_its_own() -> None:
     module = Counting(None)
     target = Target(module, flatten(module))

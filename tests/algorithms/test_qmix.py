@@ -69,6 +69,24 @@ def test_the_loss_equals_one_written_anew(algo, turns, told, masked, settings):
 
 
 @pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("algo", ["qmix", "vdn", "iql"])
+def test_a_network_of_a_users_own_is_called_as_the_protocol_says(algo):
+    """`net(obs, fresh)`, also where nobody remembers."""
+    algorithm, batch = make(algo, team_spec(THREE, TWO)), episodes(team_spec(THREE, TWO), 0)
+    expected = algorithm.loss(batch)[0].detach()
+    for net in (algorithm.policy.net, algorithm.target.module["net"]):
+
+        def forward(obs, fresh, net=net):
+            assert fresh.dtype == torch.bool
+            assert fresh.shape[1:] == batch.alive.shape[1:]
+            return type(net).forward(net, obs, fresh)
+
+        net.forward = forward
+
+    assert_close(algorithm.loss(batch)[0].detach(), expected)
+
+
+@pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("settings", [{}, GRU, LAST], ids=["plain", "gru", "last action"])
 @pytest.mark.parametrize("turns", [False, True], ids=["at once", "in turns"])
 @pytest.mark.parametrize("algo", ["qmix", "vdn", "iql"])
