@@ -14,7 +14,7 @@ NOTE = (
     "Pong, 8 streams x 128 steps, 4 epochs of 4 minibatches of 256, Nature CNN shared by policy and value, two cores. "
     "`network alone`: forward and backward of the minibatches that so many steps need, two threads, and nothing else; "
     "`network and games alone`: the same steps are first played, by two processes of 4 games each that pass what they "
-    "see through the network, and nothing else: the most that acting and learning by turns allow. "
+    "see through the network, and nothing else: what acting and learning by turns take so without anything around. "
     "ours is compared by `steady_steps_per_second`, which leaves out the start of processes as the peers' numbers do."
 )
 

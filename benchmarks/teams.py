@@ -18,9 +18,9 @@ NOTE = (
     "batches of 128 single steps; 10 environments, rounds of 6,000 steps and 1,000 updates; one torch thread. Ours "
     "shows agents which of them they are, 3 more inputs. BenchMARL runs the same task of PettingZoo 1.24.3, ours of "
     "mpe2. `--overlap`: the actor plays the next round while the learner learns from this one and those before, so its "
-    "weights are one round older; BenchMARL, as our other two, plays and learns by turns. `steps_per_second` "
-    "is that of the whole loop, environments and learning included. `steps_per_cpu_s`: by "
-    "seconds of the processor, which hardly depend on what else the machine does; ours are those of the whole "
+    "weights are one round older and both cores are at work; BenchMARL, as our other two, plays and learns by turns. "
+    "`steps_per_second` is that of the whole loop, environments and learning included. `steps_per_cpu_s`: by seconds "
+    "of the processor, which hardly depend on what else the machine does; ours are those of the whole "
     "command, imports included, the peer's those of training alone."
 )
 

@@ -4,8 +4,8 @@ Forward and backward of it on minibatches that lie ready, as often as PPO with 4
 else: no environment, no actions, no values, no loss to speak of, no optimiser.
 
 With --play the steps are played too, as barely: a process for each thread steps four games of Pong and passes what they
-show through the network, which has no weights but its first. Nothing that learns by playing and plays by turns with
-that network is quicker.
+show through the network. That is what learning and playing by turns take in this arrangement without anything around
+them; other arrangements may take less.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ def main() -> None:
         players = [
             subprocess.Popen([*words, str(options.seed + n)], stdout=subprocess.PIPE) for n in range(options.threads)
         ]
-        told = [json.loads(player.communicate()[0].splitlines()[-1]) for player in players]
+        said = [player.communicate()[0] for player in players]
+        if any(player.returncode for player in players):
+            sys.exit("a process that plays failed; its words are above")
+        told = [json.loads(words.splitlines()[-1]) for words in said]
         numbers["playing"] = sum(one["steps_per_second"] for one in told)
         learnt = 1 / (1 / learnt + 1 / numbers["playing"])
     print(json.dumps({"steps_per_second": learnt, **numbers}))
