@@ -26,6 +26,7 @@ class _CNN(Layers):
     ) -> None:
         super().__init__()
         self.leaf = leaf
+        self.few: dict[int, bool] = {}  # by rows: whether so few have the same bits behind the linear layer
         channels, height, width = channels_first(leaf)
         self.moves: list[tuple[int, int]] = []  # stride, padding
         for outputs, kernel, stride, padding in convolutions:
@@ -54,9 +55,16 @@ class _CNN(Layers):
         return torch.relu_(F.linear(x, *self.pairs[-1]))
 
     def some(self, image: Tensor, rows: int) -> Tensor:
-        """The features [N, features] of the first rows; the others fill up a batch [N, *O] and are not convolved."""
+        """The features [N, features] of the first rows; the others fill up a batch [N, *O] and are not looked at.
+
+        Products of fewer rows may have other bits. Whether they do here is tried out once.
+        """
         x = self.convolved(image[:rows])
-        return self.dense(F.pad(x, (0, 0, 0, len(image) - rows)))  # products keep their width, and so their bits
+        if rows not in self.few:
+            tried = torch.rand(len(image), x.shape[1], generator=torch.Generator().manual_seed(0)).to(x)
+            self.few[rows] = torch.equal(self.dense(tried)[:rows], self.dense(tried[:rows]))
+        rest = (0, 0, 0, len(image) - rows)
+        return F.pad(self.dense(x), rest) if self.few[rows] else self.dense(F.pad(x, rest))
 
 
 def arranged(image: Tensor, leaf: Leaf) -> Tensor:
@@ -106,6 +114,7 @@ class ImpalaCNN(_CNN):
     ) -> None:
         Layers.__init__(self)
         self.leaf = leaf
+        self.few = {}
         self.features = features
         channels, high, wide = channels_first(leaf)
         for outputs in (16 * width, 32 * width, 32 * width):

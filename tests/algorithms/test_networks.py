@@ -335,6 +335,26 @@ def test_rows_that_only_fill_up_a_batch_are_not_convolved(torso, rows):
     assert seen == [max(4, -(-rows // 4) * 4)]
 
 
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("agree", [True, False])
+def test_the_linear_layer_behind_images_looks_at_few_rows_where_their_bits_are_the_same(agree):
+    """Tried out once; here a layer that says so, or one whose rows tell how many they were."""
+    leaf = Leaf("image", (4, 40, 40), "uint8")
+    net = load_torso("nature", spec(leaf), rng())
+    x = torch.randint(256, (16, *leaf.shape), generator=rng(), dtype=torch.uint8)
+    cnn, seen = net.nets["0"], []
+    cnn.dense = lambda x: (seen.append(len(x)), x.double() * (1 if agree else len(x)))[1]
+    net.narrow(4)
+    with torch.inference_mode():
+        few = [net(x) for _ in range(2)]
+        whole = cnn.convolved(x).double() * (1 if agree else 16)
+
+    assert seen == [16, 4, *(2 * [4] if agree else 2 * [16])]
+    assert len(few[0]) == 16
+    assert torch.equal(few[0], few[1])
+    assert torch.equal(few[0][:4], whole[:4])
+
+
 class Torso(nn.Module):
     def __init__(self, spec: EnvSpec) -> None:
         super().__init__()
