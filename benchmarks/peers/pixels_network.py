@@ -1,4 +1,4 @@
-"""What a network of images allows alone: pixels_network.py SEED [--threads N] [--steps N] [--play games]
+"""What a network of images allows alone: pixels_network.py SEED [--threads N] [--steps N] [--play games] [--torso T]
 
 Forward and backward of it on minibatches that lie ready, as often as PPO with 4 epochs asks for each step; and nothing
 else: no environment, no actions, no values, no loss to speak of, no optimiser.

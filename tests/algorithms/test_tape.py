@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
@@ -92,6 +93,24 @@ def test_outside_of_the_with_autograd_goes_through_the_weights():
     (gradient,) = torch.autograd.grad(net.loss(torch.ones(2, 3)), net.other.pairs[0][0])
 
     assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("slow", [True, False])
+@pytest.mark.parametrize("proc", [True, False])
+def test_tanh_is_slow_where_mkl_is_and_the_processor_is_not_intels(monkeypatch, slow, proc):
+    vendor = "AuthenticAMD" if slow else "GenuineIntel"
+
+    def cpuinfo(path, mode):
+        if not proc:
+            raise FileNotFoundError(path)
+        return io.BytesIO(b"vendor_id : " + vendor.encode() + b"\xae\n")
+
+    monkeypatch.setattr("builtins.open", cpuinfo)
+    monkeypatch.setattr(networks.platform, "processor", lambda: f"Family 6, {vendor}")
+    for mkl in (True, False):
+        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda mkl=mkl: mkl)
+        found = networks._slow_tanh()
+        assert found == (mkl and slow)
 
 
 @pytest.mark.parametrize("slow", [True, False])

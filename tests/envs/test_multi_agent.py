@@ -230,10 +230,10 @@ def test_who_has_left_a_tuple_is_shown_no_more():
 
     walk = Walk(Leaving)
     for _ in range(3):
-        walk.step(1, 1)
+        walk.step(0, 1)
 
     assert walk.rows.alive[:4, 0].tolist() == [[True, True], [True, True], [False, True], [False, True]]
-    assert walk.rows.action_mask[2, 0].tolist() == [True, False, True, False, True]  # once more, as it left
+    assert walk.rows.action_mask[2, 0].tolist() == [False, True, True, False, True]  # once more, as it left
     assert walk.rows.action_mask[3, 0].tolist() == [True, False, True, False, True]  # idle
     assert walk.rows.obs["agent_0"][2, 0].any()
     assert not walk.rows.obs["agent_0"][3, 0].any()
