@@ -44,7 +44,7 @@ class Tupled:
     def reset(self, seed: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         obs, info = self.env.reset(seed=seed)
         self.agents = list(self.possible_agents)
-        return self._by_name(obs), self._infos(info, self.agents)
+        return self._by_name(obs), self._infos(info)
 
     def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         joint = tuple({**self._idle, **actions}[agent] for agent in self.possible_agents)
@@ -59,10 +59,10 @@ class Tupled:
         self.agents = [agent for agent in before if not over[agent]]
         seen = {agent: one for agent, one in self._by_name(obs).items() if agent in before}
         ended = (self._by_name(ends[0]), self._by_name(ends[1]))
-        return seen, self._by_name(rewards), *ended, self._infos(info, before)
+        return seen, self._by_name(rewards), *ended, self._infos(info)
 
-    def _infos(self, info: dict[str, Any], before: list[str]) -> dict[str, dict[str, Any]]:
-        """What of the info is the own of those who were there: their masks."""
+    def _infos(self, info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """What of the info is each agent's own: its mask."""
         masks, count = info.get(MASK), len(self.possible_agents)
         if masks is None or not self._masked:
             return {}
@@ -71,8 +71,7 @@ class Tupled:
             if not self.agents:
                 return {}  # the episode is over, and they need not be told any more
             raise ValueError(f"{MASK} in the info must be a mask for each of {count} agents, in their order: {masks!r}")
-        told = self._by_name(masks).items()
-        return {agent: {MASK: mask} for agent, mask in told if agent in before and mask is not None}
+        return {agent: {MASK: mask} for agent, mask in self._by_name(masks).items() if mask is not None}
 
     def _by_name(self, parts: Any) -> dict[str, Any]:
         return dict(zip(self.possible_agents, parts, strict=True))
