@@ -1,0 +1,28 @@
+"""Walks through games of several agents, for tests of what their rows hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from envs.make import look, resolve
+from envs.team_vector import TeamVectorEnv
+from envs.vector import Rows
+from rollout.episodes import empty_rows
+
+
+class Walk:
+    """One stream, stepped by hand."""
+
+    def __init__(self, env: Any, seed: int = 0, steps: int = 20, **kwargs: Any) -> None:
+        source = resolve(env, kwargs)
+        self.spec = look(source, seed)
+        self.env = TeamVectorEnv(source.make, self.spec, [0], [seed])
+        self.rows: Rows = empty_rows(self.spec, steps, 1)
+        self.env.reset(self.rows)
+        self.t = 0
+
+    def step(self, *action: Any) -> None:
+        self.env.step(np.array([action]), self.rows, self.t)
+        self.t += 1
