@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -304,8 +305,8 @@ def test_torchrun_starts_the_learners_and_starts_them_again(tmp_path: Path) -> N
     process = torchrun(tmp_path, *SAC, *LONG, "--max-seconds", "20", "--checkpoint-every", "200")
     try:
         until(lambda: checkpoints(tmp_path))
-        _, second = sorted(child.pid for child in psutil.Process(process.pid).children())
-        os.kill(second, signal.SIGKILL)
+        (second,) = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1"]
+        second.kill()
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
@@ -313,9 +314,11 @@ def test_torchrun_starts_the_learners_and_starts_them_again(tmp_path: Path) -> N
     assert process.returncode == 0, err
     (folder,) = (tmp_path / "runs").iterdir()
     assert len(json.loads((folder / "run.json").read_text())["commands"]) == 2
-    assert "rltrain: learner 1 of 2 was lost: its process is gone" in err
-    saved = [int(line.split("step-")[1]) for line in err.splitlines() if line.startswith("checkpoint ")]
-    assert json.loads(out.splitlines()[-1])["steps"] > saved[0] > 0
+    # whoever is first: the learner that sees its connection break, or torchrun, which asks it to end
+    lost = "rltrain: learner 1 of 2 was lost: its process is gone" in err
+    assert lost or "rltrain: interrupted; checkpoint " in err
+    saved = re.findall(r"checkpoint \S+/step-(\d+)", err)[0]
+    assert json.loads(out.splitlines()[-1])["steps"] > int(saved) > 0
     steps = [line["step"] for line in read(folder)]
     assert steps == sorted(steps)
 
