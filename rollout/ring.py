@@ -133,9 +133,14 @@ class Ring:
                 return False
         return True
 
-    def obs(self, row: np.ndarray, base: np.ndarray | int) -> Tree:
-        """The observations of rows `row` [...] of the streams that begin at `base`: a tree of [..., *O]."""
-        at = self.at(row, base)
+    def obs(self, row: np.ndarray, base: np.ndarray | int, at: np.ndarray | None = None) -> Tree:
+        """The observations of rows `row` [...] of the streams that begin at `base`: a tree of [..., *O].
+
+        Args:
+            at: [...], where the rows lie, if that is known.
+        """
+        if at is None:
+            at = self.at(row, base)
         found = []
         for number in range(len(self._leaves)):
             leaf = self._stack_of(number)

@@ -74,39 +74,45 @@ def _n_step(
 
 
 def sequences(ring: Ring, stream: np.ndarray, row: np.ndarray, length: int) -> Trajectory:
-    """`length` rows from each of these rows [B] on, as long as their episode goes."""
+    """`length` rows from each of these rows [B] on, as long as their episode goes; the first ones can be sampled."""
     flat, base, batch = ring.flat, stream * ring.size, len(row)
-    count = np.arange(length)[:, None]
-    at = ring.at(row + count, base)  # [L, B]
-    flags = flat["flag"].take(at, mode="clip")
-    valid = np.ones((length, batch), bool)
-    valid[1:] = (flags[:-1] & ENDED) == 0
-    valid &= row + count < ring.head[stream]
-    valid = np.logical_and.accumulate(valid, 0)
-    steps = valid.sum(0)
-    last = (count == steps - 1) & (steps < length)
-    ended = (flags & TERMINATED) != 0
-    seen = row + np.minimum(np.arange(length + 1)[:, None], steps)  # [L+1, B]
-    first = np.empty((length + 1, batch), bool)
-    first[0] = (flags[0] & FIRST) != 0
-    first[1:] = ~valid
-    action = flat["action"].take(at, 0, mode="clip")
-    action[~valid] = 0
-    reward = flat["reward"].take(at, 0, mode="clip")
-    reward[~valid] = 0.0
-    beside: dict[str, Any] = {
-        name: flat[name].take(ring.at(seen, base), 0, mode="clip") for name in BESIDE if name in flat
-    }
-    truncated = valid & (((flags & TRUNCATED) != 0) | (last & ~ended))
-    terminated = ended & valid
-    if "alive" in beside:  # each agent's own ends; the cut is one for those that would go on
-        cut = (last & ((flags & ENDED) == 0))[..., None] & beside["alive"][1:]
-        terminated, truncated = (flat[name].take(at, 0, mode="clip") & valid[..., None] for name in ENDS)
-        truncated |= cut
+    count = np.arange(length + 1)[:, None]
+    seen = row + count  # [L+1, B]
+    at = ring.at(seen, base)
+    flags = flat["flag"].take(at[:-1], mode="clip")
+    first = np.zeros((length + 1, batch), bool)
+    np.not_equal(flags[0] & FIRST, 0, out=first[0])
+    valid = cut = None
+    if length > 1:  # one row is there as a whole
+        valid = np.ones((length, batch), bool)
+        valid[1:] = (flags[:-1] & ENDED) == 0
+        valid &= seen[:-1] < ring.head[stream]
+        valid = np.logical_and.accumulate(valid, 0)
+        np.logical_not(valid, out=first[1:])
+        steps = valid.sum(0)
+        cut = (count[:-1] == steps - 1) & (steps < length) & ((flags & ENDED) == 0)
+        seen = row + np.minimum(count, steps)
+        at = ring.at(seen, base)
+
+    def taken(name: str) -> np.ndarray:
+        found: np.ndarray = flat[name].take(at[:-1], 0, mode="clip")
+        if valid is not None:
+            found[~valid] = 0
+        return found
+
+    beside: dict[str, Any] = {name: flat[name].take(at, 0, mode="clip") for name in BESIDE if name in flat}
+    if "alive" in beside:  # each agent has ends of its own, and the cut is one for those that would go on
+        terminated, truncated = (taken(name) for name in ENDS)
+        if cut is not None:
+            truncated |= cut[..., None] & beside["alive"][1:]
+    else:
+        terminated, truncated = ((flags & bit) != 0 for bit in (TERMINATED, TRUNCATED))
+        if valid is not None:
+            terminated, truncated = terminated & valid, (truncated & valid) | cut
     return Trajectory(
-        obs=ring.obs(seen, base),
-        action=action,
-        reward=reward,
+        obs=ring.obs(seen, base, at),
+        action=taken("action"),
+        reward=taken("reward"),
         terminated=terminated,
         truncated=truncated,
         first=first,
