@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from pettingzoo.utils.conversions import aec_to_parallel_wrapper
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
 from envs.agents import Share, groups_of, joint_action, joint_obs, joint_space, joint_writer, taker, without_mask, zeros
+from envs.cycle import Cycle
 from envs.errors import EnvError
 from envs.spaces import MASK, final_mask, mask_of
 from envs.spec import EnvSpec
@@ -40,7 +42,7 @@ def team(made: Any, name: str, share: Share) -> Team:
     if isinstance(made, AECEnv):
         return Team(Turns(made), name, share, turns=True)
     if isinstance(made, ParallelEnv):
-        return Team(made, name, share)
+        return Team(Cycle(made) if type(made) is aec_to_parallel_wrapper else made, name, share)
     if isinstance(made, gymnasium.Env) and isinstance(made.action_space, spaces.Tuple):
         return Team(Tupled(made), name, share)
     raise EnvError(
