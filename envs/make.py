@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import operator
 import os
+import pkgutil
 import re
 import sys
 import traceback
@@ -213,7 +214,10 @@ class EnvSource:
                     f"{self.target}: {name.partition('.')[0]!r} is also the name of an installed package, which hides "
                     f"your folder. Use --env {short}:{attribute}, or rename the folder."
                 )
-            raise EnvError(f"{self.target}: there is no module {name!r}; looked in {self.folder} and what is installed")
+            raise EnvError(
+                f"{self.target}: there is no module {name!r}; looked in {self.folder} and what is installed."
+                + _nearest(name.rpartition(".")[2], _beside(name))
+            )
 
         loaded: ModuleType = self._guard(load, "")
         return loaded
@@ -372,6 +376,12 @@ def _ids() -> list[str]:
     from envs.probes import PROBES
 
     return [*gymnasium.registry, *_registered, *zoo.GAMES, *(f"probe:{name}" for name in PROBES)]
+
+
+def _beside(name: str) -> list[str]:
+    """The modules of the package that a module would lie in."""
+    paths = getattr(sys.modules.get(name.rpartition(".")[0]), "__path__", ())
+    return [module.name for module in pkgutil.iter_modules(paths)]
 
 
 def _nearest(wrong: str, names: Sequence[str]) -> str:

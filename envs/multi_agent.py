@@ -23,7 +23,7 @@ from envs.spec import EnvSpec
 from envs.tupled import Tupled
 
 AGENTS = "agents"  # key of an info: the `Told` of this step
-STATELESS = ("multiwalker_v9",)  # whose `state` raises once a walker has fallen
+STATELESS = ("multiwalker_v9", "rps_v2")  # whose `state` raises once a walker has fallen; whose is no method
 
 
 class Told(NamedTuple):

@@ -15,7 +15,7 @@ import rl
 from envs.errors import EnvError
 from envs.make import look, resolve
 
-STATELESS = ("connect_four_v3", "leduc_holdem_v4", "multiwalker_v9")
+STATELESS = ("connect_four_v3", "leduc_holdem_v4", "multiwalker_v9", "rps_v2")
 
 SMALL: dict[str, Any] = {
     "workers": 0, "preset": "none", "quiet": True, "streams": 2, "unroll": 8, "widths": (8,), "eval_every": 0,
@@ -39,6 +39,7 @@ GAMES = [
     game("pettingzoo.butterfly.knights_archers_zombies_v11", "pymunk", "qmix"),
     game("pettingzoo.classic.connect_four_v3", "rlcard", "vdn"),
     game("pettingzoo.classic.leduc_holdem_v4", "rlcard", "iql"),
+    game("pettingzoo.classic.rps_v2", "rlcard", "ppo"),
     game("pettingzoo.sisl.multiwalker_v9", "Box2D", "mappo", 100, env_args={"max_cycles": 60}),
     game("magent2.environments.battle_v4", "magent2", "iql", 100, env_args={"map_size": 12, "max_cycles": 40}),
 ]
@@ -73,3 +74,9 @@ def test_what_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_module_that_no_family_has_is_no_missing_extra() -> None:
     with pytest.raises(EnvError, match=r"there is no module 'pettingzoo\.classic\.leduc_v9'"):
         look(resolve("pettingzoo:pettingzoo.classic.leduc_v9"), 0)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mpe2") is None, reason="needs mpe2, of an extra")
+def test_of_another_version_the_one_that_is_there_is_named() -> None:
+    with pytest.raises(EnvError, match=r"'mpe2\.simple_spread_v2'; .* Did you mean 'simple_spread_v3'\?$"):
+        look(resolve("pettingzoo:mpe2.simple_spread_v2"), 0)
