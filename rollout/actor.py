@@ -158,7 +158,7 @@ class Actor:
         self._opponents: Opponents | None = None
         if job.pool is not None:
             games = job.streams, job.unroll, job.pool, job.make_policy, links.pool
-            self._opponents = Opponents(job.spec, job.seed, *games)
+            self._opponents = Opponents(job.seed, *games)
         self.row = np.array(job.rows, np.int64)
         self.env = job.make_env(job.streams, job.incarnations)
         self._last: Rows | None = None  # the unroll before; None: streams that begin

@@ -45,7 +45,6 @@ class Opponents:
 
     def __init__(
         self,
-        spec: EnvSpec,
         seed: int,
         streams: Sequence[int],
         unroll: int,
@@ -59,7 +58,6 @@ class Opponents:
         self._policies: list[_Snapshot] = []
         self._drawn = np.zeros((unroll, count, DRAWN), np.float32)
         self._draw = StreamNoise(seed, streams, "uniform", DRAWN, branch=OPPONENT)
-        self._mine = _columns(spec)  # [N, A] which numbers of the joint action are whose
         self.seat = np.zeros(count, np.int64)  # [B] of the learner
         self.place = np.full(count, NEWEST)  # [B] of the opponent in the pool
         self.opponent = np.full(count, NEWEST)  # [B] its number, when the game began
@@ -90,12 +88,10 @@ class Opponents:
         self._games[t] = np.stack([self.seat, self.opponent], -1)
         assert rows.acting is not None
         moves = against & (rows.acting[t, :count] & ~seats).any(-1)  # [B]
-        flat = action.reshape(len(action), -1)
         for place in np.unique(self.place[moves]):
             chosen = self._policies[place].policy.act(obs, None, mask, noise, True).action.numpy()
             where = np.flatnonzero(moves & (self.place == place))
-            theirs = self._mine[1 - self.seat[where]]  # [b, A]
-            flat[where] = np.where(theirs, chosen.reshape(len(chosen), -1)[where], flat[where])
+            action[where] = chosen[where]  # who is not on has one legal action
 
     def learning(self, unroll: int) -> np.ndarray:
         """[T+1, B, N] the seats that the newest policy plays."""

@@ -35,7 +35,7 @@ def bench(share: float, streams: int = 6, rows: int = ROWS) -> Bench:
 
 
 def preferring(made: Bench, sign: int, version: int) -> Weights:
-    """A policy that takes the first free cell (1), or the last (-1)."""
+    """A policy that takes the first free cell (1), or the last (-1), or any (0)."""
     arrays = {name: np.zeros_like(array) for name, array in made.learner.frozen(0).arrays.items()}
     (bias,) = [name for name in arrays if "actor" in name and arrays[name].shape == (9,)]
     arrays[bias] = (-1000.0 * sign * np.arange(9)).astype(np.float32)
@@ -112,6 +112,51 @@ def test_the_share_of_games_against_snapshots_and_of_each_of_them() -> None:
         assert met.count(opponent) / len(met) == pytest.approx(share, abs=0.08)
 
 
+def test_each_game_is_played_by_whom_it_is_told_of() -> None:
+    """Two snapshots are met in the same rows: one takes the first free cell, one the last, as the newest does."""
+    made = bench(0.6, streams=20, rows=60)
+    made.rollout.keep(0, preferring(made, 1, 3))
+    made.rollout.keep(1, preferring(made, -1, 4))
+    unroll = collected(made)
+    told = list(unroll.episodes)  # in the order of streams and rows
+
+    met = set()
+    for b in range(20):
+        games = who(unroll, b)
+        for game in games[: int(unroll.over[:, b].sum())]:
+            one = told.pop(0)
+            met.add(one.opponent)
+            assert one.length == len(game)
+            for seat, learns, first in game[:8]:  # the ninth move is the only one
+                assert learns == (one.opponent == NEWEST or seat == one.seat)
+                assert first == (one.opponent == 3 and seat != one.seat)
+    assert not told
+    assert met == {NEWEST, 3, 4}
+
+
+def test_the_row_after_the_last_is_learnt_from_as_the_game_goes_on() -> None:
+    """What follows an unroll is bootstrapped from, for the seats that learn."""
+    made = bench(1.0, rows=4)
+    made.rollout.keep(0, preferring(made, 1, 3))
+    last = collected(made).acting[-1].copy()
+    after = collected(made)
+
+    assert not after.first[0].any()  # four moves end no game
+    np.testing.assert_array_equal(last, after.acting[0])
+    assert 0 < last.sum() < len(last)
+
+
+def test_a_snapshot_explores_as_the_newest_policy_does() -> None:
+    made = bench(1.0, streams=30, rows=9)
+    made.rollout.keep(0, preferring(made, 0, 3))
+    unroll = collected(made)
+
+    second = unroll.acting[1].any(-1)  # whose games the snapshot began
+    begun = unroll.action[0, second, 0]
+    assert len(begun) > 5
+    assert len(set(begun.tolist())) > 3
+
+
 def test_outcomes_belong_to_the_seat_that_is_told() -> None:
     """Against a snapshot of itself turned round the winner hangs on the seat alone."""
     made = bench(1.0)
@@ -160,7 +205,7 @@ def test_evaluation_is_against_random_moves_from_both_seats() -> None:
     episodes = play(source.make, spec, policy, list(range(40)), at_once=1, at_random=True)
 
     games = [game for game in Heard.games if game]
-    counts = np.zeros(9)
+    counts, drawn = np.zeros(9), []
     for number, (episode, game) in enumerate(zip(episodes, games, strict=True)):
         mine = number % 2
         assert (episode.seat, episode.ret) == (mine, episode.agents[mine])
@@ -169,9 +214,12 @@ def test_evaluation_is_against_random_moves_from_both_seats() -> None:
             assert cell == free[0] or seat != mine
             if seat != mine:
                 counts[free.index(cell) if len(free) > 7 else 8] += 1
+        shares = [free.index(cell) / len(free) for seat, cell, free in game if seat != mine and len(free) > 3]
+        drawn.append(max(shares) - min(shares))
+    assert max(drawn) > 0.5  # each move is drawn anew
     assert (counts[:8] > 0).all()  # of the first move's eight or nine cells each was taken
-    again = play(source.make, spec, policy, list(range(40)), at_once=1, at_random=True)
-    assert again == episodes
+    for at_once in (1, 8):
+        assert play(source.make, spec, policy, list(range(40)), at_once=at_once, at_random=True) == episodes
     assert len({tuple(game[0][1:2]) for game in games}) > 3
 
 
