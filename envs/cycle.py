@@ -1,4 +1,4 @@
-"""PettingZoo's parallel view of an environment in turns, which does its step with two thirds of the calls."""
+"""PettingZoo's parallel view of an environment in turns, which asks less and so takes two thirds of the time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from pettingzoo.utils.wrappers import AssertOutOfBoundsWrapper, OrderEnforcingWr
 CHECKS = (OrderEnforcingWrapper, AssertOutOfBoundsWrapper)  # wrappers that look at calls, and change nothing
 
 
+def quicker(game: Any) -> Any:
+    """A `Cycle` for PettingZoo's own view; any other game, and a view with methods of a user's own, as it is."""
+    if type(game) is not aec_to_parallel_wrapper or any(hasattr(aec_to_parallel_wrapper, name) for name in vars(game)):
+        return game
+    return Cycle(game)
+
+
 class Cycle(aec_to_parallel_wrapper[Any, Any, Any]):  # type: ignore[misc]
-    """The same view: everybody acts once, and then all is told.
+    """The same view: everybody acts once, and then all is told. It tells the same where observing changes nothing.
 
     PettingZoo's own asks each agent for its observation before it acts, which nobody looks at, and asks for each
-    attribute through all wrappers, hundreds of times a step. Here nobody is observed twice, and attributes are read
+    attribute through all wrappers, some thirty times an agent. Here nobody is observed twice, and attributes are read
     where wrappers that only check cannot have changed them. Actions go through all of them, as ever.
 
     Args:

@@ -12,18 +12,17 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from pettingzoo.utils.conversions import aec_to_parallel_wrapper
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
 from envs.agents import Share, groups_of, joint_action, joint_obs, joint_space, joint_writer, taker, without_mask, zeros
-from envs.cycle import Cycle
+from envs.cycle import quicker
 from envs.errors import EnvError
 from envs.spaces import MASK, final_mask, mask_of
 from envs.spec import EnvSpec
 from envs.tupled import Tupled
 
 AGENTS = "agents"  # key of an info: the `Told` of this step
-STATELESS = ("multiwalker_v9", "rps_v2")  # whose `state` raises once a walker has fallen; whose is no method
+STATELESS = ("multiwalker_v9",)  # whose `state` raises once a walker has fallen
 
 
 class Told(NamedTuple):
@@ -42,7 +41,7 @@ def team(made: Any, name: str, share: Share) -> Team:
     if isinstance(made, AECEnv):
         return Team(Turns(made), name, share, turns=True)
     if isinstance(made, ParallelEnv):
-        return Team(Cycle(made) if type(made) is aec_to_parallel_wrapper else made, name, share)
+        return Team(quicker(made), name, share)
     if isinstance(made, gymnasium.Env) and isinstance(made.action_space, spaces.Tuple):
         return Team(Tupled(made), name, share)
     raise EnvError(
@@ -126,7 +125,9 @@ class Team(gymnasium.Env[Any, Any]):
         if self.joint.kind != "box":
             self._masked |= bool(_masks(infos))
         if self._has_state is None:
-            self._has_state = self._state() is not None
+            inner = getattr(self.game, "unwrapped", self.game)
+            own = callable(getattr(inner, "state", self.reset))  # rps_v2 keeps data under that name
+            self._has_state = own and self._state() is not None
         nobody = np.zeros(len(self.agents), bool)
         return self._shown(obs, infos, set(self.game.agents), np.zeros(len(self.agents)), nobody, nobody.copy())
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pettingzoo.utils.conversions import aec_to_parallel, aec_to_parallel_wrapper
+from pettingzoo.utils.conversions import aec_to_parallel, aec_to_parallel_wrapper, parallel_to_aec
 from pettingzoo.utils.env import AECEnv
 from pettingzoo.utils.wrappers import AssertOutOfBoundsWrapper, BaseWrapper, OrderEnforcingWrapper
 
 from envs.cycle import Cycle
-from envs.games import Spread
+from envs.games import Generations, Spread
 from envs.multi_agent import team
 
 GAMES = {
@@ -42,6 +42,7 @@ def test_a_game_tells_the_same_with_fewer_questions(module: str) -> None:
         while True:
             np.testing.assert_equal(told, again)
             assert theirs.agents == mine.agents
+            assert mine.agents == mine.aec_env.agents
             sizes.add(len(mine.agents))
             if not mine.agents:
                 break
@@ -51,8 +52,25 @@ def test_a_game_tells_the_same_with_fewer_questions(module: str) -> None:
             told, again = theirs.step(dict(actions)), mine.step(dict(actions))
     assert len(sizes) > 1
     assert mine.unwrapped is mine.aec_env.unwrapped
+    assert (mine.metadata, mine.render_mode) == (theirs.metadata, theirs.render_mode)
     for env in (theirs, mine):
         env.close()
+
+
+def test_who_is_born_in_the_midst_is_told_of_too() -> None:
+    """Two of four agents are there at first, and one of them dies before the others come."""
+    theirs, mine = (aec_to_parallel_wrapper(parallel_to_aec(Generations())) for _ in range(2))
+    mine = Cycle(mine)
+    told, again = (env.reset(seed=1) for env in (theirs, mine))
+    there = []
+    while mine.agents:
+        there.append(len(mine.agents))
+        np.testing.assert_equal(told, again)
+        actions = dict.fromkeys(mine.agents, 1)
+        told, again = theirs.step(dict(actions)), mine.step(dict(actions))
+    np.testing.assert_equal(told, again)
+    assert theirs.agents == []
+    assert sorted(set(there)) == [2, 3]
 
 
 class Round(AECEnv[str, np.ndarray, int]):
@@ -92,16 +110,19 @@ class Round(AECEnv[str, np.ndarray, int]):
         self.agent_selection = "a" if self.late or self.agent_selection == "b" else "b"
 
 
-class Doubled(BaseWrapper[str, np.ndarray, int]):
+def doubled(base: Any) -> Any:
     """A user's wrapper, which changes what is read through it."""
 
-    @property
-    def rewards(self) -> dict[str, float]:
-        return {agent: 2 * reward for agent, reward in self.env.rewards.items()}
+    class Doubled(base):  # type: ignore[misc]
+        @property
+        def rewards(self) -> dict[str, float]:
+            return {agent: 2 * reward for agent, reward in self.env.rewards.items()}
 
-    @rewards.setter
-    def rewards(self, value: Any) -> None:
-        """Not here."""
+        @rewards.setter
+        def rewards(self, value: Any) -> None:
+            """Not here."""
+
+    return Doubled
 
 
 def test_everybody_is_observed_once_and_all_actions_go_through_the_wrappers() -> None:
@@ -119,9 +140,10 @@ def test_everybody_is_observed_once_and_all_actions_go_through_the_wrappers() ->
         mine.step({"a": np.full(99, 7.0), "b": action})
 
 
-def test_what_a_wrapper_of_a_users_own_changes_is_seen() -> None:
+@pytest.mark.parametrize("base", [BaseWrapper, OrderEnforcingWrapper])
+def test_what_a_wrapper_of_a_users_own_changes_is_seen(base: Any) -> None:
     env = Round()
-    view = aec_to_parallel(OrderEnforcingWrapper(Doubled(AssertOutOfBoundsWrapper(env))))
+    view = aec_to_parallel(OrderEnforcingWrapper(doubled(base)(AssertOutOfBoundsWrapper(env))))
     mine = Cycle(view)
     action = env.action_space("a").sample()
     for each in (view, mine):
@@ -143,8 +165,10 @@ def test_only_pettingzoos_own_view_is_replaced() -> None:
     class Own(aec_to_parallel_wrapper[str, np.ndarray, int]):
         """A user's, which may do other things in a step."""
 
-    view, own, spread = aec_to_parallel(Round()), Own(Round()), Spread()
+    view, own, spread, patched = aec_to_parallel(Round()), Own(Round()), Spread(), aec_to_parallel(Round())
+    plain = patched.step
+    patched.step = lambda actions: plain(actions)  # type: ignore[method-assign]
 
     assert type(team(view, "round", "all").game) is Cycle
-    assert team(own, "round", "all").game is own
-    assert team(spread, "spread", "all").game is spread
+    for game in (own, spread, patched):
+        assert team(game, "round", "all").game is game
