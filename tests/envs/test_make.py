@@ -119,6 +119,8 @@ def test_errors_are_one_line_and_say_what_to_do(folder):
     assert "Did you mean 'CartPole-v1'" in error("CartPole-v9")
     assert "Did you mean 'Maze'" in error("my_maze:Mase")
     assert "there is no module 'my_mace'" in error("my_mace:Maze")
+    assert error("json.decodr:Env").endswith("Did you mean 'decoder'?")
+    assert error("gymnasium.envs.toy_txt:Env").endswith("Did you mean 'toy_text'?")
     assert "there is no file" in error("nowhere.py:Maze")
     assert "my_maze.py:ClassOrFactory" in error("my_maze.py")
     assert "not a class or a function" in error("my_maze:NUMBER")

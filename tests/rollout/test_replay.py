@@ -273,6 +273,21 @@ def test_few_sampleable_rows_among_many_are_found() -> None:
     assert sorted(set(batch.obs[:, 0].tolist())) == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_whole_episodes_of_one_step_are_one_row(end: str) -> None:
+    replay = Replay(PLAIN, 1, Plan(20, batch=8, whole=True), 0)
+    replay.append(one_stream([3.0], end))
+
+    sample = replay.sample(0.0)
+
+    assert isinstance(sample, Trajectory)
+    assert sample.reward.tolist() == [[3.0] * 8]
+    assert sample.obs[:, :, 0].tolist() == [[0.0] * 8, [1.0] * 8]
+    assert sample.first.tolist() == [[True] * 8, [False] * 8]
+    assert (sample.terminated.all(), sample.truncated.all()) == (end == "terminated", end == "truncated")
+    assert (sample.terminated.any(), sample.truncated.any()) == (end == "terminated", end == "truncated")
+
+
 @pytest.mark.parametrize("kind", ["box", "tree", "stack"])
 @pytest.mark.usefixtures("small_segments")
 def test_sequences_are_what_follows_as_far_as_it_goes(kind: str) -> None:

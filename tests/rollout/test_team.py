@@ -134,6 +134,7 @@ def check(sample: Trajectory, column: int, told: dict[str, np.ndarray], row: int
     assert sample.valid[:, column].tolist() == [t < steps for t in range(len(sample.reward))]
     for name in ("action", "reward", "terminated"):
         assert np.array_equal(getattr(sample, name)[:steps, column], told[name][row : row + steps])
+    for name in ("action", "reward", "terminated", "truncated"):
         assert not getattr(sample, name)[steps:, column].any()
     truncated = told["truncated"][row : row + steps].copy()
     if not ended and steps < len(sample.reward):
@@ -175,23 +176,25 @@ def test_whole_episodes_are_all_that_are_there_from_end_to_end(env, capacity):
     assert counts.min() > 0.6 * counts.max()  # one is as likely as any other
 
 
+@pytest.mark.parametrize("capacity", [10_000, 30])  # in the small one the newest row lies where an old one ended
 @pytest.mark.parametrize("length", [1, 3, 9])
 @pytest.mark.parametrize("env", ["generations", Masked])
-def test_sequences_go_on_until_no_agent_is_left(env, length):
-    found = unrolls(env, 8, 5)
-    replay = Replay(look(resolve(env), 0), 2, replace(PLAN, length=length, batch=300), 0)
-    for unroll in found:
+def test_sequences_go_on_until_no_agent_is_left(env, length, capacity):
+    found = unrolls(env, 10, 5)
+    replay = Replay(look(resolve(env), 0), 2, replace(PLAN, length=length, batch=60, capacity=capacity), 0)
+    for count, unroll in enumerate(found, 1):
         replay.append(unroll)
-    known = Known(found)
+        known = Known(found[:count])
+        rows = [known.rows(stream) for stream in range(2)]
 
-    sample = replay.sample(0.0)
+        sample = replay.sample(0.0)
 
-    for column in range(300):
-        stream, row = int(sample.stream[column]), int(sample.row[column])
-        told, end = known.rows(stream), known.end(stream, row)
-        assert not told["first"][row + 1]
-        last = 39 if end is None else end
-        check(sample, column, told, row, min(length, last - row + 1), ended=end is not None and end < row + length)
+        for column in range(60):
+            stream, row = int(sample.stream[column]), int(sample.row[column])
+            told, end = rows[stream], known.end(stream, row)
+            assert not told["first"][row + 1]
+            last = 5 * count - 1 if end is None else end
+            check(sample, column, told, row, min(length, last - row + 1), ended=end is not None and end < row + length)
 
 
 def test_a_death_of_the_actor_cuts_an_episode_off_for_all_who_took_part():
