@@ -1,4 +1,4 @@
-"""PettingZoo's parallel view of an environment in turns, which asks less and so takes two thirds of the time."""
+"""PettingZoo's parallel view of an environment in turns, which asks less of it and takes less time."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Opponents:
         for place in np.unique(self.place[moves]):
             chosen = self._policies[place].policy.act(obs, None, mask, noise, True).action.numpy()
             where = np.flatnonzero(moves & (self.place == place))
-            action[where] = chosen[where]  # who is not on has one legal action
+            action[where] = chosen[where]  # of who is not on nothing is played, or learnt from
 
     def learning(self, unroll: int) -> np.ndarray:
         """[T+1, B, N] the seats that the newest policy plays."""
