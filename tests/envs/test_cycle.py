@@ -58,9 +58,9 @@ def test_a_game_tells_the_same_with_fewer_questions(module: str) -> None:
 
 
 def test_who_is_born_in_the_midst_is_told_of_too() -> None:
-    """Two of four agents are there at first, and one of them dies before the others come."""
-    theirs, mine = (aec_to_parallel_wrapper(parallel_to_aec(Generations())) for _ in range(2))
-    mine = Cycle(mine)
+    """Of four agents two are there at first; the others come, and all leave, each at its own time."""
+    theirs = aec_to_parallel_wrapper(parallel_to_aec(Generations()))
+    mine = Cycle(aec_to_parallel_wrapper(parallel_to_aec(Generations())))
     told, again = (env.reset(seed=1) for env in (theirs, mine))
     there = []
     while mine.agents:

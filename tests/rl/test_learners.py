@@ -300,13 +300,26 @@ def torchrun(folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def test_torchrun_starts_the_learners_and_starts_them_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (False, r"rltrain: learner 1 of 2 was lost: its process is gone\ncheckpoint \S+/step-(\d+)\n"),
+        (True, r"rltrain: interrupted; checkpoint \S+/step-(\d+)\n"),
+    ],
+    ids=["the first sees that the second is gone", "torchrun sees it before, and asks the first to end"],
+)
+def test_torchrun_starts_the_learners_and_starts_them_again(asked: bool, said: str, tmp_path: Path) -> None:
     """The same command goes on with the run that it had begun, from its newest checkpoint."""
     process = torchrun(tmp_path, *SAC, *LONG, "--max-seconds", "20", "--checkpoint-every", "200")
+    agent = psutil.Process(process.pid)
     try:
         until(lambda: checkpoints(tmp_path))
-        (second,) = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1"]
+        first, second = sorted(agent.children(), key=lambda child: child.environ()["RANK"])
+        agent.suspend()  # it looks ten times a second; so it is known who is first
+        (first.terminate if asked else second.kill)()
+        until(lambda: first.status() == psutil.STATUS_ZOMBIE)
         second.kill()
+        agent.resume()
         out, err = process.communicate(timeout=120)
     finally:
         process.kill()
@@ -314,10 +327,7 @@ def test_torchrun_starts_the_learners_and_starts_them_again(tmp_path: Path) -> N
     assert process.returncode == 0, err
     (folder,) = (tmp_path / "runs").iterdir()
     assert len(json.loads((folder / "run.json").read_text())["commands"]) == 2
-    # whoever is first: the learner that sees its connection break, or torchrun, which asks it to end
-    lost = "rltrain: learner 1 of 2 was lost: its process is gone" in err
-    assert lost or "rltrain: interrupted; checkpoint " in err
-    saved = re.findall(r"checkpoint \S+/step-(\d+)", err)[0]
+    (saved,) = re.findall(said, err)
     assert json.loads(out.splitlines()[-1])["steps"] > int(saved) > 0
     steps = [line["step"] for line in read(folder)]
     assert steps == sorted(steps)
