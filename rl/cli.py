@@ -21,7 +21,7 @@ from rl.console import say
 from rl.errors import CheckpointError, ConfigError, Interrupted, LearnerLost, RunFailed, Stop
 from rl.explain import unknown
 from rl.flags import add_model, env_arg, spelled
-from rl.signals import sigterm_stops
+from rl.signals import held, sigterm_stops
 from rl.torchrun import Place, begun, place
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def _train(argv: list[str]) -> None:
         from rollout.processes import start_fork_server
 
         start_fork_server(list(PRELOAD))  # imports torch beside us, while we do too
-    from rl.train import train
+    with held():
+        from rl.train import train
 
     result = train(config) if resume is None else train(config, resume=resume)
     result = replace(result, seconds=time.monotonic() - STARTED)
@@ -262,7 +263,8 @@ def _evaluate(argv: list[str]) -> None:
             raise ConfigError(f"--{key} must be at least {least}, got {given[key]}")
     if not Path(given["path"]).exists():
         raise CheckpointError(f"{given['path']} does not exist")
-    from rl.evaluate import evaluate
+    with held():
+        from rl.evaluate import evaluate
 
     found = evaluate(
         given["path"],

@@ -42,6 +42,23 @@ class Signals:
 
 
 @contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the block is done: around the import of torch, whose C++ aborts if it is left."""
+    came: list[int] = []
+    before: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number in NUMBERS:
+            before[number] = signal.signal(number, lambda which, _: came.append(which))
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+@contextlib.contextmanager
 def sigterm_stops() -> Iterator[None]:
     """SIGTERM raises `Stop`, as Ctrl-C raises KeyboardInterrupt: before a run begins, and around evaluations."""
 

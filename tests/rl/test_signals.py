@@ -15,7 +15,7 @@ import pytest
 import rl
 from rl import cli
 from rl.errors import Interrupted, Stop
-from rl.signals import Signals
+from rl.signals import Signals, held, sigterm_stops
 
 HANGS = """
 import time
@@ -98,3 +98,50 @@ def test_the_third_ends_what_hangs_in_this_process(tmp_path: Path) -> None:
             assert command.wait(10) == -signal.SIGTERM
         finally:
             command.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_what_must_not_be_left(number: int) -> None:
+    done = False
+
+    def work() -> None:
+        nonlocal done
+        with sigterm_stops(), held():
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+            done = True
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        work()
+
+    assert done
+    assert isinstance(stop.value, Stop) == (number == signal.SIGTERM)
+
+
+def test_who_ignores_a_signal_ignores_it_afterwards_too() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with held():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_torch_is_imported_whole_before_ctrl_c_ends_the_command(tmp_path: Path) -> None:
+    """Its C++ aborts, with status 134, if KeyboardInterrupt comes up in the midst: here one does, at its first file."""
+    code = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'torch._C': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from rl.cli import main\n"
+        "status = main(['--algo', 'ppo', '--env', 'CartPole-v1', '--backend', 'local'])\n"
+        "print(status, 'torch.nn' in sys.modules, 'rl.train' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+
+    assert done.stdout == "130 True True\n", done.stderr
+    assert done.stderr == "rltrain: interrupted\n"
