@@ -1,4 +1,4 @@
-"""Which algorithms there are. One paper, one file; a class is imported when it is asked for. Users import `rl`."""
+"""Which algorithms there are. One paper, one file; a class is imported when it is asked for. Users import `rltrain`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
-
-DISTRIBUTION = "rltrain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +21,27 @@ class Entry:
 
 
 _registry: dict[str, Entry] = {
-    "a2c": Entry("algorithms.a2c:A2C", "algorithms.settings:A2CConfig"),
-    "a3c": Entry("algorithms.a3c:A3C", "algorithms.settings_async:A3CConfig"),
-    "appo": Entry("algorithms.appo:APPO", "algorithms.settings_async:APPOConfig"),
-    "ddpg": Entry("algorithms.ddpg:DDPG", "algorithms.settings_continuous:DDPGConfig"),
-    "dqn": Entry("algorithms.dqn:DQN", "algorithms.settings_dqn:DQNConfig"),
-    "impala": Entry("algorithms.impala:IMPALA", "algorithms.settings_async:IMPALAConfig"),
-    "iql": Entry("algorithms.qmix:iql", "algorithms.settings_agents:IQLConfig", several=True),
-    "maddpg": Entry("algorithms.maddpg:MADDPG", "algorithms.settings_agents:MADDPGConfig", several=True),
-    "mappo": Entry("algorithms.independent:mappo", "algorithms.settings_agents:MAPPOConfig", several=True, each=True),
-    "ppo": Entry("algorithms.ppo:PPO", "algorithms.settings:PPOConfig"),
-    "qmix": Entry("algorithms.qmix:qmix", "algorithms.settings_agents:QMIXConfig", several=True),
-    "sac": Entry("algorithms.sac:make", "algorithms.settings_continuous:SACConfig"),
-    "td3": Entry("algorithms.td3:TD3", "algorithms.settings_continuous:TD3Config"),
-    "vdn": Entry("algorithms.qmix:vdn", "algorithms.settings_agents:VDNConfig", several=True),
+    "a2c": Entry("rltrain.algorithms.a2c:A2C", "rltrain.algorithms.settings:A2CConfig"),
+    "a3c": Entry("rltrain.algorithms.a3c:A3C", "rltrain.algorithms.settings_async:A3CConfig"),
+    "appo": Entry("rltrain.algorithms.appo:APPO", "rltrain.algorithms.settings_async:APPOConfig"),
+    "ddpg": Entry("rltrain.algorithms.ddpg:DDPG", "rltrain.algorithms.settings_continuous:DDPGConfig"),
+    "dqn": Entry("rltrain.algorithms.dqn:DQN", "rltrain.algorithms.settings_dqn:DQNConfig"),
+    "impala": Entry("rltrain.algorithms.impala:IMPALA", "rltrain.algorithms.settings_async:IMPALAConfig"),
+    "iql": Entry("rltrain.algorithms.qmix:iql", "rltrain.algorithms.settings_agents:IQLConfig", several=True),
+    "maddpg": Entry(
+        "rltrain.algorithms.maddpg:MADDPG", "rltrain.algorithms.settings_agents:MADDPGConfig", several=True
+    ),
+    "mappo": Entry(
+        "rltrain.algorithms.independent:mappo",
+        "rltrain.algorithms.settings_agents:MAPPOConfig",
+        several=True,
+        each=True,
+    ),
+    "ppo": Entry("rltrain.algorithms.ppo:PPO", "rltrain.algorithms.settings:PPOConfig"),
+    "qmix": Entry("rltrain.algorithms.qmix:qmix", "rltrain.algorithms.settings_agents:QMIXConfig", several=True),
+    "sac": Entry("rltrain.algorithms.sac:make", "rltrain.algorithms.settings_continuous:SACConfig"),
+    "td3": Entry("rltrain.algorithms.td3:TD3", "rltrain.algorithms.settings_continuous:TD3Config"),
+    "vdn": Entry("rltrain.algorithms.qmix:vdn", "rltrain.algorithms.settings_agents:VDNConfig", several=True),
 }
 
 

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from algorithms.losses import masked_mean, squared_error
-from algorithms.optim import chosen, flatten
-from algorithms.policies import build, placed, policy_factory
-from algorithms.protocol import GradientPlan, Stateful, Update
-from algorithms.returns import lambda_returns
-from algorithms.schedules import linear
-from algorithms.settings_async import A3CConfig
-from envs.spec import EnvSpec
-from rollout.tree import tree_map, unflatten
-from rollout.types import Gradients, Trajectory, discounts, traces
+from rltrain.algorithms.losses import masked_mean, squared_error
+from rltrain.algorithms.optim import chosen, flatten
+from rltrain.algorithms.policies import build, placed, policy_factory
+from rltrain.algorithms.protocol import GradientPlan, Stateful, Update
+from rltrain.algorithms.returns import lambda_returns
+from rltrain.algorithms.schedules import linear
+from rltrain.algorithms.settings_async import A3CConfig
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import tree_map, unflatten
+from rltrain.rollout.types import Gradients, Trajectory, discounts, traces
 
 
 class A3C:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from algorithms.dense import Tower
-from algorithms.distributions import Categorical, TanhGaussian
-from algorithms.normalize import Normalizer
-from algorithms.protocol import Act, Noise
-from algorithms.schedules import linear
-from envs.spec import EnvSpec
-from rollout.tree import Tree, tree_map
-from rollout.types import Trajectory
+from rltrain.algorithms.dense import Tower
+from rltrain.algorithms.distributions import Categorical, TanhGaussian
+from rltrain.algorithms.normalize import Normalizer
+from rltrain.algorithms.protocol import Act, Noise
+from rltrain.algorithms.schedules import linear
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree, tree_map
+from rltrain.rollout.types import Trajectory
 
 LOG_STD = (-20.0, 2.0)  # the authors' bounds for the log of the Gaussian's deviation
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from algorithms.actors import deterministic
-from algorithms.dense import Tower
-from algorithms.group import ALONE, Group
-from algorithms.off_policy import Target, priority, replay_plan, squared_loss, uphill
-from algorithms.optim import Adam, flatten, step
-from algorithms.policies import build, placed, policy_factory
-from algorithms.protocol import Stateful, Update
-from algorithms.schedules import linear
-from algorithms.settings_continuous import DDPGConfig
-from envs.spec import EnvSpec
-from rollout.types import Trajectory, Transition
+from rltrain.algorithms.actors import deterministic
+from rltrain.algorithms.dense import Tower
+from rltrain.algorithms.group import ALONE, Group
+from rltrain.algorithms.off_policy import Target, priority, replay_plan, squared_loss, uphill
+from rltrain.algorithms.optim import Adam, flatten, step
+from rltrain.algorithms.policies import build, placed, policy_factory
+from rltrain.algorithms.protocol import Stateful, Update
+from rltrain.algorithms.schedules import linear
+from rltrain.algorithms.settings_continuous import DDPGConfig
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.types import Trajectory, Transition
 
 
 class DDPG:

@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from algorithms.networks import load_torso
-from envs.spec import EnvSpec
-from rollout.tree import Tree
+from rltrain.algorithms.networks import load_torso
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree
 
 Activation = Literal["tanh", "relu"]
 ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh_, "relu": torch.relu_}

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from algorithms.protocol import Noise
-from envs.spec import ActionSpec
+from rltrain.algorithms.protocol import Noise
+from rltrain.envs.spec import ActionSpec
 
 FORCED = 1e9  # logit of a bit that has no choice
 

@@ -7,21 +7,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from algorithms.group import ALONE, Group
-from algorithms.losses import chosen
-from algorithms.off_policy import Target, replay_plan
-from algorithms.optim import Adam, flatten, step
-from algorithms.policies import build, placed, policy_factory
-from algorithms.protocol import Stateful, Update
-from algorithms.q_policy import QNetwork, greedy
-from algorithms.returns import project
-from algorithms.rng import Rng
-from algorithms.schedules import linear
-from algorithms.settings_dqn import DQNConfig
-from algorithms.tape import Tape
-from envs.spec import EnvSpec
-from rollout.tree import Tree
-from rollout.types import Trajectory, Transition
+from rltrain.algorithms.group import ALONE, Group
+from rltrain.algorithms.losses import chosen
+from rltrain.algorithms.off_policy import Target, replay_plan
+from rltrain.algorithms.optim import Adam, flatten, step
+from rltrain.algorithms.policies import build, placed, policy_factory
+from rltrain.algorithms.protocol import Stateful, Update
+from rltrain.algorithms.q_policy import QNetwork, greedy
+from rltrain.algorithms.returns import project
+from rltrain.algorithms.rng import Rng
+from rltrain.algorithms.schedules import linear
+from rltrain.algorithms.settings_dqn import DQNConfig
+from rltrain.algorithms.tape import Tape
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree
+from rltrain.rollout.types import Trajectory, Transition
 
 
 class Loss(NamedTuple):

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rollout.types import Trajectory
+from rltrain.rollout.types import Trajectory
 
 Merge = Callable[[Tensor], None]
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from algorithms.layers import HIDDEN_GAIN, Layers
-from envs.spec import Leaf
+from rltrain.algorithms.layers import HIDDEN_GAIN, Layers
+from rltrain.envs.spec import Leaf
 
 NATURE_SIDE = 36  # the smallest image that the three convolutions of NatureCNN leave something of
 

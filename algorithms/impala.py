@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from algorithms.group import ALONE, Group
-from algorithms.losses import masked_mean, squared_error
-from algorithms.optim import chosen, flatten, step
-from algorithms.policies import build, placed, policy_factory
-from algorithms.protocol import Stateful, StreamPlan, Update
-from algorithms.returns import vtrace
-from algorithms.schedules import linear
-from algorithms.settings_async import IMPALAConfig
-from algorithms.tape import Tape
-from envs.spec import EnvSpec
-from rollout.types import Trajectory, discounts, traces
+from rltrain.algorithms.group import ALONE, Group
+from rltrain.algorithms.losses import masked_mean, squared_error
+from rltrain.algorithms.optim import chosen, flatten, step
+from rltrain.algorithms.policies import build, placed, policy_factory
+from rltrain.algorithms.protocol import Stateful, StreamPlan, Update
+from rltrain.algorithms.returns import vtrace
+from rltrain.algorithms.schedules import linear
+from rltrain.algorithms.settings_async import IMPALAConfig
+from rltrain.algorithms.tape import Tape
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.types import Trajectory, discounts, traces
 
 
 class IMPALA:

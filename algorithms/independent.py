@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algorithms.ppo import PPO
-from algorithms.protocol import Act, Noise, Stateful, StreamPlan, Update
-from algorithms.settings_agents import MAPPOConfig
-from algorithms.turns import own_turns
-from envs.spec import EnvSpec, Group, Leaf, ObsSpec
-from rollout.tree import Tree, leaves, tree_map
-from rollout.types import Trajectory
+from rltrain.algorithms.ppo import PPO
+from rltrain.algorithms.protocol import Act, Noise, Stateful, StreamPlan, Update
+from rltrain.algorithms.settings_agents import MAPPOConfig
+from rltrain.algorithms.turns import own_turns
+from rltrain.envs.spec import EnvSpec, Group, Leaf, ObsSpec
+from rltrain.rollout.tree import Tree, leaves, tree_map
+from rltrain.rollout.types import Trajectory
 
 OWN, ID = "obs", "agent"  # keys of what an agent sees that shares its policy: its own, and which of them it is
 STATE = "state"  # and of what only its value sees, if its policy is called
@@ -70,7 +70,7 @@ class Seat:
         """Unrolls [T, B] of all agents as [T, B * n] of these, as if each were a stream of its own.
 
         A row does not count where the agent was not there; it begins anew where it was not there before. Where agents
-        act in turns there are only the rows of its own: see `algorithms.turns`.
+        act in turns there are only the rows of its own: see `rltrain.algorithms.turns`.
 
         Args:
             core:   its columns of the memory.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from algorithms.group import ALONE, Group
+from rltrain.algorithms.group import ALONE, Group
 
 
 class Surrogate(NamedTuple):

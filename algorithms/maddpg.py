@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algorithms.dense import Dense
-from algorithms.losses import masked_mean
-from algorithms.mixers import GlobalState
-from algorithms.off_policy import Target
-from algorithms.optim import Adam, flatten, step
-from algorithms.policies import build, placed, policy_factory
-from algorithms.protocol import ReplayPlan, Stateful, Update
-from algorithms.rng import Rng
-from algorithms.settings_agents import MADDPGConfig
-from algorithms.team_actors import allowed
-from envs.spec import EnvSpec
-from rollout.tree import Tree, tree_map
-from rollout.types import Trajectory
+from rltrain.algorithms.dense import Dense
+from rltrain.algorithms.losses import masked_mean
+from rltrain.algorithms.mixers import GlobalState
+from rltrain.algorithms.off_policy import Target
+from rltrain.algorithms.optim import Adam, flatten, step
+from rltrain.algorithms.policies import build, placed, policy_factory
+from rltrain.algorithms.protocol import ReplayPlan, Stateful, Update
+from rltrain.algorithms.rng import Rng
+from rltrain.algorithms.settings_agents import MADDPGConfig
+from rltrain.algorithms.team_actors import allowed
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree, tree_map
+from rltrain.rollout.types import Trajectory
 
 
 class Critics(nn.Module):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollout.tree import Tree, tree_map
-from rollout.types import Trajectory
+from rltrain.rollout.tree import Tree, tree_map
+from rltrain.rollout.types import Trajectory
 
 
 @dataclass(frozen=True, slots=True)

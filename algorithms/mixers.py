@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algorithms.networks import MLP, Encoder, Init
-from envs.spec import EnvSpec
-from rollout.types import Trajectory
+from rltrain.algorithms.networks import MLP, Encoder, Init
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.types import Trajectory
 
 
 class GlobalState(nn.Module):

@@ -15,18 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algorithms.images import CNNS as CNNS
-from algorithms.images import NATURE_SIDE, arranged, channels_first
-from algorithms.images import ImpalaCNN as ImpalaCNN
-from algorithms.images import NatureCNN as NatureCNN
-from algorithms.images import SmallCNN as SmallCNN
-from algorithms.layers import HIDDEN_GAIN, Layers
-from algorithms.layers import init_orthogonal as init_orthogonal
-from envs.spec import EnvSpec, Leaf
-from rollout.tree import Tree, leaves, tree_map, unflatten
+from rltrain.algorithms.images import CNNS as CNNS
+from rltrain.algorithms.images import NATURE_SIDE, arranged, channels_first
+from rltrain.algorithms.images import ImpalaCNN as ImpalaCNN
+from rltrain.algorithms.images import NatureCNN as NatureCNN
+from rltrain.algorithms.images import SmallCNN as SmallCNN
+from rltrain.algorithms.layers import HIDDEN_GAIN, Layers
+from rltrain.algorithms.layers import init_orthogonal as init_orthogonal
+from rltrain.envs.spec import EnvSpec, Leaf
+from rltrain.rollout.tree import Tree, leaves, tree_map, unflatten
 
 if TYPE_CHECKING:
-    from algorithms.tape import Tape
+    from rltrain.algorithms.tape import Tape
 
 Activation = Literal["tanh", "relu"]
 Init = Literal["orthogonal", "uniform"]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algorithms.networks import Activation
+from rltrain.algorithms.networks import Activation
 
 SIGMA = 0.5  # sigma_0 of the paper
 

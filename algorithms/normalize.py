@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from envs.spec import EnvSpec
-from rollout.tree import Tree, leaves, unflatten
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree, leaves, unflatten
 
 EPSILON = 1e-8  # added to a variance
 LIMIT = 10.0  # observations are clipped to this many standard deviations

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from algorithms.actors import deterministic
-from algorithms.dense import Tower
-from algorithms.optim import Flat, flatten
-from algorithms.protocol import ReplayPlan
-from rollout.tree import Tree
+from rltrain.algorithms.actors import deterministic
+from rltrain.algorithms.dense import Tower
+from rltrain.algorithms.optim import Flat, flatten
+from rltrain.algorithms.protocol import ReplayPlan
+from rltrain.rollout.tree import Tree
 
 
 class Target:

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from algorithms.actors import Deterministic, soft
-from algorithms.distributions import Distribution, distribution, head_size, noise_of
-from algorithms.networks import MLP, Encoder, Memory, core_size, load_torso
-from algorithms.normalize import Normalizer, ReturnScale
-from algorithms.protocol import Act
-from algorithms.q_policy import QPolicy
-from algorithms.settings import PPOConfig
-from algorithms.team_actors import TeamActors
-from algorithms.team_policy import TeamQPolicy
-from envs.spec import EnvSpec
-from rollout.tree import Tree, tree_map
-from rollout.types import Trajectory
+from rltrain.algorithms.actors import Deterministic, soft
+from rltrain.algorithms.distributions import Distribution, distribution, head_size, noise_of
+from rltrain.algorithms.networks import MLP, Encoder, Memory, core_size, load_torso
+from rltrain.algorithms.normalize import Normalizer, ReturnScale
+from rltrain.algorithms.protocol import Act
+from rltrain.algorithms.q_policy import QPolicy
+from rltrain.algorithms.settings import PPOConfig
+from rltrain.algorithms.team_actors import TeamActors
+from rltrain.algorithms.team_policy import TeamQPolicy
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree, tree_map
+from rltrain.rollout.types import Trajectory
 
 PolicyFactory = Callable[[EnvSpec, Any, int, torch.Generator], nn.Module]
 

@@ -7,19 +7,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from algorithms.group import ALONE, Group
-from algorithms.losses import clipped_surrogate, clipped_value, masked_mean, normalised, squared_error
-from algorithms.minibatch import Mean, Rows, Sequences
-from algorithms.optim import Adam, flatten, step
-from algorithms.policies import build, placed, policy_factory
-from algorithms.protocol import Stateful, StreamPlan, Update
-from algorithms.returns import gae
-from algorithms.rng import Rng
-from algorithms.schedules import linear
-from algorithms.settings import PPOConfig
-from algorithms.tape import Tape
-from envs.spec import EnvSpec
-from rollout.types import Trajectory, discounts, traces
+from rltrain.algorithms.group import ALONE, Group
+from rltrain.algorithms.losses import clipped_surrogate, clipped_value, masked_mean, normalised, squared_error
+from rltrain.algorithms.minibatch import Mean, Rows, Sequences
+from rltrain.algorithms.optim import Adam, flatten, step
+from rltrain.algorithms.policies import build, placed, policy_factory
+from rltrain.algorithms.protocol import Stateful, StreamPlan, Update
+from rltrain.algorithms.returns import gae
+from rltrain.algorithms.rng import Rng
+from rltrain.algorithms.schedules import linear
+from rltrain.algorithms.settings import PPOConfig
+from rltrain.algorithms.tape import Tape
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.types import Trajectory, discounts, traces
 
 
 class PPO:

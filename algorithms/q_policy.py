@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from algorithms.networks import MLP, Encoder, load_torso
-from algorithms.noisy import NoisyMLP
-from algorithms.normalize import Normalizer
-from algorithms.protocol import Act, Noise
-from algorithms.schedules import linear
-from envs.spec import EnvSpec
-from rollout.tree import Tree, tree_map
-from rollout.types import Trajectory
+from rltrain.algorithms.networks import MLP, Encoder, load_torso
+from rltrain.algorithms.noisy import NoisyMLP
+from rltrain.algorithms.normalize import Normalizer
+from rltrain.algorithms.protocol import Act, Noise
+from rltrain.algorithms.schedules import linear
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree, tree_map
+from rltrain.rollout.types import Trajectory
 
 SPREAD = 7.0  # alpha of Ape-X: how far apart the exponents of the streams' epsilons lie
 

@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algorithms.losses import chosen, masked_mean
-from algorithms.mixers import Each, Monotonic, Sum
-from algorithms.off_policy import Target
-from algorithms.optim import Adam, flatten, step
-from algorithms.policies import build, placed, policy_factory
-from algorithms.protocol import ReplayPlan, Stateful, Update
-from algorithms.q_policy import greedy
-from algorithms.schedules import linear
-from algorithms.settings_agents import IQLConfig, QMIXConfig, VDNConfig
-from algorithms.turns import up_to_next_turn, whose_value
-from envs.spec import EnvSpec
-from rollout.tree import tree_map
-from rollout.types import Trajectory
+from rltrain.algorithms.losses import chosen, masked_mean
+from rltrain.algorithms.mixers import Each, Monotonic, Sum
+from rltrain.algorithms.off_policy import Target
+from rltrain.algorithms.optim import Adam, flatten, step
+from rltrain.algorithms.policies import build, placed, policy_factory
+from rltrain.algorithms.protocol import ReplayPlan, Stateful, Update
+from rltrain.algorithms.q_policy import greedy
+from rltrain.algorithms.schedules import linear
+from rltrain.algorithms.settings_agents import IQLConfig, QMIXConfig, VDNConfig
+from rltrain.algorithms.turns import up_to_next_turn, whose_value
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import tree_map
+from rltrain.rollout.types import Trajectory
 
 
 class MixedQ:
@@ -34,7 +34,7 @@ class MixedQ:
     without a mixer an agent learns from all that it gets up to its next turn, which must lie in the same sequence.
 
     Args:
-        mixer: see `algorithms.mixers`.
+        mixer: see `rltrain.algorithms.mixers`.
     """
 
     observes = False

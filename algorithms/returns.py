@@ -6,7 +6,7 @@ episode can end in two ways and they mean different things:
   terminated  the MDP is over      discount[t] = 0      nothing follows, so no bootstrap
   truncated   the clock ran out    trace[t] = 0         bootstrap, but stop looking further
 
-`rollout.types.discounts` and `rollout.types.traces` build both from a Trajectory.
+`rltrain.rollout.types.discounts` and `rltrain.rollout.types.traces` build both from a Trajectory.
 Targets are constants: nothing here carries a gradient.
 """
 

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from algorithms.dense import Tower
-from algorithms.group import ALONE, Group
-from algorithms.off_policy import Target, priority, replay_plan, squared_loss
-from algorithms.optim import Adam, Flat, flatten, step
-from algorithms.policies import build, placed, policy_factory
-from algorithms.protocol import Stateful, Update
-from algorithms.rng import Rng
-from algorithms.schedules import linear
-from algorithms.settings_continuous import SACConfig
-from envs.spec import EnvSpec
-from rollout.types import Trajectory, Transition
+from rltrain.algorithms.dense import Tower
+from rltrain.algorithms.group import ALONE, Group
+from rltrain.algorithms.off_policy import Target, priority, replay_plan, squared_loss
+from rltrain.algorithms.optim import Adam, Flat, flatten, step
+from rltrain.algorithms.policies import build, placed, policy_factory
+from rltrain.algorithms.protocol import Stateful, Update
+from rltrain.algorithms.rng import Rng
+from rltrain.algorithms.schedules import linear
+from rltrain.algorithms.settings_continuous import SACConfig
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.types import Trajectory, Transition
 
 
 class SAC:
@@ -143,7 +143,7 @@ class Temperature:
 def make(spec: EnvSpec, config: SACConfig, device: torch.device, seed: int, streams: int) -> Any:
     """SAC for the environment's actions: this one, or that of sac_discrete.py."""
     if spec.action.kind == "discrete":
-        from algorithms.sac_discrete import DiscreteSAC
+        from rltrain.algorithms.sac_discrete import DiscreteSAC
 
         return DiscreteSAC(spec, config, device, seed, streams)
     return SAC(spec, config, device, seed, streams)

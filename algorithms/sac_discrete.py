@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from algorithms.dense import Tower
-from algorithms.group import ALONE, Group
-from algorithms.losses import chosen
-from algorithms.off_policy import Target, priority, replay_plan, squared_loss
-from algorithms.optim import Adam, flatten, step
-from algorithms.policies import build, placed, policy_factory
-from algorithms.protocol import Stateful, Update
-from algorithms.sac import Temperature
-from algorithms.schedules import linear
-from algorithms.settings_continuous import SACConfig
-from envs.spec import EnvSpec
-from rollout.types import Trajectory, Transition
+from rltrain.algorithms.dense import Tower
+from rltrain.algorithms.group import ALONE, Group
+from rltrain.algorithms.losses import chosen
+from rltrain.algorithms.off_policy import Target, priority, replay_plan, squared_loss
+from rltrain.algorithms.optim import Adam, flatten, step
+from rltrain.algorithms.policies import build, placed, policy_factory
+from rltrain.algorithms.protocol import Stateful, Update
+from rltrain.algorithms.sac import Temperature
+from rltrain.algorithms.schedules import linear
+from rltrain.algorithms.settings_continuous import SACConfig
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.types import Trajectory, Transition
 
 
 class DiscreteSAC:

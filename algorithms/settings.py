@@ -45,7 +45,7 @@ class PPOConfig(BaseModel):
     max_kl: float | None = Field(None, gt=0, description="ends the epochs once the approximate KL passes it, in nats")
 
     # networks
-    policy: str = Field("actor_critic", description="name of the policy; users add theirs with rl.register_policy")
+    policy: str = Field("actor_critic", description="name of the policy; users add theirs with rltrain.register_policy")
     torso: str = Field(
         "auto",
         description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
@@ -102,7 +102,7 @@ class A2CConfig(BaseModel):
     entropy_end: float | None = Field(None, ge=0, description="entropy weight at the last step; none keeps entropy")
 
     # networks
-    policy: str = Field("actor_critic", description="name of the policy; users add theirs with rl.register_policy")
+    policy: str = Field("actor_critic", description="name of the policy; users add theirs with rltrain.register_policy")
     torso: str = Field(
         "auto",
         description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from algorithms.settings import Activation, PPOConfig, check_widths
+from rltrain.algorithms.settings import Activation, PPOConfig, check_widths
 
 
 class VDNConfig(BaseModel):
@@ -49,7 +49,7 @@ class VDNConfig(BaseModel):
     epsilon_share: float = Field(0.1, gt=0, le=1, description="share of the run's steps over which epsilon falls; ours")
 
     # networks
-    policy: str = Field("team_q", description="name of the policy; users add theirs with rl.register_policy")
+    policy: str = Field("team_q", description="name of the policy; users add theirs with rltrain.register_policy")
     torso: str = Field(
         "auto",
         description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
@@ -147,7 +147,7 @@ class MADDPGConfig(BaseModel):
     noise_end: float | None = Field(None, ge=0, description="the same at the last step, reached linearly; none: noise")
 
     # networks
-    policy: str = Field("team_actors", description="name of the policy; users add theirs with rl.register_policy")
+    policy: str = Field("team_actors", description="name of the policy; users add theirs with rltrain.register_policy")
     torso: str = Field(
         "auto",
         description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",

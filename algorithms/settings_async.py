@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from algorithms.settings import Activation, check_network
+from rltrain.algorithms.settings import Activation, check_network
 
 
 class IMPALAConfig(BaseModel):
@@ -49,7 +49,7 @@ class IMPALAConfig(BaseModel):
     entropy_end: float | None = Field(None, ge=0, description="entropy weight at the last step; none keeps entropy")
 
     # networks
-    policy: str = Field("actor_critic", description="name of the policy; users add theirs with rl.register_policy")
+    policy: str = Field("actor_critic", description="name of the policy; users add theirs with rltrain.register_policy")
     torso: str = Field(
         "auto",
         description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
@@ -122,7 +122,7 @@ class APPOConfig(BaseModel):
     entropy_end: float | None = Field(None, ge=0, description="entropy weight at the last step; none keeps entropy")
 
     # networks
-    policy: str = Field("actor_critic", description="name of the policy; users add theirs with rl.register_policy")
+    policy: str = Field("actor_critic", description="name of the policy; users add theirs with rltrain.register_policy")
     torso: str = Field(
         "auto",
         description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
@@ -194,7 +194,7 @@ class A3CConfig(BaseModel):
     entropy: float = Field(0.01, ge=0, description="weight of the entropy bonus")
 
     # networks
-    policy: str = Field("actor_critic", description="name of the policy; users add theirs with rl.register_policy")
+    policy: str = Field("actor_critic", description="name of the policy; users add theirs with rltrain.register_policy")
     torso: str = Field(
         "auto",
         description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",

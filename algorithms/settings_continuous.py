@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from algorithms.settings import Activation, check_widths
+from rltrain.algorithms.settings import Activation, check_widths
 
 
 class SACConfig(BaseModel):
@@ -57,7 +57,7 @@ class SACConfig(BaseModel):
     priority_eps: float = Field(1e-6, gt=0, description="added to each error, so that no sample is forgotten")
 
     # networks
-    policy: str = Field("soft", description="name of the policy; users add theirs with rl.register_policy")
+    policy: str = Field("soft", description="name of the policy; users add theirs with rltrain.register_policy")
     torso: str = Field(
         "auto",
         description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
@@ -121,7 +121,9 @@ class TD3Config(BaseModel):
     priority_eps: float = Field(1e-6, gt=0, description="added to each error, so that no sample is forgotten")
 
     # networks
-    policy: str = Field("deterministic", description="name of the policy; users add theirs with rl.register_policy")
+    policy: str = Field(
+        "deterministic", description="name of the policy; users add theirs with rltrain.register_policy"
+    )
     torso: str = Field(
         "auto",
         description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",
@@ -180,7 +182,9 @@ class DDPGConfig(BaseModel):
     priority_eps: float = Field(1e-6, gt=0, description="added to each error, so that no sample is forgotten")
 
     # networks
-    policy: str = Field("deterministic", description="name of the policy; users add theirs with rl.register_policy")
+    policy: str = Field(
+        "deterministic", description="name of the policy; users add theirs with rltrain.register_policy"
+    )
     torso: str = Field(
         "auto",
         description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",

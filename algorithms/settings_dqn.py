@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from algorithms.settings import Activation, check_widths
+from rltrain.algorithms.settings import Activation, check_widths
 
 
 class DQNConfig(BaseModel):
@@ -66,7 +66,7 @@ class DQNConfig(BaseModel):
     noisy: bool = Field(False, description="noisy layers in place of epsilon; their noise is drawn at each update")
 
     # networks
-    policy: str = Field("q", description="name of the policy; users add theirs with rl.register_policy")
+    policy: str = Field("q", description="name of the policy; users add theirs with rltrain.register_policy")
     torso: str = Field(
         "auto",
         description="auto, nature, impala, or module:Class of an nn.Module that turns observations into features",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from algorithms.networks import MLP, fast_tanh_
+from rltrain.algorithms.networks import MLP, fast_tanh_
 
 THIN = 16  # columns; a product that is narrower is quicker the other way round
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from algorithms.dense import Dense
-from algorithms.networks import load_torso
-from algorithms.protocol import Act, Noise
-from algorithms.schedules import linear
-from envs.spec import ActionSpec, EnvSpec, Group
-from rollout.tree import Tree
-from rollout.types import Trajectory
+from rltrain.algorithms.dense import Dense
+from rltrain.algorithms.networks import load_torso
+from rltrain.algorithms.protocol import Act, Noise
+from rltrain.algorithms.schedules import linear
+from rltrain.envs.spec import ActionSpec, EnvSpec, Group
+from rltrain.rollout.tree import Tree
+from rltrain.rollout.types import Trajectory
 
 
 class Actor(nn.Module):

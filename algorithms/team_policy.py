@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from algorithms.networks import MLP, Memory, core_size, load_torso
-from algorithms.protocol import Act, Noise
-from algorithms.q_policy import greedy
-from algorithms.schedules import linear
-from envs.spec import EnvSpec, Group
-from rollout.tree import Tree
-from rollout.types import Trajectory
+from rltrain.algorithms.networks import MLP, Memory, core_size, load_torso
+from rltrain.algorithms.protocol import Act, Noise
+from rltrain.algorithms.q_policy import greedy
+from rltrain.algorithms.schedules import linear
+from rltrain.envs.spec import EnvSpec, Group
+from rltrain.rollout.tree import Tree
+from rltrain.rollout.types import Trajectory
 
 
 class AgentNetwork(nn.Module):

@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rollout.tree import tree_map
-from rollout.types import Trajectory
+from rltrain.rollout.tree import tree_map
+from rltrain.rollout.types import Trajectory
 
 
 def own_turns(unrolls: Trajectory, acting: Tensor, agents: int) -> Trajectory:

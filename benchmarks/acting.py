@@ -27,18 +27,18 @@ NOTE = (
 
 def act(env: str, seconds: float, overlap: bool) -> dict[str, Any]:
     """Act, deliver, join, value, publish, for so many seconds after a warm-up."""
-    from rl.config import PRELOAD
-    from rollout.processes import start_fork_server
+    from rltrain.config import PRELOAD
+    from rltrain.rollout.processes import start_fork_server
 
     start_fork_server(list(PRELOAD))
     import torch
 
-    from rl.config import load
-    from rl.learner import Learner
-    from rl.process import quiet_torch
-    from rl.setup import make_algorithm, rollout_plan, torch_device, world
-    from rollout.rollout import Rollout
-    from rollout.types import Weights
+    from rltrain.config import load
+    from rltrain.learner import Learner
+    from rltrain.process import quiet_torch
+    from rltrain.rollout.rollout import Rollout
+    from rltrain.rollout.types import Weights
+    from rltrain.setup import make_algorithm, rollout_plan, torch_device, world
 
     streams = WORKERS * STREAMS
     config = load(

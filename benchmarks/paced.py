@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 
-from envs.seeding import stream_seed
+from rltrain.envs.seeding import stream_seed
 
 
 class Working(gymnasium.Wrapper):  # type: ignore[misc]

@@ -30,9 +30,9 @@ def sample(obs: str, rows: int, priorities: bool, seconds: float) -> dict[str, A
     import torch
     from sampling import ALPHA, BATCH, BETA, GAMMA, errors, memory_gib, timed
 
-    from algorithms.protocol import ReplayPlan
-    from rollout.replay import Replay
-    from rollout.types import Transition
+    from rltrain.algorithms.protocol import ReplayPlan
+    from rltrain.rollout.replay import Replay
+    from rltrain.rollout.types import Transition
 
     torch.set_num_threads(1)
     plan = ReplayPlan(
@@ -67,7 +67,7 @@ def spec(obs: str) -> Any:
     """Of the environment that the rows are of."""
     from sampling import ACTION, OBS, PIXELS, STACK
 
-    from envs.spec import ActionSpec, EnvSpec, Leaf
+    from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
     if obs == "vector":
         box = ActionSpec("box", (ACTION,), low=(-1.0,) * ACTION, high=(1.0,) * ACTION)
@@ -80,7 +80,7 @@ def unroll(obs: str, begin: int, count: int) -> Any:
     """Rows `begin` to `begin + count` of one stream, whose episodes end after EPISODE steps; no two frames alike."""
     from sampling import ACTION, EPISODE, OBS, PIXELS, STACK
 
-    from rollout.types import Trajectory
+    from rltrain.rollout.types import Trajectory
 
     row = np.arange(begin, begin + count + 1)
     step = row % (EPISODE + 1)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from gymnasium import spaces
 
-from envs.errors import EnvError
-from envs.spaces import MASK, action_spec, obs_spec, obs_writer
-from envs.spec import ActionSpec, Group, Leaf, ObsSpec
+from rltrain.envs.errors import EnvError
+from rltrain.envs.spaces import MASK, action_spec, obs_spec, obs_writer
+from rltrain.envs.spec import ActionSpec, Group, Leaf, ObsSpec
 
 Share = Literal["all", "type", "none"] | Mapping[str, str]
 
@@ -147,7 +147,7 @@ def joint_action(groups: Sequence[Group]) -> ActionSpec:
 
 
 def joint_space(action: ActionSpec) -> spaces.Space[Any]:
-    """The space of a joint action, as `envs.spaces.action_reader` wants it."""
+    """The space of a joint action, as `rltrain.envs.spaces.action_reader` wants it."""
     if action.kind == "box":
         low, high = (np.array(bound, np.float32).reshape(action.shape) for bound in (action.low, action.high))
         return spaces.Box(low, high, dtype=np.float32)

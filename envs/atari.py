@@ -21,8 +21,8 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from envs.errors import EnvError
-from envs.spaces import GOES_ON
+from rltrain.envs.errors import EnvError
+from rltrain.envs.spaces import GOES_ON
 
 PREFIX = "atari:"  # atari:Pong is ALE/Pong-v5
 INSTALL = "pip install 'rltrain[atari]'"

@@ -23,10 +23,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.errors import EnvError
-from envs.seeding import seed_of
-from envs.spaces import MASK, action_reader, final_mask, mask_of, random_action
-from envs.spec import EnvSpec
+from rltrain.envs.errors import EnvError
+from rltrain.envs.seeding import seed_of
+from rltrain.envs.spaces import MASK, action_reader, final_mask, mask_of, random_action
+from rltrain.envs.spec import EnvSpec
 
 WAYS = ("offered", "rng", "seed", "none")
 ROUNDS = 5  # of a proof

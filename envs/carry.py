@@ -19,9 +19,9 @@ from typing import Any
 import cloudpickle
 import gymnasium
 
-from envs.make import EnvSource, load_entry
+from rltrain.envs.make import EnvSource, load_entry
 
-OURS = ("envs", "rollout", "algorithms", "rl")
+OURS = "rltrain"
 
 
 def carried(source: EnvSource) -> EnvSource:
@@ -80,7 +80,7 @@ def carrying(modules: Iterable[str]) -> Iterator[None]:
 def _home(module: Any) -> Path | None:
     """The folder of a module that comes from a file of the user's."""
     file = getattr(module, "__file__", None)
-    if not isinstance(file, str) or module.__name__.partition(".")[0] in (*OURS, "__main__"):
+    if not isinstance(file, str) or module.__name__.partition(".")[0] in (OURS, "__main__"):
         return None
     folder = Path(file).resolve().parent
     installed = any(folder.is_relative_to(place) for place in _installed())

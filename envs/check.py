@@ -11,11 +11,11 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from envs.bring_back import same
-from envs.errors import EnvFault
-from envs.make import EnvSource
-from envs.spaces import MASK, action_reader, mask_of, random_action, text_keys
-from envs.spec import EnvSpec
+from rltrain.envs.bring_back import same
+from rltrain.envs.errors import EnvFault
+from rltrain.envs.make import EnvSource
+from rltrain.envs.spaces import MASK, action_reader, mask_of, random_action, text_keys
+from rltrain.envs.spec import EnvSpec
 
 
 class Problem(NamedTuple):

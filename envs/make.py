@@ -23,17 +23,17 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 from gymnasium.spaces import Tuple
 
-from envs import atari, pool, zoo
-from envs.errors import EnvError, EnvFault
-from envs.frames import frames
-from envs.native import NativeVectorEnv, blocks, probe_autoreset
-from envs.quiet import quieten_mujoco
-from envs.spaces import MASK, env_spec, stacked
-from envs.spec import EnvSpec
-from envs.vector import VectorEnv, serial
+from rltrain.envs import atari, pool, zoo
+from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.frames import frames
+from rltrain.envs.native import NativeVectorEnv, blocks, probe_autoreset
+from rltrain.envs.quiet import quieten_mujoco
+from rltrain.envs.spaces import MASK, env_spec, stacked
+from rltrain.envs.spec import EnvSpec
+from rltrain.envs.vector import VectorEnv, serial
 
 if TYPE_CHECKING:
-    from envs.agents import Share
+    from rltrain.envs.agents import Share
 
 Env = gymnasium.Env[Any, Any]
 
@@ -64,7 +64,7 @@ class EnvSource:
         target: a name (see FORMS), or a class or function.
         kwargs: for the constructor.
         folder: the folder of the run, importable wherever environments are made.
-        share:  which of several agents share a policy: see `envs.agents.groups_of`.
+        share:  which of several agents share a policy: see `rltrain.envs.agents.groups_of`.
     """
 
     name: str
@@ -94,7 +94,7 @@ class EnvSource:
             quieten_mujoco()
             env = self._guard(lambda: found(**self.kwargs), "")
         if not isinstance(env, gymnasium.Env) or isinstance(getattr(env, "action_space", None), Tuple):
-            from envs.multi_agent import team
+            from rltrain.envs.multi_agent import team
 
             env = self._guard(lambda: team(env, self.name, self.share), "")
         elif not isinstance(self.share, str):
@@ -146,7 +146,7 @@ class EnvSource:
         if not colon:
             return self._registered_id(self.target)
         if left == "probe":
-            from envs.probes import probe
+            from rltrain.envs.probes import probe
 
             return probe(right)
         if left.endswith(".py"):
@@ -281,7 +281,7 @@ def resolve(
 
     Args:
         env:   see FORMS; a name given to `register_env`; or a class or function that makes an environment.
-        share: which of several agents share a policy: see `envs.agents.groups_of`.
+        share: which of several agents share a policy: see `rltrain.envs.agents.groups_of`.
     """
     arguments = dict(kwargs or {})
     if isinstance(env, EnvSource):
@@ -373,7 +373,7 @@ def load_entry(entry: str) -> Callable[..., Any]:
 
 
 def _ids() -> list[str]:
-    from envs.probes import PROBES
+    from rltrain.envs.probes import PROBES
 
     return [*gymnasium.registry, *_registered, *zoo.GAMES, *(f"probe:{name}" for name in PROBES)]
 

@@ -14,12 +14,22 @@ import numpy as np
 from gymnasium import spaces
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
-from envs.agents import Share, groups_of, joint_action, joint_obs, joint_space, joint_writer, taker, without_mask, zeros
-from envs.cycle import quicker
-from envs.errors import EnvError
-from envs.spaces import MASK, final_mask, mask_of
-from envs.spec import EnvSpec
-from envs.tupled import Tupled
+from rltrain.envs.agents import (
+    Share,
+    groups_of,
+    joint_action,
+    joint_obs,
+    joint_space,
+    joint_writer,
+    taker,
+    without_mask,
+    zeros,
+)
+from rltrain.envs.cycle import quicker
+from rltrain.envs.errors import EnvError
+from rltrain.envs.spaces import MASK, final_mask, mask_of
+from rltrain.envs.spec import EnvSpec
+from rltrain.envs.tupled import Tupled
 
 AGENTS = "agents"  # key of an info: the `Told` of this step
 STATELESS = ("multiwalker_v9",)  # whose `state` raises once a walker has fallen
@@ -62,7 +72,7 @@ class Team(gymnasium.Env[Any, Any]):
     Args:
         game:  as PettingZoo's parallel environments are.
         name:  of the environment.
-        share: see `envs.agents.groups_of`.
+        share: see `rltrain.envs.agents.groups_of`.
         turns: whether the agents act one after the other.
 
     Raises:

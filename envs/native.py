@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from envs.bring_back import attributes, from_plain, same, set_attributes, to_plain
-from envs.errors import EnvError, EnvFault
-from envs.seeding import seed_of
-from envs.spaces import action_reader, env_spec, random_action
-from envs.spec import EnvSpec
-from envs.vector import Rows
+from rltrain.envs.bring_back import attributes, from_plain, same, set_attributes, to_plain
+from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.seeding import seed_of
+from rltrain.envs.spaces import action_reader, env_spec, random_action
+from rltrain.envs.spec import EnvSpec
+from rltrain.envs.vector import Rows
 
 Native = Any  # gymnasium.vector.VectorEnv; its type parameters say nothing here
 MakeBlock = Callable[[int], Native]

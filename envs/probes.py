@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
-from envs.errors import EnvError
+from rltrain.envs.errors import EnvError
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
 UNIT = spaces.Box(-1.0, 1.0, (1,), np.float32)

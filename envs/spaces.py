@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from envs.errors import EnvError
-from envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, Padding
+from rltrain.envs.errors import EnvError
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, Padding
 
 OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these"
 ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box with finite bounds"

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from envs.errors import EnvFault
-from envs.multi_agent import AGENTS, Team
-from envs.spaces import MASK
-from envs.spec import EnvSpec
-from envs.vector import Rows, SerialVectorEnv
+from rltrain.envs.errors import EnvFault
+from rltrain.envs.multi_agent import AGENTS, Team
+from rltrain.envs.spaces import MASK
+from rltrain.envs.spec import EnvSpec
+from rltrain.envs.vector import Rows, SerialVectorEnv
 
 
 class TeamVectorEnv(SerialVectorEnv):

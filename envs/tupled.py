@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from envs.agents import zeros
-from envs.errors import EnvError
-from envs.spaces import MASK
+from rltrain.envs.agents import zeros
+from rltrain.envs.errors import EnvError
+from rltrain.envs.spaces import MASK
 
 
 class Tupled:

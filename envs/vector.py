@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
-from envs.errors import EnvFault
-from envs.spaces import GOES_ON, MASK, action_reader, final_mask, mask_of, obs_writer
-from envs.spec import EnvSpec
+from rltrain.envs.errors import EnvFault
+from rltrain.envs.spaces import GOES_ON, MASK, action_reader, final_mask, mask_of, obs_writer
+from rltrain.envs.spec import EnvSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Rows:
     state: np.ndarray | None = None  # [T+1, B, *S]  what only training sees
 
     def beside(self) -> list[np.ndarray]:
-        """The fields of `envs.spec.BESIDE` that are there, in that order."""
+        """The fields of `rltrain.envs.spec.BESIDE` that are there, in that order."""
         return [array for array in (self.action_mask, self.alive, self.acting, self.state) if array is not None]
 
     def over(self, t: int) -> np.ndarray:
@@ -80,7 +80,7 @@ class SerialVectorEnv:
         spec:    what `make` makes.
         streams: the streams of this actor.
         seeds:   what each is seeded with, once, at its start.
-        way:     how a stream is brought back on resume, see `envs.bring_back`.
+        way:     how a stream is brought back on resume, see `rltrain.envs.bring_back`.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class SerialVectorEnv:
         seeds: Sequence[int],
         way: str = "rng",
     ) -> None:
-        from envs.bring_back import Log  # gymnasium's own imports first
+        from rltrain.envs.bring_back import Log
 
         self.spec = spec
         self.streams = tuple(streams)
@@ -207,7 +207,7 @@ def serial(
     """Streams stepped one after the other, of one agent or of several."""
     if not spec.groups:
         return SerialVectorEnv(make, spec, streams, seeds, way)
-    from envs.team_vector import TeamVectorEnv
+    from rltrain.envs.team_vector import TeamVectorEnv
 
     return TeamVectorEnv(make, spec, streams, seeds, way)
 

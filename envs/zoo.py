@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from envs.errors import EnvError
+from rltrain.envs.errors import EnvError
 
 PREFIX = "pettingzoo:"
 EXTRAS = {  # of ours, by the package that they are for
@@ -17,7 +17,7 @@ EXTRAS = {  # of ours, by the package that they are for
     "pettingzoo.classic": "classic",
     "pettingzoo.sisl": "sisl",
 }
-GAMES = {  # in `envs.games`, which imports PettingZoo
+GAMES = {  # in `rltrain.envs.games`, which imports PettingZoo
     "two-step": "two_step",
     "climbing": "climbing",
     "penalty": "penalty",
@@ -39,7 +39,7 @@ def find(name: str, load: Callable[[str, str], ModuleType]) -> Callable[..., Any
         EnvError: the module makes no environment; one line.
     """
     if name in GAMES:
-        game: Callable[..., Any] = getattr(importlib.import_module("envs.games"), GAMES[name])
+        game: Callable[..., Any] = getattr(importlib.import_module("rltrain.envs.games"), GAMES[name])
         return game
     if not name.startswith(PREFIX):
         return None

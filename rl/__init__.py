@@ -7,25 +7,19 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from rl import _shadow
-
-_shadow.check()
-
 if TYPE_CHECKING:
-    from algorithms import losses, networks, returns
-    from algorithms import register as register_algorithm
-    from algorithms.policies import register_policy
-    from algorithms.settings import A2CConfig, PPOConfig
-    from envs.make import register_env
-    from envs.spec import EnvSpec
-    from rl.config import RunConfig
-    from rl.errors import CheckpointError, ConfigError, RunFailed
-    from rl.evaluate import evaluate, load
-    from rl.make import make_env
-    from rl.train import train
-    from rollout.types import Trajectory
-
-DISTRIBUTION = "rltrain"
+    from rltrain.algorithms import losses, networks, returns
+    from rltrain.algorithms import register as register_algorithm
+    from rltrain.algorithms.policies import register_policy
+    from rltrain.algorithms.settings import A2CConfig, PPOConfig
+    from rltrain.config import RunConfig
+    from rltrain.envs.make import register_env
+    from rltrain.envs.spec import EnvSpec
+    from rltrain.errors import CheckpointError, ConfigError, RunFailed
+    from rltrain.evaluate import evaluate, load
+    from rltrain.make import make_env
+    from rltrain.rollout.types import Trajectory
+    from rltrain.train import train
 
 __all__ = [
     "A2CConfig",
@@ -50,30 +44,30 @@ __all__ = [
 
 # Where each name lives: "module:attribute", or a module.
 _WHERE = {
-    "A2CConfig": "algorithms.settings:A2CConfig",
-    "CheckpointError": "rl.errors:CheckpointError",
-    "ConfigError": "rl.errors:ConfigError",
-    "EnvSpec": "envs.spec:EnvSpec",
-    "PPOConfig": "algorithms.settings:PPOConfig",
-    "RunConfig": "rl.config:RunConfig",
-    "RunFailed": "rl.errors:RunFailed",
-    "Trajectory": "rollout.types:Trajectory",
-    "evaluate": "rl.evaluate:evaluate",
-    "load": "rl.evaluate:load",
-    "losses": "algorithms.losses",
-    "make_env": "rl.make:make_env",
-    "networks": "algorithms.networks",
-    "register_algorithm": "algorithms:register",
-    "register_env": "envs.make:register_env",
-    "register_policy": "algorithms.policies:register_policy",
-    "returns": "algorithms.returns",
-    "train": "rl.train:train",
+    "A2CConfig": "rltrain.algorithms.settings:A2CConfig",
+    "CheckpointError": "rltrain.errors:CheckpointError",
+    "ConfigError": "rltrain.errors:ConfigError",
+    "EnvSpec": "rltrain.envs.spec:EnvSpec",
+    "PPOConfig": "rltrain.algorithms.settings:PPOConfig",
+    "RunConfig": "rltrain.config:RunConfig",
+    "RunFailed": "rltrain.errors:RunFailed",
+    "Trajectory": "rltrain.rollout.types:Trajectory",
+    "evaluate": "rltrain.evaluate:evaluate",
+    "load": "rltrain.evaluate:load",
+    "losses": "rltrain.algorithms.losses",
+    "make_env": "rltrain.make:make_env",
+    "networks": "rltrain.algorithms.networks",
+    "register_algorithm": "rltrain.algorithms:register",
+    "register_env": "rltrain.envs.make:register_env",
+    "register_policy": "rltrain.algorithms.policies:register_policy",
+    "returns": "rltrain.algorithms.returns",
+    "train": "rltrain.train:train",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
-        raise AttributeError(f"module 'rl' has no attribute {name!r}; it has: {', '.join(__all__)}")
+        raise AttributeError(f"module 'rltrain' has no attribute {name!r}; it has: {', '.join(__all__)}")
     module, _, attribute = _WHERE[name].partition(":")
     found: Any = importlib.import_module(module)
     return getattr(found, attribute) if attribute else found
@@ -84,7 +78,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `rl.train` and `rl.evaluate` the functions, although importing their modules would bind those names."""
+    """Keeps `rltrain.train` and `rltrain.evaluate` the functions, although importing their modules would bind those names."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, ModuleType) and name in _WHERE:

@@ -25,8 +25,8 @@ import safetensors
 import safetensors.numpy
 import torch
 
-from rl.errors import CheckpointError, RunFailed
-from rl.folder import writing
+from rltrain.errors import CheckpointError, RunFailed
+from rltrain.folder import writing
 
 FORMAT = 1
 STATE, META = "state.safetensors", "meta.json"

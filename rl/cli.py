@@ -14,19 +14,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import algorithms
-from envs.errors import EnvError, EnvFault
-from rl.config import INNER, PRELOAD, RunConfig, load, reload, saved
-from rl.console import say
-from rl.errors import CheckpointError, ConfigError, Interrupted, LearnerLost, RunFailed, Stop
-from rl.explain import unknown
-from rl.flags import add_model, env_arg, spelled
-from rl.signals import held, sigterm_stops
-from rl.torchrun import Place, begun, place
+from rltrain import algorithms
+from rltrain.config import INNER, PRELOAD, RunConfig, load, reload, saved
+from rltrain.console import say
+from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.errors import CheckpointError, ConfigError, Interrupted, LearnerLost, RunFailed, Stop
+from rltrain.explain import unknown
+from rltrain.flags import add_model, env_arg, spelled
+from rltrain.signals import held, sigterm_stops
+from rltrain.torchrun import Place, begun, place
 
 if TYPE_CHECKING:
-    from rl.evaluate import Evaluation
-    from rl.train import Result
+    from rltrain.evaluate import Evaluation
+    from rltrain.train import Result
 
 STARTED = time.monotonic()
 INTERRUPTED = 130
@@ -67,7 +67,7 @@ def _help(here: Place) -> int:
         return 0
     for number in (signal.SIGINT, signal.SIGTERM):  # the first one ends in good order, and says when
         signal.signal(number, signal.SIG_IGN)
-    from rl.learners import Second
+    from rltrain.learners import Second
 
     try:
         Second(here, None).serve()
@@ -91,7 +91,7 @@ def _guarded(command: str, work: Callable[[], None]) -> int:
             say(f"{command}: {line}", sys.stderr)
         return 2
     except EnvFault as fault:
-        from rollout.local import describe
+        from rltrain.rollout.local import describe
 
         say(f"{command}: {describe(fault).rstrip()}", sys.stderr)
         return RunFailed.status
@@ -110,11 +110,11 @@ def _guarded(command: str, work: Callable[[], None]) -> int:
 def _train(argv: list[str]) -> None:
     config, resume = _with_all(*parse(argv))
     if config.backend != "local" or (config.learners > 1 and place() is None):
-        from rollout.processes import start_fork_server
+        from rltrain.rollout.processes import start_fork_server
 
         start_fork_server(list(PRELOAD))  # imports torch beside us, while we do too
     with held():
-        from rl.train import train
+        from rltrain.train import train
 
     result = train(config) if resume is None else train(config, resume=resume)
     result = replace(result, seconds=time.monotonic() - STARTED)
@@ -264,7 +264,7 @@ def _evaluate(argv: list[str]) -> None:
     if not Path(given["path"]).exists():
         raise CheckpointError(f"{given['path']} does not exist")
     with held():
-        from rl.evaluate import evaluate
+        from rltrain.evaluate import evaluate
 
     found = evaluate(
         given["path"],

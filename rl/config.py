@@ -11,13 +11,12 @@ from typing import Any, Literal, Self, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-import algorithms
-from rl import presets
-from rl.errors import CheckpointError, ConfigError
-from rl.explain import explain, unknown
-from rl.file import Given, read
-from rl.flags import from_text, kinds, spelled, whole
-from rl.torchrun import LAUNCH, RUN_FILE
+from rltrain import algorithms, presets
+from rltrain.errors import CheckpointError, ConfigError
+from rltrain.explain import explain, unknown
+from rltrain.file import Given, read
+from rltrain.flags import from_text, kinds, spelled, whole
+from rltrain.torchrun import LAUNCH, RUN_FILE
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -237,7 +236,7 @@ class RunConfig(BaseModel):
 
 
 # What an actor's process imports anyway, done once by the server it is forked from.
-PRELOAD = ("torch", "gymnasium", "algorithms.settings", "algorithms.policies", "rl.setup")
+PRELOAD = ("torch", "gymnasium", "rltrain.algorithms.settings", "rltrain.algorithms.policies", "rltrain.setup")
 INNER = ("settings", "preset_file", "reloadable")  # not flags: they follow from the others
 # What `--resume` may change.
 PLACES = ("workers", "learners", "backend", "cluster", "cluster_timeout", "tls_ca", "tls_cert", "tls_key")
@@ -332,7 +331,7 @@ def reload(saved: Mapping[str, Any], given: Mapping[str, Any], text: bool = Fals
     elif not values.get("reloadable", True):
         raise ConfigError(
             f"the run's environment {values['env']} was given as an object, which is not kept; "
-            "resume from Python with rl.train(resume=..., env=...)"
+            "resume from Python with rltrain.train(resume=..., env=...)"
         )
     return RunConfig.from_json(values, origins)
 

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.make import EnvSource, look, resolve
-from envs.seeding import FRESH, seed_of
-from envs.spec import EnvSpec, from_json
-from rl import checkpoint, self_play, team
-from rl.config import RunConfig
-from rl.errors import CheckpointError, ConfigError
-from rl.setup import make_policy
-from rollout.episodes import kept, obs_arrays, padded, play
-from rollout.tree import leaves, tree_map
-from rollout.types import Episode
+from rltrain import checkpoint, self_play, team
+from rltrain.config import RunConfig
+from rltrain.envs.make import EnvSource, look, resolve
+from rltrain.envs.seeding import FRESH, seed_of
+from rltrain.envs.spec import EnvSpec, from_json
+from rltrain.errors import CheckpointError, ConfigError
+from rltrain.rollout.episodes import kept, obs_arrays, padded, play
+from rltrain.rollout.tree import leaves, tree_map
+from rltrain.rollout.types import Episode
+from rltrain.setup import make_policy
 
 RESAMPLES = 10_000  # of the bootstrap
 
@@ -131,7 +131,7 @@ class Trained:
         return self._for_env(act.action.numpy()[:count])
 
     def _noise(self, width: int) -> np.ndarray:
-        from rollout.noise import DRAWS
+        from rltrain.rollout.noise import DRAWS
 
         wanted = self.policy.noise
         noise = np.zeros((width, wanted.columns), np.float32)  # where streams differ, everybody is stream 0

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from algorithms.protocol import ReplayPlan, StreamPlan
-from rl.errors import RunFailed, diverged
-from rollout.tree import tree_map
-from rollout.types import Trajectory, Transition
+from rltrain.algorithms.protocol import ReplayPlan, StreamPlan
+from rltrain.errors import RunFailed, diverged
+from rltrain.rollout.tree import tree_map
+from rltrain.rollout.types import Trajectory, Transition
 
 Block = Callable[[], dict[str, np.ndarray]]
 
@@ -36,7 +36,7 @@ class Feed(Protocol):
         """What there is to log, under full names."""
 
     def state(self) -> tuple[dict[str, Any], dict[str, Block]]:
-        """What a checkpoint must hold, and blocks of rows by name that do not change any more: see `rl.segments`."""
+        """What a checkpoint must hold, and blocks of rows by name that do not change any more: see `rltrain.segments`."""
 
     def load(self, state: dict[str, Any], blocks: dict[str, Block]) -> None:
         """Go on from `state`."""
@@ -127,7 +127,7 @@ class ReplayFeed:
     however the steps were delivered; fewer only while nothing can be sampled yet, and those are made up for.
 
     Args:
-        replay: what keeps the unrolls; see `rollout.replay.Replay`.
+        replay: what keeps the unrolls; see `rltrain.rollout.replay.Replay`.
         plan:   the algorithm's.
         device: where samples are wanted.
     """

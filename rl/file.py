@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import algorithms
-from rl.errors import ConfigError
-from rl.explain import unknown
+from rltrain import algorithms
+from rltrain.errors import ConfigError
+from rltrain.explain import unknown
 
 # Tables that are no algorithm's settings.
 TABLES = ("env_args", "share")

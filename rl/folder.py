@@ -13,10 +13,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from envs.spec import EnvSpec, to_json
-from rl.config import RunConfig
-from rl.errors import ConfigError, RunFailed
-from rl.torchrun import LAUNCH, RUN_FILE, launch
+from rltrain.config import RunConfig
+from rltrain.envs.spec import EnvSpec, to_json
+from rltrain.errors import ConfigError, RunFailed
+from rltrain.torchrun import LAUNCH, RUN_FILE, launch
 
 LOCK = ".lock"
 
@@ -103,7 +103,7 @@ def write_run_file(folder: Path, config: RunConfig, spec: EnvSpec, mark: str | N
     """run.json, all or nothing: the run as it is now, and every command that began it or went on with it.
 
     Args:
-        mark: of its recording, see `rl.record.Recorder`.
+        mark: of its recording, see `rltrain.record.Recorder`.
     """
     file, beside = folder / RUN_FILE, folder / f".{RUN_FILE}"
     commands: list[Any] = []

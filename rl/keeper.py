@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from envs.spec import EnvSpec, to_json
-from rl import checkpoint
-from rl.checkpoint import Checkpoint
-from rl.config import RunConfig
-from rl.folder import versions
-from rl.segments import Listed, Segments
-from rollout.types import Weights
+from rltrain import checkpoint
+from rltrain.checkpoint import Checkpoint
+from rltrain.config import RunConfig
+from rltrain.envs.spec import EnvSpec, to_json
+from rltrain.folder import versions
+from rltrain.rollout.types import Weights
+from rltrain.segments import Listed, Segments
 
 
 class Keeper:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rl.checkpoint import to_tensors
-from rl.errors import diverged
-from rl.feed import Feed, ReplayFeed, StreamFeed, rounds
-from rl.torchrun import place
-from rollout.types import Trajectory, Weights
+from rltrain.checkpoint import to_tensors
+from rltrain.errors import diverged
+from rltrain.feed import Feed, ReplayFeed, StreamFeed, rounds
+from rltrain.rollout.types import Trajectory, Weights
+from rltrain.torchrun import place
 
 if TYPE_CHECKING:
-    from envs.spec import EnvSpec
-    from rl.config import RunConfig
-    from rl.learners import Learners
+    from rltrain.config import RunConfig
+    from rltrain.envs.spec import EnvSpec
+    from rltrain.learners import Learners
 
 MOST = 256  # updates whose metrics are kept before they are summed up
 
@@ -27,7 +27,7 @@ class Learner:
     """Turns deliveries of unrolls into new weights.
 
     Args:
-        algorithm: see `algorithms.protocol.Algorithm`.
+        algorithm: see `rltrain.algorithms.protocol.Algorithm`.
         device:    where it computes.
         feed:      where its batches come from; each unroll once where none is given.
         learners:  those that share each update, if there are several.
@@ -173,7 +173,7 @@ def several(config: RunConfig, spec: EnvSpec, algorithm: Any) -> Learners | None
     """
     if config.learners == 1:
         return None
-    from rl.learners import open_learners
+    from rltrain.learners import open_learners
 
     return open_learners(config, spec, algorithm, place())
 

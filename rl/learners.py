@@ -20,20 +20,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-import algorithms
-from algorithms.policies import policy_factory, register_policy
-from algorithms.protocol import GradientPlan, Plan, ReplayPlan, Update
-from envs.spec import EnvSpec
-from rl.checkpoint import to_tensors
-from rl.config import RunConfig
-from rl.errors import ConfigError, LearnerLost
-from rl.feed import tensors
-from rl.setup import make_algorithm, torch_device
-from rl.shared import Shared, as_arrays, dissolve, form, parts_of, plain
-from rl.torchrun import Place
-from rollout.handle import ActorLost
-from rollout.processes import ProcessHandle
-from rollout.types import Trajectory
+from rltrain import algorithms
+from rltrain.algorithms.policies import policy_factory, register_policy
+from rltrain.algorithms.protocol import GradientPlan, Plan, ReplayPlan, Update
+from rltrain.checkpoint import to_tensors
+from rltrain.config import RunConfig
+from rltrain.envs.spec import EnvSpec
+from rltrain.errors import ConfigError, LearnerLost
+from rltrain.feed import tensors
+from rltrain.rollout.handle import ActorLost
+from rltrain.rollout.processes import ProcessHandle
+from rltrain.rollout.types import Trajectory
+from rltrain.setup import make_algorithm, torch_device
+from rltrain.shared import Shared, as_arrays, dissolve, form, parts_of, plain
+from rltrain.torchrun import Place
 
 FOREVER = timedelta(days=365)  # that a learner waits for the first one, which may wait for its actors
 ENDING_SECONDS = 2.0  # that a learner's process may take to tell how it ended
@@ -250,7 +250,7 @@ def open_learners(config: RunConfig, spec: EnvSpec, algorithm: Any, place: Place
     if place is not None and (place.rank > 0 or place.size != config.learners):
         raise ConfigError(
             f"--learners {config.learners}: torchrun started {place.size}, and this is number {place.rank}; "
-            "let it start our command: torchrun ... -m rl.train --algo ..."
+            "let it start our command: torchrun ... -m rltrain.train --algo ..."
         )
     if dist.is_available() and dist.is_initialized():
         raise ConfigError(

@@ -6,15 +6,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from algorithms.policies import policy_factory
-from envs.carry import modules_of
-from envs.make import EnvSource
-from rl.config import PRELOAD, RunConfig
-from rl.errors import ConfigError
-from rollout.backend import ClusterLost
+from rltrain.algorithms.policies import policy_factory
+from rltrain.config import PRELOAD, RunConfig
+from rltrain.envs.carry import modules_of
+from rltrain.envs.make import EnvSource
+from rltrain.errors import ConfigError
+from rltrain.rollout.backend import ClusterLost
 
 if TYPE_CHECKING:
-    from rollout.nodes import Cluster
+    from rltrain.rollout.nodes import Cluster
 
 TLS = {"tls_ca": "tls_ca_file", "tls_cert": "tls_client_cert", "tls_key": "tls_client_key"}
 
@@ -28,10 +28,10 @@ def open_cluster(config: RunConfig) -> Cluster | None:
     if config.backend != "dask":
         return None
     try:
-        from rollout.cluster import connect
+        from rltrain.rollout.cluster import connect
     except ImportError:
         raise ConfigError("--backend dask needs an extra: pip install 'rltrain[cluster]'") from None
-    from rollout.versions import differs
+    from rltrain.rollout.versions import differs
 
     where = config.cluster
     if isinstance(where, str) and "://" not in where and not Path(where).is_file():
@@ -70,7 +70,7 @@ def elsewhere(config: RunConfig, here: Any, source: EnvSource, cluster: Any) -> 
     """What the plan of a rollout says of actors on a cluster.
 
     Args:
-        here:   the run's `rl.setup.World`.
+        here:   the run's `rltrain.setup.World`.
         source: its environment, `carried`.
     """
     if here.kind == "native" and source != here.source:
@@ -97,8 +97,8 @@ def remarks(config: RunConfig, cluster: Cluster | None) -> list[str]:
     """What a person should know of the nodes before the run begins."""
     if cluster is None:
         return []
-    from rollout.cluster import open_to_others
-    from rollout.node import machine
+    from rltrain.rollout.cluster import open_to_others
+    from rltrain.rollout.node import machine
 
     said, places, here = [], list(cluster.places.values()), machine()
     room = sum(place.slots for place in places)

@@ -1,4 +1,4 @@
-"""`rl.make_env`: one environment by the name that `--env` takes, as an actor makes it."""
+"""`rltrain.make_env`: one environment by the name that `--env` takes, as an actor makes it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 
-from envs.make import resolve
+from rltrain.envs.make import resolve
 
 
 def make_env(env: str | Callable[..., Any], **env_args: Any) -> gymnasium.Env[Any, Any]:
@@ -15,7 +15,7 @@ def make_env(env: str | Callable[..., Any], **env_args: Any) -> gymnasium.Env[An
 
     Args:
         env:      a registered id, `module:Id-v0`, `package.module:ClassOrFactory`, `path/to/file.py:ClassOrFactory`,
-                  `probe:name`, a name given to `rl.register_env`, or a class or function.
+                  `probe:name`, a name given to `rltrain.register_env`, or a class or function.
         env_args: keywords for its constructor.
 
     Raises:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rl.folder import writing
-from rollout.types import Episode
+from rltrain.folder import writing
+from rltrain.rollout.types import Episode
 
 FILE = "metrics.jsonl"
 EVENTS = "tensorboard"

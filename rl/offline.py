@@ -8,13 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from algorithms.protocol import ReplayPlan
-from rl.errors import CheckpointError, ConfigError
-from rl.feed import ReplayFeed, tensors
-from rl.learner import Learner
-from rl.record import Recording
-from rollout.ring import NoStack
-from rollout.types import Trajectory, Weights
+from rltrain.algorithms.protocol import ReplayPlan
+from rltrain.errors import CheckpointError, ConfigError
+from rltrain.feed import ReplayFeed, tensors
+from rltrain.learner import Learner
+from rltrain.record import Recording
+from rltrain.rollout.ring import NoStack
+from rltrain.rollout.types import Trajectory, Weights
 
 
 class OfflineFeed(ReplayFeed):
@@ -33,7 +33,7 @@ class OfflineFeed(ReplayFeed):
 
 
 class OfflineRollout:
-    """Has the interface of `rollout.rollout.Rollout`, and no actors: a round counts steps that nobody makes.
+    """Has the interface of `rltrain.rollout.rollout.Rollout`, and no actors: a round counts steps that nobody makes.
 
     Args:
         steps_each: steps that a round counts.

@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from rl.config import RunConfig
-from rl.errors import Interrupted, LearnerLost, RunFailed, Stop
-from rl.evaluations import EvaluationFailed
-from rl.run import Run
-from rl.signals import Signals
-from rollout.backend import ClusterLost
-from rollout.handle import ActorLost
-from rollout.ring import NoStack
-from rollout.rollout import Failed
+from rltrain.config import RunConfig
+from rltrain.errors import Interrupted, LearnerLost, RunFailed, Stop
+from rltrain.evaluations import EvaluationFailed
+from rltrain.rollout.backend import ClusterLost
+from rltrain.rollout.handle import ActorLost
+from rltrain.rollout.ring import NoStack
+from rltrain.rollout.rollout import Failed
+from rltrain.run import Run
+from rltrain.signals import Signals
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ record.json              what it is of: the environment's spec, the run, version
 unrolls-000000.safetensors ...
 
 A file holds pieces, arrays under "0/obs.0", "0/action", "1/obs.0", ...: deliveries whose rows follow each other, joined
-along time. Streams, versions and rows are those of `rollout.types.Trajectory`.
+along time. Streams, versions and rows are those of `rltrain.rollout.types.Trajectory`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from envs.spec import BESIDE, EnvSpec, from_json, to_json
-from rl.checkpoint import _sync, _write
-from rl.config import RunConfig
-from rl.errors import CheckpointError, ConfigError
-from rl.feed import rounds
-from rl.folder import versions, writing
-from rl.resuming import NAMES, differences
-from rollout.tree import leaves, tree_map, unflatten
-from rollout.types import Episode, Trajectory
+from rltrain.checkpoint import _sync, _write
+from rltrain.config import RunConfig
+from rltrain.envs.spec import BESIDE, EnvSpec, from_json, to_json
+from rltrain.errors import CheckpointError, ConfigError
+from rltrain.feed import rounds
+from rltrain.folder import versions, writing
+from rltrain.resuming import NAMES, differences
+from rltrain.rollout.tree import leaves, tree_map, unflatten
+from rltrain.rollout.types import Episode, Trajectory
 
 FORMAT = 1
 INDEX = "record.json"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from rl.console import Console
-from rl.learner import Learner
-from rl.metrics import Metrics, Window
-from rl.offline import OfflineRollout
-from rollout.rollout import Rollout
+from rltrain.console import Console
+from rltrain.learner import Learner
+from rltrain.metrics import Metrics, Window
+from rltrain.offline import OfflineRollout
+from rltrain.rollout.rollout import Rollout
 
 LOG_SECONDS = 1.0  # between two lines of metrics, evaluations apart
 

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from envs.spec import EnvSpec, from_json, to_json
-from rl import checkpoint
-from rl.checkpoint import Checkpoint
-from rl.errors import CheckpointError
+from rltrain import checkpoint
+from rltrain.checkpoint import Checkpoint
+from rltrain.envs.spec import EnvSpec, from_json, to_json
+from rltrain.errors import CheckpointError
 
 NAMES = ("id", "stack", "padding")  # parts of a spec that say nothing of what the policy sees
 

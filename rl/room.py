@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from rl.errors import ConfigError
+from rltrain.errors import ConfigError
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 

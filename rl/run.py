@@ -11,25 +11,30 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from rl import checkpoint, segments, self_play, team
-from rl.checkpoint import Checkpoint
-from rl.config import RunConfig
-from rl.console import Console
-from rl.errors import Interrupted, LearnerLost, RunFailed
-from rl.evaluations import Evaluations
-from rl.folder import discard, lock, make_folder, recording_mark, write_run_file
-from rl.keeper import Keeper
-from rl.learner import Learner, several
-from rl.machines import open_cluster, remarks
-from rl.metrics import Metrics, Window
-from rl.offline import fill
-from rl.process import quiet_torch
-from rl.record import Recorder, Recording
-from rl.report import Report
-from rl.result import Result
-from rl.resuming import fits, newest, same_environment
-from rl.self_play import SelfPlay
-from rl.setup import (
+from rltrain import checkpoint, segments, self_play, team
+from rltrain.checkpoint import Checkpoint
+from rltrain.config import RunConfig
+from rltrain.console import Console
+from rltrain.errors import Interrupted, LearnerLost, RunFailed
+from rltrain.evaluations import Evaluations
+from rltrain.folder import discard, lock, make_folder, recording_mark, write_run_file
+from rltrain.keeper import Keeper
+from rltrain.learner import Learner, several
+from rltrain.machines import open_cluster, remarks
+from rltrain.metrics import Metrics, Window
+from rltrain.offline import fill
+from rltrain.process import quiet_torch
+from rltrain.record import Recorder, Recording
+from rltrain.report import Report
+from rltrain.result import Result
+from rltrain.resuming import fits, newest, same_environment
+from rltrain.rollout.backend import ClusterLost
+from rltrain.rollout.handle import ActorLost
+from rltrain.rollout.rollout import Failed
+from rltrain.rollout.seat import RolloutPlan
+from rltrain.rollout.types import Episode, Trajectory, Weights
+from rltrain.self_play import SelfPlay
+from rltrain.setup import (
     EvaluationWorker,
     World,
     evaluation_seeds,
@@ -42,12 +47,7 @@ from rl.setup import (
     torch_device,
     world,
 )
-from rl.signals import Signals
-from rollout.backend import ClusterLost
-from rollout.handle import ActorLost
-from rollout.rollout import Failed
-from rollout.seat import RolloutPlan
-from rollout.types import Episode, Trajectory, Weights
+from rltrain.signals import Signals
 
 CHECKPOINTS = "checkpoints"  # where they lie in a run's folder
 ROWS = "replay"  # and the files of a replay on disk, as long as the run goes on

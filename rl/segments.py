@@ -19,9 +19,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from rl import checkpoint
-from rl.errors import CheckpointError
-from rl.folder import writing
+from rltrain import checkpoint
+from rltrain.errors import CheckpointError
+from rltrain.folder import writing
 
 FOLDER, SUFFIX = "segments", ".safetensors"
 

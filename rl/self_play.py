@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rl.metrics import WINDOW
-from rollout.types import NEWEST, Episode, Weights
+from rltrain.metrics import WINDOW
+from rltrain.rollout.types import NEWEST, Episode, Weights
 
 START = 1000.0  # rating of the untrained policy
 K = 16.0  # points that a game can move at most: FIDE gives 10 to 40

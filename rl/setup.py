@@ -10,40 +10,39 @@ from typing import Any
 
 import torch
 
-import algorithms
-from algorithms.independent import Independent, together
-from algorithms.layers import turned
-from algorithms.networks import Encoder
-from algorithms.policies import build, policy_factory
-from algorithms.protocol import GradientPlan, Plan, ReplayPlan, StreamPlan
-from envs import native
-from envs.bring_back import prove
-from envs.carry import carried
-from envs.check import first_look
-from envs.errors import EnvError
-from envs.make import EnvSource, choose, look, resolve, vector
-from envs.seeding import LEARNER, evaluation_seed, seed_of, stream_seed
-from envs.spec import EnvSpec
-from envs.vector import VectorEnv
-from rl import room
-from rl.config import RunConfig
-from rl.errors import ConfigError
-from rl.feed import Feed, GradientFeed, ReplayFeed, StreamFeed
-from rl.machines import elsewhere
-from rl.offline import OfflineFeed, OfflineRollout
-from rl.process import keep_memory, one_thread
-from rl.record import Recording
-from rollout.evaluator import Evaluator, EvaluatorJob
-from rollout.handle import EVALUATOR, ActorLost, Handle
-from rollout.inference import inference_of
-from rollout.local import LocalHandle
-from rollout.memory import SharedMemory
-from rollout.opponents import SEATS, Pool
-from rollout.plan import rows_of
-from rollout.rollout import Rollout
-from rollout.seat import RolloutPlan
-from rollout.types import Weights
-from rollout.widths import InBlocks, rows_agree, rows_move
+from rltrain import algorithms, room
+from rltrain.algorithms.independent import Independent, together
+from rltrain.algorithms.layers import turned
+from rltrain.algorithms.networks import Encoder
+from rltrain.algorithms.policies import build, policy_factory
+from rltrain.algorithms.protocol import GradientPlan, Plan, ReplayPlan, StreamPlan
+from rltrain.config import RunConfig
+from rltrain.envs import native
+from rltrain.envs.bring_back import prove
+from rltrain.envs.carry import carried
+from rltrain.envs.check import first_look
+from rltrain.envs.errors import EnvError
+from rltrain.envs.make import EnvSource, choose, look, resolve, vector
+from rltrain.envs.seeding import LEARNER, evaluation_seed, seed_of, stream_seed
+from rltrain.envs.spec import EnvSpec
+from rltrain.envs.vector import VectorEnv
+from rltrain.errors import ConfigError
+from rltrain.feed import Feed, GradientFeed, ReplayFeed, StreamFeed
+from rltrain.machines import elsewhere
+from rltrain.offline import OfflineFeed, OfflineRollout
+from rltrain.process import keep_memory, one_thread
+from rltrain.record import Recording
+from rltrain.rollout.evaluator import Evaluator, EvaluatorJob
+from rltrain.rollout.handle import EVALUATOR, ActorLost, Handle
+from rltrain.rollout.inference import inference_of
+from rltrain.rollout.local import LocalHandle
+from rltrain.rollout.memory import SharedMemory
+from rltrain.rollout.opponents import SEATS, Pool
+from rltrain.rollout.plan import rows_of
+from rltrain.rollout.rollout import Rollout
+from rltrain.rollout.seat import RolloutPlan
+from rltrain.rollout.types import Weights
+from rltrain.rollout.widths import InBlocks, rows_agree, rows_move
 
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -213,7 +212,7 @@ def room_for(
             f"--warmup {plan.warmup} leaves nothing to learn in --steps {config.steps}; "
             "ask for more steps or a smaller warmup"
         )
-    from rollout.replay import Replay
+    from rltrain.rollout.replay import Replay
 
     kept_spec, streams = _kept(config, spec, recording)
     try:
@@ -247,7 +246,7 @@ def make_feed(
         return StreamFeed(device, plan)
     if isinstance(plan, GradientPlan):
         return GradientFeed()
-    from rollout.replay import Replay
+    from rltrain.rollout.replay import Replay
 
     try:
         replay = Replay(*_kept(config, spec, recording), plan, config.seed, folder)
@@ -385,7 +384,7 @@ class EvaluationWorker:
         """A new worker."""
         if self._local:
             return LocalHandle(EVALUATOR, functools.partial(Evaluator, self._job, self._progress))
-        from rollout.processes import ProcessHandle
+        from rltrain.rollout.processes import ProcessHandle
 
         return ProcessHandle(EVALUATOR, functools.partial(Evaluator, self._job), self._progress.ticket())
 

@@ -26,11 +26,11 @@ from torch import Tensor
 from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from algorithms.group import Merge, Moments
-from rl.errors import LearnerLost
-from rl.feed import part_of
-from rollout.tree import tree_map
-from rollout.types import Trajectory
+from rltrain.algorithms.group import Merge, Moments
+from rltrain.errors import LearnerLost
+from rltrain.feed import part_of
+from rltrain.rollout.tree import tree_map
+from rltrain.rollout.types import Trajectory
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
@@ -44,7 +44,7 @@ class Split(NamedTuple):
 
 
 class Shared:
-    """The learners of a run, seen from one of them: an `algorithms.group.Group` between processes."""
+    """The learners of a run, seen from one of them: an `rltrain.algorithms.group.Group` between processes."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
-from rl.errors import Stop
+from rltrain.errors import Stop
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 

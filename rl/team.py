@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.spec import ActionSpec, EnvSpec, Group
-from rollout.tree import Tree, leaves
-from rollout.types import Episode
+from rltrain.envs.spec import ActionSpec, EnvSpec, Group
+from rltrain.rollout.tree import Tree, leaves
+from rltrain.rollout.types import Episode
 
 MASK = "action_mask"
 

@@ -1,4 +1,4 @@
-"""What torchrun says of the processes that it starts: `torchrun --nproc-per-node 2 -m rl.train --algo ppo ...`.
+"""What torchrun says of the processes that it starts: `torchrun --nproc-per-node 2 -m rltrain.train --algo ppo ...`.
 
 It sets environment variables, and when a process dies it ends all of them and starts them again. The first then goes
 on with the run that it had begun.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from rl.config import RunConfig
+    from rltrain.config import RunConfig
 
 LAUNCH = "launch"  # key in run.json
 RUN_FILE = "run.json"

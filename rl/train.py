@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rl.config import RunConfig, load
-from rl.opening import open_run
-from rl.result import Result
+from rltrain.config import RunConfig, load
+from rltrain.opening import open_run
+from rltrain.result import Result
 
 __all__ = ["Result", "train"]
 
@@ -43,12 +43,12 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
 
 
 def _reload(resume: str | Path, settings: dict[str, Any]) -> RunConfig:
-    from rl.config import reload, saved
+    from rltrain.config import reload, saved
 
     return reload(saved(Path(resume)), settings)
 
 
-if __name__ == "__main__":  # torchrun ... -m rl.train --algo ppo ...
-    from rl.cli import main
+if __name__ == "__main__":  # torchrun ... -m rltrain.train --algo ppo ...
+    from rltrain.cli import main
 
     raise SystemExit(main())

@@ -1,3 +1,1 @@
-"""Experience: collect it, move it, keep it. Users import `rl`, not this."""
-
-DISTRIBUTION = "rltrain"
+"""Experience: collect it, move it, keep it. Users import `rltrain`, not this."""

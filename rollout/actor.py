@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.errors import EnvFault
-from envs.seeding import stream_seed
-from envs.spec import EnvSpec
-from envs.vector import Rows, VectorEnv
-from rollout.desks import Desks, Inference
-from rollout.episodes import EpisodeTracker, TeamTracker, empty_rows, kept, obs_arrays, padded
-from rollout.inference import Asking, Ended
-from rollout.memory import SharedMemory, tree_at, tree_bytes
-from rollout.noise import RandomStart, StreamNoise
-from rollout.opponents import Opponents, Pool
-from rollout.tree import Tree, leaves, tree_map, unflatten
-from rollout.types import Trajectory
-from rollout.weights import WeightsBoard
+from rltrain.envs.errors import EnvFault
+from rltrain.envs.seeding import stream_seed
+from rltrain.envs.spec import EnvSpec
+from rltrain.envs.vector import Rows, VectorEnv
+from rltrain.rollout.desks import Desks, Inference
+from rltrain.rollout.episodes import EpisodeTracker, TeamTracker, empty_rows, kept, obs_arrays, padded
+from rltrain.rollout.inference import Asking, Ended
+from rltrain.rollout.memory import SharedMemory, tree_at, tree_bytes
+from rltrain.rollout.noise import RandomStart, StreamNoise
+from rltrain.rollout.opponents import Opponents, Pool
+from rltrain.rollout.tree import Tree, leaves, tree_map, unflatten
+from rltrain.rollout.types import Trajectory
+from rltrain.rollout.weights import WeightsBoard
 
 SLOT_BYTES = 256 * 1024  # observations of an unroll that are bigger travel through shared memory, not by pickle
 LIFE = 5  # numbers of an actor in the memory they all share, 8 bytes each: see `Life`

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rollout.actor import Actor, ActorJob, Build, Links
-from rollout.central import Central
-from rollout.film import shown
-from rollout.handle import ActorLost, Handle
-from rollout.local import LocalHandle
-from rollout.memory import SharedMemory
-from rollout.seat import RolloutPlan
-from rollout.slots import Slots
-from rollout.types import Trajectory, Weights
-from rollout.weights import WeightsBoard
+from rltrain.rollout.actor import Actor, ActorJob, Build, Links
+from rltrain.rollout.central import Central
+from rltrain.rollout.film import shown
+from rltrain.rollout.handle import ActorLost, Handle
+from rltrain.rollout.local import LocalHandle
+from rltrain.rollout.memory import SharedMemory
+from rltrain.rollout.seat import RolloutPlan
+from rltrain.rollout.slots import Slots
+from rltrain.rollout.types import Trajectory, Weights
+from rltrain.rollout.weights import WeightsBoard
 
 if TYPE_CHECKING:
-    from rollout.nodes import Cluster
+    from rltrain.rollout.nodes import Cluster
 
 
 class NoNode(Exception):
@@ -75,7 +75,7 @@ class Here:
         if self._local:
             links = Links(self.board.memory, self._life, pool=[board.memory for board in self._pool])
             return LocalHandle(job.worker, lambda: Actor(job, links))
-        from rollout.processes import ProcessHandle
+        from rltrain.rollout.processes import ProcessHandle
 
         weights = self.board.memory.ticket() if central is None else None
         desk = central.ticket(job.worker) if central is not None else None
@@ -117,7 +117,7 @@ class Elsewhere:
         self._plan, self._cluster, self._weights, self._life = plan, cluster, weights, life
 
     def start(self) -> None:
-        from rollout.node import Terms
+        from rltrain.rollout.node import Terms
 
         plan = self._plan
         pool = 0 if plan.pool is None else plan.pool.size

@@ -14,12 +14,12 @@ from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from typing import Any
 
-from rollout.desks import Desks
-from rollout.handle import SERVER, ActorLost, Handle
-from rollout.inference import WAKE
-from rollout.seat import BACKOFF, START_SECONDS, RolloutPlan
-from rollout.server import Server, ServerJob
-from rollout.weights import WeightsBoard
+from rltrain.rollout.desks import Desks
+from rltrain.rollout.handle import SERVER, ActorLost, Handle
+from rltrain.rollout.inference import WAKE
+from rltrain.rollout.seat import BACKOFF, START_SECONDS, RolloutPlan
+from rltrain.rollout.server import Server, ServerJob
+from rltrain.rollout.weights import WeightsBoard
 
 
 class Central:
@@ -112,7 +112,7 @@ class Central:
         self._desks.memory.close()
 
     def _open(self) -> None:
-        from rollout.processes import ProcessHandle
+        from rltrain.rollout.processes import ProcessHandle
 
         self._opened_at, self._seen = int(self._desks.totals[0]), (-1, time.monotonic())
         tickets = self._board.memory.ticket(), self._desks.memory.ticket(), self._servers, self._control

@@ -15,9 +15,9 @@ import dask
 from distributed import Client, LocalCluster
 from distributed.security import Security
 
-from rollout.backend import ClusterLost
-from rollout.leftovers import mark
-from rollout.nodes import Cluster
+from rltrain.rollout.backend import ClusterLost
+from rltrain.rollout.leftovers import mark
+from rltrain.rollout.nodes import Cluster
 
 CONNECT_SECONDS = 20.0
 # A learner may hold the interpreter for long; that is no reason to give a connection up, nor to speak of it.

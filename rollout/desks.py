@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from envs.spec import EnvSpec
-from rollout.episodes import obs_arrays, padded
-from rollout.memory import SharedMemory, layout
-from rollout.tree import leaves, tree_map, unflatten
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.episodes import obs_arrays, padded
+from rltrain.rollout.memory import SharedMemory, layout
+from rltrain.rollout.tree import leaves, tree_map, unflatten
 
 TEXT = 8192  # bytes of a traceback, at most; the end of it is kept
 
@@ -27,12 +27,12 @@ class Inference:
     """A policy that a server acts with, as actors must know it, who do not hold it."""
 
     device: str  # of the server
-    noise: Any  # what `act` wants to be random: see `algorithms.protocol.Noise`
+    noise: Any  # what `act` wants to be random: see `rltrain.algorithms.protocol.Noise`
     core_size: int
     sequence: int
     action: Kind
     extras: dict[str, Kind]
-    took: Any = None  # see `algorithms.protocol.Policy`
+    took: Any = None  # see `rltrain.algorithms.protocol.Policy`
 
 
 class Desks:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.spec import EnvSpec
-from envs.vector import Rows, serial
-from rollout.noise import StreamNoise
-from rollout.opponents import AtRandom
-from rollout.tree import Tree, tree_map
-from rollout.types import Episode
+from rltrain.envs.spec import EnvSpec
+from rltrain.envs.vector import Rows, serial
+from rltrain.rollout.noise import StreamNoise
+from rltrain.rollout.opponents import AtRandom
+from rltrain.rollout.tree import Tree, tree_map
+from rltrain.rollout.types import Episode
 
 LONGEST = 10_000  # steps after which an episode is cut off that has no time limit of its own
 WIDTH = 16  # a network's row has the same bits in every batch whose width is a multiple of this

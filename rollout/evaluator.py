@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from envs.spec import EnvSpec
-from rollout.episodes import play
-from rollout.memory import SharedMemory
-from rollout.types import Episode
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.episodes import play
+from rltrain.rollout.memory import SharedMemory
+from rltrain.rollout.types import Episode
 
 
 @dataclass(frozen=True)

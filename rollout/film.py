@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.spec import EnvSpec, Leaf, Padding
-from rollout.tree import leaves, tree_map
-from rollout.types import Trajectory
+from rltrain.envs.spec import EnvSpec, Leaf, Padding
+from rltrain.rollout.tree import leaves, tree_map
+from rltrain.rollout.types import Trajectory
 
 
 @dataclass(frozen=True, slots=True)

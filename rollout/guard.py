@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from rollout.handle import Handle
+from rltrain.rollout.handle import Handle
 
 POLL = 0.5  # seconds between two looks
 

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.spec import EnvSpec
-from rollout.desks import Desks, Inference
-from rollout.episodes import WIDTH, obs_arrays
-from rollout.tree import Tree, leaves, tree_map
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.desks import Desks, Inference
+from rltrain.rollout.episodes import WIDTH, obs_arrays
+from rltrain.rollout.tree import Tree, leaves, tree_map
 
 WAKE = b"."  # says that there is something to look at; what, stands on the desk
 SIPS = 64  # bytes read at once from a pipe of such
 
 
 class Answer(NamedTuple):
-    """One decision for B streams, as `algorithms.protocol.Act`."""
+    """One decision for B streams, as `rltrain.algorithms.protocol.Act`."""
 
     action: Tensor  # [B, *A]
     extras: dict[str, Tensor]  # [B, ...] each, as the learner gets them

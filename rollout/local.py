@@ -6,8 +6,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from envs.errors import EnvFault
-from rollout.handle import ActorLost
+from rltrain.envs.errors import EnvFault
+from rltrain.rollout.handle import ActorLost
 
 
 class LocalHandle:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rollout.tree import Tree, leaves, unflatten
+from rltrain.rollout.tree import Tree, leaves, unflatten
 
 ALIGN = 64  # bytes; arrays begin at cache lines
 

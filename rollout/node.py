@@ -21,15 +21,15 @@ import cloudpickle
 import numpy as np
 import torch
 
-from envs.spec import EnvSpec
-from rollout.actor import LIFE, Actor, ActorJob, Life, Links
-from rollout.film import filmed, has_stacks
-from rollout.handle import ActorLost
-from rollout.memory import SharedMemory
-from rollout.processes import ProcessHandle, before_exit, let_have_children, start_fork_server
-from rollout.slots import Slots
-from rollout.types import Trajectory, Weights
-from rollout.weights import WeightsBoard
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.actor import LIFE, Actor, ActorJob, Life, Links
+from rltrain.rollout.film import filmed, has_stacks
+from rltrain.rollout.handle import ActorLost
+from rltrain.rollout.memory import SharedMemory
+from rltrain.rollout.processes import ProcessHandle, before_exit, let_have_children, start_fork_server
+from rltrain.rollout.slots import Slots
+from rltrain.rollout.types import Trajectory, Weights
+from rltrain.rollout.weights import WeightsBoard
 
 GUARD_SECONDS = 60.0  # without a sign of life of the learner, after which actors are ended
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import cloudpickle
 
-from envs.carry import carrying
-from envs.errors import EnvError
-from rollout.actor import ActorJob
-from rollout.backend import ClusterLost, NoNode
-from rollout.memory import SharedMemory
-from rollout.node import Node, Terms
-from rollout.place import SILENT_SECONDS, News, Place, Traffic, line
-from rollout.remote import RemoteHandle
-from rollout.types import Weights
-from rollout.versions import PACKAGES, differs, that_count
+from rltrain.envs.carry import carrying
+from rltrain.envs.errors import EnvError
+from rltrain.rollout.actor import ActorJob
+from rltrain.rollout.backend import ClusterLost, NoNode
+from rltrain.rollout.memory import SharedMemory
+from rltrain.rollout.node import Node, Terms
+from rltrain.rollout.place import SILENT_SECONDS, News, Place, Traffic, line
+from rltrain.rollout.remote import RemoteHandle
+from rltrain.rollout.types import Weights
+from rltrain.rollout.versions import PACKAGES, differs, that_count
 
 BEAT = 0.25  # seconds between two looks at the cluster
 HURRY = 0.01  # the same where the learner waits for actors to have read its weights

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from envs.seeding import NOISE, START, seed_of
-from envs.spec import ActionSpec
+from rltrain.envs.seeding import NOISE, START, seed_of
+from rltrain.envs.spec import ActionSpec
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 

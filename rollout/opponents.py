@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.seeding import OPPONENT
-from envs.spec import EnvSpec
-from envs.vector import Rows
-from rollout.memory import SharedMemory
-from rollout.noise import RandomStart, StreamNoise
-from rollout.tree import Tree
-from rollout.types import NEWEST, Episode
-from rollout.weights import WeightsBoard, published
+from rltrain.envs.seeding import OPPONENT
+from rltrain.envs.spec import EnvSpec
+from rltrain.envs.vector import Rows
+from rltrain.rollout.memory import SharedMemory
+from rltrain.rollout.noise import RandomStart, StreamNoise
+from rltrain.rollout.tree import Tree
+from rltrain.rollout.types import NEWEST, Episode
+from rltrain.rollout.weights import WeightsBoard, published
 
 SEATS = 2
 DRAWN = 3  # numbers of a game: whose seat, whether against the newest policy, else against which of the others

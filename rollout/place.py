@@ -13,12 +13,12 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from rollout.actor import LIFE, ActorJob
-from rollout.memory import SharedMemory
-from rollout.node import outline_of
-from rollout.remote import RemoteHandle
-from rollout.tree import leaves
-from rollout.types import Gradients, Trajectory, Weights
+from rltrain.rollout.actor import LIFE, ActorJob
+from rltrain.rollout.memory import SharedMemory
+from rltrain.rollout.node import outline_of
+from rltrain.rollout.remote import RemoteHandle
+from rltrain.rollout.tree import leaves
+from rltrain.rollout.types import Gradients, Trajectory, Weights
 
 SILENT_SECONDS = 30.0  # after which a node that does not answer is given up
 

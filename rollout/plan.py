@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Plan(Protocol):
-    """What a replay is asked for: `algorithms.protocol.ReplayPlan`."""
+    """What a replay is asked for: `rltrain.algorithms.protocol.ReplayPlan`."""
 
     @property
     def capacity(self) -> int: ...

@@ -22,18 +22,18 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from envs.errors import EnvError, EnvFault
-from rollout.handle import ActorLost
-from rollout.local import describe
+from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.rollout.handle import ActorLost
+from rltrain.rollout.local import describe
 
 PRELOAD = [
     "loky.process_executor",
-    "envs.make",
-    "envs.bring_back",
-    "envs.native",
-    "rollout.rollout",
-    "rollout.evaluator",
-    "rollout.processes",
+    "rltrain.envs.make",
+    "rltrain.envs.bring_back",
+    "rltrain.envs.native",
+    "rltrain.rollout.rollout",
+    "rltrain.rollout.evaluator",
+    "rltrain.rollout.processes",
 ]
 CLOSE_SECONDS = 2.0  # that a worker may take to end, once asked
 CLOSE_POLL = 0.005
@@ -50,12 +50,12 @@ def start_fork_server(preload: list[str]) -> None:
     global _fork_server
     if _fork_server or not hasattr(os, "fork") or sys.platform == "darwin":
         return
-    from rollout.leftovers import FOLDER, name_no_more, name_our_own, sweep
+    from rltrain.rollout.leftovers import FOLDER, name_no_more, name_our_own, sweep
 
     sweep()
     name_our_own()
     context: Any = get_context("forkserver")
-    context.set_forkserver_preload(["rollout.leftovers", *preload, *PRELOAD, "rollout.settle"])
+    context.set_forkserver_preload(["rltrain.rollout.leftovers", *preload, *PRELOAD, "rltrain.rollout.settle"])
     from multiprocessing import forkserver
 
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -114,7 +114,7 @@ class ProcessHandle:
         import cloudpickle
         import loky
 
-        from rollout.leftovers import name_semaphores
+        from rltrain.rollout.leftovers import name_semaphores
 
         try:
             payload = cloudpickle.dumps(build)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rollout.actor import LIFE
-from rollout.handle import ActorLost
-from rollout.memory import SharedMemory
+from rltrain.rollout.actor import LIFE
+from rltrain.rollout.handle import ActorLost
+from rltrain.rollout.memory import SharedMemory
 
 Run = Callable[[Coroutine[Any, Any, None]], None]  # starts a coroutine in the event loop
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from envs.seeding import REPLAY, seed_of
-from envs.spec import EnvSpec
-from rollout.plan import Plan, rows_of
-from rollout.priority import SumTree
-from rollout.ring import ENDED, FIRST, MIDST, READY, TERMINATED, TRUNCATED, NoStack, Ring, history, row_bytes
-from rollout.samples import sequences, transitions
-from rollout.tree import leaves, tree_map
-from rollout.types import Trajectory, Transition
+from rltrain.envs.seeding import REPLAY, seed_of
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.plan import Plan, rows_of
+from rltrain.rollout.priority import SumTree
+from rltrain.rollout.ring import ENDED, FIRST, MIDST, READY, TERMINATED, TRUNCATED, NoStack, Ring, history, row_bytes
+from rltrain.rollout.samples import sequences, transitions
+from rltrain.rollout.tree import leaves, tree_map
+from rltrain.rollout.types import Trajectory, Transition
 
 ROW_BITS = 40  # of an index: the row; above them the stream
 ROW_MASK = (1 << ROW_BITS) - 1

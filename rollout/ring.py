@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.spec import EnvSpec, Leaf
-from rollout.film import are_stacks
-from rollout.tree import Tree, unflatten
+from rltrain.envs.spec import EnvSpec, Leaf
+from rltrain.rollout.film import are_stacks
+from rltrain.rollout.tree import Tree, unflatten
 
 Segment = Callable[[], dict[str, np.ndarray]]
 

@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rollout.actor import LIFE, ActorJob, Life
-from rollout.backend import Backend, Elsewhere, Here, NoNode
-from rollout.central import Central
-from rollout.guard import Guard
-from rollout.handle import ActorLost
-from rollout.memory import SharedMemory
-from rollout.seat import RolloutPlan, Seat, length
-from rollout.types import Episode, Trajectory, Weights
+from rltrain.rollout.actor import LIFE, ActorJob, Life
+from rltrain.rollout.backend import Backend, Elsewhere, Here, NoNode
+from rltrain.rollout.central import Central
+from rltrain.rollout.guard import Guard
+from rltrain.rollout.handle import ActorLost
+from rltrain.rollout.memory import SharedMemory
+from rltrain.rollout.seat import RolloutPlan, Seat, length
+from rltrain.rollout.types import Episode, Trajectory, Weights
 
 POLL = 0.25  # seconds between two looks at whether actors make progress and whether somebody asked to stop
 ANSWER_SECONDS = 5.0  # that the reading of an answer may take, if the timeout is shorter

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.spec import BESIDE
-from rollout.ring import ENDED, FIRST, TERMINATED, TRUNCATED, Ring
-from rollout.types import Trajectory, Transition
+from rltrain.envs.spec import BESIDE
+from rltrain.rollout.ring import ENDED, FIRST, TERMINATED, TRUNCATED, Ring
+from rltrain.rollout.types import Trajectory, Transition
 
 ENDS = ("terminated", "truncated")
 PAIR = np.array([[0], [1]])  # a row and the one after it

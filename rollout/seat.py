@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any, Literal
 
-from envs.spec import EnvSpec
-from envs.vector import VectorEnv
-from rollout.actor import Life
-from rollout.desks import Inference
-from rollout.handle import Handle
-from rollout.opponents import Pool
-from rollout.types import Trajectory
+from rltrain.envs.spec import EnvSpec
+from rltrain.envs.vector import VectorEnv
+from rltrain.rollout.actor import Life
+from rltrain.rollout.desks import Inference
+from rltrain.rollout.handle import Handle
+from rltrain.rollout.opponents import Pool
+from rltrain.rollout.types import Trajectory
 
 START_SECONDS = 30.0  # that an actor may take until its first step, if the timeout is shorter
 BACKOFF = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # seconds before the n-th restart in a row
@@ -47,7 +47,7 @@ class RolloutPlan:
     reduce: Callable[[Any, Trajectory], Any] | None = None  # what actors make of their unrolls: see `ActorJob`
     pool: Pool | None = None  # of past policies, as opponents
     inference: Inference | None = None  # a server decides for all actors with such a policy; None: each has its own
-    cluster: Any = None  # where actors run with backend "dask": see `rollout.nodes.Cluster`
+    cluster: Any = None  # where actors run with backend "dask": see `rltrain.rollout.nodes.Cluster`
     preload: tuple[str, ...] = ()  # modules that actors import, for whoever starts them there
     modules: tuple[str, ...] = ()  # that come from files of the user's, and travel by value
     movable: bool = True  # whether an actor can go on elsewhere where it stands

@@ -1,6 +1,6 @@
 """The server that decides for all actors: it holds the policy, on the learner's device, and answers whoever waits.
 
-All who wait are answered by one `act`; nobody is waited for. On a CPU rows keep the rule of `rollout.widths`, so they
+All who wait are answered by one `act`; nobody is waited for. On a CPU rows keep the rule of `rltrain.rollout.widths`, so they
 have the bits that actors with networks of their own would give them.
 """
 
@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs.spec import EnvSpec
-from rollout.desks import Desks, Inference
-from rollout.episodes import obs_arrays, padded
-from rollout.inference import SIPS, WAKE, decide
-from rollout.memory import SharedMemory
-from rollout.tree import Tree, leaves, tree_map
-from rollout.weights import WeightsBoard
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.desks import Desks, Inference
+from rltrain.rollout.episodes import obs_arrays, padded
+from rltrain.rollout.inference import SIPS, WAKE, decide
+from rltrain.rollout.memory import SharedMemory
+from rltrain.rollout.tree import Tree, leaves, tree_map
+from rltrain.rollout.weights import WeightsBoard
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from envs.spec import EnvSpec
-from rollout.actor import ActorJob, needs_slots
-from rollout.episodes import obs_arrays, padded
-from rollout.memory import SharedMemory, tree_at
-from rollout.tree import tree_map
-from rollout.types import Trajectory
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.actor import ActorJob, needs_slots
+from rltrain.rollout.episodes import obs_arrays, padded
+from rltrain.rollout.memory import SharedMemory, tree_at
+from rltrain.rollout.tree import tree_map
+from rltrain.rollout.types import Trajectory
 
 
 class Slots:

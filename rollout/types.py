@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.spec import BESIDE
-from rollout.tree import Tree
+from rltrain.envs.spec import BESIDE
+from rltrain.rollout.tree import Tree
 
 Array = Any  # numpy in actors, torch in the learner
 NEWEST = -1  # in place of a snapshot's number: the policy that learns
@@ -36,7 +36,7 @@ class Trajectory:
     row in which the environment resets and ignores the action; `valid` is False there and nowhere else.
 
     With several agents `reward` and both ends are [T, B, N], `obs` is {group: [T+1, B, n, *O]} and `action` joint: see
-    `envs.spec.EnvSpec`. An agent that leaves at t has its last reward and its end there, and its last observation at
+    `rltrain.envs.spec.EnvSpec`. An agent that leaves at t has its last reward and its end there, and its last observation at
     t+1, where it is not alive any more; the episode goes on until none is.
     """
 
@@ -71,7 +71,7 @@ class Trajectory:
         return self.valid & ~self.alive[1:].any(-1)
 
     def beside(self) -> dict[str, Array]:
-        """The fields of `envs.spec.BESIDE` that are there, by name."""
+        """The fields of `rltrain.envs.spec.BESIDE` that are there, by name."""
         fields = {name: getattr(self, name) for name in BESIDE}
         return {name: array for name, array in fields.items() if array is not None}
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rollout.memory import SharedMemory, layout
-from rollout.types import Weights
+from rltrain.rollout.memory import SharedMemory, layout
+from rltrain.rollout.types import Weights
 
 HEAD = 4  # int64s before a copy: sequence at the beginning, version, step, sequence at the end
 

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.spec import EnvSpec
-from rollout.episodes import WIDTH, empty_rows, padded
-from rollout.noise import DRAWS
-from rollout.tree import leaves, tree_map, unflatten
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.episodes import WIDTH, empty_rows, padded
+from rltrain.rollout.noise import DRAWS
+from rltrain.rollout.tree import leaves, tree_map, unflatten
 
 
 def rows_agree(policy: Any, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
     """Whether `act` gives each row the same bits at width WIDTH and at the width of all streams together.
 
-    Where the policy has a `score` that it chooses by (see `algorithms.protocol.Policy`), that is compared too.
+    Where the policy has a `score` that it chooses by (see `rltrain.algorithms.protocol.Policy`), that is compared too.
     """
     obs, core, mask, noise = _inputs(policy, spec, streams, seed)
     width = len(noise)

@@ -1,4 +1,4 @@
-"""Part of the build: puts the tuned settings of configs/ into the wheel, as rl/configs. Called by setuptools."""
+"""Part of the build: puts the tuned settings of configs/ into the wheel, as rltrain/configs. Called by setuptools."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BuildPy(build_py):
         if self.editable_mode:
             return
         for file in presets():
-            target = Path(self.build_lib) / "rl" / file.relative_to(ROOT)
+            target = Path(self.build_lib) / "rltrain" / file.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
 
@@ -32,5 +32,5 @@ class BuildPy(build_py):
         return super().get_source_files() + [str(file.relative_to(ROOT)) for file in extra]
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        copied = [str(Path(self.build_lib) / "rl" / file.relative_to(ROOT)) for file in presets()]
+        copied = [str(Path(self.build_lib) / "rltrain" / file.relative_to(ROOT)) for file in presets()]
         return super().get_outputs(include_bytecode) + ([] if self.editable_mode else copied)

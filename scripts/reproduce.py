@@ -94,7 +94,7 @@ def command(algo: str, env: str, seed: int | str, rest: list[str]) -> list[str]:
 
 def call(entry: str, argv: list[str]) -> dict[str, Any]:
     """The last line of rltrain (`main`) or rleval (`main_eval`), which is JSON."""
-    code = f"import sys, rl.cli; sys.exit(rl.cli.{entry}(sys.argv[1:]))"
+    code = f"import sys, rltrain.cli; sys.exit(rltrain.cli.{entry}(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"reproduce: {entry} {' '.join(argv)} ended with status {done.returncode}")
@@ -148,7 +148,7 @@ def main() -> int:
     if args.name is not None and not re.fullmatch(r"[a-z0-9-]+", args.name):
         parser.error(f"--as {args.name!r}: small letters, digits and - only; it becomes part of a file's name")
     sys.path.insert(0, str(ROOT))
-    from rl.presets import file_name, find
+    from rltrain.presets import file_name, find
 
     preset = find(args.algo, args.env) if "--preset" not in rest else None
     tuned = None if preset is None else preset.read_text()

@@ -21,7 +21,7 @@ from typing import Any
 # rltrain, in a process group of its own, that dies half-way through the n-th file it writes into a checkpoint.
 DYING = """
 import os, signal, sys
-from rl import checkpoint, cli
+from rltrain import checkpoint, cli
 n = int(sys.argv.pop(1))
 def write(path, data, real=checkpoint._write):
     global n

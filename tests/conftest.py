@@ -11,9 +11,9 @@ import pytest
 @pytest.fixture(scope="session")
 def fork_server() -> None:
     """Actors in processes start quickly from here on, as under our own commands."""
-    from rollout.processes import start_fork_server
+    from rltrain.rollout.processes import start_fork_server
 
-    start_fork_server(["torch", "gymnasium", "algorithms.policies"])
+    start_fork_server(["torch", "gymnasium", "rltrain.algorithms.policies"])
 
 
 @pytest.fixture(autouse=True)

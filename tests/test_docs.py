@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-import rl
-from algorithms import for_several, names, settings_class
-from rl import cli
+import rltrain
+from rltrain import cli
+from rltrain.algorithms import for_several, names, settings_class
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,7 +40,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def help_of(command: str, *words: str) -> str:
-    code = f"import sys, rl.cli; rl.cli.{COMMANDS[command]}(sys.argv[1:])"
+    code = f"import sys, rltrain.cli; rltrain.cli.{COMMANDS[command]}(sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", code, *words, "--help"], capture_output=True, text=True, cwd=ROOT, check=True
     )
@@ -109,44 +109,44 @@ def test_every_example_runs(file: Path, tmp_path: Path) -> None:
     for number, block in enumerate(found):
         head = re.match(r"# ([\w.]+\.py)\n", block)
         names.append(head[1] if head else f"example{number}.py")
-        assert "steps=" in block or "rl.train" not in block
+        assert "steps=" in block or "rltrain.train" not in block
         small = re.sub(r"steps=[\d_]+", "steps=300, streams=2, unroll=16, eval_episodes=2, quiet=True", block)
         (tmp_path / names[-1]).write_text(re.sub(r"workers=\d+", "workers=0", small))
     runs = [[*words[1:], *SMALL] for words in commands(text) if words[0] == "rltrain" and ".py:" in " ".join(words)]
     driver = (
-        "import json, runpy, sys, rl, rl.cli\n"
+        "import json, runpy, sys, rltrain, rltrain.cli\n"
         "names, runs = json.loads(sys.argv[1])\n"
         "sys.path.insert(0, '')\n"
         "for name in names: runpy.run_path(name, run_name='__main__')\n"
         "sys.path.remove('')\n"
-        "for run in runs: assert rl.cli.main(run) == 0, run\n"
+        "for run in runs: assert rltrain.cli.main(run) == 0, run\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", driver, json.dumps([names, runs])], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for run in sorted((tmp_path / "runs").glob("*corridor.py*")):  # a torso of the user's is found again
-        code = f"import sys, rl.cli; sys.path.remove(''); sys.exit(rl.cli.main_eval(['{run}', '--episodes', '2']))"
+        code = f"import sys, rltrain.cli; sys.path.remove(''); sys.exit(rltrain.cli.main_eval(['{run}', '--episodes', '2']))"
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_the_api_page_lists_what_there_is() -> None:
     text = (ROOT / "docs" / "api.md").read_text()
-    listed = re.findall(r"^\| `rl\.(\w+)", text, re.M)
+    listed = re.findall(r"^\| `rltrain\.(\w+)", text, re.M)
 
-    assert sorted(listed) == sorted(rl.__all__)
-    for module, items in re.findall(r"^\| `rl\.(networks|losses|returns)` \| (.*) \|$", text, re.M):
+    assert sorted(listed) == sorted(rltrain.__all__)
+    for module, items in re.findall(r"^\| `rltrain\.(networks|losses|returns)` \| (.*) \|$", text, re.M):
         for name in re.findall(r"`(\w+)`", items):
-            assert name in ("discount", "trace") or hasattr(getattr(rl, module), name), name
+            assert name in ("discount", "trace") or hasattr(getattr(rltrain, module), name), name
 
 
 def test_signatures_on_the_api_page_name_real_arguments() -> None:
     import inspect
 
     text = (ROOT / "docs" / "api.md").read_text()
-    for name, arguments in re.findall(r"^\| `rl\.(\w+)\(([^`]*)\)`", text, re.M):
-        found = inspect.signature(getattr(rl, name)).parameters
+    for name, arguments in re.findall(r"^\| `rltrain\.(\w+)\(([^`]*)\)`", text, re.M):
+        found = inspect.signature(getattr(rltrain, name)).parameters
         named = [part.partition("=")[0].strip(" *") for part in arguments.split(",")]
         assert {word for word in named if word not in ("", "...")} <= {*found, "settings"}, name
 
@@ -160,7 +160,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     found: set[str] = set()
     worlds = {"td3": "probe:box", "ddpg": "probe:box", "mappo": "tic-tac-toe"}
     for algo in names():
-        result = rl.train(
+        result = rltrain.train(
             algo=algo,
             env=worlds.get(algo, "two-step" if for_several(algo) else "CartPole-v1"),
             opponents="pool" if algo == "mappo" else "newest",

@@ -23,10 +23,10 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from algorithms.layers import turned
-from algorithms.networks import MLP, load_torso
-from envs.make import resolve
-from envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.algorithms.layers import turned
+from rltrain.algorithms.networks import MLP, load_torso
+from rltrain.envs.make import resolve
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 EPOCHS, ROWS = 4, 256
 GAMES, WARM = 4, 50  # of a process that plays; steps of each before its time counts

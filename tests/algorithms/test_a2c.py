@@ -13,9 +13,9 @@ from oracles.streams import RUN, TERMINATED, TRUNCATED, make
 from oracles.updates import Reference
 from torch.testing import assert_close
 
-from algorithms.a2c import A2C
-from algorithms.settings import A2CConfig
-from envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.algorithms.a2c import A2C
+from rltrain.algorithms.settings import A2CConfig
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 SMALL = {"widths": (8, 8), "streams": 4, "unroll": 16, "lr": 1e-2}
 GRU = {"memory": "gru", "memory_size": 5, "sequence": 16}

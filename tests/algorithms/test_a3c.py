@@ -15,12 +15,12 @@ import pytest
 import torch
 from oracles.acting import Bench
 
-from algorithms.a3c import A3C, Reduce
-from algorithms.settings_async import A3CConfig
-from rl.feed import GradientFeed
-from rl.learner import Learner
-from rollout.tree import leaves
-from rollout.types import Gradients, Trajectory
+from rltrain.algorithms.a3c import A3C, Reduce
+from rltrain.algorithms.settings_async import A3CConfig
+from rltrain.feed import GradientFeed
+from rltrain.learner import Learner
+from rltrain.rollout.tree import leaves
+from rltrain.rollout.types import Gradients, Trajectory
 
 CPU = torch.device("cpu")
 KINDS = {

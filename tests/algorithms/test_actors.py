@@ -11,13 +11,13 @@ from oracles.acting import Bench
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.testing import assert_close
 
-from algorithms.actors import Deterministic, soft
-from algorithms.distributions import TanhGaussian
-from algorithms.policies import POLICIES, build
-from algorithms.settings_continuous import DDPGConfig, SACConfig, TD3Config
-from envs.spec import ActionSpec, EnvSpec, Leaf
-from rollout.noise import StreamNoise
-from rollout.widths import rows_agree
+from rltrain.algorithms.actors import Deterministic, soft
+from rltrain.algorithms.distributions import TanhGaussian
+from rltrain.algorithms.policies import POLICIES, build
+from rltrain.algorithms.settings_continuous import DDPGConfig, SACConfig, TD3Config
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.rollout.noise import StreamNoise
+from rltrain.rollout.widths import rows_agree
 
 OBS = Leaf("box", (3,), "float32")
 BOX = EnvSpec("box", OBS, ActionSpec("box", (2, 2), (), (-1.0,) * 4, (1.0,) * 4))

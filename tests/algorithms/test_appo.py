@@ -13,11 +13,10 @@ from oracles.vtrace import AsyncReference
 from pydantic import ValidationError
 from torch.testing import assert_close
 
-import algorithms.appo
-from algorithms.appo import APPO
-from algorithms.distributions import distribution, kl_divergence
-from algorithms.settings_async import APPOConfig
-from envs.spec import ActionSpec
+from rltrain.algorithms.appo import APPO
+from rltrain.algorithms.distributions import distribution, kl_divergence
+from rltrain.algorithms.settings_async import APPOConfig
+from rltrain.envs.spec import ActionSpec
 
 SMALL = {"widths": (8, 8), "streams": 4, "unroll": 16, "sequence": 16, "lr": 1e-2}
 GRU = {"memory": "gru", "memory_size": 5}
@@ -109,8 +108,8 @@ def test_the_ratio_is_1_where_all_three_policies_are_one(env, settings, monkeypa
     """
     bench = Bench("appo", env, **{**SMALL, "target_every": 1, **settings})
     seen = []
-    real = algorithms.appo.vtrace
-    monkeypatch.setattr(algorithms.appo, "vtrace", lambda *x: seen.append((x[0], x[5])) or real(*x))
+    real = rltrain.algorithms.appo.vtrace
+    monkeypatch.setattr(rltrain.algorithms.appo, "vtrace", lambda *x: seen.append((x[0], x[5])) or real(*x))
     for _ in range(3):
         metrics = bench.learn(bench.collect())
         assert metrics["approx_kl"] == pytest.approx(0.0, abs=1e-6)

@@ -10,12 +10,12 @@ import torch
 from oracles.cases import DISCRETE, parameters, unroll
 from torch.testing import assert_close
 
-import algorithms
-from algorithms.off_policy import replay_plan
-from algorithms.settings_dqn import DQNConfig
-from rl.feed import ReplayFeed
-from rollout.replay import Replay
-from rollout.types import Trajectory
+from rltrain import algorithms
+from rltrain.algorithms.off_policy import replay_plan
+from rltrain.algorithms.settings_dqn import DQNConfig
+from rltrain.feed import ReplayFeed
+from rltrain.rollout.replay import Replay
+from rltrain.rollout.types import Trajectory
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from algorithms.dense import Dense
-from algorithms.optim import flatten
+from rltrain.algorithms.dense import Dense
+from rltrain.algorithms.optim import flatten
 
 
 @pytest.fixture(autouse=True)

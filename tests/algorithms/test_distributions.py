@@ -10,7 +10,7 @@ import torch
 from torch import distributions as reference
 from torch.testing import assert_close
 
-from algorithms.distributions import (
+from rltrain.algorithms.distributions import (
     Bernoulli,
     Categorical,
     DiagGaussian,
@@ -19,7 +19,7 @@ from algorithms.distributions import (
     head_size,
     noise_of,
 )
-from envs.spec import ActionSpec
+from rltrain.envs.spec import ActionSpec
 
 NVEC = (2, 3, 4)
 DISCRETE = ActionSpec("discrete", (), (5,))

@@ -12,9 +12,9 @@ from oracles.cases import BOX, DISCRETE, MASKED, parameters
 from oracles.q_learning import Reference
 from torch.testing import assert_close
 
-from algorithms.dqn import DQN
-from algorithms.settings_dqn import DQNConfig
-from rollout.types import Trajectory, Transition
+from rltrain.algorithms.dqn import DQN
+from rltrain.algorithms.settings_dqn import DQNConfig
+from rltrain.rollout.types import Trajectory, Transition
 
 SMALL = {"widths": (8, 7), "batch": 12, "lr": 1e-2, "target_every": 2}
 C51 = {"atoms": 11, "v_min": -3.0, "v_max": 4.0}

@@ -16,9 +16,9 @@ from oracles.vtrace import AsyncReference
 from pydantic import ValidationError
 from torch.testing import assert_close
 
-from algorithms.impala import IMPALA
-from algorithms.settings_async import IMPALAConfig
-from envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.algorithms.impala import IMPALA
+from rltrain.algorithms.settings_async import IMPALAConfig
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 SMALL = {"widths": (8, 8), "streams": 4, "unroll": 16, "sequence": 16, "lr": 1e-2}
 GRU = {"memory": "gru", "memory_size": 5}

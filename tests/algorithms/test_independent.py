@@ -11,11 +11,11 @@ import torch
 from oracles.acting import Bench
 from oracles.teams import THREE, TWO, episodes, team_spec
 
-from algorithms import algorithm_class, settings_class
-from algorithms.independent import ID, OWN, STATE, Independent, alone_spec, global_state, seats, together
-from algorithms.policies import build, policy_factory
-from envs.spec import Leaf
-from rollout.types import Trajectory
+from rltrain.algorithms import algorithm_class, settings_class
+from rltrain.algorithms.independent import ID, OWN, STATE, Independent, alone_spec, global_state, seats, together
+from rltrain.algorithms.policies import build, policy_factory
+from rltrain.envs.spec import Leaf
+from rltrain.rollout.types import Trajectory
 
 SPEC = team_spec(THREE, TWO, masked=True)
 SMALL: dict[str, Any] = {"widths": (6,), "epochs": 1, "minibatches": 1, "lr": 1e-2}

@@ -12,11 +12,11 @@ from oracles.maddpg import FLYER, SWIMMER, Oracle, Params, box_spec, params_of, 
 from oracles.teams import THREE, TWO, poisoned, team_spec
 from torch.testing import assert_close
 
-from algorithms import settings_class
-from algorithms.maddpg import MADDPG, straight_through
-from envs.spec import ActionSpec, EnvSpec
-from rollout.tree import tree_map
-from rollout.types import Trajectory
+from rltrain.algorithms import settings_class
+from rltrain.algorithms.maddpg import MADDPG, straight_through
+from rltrain.envs.spec import ActionSpec, EnvSpec
+from rltrain.rollout.tree import tree_map
+from rltrain.rollout.types import Trajectory
 
 SMALL: dict[str, Any] = {"widths": (6, 5), "gamma": 0.9, "tau": 0.25, "gumbel": 0.7, "regularize": 0.02}
 

@@ -9,12 +9,12 @@ import torch
 from oracles.teams import THREE, TWO, episodes, team_spec
 from torch.testing import assert_close
 
-from algorithms.mixers import GlobalState, Monotonic, Sum
-from algorithms.networks import MLP
-from envs.make import look, resolve
-from envs.spec import Group
-from rl.config import RunConfig, load
-from rl.setup import make_algorithm
+from rltrain.algorithms.mixers import GlobalState, Monotonic, Sum
+from rltrain.algorithms.networks import MLP
+from rltrain.config import RunConfig, load
+from rltrain.envs.make import look, resolve
+from rltrain.envs.spec import Group
+from rltrain.setup import make_algorithm
 
 PAIR = team_spec(THREE)
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from algorithms.networks import MLP, Encoder, ImpalaCNN, Memory, NatureCNN, SmallCNN, load_torso
-from envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.algorithms.networks import MLP, Encoder, ImpalaCNN, Memory, NatureCNN, SmallCNN, load_torso
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 ACTION = ActionSpec("discrete", (), (2,))
 BOX = Leaf("box", (3,), "float32")

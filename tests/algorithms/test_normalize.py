@@ -14,8 +14,8 @@ from oracles import targets
 from oracles.streams import streams
 from torch.testing import assert_close
 
-from algorithms.normalize import Normalizer, ReturnScale
-from envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.algorithms.normalize import Normalizer, ReturnScale
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 BOX = Leaf("box", (3,), "float32")
 

@@ -12,11 +12,11 @@ from oracles.off_policy import batch_of
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-import algorithms
-from algorithms.off_policy import Target
-from algorithms.optim import flatten
-from envs.spec import ActionSpec, EnvSpec, Leaf
-from rollout.types import Transition
+from rltrain import algorithms
+from rltrain.algorithms.off_policy import Target
+from rltrain.algorithms.optim import flatten
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.rollout.types import Transition
 
 
 class Counting(nn.Module):

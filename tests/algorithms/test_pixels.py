@@ -9,12 +9,12 @@ import torch
 from oracles.acting import Bench
 from torch.testing import assert_close
 
-from algorithms.images import numbers
-from algorithms.minibatch import Rows
-from algorithms.networks import Encoder
-from algorithms.policies import POLICIES, ActorCritic
-from algorithms.settings_agents import MAPPOConfig
-from envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.algorithms.images import numbers
+from rltrain.algorithms.minibatch import Rows
+from rltrain.algorithms.networks import Encoder
+from rltrain.algorithms.policies import POLICIES, ActorCritic
+from rltrain.algorithms.settings_agents import MAPPOConfig
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 
 @pytest.mark.parametrize("memory", ["none", "gru", "lstm"])

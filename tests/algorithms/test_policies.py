@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from algorithms.a2c import A2C
-from algorithms.policies import POLICIES, ActorCritic, build, policy_factory, register_policy
-from algorithms.ppo import PPO
-from algorithms.settings import A2CConfig, PPOConfig
-from envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, walk
-from rollout.noise import DRAWS
-from rollout.tree import tree_map
+from rltrain.algorithms.a2c import A2C
+from rltrain.algorithms.policies import POLICIES, ActorCritic, build, policy_factory, register_policy
+from rltrain.algorithms.ppo import PPO
+from rltrain.algorithms.settings import A2CConfig, PPOConfig
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, walk
+from rltrain.rollout.noise import DRAWS
+from rltrain.rollout.tree import tree_map
 
 BOX = Leaf("box", (3,), "float32")
 OBS: dict[str, ObsSpec] = {
@@ -303,7 +303,7 @@ def test_a_users_torso_acts_and_learns(monkeypatch):
 
 
 def test_a_registered_policy_is_what_an_algorithm_builds(monkeypatch):
-    monkeypatch.setattr("algorithms.policies.POLICIES", dict(POLICIES))
+    monkeypatch.setattr("rltrain.algorithms.policies.POLICIES", dict(POLICIES))
     made = []
 
     def factory(spec, config, streams, generator):

@@ -16,10 +16,9 @@ from oracles.streams import RUN, TERMINATED, TRUNCATED, make
 from oracles.updates import Reference
 from torch.testing import assert_close
 
-import algorithms.ppo
-from algorithms.ppo import PPO
-from algorithms.settings import PPOConfig
-from envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.algorithms.ppo import PPO
+from rltrain.algorithms.settings import PPOConfig
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 SMALL = {"widths": (8, 8), "streams": 4, "unroll": 16, "epochs": 3, "minibatches": 4, "lr": 1e-2}
 GRU = {"memory": "gru", "memory_size": 5, "sequence": 8}
@@ -162,14 +161,14 @@ def test_the_ratio_is_1_before_the_first_step(env, settings, monkeypatch):
     """
     bench = Bench("ppo", env, **{**SMALL, "minibatches": 2, **settings})
     seen = []
-    real = algorithms.ppo.clipped_surrogate
+    real = rltrain.algorithms.ppo.clipped_surrogate
 
     def spy(log_prob, behaviour, advantage, clip, valid=None):
         found = real(log_prob, behaviour, advantage, clip, valid)
         seen.append((log_prob.detach(), behaviour, valid, found))
         return found
 
-    monkeypatch.setattr(algorithms.ppo, "clipped_surrogate", spy)
+    monkeypatch.setattr(rltrain.algorithms.ppo, "clipped_surrogate", spy)
     for _ in range(3):
         bench.learn(bench.collect())
 

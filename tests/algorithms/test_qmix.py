@@ -12,13 +12,13 @@ from oracles.acting import Bench
 from oracles.teams import THREE, TWO, episodes, poisoned, team_loss, team_spec, weights_of
 from torch.testing import assert_close
 
-from algorithms import algorithm_class, settings_class
-from algorithms.q_policy import greedy
-from algorithms.qmix import MixedQ, fresh
-from envs.spec import EnvSpec
-from rollout.episodes import kept
-from rollout.tree import tree_map
-from rollout.types import Trajectory
+from rltrain.algorithms import algorithm_class, settings_class
+from rltrain.algorithms.q_policy import greedy
+from rltrain.algorithms.qmix import MixedQ, fresh
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.episodes import kept
+from rltrain.rollout.tree import tree_map
+from rltrain.rollout.types import Trajectory
 
 SMALL: dict[str, Any] = {"widths": (6,), "memory_size": 5, "lr": 1e-2, "gamma": 0.9, "target_every": 2}
 GRU: dict[str, Any] = {"memory": "gru"}
@@ -361,7 +361,7 @@ def test_epsilon_falls_over_a_share_of_the_runs_steps():
 
 
 def test_what_it_is_not_for():
-    from envs.spec import ActionSpec, Group, Leaf
+    from rltrain.envs.spec import ActionSpec, Group, Leaf
 
     box = Group("flyer", ("x",), Leaf("box", (3,), "float32"), ActionSpec("box", (2,), (), (-1.0, -1.0), (1.0, 1.0)))
     spec = replace(team_spec(THREE), groups=(box,))

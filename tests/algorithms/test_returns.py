@@ -12,8 +12,8 @@ from oracles import targets
 from oracles.streams import RUN, TERMINATED, TRUNCATED, make, streams
 from torch.testing import assert_close
 
-from algorithms.returns import gae, lambda_returns
-from rollout.types import discounts, traces
+from rltrain.algorithms.returns import gae, lambda_returns
+from rltrain.rollout.types import discounts, traces
 
 unit = st.floats(0, 1, width=32)
 

@@ -10,10 +10,10 @@ import torch
 from oracles.off_policy import BOX, DISCRETE, MASKED, Reference, batch_of, flat, nets
 from torch.testing import assert_close
 
-from algorithms.sac import make
-from algorithms.sac_discrete import DiscreteSAC, expected
-from algorithms.settings_continuous import SACConfig
-from envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.algorithms.sac import make
+from rltrain.algorithms.sac_discrete import DiscreteSAC, expected
+from rltrain.algorithms.settings_continuous import SACConfig
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 SMALL = {"widths": (8, 6), "lr": 1e-2, "lr_q": 2e-2, "batch": 12, "tau": 0.1}
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from algorithms import networks
-from algorithms.networks import MLP, fast_tanh_
-from algorithms.optim import Adam, flatten, step
-from algorithms.tape import Tape
+from rltrain.algorithms import networks
+from rltrain.algorithms.networks import MLP, fast_tanh_
+from rltrain.algorithms.optim import Adam, flatten, step
+from rltrain.algorithms.tape import Tape
 
 
 class Net(nn.Module):

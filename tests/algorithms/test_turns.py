@@ -11,10 +11,10 @@ from oracles.acting import Bench
 from oracles.teams import THREE, TWO, team_spec
 from oracles.turns import games, lambda_return, learnt, turns_of
 
-from algorithms import algorithm_class, settings_class
-from algorithms.independent import OWN, Independent, seats
-from algorithms.returns import gae, vtrace
-from rollout.types import Trajectory, discounts, traces
+from rltrain.algorithms import algorithm_class, settings_class
+from rltrain.algorithms.independent import OWN, Independent, seats
+from rltrain.algorithms.returns import gae, vtrace
+from rltrain.rollout.types import Trajectory, discounts, traces
 
 SPEC = replace(team_spec(THREE, TWO, told=False), turns=True)
 GAMMA, LAM = 0.9, 0.8

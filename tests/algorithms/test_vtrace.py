@@ -13,8 +13,8 @@ from oracles.streams import RUN, TERMINATED, TRUNCATED, make, streams
 from oracles.vtrace import vtrace_by_definition
 from torch.testing import assert_close
 
-from algorithms.returns import VTrace, gae, lambda_returns, vtrace
-from rollout.types import Trajectory, discounts, traces
+from rltrain.algorithms.returns import VTrace, gae, lambda_returns, vtrace
+from rltrain.rollout.types import Trajectory, discounts, traces
 
 unit = st.floats(0, 1, width=32)
 bound = st.sampled_from([0.3, 1.0, 2.0, 1e9])

@@ -7,12 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from envs.atari import Atari, find, title
-from envs.bring_back import prove
-from envs.errors import EnvError
-from envs.make import look, resolve
-from envs.vector import SerialVectorEnv
-from rollout.episodes import EpisodeTracker, empty_rows, play
+from rltrain.envs.atari import Atari, find, title
+from rltrain.envs.bring_back import prove
+from rltrain.envs.errors import EnvError
+from rltrain.envs.make import look, resolve
+from rltrain.envs.vector import SerialVectorEnv
+from rltrain.rollout.episodes import EpisodeTracker, empty_rows, play
 
 ale_py = pytest.importorskip("ale_py")
 cv2 = pytest.importorskip("cv2")
@@ -213,14 +213,14 @@ class Fires:
     sequence = 1
 
     def __init__(self):
-        from algorithms.protocol import Noise
+        from rltrain.algorithms.protocol import Noise
 
         self.noise = Noise("uniform", 1)
 
     def act(self, obs, core, mask, noise, explore):
         import torch
 
-        from algorithms.protocol import Act
+        from rltrain.algorithms.protocol import Act
 
         return Act(torch.ones(len(noise), dtype=torch.int64), {}, None)
 
@@ -260,12 +260,12 @@ def test_switches_reach_the_game():
 
 def test_a_run_on_pixels_repeats_and_reports_raw_returns(tmp_path, fork_server):
     """Pellets are worth 10: learnt from as 1, reported as 10. The bits do not depend on the workers."""
-    import rl
+    import rltrain
 
     prints = []
     for workers in (0, 2):
         folder = tmp_path / str(workers)
-        result = rl.train(
+        result = rltrain.train(
             algo="ppo",
             env="ALE/MsPacman-v5",
             env_args={"max_num_frames_per_episode": 300, "screen_size": 36},

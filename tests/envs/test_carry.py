@@ -13,8 +13,8 @@ import cloudpickle
 import gymnasium
 import pytest
 
-from envs.carry import carried, carrying, modules_of
-from envs.make import EnvSource, resolve
+from rltrain.envs.carry import carried, carrying, modules_of
+from rltrain.envs.make import EnvSource, resolve
 
 FILE = """
 import gymnasium, numpy as np

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs.check import first_look
-from envs.errors import EnvFault
-from envs.make import look, resolve
-from envs.probes import PROBES, Counter
+from rltrain.envs.check import first_look
+from rltrain.envs.errors import EnvFault
+from rltrain.envs.make import look, resolve
+from rltrain.envs.probes import PROBES, Counter
 
 
 def seen(env):

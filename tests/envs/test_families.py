@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-import rl
-from envs.errors import EnvError
-from envs.make import look, resolve
+import rltrain
+from rltrain.envs.errors import EnvError
+from rltrain.envs.make import look, resolve
 
 STATELESS = ("connect_four_v3", "leduc_holdem_v4", "multiwalker_v9", "rps_v2")
 
@@ -48,15 +48,15 @@ GAMES = [
 @pytest.mark.filterwarnings("ignore::Warning")  # those of the games, about themselves
 @pytest.mark.parametrize(("module", "algo", "settings"), GAMES)
 def test_a_game_of_the_family_is_learnt_from(module: str, algo: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    result = rl.train(algo=algo, env=f"pettingzoo:{module}", out=str(tmp_path), **{**SMALL, **settings})
+    result = rltrain.train(algo=algo, env=f"pettingzoo:{module}", out=str(tmp_path), **{**SMALL, **settings})
 
     assert result.steps >= settings["steps"]
     assert result.restarts == 0
-    assert math.isfinite(rl.evaluate(result.run, episodes=1).return_mean)
-    trained = rl.load(result.run)
+    assert math.isfinite(rltrain.evaluate(result.run, episodes=1).return_mean)
+    trained = rltrain.load(result.run)
     assert len(trained.spec.agents) > 1
     assert (trained.spec.state_shape is None) == (module.rpartition(".")[2] in STATELESS)
-    env: Any = rl.make_env(f"pettingzoo:{module}", **settings.get("env_args", {}))
+    env: Any = rltrain.make_env(f"pettingzoo:{module}", **settings.get("env_args", {}))
     obs, _ = env.reset(seed=1)
     assert set(trained.act(obs)) == set(trained.spec.agents)
     env.close()

@@ -12,10 +12,10 @@ import gymnasium
 import numpy as np
 import pytest
 
-from envs.errors import EnvError, EnvFault
-from envs.make import choose, look, register_env, resolve, vector
-from envs.probes import Counter
-from envs.spec import Leaf, from_json, to_json
+from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.make import choose, look, register_env, resolve, vector
+from rltrain.envs.probes import Counter
+from rltrain.envs.spec import Leaf, from_json, to_json
 
 MAZE = """
 import gymnasium, numpy as np
@@ -155,7 +155,7 @@ def test_packages_register_what_they_announce(monkeypatch):
             return lambda: gymnasium.register("Announced/Counter-v1", Counter)
 
     asked = []
-    monkeypatch.setattr("envs.make.entry_points", lambda group, name: asked.append(name) or [Plugin()])
+    monkeypatch.setattr("rltrain.envs.make.entry_points", lambda group, name: asked.append(name) or [Plugin()])
     monkeypatch.setattr(gymnasium.envs.registration, "registry", registry := dict(gymnasium.registry))
     monkeypatch.setattr(gymnasium, "registry", registry)
 
@@ -163,7 +163,7 @@ def test_packages_register_what_they_announce(monkeypatch):
     assert resolve("CartPole-v1").make() is not None
     assert asked == ["Announced"]
 
-    monkeypatch.setattr("envs.make.entry_points", lambda group, name: [])
+    monkeypatch.setattr("rltrain.envs.make.entry_points", lambda group, name: [])
     assert error("MinAtar/Breakout-v1") == "MinAtar/Breakout-v1 needs an extra: pip install 'rltrain[minatar]'"
     assert "unknown environment 'Announcer/Counter-v1'" in error("Announcer/Counter-v1")
 

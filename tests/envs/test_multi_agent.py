@@ -12,14 +12,14 @@ from gymnasium import spaces
 from oracles.games import EndOfRound, Leaves, Masked, MaskedPair, Pair, Stranger, Two
 from oracles.walk import Walk
 
-from envs import games, zoo
-from envs.agents import groups_of, joint_action, type_of
-from envs.bring_back import prove
-from envs.check import first_look
-from envs.errors import EnvError, EnvFault
-from envs.make import look, resolve
-from envs.spec import from_json, to_json
-from envs.zoo import GAMES
+from rltrain.envs import games, zoo
+from rltrain.envs.agents import groups_of, joint_action, type_of
+from rltrain.envs.bring_back import prove
+from rltrain.envs.check import first_look
+from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.make import look, resolve
+from rltrain.envs.spec import from_json, to_json
+from rltrain.envs.zoo import GAMES
 
 PARALLEL = {
     "two-step": lambda: games.two_step(5),

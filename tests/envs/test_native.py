@@ -11,11 +11,11 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from envs.errors import EnvError, EnvFault
-from envs.make import look, resolve, vector
-from envs.native import NativeVectorEnv, blocks, probe_autoreset, prove_native
-from envs.probes import Counter
-from envs.vector import Rows
+from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.make import look, resolve, vector
+from rltrain.envs.native import NativeVectorEnv, blocks, probe_autoreset, prove_native
+from rltrain.envs.probes import Counter
+from rltrain.envs.vector import Rows
 
 SOURCE = resolve("CartPole-v1")
 SPEC = look(SOURCE, 0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from envs.bring_back import prove
-from envs.errors import EnvError
-from envs.make import choose, look, resolve, vector
-from envs.native import probe_autoreset
-from envs.spec import Leaf
-from rollout.episodes import empty_rows
+from rltrain.envs.bring_back import prove
+from rltrain.envs.errors import EnvError
+from rltrain.envs.make import choose, look, resolve, vector
+from rltrain.envs.native import probe_autoreset
+from rltrain.envs.spec import Leaf
+from rltrain.rollout.episodes import empty_rows
 
 LIMIT = {"max_episode_steps": 12}
 

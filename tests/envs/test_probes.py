@@ -8,8 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from envs.make import resolve
-from envs.probes import PROBES
+from rltrain.envs.make import resolve
+from rltrain.envs.probes import PROBES
 
 
 def best(name: str, actions, seeds: int = 30) -> list[tuple[float, object]]:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reas
 
 SCRIPT = """
 import gymnasium, mujoco
-from envs.make import resolve
+from rltrain.envs.make import resolve
 
 for _ in range(3):
     env = resolve("HalfCheetah-v5").make()

@@ -6,9 +6,18 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from envs.errors import EnvError
-from envs.spaces import action_reader, action_spec, env_spec, final_mask, mask_of, obs_spec, obs_writer, random_action
-from envs.spec import ActionSpec, Leaf, from_json, to_json
+from rltrain.envs.errors import EnvError
+from rltrain.envs.spaces import (
+    action_reader,
+    action_spec,
+    env_spec,
+    final_mask,
+    mask_of,
+    obs_spec,
+    obs_writer,
+    random_action,
+)
+from rltrain.envs.spec import ActionSpec, Leaf, from_json, to_json
 
 
 def arrays(obs):
@@ -181,10 +190,10 @@ def test_the_mask_of_a_final_observation_frees_heads_without_a_legal_action():
 
 def test_text_beside_other_keys_is_left_out() -> None:
     """MiniGrid's observations: image, direction, mission."""
-    from envs.check import first_look
-    from envs.make import look, resolve
-    from envs.vector import SerialVectorEnv
-    from rollout.episodes import empty_rows
+    from rltrain.envs.check import first_look
+    from rltrain.envs.make import look, resolve
+    from rltrain.envs.vector import SerialVectorEnv
+    from rltrain.rollout.episodes import empty_rows
 
     source = resolve("minigrid:MiniGrid-Empty-5x5-v0")
     spec = look(source, 0)

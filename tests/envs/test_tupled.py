@@ -10,8 +10,8 @@ from gymnasium import spaces
 from oracles.games import Forages, MaskedPair, Pair
 from oracles.walk import Walk
 
-from envs.errors import EnvError, EnvFault
-from envs.make import look, resolve
+from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.make import look, resolve
 
 
 def test_a_tuple_of_agents():

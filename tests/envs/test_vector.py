@@ -6,12 +6,12 @@ import gymnasium
 import numpy as np
 import pytest
 
-from envs.bring_back import prove
-from envs.check import first_look
-from envs.errors import EnvFault
-from envs.make import look, resolve, vector
-from envs.probes import Counter, Masked
-from envs.vector import Rows, SerialVectorEnv
+from rltrain.envs.bring_back import prove
+from rltrain.envs.check import first_look
+from rltrain.envs.errors import EnvFault
+from rltrain.envs.make import look, resolve, vector
+from rltrain.envs.probes import Counter, Masked
+from rltrain.envs.vector import Rows, SerialVectorEnv
 
 
 def rows_for(spec, steps, width):

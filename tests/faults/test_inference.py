@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from oracles.faulty import Slow, config_of, killed, open_rollout, opened, pids, weights_of
 
-from rl.setup import make_algorithm, rollout_plan, world
-from rl.train import train
-from rollout.handle import SERVER, ActorLost
-from rollout.processes import ProcessHandle
-from rollout.rollout import Failed, Rollout
+from rltrain.rollout.handle import SERVER, ActorLost
+from rltrain.rollout.processes import ProcessHandle
+from rltrain.rollout.rollout import Failed, Rollout
+from rltrain.setup import make_algorithm, rollout_plan, world
+from rltrain.train import train
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 PATIENCE = 120.0  # seconds after which a test gives up on something that should come at once

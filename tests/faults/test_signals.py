@@ -20,7 +20,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FAULTY = ROOT / "tests" / "oracles" / "faulty.py"
 RLTRAIN = Path(sys.executable).parent / "rltrain"
-WAYS = {"module": [sys.executable, "-c", "import sys; from rl.cli import main; sys.exit(main())"], "script": [RLTRAIN]}
+WAYS = {
+    "module": [sys.executable, "-c", "import sys; from rltrain.cli import main; sys.exit(main())"],
+    "script": [RLTRAIN],
+}
 
 
 class Command:
@@ -163,7 +166,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_hanging_environment(command: Callab
 
 
 def test_ctrl_c_while_the_last_evaluation_hangs(command: Callable[..., Command], tmp_path: Path) -> None:
-    from rl.setup import evaluation_seeds
+    from rltrain.setup import evaluation_seeds
 
     once = tmp_path / "once"
     seeds = ",".join(map(str, evaluation_seeds(0, 2)))

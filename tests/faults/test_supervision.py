@@ -19,14 +19,14 @@ import psutil
 import pytest
 from oracles.faulty import HangsInEvaluation, Picture, Slow, config_of, killed, open_rollout, pids
 
-from envs.probes import hangs, raises
-from rl.checkpoint import find, load
-from rl.errors import RunFailed
-from rl.setup import evaluation_seeds
-from rl.train import train
-from rollout.handle import ActorLost
-from rollout.rollout import Failed
-from rollout.types import Trajectory
+from rltrain.checkpoint import find, load
+from rltrain.envs.probes import hangs, raises
+from rltrain.errors import RunFailed
+from rltrain.rollout.handle import ActorLost
+from rltrain.rollout.rollout import Failed
+from rltrain.rollout.types import Trajectory
+from rltrain.setup import evaluation_seeds
+from rltrain.train import train
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 
@@ -185,7 +185,7 @@ def test_an_actor_without_a_task_yet_does_not_outlive_who_started_it(tmp_path: P
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, signal, time, loky\n"
-        "from rollout.processes import ProcessHandle, start_fork_server\n"
+        "from rltrain.rollout.processes import ProcessHandle, start_fork_server\n"
         "def die(self):\n"
         "    time.sleep(1.0)\n"
         "    print(*(process.pid for process in self._processes.values()), flush=True)\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import rl
+import rltrain
 
 QUIET = {"workers": 0, "preset": "none", "eval_every": 0, "checkpoint_every": 0, "quiet": True, "seed": 0}
 
@@ -20,7 +20,7 @@ def train(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., tuple
 
     def run(kind: str, env: str, steps: int, **settings: Any) -> tuple[Any, Any]:
         own: dict[str, Any] = {"algo": kind, **QUIET, **request.module.SMALL, **request.module.OF[kind], **settings}
-        result = rl.train(env=f"probe:{env}", steps=steps, out=str(tmp_path), **own)
-        return result, rl.load(result.checkpoint)
+        result = rltrain.train(env=f"probe:{env}", steps=steps, out=str(tmp_path), **own)
+        return result, rltrain.load(result.checkpoint)
 
     return run

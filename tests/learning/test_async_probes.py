@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-import rl
-from algorithms.settings_async import A3CConfig
+import rltrain
+from rltrain.algorithms.settings_async import A3CConfig
 
 pytestmark = pytest.mark.learning
 
@@ -48,10 +48,10 @@ each = pytest.mark.parametrize("algo", ["impala", "appo", "a3c"])
 @pytest.fixture
 def train(tmp_path) -> Train:
     def run(algo: str, env: str, steps: int, **settings: Any) -> tuple[Any, Any]:
-        result = rl.train(
+        result = rltrain.train(
             algo=algo, env=f"probe:{env}", steps=steps, out=str(tmp_path), **{**SMALL, **OF[algo], **settings}
         )
-        return result, rl.load(result.checkpoint)
+        return result, rltrain.load(result.checkpoint)
 
     return run
 
@@ -113,14 +113,14 @@ def test_endless_teaches_that_a_time_limit_is_not_a_death(algo, settings, train)
 def test_the_best_action_is_found(algo, env, steps, best, settings, train):
     _, trained = train(algo, env, steps, **known(algo, settings))
 
-    assert rl.evaluate(trained, episodes=100).returns == (best,) * 100
+    assert rltrain.evaluate(trained, episodes=100).returns == (best,) * 100
 
 
 @pytest.mark.parametrize("settings", [{"optimizer": "rmsprop"}, {"rho_bar_pg": 5.0, "rho_bar": 5.0}])
 def test_impala_finds_it_with_other_settings_too(settings, train):
     _, trained = train("impala", "choice-given-obs", 3_000, **settings)
 
-    assert rl.evaluate(trained, episodes=100).returns == (1.0,) * 100
+    assert rltrain.evaluate(trained, episodes=100).returns == (1.0,) * 100
 
 
 @pytest.mark.parametrize("settings", [{"tau": 0.2}, {"kl": 0.5}, {"target_every": 1, "kept": 1, "uses": 1}])
@@ -128,7 +128,7 @@ def test_appo_finds_it_with_other_settings_too(settings, train):
     given = {"target_every": None} if "tau" in settings else {}
     _, trained = train("appo", "choice-given-obs", 3_000, **settings, **given)
 
-    assert rl.evaluate(trained, episodes=100).returns == (1.0,) * 100
+    assert rltrain.evaluate(trained, episodes=100).returns == (1.0,) * 100
 
 
 @each
@@ -158,14 +158,14 @@ def test_dict_is_read_whole(algo, train):
     """Without any one of its parts at most 0.5 can be had; the exclusive or inside keeps some seeds below 1."""
     _, trained = train(algo, "dict", 12_000)
 
-    assert rl.evaluate(trained, episodes=300).return_mean > 0.58
+    assert rltrain.evaluate(trained, episodes=300).return_mean > 0.58
 
 
 @each
 def test_memory_is_solved_with_a_gru(algo, train):
     _, trained = train(algo, "memory", 20_000, **MEMORY)
 
-    assert rl.evaluate(trained, episodes=100).return_mean == 1.0
+    assert rltrain.evaluate(trained, episodes=100).return_mean == 1.0
 
 
 @each
@@ -173,7 +173,7 @@ def test_memory_is_not_solved_without_one(algo, train):
     """Else the environment gives its secret away, and the test above says nothing."""
     result, trained = train(algo, "memory", 8_000)
 
-    assert abs(rl.evaluate(trained, episodes=200).return_mean) < 0.3
+    assert abs(rltrain.evaluate(trained, episodes=200).return_mean) < 0.3
     assert abs(result.train_return) < 0.4
 
 
@@ -183,4 +183,4 @@ def test_an_image_is_seen(algo, env, steps, train):
     settings = {"lr": 1e-3, "shared_torso": True, "normalize_return": True}
     _, trained = train(algo, env, steps, **known(algo, settings))
 
-    assert rl.evaluate(trained, episodes=100).return_mean > 0.95
+    assert rltrain.evaluate(trained, episodes=100).return_mean > 0.95

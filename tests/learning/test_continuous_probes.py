@@ -9,8 +9,8 @@ import pytest
 import torch
 from oracles.probing import best_of_the_legal
 
-import rl
-from rl import checkpoint
+import rltrain
+from rltrain import checkpoint
 
 pytestmark = pytest.mark.learning
 
@@ -107,7 +107,7 @@ def test_ddpg_explores_with_either_noise(noise_kind, train):
 def test_the_best_discrete_action_is_found(env, steps, settings, train):
     _, trained = train("sac", env, steps, **settings)
 
-    assert rl.evaluate(trained, episodes=100).returns == (1.0,) * 100
+    assert rltrain.evaluate(trained, episodes=100).returns == (1.0,) * 100
 
 
 @pytest.mark.parametrize("env", ["masked", "masked-obs"])
@@ -123,10 +123,10 @@ def test_masked_finds_the_best_of_the_legal_actions(env, settings, train):
 def test_dict_is_read_whole(train):
     _, trained = train("sac", "dict", 6_000)
 
-    assert rl.evaluate(trained, episodes=300).return_mean > 0.58
+    assert rltrain.evaluate(trained, episodes=300).return_mean > 0.58
 
 
 def test_an_image_is_seen(train):
     _, trained = train("sac", "image", 1_200, lr=1e-3, lr_q=1e-3)
 
-    assert rl.evaluate(trained, episodes=100).return_mean > 0.95
+    assert rltrain.evaluate(trained, episodes=100).return_mean > 0.95

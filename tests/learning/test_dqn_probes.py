@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracles.probing import best_of_the_legal, masks, values
 
-import rl
+import rltrain
 
 pytestmark = pytest.mark.learning
 
@@ -83,7 +83,7 @@ def test_endless_teaches_that_a_time_limit_is_not_a_death(kind, train):
 def test_the_best_action_is_found(kind, env, steps, settings, train):
     _, trained = train(kind, env, steps, **settings)
 
-    assert rl.evaluate(trained, episodes=100).returns == (1.0,) * 100
+    assert rltrain.evaluate(trained, episodes=100).returns == (1.0,) * 100
 
 
 @pytest.mark.parametrize(("kind", "env"), [*((kind, "masked") for kind in OF), ("plain", "masked-obs")])
@@ -109,14 +109,14 @@ def test_dict_is_read_whole(kind, train):
     """Without any one of its parts at most 0.5 can be had; the exclusive or inside keeps some seeds below 1."""
     _, trained = train(kind, "dict", 8_000, widths=(64,), batch=64)
 
-    assert rl.evaluate(trained, episodes=300).return_mean > 0.58
+    assert rltrain.evaluate(trained, episodes=300).return_mean > 0.58
 
 
 @pytest.mark.parametrize("kind", ["plain", "double-dueling"])
 def test_an_image_is_seen(kind, train):
     _, trained = train(kind, "image", 1_500, widths=(), lr=1e-3)
 
-    assert rl.evaluate(trained, episodes=100).return_mean > 0.95
+    assert rltrain.evaluate(trained, episodes=100).return_mean > 0.95
 
 
 @pytest.mark.parametrize("kind", ["plain", "rainbow"])
@@ -124,4 +124,4 @@ def test_a_random_start_alone_does_not_find_the_cue(kind, train):
     """Without memory the cue is lost: 0 on average, or the environment gives its secret away."""
     _, trained = train(kind, "memory", 6_000)
 
-    assert abs(rl.evaluate(trained, episodes=200).return_mean) < 0.3
+    assert abs(rltrain.evaluate(trained, episodes=200).return_mean) < 0.3

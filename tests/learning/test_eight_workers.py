@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rl.train import train
+from rltrain.train import train
 
 pytestmark = [pytest.mark.learning, pytest.mark.usefixtures("fork_server")]
 

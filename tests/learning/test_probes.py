@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from oracles.probing import best_of_the_legal, values
 
-import rl
+import rltrain
 
 pytestmark = pytest.mark.learning
 
@@ -68,7 +68,7 @@ def test_endless_teaches_that_a_time_limit_is_not_a_death(algo, train):
 def test_the_best_action_is_found(algo, env, steps, best, settings, train):
     _, trained = train(algo, env, steps, **settings)
 
-    assert rl.evaluate(trained, episodes=100).returns == (best,) * 100
+    assert rltrain.evaluate(trained, episodes=100).returns == (best,) * 100
 
 
 @both
@@ -94,7 +94,7 @@ def test_dict_is_read_whole(algo, train):
     """Without any one of its parts at most 0.5 can be had; the exclusive or inside keeps some seeds below 1."""
     _, trained = train(algo, "dict", 12_000, normalize_advantage=True)
 
-    assert rl.evaluate(trained, episodes=300).return_mean > 0.58
+    assert rltrain.evaluate(trained, episodes=300).return_mean > 0.58
 
 
 @both
@@ -102,7 +102,7 @@ def test_memory_is_solved_with_a_gru(algo, train):
     settings = {"entropy": 0.03, "lr": 5e-3} if algo == "ppo" else {}
     _, trained = train(algo, "memory", 12_000 if algo == "ppo" else 20_000, **MEMORY, **settings)
 
-    assert rl.evaluate(trained, episodes=100).return_mean == 1.0
+    assert rltrain.evaluate(trained, episodes=100).return_mean == 1.0
 
 
 @both
@@ -110,7 +110,7 @@ def test_memory_is_not_solved_without_one(algo, train):
     """Else the environment gives its secret away, and the test above says nothing."""
     result, trained = train(algo, "memory", 8_000)
 
-    assert abs(rl.evaluate(trained, episodes=200).return_mean) < 0.3
+    assert abs(rltrain.evaluate(trained, episodes=200).return_mean) < 0.3
     assert abs(result.train_return) < 0.4
 
 
@@ -119,4 +119,4 @@ def test_an_image_is_seen(algo, train):
     settings = {"lr": 1e-3, "normalize_advantage": True, "shared_torso": True}
     _, trained = train(algo, "image", 1_500, **settings)
 
-    assert rl.evaluate(trained, episodes=100).return_mean > 0.95
+    assert rltrain.evaluate(trained, episodes=100).return_mean > 0.95

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from oracles.minimax import Board, perfect, worth
 
-import rl
-from envs.games import TicTacToe
+import rltrain
+from rltrain.envs.games import TicTacToe
 
 pytestmark = pytest.mark.learning
 
@@ -42,10 +42,10 @@ def results(trained: Any, other: Callable[[Board], int], games: int) -> list[flo
 
 
 def test_it_plays_tic_tac_toe(tmp_path: Path) -> None:
-    result = rl.train(
+    result = rltrain.train(
         algo="ppo", env="tic-tac-toe", workers=0, quiet=True, checkpoint_every=0, eval_every=0, out=str(tmp_path)
     )
-    trained, rng = rl.load(result.run), np.random.default_rng(0)
+    trained, rng = rltrain.load(result.run), np.random.default_rng(0)
 
     def at_random(board: Board) -> int:
         return int(rng.choice([cell for cell in range(9) if board[cell] == 0]))

@@ -12,8 +12,8 @@ from gymnasium import spaces
 from oracles.games import Toll
 from pettingzoo.utils.env import ParallelEnv
 
-import rl
-from envs.games import Generations
+import rltrain
+from rltrain.envs.games import Generations
 
 pytestmark = pytest.mark.learning
 
@@ -35,7 +35,7 @@ def test_qmix_reaches_eight(seed: int, permuted: bool, tmp_path: Path) -> None:
     permutation = 1 + seed % 7 if permuted else 0
     env_args = {"permutation": permutation}
 
-    result = rl.train(algo="qmix", env="two-step", env_args=env_args, seed=seed, out=str(tmp_path), **QUICK)
+    result = rltrain.train(algo="qmix", env="two-step", env_args=env_args, seed=seed, out=str(tmp_path), **QUICK)
 
     assert result.eval_return == 8.0
 
@@ -46,18 +46,18 @@ def test_vdn_stays_at_seven_and_says_six_and_a_half(seed: int, permutation: int,
     """The least-squares fit of [[0, 1], [1, 8]] by a sum is [[-1.5, 2.5], [2.5, 6.5]]."""
     env_args = {"permutation": permutation}
 
-    result = rl.train(algo="vdn", env="two-step", env_args=env_args, seed=seed, out=str(tmp_path), **QUICK)
+    result = rltrain.train(algo="vdn", env="two-step", env_args=env_args, seed=seed, out=str(tmp_path), **QUICK)
 
     assert result.eval_return == 7.0
     other = 1 if permutation & 1 else 2  # the state with the 8
-    assert float(values(rl.load(result.checkpoint), other).amax(-1).sum()) == pytest.approx(6.5, abs=0.3)
+    assert float(values(rltrain.load(result.checkpoint), other).amax(-1).sum()) == pytest.approx(6.5, abs=0.3)
 
 
 @pytest.mark.parametrize("memory", ["none", "gru"])
 @pytest.mark.parametrize("algo", ["iql", "vdn", "qmix"])
 def test_agents_that_die_and_are_born_learn_to_work(algo: str, memory: str, tmp_path: Path) -> None:
     """The best is action 1 of everybody for life; an agent that is never trained, or trained when dead, misses it."""
-    result = rl.train(
+    result = rltrain.train(
         algo=algo,
         env="generations",
         steps=3_000,
@@ -77,7 +77,7 @@ def test_agents_that_die_and_are_born_learn_to_work(algo: str, memory: str, tmp_
         **QUICK,
     )
 
-    assert rl.evaluate(result.run, episodes=1).agents == dict(
+    assert rltrain.evaluate(result.run, episodes=1).agents == dict(
         zip(Generations().possible_agents, Generations.BEST, strict=True)
     )
 
@@ -85,12 +85,12 @@ def test_agents_that_die_and_are_born_learn_to_work(algo: str, memory: str, tmp_
 @pytest.mark.parametrize("share", ["all", "none"])
 def test_maddpg_teaches_agents_that_die_and_are_born(share: str, tmp_path: Path) -> None:
     """As above; with one network of each kind for all, and with one for each."""
-    result = rl.train(
+    result = rltrain.train(
         algo="maddpg", env="generations", share=share, steps=3_000, preset="none", out=str(tmp_path), unroll=7,
         warmup=200, batch=64, updates_per_step=0.1, widths=(32,), **QUICK,
     )  # fmt: skip
 
-    assert rl.evaluate(result.run, episodes=1).agents == dict(
+    assert rltrain.evaluate(result.run, episodes=1).agents == dict(
         zip(Generations().possible_agents, Generations.BEST, strict=True)
     )
 
@@ -136,11 +136,11 @@ class Aim(ParallelEnv[str, np.ndarray, np.ndarray]):  # type: ignore[misc]
 
 def test_maddpg_with_box_actions_of_unequal_size_finds_each_agents_own(tmp_path: Path) -> None:
     """Doing nothing loses 0.27 and 2.1 an episode on average."""
-    result = rl.train(
+    result = rltrain.train(
         algo="maddpg", env=Aim, steps=6_000, preset="none", out=str(tmp_path), warmup=500, batch=64, lr=3e-3,
         updates_per_step=0.25, widths=(32, 32), noise=0.3, regularize=0.0, **QUICK,
     )  # fmt: skip
-    earned = rl.evaluate(result.run, episodes=50, env=Aim).agents
+    earned = rltrain.evaluate(result.run, episodes=50, env=Aim).agents
 
     assert earned["one"] > -0.05
     assert earned["other"] > -0.2
@@ -150,7 +150,7 @@ def test_maddpg_with_box_actions_of_unequal_size_finds_each_agents_own(tmp_path:
 @pytest.mark.parametrize("algo", ["ppo", "mappo"])
 def test_agents_learn_as_if_each_were_alone(algo: str, memory: str, tmp_path: Path) -> None:
     """PPO so is IPPO; MAPPO's value sees what all see."""
-    result = rl.train(
+    result = rltrain.train(
         algo=algo,
         env="generations",
         steps=8_000,
@@ -169,7 +169,7 @@ def test_agents_learn_as_if_each_were_alone(algo: str, memory: str, tmp_path: Pa
         **QUICK,
     )
 
-    assert rl.evaluate(result.run, episodes=1).agents == dict(
+    assert rltrain.evaluate(result.run, episodes=1).agents == dict(
         zip(Generations().possible_agents, Generations.BEST, strict=True)
     )
 
@@ -179,7 +179,7 @@ def test_turns_of_others_are_no_choices(algo: str, tmp_path: Path) -> None:
     """Who takes a row in which it could do nothing for one with action 0 pays the toll in each turn: 180."""
     settings = {"lr": 3e-3, "lr_end": 0.0, "warmup": 200, "updates_per_step": 0.5, "widths": (16,), "gamma": 0.9}
 
-    result = rl.train(
+    result = rltrain.train(
         algo=algo,
         env=Toll,
         steps=4_000,
@@ -198,6 +198,8 @@ def test_vdn_on_the_climbing_game_takes_the_safe_end(tmp_path: Path) -> None:
     """The sum's fit puts (2, 2) first, which pays 5 of 11."""
     settings = {"lr": 3e-3, "lr_end": 0.0, "epsilon_end": 1.0, "warmup": 200, "batch": 64, "updates_per_step": 0.25}
 
-    result = rl.train(algo="vdn", env="climbing", steps=3_000, preset="none", out=str(tmp_path), **settings, **QUICK)
+    result = rltrain.train(
+        algo="vdn", env="climbing", steps=3_000, preset="none", out=str(tmp_path), **settings, **QUICK
+    )
 
     assert result.eval_return == 5.0

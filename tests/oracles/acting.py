@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from rl.config import load
-from rl.learner import Learner
-from rl.setup import make_algorithm, rollout_plan, torch_device, world
-from rollout.rollout import Rollout
-from rollout.types import Trajectory
+from rltrain.config import load
+from rltrain.learner import Learner
+from rltrain.rollout.rollout import Rollout
+from rltrain.rollout.types import Trajectory
+from rltrain.setup import make_algorithm, rollout_plan, torch_device, world
 
 
 def _no_restart(lost: Any) -> None:
@@ -16,7 +16,7 @@ def _no_restart(lost: Any) -> None:
 
 
 class Bench:
-    """A run taken apart: `collect` acts, `learn` updates and publishes. Settings as for `rl.train`."""
+    """A run taken apart: `collect` acts, `learn` updates and publishes. Settings as for `rltrain.train`."""
 
     def __init__(self, algo: str, env: Any, **settings: Any) -> None:
         config = load({"workers": 0, "preset": "none", "algo": algo, "env": env, **settings})

@@ -10,8 +10,8 @@ import torch
 from oracles.streams import BOTH, RUN, TERMINATED, TRUNCATED, make
 from oracles.updates import Reference, outputs
 
-from envs.spec import ActionSpec, EnvSpec, Leaf
-from rollout.types import Trajectory
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.rollout.types import Trajectory
 
 OBS = Leaf("box", (3,), "float32")
 DISCRETE = EnvSpec("discrete", OBS, ActionSpec("discrete", (), (4,)))

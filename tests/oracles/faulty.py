@@ -15,14 +15,14 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from envs.make import resolve
-from envs.probes import Counter, Faulty, Masked, made
-from rl.config import RunConfig, load
-from rl.setup import make_algorithm, rollout_plan, world
-from rollout.handle import ActorLost
-from rollout.processes import ProcessHandle
-from rollout.rollout import Rollout
-from rollout.types import Weights
+from rltrain.config import RunConfig, load
+from rltrain.envs.make import resolve
+from rltrain.envs.probes import Counter, Faulty, Masked, made
+from rltrain.rollout.handle import ActorLost
+from rltrain.rollout.processes import ProcessHandle
+from rltrain.rollout.rollout import Rollout
+from rltrain.rollout.types import Weights
+from rltrain.setup import make_algorithm, rollout_plan, world
 
 
 def killed(at: int = 200, once: str = "") -> Faulty:

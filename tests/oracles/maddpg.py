@@ -9,8 +9,8 @@ import torch
 from oracles.teams import episodes, state_of, team_spec
 from torch import Tensor
 
-from envs.spec import ActionSpec, EnvSpec, Group, Leaf
-from rollout.types import Trajectory
+from rltrain.envs.spec import ActionSpec, EnvSpec, Group, Leaf
+from rltrain.rollout.types import Trajectory
 
 Params = dict[str, Tensor]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Normal
 
-from envs.spec import ActionSpec, EnvSpec, Leaf
-from rollout.types import Transition
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.rollout.types import Transition
 
 Net = list[tuple[Tensor, Tensor]]
 

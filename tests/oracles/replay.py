@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.spec import ActionSpec, EnvSpec, Leaf
-from rollout.tree import Tree, leaves, tree_map
-from rollout.types import Trajectory
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.rollout.tree import Tree, leaves, tree_map
+from rltrain.rollout.types import Trajectory
 
 DISCRETE, BOX = ActionSpec("discrete", (), (4,)), ActionSpec("box", (2,), low=(-1.0,) * 2, high=(1.0,) * 2)
 PIXELS = Leaf("image", (3, 2, 2), "uint8")

@@ -8,12 +8,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-import rl
-from algorithms.policies import build, policy_factory
-from algorithms.protocol import Act, Noise, ReplayPlan, Stateful, Update
-from envs.spec import EnvSpec
-from rollout.tree import Tree, leaves
-from rollout.types import Trajectory, Transition
+import rltrain
+from rltrain.algorithms.policies import build, policy_factory
+from rltrain.algorithms.protocol import Act, Noise, ReplayPlan, Stateful, Update
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree, leaves
+from rltrain.rollout.types import Trajectory, Transition
 
 
 class TinyConfig(BaseModel):
@@ -106,5 +106,5 @@ class Tiny:
 
 
 NAME = "tiny"  # of the algorithm and of its policy
-rl.register_policy(NAME, TinyPolicy)
-rl.register_algorithm(NAME, Tiny, TinyConfig)
+rltrain.register_policy(NAME, TinyPolicy)
+rltrain.register_algorithm(NAME, Tiny, TinyConfig)

@@ -1,6 +1,6 @@
 """Ten updates in float64, by one learner or by one of several in a process of its own: shared.py RANK SIZE FOLDER.
 
-Every learner sees whole batches, and takes its part as `rl.learners` cuts it.
+Every learner sees whole batches, and takes its part as `rltrain.learners` cuts it.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 from oracles import cases, off_policy
 from torch import Tensor
 
-from algorithms.a2c import A2C
-from algorithms.appo import APPO
-from algorithms.ddpg import DDPG
-from algorithms.dqn import DQN
-from algorithms.impala import IMPALA
-from algorithms.losses import normalised
-from algorithms.ppo import PPO
-from algorithms.sac import make as sac
-from algorithms.settings import A2CConfig, PPOConfig
-from algorithms.settings_async import APPOConfig, IMPALAConfig
-from algorithms.settings_continuous import DDPGConfig, SACConfig, TD3Config
-from algorithms.settings_dqn import DQNConfig
-from algorithms.td3 import TD3
-from envs.spec import Leaf
+from rltrain.algorithms.a2c import A2C
+from rltrain.algorithms.appo import APPO
+from rltrain.algorithms.ddpg import DDPG
+from rltrain.algorithms.dqn import DQN
+from rltrain.algorithms.impala import IMPALA
+from rltrain.algorithms.losses import normalised
+from rltrain.algorithms.ppo import PPO
+from rltrain.algorithms.sac import make as sac
+from rltrain.algorithms.settings import A2CConfig, PPOConfig
+from rltrain.algorithms.settings_async import APPOConfig, IMPALAConfig
+from rltrain.algorithms.settings_continuous import DDPGConfig, SACConfig, TD3Config
+from rltrain.algorithms.settings_dqn import DQNConfig
+from rltrain.algorithms.td3 import TD3
+from rltrain.envs.spec import Leaf
 
 UPDATES, CPU = 10, torch.device("cpu")
 SMALL = {"widths": (8, 7), "lr": 1e-2}
@@ -112,7 +112,7 @@ def pictures(seed: int, streams: int) -> Any:
 def step(algorithm: Any, batch: Any, progress: float, group: Any) -> Any:
     if group is None:
         return algorithm.update(batch, progress)
-    from rl.shared import parts_of
+    from rltrain.shared import parts_of
 
     algorithm.group = group
     split, part = parts_of(batch, group.size)[group.rank]
@@ -131,7 +131,7 @@ def flatten(node: Any, name: str, found: dict[str, Tensor]) -> None:
 def main(rank: int, size: int, folder: Path) -> None:
     import torch.distributed as dist
 
-    from rl.shared import Shared, Split
+    from rltrain.shared import Shared, Split
 
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)

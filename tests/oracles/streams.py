@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from rollout.types import Trajectory
+from rltrain.rollout.types import Trajectory
 
 RUN, TERMINATED, TRUNCATED, BOTH = range(4)
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.spec import ActionSpec, EnvSpec, Group, Leaf
-from rollout.tree import tree_map
-from rollout.types import Trajectory
+from rltrain.envs.spec import ActionSpec, EnvSpec, Group, Leaf
+from rltrain.rollout.tree import tree_map
+from rltrain.rollout.types import Trajectory
 
 Array = np.ndarray
 Weights = dict[str, Array]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from envs.spec import EnvSpec
-from rollout.types import Trajectory
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.types import Trajectory
 
 
 @dataclass

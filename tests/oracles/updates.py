@@ -15,7 +15,7 @@ from oracles import targets
 from torch import Tensor
 from torch.distributions import Categorical, Independent, Normal
 
-from rollout.types import Trajectory
+from rltrain.rollout.types import Trajectory
 
 Params = dict[str, Tensor]
 

@@ -15,7 +15,7 @@ from oracles.updates import Params, Reference, entropy_of, outputs
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from rollout.types import Trajectory
+from rltrain.rollout.types import Trajectory
 
 
 def vtrace_by_definition(  # type: ignore[no-untyped-def]

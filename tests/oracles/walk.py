@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from envs.make import look, resolve
-from envs.team_vector import TeamVectorEnv
-from envs.vector import Rows
-from rollout.episodes import empty_rows
+from rltrain.envs.make import look, resolve
+from rltrain.envs.team_vector import TeamVectorEnv
+from rltrain.envs.vector import Rows
+from rltrain.rollout.episodes import empty_rows
 
 
 class Walk:

@@ -26,8 +26,8 @@ def die(*_: Any) -> None:
 
 def arm(at: str, n: int) -> None:
     """Let this process die at its n-th `at`."""
-    from rl import checkpoint
-    from rl.learner import Learner
+    from rltrain import checkpoint
+    from rltrain.learner import Learner
 
     count = 0
 
@@ -59,7 +59,7 @@ def child(job: dict[str, Any], out: int, err: int) -> None:
     os.dup2(out, 1)
     os.dup2(err, 2)
     os.chdir(job["cwd"])
-    from rl import cli
+    from rltrain import cli
 
     status = 1
     try:
@@ -81,9 +81,9 @@ def serve() -> None:
     """Answer jobs until stdin ends."""
     import torch
 
-    import rl.evaluate
-    import rl.run
-    import rl.train  # noqa: F401
+    import rltrain.evaluate
+    import rltrain.run
+    import rltrain.train  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:

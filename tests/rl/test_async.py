@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from oracles.faulty import killed
 
-import rl
-from algorithms.impala import IMPALA
-from envs.probes import Counter, raises
-from rl import checkpoint
-from rl.errors import ConfigError
-from rl.learner import Learner
-from rl.record import Recording
+import rltrain
+from rltrain import checkpoint
+from rltrain.algorithms.impala import IMPALA
+from rltrain.envs.probes import Counter, raises
+from rltrain.errors import ConfigError
+from rltrain.learner import Learner
+from rltrain.record import Recording
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 
@@ -73,13 +73,13 @@ def add_up(books: dict[int, list[tuple[int, int]]], streams: int = 6) -> dict[in
 def test_nothing_is_lost_or_counted_twice(algo: str, tmp_path: Path, books: dict[int, list[tuple[int, int]]]) -> None:
     """Evaluations and checkpoints in between, then a resume."""
     asked = TINY | ALGOS[algo] | {"algo": algo, "eval_every": 400, "eval_episodes": 2, "checkpoint_every": 300}
-    first = rl.train(**asked, out=str(tmp_path))
+    first = rltrain.train(**asked, out=str(tmp_path))
     for _ in range(2):
         ends = add_up(books)
         state = checkpoint.load(first.checkpoint).state
         assert state["rollout"]["steps"] == first.steps
         assert {int(unit["streams"][0]): int(unit["row"][0]) for unit in state["rollout"]["units"]} == ends
-        first = rl.train(resume=first.run, steps=first.steps + 500)
+        first = rltrain.train(resume=first.run, steps=first.steps + 500)
 
 
 @pytest.mark.parametrize(("algo", "fault"), [("impala", killed), ("impala", raises), ("a3c", killed)])
@@ -89,7 +89,7 @@ def test_an_actor_that_is_lost_is_replaced(
     once = str(tmp_path / "once")
     asked = TINY | ALGOS[algo] | {"algo": algo, "env": lambda: fault(at=1100, once=once), "streams": 3, "wait": 1}
     asked = {key: value for key, value in asked.items() if key != "wait" or algo != "a3c"}
-    result = rl.train(**asked | {"steps": 6000}, out=str(tmp_path / "runs"))
+    result = rltrain.train(**asked | {"steps": 6000}, out=str(tmp_path / "runs"))
     assert os.path.exists(once)
     assert result.restarts == 1
     assert result.steps >= 6000
@@ -99,7 +99,7 @@ def test_an_actor_that_is_lost_is_replaced(
 @pytest.mark.parametrize("algo", ALGOS)
 def test_turns_repeat_to_the_bit(algo: str, tmp_path: Path) -> None:
     asked = TINY | ALGOS[algo] | {"algo": algo, "env": Jittery, "deterministic": True, "eval_every": 500}
-    one, other = (rl.train(**asked, out=str(tmp_path / name), eval_episodes=2) for name in ("one", "other"))
+    one, other = (rltrain.train(**asked, out=str(tmp_path / name), eval_episodes=2) for name in ("one", "other"))
     assert one.fingerprint == other.fingerprint
     assert one.steps == other.steps
 
@@ -108,7 +108,7 @@ def test_turns_repeat_to_the_bit(algo: str, tmp_path: Path) -> None:
 def test_turns_go_on_where_they_were_after_a_resume(algo: str, tmp_path: Path) -> None:
     """The buffer of APPO, and whose turn it is, are part of the checkpoint."""
     asked = TINY | ALGOS[algo] | {"algo": algo, "deterministic": True, "checkpoint_every": 500, "keep": 9}
-    whole = rl.train(**asked, out=str(tmp_path))
+    whole = rltrain.train(**asked, out=str(tmp_path))
     for folder in sorted((whole.run / "checkpoints").glob("step-*"))[:-1]:
         copied = tmp_path / f"from {folder.name}"
         shutil.copytree(whole.run, copied)
@@ -116,7 +116,7 @@ def test_turns_go_on_where_they_were_after_a_resume(algo: str, tmp_path: Path) -
             if later.name > folder.name:
                 shutil.rmtree(later)
         (copied / "checkpoints" / "latest").write_text(folder.name)
-        again = rl.train(resume=copied)
+        again = rltrain.train(resume=copied)
         assert again.steps == whole.steps
         assert again.fingerprint == whole.fingerprint, folder.name
 
@@ -125,7 +125,7 @@ def test_unrolls_of_all_lengths_are_recorded_whole(tmp_path: Path) -> None:
     """A stream may deliver twice in one delivery, and one that is slow delivers less."""
     asked = TINY | ALGOS["impala"] | {"algo": "impala", "record": str(tmp_path / "record"), "credits": 3, "streams": 3}
     once = str(tmp_path / "once")
-    result = rl.train(
+    result = rltrain.train(
         **asked | {"env": lambda: killed(at=1100, once=once), "wait": 1, "steps": 5000, "checkpoint_every": 700},
         out=str(tmp_path / "runs"),
     )
@@ -141,8 +141,8 @@ def test_unrolls_of_all_lengths_are_recorded_whole(tmp_path: Path) -> None:
 
 def test_overlap_of_ppo_repeats_to_the_bit(tmp_path: Path) -> None:
     asked = TINY | {"algo": "ppo", "env": Jittery, "deterministic": True, "overlap": True, "epochs": 2}
-    one, other = (rl.train(**asked, out=str(tmp_path / name)) for name in ("one", "other"))
-    without = rl.train(**asked | {"overlap": False}, out=str(tmp_path / "without"))
+    one, other = (rltrain.train(**asked, out=str(tmp_path / name)) for name in ("one", "other"))
+    without = rltrain.train(**asked | {"overlap": False}, out=str(tmp_path / "without"))
     assert one.fingerprint == other.fingerprint
     assert one.fingerprint != without.fingerprint, "its unrolls are one update old"
 
@@ -164,7 +164,7 @@ def test_the_lag_stays_within_its_bound(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Learner, "step", step)
     monkeypatch.setattr(IMPALA, "update", measured)
     asked = TINY | ALGOS["impala"] | {"algo": "impala", "max_lag": 3, "credits": 4, "steps": 4000, "env": Jittery}
-    result = rl.train(**asked | {"checkpoint_every": 500}, out=str(tmp_path))
+    result = rltrain.train(**asked | {"checkpoint_every": 500}, out=str(tmp_path))
     assert max(lags) <= 3
     assert lags.count(0) < len(lags), "they did run ahead"
     assert result.steps >= 4000
@@ -181,7 +181,7 @@ def test_batches_have_one_shape_however_many_actors_there_are(tmp_path: Path, mo
     monkeypatch.setattr(IMPALA, "update", update)
     for workers in (0, 1, 2, 3, 6):
         asked = TINY | ALGOS["impala"] | {"algo": "impala", "workers": workers, "steps": 600, "credits": 1}
-        rl.train(**asked, out=str(tmp_path / str(workers)))
+        rltrain.train(**asked, out=str(tmp_path / str(workers)))
     assert shapes == {(8, 2), (8, 3)}, "two streams; three where actors have three"
 
 
@@ -202,5 +202,5 @@ def test_what_cannot_be_is_one_line(given: dict[str, Any], line: str, tmp_path: 
     if asked["algo"] == "impala":
         asked["max_lag"] = 5
     with pytest.raises(ConfigError) as refused:
-        rl.train(**asked)
+        rltrain.train(**asked)
     assert str(refused.value) == line

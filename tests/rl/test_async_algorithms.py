@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-import rl
-from rl import checkpoint
+import rltrain
+from rltrain import checkpoint
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 
@@ -25,10 +25,10 @@ def test_any_number_of_workers_gives_the_same_bits(algo: str, memory: str, tmp_p
     """7 streams: not divisible by 2 or 3 workers."""
     asked = TINY | ALGOS[algo] | {"algo": algo, "env": "CartPole-v1", "memory": memory, "out": str(tmp_path)}
     asked["checkpoint_every"] = 0
-    whole = rl.train(**asked, workers=0)
+    whole = rltrain.train(**asked, workers=0)
     for given in ({"workers": 3}, {"workers": 2, "backend": "local"}):
-        assert rl.train(**asked, **given).fingerprint == whole.fingerprint
-    assert rl.train(**{**asked, "seed": 4}, workers=0).fingerprint != whole.fingerprint
+        assert rltrain.train(**asked, **given).fingerprint == whole.fingerprint
+    assert rltrain.train(**{**asked, "seed": 4}, workers=0).fingerprint != whole.fingerprint
 
 
 @pytest.mark.parametrize(("algo", "wait"), [("impala", 3), ("appo", None)])
@@ -36,12 +36,12 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(algo: str, wait: int
     """From a checkpoint in the middle, as a run that was killed after it would go on. Without memory and with it."""
     memory = {"impala": "none", "appo": "gru"}[algo]
     asked = TINY | ALGOS[algo] | {"algo": algo, "env": "CartPole-v1", "memory": memory, "workers": 0, "wait": wait}
-    whole = rl.train(**asked, checkpoint_every=200, out=str(tmp_path / "whole"))
-    cut = rl.train(**asked, checkpoint_every=200, out=str(tmp_path / "cut"))
+    whole = rltrain.train(**asked, checkpoint_every=200, out=str(tmp_path / "whole"))
+    cut = rltrain.train(**asked, checkpoint_every=200, out=str(tmp_path / "cut"))
     checkpoints = sorted((cut.run / "checkpoints").glob("step-*"))
     (cut.run / "checkpoints" / "latest").write_text(checkpoints[0].name)
 
-    resumed = rl.train(resume=cut.run)
+    resumed = rltrain.train(resume=cut.run)
 
     assert checkpoint.load(checkpoints[0]).meta["step"] < whole.steps
     assert (resumed.fingerprint, resumed.steps) == (whole.fingerprint, whole.steps)

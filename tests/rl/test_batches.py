@@ -12,11 +12,11 @@ import pytest
 import torch
 from oracles.acting import Bench
 
-from algorithms.protocol import StreamPlan
-from rl.feed import StreamFeed, in_batches, join, rounds, stretched
-from rl.learner import Learner
-from rollout.tree import leaves
-from rollout.types import Trajectory
+from rltrain.algorithms.protocol import StreamPlan
+from rltrain.feed import StreamFeed, in_batches, join, rounds, stretched
+from rltrain.learner import Learner
+from rltrain.rollout.tree import leaves
+from rltrain.rollout.types import Trajectory
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"streams": 6, "unroll": 8, "widths": (16,)}

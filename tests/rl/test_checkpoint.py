@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from rl import checkpoint, cli
-from rl.errors import CheckpointError
+from rltrain import checkpoint, cli
+from rltrain.errors import CheckpointError
 
 STATE: dict[str, Any] = {
     "tensors": {"w": torch.arange(6.0).reshape(2, 3), "scalar": torch.tensor(3, dtype=torch.int64)},

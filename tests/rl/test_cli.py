@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 
-import algorithms
-from envs.errors import EnvError
-from rl import cli, config
-from rl.config import RunConfig
-from rl.errors import CheckpointError, ConfigError, Interrupted, RunFailed
-from rl.flags import literal
+from rltrain import algorithms, cli, config
+from rltrain.config import RunConfig
+from rltrain.envs.errors import EnvError
+from rltrain.errors import CheckpointError, ConfigError, Interrupted, RunFailed
+from rltrain.flags import literal
 
 HELP = ["--help"], ["--algo", "ppo", "--help"], ["--algo=a2c", "--help"]
 
@@ -53,7 +52,7 @@ def parsed(*argv: str) -> RunConfig:
 
 @pytest.mark.parametrize("argv", HELP, ids=" ".join)
 def test_help_needs_no_torch_and_little_time(argv: list[str]) -> None:
-    text = "import sys; from rl.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    text = "import sys; from rltrain.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
     seconds = []
     for _ in range(3):
         start = time.perf_counter()

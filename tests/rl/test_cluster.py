@@ -83,7 +83,7 @@ def slow(tmp_path: Path) -> Path:
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-c", "import sys; from rl.cli import main; sys.exit(main())", *words]
+    return [sys.executable, "-c", "import sys; from rltrain.cli import main; sys.exit(main())", *words]
 
 
 def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
@@ -415,6 +415,6 @@ def test_a_cluster_with_tls_asks_for_certificates(tmp_path: Path, launch: Any) -
     ],
 )
 def test_an_address_that_others_can_reach_is_told(address: str, open_: bool) -> None:
-    from rollout.cluster import open_to_others
+    from rltrain.rollout.cluster import open_to_others
 
     assert open_to_others(address) is open_

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from algorithms.settings import PPOConfig
-from rl import config as config_module
-from rl import presets
-from rl.config import RunConfig, load, reload, saved
-from rl.errors import CheckpointError, ConfigError
-from rl.file import line_of
+from rltrain import config as config_module
+from rltrain import presets
+from rltrain.algorithms.settings import PPOConfig
+from rltrain.config import RunConfig, load, reload, saved
+from rltrain.errors import CheckpointError, ConfigError
+from rltrain.file import line_of
 
 
 @pytest.fixture

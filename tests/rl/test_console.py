@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from rl import console as console_module
-from rl.config import load
-from rl.console import Console, duration, progress_line
+from rltrain import console as console_module
+from rltrain.config import load
+from rltrain.console import Console, duration, progress_line
 
 
 class Terminal(io.StringIO):
@@ -106,7 +106,7 @@ def test_the_start_names_run_and_preset() -> None:
 def test_a_reader_who_leaves_does_not_end_the_run(tmp_path: Path) -> None:
     """As under `rltrain ... | head -1`: training goes on, the command ends with status 0 and without noise."""
     flags = "--algo ppo --env probe:counter --workers 0 --streams 4 --unroll 16 --widths 8 --eval-every 0".split()
-    text = "import sys; from rl.cli import main; sys.exit(main())"
+    text = "import sys; from rltrain.cli import main; sys.exit(main())"
     with subprocess.Popen(
         [sys.executable, "-c", text, *flags, "--steps", "2000", "--out", str(tmp_path)],
         stdout=subprocess.PIPE,

@@ -16,8 +16,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-import rl
-from rl import checkpoint
+import rltrain
+from rltrain import checkpoint
 
 QUICK: dict[str, Any] = {
     "algo": "ppo", "workers": 0, "streams": 4, "unroll": 16, "epochs": 1, "minibatches": 1, "widths": (8,),
@@ -76,10 +76,10 @@ def run(argv: list[str], cwd: Path, **environ: str) -> subprocess.CompletedProce
 
 
 def test_a_class_with_arguments(tmp_path: Path) -> None:
-    result = rl.train(**QUICK, env=Line, env_args={"length": 5}, out=str(tmp_path))
+    result = rltrain.train(**QUICK, env=Line, env_args={"length": 5}, out=str(tmp_path))
 
     assert "Line" in result.run.name
-    assert rl.evaluate(result.run, episodes=3, env=Line).episodes == 3
+    assert rltrain.evaluate(result.run, episodes=3, env=Line).episodes == 3
     told = json.loads((result.run / "run.json").read_text())["config"]
     assert (told["env"], told["env_args"], told["reloadable"]) == ("Line", {"length": 5}, False)
 
@@ -93,8 +93,8 @@ def test_a_closure_travels_to_processes_but_into_no_checkpoint(tmp_path: Path) -
         return Line(length, say=secret)
 
     asked = {**QUICK, "env": make, "steps": 300, "checkpoint_every": 100, "out": str(tmp_path)}
-    whole = rl.train(**asked)
-    spread = rl.train(**{**asked, "workers": 2})
+    whole = rltrain.train(**asked)
+    spread = rltrain.train(**{**asked, "workers": 2})
 
     assert spread.fingerprint == whole.fingerprint
     for file in whole.run.rglob("*"):
@@ -103,14 +103,16 @@ def test_a_closure_travels_to_processes_but_into_no_checkpoint(tmp_path: Path) -
 
 def test_a_run_with_an_object_is_resumed_with_it(tmp_path: Path) -> None:
     asked = {**QUICK, "out": str(tmp_path), "checkpoint_every": 64}
-    whole = rl.train(**{**asked, "env": Line, "steps": 300})
-    begun = rl.train(**{**asked, "env": lambda: Line(), "steps": 300})
+    whole = rltrain.train(**{**asked, "env": Line, "steps": 300})
+    begun = rltrain.train(**{**asked, "env": lambda: Line(), "steps": 300})
     cut = sorted((begun.run / "checkpoints").glob("step-*"))[0]
     checkpoint.point(begun.run / "checkpoints", "latest", cut.name)  # as if it had been killed
 
-    with pytest.raises(rl.ConfigError, match=r"was given as an object.*rl\.train\(resume=\.\.\., env=\.\.\.\)"):
-        rl.train(resume=begun.run)
-    again = rl.train(resume=begun.run, env=Line)
+    with pytest.raises(
+        rltrain.ConfigError, match=r"was given as an object.*rltrain\.train\(resume=\.\.\., env=\.\.\.\)"
+    ):
+        rltrain.train(resume=begun.run)
+    again = rltrain.train(resume=begun.run, env=Line)
 
     assert again.fingerprint == begun.fingerprint == whole.fingerprint
 
@@ -118,9 +120,9 @@ def test_a_run_with_an_object_is_resumed_with_it(tmp_path: Path) -> None:
 @pytest.fixture
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
-    import algorithms
-    from algorithms import policies
-    from envs import make
+    from rltrain import algorithms
+    from rltrain.algorithms import policies
+    from rltrain.envs import make
 
     monkeypatch.setattr(make, "_registered", dict(make._registered))
     monkeypatch.setattr(algorithms, "_registry", dict(algorithms._registry))
@@ -129,14 +131,14 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("registries")
 def test_a_registered_environment_is_a_name(tmp_path: Path) -> None:
-    rl.register_env("my-line", Line)
+    rltrain.register_env("my-line", Line)
 
-    result = rl.train(**QUICK, env="my-line", env_args={"length": 2}, out=str(tmp_path))
+    result = rltrain.train(**QUICK, env="my-line", env_args={"length": 2}, out=str(tmp_path))
 
-    assert rl.evaluate(result.run, episodes=2).length_mean <= 3
-    assert rl.train(resume=result.run, steps=200).steps >= 200
+    assert rltrain.evaluate(result.run, episodes=2).length_mean <= 3
+    assert rltrain.train(resume=result.run, steps=200).steps >= 200
     with pytest.raises(Exception, match=r"unknown environment 'my-lin'.*'my-line'"):
-        rl.train(**QUICK, env="my-lin", out=str(tmp_path))
+        rltrain.train(**QUICK, env="my-lin", out=str(tmp_path))
 
 
 class Tiny(torch.nn.Module):
@@ -146,12 +148,12 @@ class Tiny(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.empty(spec.action.nvec[0], spec.obs.shape[0]))
         torch.nn.init.normal_(self.weight, generator=generator)
-        from algorithms.protocol import Noise
+        from rltrain.algorithms.protocol import Noise
 
         self.noise, self.core_size, self.sequence = Noise("gumbel", spec.action.nvec[0]), 0, settings.unroll
 
     def act(self, obs: Any, core: Any, action_mask: Any, noise: Any, explore: bool) -> Any:
-        from algorithms.protocol import Act
+        from rltrain.algorithms.protocol import Act
 
         logits = obs @ self.weight.T
         return Act((logits + noise if explore else logits).argmax(-1), {"logits": logits}, None)
@@ -161,8 +163,8 @@ class Reinforce:
     """An algorithm of a user, with an optimiser of torch and a counter of its own."""
 
     def __init__(self, spec: Any, config: Any, device: torch.device, seed: int, streams: int) -> None:
-        from algorithms.policies import build, policy_factory
-        from algorithms.protocol import StreamPlan
+        from rltrain.algorithms.policies import build, policy_factory
+        from rltrain.algorithms.protocol import StreamPlan
 
         self.plan = StreamPlan(unroll=config.unroll)
         self.policy = build(policy_factory(config.policy), spec, config, streams, seed).to(device)
@@ -170,7 +172,7 @@ class Reinforce:
         self.counter = Counter()
 
     def update(self, unrolls: Any, progress: float) -> Any:
-        from algorithms.protocol import Update
+        from rltrain.algorithms.protocol import Update
 
         logits = unrolls.obs[:-1] @ self.policy.weight.T  # [T, B, n]
         chosen = logits.log_softmax(-1).gather(-1, unrolls.action[..., None])[..., 0]  # [T, B]
@@ -209,31 +211,31 @@ def test_an_algorithm_and_a_policy_of_a_user(tmp_path: Path) -> None:
         lr: float = 1e-2
         unroll: int = 16
 
-    rl.register_policy("tiny", Tiny)
-    rl.register_algorithm("reinforce", Reinforce, Settings)
+    rltrain.register_policy("tiny", Tiny)
+    rltrain.register_algorithm("reinforce", Reinforce, Settings)
     asked: dict[str, Any] = {
         "algo": "reinforce", "env": Line, "streams": 4, "workers": 0, "steps": 400, "eval_every": 100, "quiet": True,
         "eval_episodes": 2, "checkpoint_every": 64, "lr": 0.05, "out": str(tmp_path),
     }  # fmt: skip
-    whole = rl.train(**asked)
-    spread = rl.train(**{**asked, "workers": 2})
+    whole = rltrain.train(**asked)
+    spread = rltrain.train(**{**asked, "workers": 2})
 
     assert spread.fingerprint == whole.fingerprint
     found = checkpoint.load(whole.checkpoint).state["learner"]
     assert found["parts"]["counter"]["updates"] == found["version"] >= 6
     assert whole.eval_return is not None
-    assert rl.load(whole.run).act(np.zeros(1)) in (0, 1)
+    assert rltrain.load(whole.run).act(np.zeros(1)) in (0, 1)
     # Resumed from the first checkpoint that is left: the optimiser of torch goes on where it was.
     cut = sorted((spread.run / "checkpoints").glob("step-*"))[0]
     checkpoint.point(spread.run / "checkpoints", "latest", cut.name)
-    assert rl.train(resume=spread.run, env=Line).fingerprint == whole.fingerprint
-    with pytest.raises(rl.ConfigError, match="did you mean 'reinforce'"):
-        rl.train(**{**asked, "algo": "reinforced"})
+    assert rltrain.train(resume=spread.run, env=Line).fingerprint == whole.fingerprint
+    with pytest.raises(rltrain.ConfigError, match="did you mean 'reinforce'"):
+        rltrain.train(**{**asked, "algo": "reinforced"})
 
 
 SCRIPT = '''
 """As a user writes it: no __main__ guard, an environment and a torso in the script itself."""
-import gymnasium, numpy as np, rl
+import gymnasium, numpy as np, rltrain
 from gymnasium import spaces
 
 print("begun")
@@ -248,9 +250,9 @@ class Line(gymnasium.Env):
         self.at += 2 * int(action) - 1
         return np.array([self.at], np.float32), float(self.at), abs(self.at) >= 3, False, {}
 
-rl.register_env("my-line", Line)
+rltrain.register_env("my-line", Line)
 for workers, env in ((0, Line), (1, "my-line")):
-    result = rl.train(algo="ppo", env=env, workers=workers, streams=4, unroll=16, steps=100, eval_every=50,
+    result = rltrain.train(algo="ppo", env=env, workers=workers, streams=4, unroll=16, steps=100, eval_every=50,
                       eval_episodes=2, quiet=True, widths=[8])
     print(result.fingerprint, result.restarts)
 '''
@@ -324,11 +326,11 @@ def test_nothing_is_left_in_temporary_folders(tmp_path: Path) -> None:
 def test_a_temporary_folder_too_long_for_a_socket_means_another_way_to_start(tmp_path: Path) -> None:
     temporary = tmp_path / ("t" * 120)
     temporary.mkdir()
-    text = "from rollout import processes as p; p.start_fork_server([]); print(p._fork_server)"
+    text = "from rltrain.rollout import processes as p; p.start_fork_server([]); print(p._fork_server)"
 
     done = run(["-c", text], tmp_path, TMPDIR=str(temporary))
 
     assert done.stdout == "False\n", done.stderr
 
 
-RLTRAIN = "import sys; from rl.cli import main; sys.exit(main())"
+RLTRAIN = "import sys; from rltrain.cli import main; sys.exit(main())"

@@ -1,4 +1,4 @@
-"""Trained policies: `rl.load(...).act` for every kind of observation and action; `rl.evaluate` and `rleval`."""
+"""Trained policies: `rltrain.load(...).act` for every kind of observation and action; `rltrain.evaluate` and `rleval`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-import rl
-from envs.spaces import action_reader
-from rl import checkpoint, cli
-from rl.evaluate import bootstrap
+import rltrain
+from rltrain import checkpoint, cli
+from rltrain.envs.spaces import action_reader
+from rltrain.evaluate import bootstrap
 
 QUICK: dict[str, Any] = {
     "algo": "ppo", "workers": 0, "streams": 4, "unroll": 16, "epochs": 1, "minibatches": 1, "widths": (8,),
@@ -59,19 +59,19 @@ class Lengths(gymnasium.Env[Any, Any]):
 
 
 def trained(tmp: Path, env: Any, **more: Any) -> Any:
-    result = rl.train(**{**QUICK, "env": env, "out": str(tmp), **more})
-    return rl.load(result.run)
+    result = rltrain.train(**{**QUICK, "env": env, "out": str(tmp), **more})
+    return rltrain.load(result.run)
 
 
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on CartPole, a little trained, with a best checkpoint."""
     asked = {**QUICK, "steps": 600, "eval_every": 200, "eval_episodes": 3, "env": "CartPole-v1"}
-    return Path(rl.train(**asked, out=str(tmp_path_factory.mktemp("out"))).run)
+    return Path(rltrain.train(**asked, out=str(tmp_path_factory.mktemp("out"))).run)
 
 
 def test_one_observation_or_a_batch(cartpole: Path) -> None:
-    policy = rl.load(cartpole)
+    policy = rltrain.load(cartpole)
     rng = np.random.default_rng(0)
     batch = rng.normal(size=(37, 4)).astype(np.float32)
 
@@ -87,7 +87,7 @@ def test_one_observation_or_a_batch(cartpole: Path) -> None:
 
 
 def test_a_wrong_shape_is_told(cartpole: Path) -> None:
-    policy = rl.load(cartpole)
+    policy = rltrain.load(cartpole)
 
     with pytest.raises(ValueError, match=r"CartPole-v1 has observations of shape \(4,\).*; got \(5,\)"):
         policy.act(np.zeros(5))
@@ -103,7 +103,7 @@ def test_a_wrong_shape_is_told(cartpole: Path) -> None:
 )
 def test_it_takes_what_the_environment_gives_and_gives_what_it_takes(env: str, tmp_path: Path) -> None:
     policy = trained(tmp_path, f"probe:{env}")
-    world = rl.make_env(f"probe:{env}")
+    world = rltrain.make_env(f"probe:{env}")
     obs, info = world.reset(seed=0)
     for explore in (False, True):
         for _ in range(20):
@@ -116,7 +116,7 @@ def test_it_takes_what_the_environment_gives_and_gives_what_it_takes(env: str, t
 
 
 def test_a_batch_of_trees_and_masks(tmp_path: Path) -> None:
-    policy, world = trained(tmp_path, "probe:dict"), rl.make_env("probe:dict")
+    policy, world = trained(tmp_path, "probe:dict"), rltrain.make_env("probe:dict")
     some = [world.reset(seed=seed)[0] for seed in range(5)]
 
     def stacked(parts: list[Any]) -> Any:
@@ -183,7 +183,7 @@ def test_a_batch_of_another_size_forgets(tmp_path: Path) -> None:
     """What one stream saw must not be taken for what another saw."""
     policy = trained(tmp_path, "probe:memory", memory="gru", memory_size=8)
     batch = np.tile(np.array([1.0, 0.0], np.float32), (3, 1))
-    fresh = rl.load(policy.path)
+    fresh = rltrain.load(policy.path)
 
     policy.act(batch[0])
     policy.act(batch)
@@ -194,12 +194,12 @@ def test_a_batch_of_another_size_forgets(tmp_path: Path) -> None:
 
 
 def test_evaluation_repeats_and_uses_its_seed(cartpole: Path) -> None:
-    one = rl.evaluate(cartpole, episodes=10)
+    one = rltrain.evaluate(cartpole, episodes=10)
 
-    assert one == rl.evaluate(cartpole, episodes=10) == rl.evaluate(rl.load(cartpole), episodes=10)
-    assert one.returns != rl.evaluate(cartpole, episodes=10, seed=1).returns
-    assert one.returns != rl.evaluate(cartpole, episodes=10, stochastic=True).returns
-    assert one.returns[:4] == rl.evaluate(cartpole, episodes=4).returns
+    assert one == rltrain.evaluate(cartpole, episodes=10) == rltrain.evaluate(rltrain.load(cartpole), episodes=10)
+    assert one.returns != rltrain.evaluate(cartpole, episodes=10, seed=1).returns
+    assert one.returns != rltrain.evaluate(cartpole, episodes=10, stochastic=True).returns
+    assert one.returns[:4] == rltrain.evaluate(cartpole, episodes=4).returns
     assert (one.episodes, len(one.returns), one.length_mean) == (10, 10, one.return_mean)
     assert one.return_mean == pytest.approx(np.mean(one.returns))
     assert one.return_std == pytest.approx(np.std(one.returns))
@@ -209,7 +209,7 @@ def test_evaluation_repeats_and_uses_its_seed(cartpole: Path) -> None:
 
 
 def test_its_seeds_are_neither_those_of_training_nor_of_its_evaluations() -> None:
-    from envs.seeding import FRESH, evaluation_seed, seed_of, stream_seed
+    from rltrain.envs.seeding import FRESH, evaluation_seed, seed_of, stream_seed
 
     fresh = {seed_of(0, FRESH, episode) for episode in range(1000)}
     used = {evaluation_seed(0, episode) for episode in range(1000)} | {stream_seed(0, b) for b in range(1000)}
@@ -221,7 +221,7 @@ def test_its_seeds_are_neither_those_of_training_nor_of_its_evaluations() -> Non
 def test_short_episodes_are_not_preferred(tmp_path: Path) -> None:
     policy = trained(tmp_path, Lengths)
 
-    found = rl.evaluate(policy, episodes=100, env=Lengths)
+    found = rltrain.evaluate(policy, episodes=100, env=Lengths)
 
     assert {1.0, 100.0} == set(found.returns)
     assert abs(found.return_mean - 50.5) < 3 * 49.5 / 10
@@ -240,31 +240,31 @@ def test_the_interval_of_the_mean() -> None:
 
 
 def test_another_environment_must_have_the_same_spaces(cartpole: Path) -> None:
-    with pytest.raises(rl.ConfigError, match="Acrobot-v1 has other spaces than CartPole-v1"):
-        rl.evaluate(cartpole, env="Acrobot-v1", episodes=1)
+    with pytest.raises(rltrain.ConfigError, match="Acrobot-v1 has other spaces than CartPole-v1"):
+        rltrain.evaluate(cartpole, env="Acrobot-v1", episodes=1)
 
 
 def test_an_environment_that_was_an_object_must_be_given_again(tmp_path: Path) -> None:
     policy = trained(tmp_path, lambda: Lengths())
 
-    with pytest.raises(rl.ConfigError, match="give it as `env`"):
-        rl.evaluate(policy.path, episodes=1)
-    assert rl.evaluate(policy.path, episodes=2, env=Lengths).episodes == 2
+    with pytest.raises(rltrain.ConfigError, match="give it as `env`"):
+        rltrain.evaluate(policy.path, episodes=1)
+    assert rltrain.evaluate(policy.path, episodes=2, env=Lengths).episodes == 2
 
 
 def test_best_and_latest_and_a_checkpoint_can_be_loaded(cartpole: Path) -> None:
-    best = rl.load(cartpole, best=True)
+    best = rltrain.load(cartpole, best=True)
 
     assert best.path.name.startswith("best-")
-    assert rl.load(best.path).path == best.path
-    assert rl.load(cartpole / "checkpoints").path == rl.load(cartpole).path == checkpoint.find(cartpole)
-    assert rl.evaluate(best.path, episodes=2).checkpoint == best.path
-    with pytest.raises(rl.CheckpointError, match="does not exist"):
-        rl.load(cartpole / "nowhere")
+    assert rltrain.load(best.path).path == best.path
+    assert rltrain.load(cartpole / "checkpoints").path == rltrain.load(cartpole).path == checkpoint.find(cartpole)
+    assert rltrain.evaluate(best.path, episodes=2).checkpoint == best.path
+    with pytest.raises(rltrain.CheckpointError, match="does not exist"):
+        rltrain.load(cartpole / "nowhere")
 
 
 def test_rleval_prints_what_evaluate_found(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = rl.evaluate(cartpole, episodes=5, seed=3)
+    found = rltrain.evaluate(cartpole, episodes=5, seed=3)
 
     assert cli.main_eval([str(cartpole), "--episodes", "5", "--seed", "3", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
@@ -286,10 +286,10 @@ def test_a_video(cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     pytest.importorskip("pygame")
     file = tmp_path / "film.gif"
 
-    filmed = rl.evaluate(cartpole, episodes=2, video=file)
+    filmed = rltrain.evaluate(cartpole, episodes=2, video=file)
 
     assert file.read_bytes().startswith(b"GIF")
-    assert filmed.returns == rl.evaluate(cartpole, episodes=2).returns
+    assert filmed.returns == rltrain.evaluate(cartpole, episodes=2).returns
     assert cli.main_eval([str(cartpole), "--episodes", "1", "--video", str(tmp_path / "film.nonsense")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("rleval: --video ")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-import rl
-from envs.probes import Counter
-from rl import checkpoint
-from rl.setup import evaluation_seeds
+import rltrain
+from rltrain import checkpoint
+from rltrain.envs.probes import Counter
+from rltrain.setup import evaluation_seeds
 
 
 class NeverEvaluated(Counter):
@@ -27,8 +27,8 @@ def test_its_loss_leaves_an_exact_checkpoint(tmp_path: Path) -> None:
         "algo": "ppo", "env": NeverEvaluated, "workers": 0, "streams": 4, "unroll": 16, "widths": (8,), "steps": 300,
         "eval_every": 128, "eval_episodes": 2, "max_restarts": 1, "preset": "none", "quiet": True,
     }  # fmt: skip
-    with pytest.raises(rl.RunFailed) as failed:
-        rl.train(**asked, out=str(tmp_path))
+    with pytest.raises(rltrain.RunFailed) as failed:
+        rltrain.train(**asked, out=str(tmp_path))
 
     text = str(failed.value)
     assert text.startswith("the evaluating worker failed 2 times in a row (--max-restarts 1); the last time: ")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rl import cli
+from rltrain import cli
 
 FLAGS = "--algo ppo --workers 0 --streams 4 --unroll 16 --widths 8 --steps 128 --eval-every 0 --preset none".split()
 

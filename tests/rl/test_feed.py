@@ -13,13 +13,13 @@ import pytest
 import torch
 from oracles.replaying import Tiny, TinyConfig
 
-import rl
-from algorithms.protocol import ReplayPlan, Update
-from envs.make import look, resolve
-from rl.feed import ReplayFeed, StreamFeed, tensors
-from rl.learner import Learner
-from rollout.replay import Replay
-from rollout.types import Trajectory
+import rltrain
+from rltrain.algorithms.protocol import ReplayPlan, Update
+from rltrain.envs.make import look, resolve
+from rltrain.feed import ReplayFeed, StreamFeed, tensors
+from rltrain.learner import Learner
+from rltrain.rollout.replay import Replay
+from rltrain.rollout.types import Trajectory
 
 CPU = torch.device("cpu")
 SPEC = look(resolve("CartPole-v1", {}), 0)
@@ -125,7 +125,7 @@ def test_an_error_that_is_no_number_ends_the_run() -> None:
     feed = feed_of(updates_per_step=1.0, alpha=1.0)
     sample = next(iter(feed([unroll(20)], 0.0)))
 
-    with pytest.raises(rl.RunFailed, match="diverged: an error of update 1 is nan"):
+    with pytest.raises(rltrain.RunFailed, match="diverged: an error of update 1 is nan"):
         feed.reprioritise(sample, torch.tensor([1.0, float("nan")]))
 
 
@@ -198,7 +198,7 @@ def test_divergence_is_noticed_before_anything_is_published(at: int) -> None:
     algorithm.norm = [1.0] * 400
     algorithm.norm[at] = float("nan" if at % 2 else "inf")
 
-    with pytest.raises(rl.RunFailed, match=rf"diverged: the gradient of update {at + 1} is (nan|inf)"):
+    with pytest.raises(rltrain.RunFailed, match=rf"diverged: the gradient of update {at + 1} is (nan|inf)"):
         learner.step([unroll(4, 0, [0, 1])], 0.0)
     assert "observe" not in algorithm.calls
 

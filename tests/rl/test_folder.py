@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-import rl
-from rl import checkpoint, cli, folder
-from rl.config import saved
-from rl.errors import ConfigError, RunFailed
-from rl.metrics import Metrics
+import rltrain
+from rltrain import checkpoint, cli, folder
+from rltrain.config import saved
+from rltrain.errors import ConfigError, RunFailed
+from rltrain.metrics import Metrics
 
 FLAGS = "--algo ppo --env probe:counter --workers 0 --streams 4 --unroll 16 --widths 8 --eval-every 0".split()
 FLAGS += ["--preset", "none", "--quiet"]
@@ -34,7 +34,7 @@ def test_more_steps_are_remembered_by_the_next_resume(tmp_path: Path, monkeypatc
     assert cli.main(["--resume", str(run), "--steps", "400"]) == 0
 
     assert saved(run)["steps"] == 400
-    assert rl.train(resume=run).steps >= 400
+    assert rltrain.train(resume=run).steps >= 400
     told = json.loads((run / "run.json").read_text())
     assert told["commands"][:2] == [["rltrain", "first"], ["rltrain", "second"]]
     assert len(told["commands"]) == 3
@@ -42,7 +42,7 @@ def test_more_steps_are_remembered_by_the_next_resume(tmp_path: Path, monkeypatc
 
 def test_a_refused_resume_leaves_run_json_alone(tmp_path: Path) -> None:
     run = begun(tmp_path)
-    state = rl.load(run).path / "state.safetensors"
+    state = rltrain.load(run).path / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-1])
     before = (run / "run.json").read_bytes()
 
@@ -60,7 +60,7 @@ def test_run_json_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunFailed, match=r"run.json cannot be written: no space left on device"):
-        folder.write_run_file(run, rl.load(run).config, rl.load(run).spec)
+        folder.write_run_file(run, rltrain.load(run).config, rltrain.load(run).spec)
 
     assert (run / "run.json").read_bytes() == before
 
@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_made_is_named(
 def test_a_run_has_one_user(tmp_path: Path, capsys: Any) -> None:
     run = begun(tmp_path)
     capsys.readouterr()
-    text = "import sys; from pathlib import Path; from rl.folder import lock; held = lock(Path(sys.argv[1]))"
+    text = "import sys; from pathlib import Path; from rltrain.folder import lock; held = lock(Path(sys.argv[1]))"
     with subprocess.Popen(
         [sys.executable, "-c", f"{text}; print(flush=True); sys.stdin.read()", str(run)],
         stdin=subprocess.PIPE,
@@ -111,7 +111,7 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_there(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     run = begun(tmp_path)
-    good = rl.load(run).path
+    good = rltrain.load(run).path
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     largest = 0
@@ -149,6 +149,6 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_there(
     assert line.startswith(f"rltrain: {run / file.partition('{')[0]}"), line
     assert line.endswith("cannot be written: file too large"), line
     monkeypatch.undo()
-    assert rl.load(run).path == good or file == "metrics.jsonl"  # that came after a checkpoint
+    assert rltrain.load(run).path == good or file == "metrics.jsonl"  # that came after a checkpoint
     assert not list(run.glob("checkpoints/.writing*"))
-    assert rl.train(resume=run).steps >= 400
+    assert rltrain.train(resume=run).steps >= 400

@@ -11,10 +11,10 @@ import torch
 from oracles.faulty import config_of
 from torch.testing import assert_close
 
-from algorithms.networks import Encoder
-from envs.make import look, resolve
-from rl.feed import on_device
-from rl.setup import make_algorithm, make_policy
+from rltrain.algorithms.networks import Encoder
+from rltrain.envs.make import look, resolve
+from rltrain.feed import on_device
+from rltrain.setup import make_algorithm, make_policy
 
 CPU = torch.device("cpu")
 

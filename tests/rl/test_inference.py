@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-import rl
-from rl import checkpoint
-from rl.errors import ConfigError
-from rl.learner import Learner
-from rl.metrics import read
+import rltrain
+from rltrain import checkpoint
+from rltrain.errors import ConfigError
+from rltrain.learner import Learner
+from rltrain.metrics import read
 
 TINY: dict[str, Any] = {
     "env": "CartPole-v1", "workers": 3, "streams": 6, "unroll": 8, "steps": 1500, "widths": (8,), "preset": "none",
@@ -36,7 +36,7 @@ ALGOS: dict[str, dict[str, Any]] = {
 )
 def test_what_cannot_be_is_one_line(given: dict[str, Any], line: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
-        rl.train(**TINY | {"algo": "ppo"} | given, out=str(tmp_path))
+        rltrain.train(**TINY | {"algo": "ppo"} | given, out=str(tmp_path))
     assert line in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -57,7 +57,7 @@ def test_nothing_is_lost_or_counted_twice(algo: str, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Learner, "step", step)
     asked = TINY | ALGOS[algo] | {"algo": algo, "eval_every": 500, "eval_episodes": 2, "checkpoint_every": 400}
-    result = rl.train(**asked, out=str(tmp_path))
+    result = rltrain.train(**asked, out=str(tmp_path))
     state = checkpoint.load(result.checkpoint).state
     assert state["rollout"]["steps"] == result.steps
     assert {int(unit["streams"][0]): int(unit["row"][0]) for unit in state["rollout"]["units"]} == rows

@@ -20,8 +20,8 @@ from oracles import shared
 from torch import Tensor
 from torch.testing import assert_close
 
-from rl import checkpoint, cli
-from rl.metrics import read
+from rltrain import checkpoint, cli
+from rltrain.metrics import read
 
 ROOT = Path(__file__).parents[2]
 SIZES = (2, 3)
@@ -183,7 +183,7 @@ def test_what_cannot_be_shared_is_refused(
 
 def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "rl.train", *words],
+        [sys.executable, "-m", "rltrain.train", *words],
         env=environment(),
         cwd=folder,
         stdout=subprocess.PIPE,
@@ -255,9 +255,9 @@ def test_of_three_the_one_that_was_lost_is_named(tmp_path: Path) -> None:
 
 
 FAULTY = """
-import rl
-from algorithms.ppo import PPO
-from algorithms.settings import PPOConfig
+import rltrain
+from rltrain.algorithms.ppo import PPO
+from rltrain.algorithms.settings import PPOConfig
 
 class Mine(PPO):
     def update(self, unrolls, progress):
@@ -265,12 +265,12 @@ class Mine(PPO):
             raise ValueError("it is mine")
         return super().update(unrolls, progress)
 
-rl.register_algorithm("ppo", Mine, PPOConfig)  # under a name of ours
+rltrain.register_algorithm("ppo", Mine, PPOConfig)  # under a name of ours
 if __name__ == "__main__":
     common = dict(algo="ppo", env="CartPole-v1", workers=0, streams=4, unroll=8, preset="none", eval_every=0)
     for _ in range(2):  # what is left behind does not stand in the way of the next one
         try:
-            rl.train(learners=2, quiet=True, **common)
+            rltrain.train(learners=2, quiet=True, **common)
         except Exception as error:
             print(type(error).__name__, str(error).splitlines()[0])
 """
@@ -294,7 +294,7 @@ def test_a_fault_in_one_learner_is_told_at_once(rank: int, said: str, tmp_path: 
 
 def torchrun(folder: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["--max-restarts", "1", "-m", "rl.train", *words]
+    command += ["--max-restarts", "1", "-m", "rltrain.train", *words]
     return subprocess.Popen(
         command, env=environment(), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -345,7 +345,7 @@ def test_on_two_machines_all_are_started_again(tmp_path: Path) -> None:
     """Each machine has an agent, which counts its own restarts only."""
     port = str(free_port())
     words = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
-    command = [sys.executable, "-m", "torch.distributed.run", *words, "--max-restarts", "2", "-m", "rl.train"]
+    command = [sys.executable, "-m", "torch.distributed.run", *words, "--max-restarts", "2", "-m", "rltrain.train"]
     command += [*SAC, *LONG, "--max-seconds", "15", "--checkpoint-every", "200"]
     pipes: Any = {
         "env": environment(),

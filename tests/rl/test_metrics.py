@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rl.metrics import EVENTS, FILE, Metrics, Window, cut_back, read
-from rollout.types import Episode
+from rltrain.metrics import EVENTS, FILE, Metrics, Window, cut_back, read
+from rltrain.rollout.types import Episode
 
 
 def steps(folder: Path) -> list[int]:

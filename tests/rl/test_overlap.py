@@ -12,14 +12,14 @@ import pytest
 from oracles.faulty import HangsInReset, killed, open_rollout, pids
 from oracles.replaying import Tiny
 
-import rl
-from envs.probes import raises
-from rl import checkpoint
-from rl.errors import Interrupted
-from rl.learner import Learner
-from rl.run import Run
-from rollout.rollout import Rollout
-from rollout.types import Trajectory
+import rltrain
+from rltrain import checkpoint
+from rltrain.envs.probes import raises
+from rltrain.errors import Interrupted
+from rltrain.learner import Learner
+from rltrain.rollout.rollout import Rollout
+from rltrain.rollout.types import Trajectory
+from rltrain.run import Run
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 
@@ -73,7 +73,7 @@ def test_actors_act_while_the_learner_learns(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(Run, "_open", opened)
     monkeypatch.setattr(Tiny, "update", update)
-    rl.train(**TINY, out=str(tmp_path))
+    rltrain.train(**TINY, out=str(tmp_path))
 
     assert found["ready"] == [True, True]
     assert all(all(busy) for busy in found["busy"][:20])
@@ -87,15 +87,15 @@ def test_without_overlap_nobody_acts_meanwhile(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(
         Learner, "step", lambda *args: (busy.append([s.busy for s in rollouts[-1]._seats]), real(*args))[1]
     )
-    rl.train(**TINY | {"overlap": False}, out=str(tmp_path))
-    rl.train(**TINY | {"workers": 0}, out=str(tmp_path))  # in this process nothing can go on beside it
+    rltrain.train(**TINY | {"overlap": False}, out=str(tmp_path))
+    rltrain.train(**TINY | {"workers": 0}, out=str(tmp_path))  # in this process nothing can go on beside it
 
     assert not any(any(one) for one in busy)
 
 
 def test_nothing_is_lost_or_counted_twice(tmp_path: Path, books: dict[int, list[tuple[int, int]]]) -> None:
     asked = TINY | {"eval_every": 150, "eval_episodes": 2, "checkpoint_every": 100}
-    result = rl.train(**asked, out=str(tmp_path))
+    result = rltrain.train(**asked, out=str(tmp_path))
 
     add_up(books)
     state = checkpoint.load(result.checkpoint).state
@@ -109,10 +109,10 @@ def test_nothing_is_lost_or_counted_twice(tmp_path: Path, books: dict[int, list[
 def test_a_resumed_run_goes_on_with_each_streams_next_row(
     tmp_path: Path, books: dict[int, list[tuple[int, int]]]
 ) -> None:
-    first = rl.train(**TINY, out=str(tmp_path))
+    first = rltrain.train(**TINY, out=str(tmp_path))
     steps = first.steps
 
-    again = rl.train(resume=first.run, steps=1200)
+    again = rltrain.train(resume=first.run, steps=1200)
 
     assert again.steps >= 1200 > steps
     add_up(books)
@@ -135,7 +135,7 @@ def test_a_stop_settles_first(
 
     monkeypatch.setattr(Tiny, "update", update)
     with pytest.raises(Interrupted, match="checkpoint"):
-        rl.train(**TINY | {"steps": 10_000}, out=str(tmp_path))
+        rltrain.train(**TINY | {"steps": 10_000}, out=str(tmp_path))
 
     (run,) = tmp_path.iterdir()
     found = checkpoint.load(checkpoint.find(run))
@@ -147,7 +147,7 @@ def test_a_stop_settles_first(
 
 def test_the_run_ends_with_the_weights_that_reached_the_goal(tmp_path: Path) -> None:
     asked = TINY | {"steps": 5000, "eval_every": 130, "stop_return": 5.0}
-    result = rl.train(**asked, out=str(tmp_path))
+    result = rltrain.train(**asked, out=str(tmp_path))
 
     assert result.stopped == "return"
     best = checkpoint.load(checkpoint.find(result.run, "best"))
@@ -162,7 +162,7 @@ def test_an_actor_that_is_lost_meanwhile_is_replaced(
     fault: Any, tmp_path: Path, books: dict[int, list[tuple[int, int]]]
 ) -> None:
     once = str(tmp_path / "once")
-    result = rl.train(
+    result = rltrain.train(
         **TINY | {"env": lambda: fault(at=500, once=once), "steps": 4000, "checkpoint_every": 500},
         out=str(tmp_path / "runs"),
     )
@@ -173,11 +173,11 @@ def test_an_actor_that_is_lost_meanwhile_is_replaced(
 
 
 def test_an_actor_that_hangs_meanwhile_is_replaced(tmp_path: Path, books: dict[int, list[tuple[int, int]]]) -> None:
-    from envs.probes import hangs
+    from rltrain.envs.probes import hangs
 
     once = str(tmp_path / "once")
     asked = TINY | {"env": lambda: hangs(at=500, once=once), "steps": 4000, "actor_timeout": 2.0}
-    result = rl.train(**asked, out=str(tmp_path / "runs"))
+    result = rltrain.train(**asked, out=str(tmp_path / "runs"))
     assert result.restarts >= 1
     add_up(books)
 

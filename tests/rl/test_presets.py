@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rl import presets
-from rl.config import load
+from rltrain import presets
+from rltrain.config import load
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs").rglob("*.toml"))

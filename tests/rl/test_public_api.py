@@ -1,4 +1,4 @@
-"""`import rl` is all a user needs, and it costs nothing until something is used."""
+"""`import rltrain` is all a user needs, and it costs nothing until something is used."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import FunctionType, ModuleType
 
 import pytest
 
-import rl
+import rltrain
 
 API = """
 A2CConfig CheckpointError ConfigError EnvSpec PPOConfig RunConfig RunFailed Trajectory evaluate load losses make_env
@@ -18,13 +18,13 @@ networks register_algorithm register_env register_policy returns train
 
 
 def test_the_list_is_what_was_agreed() -> None:
-    assert sorted(rl.__all__) == API
-    assert set(API) <= set(dir(rl))
+    assert sorted(rltrain.__all__) == API
+    assert set(API) <= set(dir(rltrain))
 
 
 @pytest.mark.parametrize("name", API)
 def test_every_name_is_there_and_documented(name: str) -> None:
-    found = getattr(rl, name)
+    found = getattr(rltrain, name)
 
     assert (found.__doc__ or "").strip()
     assert isinstance(found, ModuleType) == (name in ("losses", "networks", "returns"))
@@ -32,14 +32,14 @@ def test_every_name_is_there_and_documented(name: str) -> None:
 
 def test_functions_stay_functions_when_their_modules_are_imported() -> None:
     for name in ("train", "evaluate"):
-        module = importlib.import_module(f"rl.{name}")
-        assert isinstance(getattr(rl, name), FunctionType)
-        assert getattr(rl, name) is getattr(module, name)
+        module = importlib.import_module(f"rltrain.{name}")
+        assert isinstance(getattr(rltrain, name), FunctionType)
+        assert getattr(rltrain, name) is getattr(module, name)
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'trian'; it has: A2CConfig"):
-        rl.trian  # noqa: B018
+        rltrain.trian  # noqa: B018
 
 
 def test_importing_rl_imports_nothing_heavy() -> None:

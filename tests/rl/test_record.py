@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from oracles.replaying import Tiny
 
-import rl
-from envs.make import look, resolve
-from rl import checkpoint, cli, record
-from rl.config import load
-from rl.errors import ConfigError
-from rl.learner import Learner
-from rl.metrics import read
-from rl.record import Recording
-from rollout.tree import leaves
-from rollout.types import Trajectory
+import rltrain
+from rltrain import checkpoint, cli, record
+from rltrain.config import load
+from rltrain.envs.make import look, resolve
+from rltrain.errors import ConfigError
+from rltrain.learner import Learner
+from rltrain.metrics import read
+from rltrain.record import Recording
+from rltrain.rollout.tree import leaves
+from rltrain.rollout.types import Trajectory
 
 PPO: dict[str, Any] = {
     "algo": "ppo", "env": "CartPole-v1", "workers": 0, "streams": 3, "unroll": 16, "epochs": 1, "minibatches": 1,
@@ -78,7 +78,7 @@ def test_what_is_read_is_what_was_delivered(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = delivered(monkeypatch)
-    result = rl.train(**given, out=str(tmp_path / "runs"), record=str(tmp_path / "rec"))
+    result = rltrain.train(**given, out=str(tmp_path / "runs"), record=str(tmp_path / "rec"))
 
     found = Recording.open(tmp_path / "rec")
     unrolls = list(found.unrolls())
@@ -97,7 +97,7 @@ def test_files_are_bounded_and_the_same_for_any_number_of_workers(
 ) -> None:
     monkeypatch.setattr(record, "FILE_BYTES", 3000)
     for name, workers in (("a", 0), ("b", 2)):
-        rl.train(**PPO | {"workers": workers}, out=str(tmp_path / "runs"), record=str(tmp_path / name))
+        rltrain.train(**PPO | {"workers": workers}, out=str(tmp_path / "runs"), record=str(tmp_path / name))
 
     a, b = ({p.name: p.read_bytes() for p in (tmp_path / name).glob("*.safetensors")} for name in "ab")
     assert len(a) >= 3
@@ -126,13 +126,15 @@ def test_an_actor_that_was_replaced_begins_a_new_piece(tmp_path: Path) -> None:
 
 @pytest.fixture
 def recording(tmp_path: Path) -> Path:
-    rl.train(**PPO, out=str(tmp_path / "ppo"), record=str(tmp_path / "rec"))
+    rltrain.train(**PPO, out=str(tmp_path / "ppo"), record=str(tmp_path / "rec"))
     return tmp_path / "rec"
 
 
 def test_a_round_counts_the_steps_of_a_delivery_and_buys_as_many_updates(recording: Path, tmp_path: Path) -> None:
     asked = TINY | {"streams": 5, "unroll": 4, "steps": 210, "updates_per_step": 0.5, "warmup": 50}
-    result = rl.train(**asked | {"eval_every": 100, "eval_episodes": 2}, out=str(tmp_path), replay_from=str(recording))
+    result = rltrain.train(
+        **asked | {"eval_every": 100, "eval_episodes": 2}, out=str(tmp_path), replay_from=str(recording)
+    )
 
     assert result.steps == 220  # of 20 each
     meta = checkpoint.load(result.checkpoint).meta
@@ -145,7 +147,7 @@ def test_a_round_counts_the_steps_of_a_delivery_and_buys_as_many_updates(recordi
 def test_it_holds_the_rows_that_were_recorded(recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, batches = Tiny.update, []
     monkeypatch.setattr(Tiny, "update", lambda self, batch, progress: batches.append(batch) or real(self, batch, 0.0))
-    rl.train(**TINY, out=str(tmp_path), replay_from=str(recording))
+    rltrain.train(**TINY, out=str(tmp_path), replay_from=str(recording))
 
     def key(*parts: Any) -> tuple[float, ...]:
         return tuple(float(x) for part in parts for x in np.ravel(part))
@@ -167,7 +169,7 @@ def test_it_holds_the_rows_that_were_recorded(recording: Path, tmp_path: Path, m
 def test_running_statistics_see_all_of_it_before_the_first_update(
     recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = rl.train(**TINY, out=str(tmp_path), replay_from=str(recording))
+    result = rltrain.train(**TINY, out=str(tmp_path), replay_from=str(recording))
 
     seen = checkpoint.load(result.checkpoint).state["learner"]["parts"]["policy"]["seen"]
     whole = sum(piece.obs[:-1].reshape(-1, 4).astype(np.float64).sum(0) for piece in Recording.open(recording).pieces())
@@ -178,7 +180,7 @@ def test_a_recording_that_is_larger_than_the_replay(
     recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = {**TINY, "capacity": 90, "quiet": False}
-    rl.train(**asked, out=str(tmp_path), replay_from=str(recording))
+    rltrain.train(**asked, out=str(tmp_path), replay_from=str(recording))
     assert "; the replay holds the newest " in capsys.readouterr().out
 
 
@@ -310,11 +312,11 @@ def test_a_gaussians_actions_are_learned_from_as_the_environment_got_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They were drawn from all numbers, and only the environment's adapter clipped them."""
-    from rollout.replay import Replay
+    from rltrain.rollout.replay import Replay
 
     folder, seen, real = tmp_path / "record", [], Replay.append
     box = PPO | {"env": "probe:box3", "record": str(folder), "out": str(tmp_path)}
-    rl.train(**box)
+    rltrain.train(**box)
     drawn = np.concatenate([unroll.action.ravel() for unroll in Recording.open(folder).unrolls()])
     assert np.abs(drawn).max() > 1.5
 
@@ -324,6 +326,6 @@ def test_a_gaussians_actions_are_learned_from_as_the_environment_got_them(
 
     monkeypatch.setattr(Replay, "append", append)
     offline = {"algo": "td3", "env": "probe:box3", "replay_from": str(folder), "out": str(tmp_path), "steps": 32}
-    rl.train(**{**TINY, **offline, "preset": "none", "batch": 16, "widths": (8,)})
+    rltrain.train(**{**TINY, **offline, "preset": "none", "batch": 16, "widths": (8,)})
     assert seen
     np.testing.assert_array_equal(np.concatenate([a.ravel() for a in seen]), drawn.clip(-1, 1))

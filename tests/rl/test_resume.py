@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-import rl
-from rl import checkpoint
-from rl.metrics import read
+import rltrain
+from rltrain import checkpoint
+from rltrain.metrics import read
 
 SMALL = "--streams 4 --unroll 32 --epochs 2 --minibatches 2 --widths 8,8 --eval-episodes 2 --json --quiet".split()
 SHORT = ["--algo", "ppo", *SMALL, "--steps", "1000", "--checkpoint-every", "200", "--eval-every", "300"]
@@ -196,7 +196,7 @@ def test_metrics_are_cut_back_to_the_checkpoint(launch: Any, tmp_path: Path) -> 
 
 def test_an_evaluation_under_way_is_run_again(launch: Any, tmp_path: Path) -> None:
     """Killed right after a checkpoint that was written while an evaluation waited: its weights are in there."""
-    run = Path(rl.train(**KEYWORDS, out=str(tmp_path), steps=300).run)
+    run = Path(rltrain.train(**KEYWORDS, out=str(tmp_path), steps=300).run)
     found = checkpoint.load(checkpoint.find(run))
     arrays = found.state["learner"]["parts"]["policy"]
     state = found.state | {"evaluation": found.state["evaluation"] | {"best": -1.0, "evaluated": 128}}
@@ -220,33 +220,33 @@ KEYWORDS: dict[str, Any] = {
 
 
 def test_a_finished_run_stays_as_it_is_or_goes_on(tmp_path: Path) -> None:
-    first = rl.train(**KEYWORDS, steps=300, out=str(tmp_path))
+    first = rltrain.train(**KEYWORDS, steps=300, out=str(tmp_path))
 
-    again = rl.train(resume=first.run)
+    again = rltrain.train(resume=first.run)
 
     same = ("steps", "episodes", "train_return", "eval_return", "run", "fingerprint", "stopped")
     assert [getattr(again, key) for key in same] == [getattr(first, key) for key in same]
     assert again.steps_per_second == 0.0
     assert evaluations(first.run) == evaluations(again.run)
 
-    longer = rl.train(resume=first.run, steps=900)
+    longer = rltrain.train(resume=first.run, steps=900)
 
     assert longer.steps >= 900
     assert longer.episodes > first.episodes
     assert longer.fingerprint != first.fingerprint
-    assert rl.load(first.run).config.steps == 900
+    assert rltrain.load(first.run).config.steps == 900
     assert checkpoint.load(longer.checkpoint).meta["version"] > 5
 
 
 def test_a_run_that_stopped_at_its_goal_has_stopped(tmp_path: Path) -> None:
     asked = {**KEYWORDS, "eval_every": 130, "stop_return": 5.0}
-    first = rl.train(**asked, steps=5000, out=str(tmp_path))
+    first = rltrain.train(**asked, steps=5000, out=str(tmp_path))
     assert first.stopped == "return"
 
-    again = rl.train(resume=first.run)
+    again = rltrain.train(resume=first.run)
 
     assert (again.fingerprint, again.stopped, again.steps) == (first.fingerprint, "return", first.steps)
-    assert rl.train(resume=first.run, steps=6000).steps > first.steps
+    assert rltrain.train(resume=first.run, steps=6000).steps > first.steps
 
 
 @BOX2D

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-import rl
-from rl import checkpoint, cli
-from rl.errors import CheckpointError, RunFailed
+import rltrain
+from rltrain import checkpoint, cli
+from rltrain.errors import CheckpointError, RunFailed
 
 QUICK: dict[str, Any] = {
     "algo": "ppo", "env": "probe:counter", "workers": 0, "streams": 4, "unroll": 16, "epochs": 1, "minibatches": 1,
@@ -42,7 +42,7 @@ class Changing(gymnasium.Env[Any, Any]):
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A finished run with three checkpoints."""
-    return Path(rl.train(**QUICK, out=str(tmp_path)).run)
+    return Path(rltrain.train(**QUICK, out=str(tmp_path)).run)
 
 
 def damage(path: Path) -> None:
@@ -69,7 +69,7 @@ def test_without_latest_it_goes_on_from_the_newest_that_loads(run: Path, capsys:
     assert f"latest is missing: going on from {second.name}, the newest that can be loaded" in said
     assert f"{last / checkpoint.STATE} is damaged" in said
     assert f"resumed {run} at step {int(second.name[5:]):,}" in said
-    assert rl.load(run).path > last
+    assert rltrain.load(run).path > last
 
 
 def test_if_none_loads_nothing_is_begun_anew(run: Path, capsys: Any) -> None:
@@ -103,13 +103,13 @@ def test_killed_between_the_first_checkpoint_and_its_name(launch: Any, tmp_path:
 
 
 def test_another_environment_is_named_with_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = rl.train(**{**QUICK, "env": Changing}, out=str(tmp_path))
+    result = rltrain.train(**{**QUICK, "env": Changing}, out=str(tmp_path))
     monkeypatch.setattr(Changing, "width", 3)
 
     with pytest.raises(
         CheckpointError, match=r"another Changing than Changing is now: obs.shape was \(2,\), is \(3,\)$"
     ):
-        rl.train(resume=result.run, env=Changing, steps=400)
+        rltrain.train(resume=result.run, env=Changing, steps=400)
 
 
 def test_other_settings_do_not_fit(run: Path, capsys: Any) -> None:
@@ -127,18 +127,18 @@ def test_other_settings_do_not_fit(run: Path, capsys: Any) -> None:
 
 
 def test_actors_that_cannot_go_on_fail_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rollout.actor import Actor
+    from rltrain.rollout.actor import Actor
 
     def fail(*_: Any) -> None:
         raise OSError("no more room")
 
     monkeypatch.setattr(Actor, "load", fail)
-    monkeypatch.setattr("rollout.seat.BACKOFF", (0.0,))
+    monkeypatch.setattr("rltrain.rollout.seat.BACKOFF", (0.0,))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
     with pytest.raises(
         RunFailed, match=r"(?s)could not be resumed; its checkpoints .*: worker 0 failed 6 .*no more room"
     ):
-        rl.train(resume=run, steps=400)
+        rltrain.train(resume=run, steps=400)
 
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before

@@ -10,9 +10,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-import rl
-from rl import cli, room
-from rl.errors import RunFailed
+import rltrain
+from rltrain import cli, room
+from rltrain.errors import RunFailed
 
 DQN = "--algo dqn --env CartPole-v1 --workers 0 --streams 2 --unroll 8 --widths 8 --eval-every 0 --preset none".split()
 SMALL = "--steps 100 --warmup 20 --batch 8 --capacity 1000".split()
@@ -110,7 +110,7 @@ OFFLINE: dict[str, Any] = {
 def recording(tmp_path: Path) -> Path:
     """Of 16 streams."""
     given = {"streams": 16, "unroll": 8, "warmup": 100, "capacity": 320}
-    rl.train(**{**OFFLINE, **given}, out=str(tmp_path / "recorded"), record=str(tmp_path / "rec"))
+    rltrain.train(**{**OFFLINE, **given}, out=str(tmp_path / "recorded"), record=str(tmp_path / "rec"))
     return tmp_path / "rec"
 
 
@@ -121,7 +121,7 @@ def test_room_is_looked_for_as_the_recording_needs_it(
     needed: list[int] = []
     monkeypatch.setattr(room, "make_sure", lambda size, on_disk: needed.append(size) or "")
     held: list[int] = []
-    from rollout.replay import Replay
+    from rltrain.rollout.replay import Replay
 
     real = Replay.__init__
 
@@ -130,7 +130,7 @@ def test_room_is_looked_for_as_the_recording_needs_it(
         held.append(sum(flat.nbytes for flat in self._ring.flat.values()))
 
     monkeypatch.setattr(Replay, "__init__", init)
-    rl.train(**OFFLINE, streams=1, capacity=333, out=str(tmp_path), replay_from=str(recording))
+    rltrain.train(**OFFLINE, streams=1, capacity=333, out=str(tmp_path), replay_from=str(recording))
 
     assert needed == held
 
@@ -188,7 +188,7 @@ def test_frames_that_do_not_roll_end_the_run_after_a_checkpoint(workers: int, tm
         return lambda: gymnasium.wrappers.FrameStackObservation(Films(same_from), 4)
 
     with pytest.raises(RunFailed) as failed:
-        rl.train(**given, env=film(50))
+        rltrain.train(**given, env=film(50))
     line, _, path = str(failed.value).partition("\n")
     assert "are not the newest frames of its episodes" in line
     assert "Let it return a copy" in line
@@ -196,4 +196,4 @@ def test_frames_that_do_not_roll_end_the_run_after_a_checkpoint(workers: int, tm
     (run,) = tmp_path.iterdir()
     assert json.loads((Path(path.removeprefix("checkpoint ")) / "meta.json").read_text())["step"] >= 100
 
-    assert rl.train(resume=run, env=film(10**6)).steps >= 300
+    assert rltrain.train(resume=run, env=film(10**6)).steps >= 300

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import rl
-from rl import checkpoint, segments
-from rl.segments import Segments
+import rltrain
+from rltrain import checkpoint, segments
+from rltrain.segments import Segments
 
 DQN: dict[str, Any] = {
     "algo": "dqn", "env": "CartPole-v1", "workers": 0, "streams": 2, "unroll": 8, "widths": (8,), "warmup": 50,
@@ -95,7 +95,7 @@ def test_nothing_is_removed_where_a_checkpoint_cannot_be_read(tmp_path: Path) ->
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
 def test_a_damaged_segment_is_refused_by_name(how: str, tmp_path: Path) -> None:
-    run = rl.train(**DQN, out=str(tmp_path)).run
+    run = rltrain.train(**DQN, out=str(tmp_path)).run
     found = checkpoint.load(checkpoint.find(run))
     assert len(found.meta["segments"]) >= 2
     victim = run / "checkpoints" / "segments" / f"{found.meta['segments']['0-3']['sha256']}.safetensors"
@@ -106,12 +106,12 @@ def test_a_damaged_segment_is_refused_by_name(how: str, tmp_path: Path) -> None:
     else:
         victim.write_bytes(data if how == "flipped" else data[:-1])
 
-    with pytest.raises(rl.CheckpointError, match=victim.name):
-        rl.train(resume=run, steps=1200)
+    with pytest.raises(rltrain.CheckpointError, match=victim.name):
+        rltrain.train(resume=run, steps=1200)
 
 
 def test_checkpoints_share_segments_and_old_ones_go(tmp_path: Path) -> None:
-    run = rl.train(**DQN, out=str(tmp_path), keep=2).run
+    run = rltrain.train(**DQN, out=str(tmp_path), keep=2).run
     folder = run / "checkpoints"
 
     metas = [json.loads((path / checkpoint.META).read_bytes()) for path in sorted(folder.glob("step-*"))]
@@ -124,18 +124,18 @@ def test_checkpoints_share_segments_and_old_ones_go(tmp_path: Path) -> None:
 
 
 def test_policies_are_loaded_without_the_replay(tmp_path: Path) -> None:
-    result = rl.train(**DQN, out=str(tmp_path))
+    result = rltrain.train(**DQN, out=str(tmp_path))
     for path in (result.run / "checkpoints" / "segments").iterdir():
         path.unlink()
 
-    assert rl.load(result.run).policy is not None
-    assert rl.evaluate(result.run, episodes=2).episodes == 2
+    assert rltrain.load(result.run).policy is not None
+    assert rltrain.evaluate(result.run, episodes=2).episodes == 2
 
 
 def test_the_files_of_a_replay_on_disk_are_there_while_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rl.learner import Learner
+    from rltrain.learner import Learner
 
     real, seen = Learner.step, []
 
@@ -144,7 +144,7 @@ def test_the_files_of_a_replay_on_disk_are_there_while_the_run_goes_on(
         real(self, *args)
 
     monkeypatch.setattr(Learner, "step", step)
-    on_disk = rl.train(**DQN, out=str(tmp_path), replay_on_disk=True)
+    on_disk = rltrain.train(**DQN, out=str(tmp_path), replay_on_disk=True)
     assert all("obs.0.rows" in names for names in seen)
     assert not (on_disk.run / "replay").exists()
-    assert on_disk.fingerprint == rl.train(**DQN, out=str(tmp_path)).fingerprint
+    assert on_disk.fingerprint == rltrain.train(**DQN, out=str(tmp_path)).fingerprint

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import rl
-from rl import cli
-from rl.metrics import read
-from rl.self_play import START, K, SelfPlay, expected, shares
-from rollout.types import NEWEST, Episode, Weights
+import rltrain
+from rltrain import cli
+from rltrain.metrics import read
+from rltrain.rollout.types import NEWEST, Episode, Weights
+from rltrain.self_play import START, K, SelfPlay, expected, shares
 
 SMALL: dict[str, Any] = {"workers": 0, "preset": "none", "quiet": True, "streams": 4, "unroll": 16, "widths": (16,)}
 
@@ -83,7 +83,7 @@ def test_shares_of_outcomes() -> None:
 
 
 def test_a_run_tells_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = rl.train(
+    result = rltrain.train(
         algo="ppo", env="tic-tac-toe", opponents="pool", steps=600, eval_episodes=20, out=str(tmp_path), **SMALL
     )
     lines = read(result.run)
@@ -94,7 +94,7 @@ def test_a_run_tells_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert result.eval_return == line["eval/return_mean"]
     assert lines[-1]["selfplay/pool"] == 10.0
     assert lines[-1]["selfplay/elo"] != START
-    found = rl.evaluate(result.run, episodes=10)
+    found = rltrain.evaluate(result.run, episodes=10)
     assert found.return_mean == pytest.approx(found.outcomes["win"] - found.outcomes["loss"])
     assert cli.main_eval([str(result.run), "--episodes", "4"]) == 0
     assert "against random play, length" in capsys.readouterr().out
@@ -105,9 +105,9 @@ def test_pettingzoos_own_games(name: str, tmp_path: Path) -> None:
     pytest.importorskip(f"pettingzoo.classic.{name}", reason="needs pettingzoo's extra classic")
     env = f"pettingzoo:pettingzoo.classic.{name}"
 
-    result = rl.train(
+    result = rltrain.train(
         algo="ppo", env=env, opponents="pool", steps=300, eval_every=0, checkpoint_every=0, out=str(tmp_path), **SMALL
     )
 
     assert read(result.run)[-1]["selfplay/pool"] > 1
-    assert sum(rl.evaluate(result.run, episodes=2).outcomes.values()) == 1.0
+    assert sum(rltrain.evaluate(result.run, episodes=2).outcomes.values()) == 1.0

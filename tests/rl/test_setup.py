@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rl.config import load
-from rl.errors import ConfigError
-from rl.setup import make_algorithm, world
+from rltrain.config import load
+from rltrain.errors import ConfigError
+from rltrain.setup import make_algorithm, world
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_what_an_algorithm_refuses_is_one_line(monkeypatch, error, raised):
         raise error
 
     config = load({"algo": "ppo", "env": "probe:choice", "preset": "none"})
-    monkeypatch.setattr("algorithms.algorithm_class", lambda name: refuses)
+    monkeypatch.setattr("rltrain.algorithms.algorithm_class", lambda name: refuses)
     with pytest.raises(raised) as caught:
         make_algorithm(config, world(config).spec)
     if raised is ConfigError:

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-import rl
-from rl import cli
-from rl.errors import Interrupted, Stop
-from rl.signals import Signals, held, sigterm_stops
+import rltrain
+from rltrain import cli
+from rltrain.errors import Interrupted, Stop
+from rltrain.signals import Signals, held, sigterm_stops
 
 HANGS = """
 import time
 from pathlib import Path
-from envs.probes import Counter
+from rltrain.envs.probes import Counter
 
 class Hangs(Counter):
     def step(self, action):
@@ -61,7 +61,7 @@ def test_a_signal_in_the_start_closes_everything(
     number: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """It comes when the actors are open; also when nothing is (in `parse`)."""
-    from rollout.rollout import Rollout
+    from rltrain.rollout.rollout import Rollout
 
     closed: list[Rollout] = []
 
@@ -69,11 +69,11 @@ def test_a_signal_in_the_start_closes_everything(
         closed.append(self)
 
     monkeypatch.setattr(Rollout, "close", close)
-    monkeypatch.setattr("rl.run.EvaluationWorker", lambda *_: send(number))
+    monkeypatch.setattr("rltrain.run.EvaluationWorker", lambda *_: send(number))
     asked: dict[str, Any] = {"algo": "ppo", "env": "probe:counter", "workers": 0, "quiet": True, "out": str(tmp_path)}
 
     with pytest.raises(Interrupted) as interrupted:
-        rl.train(**asked)
+        rltrain.train(**asked)
     assert interrupted.value.status == status
     assert len(closed) == 1
 
@@ -85,7 +85,7 @@ def test_a_signal_in_the_start_closes_everything(
 def test_the_third_ends_what_hangs_in_this_process(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(HANGS)
     flags = "--algo ppo --env mine.py:Hangs --workers 0 --streams 4 --unroll 16 --eval-every 0 --quiet".split()
-    text = "import sys; from rl.cli import main; sys.exit(main())"
+    text = "import sys; from rltrain.cli import main; sys.exit(main())"
     with subprocess.Popen([sys.executable, "-c", text, *flags], cwd=tmp_path, stdout=subprocess.PIPE) as command:
         assert command.stdout is not None
         try:
@@ -137,9 +137,9 @@ def test_torch_is_imported_whole_before_ctrl_c_ends_the_command(tmp_path: Path) 
         "    def find_spec(self, name, *rest):\n"
         "        if name == 'torch._C': os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Finder())\n"
-        "from rl.cli import main\n"
+        "from rltrain.cli import main\n"
         "status = main(['--algo', 'ppo', '--env', 'CartPole-v1', '--backend', 'local'])\n"
-        "print(status, 'torch.nn' in sys.modules, 'rl.train' in sys.modules)\n"
+        "print(status, 'torch.nn' in sys.modules, 'rltrain.train' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
 

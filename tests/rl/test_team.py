@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from oracles.games import Masked
 
-import rl
-from algorithms import settings_class
-from envs.games import Generations
-from envs.make import look, resolve
-from rl import cli, team
-from rl.cli import parse
-from rl.config import RunConfig, load
-from rl.errors import ConfigError, RunFailed
-from rl.metrics import read
-from rollout.types import Episode
+import rltrain
+from rltrain import cli, team
+from rltrain.algorithms import settings_class
+from rltrain.cli import parse
+from rltrain.config import RunConfig, load
+from rltrain.envs.games import Generations
+from rltrain.envs.make import look, resolve
+from rltrain.errors import ConfigError, RunFailed
+from rltrain.metrics import read
+from rltrain.rollout.types import Episode
 
 SMALL: dict[str, Any] = {
     "workers": 0,
@@ -41,7 +41,7 @@ SMALL: dict[str, Any] = {
 def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
     known = {*settings_class(algo).model_fields, *RunConfig.model_fields}
     small = {name: value for name, value in SMALL.items() if name in known}
-    return rl.train(algo=algo, env=env, out=str(folder), **{**small, **settings})
+    return rltrain.train(algo=algo, env=env, out=str(folder), **{**small, **settings})
 
 
 @pytest.mark.usefixtures("fork_server")
@@ -145,7 +145,7 @@ def test_whole_episodes_must_find_room(tmp_path: Path) -> None:
 
 def test_who_remembers_in_turns_is_shown_all_that_are_there(tmp_path: Path) -> None:
     result = train(tmp_path, "vdn", "tic-tac-toe", memory="gru", steps=100)
-    policy = rl.load(result.checkpoint)
+    policy = rltrain.load(result.checkpoint)
     obs = {agent: np.zeros((3, 9), np.int8) for agent in ("player_0", "player_1")}
 
     with pytest.raises(ValueError, match="give the observations of all that are there"):
@@ -167,16 +167,16 @@ def test_policies_that_are_named_last_as_long_as_the_run(tmp_path: Path) -> None
     assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))).share == MAP
 
     result = train(tmp_path, "vdn", "two-step", share=MAP, checkpoint_every=100)
-    trained = rl.load(result.run)
+    trained = rltrain.load(result.run)
     assert [group.name for group in trained.spec.groups] == ["left", "right"]
     assert len(trained.policy.net.nets) == 2
-    assert set(trained.act(rl.make_env("two-step").reset(seed=1)[0])) == {"agent_0", "agent_1"}
-    found = rl.evaluate(trained, episodes=2)
+    assert set(trained.act(rltrain.make_env("two-step").reset(seed=1)[0])) == {"agent_0", "agent_1"}
+    found = rltrain.evaluate(trained, episodes=2)
     assert set(found.groups) == {"left", "right"}
     assert result.fingerprint == train(tmp_path, "vdn", "two-step", share="none").fingerprint, "the same, unnamed"
     assert result.fingerprint != train(tmp_path, "vdn", "two-step").fingerprint
-    longer = rl.train(resume=result.run, steps=500)
-    assert rl.load(longer.run).spec == trained.spec
+    longer = rltrain.train(resume=result.run, steps=500)
+    assert rltrain.load(longer.run).spec == trained.spec
 
 
 def test_each_agent_and_group_is_reported(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_each_agent_and_group_is_reported(tmp_path: Path) -> None:
     }
     assert (line["eval_groups/scout"], line["eval_groups/guard"]) == (12.0, 6.0)
     assert lines[-1]["rollout_agents/guard_0"] == 6.0
-    found = rl.evaluate(result.run, episodes=4, env=Masked)
+    found = rltrain.evaluate(result.run, episodes=4, env=Masked)
     assert (found.agents["scout_1"], found.groups) == (9.0, {"scout": 12.0, "guard": 6.0})
 
 
@@ -221,7 +221,7 @@ def test_rleval_prints_a_line_with_each_agent(tmp_path: Path, capsys: pytest.Cap
 def test_what_was_trained_acts_agent_by_agent(memory: str, tmp_path: Path) -> None:
     """By hand over PettingZoo's own interface, it earns what an evaluation says; masks and starts are obeyed."""
     result = train(tmp_path, "vdn", Masked, memory=memory)
-    trained = rl.load(result.checkpoint)
+    trained = rltrain.load(result.checkpoint)
     game = Masked()  # raises at an illegal action
     obs, infos = game.reset()
     trained.reset()
@@ -231,7 +231,7 @@ def test_what_was_trained_acts_agent_by_agent(memory: str, tmp_path: Path) -> No
         assert list(actions) == ["scout_0", "scout_1", "guard_0"]
         obs, _, _, _, infos = game.step(actions)
 
-    trained = rl.load(train(tmp_path, "vdn", "generations", memory=memory, steps=800).checkpoint)
+    trained = rltrain.load(train(tmp_path, "vdn", "generations", memory=memory, steps=800).checkpoint)
     game = Generations()
     obs, _ = game.reset()
     earned = dict.fromkeys(game.possible_agents, 0.0)
@@ -241,11 +241,11 @@ def test_what_was_trained_acts_agent_by_agent(memory: str, tmp_path: Path) -> No
         obs, rewards, *_ = game.step(actions)
         for agent, reward in rewards.items():
             earned[agent] += reward
-    assert earned == rl.evaluate(trained, episodes=1).agents
+    assert earned == rltrain.evaluate(trained, episodes=1).agents
 
 
 def test_strangers_and_other_shapes_are_named(tmp_path: Path) -> None:
-    trained = rl.load(train(tmp_path, "vdn", "generations").checkpoint)
+    trained = rltrain.load(train(tmp_path, "vdn", "generations").checkpoint)
 
     with pytest.raises(ValueError, match="has no agent 'agent_9'"):
         trained.act({"agent_9": np.zeros(2)})

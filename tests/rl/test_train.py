@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import rl
-from rl import checkpoint, cli
-from rl.metrics import read
-from rl.setup import evaluation_seeds
-from rollout.episodes import play
+import rltrain
+from rltrain import checkpoint, cli
+from rltrain.metrics import read
+from rltrain.rollout.episodes import play
+from rltrain.setup import evaluation_seeds
 
 QUICK: dict[str, Any] = {
     "algo": "ppo", "env": "CartPole-v1", "workers": 0, "streams": 4, "unroll": 32, "epochs": 1, "minibatches": 2,
@@ -35,9 +35,9 @@ def evaluations(run: Path) -> list[tuple[int, float, float]]:
 
 def played(path: Path, seed: int, episodes: int) -> float:
     """The mean return of a checkpoint's weights on the run's own evaluation episodes."""
-    trained = rl.load(path)
+    trained = rltrain.load(path)
     seeds = evaluation_seeds(seed, episodes)
-    found = play(lambda: rl.make_env("CartPole-v1"), trained.spec, trained.policy, seeds)
+    found = play(lambda: rltrain.make_env("CartPole-v1"), trained.spec, trained.policy, seeds)
     return float(np.mean([episode.ret for episode in found]))
 
 
@@ -45,7 +45,7 @@ def played(path: Path, seed: int, episodes: int) -> float:
 
 
 def test_it_stops_after_two_good_evaluations_in_a_row(quick: dict[str, Any]) -> None:
-    result = rl.train(**{**quick, "steps": 5000, "eval_every": 130, "stop_return": 5.0, "eval_episodes": 3})
+    result = rltrain.train(**{**quick, "steps": 5000, "eval_every": 130, "stop_return": 5.0, "eval_episodes": 3})
 
     assert (result.stopped, result.steps < 1000) == ("return", True)
     found = evaluations(result.run)
@@ -60,8 +60,8 @@ def test_it_stops_after_two_good_evaluations_in_a_row(quick: dict[str, Any]) -> 
 
 
 def test_one_good_evaluation_is_not_enough(quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from rl.evaluations import Evaluations
-    from rollout.types import Episode
+    from rltrain.evaluations import Evaluations
+    from rltrain.rollout.types import Episode
 
     returns = iter([9.0, 1.0, 9.0, 9.0, 9.0])
     real = Evaluations.collect
@@ -72,7 +72,7 @@ def test_one_good_evaluation_is_not_enough(quick: dict[str, Any], monkeypatch: p
 
     monkeypatch.setattr(Evaluations, "collect", fake)
 
-    result = rl.train(**{**quick, "steps": 5000, "eval_every": 130, "stop_return": 5.0})
+    result = rltrain.train(**{**quick, "steps": 5000, "eval_every": 130, "stop_return": 5.0})
 
     assert [value for _, value, _ in evaluations(result.run)] == [9.0, 1.0, 9.0, 9.0]
     assert result.stopped == "return"
@@ -81,7 +81,7 @@ def test_one_good_evaluation_is_not_enough(quick: dict[str, Any], monkeypatch: p
 
 
 def test_the_goal_must_be_reached(quick: dict[str, Any]) -> None:
-    result = rl.train(**{**quick, "eval_every": 130, "stop_return": 501.0})
+    result = rltrain.train(**{**quick, "eval_every": 130, "stop_return": 501.0})
 
     assert (result.stopped, result.steps >= 600) == ("steps", True)
 
@@ -89,8 +89,8 @@ def test_the_goal_must_be_reached(quick: dict[str, Any]) -> None:
 def test_best_is_the_first_of_the_highest_in_the_order_of_steps(
     quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rl.evaluations import Evaluations
-    from rollout.types import Episode
+    from rltrain.evaluations import Evaluations
+    from rltrain.rollout.types import Episode
 
     real, seen = Evaluations.collect, []
 
@@ -103,7 +103,7 @@ def test_best_is_the_first_of_the_highest_in_the_order_of_steps(
 
     monkeypatch.setattr(Evaluations, "collect", fake)
 
-    result = rl.train(**{**quick, "steps": 500, "eval_every": 130})
+    result = rltrain.train(**{**quick, "steps": 500, "eval_every": 130})
 
     assert len(seen) == 4
     assert seen == sorted(seen)
@@ -113,7 +113,7 @@ def test_best_is_the_first_of_the_highest_in_the_order_of_steps(
 
 
 def test_it_stops_after_max_seconds(quick: dict[str, Any]) -> None:
-    result = rl.train(**{**quick, "steps": 10**9, "max_seconds": 0.01, "eval_every": 0})
+    result = rltrain.train(**{**quick, "steps": 10**9, "max_seconds": 0.01, "eval_every": 0})
 
     assert result.stopped == "seconds"
     assert result.eval_return is None
@@ -125,7 +125,7 @@ def test_it_stops_after_max_seconds(quick: dict[str, Any]) -> None:
 
 def test_the_result_and_the_folder(quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["rltrain", "--some", "flags"])
-    result = rl.train(**{**quick, "seed": 7, "keep": 2, "checkpoint_every": 130})
+    result = rltrain.train(**{**quick, "seed": 7, "keep": 2, "checkpoint_every": 130})
 
     assert result.run.parent == Path(quick["out"])
     assert result.run.name.startswith("ppo-CartPole-v1-s7-")
@@ -152,17 +152,17 @@ def test_the_result_and_the_folder(quick: dict[str, Any], monkeypatch: pytest.Mo
 
 
 def test_one_run_one_folder(quick: dict[str, Any]) -> None:
-    one, other = (rl.train(**{**quick, "steps": 10, "eval_every": 0}) for _ in range(2))
+    one, other = (rltrain.train(**{**quick, "steps": 10, "eval_every": 0}) for _ in range(2))
 
     assert one.run != other.run
     assert one.fingerprint == other.fingerprint
-    assert rl.train(**{**quick, "steps": 10, "eval_every": 0, "seed": 1}).fingerprint != one.fingerprint
+    assert rltrain.train(**{**quick, "steps": 10, "eval_every": 0, "seed": 1}).fingerprint != one.fingerprint
 
 
 def test_metrics_and_events_say_the_same(quick: dict[str, Any]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    result = rl.train(**{**quick, "eval_every": 200})
+    result = rltrain.train(**{**quick, "eval_every": 200})
 
     lines = read(result.run)
     events = EventAccumulator(str(result.run / "tensorboard"))
@@ -189,7 +189,7 @@ def logged(quick: dict[str, Any], algo: str) -> list[dict[str, Any]]:
     if algo not in ("ppo", "a2c"):
         asked |= {"warmup": 50, "batch": 8, "unroll": 4, "updates_per_step": 0.2}
         asked |= {} if algo == "dqn" else {"env": "Pendulum-v1"}
-    return read(rl.train(**{**asked, "algo": algo, "steps": 300}).run)
+    return read(rltrain.train(**{**asked, "algo": algo, "steps": 300}).run)
 
 
 # --- what it says ---
@@ -215,7 +215,7 @@ def test_quiet_leaves_the_result_only(launch: Any, tmp_path: Path) -> None:
 def test_a_preset_is_named_and_a_flag_wins(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rl import presets
+    from rltrain import presets
 
     (tmp_path / "configs" / "ppo").mkdir(parents=True)
     file = tmp_path / "configs" / "ppo" / "CartPole-v1.toml"
@@ -384,7 +384,7 @@ def test_a_folder_that_cannot_be_resumed_is_refused(text: str | None, words: str
 
 
 def test_a_damaged_checkpoint_is_not_resumed(quick: dict[str, Any], capsys: Any) -> None:
-    result = rl.train(**{**quick, "steps": 200, "eval_every": 0})
+    result = rltrain.train(**{**quick, "steps": 200, "eval_every": 0})
     file = result.checkpoint / checkpoint.STATE
     file.write_bytes(file.read_bytes()[:-1])
     lines = (result.run / "metrics.jsonl").read_text()

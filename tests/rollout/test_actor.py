@@ -12,17 +12,17 @@ from gymnasium import spaces
 from oracles.faulty import NotFinite, NothingLegal, open_rollout, weights_of
 from oracles.replaying import NAME
 
-from envs.probes import Counter, Masked, raises
-from envs.seeding import stream_seed
-from rollout.handle import ActorLost
-from rollout.noise import StreamNoise
-from rollout.rollout import Failed, Rollout
-from rollout.types import Trajectory
+from rltrain.envs.probes import Counter, Masked, raises
+from rltrain.envs.seeding import stream_seed
+from rltrain.rollout.handle import ActorLost
+from rltrain.rollout.noise import StreamNoise
+from rltrain.rollout.rollout import Failed, Rollout
+from rltrain.rollout.types import Trajectory
 
 
 def collected(rollout: Rollout, unrolls: int) -> list[Trajectory]:
     """Unrolls of all streams, copied, time by time."""
-    from rl.feed import join
+    from rltrain.feed import join
 
     joined = []
     for _ in range(unrolls):

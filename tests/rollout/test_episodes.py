@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles.faulty import config_of
 
-from envs.make import look, resolve
-from envs.probes import Counter
-from envs.spec import ActionSpec, EnvSpec, Leaf
-from rl.setup import make_policy, world
-from rollout.episodes import EpisodeTracker, empty_rows, obs_arrays, padded, play
-from rollout.types import Episode
+from rltrain.envs.make import look, resolve
+from rltrain.envs.probes import Counter
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
+from rltrain.rollout.episodes import EpisodeTracker, empty_rows, obs_arrays, padded, play
+from rltrain.rollout.types import Episode
+from rltrain.setup import make_policy, world
 
 
 def stepped(ends: list[list[bool]], reward: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

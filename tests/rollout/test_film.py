@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.spec import ActionSpec, EnvSpec, Leaf, Padding
-from rollout.film import Film, filmed, has_stacks, shown
-from rollout.types import Trajectory
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, Padding
+from rltrain.rollout.film import Film, filmed, has_stacks, shown
+from rltrain.rollout.types import Trajectory
 
 ROWS, STREAMS, SIDE = 12, 3, 5
 

@@ -18,20 +18,20 @@ import pytest
 import torch
 from oracles.faulty import NothingLegal, config_of, open_rollout, weights_of
 
-from envs.probes import Masked
-from rl.setup import make_algorithm, rollout_plan, world
-from rl.train import train
-from rollout.actor import LIFE, Actor, ActorJob, Links
-from rollout.desks import TEXT, Desks
-from rollout.episodes import padded
-from rollout.handle import ActorLost
-from rollout.inference import Asking, inference_of
-from rollout.memory import SharedMemory
-from rollout.rollout import Failed
-from rollout.seat import RolloutPlan
-from rollout.server import Server, ServerJob
-from rollout.tree import leaves, tree_map
-from rollout.weights import WeightsBoard
+from rltrain.envs.probes import Masked
+from rltrain.rollout.actor import LIFE, Actor, ActorJob, Links
+from rltrain.rollout.desks import TEXT, Desks
+from rltrain.rollout.episodes import padded
+from rltrain.rollout.handle import ActorLost
+from rltrain.rollout.inference import Asking, inference_of
+from rltrain.rollout.memory import SharedMemory
+from rltrain.rollout.rollout import Failed
+from rltrain.rollout.seat import RolloutPlan
+from rltrain.rollout.server import Server, ServerJob
+from rltrain.rollout.tree import leaves, tree_map
+from rltrain.rollout.weights import WeightsBoard
+from rltrain.setup import make_algorithm, rollout_plan, world
+from rltrain.train import train
 
 PATIENCE = 120.0  # seconds after which a test gives up on something that should come at once
 

@@ -13,11 +13,11 @@ import psutil
 import pytest
 from oracles.faulty import config_of
 
-from rl.setup import make_algorithm, rollout_plan, world
-from rollout import node as module
-from rollout.actor import ActorJob
-from rollout.node import Node, Terms, outline_of
-from rollout.types import Weights
+from rltrain.rollout import node as module
+from rltrain.rollout.actor import ActorJob
+from rltrain.rollout.node import Node, Terms, outline_of
+from rltrain.rollout.types import Weights
+from rltrain.setup import make_algorithm, rollout_plan, world
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 

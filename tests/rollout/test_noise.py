@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from envs.spec import ActionSpec
-from rollout.noise import DRAWS, RandomStart, StreamNoise
+from rltrain.envs.spec import ActionSpec
+from rltrain.rollout.noise import DRAWS, RandomStart, StreamNoise
 
 
 def drawn(

@@ -9,11 +9,11 @@ import pytest
 import torch
 from oracles.acting import Bench
 
-from envs.games import TicTacToe
-from envs.make import look, resolve
-from rollout.episodes import play
-from rollout.opponents import SEATS
-from rollout.types import NEWEST, Episode, Trajectory, Weights
+from rltrain.envs.games import TicTacToe
+from rltrain.envs.make import look, resolve
+from rltrain.rollout.episodes import play
+from rltrain.rollout.opponents import SEATS
+from rltrain.rollout.types import NEWEST, Episode, Trajectory, Weights
 
 ROWS = 40
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from oracles.faulty import config_of
 
-from rl.setup import world
-from rollout.actor import LIFE, ActorJob, Life
-from rollout.handle import ActorLost
-from rollout.memory import SharedMemory
-from rollout.node import Turns, outline_of
-from rollout.remote import RemoteHandle
-from rollout.versions import differs, own_versions
+from rltrain.rollout.actor import LIFE, ActorJob, Life
+from rltrain.rollout.handle import ActorLost
+from rltrain.rollout.memory import SharedMemory
+from rltrain.rollout.node import Turns, outline_of
+from rltrain.rollout.remote import RemoteHandle
+from rltrain.rollout.versions import differs, own_versions
+from rltrain.setup import world
 
 
 class Wire:

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from oracles.replay import DISCRETE, SPECS, Expected, World, name_of
 
-import rollout.ring
-from envs.make import look, resolve, vector
-from envs.spec import EnvSpec, Leaf
-from rollout.episodes import empty_rows, obs_arrays
-from rollout.replay import ROW_BITS, ROW_MASK, Replay
-from rollout.ring import NoStack
-from rollout.tree import leaves, tree_map
-from rollout.types import Trajectory, Transition
+from rltrain.envs.make import look, resolve, vector
+from rltrain.envs.spec import EnvSpec, Leaf
+from rltrain.rollout.episodes import empty_rows, obs_arrays
+from rltrain.rollout.replay import ROW_BITS, ROW_MASK, Replay
+from rltrain.rollout.ring import NoStack
+from rltrain.rollout.tree import leaves, tree_map
+from rltrain.rollout.types import Trajectory, Transition
 
 GAMMA = 0.9
 
@@ -95,7 +94,7 @@ def check(replay: Replay, expected: Expected, keep: int, n_step: int) -> None:
 
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout.ring, "SEGMENT_BYTES", 150)
+    monkeypatch.setattr(rltrain.rollout.ring, "SEGMENT_BYTES", 150)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
@@ -513,6 +512,6 @@ def test_a_disk_without_room_is_told_in_a_line(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rollout.ring.os.posix_fallocate", full)
+    monkeypatch.setattr("rltrain.rollout.ring.os.posix_fallocate", full)
     with pytest.raises(ValueError, match="No space left"):
         Replay(PLAIN, 2, Plan(40_000), 0, tmp_path)

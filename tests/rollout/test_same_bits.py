@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rl.train import train
+from rltrain.train import train
 
 TINY: dict[str, Any] = {
     "algo": "ppo",

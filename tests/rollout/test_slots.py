@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from oracles.faulty import Picture, open_rollout
 
-from rl.feed import join
-from rollout import slots as slots_module
-from rollout.actor import SLOT_BYTES, needs_slots
-from rollout.rollout import Rollout
-from rollout.tree import leaves
-from rollout.types import Trajectory
+from rltrain.feed import join
+from rltrain.rollout import slots as slots_module
+from rltrain.rollout.actor import SLOT_BYTES, needs_slots
+from rltrain.rollout.rollout import Rollout
+from rltrain.rollout.tree import leaves
+from rltrain.rollout.types import Trajectory
 
 
 def arrays(unroll: Trajectory) -> list[np.ndarray]:
@@ -53,7 +53,7 @@ def test_the_same_unrolls_through_slots_and_by_pickle(env: object, monkeypatch: 
 
 
 def needs_slots_at(job: object, size: int) -> int:
-    from rollout import actor
+    from rltrain.rollout import actor
 
     before, actor.SLOT_BYTES = actor.SLOT_BYTES, size
     try:

@@ -10,13 +10,13 @@ import pytest
 from oracles.acting import Bench
 from oracles.games import Masked
 
-from algorithms.protocol import ReplayPlan
-from envs.games import Generations
-from envs.make import look, resolve
-from rollout.episodes import EpisodeTracker, TeamTracker, play
-from rollout.replay import Replay
-from rollout.tree import leaves, tree_map
-from rollout.types import Episode, Trajectory
+from rltrain.algorithms.protocol import ReplayPlan
+from rltrain.envs.games import Generations
+from rltrain.envs.make import look, resolve
+from rltrain.rollout.episodes import EpisodeTracker, TeamTracker, play
+from rltrain.rollout.replay import Replay
+from rltrain.rollout.tree import leaves, tree_map
+from rltrain.rollout.types import Episode, Trajectory
 
 PLAN = ReplayPlan(unroll=1, capacity=10_000, batch=4_000, warmup=0, updates_per_step=1.0, gamma=0.9)
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from oracles.faulty import config_of
 
-from algorithms.layers import BIG
-from algorithms.protocol import Act, StreamPlan
-from envs.make import look, resolve
-from envs.spec import EnvSpec
-from rl.config import load
-from rl.process import one_thread
-from rl.setup import make_policy, rollout_plan, world
-from rollout.widths import InBlocks, rows_agree, rows_move
+from rltrain.algorithms.layers import BIG
+from rltrain.algorithms.protocol import Act, StreamPlan
+from rltrain.config import load
+from rltrain.envs.make import look, resolve
+from rltrain.envs.spec import EnvSpec
+from rltrain.process import one_thread
+from rltrain.rollout.widths import InBlocks, rows_agree, rows_move
+from rltrain.setup import make_policy, rollout_plan, world
 
 ENVS = ["CartPole-v1", "probe:multi-discrete", "probe:multi-binary", "probe:box", "probe:box3", "probe:masked"]
 
@@ -173,8 +173,8 @@ def test_blocks_are_the_same_policy(env: str) -> None:
     here = world(config)
     policy = make_policy(config, here.spec)()
     rng = np.random.default_rng(0)
-    from rollout.episodes import obs_arrays
-    from rollout.tree import tree_map
+    from rltrain.rollout.episodes import obs_arrays
+    from rltrain.rollout.tree import tree_map
 
     obs = tree_map(lambda a: torch.from_numpy(a[0]), obs_arrays(here.spec, 1, 48))
     core = torch.from_numpy(rng.standard_normal((48, policy.core_size), np.float32))
@@ -189,8 +189,8 @@ def test_blocks_are_the_same_policy(env: str) -> None:
 
 
 def test_a_run_cuts_such_a_policy_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from algorithms import policies
-    from rl import setup
+    from rltrain import setup
+    from rltrain.algorithms import policies
 
     config = config_of("CartPole-v1", streams=20)
     here = world(config)
@@ -201,7 +201,7 @@ def test_a_run_cuts_such_a_policy_into_blocks(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_run_looks_at_rows_as_actors_compute_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one thread, however many the learner has: more may cut sums in other ways for other widths."""
-    from rl import setup
+    from rltrain import setup
 
     threads, before = list[int](), torch.get_num_threads()
     for name in ("rows_agree", "rows_move"):
