@@ -28,7 +28,7 @@ NOTE = (
 def stepped(module: str, view: str, steps: int, seed: int) -> Numbers:
     """The time of a step in this process."""
     sys.path.append(str(HERE.parent))
-    from rltrain.envs.cycle import quicker
+    from rltrain.envs.suites.pettingzoo_parallel import quicker
 
     env: Any = importlib.import_module(module).parallel_env(**GAMES[module])
     if view == "ours":

@@ -11,11 +11,11 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from rltrain.envs.bring_back import same
 from rltrain.envs.errors import EnvFault
-from rltrain.envs.make import EnvSource
+from rltrain.envs.source import EnvSource
 from rltrain.envs.spaces import MASK, action_reader, mask_of, random_action, text_keys
 from rltrain.envs.spec import EnvSpec
+from rltrain.envs.vector.plain_data import same
 
 
 class Problem(NamedTuple):

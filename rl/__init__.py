@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rltrain.algorithms.policies import register_policy
     from rltrain.algorithms.settings import A2CConfig, PPOConfig
     from rltrain.config import RunConfig
-    from rltrain.envs.make import register_env
+    from rltrain.envs.source import register_env
     from rltrain.envs.spec import EnvSpec
     from rltrain.errors import CheckpointError, ConfigError, RunFailed
     from rltrain.evaluate import evaluate, load
@@ -58,7 +58,7 @@ _WHERE = {
     "make_env": "rltrain.make:make_env",
     "networks": "rltrain.algorithms.networks",
     "register_algorithm": "rltrain.algorithms:register",
-    "register_env": "rltrain.envs.make:register_env",
+    "register_env": "rltrain.envs.source:register_env",
     "register_policy": "rltrain.algorithms.policies:register_policy",
     "returns": "rltrain.algorithms.returns",
     "train": "rltrain.train:train",

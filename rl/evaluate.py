@@ -14,8 +14,9 @@ import torch
 
 from rltrain import checkpoint, self_play, team
 from rltrain.config import RunConfig
-from rltrain.envs.make import EnvSource, look, resolve
+from rltrain.envs.make import look, resolve
 from rltrain.envs.seeding import FRESH, seed_of
+from rltrain.envs.source import EnvSource
 from rltrain.envs.spec import EnvSpec, from_json
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.rollout.episodes import kept, obs_arrays, padded, play

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rltrain.algorithms.policies import policy_factory
 from rltrain.config import PRELOAD, RunConfig
-from rltrain.envs.carry import modules_of
-from rltrain.envs.make import EnvSource
+from rltrain.envs.pickling import modules_of
+from rltrain.envs.source import EnvSource
 from rltrain.errors import ConfigError
 from rltrain.rollout.backend import ClusterLost
 

@@ -17,15 +17,16 @@ from rltrain.algorithms.networks import Encoder
 from rltrain.algorithms.policies import build, policy_factory
 from rltrain.algorithms.protocol import GradientPlan, Plan, ReplayPlan, StreamPlan
 from rltrain.config import RunConfig
-from rltrain.envs import native
-from rltrain.envs.bring_back import prove
-from rltrain.envs.carry import carried
 from rltrain.envs.check import first_look
 from rltrain.envs.errors import EnvError
-from rltrain.envs.make import EnvSource, choose, look, resolve, vector
+from rltrain.envs.make import choose, look, resolve, vector
+from rltrain.envs.pickling import carried
 from rltrain.envs.seeding import LEARNER, evaluation_seed, seed_of, stream_seed
+from rltrain.envs.source import EnvSource
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.vector import VectorEnv
+from rltrain.envs.vector import native
+from rltrain.envs.vector.restore_check import prove
+from rltrain.envs.vector.unroll_rows import VectorEnv
 from rltrain.errors import ConfigError
 from rltrain.feed import Feed, GradientFeed, ReplayFeed, StreamFeed
 from rltrain.machines import elsewhere

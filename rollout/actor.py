@@ -14,7 +14,7 @@ import torch
 from rltrain.envs.errors import EnvFault
 from rltrain.envs.seeding import stream_seed
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.vector import Rows, VectorEnv
+from rltrain.envs.vector.unroll_rows import Rows, VectorEnv
 from rltrain.rollout.desks import Desks, Inference
 from rltrain.rollout.episodes import EpisodeTracker, TeamTracker, empty_rows, kept, obs_arrays, padded
 from rltrain.rollout.inference import Asking, Ended

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from rltrain.envs.make import serial
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.vector import Rows, serial
+from rltrain.envs.vector.unroll_rows import Rows
 from rltrain.rollout.noise import StreamNoise
 from rltrain.rollout.opponents import AtRandom
 from rltrain.rollout.tree import Tree, tree_map

@@ -12,8 +12,8 @@ from typing import Any
 
 import cloudpickle
 
-from rltrain.envs.carry import carrying
 from rltrain.envs.errors import EnvError
+from rltrain.envs.pickling import carrying
 from rltrain.rollout.actor import ActorJob
 from rltrain.rollout.backend import ClusterLost, NoNode
 from rltrain.rollout.memory import SharedMemory

@@ -16,7 +16,7 @@ import torch
 
 from rltrain.envs.seeding import OPPONENT
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.vector import Rows
+from rltrain.envs.vector.unroll_rows import Rows
 from rltrain.rollout.memory import SharedMemory
 from rltrain.rollout.noise import RandomStart, StreamNoise
 from rltrain.rollout.tree import Tree

@@ -29,8 +29,8 @@ from rltrain.rollout.local import describe
 PRELOAD = [
     "loky.process_executor",
     "rltrain.envs.make",
-    "rltrain.envs.bring_back",
-    "rltrain.envs.native",
+    "rltrain.envs.vector.restore",
+    "rltrain.envs.vector.native",
     "rltrain.rollout.rollout",
     "rltrain.rollout.evaluator",
     "rltrain.rollout.processes",

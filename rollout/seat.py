@@ -11,7 +11,7 @@ from multiprocessing.connection import wait
 from typing import Any, Literal
 
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.vector import VectorEnv
+from rltrain.envs.vector.unroll_rows import VectorEnv
 from rltrain.rollout.actor import Life
 from rltrain.rollout.desks import Inference
 from rltrain.rollout.handle import Handle

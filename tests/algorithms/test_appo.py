@@ -13,6 +13,7 @@ from oracles.vtrace import AsyncReference
 from pydantic import ValidationError
 from torch.testing import assert_close
 
+from rltrain.algorithms import appo
 from rltrain.algorithms.appo import APPO
 from rltrain.algorithms.distributions import distribution, kl_divergence
 from rltrain.algorithms.settings_async import APPOConfig
@@ -108,8 +109,8 @@ def test_the_ratio_is_1_where_all_three_policies_are_one(env, settings, monkeypa
     """
     bench = Bench("appo", env, **{**SMALL, "target_every": 1, **settings})
     seen = []
-    real = rltrain.algorithms.appo.vtrace
-    monkeypatch.setattr(rltrain.algorithms.appo, "vtrace", lambda *x: seen.append((x[0], x[5])) or real(*x))
+    real = appo.vtrace
+    monkeypatch.setattr(appo, "vtrace", lambda *x: seen.append((x[0], x[5])) or real(*x))
     for _ in range(3):
         metrics = bench.learn(bench.collect())
         assert metrics["approx_kl"] == pytest.approx(0.0, abs=1e-6)

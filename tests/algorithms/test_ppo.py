@@ -16,6 +16,7 @@ from oracles.streams import RUN, TERMINATED, TRUNCATED, make
 from oracles.updates import Reference
 from torch.testing import assert_close
 
+from rltrain.algorithms import ppo
 from rltrain.algorithms.ppo import PPO
 from rltrain.algorithms.settings import PPOConfig
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
@@ -161,14 +162,14 @@ def test_the_ratio_is_1_before_the_first_step(env, settings, monkeypatch):
     """
     bench = Bench("ppo", env, **{**SMALL, "minibatches": 2, **settings})
     seen = []
-    real = rltrain.algorithms.ppo.clipped_surrogate
+    real = ppo.clipped_surrogate
 
     def spy(log_prob, behaviour, advantage, clip, valid=None):
         found = real(log_prob, behaviour, advantage, clip, valid)
         seen.append((log_prob.detach(), behaviour, valid, found))
         return found
 
-    monkeypatch.setattr(rltrain.algorithms.ppo, "clipped_surrogate", spy)
+    monkeypatch.setattr(ppo, "clipped_surrogate", spy)
     for _ in range(3):
         bench.learn(bench.collect())
 

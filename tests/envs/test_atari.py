@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from rltrain.envs.atari import Atari, find, title
-from rltrain.envs.bring_back import prove
 from rltrain.envs.errors import EnvError
 from rltrain.envs.make import look, resolve
-from rltrain.envs.vector import SerialVectorEnv
+from rltrain.envs.suites.atari import Atari, find, title
+from rltrain.envs.vector.restore_check import prove
+from rltrain.envs.vector.serial import SerialVectorEnv
 from rltrain.rollout.episodes import EpisodeTracker, empty_rows, play
 
 ale_py = pytest.importorskip("ale_py")

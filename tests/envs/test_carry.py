@@ -13,8 +13,9 @@ import cloudpickle
 import gymnasium
 import pytest
 
-from rltrain.envs.carry import carried, carrying, modules_of
-from rltrain.envs.make import EnvSource, resolve
+from rltrain.envs.make import resolve
+from rltrain.envs.pickling import carried, carrying, modules_of
+from rltrain.envs.source import EnvSource
 
 FILE = """
 import gymnasium, numpy as np

@@ -11,7 +11,8 @@ from gymnasium import spaces
 from rltrain.envs.check import first_look
 from rltrain.envs.errors import EnvFault
 from rltrain.envs.make import look, resolve
-from rltrain.envs.probes import PROBES, Counter
+from rltrain.envs.problems.names import PROBES
+from rltrain.envs.problems.probes import Counter
 
 
 def seen(env):

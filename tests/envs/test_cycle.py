@@ -12,9 +12,9 @@ from pettingzoo.utils.conversions import aec_to_parallel, aec_to_parallel_wrappe
 from pettingzoo.utils.env import AECEnv
 from pettingzoo.utils.wrappers import AssertOutOfBoundsWrapper, BaseWrapper, OrderEnforcingWrapper
 
-from rltrain.envs.cycle import Cycle
-from rltrain.envs.games import Generations, Spread
-from rltrain.envs.multi_agent import team
+from rltrain.envs.multi_agent.joint_env import team
+from rltrain.envs.problems.games import Generations, Spread
+from rltrain.envs.suites.pettingzoo_parallel import Cycle
 
 GAMES = {
     "mpe2.simple_spread_v3": ("mpe2", {"max_cycles": 12}),

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from rltrain.envs.errors import EnvError, EnvFault
-from rltrain.envs.make import choose, look, register_env, resolve, vector
-from rltrain.envs.probes import Counter
+from rltrain.envs.make import choose, look, resolve, vector
+from rltrain.envs.problems.probes import Counter
+from rltrain.envs.source import register_env
 from rltrain.envs.spec import Leaf, from_json, to_json
 
 MAZE = """

@@ -12,14 +12,15 @@ from gymnasium import spaces
 from oracles.games import EndOfRound, Leaves, Masked, MaskedPair, Pair, Stranger, Two
 from oracles.walk import Walk
 
-from rltrain.envs import games, zoo
-from rltrain.envs.agents import groups_of, joint_action, type_of
-from rltrain.envs.bring_back import prove
 from rltrain.envs.check import first_look
 from rltrain.envs.errors import EnvError, EnvFault
 from rltrain.envs.make import look, resolve
+from rltrain.envs.multi_agent.joint_spaces import groups_of, joint_action, type_of
+from rltrain.envs.problems import games
 from rltrain.envs.spec import from_json, to_json
-from rltrain.envs.zoo import GAMES
+from rltrain.envs.suites import pettingzoo as zoo
+from rltrain.envs.suites.pettingzoo import GAMES
+from rltrain.envs.vector.restore_check import prove
 
 PARALLEL = {
     "two-step": lambda: games.two_step(5),

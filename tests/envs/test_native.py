@@ -13,9 +13,9 @@ from gymnasium.vector import AutoresetMode
 
 from rltrain.envs.errors import EnvError, EnvFault
 from rltrain.envs.make import look, resolve, vector
-from rltrain.envs.native import NativeVectorEnv, blocks, probe_autoreset, prove_native
-from rltrain.envs.probes import Counter
-from rltrain.envs.vector import Rows
+from rltrain.envs.problems.probes import Counter
+from rltrain.envs.vector.native import NativeVectorEnv, blocks, probe_autoreset, prove_native
+from rltrain.envs.vector.unroll_rows import Rows
 
 SOURCE = resolve("CartPole-v1")
 SPEC = look(SOURCE, 0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rltrain.envs.bring_back import prove
 from rltrain.envs.errors import EnvError
 from rltrain.envs.make import choose, look, resolve, vector
-from rltrain.envs.native import probe_autoreset
 from rltrain.envs.spec import Leaf
+from rltrain.envs.vector.native import probe_autoreset
+from rltrain.envs.vector.restore_check import prove
 from rltrain.rollout.episodes import empty_rows
 
 LIMIT = {"max_episode_steps": 12}

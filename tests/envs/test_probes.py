@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rltrain.envs.make import resolve
-from rltrain.envs.probes import PROBES
+from rltrain.envs.problems.names import PROBES
 
 
 def best(name: str, actions, seeds: int = 30) -> list[tuple[float, object]]:

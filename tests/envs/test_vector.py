@@ -6,12 +6,13 @@ import gymnasium
 import numpy as np
 import pytest
 
-from rltrain.envs.bring_back import prove
 from rltrain.envs.check import first_look
 from rltrain.envs.errors import EnvFault
 from rltrain.envs.make import look, resolve, vector
-from rltrain.envs.probes import Counter, Masked
-from rltrain.envs.vector import Rows, SerialVectorEnv
+from rltrain.envs.problems.probes import Counter, Masked
+from rltrain.envs.vector.restore_check import prove
+from rltrain.envs.vector.serial import SerialVectorEnv
+from rltrain.envs.vector.unroll_rows import Rows
 
 
 def rows_for(spec, steps, width):

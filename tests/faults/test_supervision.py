@@ -20,7 +20,7 @@ import pytest
 from oracles.faulty import HangsInEvaluation, Picture, Slow, config_of, killed, open_rollout, pids
 
 from rltrain.checkpoint import find, load
-from rltrain.envs.probes import hangs, raises
+from rltrain.envs.problems.faults import hangs, raises
 from rltrain.errors import RunFailed
 from rltrain.rollout.handle import ActorLost
 from rltrain.rollout.rollout import Failed

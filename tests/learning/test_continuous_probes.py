@@ -1,4 +1,4 @@
-"""SAC, TD3 and DDPG on problems whose answer is known. Which one fails says what is broken; see `envs/probes.py`."""
+"""SAC, TD3 and DDPG on problems whose answer is known. Which one fails says what is broken; see `envs/problems/probes.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PPO and A2C on problems whose answer is known. Which one fails says what is broken; see `envs/probes.py`."""
+"""PPO and A2C on problems whose answer is known. Which one fails says what is broken; see `envs/problems/probes.py`."""
 
 from __future__ import annotations
 

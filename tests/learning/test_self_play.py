@@ -11,7 +11,7 @@ import pytest
 from oracles.minimax import Board, perfect, worth
 
 import rltrain
-from rltrain.envs.games import TicTacToe
+from rltrain.envs.problems.games import TicTacToe
 
 pytestmark = pytest.mark.learning
 

@@ -13,7 +13,7 @@ from oracles.games import Toll
 from pettingzoo.utils.env import ParallelEnv
 
 import rltrain
-from rltrain.envs.games import Generations
+from rltrain.envs.problems.games import Generations
 
 pytestmark = pytest.mark.learning
 

@@ -17,7 +17,8 @@ from gymnasium import spaces
 
 from rltrain.config import RunConfig, load
 from rltrain.envs.make import resolve
-from rltrain.envs.probes import Counter, Faulty, Masked, made
+from rltrain.envs.problems.faults import Faulty, made
+from rltrain.envs.problems.probes import Counter, Masked
 from rltrain.rollout.handle import ActorLost
 from rltrain.rollout.processes import ProcessHandle
 from rltrain.rollout.rollout import Rollout

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from rltrain.envs.make import look, resolve
-from rltrain.envs.team_vector import TeamVectorEnv
-from rltrain.envs.vector import Rows
+from rltrain.envs.vector.serial_multi import TeamVectorEnv
+from rltrain.envs.vector.unroll_rows import Rows
 from rltrain.rollout.episodes import empty_rows
 
 

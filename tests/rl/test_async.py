@@ -14,7 +14,8 @@ from oracles.faulty import killed
 import rltrain
 from rltrain import checkpoint
 from rltrain.algorithms.impala import IMPALA
-from rltrain.envs.probes import Counter, raises
+from rltrain.envs.problems.faults import raises
+from rltrain.envs.problems.probes import Counter
 from rltrain.errors import ConfigError
 from rltrain.learner import Learner
 from rltrain.record import Recording

@@ -122,9 +122,9 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
     from rltrain import algorithms
     from rltrain.algorithms import policies
-    from rltrain.envs import make
+    from rltrain.envs import source
 
-    monkeypatch.setattr(make, "_registered", dict(make._registered))
+    monkeypatch.setattr(source, "_registered", dict(source._registered))
     monkeypatch.setattr(algorithms, "_registry", dict(algorithms._registry))
     monkeypatch.setattr(policies, "POLICIES", dict(policies.POLICIES))
 

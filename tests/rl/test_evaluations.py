@@ -9,7 +9,7 @@ import pytest
 
 import rltrain
 from rltrain import checkpoint
-from rltrain.envs.probes import Counter
+from rltrain.envs.problems.probes import Counter
 from rltrain.setup import evaluation_seeds
 
 

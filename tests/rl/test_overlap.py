@@ -14,7 +14,7 @@ from oracles.replaying import Tiny
 
 import rltrain
 from rltrain import checkpoint
-from rltrain.envs.probes import raises
+from rltrain.envs.problems.faults import raises
 from rltrain.errors import Interrupted
 from rltrain.learner import Learner
 from rltrain.rollout.rollout import Rollout
@@ -173,7 +173,7 @@ def test_an_actor_that_is_lost_meanwhile_is_replaced(
 
 
 def test_an_actor_that_hangs_meanwhile_is_replaced(tmp_path: Path, books: dict[int, list[tuple[int, int]]]) -> None:
-    from rltrain.envs.probes import hangs
+    from rltrain.envs.problems.faults import hangs
 
     once = str(tmp_path / "once")
     asked = TINY | {"env": lambda: hangs(at=500, once=once), "steps": 4000, "actor_timeout": 2.0}

@@ -15,8 +15,8 @@ from rltrain import cli, team
 from rltrain.algorithms import settings_class
 from rltrain.cli import parse
 from rltrain.config import RunConfig, load
-from rltrain.envs.games import Generations
 from rltrain.envs.make import look, resolve
+from rltrain.envs.problems.games import Generations
 from rltrain.errors import ConfigError, RunFailed
 from rltrain.metrics import read
 from rltrain.rollout.types import Episode

@@ -12,7 +12,8 @@ from gymnasium import spaces
 from oracles.faulty import NotFinite, NothingLegal, open_rollout, weights_of
 from oracles.replaying import NAME
 
-from rltrain.envs.probes import Counter, Masked, raises
+from rltrain.envs.problems.faults import raises
+from rltrain.envs.problems.probes import Counter, Masked
 from rltrain.envs.seeding import stream_seed
 from rltrain.rollout.handle import ActorLost
 from rltrain.rollout.noise import StreamNoise

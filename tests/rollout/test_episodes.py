@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from oracles.faulty import config_of
 
 from rltrain.envs.make import look, resolve
-from rltrain.envs.probes import Counter
+from rltrain.envs.problems.probes import Counter
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 from rltrain.rollout.episodes import EpisodeTracker, empty_rows, obs_arrays, padded, play
 from rltrain.rollout.types import Episode

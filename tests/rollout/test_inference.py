@@ -18,7 +18,7 @@ import pytest
 import torch
 from oracles.faulty import NothingLegal, config_of, open_rollout, weights_of
 
-from rltrain.envs.probes import Masked
+from rltrain.envs.problems.probes import Masked
 from rltrain.rollout.actor import LIFE, Actor, ActorJob, Links
 from rltrain.rollout.desks import TEXT, Desks
 from rltrain.rollout.episodes import padded

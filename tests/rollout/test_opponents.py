@@ -9,8 +9,8 @@ import pytest
 import torch
 from oracles.acting import Bench
 
-from rltrain.envs.games import TicTacToe
 from rltrain.envs.make import look, resolve
+from rltrain.envs.problems.games import TicTacToe
 from rltrain.rollout.episodes import play
 from rltrain.rollout.opponents import SEATS
 from rltrain.rollout.types import NEWEST, Episode, Trajectory, Weights

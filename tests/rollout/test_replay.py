@@ -13,6 +13,7 @@ from oracles.replay import DISCRETE, SPECS, Expected, World, name_of
 
 from rltrain.envs.make import look, resolve, vector
 from rltrain.envs.spec import EnvSpec, Leaf
+from rltrain.rollout import ring
 from rltrain.rollout.episodes import empty_rows, obs_arrays
 from rltrain.rollout.replay import ROW_BITS, ROW_MASK, Replay
 from rltrain.rollout.ring import NoStack
@@ -94,7 +95,7 @@ def check(replay: Replay, expected: Expected, keep: int, n_step: int) -> None:
 
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rltrain.rollout.ring, "SEGMENT_BYTES", 150)
+    monkeypatch.setattr(ring, "SEGMENT_BYTES", 150)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6])

@@ -18,8 +18,8 @@ import pytest
 from oracles.faulty import Picture, config_of, opened, pids, weights_of
 
 from rltrain.envs.make import resolve
-from rltrain.envs.probes import hangs
-from rltrain.envs.vector import Rows, VectorEnv
+from rltrain.envs.problems.faults import hangs
+from rltrain.envs.vector.unroll_rows import Rows, VectorEnv
 from rltrain.rollout.rollout import Failed, Rollout
 from rltrain.rollout.seat import Seat, length
 from rltrain.rollout.types import Gradients, Trajectory, Weights

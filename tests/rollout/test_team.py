@@ -11,8 +11,8 @@ from oracles.acting import Bench
 from oracles.games import Masked
 
 from rltrain.algorithms.protocol import ReplayPlan
-from rltrain.envs.games import Generations
 from rltrain.envs.make import look, resolve
+from rltrain.envs.problems.games import Generations
 from rltrain.rollout.episodes import EpisodeTracker, TeamTracker, play
 from rltrain.rollout.replay import Replay
 from rltrain.rollout.tree import leaves, tree_map

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from rltrain.envs.errors import EnvFault
-from rltrain.envs.multi_agent import AGENTS, Team
+from rltrain.envs.multi_agent.joint_env import AGENTS, Team
 from rltrain.envs.spaces import MASK
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.vector import Rows, SerialVectorEnv
+from rltrain.envs.vector.serial import SerialVectorEnv
+from rltrain.envs.vector.unroll_rows import Rows
 
 
 class TeamVectorEnv(SerialVectorEnv):

@@ -7,8 +7,8 @@ from typing import Any
 import gymnasium
 from gymnasium.wrappers import FrameStackObservation
 
-from rltrain.envs import atari
 from rltrain.envs.spec import Padding
+from rltrain.envs.suites import atari
 
 HAND_ON = {  # gymnasium's wrappers that change no observation and leave none out
     f"gymnasium.wrappers.{name}"

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +13,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
-from rltrain.envs.errors import EnvError
-
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
+
+
 UNIT = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
 
@@ -311,86 +309,3 @@ def endless(limit: int = 10) -> gymnasium.Env[Any, Any]:
 def endless_box(limit: int = 10) -> gymnasium.Env[Any, Any]:
     """The same with a Box action, which is ignored."""
     return TimeLimit(Endless(UNIT), limit)
-
-
-def made(once: str) -> bool:
-    """Whether the file `once` was not there and is now: true for one caller, whatever the number of processes."""
-    try:
-        os.close(os.open(once, os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        return False
-    return True
-
-
-class Faulty(Counter):
-    """A Counter that does something bad in its `at`-th step, counted over the life of the instance.
-
-    Args:
-        at:   the step; below 1000 the first look or the proof of `bring_back` may be where it happens.
-        once: a file; if it is there all is well, else it is made when the fault happens: one fault in all processes.
-    """
-
-    def __init__(self, fault: Callable[[], None], at: int = 2000, once: str = "") -> None:
-        super().__init__()
-        self._fault, self._at, self._once, self._steps = fault, at, once, 0
-
-    def step(self, action: Any) -> Step:
-        self._steps += 1
-        if self._steps == self._at and (not self._once or made(self._once)):
-            self._fault()
-        return super().step(action)
-
-
-def raises(at: int = 2000, once: str = "") -> Faulty:
-    """Raises RuntimeError in its `at`-th step; see Faulty."""
-
-    def fault() -> None:
-        raise RuntimeError(f"the probe raises in step {at}, as it was asked to")
-
-    return Faulty(fault, at, once)
-
-
-def hangs(at: int = 2000, once: str = "") -> Faulty:
-    """Sleeps for ever in its `at`-th step; see Faulty."""
-
-    def fault() -> None:
-        while True:
-            time.sleep(3600)
-
-    return Faulty(fault, at, once)
-
-
-PROBES: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {
-    "constant": constant,
-    "obs-reward": obs_reward,
-    "two-steps": TwoSteps,
-    "choice": choice,
-    "choice-given-obs": choice_given_obs,
-    "discrete-start": discrete_start,
-    "box": box,
-    "box-given-obs": box_given_obs,
-    "box3": box3,
-    "multi-discrete": multi_discrete,
-    "multi-binary": multi_binary,
-    "masked": Masked,
-    "masked-obs": lambda: Masked(in_obs=True),
-    "memory": Memory,
-    "dict": tree,
-    "image": image,
-    "board": lambda: image(10, 1, np.bool_),
-    "endless": endless,
-    "endless-box": endless_box,
-    "counter": Counter,
-    "offering-counter": OfferingCounter,
-    "raises": raises,
-    "hangs": hangs,
-    "unbounded": unbounded,
-}
-
-
-def probe(name: str) -> Callable[..., gymnasium.Env[Any, Any]]:
-    """The factory of a probe; raises EnvError that lists them."""
-    try:
-        return PROBES[name.replace("_", "-")]
-    except KeyError:
-        raise EnvError(f"there is no probe {name!r}; probes: {', '.join(PROBES)}") from None

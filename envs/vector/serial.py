@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -17,59 +16,7 @@ import numpy as np
 from rltrain.envs.errors import EnvFault
 from rltrain.envs.spaces import GOES_ON, MASK, action_reader, final_mask, mask_of, obs_writer
 from rltrain.envs.spec import EnvSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The arrays of one unroll that environments write. They may be wider than the streams (padding)."""
-
-    obs: Any  # tree of [T+1, B, *O]
-    reward: np.ndarray  # [T, B], and of several agents [T, B, N], as the two ends
-    terminated: np.ndarray  # [T, B]
-    truncated: np.ndarray  # [T, B]
-    first: np.ndarray  # [T+1, B]
-    action_mask: np.ndarray | None  # [T+1, B, n]
-    goes_on: np.ndarray  # [T, B]  an end for learning only, as of a life: reports go on to the end of the game
-    alive: np.ndarray | None = None  # [T+1, B, N]  of several agents, those that take part
-    acting: np.ndarray | None = None  # [T+1, B, N]  where they take turns, whose it is
-    state: np.ndarray | None = None  # [T+1, B, *S]  what only training sees
-
-    def beside(self) -> list[np.ndarray]:
-        """The fields of `rltrain.envs.spec.BESIDE` that are there, in that order."""
-        return [array for array in (self.action_mask, self.alive, self.acting, self.state) if array is not None]
-
-    def over(self, t: int) -> np.ndarray:
-        """[B] the streams whose episode row t has ended: with several agents, when none of them is left."""
-        if self.alive is None:
-            ended: np.ndarray = self.terminated[t] | self.truncated[t]
-            return ended
-        gone: np.ndarray = ~self.first[t + 1] & ~self.alive[t + 1].any(-1)
-        return gone
-
-
-class VectorEnv(Protocol):
-    """Several streams side by side."""
-
-    spec: EnvSpec
-    streams: tuple[int, ...]  # the streams these columns are, ascending
-
-    def reset(self, rows: Rows) -> None:
-        """Begin all streams anew: writes row 0 of obs, first and action_mask."""
-
-    def step(self, action: np.ndarray, rows: Rows, t: int) -> None:
-        """Take action [B, *A]: writes row t of reward and flags, row t+1 of obs, first and action_mask."""
-
-    def end_unroll(self, action: np.ndarray, rows: Rows) -> None:
-        """Called once after the last row, with all actions [T, B, *A]: remember what `state` needs."""
-
-    def state(self) -> list[dict[str, Any]]:
-        """One dict of plain data per stream (or block of streams), enough for `load` to go on from here."""
-
-    def load(self, state: list[dict[str, Any]], rows: Rows) -> None:
-        """Go on from `state`: writes row 0 of obs, first and action_mask. `first` is True where it began anew."""
-
-    def close(self) -> None:
-        """Close the environments."""
+from rltrain.envs.vector.unroll_rows import Rows
 
 
 class SerialVectorEnv:
@@ -80,7 +27,7 @@ class SerialVectorEnv:
         spec:    what `make` makes.
         streams: the streams of this actor.
         seeds:   what each is seeded with, once, at its start.
-        way:     how a stream is brought back on resume, see `rltrain.envs.bring_back`.
+        way:     how a stream is brought back on resume, see `rltrain.envs.vector.restore`.
     """
 
     def __init__(
@@ -91,7 +38,7 @@ class SerialVectorEnv:
         seeds: Sequence[int],
         way: str = "rng",
     ) -> None:
-        from rltrain.envs.bring_back import Log
+        from rltrain.envs.vector.restore import Log
 
         self.spec = spec
         self.streams = tuple(streams)
@@ -199,17 +146,6 @@ class SerialVectorEnv:
         else:
             mask = mask_of(obs, info, self._mask_in_obs)
         rows.action_mask[t, b] = mask
-
-
-def serial(
-    make: Callable[[], gymnasium.Env[Any, Any]], spec: EnvSpec, streams: Sequence[int], seeds: Sequence[int], way: str
-) -> SerialVectorEnv:
-    """Streams stepped one after the other, of one agent or of several."""
-    if not spec.groups:
-        return SerialVectorEnv(make, spec, streams, seeds, way)
-    from rltrain.envs.team_vector import TeamVectorEnv
-
-    return TeamVectorEnv(make, spec, streams, seeds, way)
 
 
 def _digest(obs: Any, t: int, b: int) -> str:

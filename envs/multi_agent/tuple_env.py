@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from rltrain.envs.agents import zeros
 from rltrain.envs.errors import EnvError
+from rltrain.envs.multi_agent.joint_spaces import zeros
 from rltrain.envs.spaces import MASK
 
 

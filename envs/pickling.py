@@ -19,7 +19,7 @@ from typing import Any
 import cloudpickle
 import gymnasium
 
-from rltrain.envs.make import EnvSource, load_entry
+from rltrain.envs.source import EnvSource, load_entry
 
 OURS = "rltrain"
 

@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from rltrain.envs.bring_back import attributes, from_plain, same, set_attributes, to_plain
 from rltrain.envs.errors import EnvError, EnvFault
 from rltrain.envs.seeding import seed_of
 from rltrain.envs.spaces import action_reader, env_spec, random_action
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.vector import Rows
+from rltrain.envs.vector.plain_data import attributes, from_plain, same, set_attributes, to_plain
+from rltrain.envs.vector.unroll_rows import Rows
 
 Native = Any  # gymnasium.vector.VectorEnv; its type parameters say nothing here
+
+
 MakeBlock = Callable[[int], Native]
+
 
 NATIVE_WAYS = ("attributes", "none")
 

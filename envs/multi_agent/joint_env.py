@@ -14,7 +14,8 @@ import numpy as np
 from gymnasium import spaces
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
-from rltrain.envs.agents import (
+from rltrain.envs.errors import EnvError
+from rltrain.envs.multi_agent.joint_spaces import (
     Share,
     groups_of,
     joint_action,
@@ -25,13 +26,14 @@ from rltrain.envs.agents import (
     without_mask,
     zeros,
 )
-from rltrain.envs.cycle import quicker
-from rltrain.envs.errors import EnvError
+from rltrain.envs.multi_agent.tuple_env import Tupled
 from rltrain.envs.spaces import MASK, final_mask, mask_of
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.tupled import Tupled
+from rltrain.envs.suites.pettingzoo_parallel import quicker
 
 AGENTS = "agents"  # key of an info: the `Told` of this step
+
+
 STATELESS = ("multiwalker_v9",)  # whose `state` raises once a walker has fallen
 
 
@@ -72,7 +74,7 @@ class Team(gymnasium.Env[Any, Any]):
     Args:
         game:  as PettingZoo's parallel environments are.
         name:  of the environment.
-        share: see `rltrain.envs.agents.groups_of`.
+        share: see `rltrain.envs.multi_agent.joint_spaces.groups_of`.
         turns: whether the agents act one after the other.
 
     Raises:

@@ -10,6 +10,8 @@ from typing import Any
 from rltrain.envs.errors import EnvError
 
 PREFIX = "pettingzoo:"
+
+
 EXTRAS = {  # of ours, by the package that they are for
     "mpe2": "mpe",
     "magent2": "magent",
@@ -17,7 +19,9 @@ EXTRAS = {  # of ours, by the package that they are for
     "pettingzoo.classic": "classic",
     "pettingzoo.sisl": "sisl",
 }
-GAMES = {  # in `rltrain.envs.games`, which imports PettingZoo
+
+
+GAMES = {  # in `rltrain.envs.problems.games`, which imports PettingZoo
     "two-step": "two_step",
     "climbing": "climbing",
     "penalty": "penalty",
@@ -39,7 +43,7 @@ def find(name: str, load: Callable[[str, str], ModuleType]) -> Callable[..., Any
         EnvError: the module makes no environment; one line.
     """
     if name in GAMES:
-        game: Callable[..., Any] = getattr(importlib.import_module("rltrain.envs.games"), GAMES[name])
+        game: Callable[..., Any] = getattr(importlib.import_module("rltrain.envs.problems.games"), GAMES[name])
         return game
     if not name.startswith(PREFIX):
         return None

@@ -22,14 +22,18 @@ from rltrain.envs.errors import EnvError
 from rltrain.envs.spaces import GOES_ON
 
 PREFIX = "envpool:"
+
+
 SEEDS = 2**31 - 1  # EnvPool's are 32 bits wide
+
+
 STICKY = {
     "repeat_action_probability": 0.25
-}  # Machado et al. 2018, as in `rltrain.envs.atari`; EnvPool's own default is 0
+}  # Machado et al. 2018, as in `rltrain.envs.suites.atari`; EnvPool's own default is 0
 
 
 class Block:
-    """`width` environments of one pool, as `rltrain.envs.native` takes them: reset in the step after an end."""
+    """`width` environments of one pool, as `rltrain.envs.vector.native` takes them: reset in the step after an end."""
 
     def __init__(self, task: str, width: int, **kwargs: Any) -> None:
         self._make: Callable[[int], Any] = lambda seed: _pool(task, width, seed, kwargs)

@@ -1,0 +1,1 @@
+"""Environments from other packages: Atari, EnvPool, PettingZoo, and what their interfaces need."""

@@ -1,0 +1,1 @@
+"""Many streams of one environment as a vector that writes rows of an unroll, and restores them exactly."""
