@@ -28,7 +28,7 @@ NOTE = (
 def act(env: str, seconds: float, overlap: bool) -> dict[str, Any]:
     """Act, deliver, join, value, publish, for so many seconds after a warm-up."""
     from rltrain.config import PRELOAD
-    from rltrain.rollout.processes import start_fork_server
+    from rltrain.rollout.workers.fork_server import start_fork_server
 
     start_fork_server(list(PRELOAD))
     import torch
@@ -36,7 +36,7 @@ def act(env: str, seconds: float, overlap: bool) -> dict[str, Any]:
     from rltrain.config import load
     from rltrain.learner import Learner
     from rltrain.process import quiet_torch
-    from rltrain.rollout.rollout import Rollout
+    from rltrain.rollout.scheduler import Rollout
     from rltrain.rollout.types import Weights
     from rltrain.setup import make_algorithm, rollout_plan, torch_device, world
 

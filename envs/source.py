@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 
 Env = gymnasium.Env[Any, Any]
-
-
 FORMS = (
     "an id (CartPole-v1, ALE/Pong-v5), module:Id-v0, package.module:ClassOrFactory, path/to/file.py:ClassOrFactory, "
     "atari:game, envpool:Id, probe:name, pettingzoo:module or a built-in game of several agents (two-step)"
@@ -43,11 +41,7 @@ FORMS = (
 
 
 EXTRAS = ("box2d", "minatar", "mujoco")  # words of entry points and namespaces that are extras of ours, too
-
-
 OF_GYM = {"max_episode_steps", "disable_env_checker"}  # what gymnasium.make takes for itself
-
-
 _registered: dict[str, Callable[..., Any]] = {}
 
 

@@ -91,7 +91,7 @@ def _guarded(command: str, work: Callable[[], None]) -> int:
             say(f"{command}: {line}", sys.stderr)
         return 2
     except EnvFault as fault:
-        from rltrain.rollout.local import describe
+        from rltrain.rollout.workers.in_process import describe
 
         say(f"{command}: {describe(fault).rstrip()}", sys.stderr)
         return RunFailed.status
@@ -110,7 +110,7 @@ def _guarded(command: str, work: Callable[[], None]) -> int:
 def _train(argv: list[str]) -> None:
     config, resume = _with_all(*parse(argv))
     if config.backend != "local" or (config.learners > 1 and place() is None):
-        from rltrain.rollout.processes import start_fork_server
+        from rltrain.rollout.workers.fork_server import start_fork_server
 
         start_fork_server(list(PRELOAD))  # imports torch beside us, while we do too
     with held():

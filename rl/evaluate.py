@@ -19,7 +19,8 @@ from rltrain.envs.seeding import FRESH, seed_of
 from rltrain.envs.source import EnvSource
 from rltrain.envs.spec import EnvSpec, from_json
 from rltrain.errors import CheckpointError, ConfigError
-from rltrain.rollout.episodes import kept, obs_arrays, padded, play
+from rltrain.rollout.actor.play import play
+from rltrain.rollout.buffers import kept, obs_arrays, padded
 from rltrain.rollout.tree import leaves, tree_map
 from rltrain.rollout.types import Episode
 from rltrain.setup import make_policy
@@ -132,7 +133,7 @@ class Trained:
         return self._for_env(act.action.numpy()[:count])
 
     def _noise(self, width: int) -> np.ndarray:
-        from rltrain.rollout.noise import DRAWS
+        from rltrain.rollout.actor.noise import DRAWS
 
         wanted = self.policy.noise
         noise = np.zeros((width, wanted.columns), np.float32)  # where streams differ, everybody is stream 0

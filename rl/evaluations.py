@@ -6,9 +6,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from rltrain.rollout.handle import ActorLost, Handle
-from rltrain.rollout.seat import START_SECONDS
+from rltrain.rollout.supervision import START_SECONDS
 from rltrain.rollout.types import Episode, Weights
+from rltrain.rollout.workers.handle import ActorLost, Handle
 
 MOST = 4  # evaluations that may wait for the worker; beyond, the learner waits
 

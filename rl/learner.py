@@ -11,7 +11,8 @@ import torch
 
 from rltrain.checkpoint import to_tensors
 from rltrain.errors import diverged
-from rltrain.feed import Feed, ReplayFeed, StreamFeed, rounds
+from rltrain.feed import Feed, ReplayFeed, StreamFeed
+from rltrain.rollout.trajectories import rounds
 from rltrain.rollout.types import Trajectory, Weights
 from rltrain.torchrun import place
 

@@ -28,9 +28,9 @@ from rltrain.config import RunConfig
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError, LearnerLost
 from rltrain.feed import tensors
-from rltrain.rollout.handle import ActorLost
-from rltrain.rollout.processes import ProcessHandle
 from rltrain.rollout.types import Trajectory
+from rltrain.rollout.workers.handle import ActorLost
+from rltrain.rollout.workers.process import ProcessHandle
 from rltrain.setup import make_algorithm, torch_device
 from rltrain.shared import Shared, as_arrays, dissolve, form, parts_of, plain
 from rltrain.torchrun import Place

@@ -11,10 +11,10 @@ from rltrain.config import PRELOAD, RunConfig
 from rltrain.envs.pickling import modules_of
 from rltrain.envs.source import EnvSource
 from rltrain.errors import ConfigError
-from rltrain.rollout.backend import ClusterLost
+from rltrain.rollout.workers.handle import ClusterLost
 
 if TYPE_CHECKING:
-    from rltrain.rollout.nodes import Cluster
+    from rltrain.rollout.cluster.cluster import Cluster
 
 TLS = {"tls_ca": "tls_ca_file", "tls_cert": "tls_client_cert", "tls_key": "tls_client_key"}
 
@@ -28,10 +28,10 @@ def open_cluster(config: RunConfig) -> Cluster | None:
     if config.backend != "dask":
         return None
     try:
-        from rltrain.rollout.cluster import connect
+        from rltrain.rollout.cluster.connect import connect
     except ImportError:
         raise ConfigError("--backend dask needs an extra: pip install 'rltrain[cluster]'") from None
-    from rltrain.rollout.versions import differs
+    from rltrain.rollout.cluster.versions import differs
 
     where = config.cluster
     if isinstance(where, str) and "://" not in where and not Path(where).is_file():
@@ -97,8 +97,8 @@ def remarks(config: RunConfig, cluster: Cluster | None) -> list[str]:
     """What a person should know of the nodes before the run begins."""
     if cluster is None:
         return []
-    from rltrain.rollout.cluster import open_to_others
-    from rltrain.rollout.node import machine
+    from rltrain.rollout.cluster.connect import open_to_others
+    from rltrain.rollout.cluster.node import machine
 
     said, places, here = [], list(cluster.places.values()), machine()
     room = sum(place.slots for place in places)

@@ -13,7 +13,7 @@ from rltrain.errors import CheckpointError, ConfigError
 from rltrain.feed import ReplayFeed, tensors
 from rltrain.learner import Learner
 from rltrain.record import Recording
-from rltrain.rollout.ring import NoStack
+from rltrain.rollout.replay.ring import NoStack
 from rltrain.rollout.types import Trajectory, Weights
 
 
@@ -33,7 +33,7 @@ class OfflineFeed(ReplayFeed):
 
 
 class OfflineRollout:
-    """Has the interface of `rltrain.rollout.rollout.Rollout`, and no actors: a round counts steps that nobody makes.
+    """Has the interface of `rltrain.rollout.scheduler.Rollout`, and no actors: a round counts steps that nobody makes.
 
     Args:
         steps_each: steps that a round counts.

@@ -9,10 +9,9 @@ from pathlib import Path
 from rltrain.config import RunConfig
 from rltrain.errors import Interrupted, LearnerLost, RunFailed, Stop
 from rltrain.evaluations import EvaluationFailed
-from rltrain.rollout.backend import ClusterLost
-from rltrain.rollout.handle import ActorLost
-from rltrain.rollout.ring import NoStack
-from rltrain.rollout.rollout import Failed
+from rltrain.rollout.replay.ring import NoStack
+from rltrain.rollout.scheduler import Failed
+from rltrain.rollout.workers.handle import ActorLost, ClusterLost
 from rltrain.run import Run
 from rltrain.signals import Signals
 

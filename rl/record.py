@@ -26,9 +26,9 @@ from rltrain.checkpoint import _sync, _write
 from rltrain.config import RunConfig
 from rltrain.envs.spec import BESIDE, EnvSpec, from_json, to_json
 from rltrain.errors import CheckpointError, ConfigError
-from rltrain.feed import rounds
 from rltrain.folder import versions, writing
 from rltrain.resuming import NAMES, differences
+from rltrain.rollout.trajectories import rounds
 from rltrain.rollout.tree import leaves, tree_map, unflatten
 from rltrain.rollout.types import Episode, Trajectory
 

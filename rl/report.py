@@ -9,7 +9,7 @@ from rltrain.console import Console
 from rltrain.learner import Learner
 from rltrain.metrics import Metrics, Window
 from rltrain.offline import OfflineRollout
-from rltrain.rollout.rollout import Rollout
+from rltrain.rollout.scheduler import Rollout
 
 LOG_SECONDS = 1.0  # between two lines of metrics, evaluations apart
 

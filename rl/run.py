@@ -28,11 +28,10 @@ from rltrain.record import Recorder, Recording
 from rltrain.report import Report
 from rltrain.result import Result
 from rltrain.resuming import fits, newest, same_environment
-from rltrain.rollout.backend import ClusterLost
-from rltrain.rollout.handle import ActorLost
-from rltrain.rollout.rollout import Failed
-from rltrain.rollout.seat import RolloutPlan
+from rltrain.rollout.scheduler import Failed
+from rltrain.rollout.specs import RolloutPlan
 from rltrain.rollout.types import Episode, Trajectory, Weights
+from rltrain.rollout.workers.handle import ActorLost, ClusterLost
 from rltrain.self_play import SelfPlay
 from rltrain.setup import (
     EvaluationWorker,

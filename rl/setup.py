@@ -33,17 +33,17 @@ from rltrain.machines import elsewhere
 from rltrain.offline import OfflineFeed, OfflineRollout
 from rltrain.process import keep_memory, one_thread
 from rltrain.record import Recording
-from rltrain.rollout.evaluator import Evaluator, EvaluatorJob
-from rltrain.rollout.handle import EVALUATOR, ActorLost, Handle
-from rltrain.rollout.inference import inference_of
-from rltrain.rollout.local import LocalHandle
-from rltrain.rollout.memory import SharedMemory
-from rltrain.rollout.opponents import SEATS, Pool
-from rltrain.rollout.plan import rows_of
-from rltrain.rollout.rollout import Rollout
-from rltrain.rollout.seat import RolloutPlan
+from rltrain.rollout.actor.batch_invariance import InBlocks, rows_agree, rows_move
+from rltrain.rollout.actor.opponents import SEATS
+from rltrain.rollout.actor.play import Evaluator, EvaluatorJob
+from rltrain.rollout.inference.client import inference_of
+from rltrain.rollout.replay.replay import rows_of
+from rltrain.rollout.scheduler import Rollout
+from rltrain.rollout.shared_memory.memory import SharedMemory
+from rltrain.rollout.specs import Pool, RolloutPlan
 from rltrain.rollout.types import Weights
-from rltrain.rollout.widths import InBlocks, rows_agree, rows_move
+from rltrain.rollout.workers.handle import EVALUATOR, ActorLost, Handle
+from rltrain.rollout.workers.in_process import LocalHandle
 
 DEVICES = ("cpu", "cuda", "mps")
 
@@ -213,7 +213,7 @@ def room_for(
             f"--warmup {plan.warmup} leaves nothing to learn in --steps {config.steps}; "
             "ask for more steps or a smaller warmup"
         )
-    from rltrain.rollout.replay import Replay
+    from rltrain.rollout.replay.replay import Replay
 
     kept_spec, streams = _kept(config, spec, recording)
     try:
@@ -247,7 +247,7 @@ def make_feed(
         return StreamFeed(device, plan)
     if isinstance(plan, GradientPlan):
         return GradientFeed()
-    from rltrain.rollout.replay import Replay
+    from rltrain.rollout.replay.replay import Replay
 
     try:
         replay = Replay(*_kept(config, spec, recording), plan, config.seed, folder)
@@ -385,7 +385,7 @@ class EvaluationWorker:
         """A new worker."""
         if self._local:
             return LocalHandle(EVALUATOR, functools.partial(Evaluator, self._job, self._progress))
-        from rltrain.rollout.processes import ProcessHandle
+        from rltrain.rollout.workers.process import ProcessHandle
 
         return ProcessHandle(EVALUATOR, functools.partial(Evaluator, self._job), self._progress.ticket())
 

@@ -28,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from rltrain.algorithms.group import Merge, Moments
 from rltrain.errors import LearnerLost
-from rltrain.feed import part_of
+from rltrain.rollout.trajectories import part_of
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory
 

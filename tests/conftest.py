@@ -11,7 +11,7 @@ import pytest
 @pytest.fixture(scope="session")
 def fork_server() -> None:
     """Actors in processes start quickly from here on, as under our own commands."""
-    from rltrain.rollout.processes import start_fork_server
+    from rltrain.rollout.workers.fork_server import start_fork_server
 
     start_fork_server(["torch", "gymnasium", "rltrain.algorithms.policies"])
 

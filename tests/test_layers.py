@@ -11,12 +11,12 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ["envs", "rollout", "algorithms", "rl"]  # each may import those before it
 ALGORITHMS_MAY = {"rltrain.rollout.types", "rltrain.rollout.tree", "rltrain.envs.spec"}  # of the lower layers
 HEAVY = {  # module: the files that may import it
-    "loky": {"rollout/processes.py"},
+    "loky": {"rollout/workers/process.py"},
     "tensorboard": {"rl/metrics.py"},
     "torch.utils.tensorboard": {"rl/metrics.py"},
     "rich": {"rl/console.py"},
-    "dask": {"rollout/cluster.py"},
-    "distributed": {"rollout/cluster.py"},
+    "dask": {"rollout/cluster/connect.py"},
+    "distributed": {"rollout/cluster/connect.py"},
     "torch.distributed": {"rl/learners.py", "rl/shared.py"},
 }
 LIGHT = [  # files that --help imports, and so must not import torch while they are imported

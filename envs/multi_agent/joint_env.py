@@ -32,8 +32,6 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.envs.suites.pettingzoo_parallel import quicker
 
 AGENTS = "agents"  # key of an info: the `Told` of this step
-
-
 STATELESS = ("multiwalker_v9",)  # whose `state` raises once a walker has fallen
 
 

@@ -13,11 +13,7 @@ from gymnasium.utils import seeding
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
 CLIMBING = ((11, -30, 0), (-30, 7, 0), (0, 6, 5))  # Claus and Boutilier 1998
-
-
 TWO_STEP = (((7, 7), (7, 7)), ((0, 1), (1, 8)))  # Rashid et al. 2018: 2A and 2B
-
-
 Dicts = tuple[dict[str, Any], ...]
 
 

@@ -14,8 +14,6 @@ from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
-
-
 UNIT = spaces.Box(-1.0, 1.0, (1,), np.float32)
 
 

@@ -25,8 +25,6 @@ from rltrain.envs.errors import EnvError
 from rltrain.envs.spaces import GOES_ON
 
 PREFIX = "atari:"  # atari:Pong is ALE/Pong-v5
-
-
 INSTALL = "pip install 'rltrain[atari]'"
 
 

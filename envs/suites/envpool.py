@@ -22,11 +22,7 @@ from rltrain.envs.errors import EnvError
 from rltrain.envs.spaces import GOES_ON
 
 PREFIX = "envpool:"
-
-
 SEEDS = 2**31 - 1  # EnvPool's are 32 bits wide
-
-
 STICKY = {
     "repeat_action_probability": 0.25
 }  # Machado et al. 2018, as in `rltrain.envs.suites.atari`; EnvPool's own default is 0

@@ -10,8 +10,6 @@ from typing import Any
 from rltrain.envs.errors import EnvError
 
 PREFIX = "pettingzoo:"
-
-
 EXTRAS = {  # of ours, by the package that they are for
     "mpe2": "mpe",
     "magent2": "magent",

@@ -22,11 +22,7 @@ from rltrain.envs.vector.plain_data import attributes, from_plain, same, set_att
 from rltrain.envs.vector.unroll_rows import Rows
 
 Native = Any  # gymnasium.vector.VectorEnv; its type parameters say nothing here
-
-
 MakeBlock = Callable[[int], Native]
-
-
 NATIVE_WAYS = ("attributes", "none")
 
 

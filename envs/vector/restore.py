@@ -23,14 +23,8 @@ from rltrain.envs.seeding import seed_of
 from rltrain.envs.vector.plain_data import attributes, from_plain, set_attributes, to_plain
 
 WAYS = ("offered", "rng", "seed", "none")
-
-
 LONGEST = 100_000  # actions of one episode that are kept; a longer episode begins anew on resume
-
-
 Env = gymnasium.Env[Any, Any]
-
-
 Reader = Callable[[np.ndarray], Any]
 
 

@@ -20,14 +20,8 @@ from rltrain.envs.vector.plain_data import same
 from rltrain.envs.vector.restore import Env, Log
 
 ROUNDS = 5  # of a proof
-
-
 LONG = (60, 12, 25)  # rows of a round: at most in each of two episodes, in a third, side by side until each reset
-
-
 SHORT = (8, 3, 12)  # of the round that tells whether "rng" can work, which is never cut short
-
-
 PATIENCE = 300.0  # seconds for what must not be cut short; an environment that needs more is refused
 
 

@@ -16,8 +16,8 @@ from rltrain.algorithms.distributions import TanhGaussian
 from rltrain.algorithms.policies import POLICIES, build
 from rltrain.algorithms.settings_continuous import DDPGConfig, SACConfig, TD3Config
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
-from rltrain.rollout.noise import StreamNoise
-from rltrain.rollout.widths import rows_agree
+from rltrain.rollout.actor.batch_invariance import rows_agree
+from rltrain.rollout.actor.noise import StreamNoise
 
 OBS = Leaf("box", (3,), "float32")
 BOX = EnvSpec("box", OBS, ActionSpec("box", (2, 2), (), (-1.0,) * 4, (1.0,) * 4))

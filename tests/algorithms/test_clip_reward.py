@@ -14,7 +14,7 @@ from rltrain import algorithms
 from rltrain.algorithms.off_policy import replay_plan
 from rltrain.algorithms.settings_dqn import DQNConfig
 from rltrain.feed import ReplayFeed
-from rltrain.rollout.replay import Replay
+from rltrain.rollout.replay.replay import Replay
 from rltrain.rollout.types import Trajectory
 
 CPU = torch.device("cpu")

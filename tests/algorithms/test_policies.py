@@ -16,7 +16,7 @@ from rltrain.algorithms.policies import POLICIES, ActorCritic, build, policy_fac
 from rltrain.algorithms.ppo import PPO
 from rltrain.algorithms.settings import A2CConfig, PPOConfig
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, walk
-from rltrain.rollout.noise import DRAWS
+from rltrain.rollout.actor.noise import DRAWS
 from rltrain.rollout.tree import tree_map
 
 BOX = Leaf("box", (3,), "float32")

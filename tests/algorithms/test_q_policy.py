@@ -13,8 +13,8 @@ from rltrain.algorithms.policies import build, policy_factory
 from rltrain.algorithms.q_policy import QPolicy, greedy
 from rltrain.algorithms.settings_dqn import DQNConfig
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, walk
+from rltrain.rollout.actor.batch_invariance import rows_agree
 from rltrain.rollout.tree import tree_map
-from rltrain.rollout.widths import rows_agree
 
 BOX = Leaf("box", (3,), "float32")
 OBS: dict[str, ObsSpec] = {

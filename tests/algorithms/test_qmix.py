@@ -16,7 +16,7 @@ from rltrain.algorithms import algorithm_class, settings_class
 from rltrain.algorithms.q_policy import greedy
 from rltrain.algorithms.qmix import MixedQ, fresh
 from rltrain.envs.spec import EnvSpec
-from rltrain.rollout.episodes import kept
+from rltrain.rollout.buffers import kept
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory
 

@@ -12,7 +12,9 @@ from rltrain.envs.make import look, resolve
 from rltrain.envs.suites.atari import Atari, find, title
 from rltrain.envs.vector.restore_check import prove
 from rltrain.envs.vector.serial import SerialVectorEnv
-from rltrain.rollout.episodes import EpisodeTracker, empty_rows, play
+from rltrain.rollout.actor.episodes import EpisodeTracker
+from rltrain.rollout.actor.play import play
+from rltrain.rollout.buffers import empty_rows
 
 ale_py = pytest.importorskip("ale_py")
 cv2 = pytest.importorskip("cv2")

@@ -128,14 +128,14 @@ def slow(inner, clock, step=0.5):
 def test_load_does_not_change_how_episodes_are_reset(monkeypatch, env, ways, step):
     """Only between rng and none may a clock decide: both leave the resets alone."""
     clock = [0.0]
-    monkeypatch.setattr("rltrain.envs.vector.restore.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("rltrain.envs.vector.restore_check.time.monotonic", lambda: clock[0])
     source = slow(env, clock, step)
     assert prove(source.make, look(source, 0), 0) in ways
 
 
 def test_a_slow_environment_is_given_up_between_two_steps(monkeypatch):
     clock, ends = [0.0], []
-    monkeypatch.setattr("rltrain.envs.vector.restore.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("rltrain.envs.vector.restore_check.time.monotonic", lambda: clock[0])
     for step in (0.0, 0.02, 2.0):
         source, clock[0] = slow(Counter, clock, step), 0.0
         ends.append((prove(source.make, look(source, 0), 0), clock[0]))

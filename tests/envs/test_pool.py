@@ -10,7 +10,7 @@ from rltrain.envs.make import choose, look, resolve, vector
 from rltrain.envs.spec import Leaf
 from rltrain.envs.vector.native import probe_autoreset
 from rltrain.envs.vector.restore_check import prove
-from rltrain.rollout.episodes import empty_rows
+from rltrain.rollout.buffers import empty_rows
 
 LIMIT = {"max_episode_steps": 12}
 

@@ -193,7 +193,7 @@ def test_text_beside_other_keys_is_left_out() -> None:
     from rltrain.envs.check import first_look
     from rltrain.envs.make import look, resolve
     from rltrain.envs.vector.serial import SerialVectorEnv
-    from rltrain.rollout.episodes import empty_rows
+    from rltrain.rollout.buffers import empty_rows
 
     source = resolve("minigrid:MiniGrid-Empty-5x5-v0")
     spec = look(source, 0)

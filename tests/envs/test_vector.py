@@ -155,7 +155,7 @@ def test_a_fault_names_stream_seed_row_and_the_environments_own_line():
     assert (caught.value.stream, caught.value.seed) == (9, 90)
     assert "stream 9 (seed 90), row" in str(caught.value)
     assert "raises in step 5" in str(caught.value)
-    assert "probes.py" in caught.value.detail
+    assert "faults.py" in caught.value.detail
 
 
 def test_a_fault_in_reset_and_in_the_constructor_is_blamed_on_its_stream():

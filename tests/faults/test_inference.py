@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from oracles.faulty import Slow, config_of, killed, open_rollout, opened, pids, weights_of
 
-from rltrain.rollout.handle import SERVER, ActorLost
-from rltrain.rollout.processes import ProcessHandle
-from rltrain.rollout.rollout import Failed, Rollout
+from rltrain.rollout.scheduler import Failed, Rollout
+from rltrain.rollout.workers.handle import SERVER, ActorLost
+from rltrain.rollout.workers.process import ProcessHandle
 from rltrain.setup import make_algorithm, rollout_plan, world
 from rltrain.train import train
 

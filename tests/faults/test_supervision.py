@@ -22,9 +22,9 @@ from oracles.faulty import HangsInEvaluation, Picture, Slow, config_of, killed, 
 from rltrain.checkpoint import find, load
 from rltrain.envs.problems.faults import hangs, raises
 from rltrain.errors import RunFailed
-from rltrain.rollout.handle import ActorLost
-from rltrain.rollout.rollout import Failed
+from rltrain.rollout.scheduler import Failed
 from rltrain.rollout.types import Trajectory
+from rltrain.rollout.workers.handle import ActorLost
 from rltrain.setup import evaluation_seeds
 from rltrain.train import train
 
@@ -102,7 +102,7 @@ def test_an_environment_that_always_raises_ends_the_run_with_its_story(tmp_path:
         run(lambda: raises(at=500), tmp_path, max_restarts=0, steps=4000)
     text = str(failed.value)
     assert "RuntimeError: the probe raises in step 500" in text
-    assert 'probes.py", line' in text
+    assert 'faults.py", line' in text
     for word in ("worker", "stream", "seed", "step"):
         assert word in text
     checkpoint = load(find(next(tmp_path.iterdir())))
@@ -185,7 +185,8 @@ def test_an_actor_without_a_task_yet_does_not_outlive_who_started_it(tmp_path: P
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, signal, time, loky\n"
-        "from rltrain.rollout.processes import ProcessHandle, start_fork_server\n"
+        "from rltrain.rollout.workers.fork_server import start_fork_server\n"
+        "from rltrain.rollout.workers.process import ProcessHandle\n"
         "def die(self):\n"
         "    time.sleep(1.0)\n"
         "    print(*(process.pid for process in self._processes.values()), flush=True)\n"

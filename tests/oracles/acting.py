@@ -6,7 +6,7 @@ from typing import Any
 
 from rltrain.config import load
 from rltrain.learner import Learner
-from rltrain.rollout.rollout import Rollout
+from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.types import Trajectory
 from rltrain.setup import make_algorithm, rollout_plan, torch_device, world
 

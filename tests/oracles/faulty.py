@@ -19,10 +19,10 @@ from rltrain.config import RunConfig, load
 from rltrain.envs.make import resolve
 from rltrain.envs.problems.faults import Faulty, made
 from rltrain.envs.problems.probes import Counter, Masked
-from rltrain.rollout.handle import ActorLost
-from rltrain.rollout.processes import ProcessHandle
-from rltrain.rollout.rollout import Rollout
+from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.types import Weights
+from rltrain.rollout.workers.handle import ActorLost
+from rltrain.rollout.workers.process import ProcessHandle
 from rltrain.setup import make_algorithm, rollout_plan, world
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from rltrain.envs.make import look, resolve
 from rltrain.envs.vector.serial_multi import TeamVectorEnv
 from rltrain.envs.vector.unroll_rows import Rows
-from rltrain.rollout.episodes import empty_rows
+from rltrain.rollout.buffers import empty_rows
 
 
 class Walk:

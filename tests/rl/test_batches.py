@@ -13,8 +13,9 @@ import torch
 from oracles.acting import Bench
 
 from rltrain.algorithms.protocol import StreamPlan
-from rltrain.feed import StreamFeed, in_batches, join, rounds, stretched
+from rltrain.feed import StreamFeed, in_batches, join
 from rltrain.learner import Learner
+from rltrain.rollout.trajectories import rounds, stretched
 from rltrain.rollout.tree import leaves
 from rltrain.rollout.types import Trajectory
 

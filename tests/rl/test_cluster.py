@@ -415,6 +415,6 @@ def test_a_cluster_with_tls_asks_for_certificates(tmp_path: Path, launch: Any) -
     ],
 )
 def test_an_address_that_others_can_reach_is_told(address: str, open_: bool) -> None:
-    from rltrain.rollout.cluster import open_to_others
+    from rltrain.rollout.cluster.connect import open_to_others
 
     assert open_to_others(address) is open_

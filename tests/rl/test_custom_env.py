@@ -326,7 +326,7 @@ def test_nothing_is_left_in_temporary_folders(tmp_path: Path) -> None:
 def test_a_temporary_folder_too_long_for_a_socket_means_another_way_to_start(tmp_path: Path) -> None:
     temporary = tmp_path / ("t" * 120)
     temporary.mkdir()
-    text = "from rltrain.rollout import processes as p; p.start_fork_server([]); print(p._fork_server)"
+    text = "from rltrain.rollout.workers import fork_server as p; p.start_fork_server([]); print(p._fork_server)"
 
     done = run(["-c", text], tmp_path, TMPDIR=str(temporary))
 

@@ -18,7 +18,7 @@ from rltrain.algorithms.protocol import ReplayPlan, Update
 from rltrain.envs.make import look, resolve
 from rltrain.feed import ReplayFeed, StreamFeed, tensors
 from rltrain.learner import Learner
-from rltrain.rollout.replay import Replay
+from rltrain.rollout.replay.replay import Replay
 from rltrain.rollout.types import Trajectory
 
 CPU = torch.device("cpu")

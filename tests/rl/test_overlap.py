@@ -17,7 +17,7 @@ from rltrain import checkpoint
 from rltrain.envs.problems.faults import raises
 from rltrain.errors import Interrupted
 from rltrain.learner import Learner
-from rltrain.rollout.rollout import Rollout
+from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.types import Trajectory
 from rltrain.run import Run
 

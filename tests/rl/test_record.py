@@ -312,7 +312,7 @@ def test_a_gaussians_actions_are_learned_from_as_the_environment_got_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They were drawn from all numbers, and only the environment's adapter clipped them."""
-    from rltrain.rollout.replay import Replay
+    from rltrain.rollout.replay.replay import Replay
 
     folder, seen, real = tmp_path / "record", [], Replay.append
     box = PPO | {"env": "probe:box3", "record": str(folder), "out": str(tmp_path)}

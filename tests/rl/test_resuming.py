@@ -127,13 +127,13 @@ def test_other_settings_do_not_fit(run: Path, capsys: Any) -> None:
 
 
 def test_actors_that_cannot_go_on_fail_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rltrain.rollout.actor import Actor
+    from rltrain.rollout.actor.actor import Actor
 
     def fail(*_: Any) -> None:
         raise OSError("no more room")
 
     monkeypatch.setattr(Actor, "load", fail)
-    monkeypatch.setattr("rltrain.rollout.seat.BACKOFF", (0.0,))
+    monkeypatch.setattr("rltrain.rollout.supervision.BACKOFF", (0.0,))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
     with pytest.raises(

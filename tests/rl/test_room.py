@@ -121,7 +121,7 @@ def test_room_is_looked_for_as_the_recording_needs_it(
     needed: list[int] = []
     monkeypatch.setattr(room, "make_sure", lambda size, on_disk: needed.append(size) or "")
     held: list[int] = []
-    from rltrain.rollout.replay import Replay
+    from rltrain.rollout.replay.replay import Replay
 
     real = Replay.__init__
 

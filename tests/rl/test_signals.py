@@ -61,7 +61,7 @@ def test_a_signal_in_the_start_closes_everything(
     number: int, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """It comes when the actors are open; also when nothing is (in `parse`)."""
-    from rltrain.rollout.rollout import Rollout
+    from rltrain.rollout.scheduler import Rollout
 
     closed: list[Rollout] = []
 

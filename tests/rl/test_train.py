@@ -13,7 +13,7 @@ import pytest
 import rltrain
 from rltrain import checkpoint, cli
 from rltrain.metrics import read
-from rltrain.rollout.episodes import play
+from rltrain.rollout.actor.play import play
 from rltrain.setup import evaluation_seeds
 
 QUICK: dict[str, Any] = {

@@ -15,10 +15,10 @@ from oracles.replaying import NAME
 from rltrain.envs.problems.faults import raises
 from rltrain.envs.problems.probes import Counter, Masked
 from rltrain.envs.seeding import stream_seed
-from rltrain.rollout.handle import ActorLost
-from rltrain.rollout.noise import StreamNoise
-from rltrain.rollout.rollout import Failed, Rollout
+from rltrain.rollout.actor.noise import StreamNoise
+from rltrain.rollout.scheduler import Failed, Rollout
 from rltrain.rollout.types import Trajectory
+from rltrain.rollout.workers.handle import ActorLost
 
 
 def collected(rollout: Rollout, unrolls: int) -> list[Trajectory]:
@@ -217,7 +217,7 @@ def test_a_fault_names_stream_seed_step_and_brings_its_traceback() -> None:
     stream = min(rows, key=lambda s: (rows[s], s))
     assert f"stream {stream} (seed {stream_seed(6, stream)}) failed at step {rows[stream]}:" in detail
     assert "RuntimeError: the probe raises in step 13" in detail
-    assert 'probes.py", line' in detail
+    assert 'faults.py", line' in detail
 
 
 # --- random starts ---

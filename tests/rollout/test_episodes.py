@@ -15,7 +15,9 @@ from oracles.faulty import config_of
 from rltrain.envs.make import look, resolve
 from rltrain.envs.problems.probes import Counter
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
-from rltrain.rollout.episodes import EpisodeTracker, empty_rows, obs_arrays, padded, play
+from rltrain.rollout.actor.episodes import EpisodeTracker
+from rltrain.rollout.actor.play import play
+from rltrain.rollout.buffers import empty_rows, obs_arrays, padded
 from rltrain.rollout.types import Episode
 from rltrain.setup import make_policy, world
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, Padding
-from rltrain.rollout.film import Film, filmed, has_stacks, shown
+from rltrain.rollout.frame_stacks import Film, filmed, has_stacks, shown
 from rltrain.rollout.types import Trajectory
 
 ROWS, STREAMS, SIDE = 12, 3, 5

@@ -19,17 +19,18 @@ import torch
 from oracles.faulty import NothingLegal, config_of, open_rollout, weights_of
 
 from rltrain.envs.problems.probes import Masked
-from rltrain.rollout.actor import LIFE, Actor, ActorJob, Links
-from rltrain.rollout.desks import TEXT, Desks
-from rltrain.rollout.episodes import padded
-from rltrain.rollout.handle import ActorLost
-from rltrain.rollout.inference import Asking, inference_of
-from rltrain.rollout.memory import SharedMemory
-from rltrain.rollout.rollout import Failed
-from rltrain.rollout.seat import RolloutPlan
-from rltrain.rollout.server import Server, ServerJob
+from rltrain.rollout.actor.actor import Actor, Links
+from rltrain.rollout.buffers import padded
+from rltrain.rollout.inference.client import Asking, inference_of
+from rltrain.rollout.inference.requests import TEXT, Desks
+from rltrain.rollout.inference.server import Server, ServerJob
+from rltrain.rollout.scheduler import Failed
+from rltrain.rollout.shared_memory.heartbeat import LIFE
+from rltrain.rollout.shared_memory.memory import SharedMemory
+from rltrain.rollout.shared_memory.weights import WeightsBoard
+from rltrain.rollout.specs import ActorJob, RolloutPlan
 from rltrain.rollout.tree import leaves, tree_map
-from rltrain.rollout.weights import WeightsBoard
+from rltrain.rollout.workers.handle import ActorLost
 from rltrain.setup import make_algorithm, rollout_plan, world
 from rltrain.train import train
 

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from oracles.faulty import config_of
 
-from rltrain.rollout import node as module
-from rltrain.rollout.actor import ActorJob
-from rltrain.rollout.node import Node, Terms, outline_of
+from rltrain.rollout.cluster import node as module
+from rltrain.rollout.cluster.node import Node, Terms, outline_of
+from rltrain.rollout.specs import ActorJob
 from rltrain.rollout.types import Weights
 from rltrain.setup import make_algorithm, rollout_plan, world
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rltrain.envs.spec import ActionSpec
-from rltrain.rollout.noise import DRAWS, RandomStart, StreamNoise
+from rltrain.rollout.actor.noise import DRAWS, RandomStart, StreamNoise
 
 
 def drawn(

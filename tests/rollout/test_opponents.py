@@ -11,8 +11,8 @@ from oracles.acting import Bench
 
 from rltrain.envs.make import look, resolve
 from rltrain.envs.problems.games import TicTacToe
-from rltrain.rollout.episodes import play
-from rltrain.rollout.opponents import SEATS
+from rltrain.rollout.actor.opponents import SEATS
+from rltrain.rollout.actor.play import play
 from rltrain.rollout.types import NEWEST, Episode, Trajectory, Weights
 
 ROWS = 40

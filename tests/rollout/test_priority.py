@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rltrain.rollout.priority import TOP, SumTree
+from rltrain.rollout.replay.sum_tree import TOP, SumTree
 
 SIZES = [1, 7, 100, TOP, TOP + 1, 10_000, 8 * TOP + 3]  # no level below the top, one, two
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from oracles.faulty import config_of
 
-from rltrain.rollout.actor import LIFE, ActorJob, Life
-from rltrain.rollout.handle import ActorLost
-from rltrain.rollout.memory import SharedMemory
-from rltrain.rollout.node import Turns, outline_of
-from rltrain.rollout.remote import RemoteHandle
-from rltrain.rollout.versions import differs, own_versions
+from rltrain.rollout.cluster.node import Turns, outline_of
+from rltrain.rollout.cluster.remote_handle import RemoteHandle
+from rltrain.rollout.cluster.versions import differs, own_versions
+from rltrain.rollout.shared_memory.heartbeat import LIFE, Life
+from rltrain.rollout.shared_memory.memory import SharedMemory
+from rltrain.rollout.specs import ActorJob
+from rltrain.rollout.workers.handle import ActorLost
 from rltrain.setup import world
 
 

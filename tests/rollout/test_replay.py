@@ -13,10 +13,10 @@ from oracles.replay import DISCRETE, SPECS, Expected, World, name_of
 
 from rltrain.envs.make import look, resolve, vector
 from rltrain.envs.spec import EnvSpec, Leaf
-from rltrain.rollout import ring
-from rltrain.rollout.episodes import empty_rows, obs_arrays
-from rltrain.rollout.replay import ROW_BITS, ROW_MASK, Replay
-from rltrain.rollout.ring import NoStack
+from rltrain.rollout.buffers import empty_rows, obs_arrays
+from rltrain.rollout.replay import ring
+from rltrain.rollout.replay.replay import ROW_BITS, ROW_MASK, Replay
+from rltrain.rollout.replay.ring import NoStack
 from rltrain.rollout.tree import leaves, tree_map
 from rltrain.rollout.types import Trajectory, Transition
 
@@ -513,6 +513,6 @@ def test_a_disk_without_room_is_told_in_a_line(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rltrain.rollout.ring.os.posix_fallocate", full)
+    monkeypatch.setattr("rltrain.rollout.replay.ring.os.posix_fallocate", full)
     with pytest.raises(ValueError, match="No space left"):
         Replay(PLAIN, 2, Plan(40_000), 0, tmp_path)

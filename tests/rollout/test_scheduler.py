@@ -20,8 +20,8 @@ from oracles.faulty import Picture, config_of, opened, pids, weights_of
 from rltrain.envs.make import resolve
 from rltrain.envs.problems.faults import hangs
 from rltrain.envs.vector.unroll_rows import Rows, VectorEnv
-from rltrain.rollout.rollout import Failed, Rollout
-from rltrain.rollout.seat import Seat, length
+from rltrain.rollout.scheduler import Failed, Rollout
+from rltrain.rollout.supervision import Seat, length
 from rltrain.rollout.types import Gradients, Trajectory, Weights
 from rltrain.setup import make_algorithm, rollout_plan, world
 
@@ -386,7 +386,7 @@ def test_what_a_killed_actor_had_finished_is_not_lost(tmp_path: Path) -> None:
 
 def test_a_closed_rollout_does_not_wait_for_what_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers bigger than a pipe takes: an actor must get rid of them before it hears that it should end."""
-    monkeypatch.setattr("rltrain.rollout.processes.CLOSE_SECONDS", PATIENCE)
+    monkeypatch.setattr("rltrain.rollout.workers.process.CLOSE_SECONDS", PATIENCE)
     rollout = open_rollout(credits=5, unroll=2000)
     rollout.start()
     until(lambda: all(wait([seat.handle.waitable], 0) for seat in rollout._seats if seat.handle is not None))

@@ -7,9 +7,9 @@ import pytest
 from oracles.faulty import Picture, open_rollout
 
 from rltrain.feed import join
-from rltrain.rollout import slots as slots_module
-from rltrain.rollout.actor import SLOT_BYTES, needs_slots
-from rltrain.rollout.rollout import Rollout
+from rltrain.rollout.scheduler import Rollout
+from rltrain.rollout.shared_memory import observations
+from rltrain.rollout.shared_memory.observations import SLOT_BYTES, needs_slots
 from rltrain.rollout.tree import leaves
 from rltrain.rollout.types import Trajectory
 
@@ -43,7 +43,7 @@ def test_the_same_unrolls_through_slots_and_by_pickle(env: object, monkeypatch: 
     here = run(open_rollout(env, **given)[0])
     slots, pickled = [], []
     for size, found in ((1, slots), (1 << 40, pickled)):
-        monkeypatch.setattr(slots_module, "needs_slots", lambda job, size=size: needs_slots_at(job, size))
+        monkeypatch.setattr(observations, "needs_slots", lambda job, size=size: needs_slots_at(job, size))
         rollout, _ = open_rollout(env, workers=2, **given)
         assert bool(rollout._backend._slots.memories) == (size == 1)
         found += run(rollout)
@@ -53,13 +53,12 @@ def test_the_same_unrolls_through_slots_and_by_pickle(env: object, monkeypatch: 
 
 
 def needs_slots_at(job: object, size: int) -> int:
-    from rltrain.rollout import actor
 
-    before, actor.SLOT_BYTES = actor.SLOT_BYTES, size
+    before, observations.SLOT_BYTES = observations.SLOT_BYTES, size
     try:
         return needs_slots(job)  # type: ignore[arg-type]
     finally:
-        actor.SLOT_BYTES = before
+        observations.SLOT_BYTES = before
 
 
 @pytest.mark.usefixtures("fork_server")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from oracles.faulty import open_rollout, weights_of
 
-from rltrain.rollout.memory import SharedMemory, layout, tree_at, tree_bytes
-from rltrain.rollout.processes import ProcessHandle
+from rltrain.rollout.shared_memory.memory import SharedMemory, layout, tree_at, tree_bytes
+from rltrain.rollout.shared_memory.weights import WeightsBoard
 from rltrain.rollout.types import Weights
-from rltrain.rollout.weights import WeightsBoard
+from rltrain.rollout.workers.process import ProcessHandle
 
 SHAPES = {"a": (700, 100), "b": (3,), "c": (200, 333)}
 

@@ -15,7 +15,7 @@ from rltrain.config import load
 from rltrain.envs.make import look, resolve
 from rltrain.envs.spec import EnvSpec
 from rltrain.process import one_thread
-from rltrain.rollout.widths import InBlocks, rows_agree, rows_move
+from rltrain.rollout.actor.batch_invariance import InBlocks, rows_agree, rows_move
 from rltrain.setup import make_policy, rollout_plan, world
 
 ENVS = ["CartPole-v1", "probe:multi-discrete", "probe:multi-binary", "probe:box", "probe:box3", "probe:masked"]
@@ -173,7 +173,7 @@ def test_blocks_are_the_same_policy(env: str) -> None:
     here = world(config)
     policy = make_policy(config, here.spec)()
     rng = np.random.default_rng(0)
-    from rltrain.rollout.episodes import obs_arrays
+    from rltrain.rollout.buffers import obs_arrays
     from rltrain.rollout.tree import tree_map
 
     obs = tree_map(lambda a: torch.from_numpy(a[0]), obs_arrays(here.spec, 1, 48))

@@ -1,0 +1,111 @@
+"""Action noise that belongs to a stream: counter-based, so that it does not matter which actor draws it.
+
+Numpy's Philox is keyed by the run's seed and the stream; its counter stands at the stream's row and incarnation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rltrain.envs.seeding import NOISE, START, seed_of
+from rltrain.envs.spec import ActionSpec
+
+Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
+DRAWS: dict[str, Draw] = {
+    "gumbel": lambda generator, size: generator.gumbel(size=size),
+    "logistic": lambda generator, size: generator.logistic(size=size),
+    "normal": lambda generator, size: generator.standard_normal(size, dtype=np.float32),
+    "uniform": lambda generator, size: generator.random(size, dtype=np.float32),
+}
+
+
+class StreamNoise:
+    """Draws the noise of whole unrolls.
+
+    Args:
+        seed:    the run's seed.
+        streams: whose noise.
+        kind:    one of DRAWS.
+        width:   numbers per row.
+        number:  whether one more column, the last, holds the number of the stream.
+        branch:  of the tree of seeds.
+    """
+
+    def __init__(
+        self, seed: int, streams: Sequence[int], kind: str, width: int, number: bool = False, branch: int = NOISE
+    ) -> None:
+        self._key = seed_of(seed, branch)
+        self._streams = tuple(streams)
+        self._draw = DRAWS[kind]
+        self._width, self._number = width, number
+        self._generators = [np.random.Generator(np.random.Philox(key=[self._key, s])) for s in streams]
+
+    def fill(self, out: np.ndarray, rows: np.ndarray, incarnations: Sequence[int]) -> None:
+        """Write the noise of the unroll that begins at each stream's `rows[b]` into out [T, >=B, K or more]."""
+        size = (out.shape[0], self._width)
+        for b, (generator, stream) in enumerate(zip(self._generators, self._streams, strict=True)):
+            generator.bit_generator.state = {
+                "bit_generator": "Philox",
+                "state": {
+                    "counter": np.array([0, int(rows[b]), incarnations[b], 0], np.uint64),
+                    "key": np.array([self._key, stream], np.uint64),
+                },
+                "buffer": np.zeros(4, np.uint64),
+                "buffer_pos": 4,
+                "has_uint32": 0,
+                "uinteger": 0,
+            }
+            out[:, b, : self._width] = self._draw(generator, size)
+            if self._number:
+                out[:, b, self._width] = stream
+
+
+class RandomStart:
+    """Actions drawn uniformly from those that are legal, for the first `rows` rows of every stream.
+
+    In the policy's convention: whole numbers from 0, and a Box in [-1, 1]. Keyed as noise is, apart from it.
+
+    Args:
+        seed:    the run's seed.
+        streams: whose actions.
+        spec:    the action.
+        rows:    of each stream, reset rows included.
+    """
+
+    def __init__(self, seed: int, streams: Sequence[int], spec: ActionSpec, rows: int) -> None:
+        self._spec, self._rows = spec, rows
+        self._heads = len(spec.nvec) or int(np.prod(spec.shape, dtype=int))
+        self._uniform = StreamNoise(seed, streams, "uniform", self._heads, branch=START)
+        self._drawn = np.zeros((0, len(streams), self._heads), np.float32)
+        self._random = np.zeros((0, len(streams)), bool)
+
+    def begin(self, unroll: int, rows: np.ndarray, incarnations: Sequence[int]) -> bool:
+        """An unroll that begins at each stream's `rows[b]`. Returns whether any row of it is random."""
+        if int(rows.min()) >= self._rows:
+            return False
+        self._drawn = np.zeros((unroll, len(rows), self._heads), np.float32)
+        self._uniform.fill(self._drawn, rows, incarnations)
+        self._random = rows + np.arange(unroll)[:, None] < self._rows
+        return True
+
+    def replace(self, t: int, action: np.ndarray, mask: np.ndarray | None) -> None:
+        """Write row t's random actions into action [>=B, *A]; mask [>=B, n] says what is legal."""
+        where = np.flatnonzero(self._random[t])
+        if not len(where):
+            return
+        uniform = self._drawn[t, where]  # [b, heads], in [0, 1)
+        if self._spec.kind == "box":
+            drawn = 2 * uniform - 1
+        elif mask is None:
+            drawn = (uniform * self._spec.nvec).astype(np.int64)
+        else:
+            columns, begin = [], 0
+            for head, size in enumerate(self._spec.nvec):
+                legal = mask[where, begin : begin + size]
+                order = (uniform[:, head] * legal.sum(1)).astype(np.int64)  # the how-manieth legal one
+                columns.append((legal.cumsum(1) > order[:, None]).argmax(1))
+                begin += size
+            drawn = np.stack(columns, 1)
+        action[where] = drawn.reshape(len(where), *self._spec.shape)

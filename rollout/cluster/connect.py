@@ -1,0 +1,104 @@
+"""The way to a Dask cluster: one that is there, by its address or scheduler file, or one of our own on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import dask
+from distributed import Client, LocalCluster
+from distributed.security import Security
+
+from rltrain.rollout.cluster.cluster import Cluster
+from rltrain.rollout.workers.cleanup import mark
+from rltrain.rollout.workers.handle import ClusterLost
+
+CONNECT_SECONDS = 20.0
+
+
+# A learner may hold the interpreter for long; that is no reason to give a connection up, nor to speak of it.
+SETTINGS = {"distributed.comm.timeouts.connect": "20s", "distributed.admin.tick.limit": "1h"}
+
+
+def connect(where: Any, workers: int, limit: float, tls: dict[str, str] | None = None) -> Cluster:
+    """A cluster that can be used.
+
+    Args:
+        where:   tcp://HOST:PORT, a scheduler file, a `distributed.Client`; None starts one here, which ends with it.
+        workers: actors that one started here has room for.
+        limit:   seconds that the run waits for a node when there is none.
+        tls:     files of Dask's Security: tls_ca_file, tls_client_cert, tls_client_key.
+
+    Raises:
+        ClusterLost: there is no scheduler, or it refuses.
+    """
+    if isinstance(where, Client):
+        return Cluster(where, lambda: None, limit)
+    dask.config.set(SETTINGS)
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # what it has to say is said by us
+    security = Security(require_encryption=True, **tls) if tls else None
+    if where is None:
+        return _own(max(workers, 1), limit)
+    if "://" in where:
+        return _client(where, limit, security=security)
+    return _client(None, limit, security=security, scheduler_file=str(where))
+
+
+def _own(room: int, limit: float) -> Cluster:
+    """One on this machine, of one node, which lives in this process: it only relays, and actors are processes."""
+    folder = tempfile.mkdtemp(prefix=mark())
+    own = LocalCluster(
+        1,
+        threads_per_worker=room,
+        processes=False,
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.CRITICAL,
+        local_directory=folder,
+        memory_limit=0,  # the learner's memory is not a worker's to watch
+    )
+
+    def close() -> None:
+        own.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    cluster = _client(own, limit, close)
+    cluster.own = True
+    return cluster
+
+
+def _client(address: Any, limit: float, then: Callable[[], None] | None = None, **ways: Any) -> Cluster:
+    """A client of our own."""
+    name = address if isinstance(address, str) else ways.get("scheduler_file", "the cluster on this machine")
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, direct_to_workers=True, **ways)
+    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError) as error:
+        if then is not None:
+            then()
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ClusterLost(f"no scheduler can be reached at {name}: {text}") from None
+
+    def close() -> None:
+        with contextlib.suppress(Exception):
+            client.close(timeout=CONNECT_SECONDS)
+        if then is not None:
+            with contextlib.suppress(Exception):
+                then()
+
+    return Cluster(client, close, limit)
+
+
+def open_to_others(address: str) -> bool:
+    """Whether others than this machine can reach a scheduler that does not ask who they are."""
+    parts = urlsplit(address)
+    if parts.scheme not in ("tcp", "ws"):
+        return False
+    with contextlib.suppress(ValueError):
+        return not ipaddress.ip_address(parts.hostname or "").is_loopback
+    return parts.hostname != "localhost"

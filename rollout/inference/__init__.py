@@ -1,0 +1,1 @@
+"""Central inference: a server that holds the policy on the learner's device and acts for all actors."""

@@ -1,0 +1,1 @@
+"""What actors and learner share without copies: weights, observations, heartbeats."""

@@ -1,0 +1,63 @@
+"""A worker in this process: for the debugger, for tests, and for `--workers 0`."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from rltrain.envs.errors import EnvFault
+from rltrain.rollout.workers.handle import ActorLost
+
+
+class LocalHandle:
+    """Calls the object right away; nothing here can supervise a call that hangs."""
+
+    waitable = None
+    over = None
+
+    def __init__(self, worker: int, build: Callable[[], Any]) -> None:
+        self.worker = worker
+        self._build = build
+        self._object: Any = None
+        self._answer: Any = None
+
+    def call(self, method: str, *args: Any) -> None:
+        import torch
+
+        threads = torch.get_num_threads()  # the learner's; an actor's rows have the same bits with one thread only
+        if threads > 1:
+            torch.set_num_threads(1)
+        try:
+            if self._object is None:
+                self._object = self._build()
+            self._answer = getattr(self._object, method)(*args)
+        except EnvFault as fault:
+            self._answer = ActorLost(self.worker, describe(fault))
+        except Exception:
+            self._answer = ActorLost(self.worker, traceback.format_exc())
+        finally:
+            if threads > 1:
+                torch.set_num_threads(threads)
+
+    def result(self) -> Any:
+        answer, self._answer = self._answer, None
+        if isinstance(answer, ActorLost):
+            raise answer
+        return answer
+
+    def kill(self, why: str) -> None:
+        self._answer = ActorLost(self.worker, why)
+
+    def stop(self) -> None:
+        """Nothing to do ahead of `close`."""
+
+    def close(self) -> None:
+        if self._object is not None:
+            self._object.close()
+            self._object = None
+
+
+def describe(fault: EnvFault) -> str:
+    """Where an environment failed, and its own traceback."""
+    return f"the environment of stream {fault.stream} (seed {fault.seed}) failed at step {fault.row}:\n{fault.detail}"
