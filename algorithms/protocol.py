@@ -57,22 +57,22 @@ class Policy(Protocol):
     statistics, once, after its updates. All parameters are trained, by one optimiser.
 
     ppo, mappo, a2c, appo, impala, a3c: `forward`, `value`, `scaled`, `observe(unrolls, gamma)`: see
-    `rltrain.algorithms.policies.ActorCritic`. ppo makes use of `valued` and `arranged` too, where there are such. The others
+    `rltrain.algorithms.on_policy.actor_critic.ActorCritic`. ppo makes use of `valued` and `arranged` too, where there are such. The others
     want `normalised(obs)`, the observation as every network sees it, and `observe(unrolls)`, and
 
-    dqn             `net`, which has what `rltrain.algorithms.q_policy.QNetwork` has and all the policy's parameters, and
+    dqn             `net`, which has what `rltrain.algorithms.off_policy.q_policy.QNetwork` has and all the policy's parameters, and
                     `explore(progress)`, called before each update, which returns what is logged as epsilon
     sac, Box        `sample(obs, noise [B, A]) -> (action [B, *A] in [-1, 1], log density [B])`, both with gradients
-    sac, Discrete   `distribution(obs, action_mask)`, an `rltrain.algorithms.distributions.Categorical` with gradients
-    td3, ddpg       `actor`, an `rltrain.algorithms.dense.Tower` of one net that holds all the policy's parameters and whose
+    sac, Discrete   `distribution(obs, action_mask)`, an `rltrain.algorithms.networks.distributions.Categorical` with gradients
+    td3, ddpg       `actor`, an `rltrain.algorithms.networks.batched_mlp.Tower` of one net that holds all the policy's parameters and whose
                     tanh is the action, `size`, its outputs, and `schedule(progress)`, called before each update
 
     qmix, vdn, iql  `net`, of which `net(obs, fresh [T, B, N])` are values [T, B, N, A] (with `last_action` it gets
                     last actions [T, B, N] too) and `net.legal(action_mask)` the legal ones, see
-                    `rltrain.algorithms.team_policy`, and `explore(progress)`
+                    `rltrain.algorithms.multi_agent.q_policy`, and `explore(progress)`
     maddpg          `actors`, a ModuleList of one for each group that holds all the policy's parameters, each of which
                     puts out [..., n, a] of {group: [..., n, *O]}; `discrete`, `shapes`, `split(joint)` and
-                    `schedule(progress)`, see `rltrain.algorithms.team_actors`
+                    `schedule(progress)`, see `rltrain.algorithms.multi_agent.maddpg_policy`
 
     where obs are normalised. Targets are copies of `net`, `actor` and `actors`, so that those must survive
     `copy.deepcopy`.

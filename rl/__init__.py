@@ -8,10 +8,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rltrain.algorithms import losses, networks, returns
+    from rltrain.algorithms import networks
     from rltrain.algorithms import register as register_algorithm
-    from rltrain.algorithms.policies import register_policy
-    from rltrain.algorithms.settings import A2CConfig, PPOConfig
+    from rltrain.algorithms.functions import losses, returns
+    from rltrain.algorithms.on_policy.settings import A2CConfig, PPOConfig
+    from rltrain.algorithms.registry import register_policy
     from rltrain.config import RunConfig
     from rltrain.envs.source import register_env
     from rltrain.envs.spec import EnvSpec
@@ -44,23 +45,23 @@ __all__ = [
 
 # Where each name lives: "module:attribute", or a module.
 _WHERE = {
-    "A2CConfig": "rltrain.algorithms.settings:A2CConfig",
+    "A2CConfig": "rltrain.algorithms.on_policy.settings:A2CConfig",
     "CheckpointError": "rltrain.errors:CheckpointError",
     "ConfigError": "rltrain.errors:ConfigError",
     "EnvSpec": "rltrain.envs.spec:EnvSpec",
-    "PPOConfig": "rltrain.algorithms.settings:PPOConfig",
+    "PPOConfig": "rltrain.algorithms.on_policy.settings:PPOConfig",
     "RunConfig": "rltrain.config:RunConfig",
     "RunFailed": "rltrain.errors:RunFailed",
     "Trajectory": "rltrain.rollout.types:Trajectory",
     "evaluate": "rltrain.evaluate:evaluate",
     "load": "rltrain.evaluate:load",
-    "losses": "rltrain.algorithms.losses",
+    "losses": "rltrain.algorithms.functions.losses",
     "make_env": "rltrain.make:make_env",
     "networks": "rltrain.algorithms.networks",
     "register_algorithm": "rltrain.algorithms:register",
     "register_env": "rltrain.envs.source:register_env",
-    "register_policy": "rltrain.algorithms.policies:register_policy",
-    "returns": "rltrain.algorithms.returns",
+    "register_policy": "rltrain.algorithms.registry:register_policy",
+    "returns": "rltrain.algorithms.functions.returns",
     "train": "rltrain.train:train",
 }
 

@@ -236,7 +236,13 @@ class RunConfig(BaseModel):
 
 
 # What an actor's process imports anyway, done once by the server it is forked from.
-PRELOAD = ("torch", "gymnasium", "rltrain.algorithms.settings", "rltrain.algorithms.policies", "rltrain.setup")
+PRELOAD = (
+    "torch",
+    "gymnasium",
+    "rltrain.algorithms.on_policy.settings",
+    "rltrain.algorithms.on_policy.actor_critic",
+    "rltrain.setup",
+)
 INNER = ("settings", "preset_file", "reloadable")  # not flags: they follow from the others
 # What `--resume` may change.
 PLACES = ("workers", "learners", "backend", "cluster", "cluster_timeout", "tls_ca", "tls_cert", "tls_key")

@@ -21,8 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rltrain import algorithms
-from rltrain.algorithms.policies import policy_factory, register_policy
 from rltrain.algorithms.protocol import GradientPlan, Plan, ReplayPlan, Update
+from rltrain.algorithms.registry import policy_factory, register_policy
 from rltrain.checkpoint import to_tensors
 from rltrain.config import RunConfig
 from rltrain.envs.spec import EnvSpec

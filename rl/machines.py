@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rltrain.algorithms.policies import policy_factory
+from rltrain.algorithms.registry import policy_factory
 from rltrain.config import PRELOAD, RunConfig
 from rltrain.envs.pickling import modules_of
 from rltrain.envs.source import EnvSource

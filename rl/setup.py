@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from rltrain import algorithms, room
-from rltrain.algorithms.independent import Independent, together
-from rltrain.algorithms.layers import turned
-from rltrain.algorithms.networks import Encoder
-from rltrain.algorithms.policies import build, policy_factory
+from rltrain.algorithms.multi_agent.independent import Independent, together
+from rltrain.algorithms.networks.encoder import Encoder
+from rltrain.algorithms.networks.mlp import turned
 from rltrain.algorithms.protocol import GradientPlan, Plan, ReplayPlan, StreamPlan
+from rltrain.algorithms.registry import build, policy_factory
 from rltrain.config import RunConfig
 from rltrain.envs.check import first_look
 from rltrain.envs.errors import EnvError

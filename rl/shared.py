@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from rltrain.algorithms.group import Merge, Moments
+from rltrain.algorithms.functions.gradient_sync import Merge, Moments
 from rltrain.errors import LearnerLost
 from rltrain.rollout.trajectories import part_of
 from rltrain.rollout.tree import tree_map
@@ -44,7 +44,7 @@ class Split(NamedTuple):
 
 
 class Shared:
-    """The learners of a run, seen from one of them: an `rltrain.algorithms.group.Group` between processes."""
+    """The learners of a run, seen from one of them: an `rltrain.algorithms.functions.gradient_sync.Group` between processes."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size

@@ -13,7 +13,7 @@ def fork_server() -> None:
     """Actors in processes start quickly from here on, as under our own commands."""
     from rltrain.rollout.workers.fork_server import start_fork_server
 
-    start_fork_server(["torch", "gymnasium", "rltrain.algorithms.policies"])
+    start_fork_server(["torch", "gymnasium", "rltrain.algorithms.on_policy.actor_critic"])
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,8 @@ HEAVY = {  # module: the files that may import it
 LIGHT = [  # files that --help imports, and so must not import torch while they are imported
     *(f"rl/{name}.py" for name in "__init__ cli config console errors explain flags metrics presets torchrun".split()),
     "algorithms/__init__.py",
-    "algorithms/settings.py",
-    "algorithms/settings_continuous.py",
+    "algorithms/on_policy/settings.py",
+    "algorithms/off_policy/settings.py",
     "rollout/__init__.py",
     "rollout/types.py",
     "rollout/tree.py",

@@ -23,8 +23,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from rltrain.algorithms.layers import turned
-from rltrain.algorithms.networks import MLP, load_torso
+from rltrain.algorithms.networks.encoder import load_torso
+from rltrain.algorithms.networks.mlp import MLP, turned
 from rltrain.envs.make import resolve
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 

@@ -13,8 +13,8 @@ from oracles.streams import RUN, TERMINATED, TRUNCATED, make
 from oracles.updates import Reference
 from torch.testing import assert_close
 
-from rltrain.algorithms.a2c import A2C
-from rltrain.algorithms.settings import A2CConfig
+from rltrain.algorithms.on_policy.a2c import A2C
+from rltrain.algorithms.on_policy.settings import A2CConfig
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 SMALL = {"widths": (8, 8), "streams": 4, "unroll": 16, "lr": 1e-2}

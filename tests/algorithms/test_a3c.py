@@ -15,8 +15,8 @@ import pytest
 import torch
 from oracles.acting import Bench
 
-from rltrain.algorithms.a3c import A3C, Reduce
-from rltrain.algorithms.settings_async import A3CConfig
+from rltrain.algorithms.on_policy.a3c import A3C, Reduce
+from rltrain.algorithms.on_policy.settings import A3CConfig
 from rltrain.feed import GradientFeed
 from rltrain.learner import Learner
 from rltrain.rollout.tree import leaves

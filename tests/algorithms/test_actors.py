@@ -11,10 +11,10 @@ from oracles.acting import Bench
 from torch.distributions import Normal, TanhTransform, TransformedDistribution
 from torch.testing import assert_close
 
-from rltrain.algorithms.actors import Deterministic, soft
-from rltrain.algorithms.distributions import TanhGaussian
-from rltrain.algorithms.policies import POLICIES, build
-from rltrain.algorithms.settings_continuous import DDPGConfig, SACConfig, TD3Config
+from rltrain.algorithms.networks.distributions import TanhGaussian
+from rltrain.algorithms.off_policy.continuous_policy import Deterministic, soft
+from rltrain.algorithms.off_policy.settings import DDPGConfig, SACConfig, TD3Config
+from rltrain.algorithms.registry import build, policy_factory
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 from rltrain.rollout.actor.batch_invariance import rows_agree
 from rltrain.rollout.actor.noise import StreamNoise
@@ -35,7 +35,7 @@ ALL = [
 
 
 def made(spec: EnvSpec, config, streams: int = 1):
-    return build(POLICIES[config.policy], spec, config, streams, 3)
+    return build(policy_factory(config.policy), spec, config, streams, 3)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

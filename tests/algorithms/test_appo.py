@@ -13,10 +13,10 @@ from oracles.vtrace import AsyncReference
 from pydantic import ValidationError
 from torch.testing import assert_close
 
-from rltrain.algorithms import appo
-from rltrain.algorithms.appo import APPO
-from rltrain.algorithms.distributions import distribution, kl_divergence
-from rltrain.algorithms.settings_async import APPOConfig
+from rltrain.algorithms.networks.distributions import distribution, kl_divergence
+from rltrain.algorithms.on_policy import appo
+from rltrain.algorithms.on_policy.appo import APPO
+from rltrain.algorithms.on_policy.settings import APPOConfig
 from rltrain.envs.spec import ActionSpec
 
 SMALL = {"widths": (8, 8), "streams": 4, "unroll": 16, "sequence": 16, "lr": 1e-2}

@@ -11,8 +11,8 @@ from oracles.cases import DISCRETE, parameters, unroll
 from torch.testing import assert_close
 
 from rltrain import algorithms
-from rltrain.algorithms.off_policy import replay_plan
-from rltrain.algorithms.settings_dqn import DQNConfig
+from rltrain.algorithms.off_policy.settings import DQNConfig
+from rltrain.algorithms.off_policy.target_network import replay_plan
 from rltrain.feed import ReplayFeed
 from rltrain.rollout.replay.replay import Replay
 from rltrain.rollout.types import Trajectory

@@ -9,8 +9,8 @@ import torch
 from oracles.off_policy import BOX, DISCRETE, Reference, batch_of, flat, nets
 from torch.testing import assert_close
 
-from rltrain.algorithms.ddpg import DDPG
-from rltrain.algorithms.settings_continuous import DDPGConfig
+from rltrain.algorithms.off_policy.ddpg import DDPG
+from rltrain.algorithms.off_policy.settings import DDPGConfig
 
 SMALL = {"widths": (8, 6), "lr": 1e-2, "lr_q": 2e-2, "batch": 12, "tau": 0.1}
 

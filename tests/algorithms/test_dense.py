@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from rltrain.algorithms.dense import Dense
-from rltrain.algorithms.optim import flatten
+from rltrain.algorithms.functions.optim import flatten
+from rltrain.algorithms.networks.batched_mlp import Dense
 
 
 @pytest.fixture(autouse=True)

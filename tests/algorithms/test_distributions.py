@@ -10,7 +10,7 @@ import torch
 from torch import distributions as reference
 from torch.testing import assert_close
 
-from rltrain.algorithms.distributions import (
+from rltrain.algorithms.networks.distributions import (
     Bernoulli,
     Categorical,
     DiagGaussian,

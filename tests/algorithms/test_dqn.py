@@ -12,8 +12,8 @@ from oracles.cases import BOX, DISCRETE, MASKED, parameters
 from oracles.q_learning import Reference
 from torch.testing import assert_close
 
-from rltrain.algorithms.dqn import DQN
-from rltrain.algorithms.settings_dqn import DQNConfig
+from rltrain.algorithms.off_policy.dqn import DQN
+from rltrain.algorithms.off_policy.settings import DQNConfig
 from rltrain.rollout.types import Trajectory, Transition
 
 SMALL = {"widths": (8, 7), "batch": 12, "lr": 1e-2, "target_every": 2}

@@ -16,8 +16,8 @@ from oracles.vtrace import AsyncReference
 from pydantic import ValidationError
 from torch.testing import assert_close
 
-from rltrain.algorithms.impala import IMPALA
-from rltrain.algorithms.settings_async import IMPALAConfig
+from rltrain.algorithms.on_policy.impala import IMPALA
+from rltrain.algorithms.on_policy.settings import IMPALAConfig
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 SMALL = {"widths": (8, 8), "streams": 4, "unroll": 16, "sequence": 16, "lr": 1e-2}

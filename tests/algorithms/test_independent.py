@@ -12,8 +12,9 @@ from oracles.acting import Bench
 from oracles.teams import THREE, TWO, episodes, team_spec
 
 from rltrain.algorithms import algorithm_class, settings_class
-from rltrain.algorithms.independent import ID, OWN, STATE, Independent, alone_spec, global_state, seats, together
-from rltrain.algorithms.policies import build, policy_factory
+from rltrain.algorithms.multi_agent.global_state import global_state
+from rltrain.algorithms.multi_agent.independent import ID, OWN, STATE, Independent, alone_spec, seats, together
+from rltrain.algorithms.registry import build, policy_factory
 from rltrain.envs.spec import Leaf
 from rltrain.rollout.types import Trajectory
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from oracles import losses as oracle
 from torch.testing import assert_close
 
-from rltrain.algorithms.losses import chosen, clipped_surrogate, clipped_value, masked_mean, normalised
+from rltrain.algorithms.functions.losses import chosen, clipped_surrogate, clipped_value, masked_mean, normalised
 
 number = st.floats(-3, 3, width=32)
 rows = st.lists(st.tuples(number, number, number), min_size=1, max_size=20)

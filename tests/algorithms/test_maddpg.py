@@ -13,7 +13,7 @@ from oracles.teams import THREE, TWO, poisoned, team_spec
 from torch.testing import assert_close
 
 from rltrain.algorithms import settings_class
-from rltrain.algorithms.maddpg import MADDPG, straight_through
+from rltrain.algorithms.multi_agent.maddpg import MADDPG, straight_through
 from rltrain.envs.spec import ActionSpec, EnvSpec
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory

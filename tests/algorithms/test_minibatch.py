@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracles.streams import RUN, TERMINATED, make, streams
 from torch.testing import assert_close
 
-from rltrain.algorithms.minibatch import Mean, Rows, Sequences
+from rltrain.algorithms.on_policy.minibatch import Mean, Rows, Sequences
 
 
 def numbered(stream):

@@ -9,8 +9,9 @@ import torch
 from oracles.teams import THREE, TWO, episodes, team_spec
 from torch.testing import assert_close
 
-from rltrain.algorithms.mixers import GlobalState, Monotonic, Sum
-from rltrain.algorithms.networks import MLP
+from rltrain.algorithms.multi_agent.global_state import GlobalState
+from rltrain.algorithms.multi_agent.mixers import Monotonic, Sum
+from rltrain.algorithms.networks.mlp import MLP
 from rltrain.config import RunConfig, load
 from rltrain.envs.make import look, resolve
 from rltrain.envs.spec import Group

@@ -14,7 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from rltrain.algorithms.networks import MLP, Encoder, ImpalaCNN, Memory, NatureCNN, SmallCNN, load_torso
+from rltrain.algorithms.networks.cnn import ImpalaCNN, NatureCNN, SmallCNN
+from rltrain.algorithms.networks.encoder import Encoder, load_torso
+from rltrain.algorithms.networks.mlp import MLP
+from rltrain.algorithms.networks.recurrent import Memory
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 ACTION = ActionSpec("discrete", (), (2,))

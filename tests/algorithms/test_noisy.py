@@ -9,7 +9,7 @@ import torch
 from oracles.q_learning import dense
 from torch.testing import assert_close
 
-from rltrain.algorithms.noisy import NoisyMLP
+from rltrain.algorithms.networks.noisy import NoisyMLP
 
 
 def rng(seed: int = 0) -> torch.Generator:

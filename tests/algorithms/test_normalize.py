@@ -14,7 +14,7 @@ from oracles import targets
 from oracles.streams import streams
 from torch.testing import assert_close
 
-from rltrain.algorithms.normalize import Normalizer, ReturnScale
+from rltrain.algorithms.networks.normalize import Normalizer, ReturnScale
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 BOX = Leaf("box", (3,), "float32")

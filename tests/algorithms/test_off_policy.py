@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from rltrain import algorithms
-from rltrain.algorithms.off_policy import Target
-from rltrain.algorithms.optim import flatten
+from rltrain.algorithms.functions.optim import flatten
+from rltrain.algorithms.off_policy.target_network import Target
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 from rltrain.rollout.types import Transition
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from rltrain.algorithms.networks import MLP
-from rltrain.algorithms.optim import Adam, RMSProp, flatten, step
+from rltrain.algorithms.functions.optim import Adam, RMSProp, flatten, step
+from rltrain.algorithms.networks.mlp import MLP
 
 X = torch.linspace(-1, 1, 60).reshape(15, 4)
 
@@ -108,7 +108,10 @@ def test_nothing_here_imports_torchs_compiler():
     """It costs a second at the start of every run."""
     code = """
 import sys, torch
-from rltrain.algorithms import distributions, losses, minibatch, networks, normalize, optim, returns, schedules
+from rltrain.algorithms import networks
+from rltrain.algorithms.functions import losses, optim, returns
+from rltrain.algorithms.networks import distributions, normalize
+from rltrain.algorithms.on_policy import minibatch
 net = networks.MLP(2, [4], 1, generator=torch.Generator().manual_seed(0))
 optim.step(optim.Adam(optim.flatten(net)), net(torch.ones(3, 2)).sum(), 1e-3, 0.5)
 print("torch._dynamo" in sys.modules)

@@ -9,11 +9,12 @@ import torch
 from oracles.acting import Bench
 from torch.testing import assert_close
 
-from rltrain.algorithms.images import numbers
-from rltrain.algorithms.minibatch import Rows
-from rltrain.algorithms.networks import Encoder
-from rltrain.algorithms.policies import POLICIES, ActorCritic
-from rltrain.algorithms.settings_agents import MAPPOConfig
+from rltrain.algorithms.multi_agent.settings import MAPPOConfig
+from rltrain.algorithms.networks.cnn import numbers
+from rltrain.algorithms.networks.encoder import Encoder
+from rltrain.algorithms.on_policy.actor_critic import ActorCritic
+from rltrain.algorithms.on_policy.minibatch import Rows
+from rltrain.algorithms.registry import POLICIES
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from rltrain.algorithms.a2c import A2C
-from rltrain.algorithms.policies import POLICIES, ActorCritic, build, policy_factory, register_policy
-from rltrain.algorithms.ppo import PPO
-from rltrain.algorithms.settings import A2CConfig, PPOConfig
+from rltrain.algorithms.on_policy.a2c import A2C
+from rltrain.algorithms.on_policy.actor_critic import ActorCritic
+from rltrain.algorithms.on_policy.ppo import PPO
+from rltrain.algorithms.on_policy.settings import A2CConfig, PPOConfig
+from rltrain.algorithms.registry import POLICIES, build, policy_factory, register_policy
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, walk
 from rltrain.rollout.actor.noise import DRAWS
 from rltrain.rollout.tree import tree_map
@@ -303,7 +304,7 @@ def test_a_users_torso_acts_and_learns(monkeypatch):
 
 
 def test_a_registered_policy_is_what_an_algorithm_builds(monkeypatch):
-    monkeypatch.setattr("rltrain.algorithms.policies.POLICIES", dict(POLICIES))
+    monkeypatch.setattr("rltrain.algorithms.registry.POLICIES", dict(POLICIES))
     made = []
 
     def factory(spec, config, streams, generator):

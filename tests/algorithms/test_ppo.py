@@ -16,9 +16,9 @@ from oracles.streams import RUN, TERMINATED, TRUNCATED, make
 from oracles.updates import Reference
 from torch.testing import assert_close
 
-from rltrain.algorithms import ppo
-from rltrain.algorithms.ppo import PPO
-from rltrain.algorithms.settings import PPOConfig
+from rltrain.algorithms.on_policy import ppo
+from rltrain.algorithms.on_policy.ppo import PPO
+from rltrain.algorithms.on_policy.settings import PPOConfig
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 SMALL = {"widths": (8, 8), "streams": 4, "unroll": 16, "epochs": 3, "minibatches": 4, "lr": 1e-2}

@@ -8,7 +8,7 @@ import torch
 from oracles.q_learning import projected
 from torch.testing import assert_close
 
-from rltrain.algorithms.returns import project
+from rltrain.algorithms.functions.returns import project
 
 SUPPORT = torch.linspace(-2.0, 2.0, 5)  # one apart
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rltrain.algorithms.policies import build, policy_factory
-from rltrain.algorithms.q_policy import QPolicy, greedy
-from rltrain.algorithms.settings_dqn import DQNConfig
+from rltrain.algorithms.off_policy.q_policy import QPolicy, greedy
+from rltrain.algorithms.off_policy.settings import DQNConfig
+from rltrain.algorithms.registry import build, policy_factory
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, walk
 from rltrain.rollout.actor.batch_invariance import rows_agree
 from rltrain.rollout.tree import tree_map

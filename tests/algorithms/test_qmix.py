@@ -13,8 +13,8 @@ from oracles.teams import THREE, TWO, episodes, poisoned, team_loss, team_spec, 
 from torch.testing import assert_close
 
 from rltrain.algorithms import algorithm_class, settings_class
-from rltrain.algorithms.q_policy import greedy
-from rltrain.algorithms.qmix import MixedQ, fresh
+from rltrain.algorithms.multi_agent.qmix import MixedQ, fresh
+from rltrain.algorithms.off_policy.q_policy import greedy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.buffers import kept
 from rltrain.rollout.tree import tree_map

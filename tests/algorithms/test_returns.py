@@ -12,7 +12,7 @@ from oracles import targets
 from oracles.streams import RUN, TERMINATED, TRUNCATED, make, streams
 from torch.testing import assert_close
 
-from rltrain.algorithms.returns import gae, lambda_returns
+from rltrain.algorithms.functions.returns import gae, lambda_returns
 from rltrain.rollout.types import discounts, traces
 
 unit = st.floats(0, 1, width=32)

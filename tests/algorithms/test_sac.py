@@ -10,16 +10,16 @@ import torch
 from oracles.off_policy import BOX, DISCRETE, MASKED, Reference, batch_of, flat, nets
 from torch.testing import assert_close
 
-from rltrain.algorithms.sac import make
-from rltrain.algorithms.sac_discrete import DiscreteSAC, expected
-from rltrain.algorithms.settings_continuous import SACConfig
+from rltrain.algorithms import algorithm_class
+from rltrain.algorithms.off_policy.discrete_sac import DiscreteSAC, expected
+from rltrain.algorithms.off_policy.settings import SACConfig
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 SMALL = {"widths": (8, 6), "lr": 1e-2, "lr_q": 2e-2, "batch": 12, "tau": 0.1}
 
 
 def make_sac(spec=BOX, seed: int = 3, **settings):
-    return make(spec, SACConfig(**{**SMALL, **settings}), torch.device("cpu"), seed, 1)
+    return algorithm_class("sac")(spec, SACConfig(**{**SMALL, **settings}), torch.device("cpu"), seed, 1)
 
 
 @pytest.mark.usefixtures("double")

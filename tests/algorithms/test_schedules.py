@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rltrain.algorithms.schedules import linear
+from rltrain.algorithms.functions.optim import linear
 
 
 @pytest.mark.parametrize(("progress", "expected"), [(0.0, 0.3), (1.0, 0.1), (0.5, 0.2), (-1.0, 0.3), (2.0, 0.1)])

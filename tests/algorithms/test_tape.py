@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rltrain.algorithms import networks
-from rltrain.algorithms.networks import MLP, fast_tanh_
-from rltrain.algorithms.optim import Adam, flatten, step
-from rltrain.algorithms.tape import Tape
+from rltrain.algorithms.functions.optim import Adam, flatten, step
+from rltrain.algorithms.networks import mlp
+from rltrain.algorithms.networks.mlp import MLP, Tape, fast_tanh_
 
 
 class Net(nn.Module):
@@ -106,16 +105,16 @@ def test_tanh_is_slow_where_mkl_is_and_the_processor_is_not_intels(monkeypatch, 
         return io.BytesIO(b"vendor_id : " + vendor.encode() + b"\xae\n")
 
     monkeypatch.setattr("builtins.open", cpuinfo)
-    monkeypatch.setattr(networks.platform, "processor", lambda: f"Family 6, {vendor}")
+    monkeypatch.setattr(mlp.platform, "processor", lambda: f"Family 6, {vendor}")
     for mkl in (True, False):
         monkeypatch.setattr(torch.backends.mkl, "is_available", lambda mkl=mkl: mkl)
-        found = networks._slow_tanh()
+        found = mlp._slow_tanh()
         assert found == (mkl and slow)
 
 
 @pytest.mark.parametrize("slow", [True, False])
 def test_the_quicker_tanh_is_tanh(monkeypatch, slow):
-    monkeypatch.setattr(networks, "SLOW_TANH", slow)
+    monkeypatch.setattr(mlp, "SLOW_TANH", slow)
     x = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([0.0, -0.0, 1e-20, 100.0, -100.0, 1e30, -1e30])])
 
     torch.testing.assert_close(fast_tanh_(x.clone()), torch.tanh(x.double()).float(), atol=2e-7, rtol=0)

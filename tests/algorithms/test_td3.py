@@ -9,8 +9,8 @@ import torch
 from oracles.off_policy import BOX, DISCRETE, Reference, batch_of, flat, nets
 from torch.testing import assert_close
 
-from rltrain.algorithms.settings_continuous import TD3Config
-from rltrain.algorithms.td3 import TD3
+from rltrain.algorithms.off_policy.settings import TD3Config
+from rltrain.algorithms.off_policy.td3 import TD3
 
 SMALL = {"widths": (8, 6), "lr": 1e-2, "lr_q": 2e-2, "batch": 12, "tau": 0.1}
 

@@ -12,8 +12,8 @@ from oracles.teams import THREE, TWO, team_spec
 from oracles.turns import games, lambda_return, learnt, turns_of
 
 from rltrain.algorithms import algorithm_class, settings_class
-from rltrain.algorithms.independent import OWN, Independent, seats
-from rltrain.algorithms.returns import gae, vtrace
+from rltrain.algorithms.functions.returns import gae, vtrace
+from rltrain.algorithms.multi_agent.independent import OWN, Independent, seats
 from rltrain.rollout.types import Trajectory, discounts, traces
 
 SPEC = replace(team_spec(THREE, TWO, told=False), turns=True)

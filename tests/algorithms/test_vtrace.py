@@ -13,7 +13,7 @@ from oracles.streams import RUN, TERMINATED, TRUNCATED, make, streams
 from oracles.vtrace import vtrace_by_definition
 from torch.testing import assert_close
 
-from rltrain.algorithms.returns import VTrace, gae, lambda_returns, vtrace
+from rltrain.algorithms.functions.returns import VTrace, gae, lambda_returns, vtrace
 from rltrain.rollout.types import Trajectory, discounts, traces
 
 unit = st.floats(0, 1, width=32)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import rltrain
-from rltrain.algorithms.settings_async import A3CConfig
+from rltrain.algorithms.on_policy.settings import A3CConfig
 
 pytestmark = pytest.mark.learning
 

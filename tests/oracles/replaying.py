@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 import rltrain
-from rltrain.algorithms.policies import build, policy_factory
 from rltrain.algorithms.protocol import Act, Noise, ReplayPlan, Stateful, Update
+from rltrain.algorithms.registry import build, policy_factory
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree, leaves
 from rltrain.rollout.types import Trajectory, Transition

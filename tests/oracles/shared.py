@@ -15,19 +15,17 @@ import torch
 from oracles import cases, off_policy
 from torch import Tensor
 
-from rltrain.algorithms.a2c import A2C
-from rltrain.algorithms.appo import APPO
-from rltrain.algorithms.ddpg import DDPG
-from rltrain.algorithms.dqn import DQN
-from rltrain.algorithms.impala import IMPALA
-from rltrain.algorithms.losses import normalised
-from rltrain.algorithms.ppo import PPO
-from rltrain.algorithms.sac import make as sac
-from rltrain.algorithms.settings import A2CConfig, PPOConfig
-from rltrain.algorithms.settings_async import APPOConfig, IMPALAConfig
-from rltrain.algorithms.settings_continuous import DDPGConfig, SACConfig, TD3Config
-from rltrain.algorithms.settings_dqn import DQNConfig
-from rltrain.algorithms.td3 import TD3
+from rltrain.algorithms import algorithm_class
+from rltrain.algorithms.functions.losses import normalised
+from rltrain.algorithms.off_policy.ddpg import DDPG
+from rltrain.algorithms.off_policy.dqn import DQN
+from rltrain.algorithms.off_policy.settings import DDPGConfig, DQNConfig, SACConfig, TD3Config
+from rltrain.algorithms.off_policy.td3 import TD3
+from rltrain.algorithms.on_policy.a2c import A2C
+from rltrain.algorithms.on_policy.appo import APPO
+from rltrain.algorithms.on_policy.impala import IMPALA
+from rltrain.algorithms.on_policy.ppo import PPO
+from rltrain.algorithms.on_policy.settings import A2CConfig, APPOConfig, IMPALAConfig, PPOConfig
 from rltrain.envs.spec import Leaf
 
 UPDATES, CPU = 10, torch.device("cpu")
@@ -59,8 +57,8 @@ STREAMS: dict[str, tuple[Any, Any, Any, int]] = {
 REPLAYS: dict[str, tuple[Any, Any, Any]] = {
     "dqn": (DQN, DQNConfig(**SMALL, target_every=3), cases.DISCRETE),
     "rainbow": (DQN, DQNConfig(**SMALL, **RAINBOW), cases.MASKED),
-    "sac": (sac, SACConfig(**SMALL), off_policy.BOX),
-    "sac discrete": (sac, SACConfig(**SMALL), off_policy.MASKED),
+    "sac": (algorithm_class("sac"), SACConfig(**SMALL), off_policy.BOX),
+    "sac discrete": (algorithm_class("sac"), SACConfig(**SMALL), off_policy.MASKED),
     "td3": (TD3, TD3Config(**SMALL), off_policy.BOX),
     "ddpg": (DDPG, DDPGConfig(**SMALL), off_policy.BOX),
 }

@@ -13,7 +13,7 @@ from oracles.faulty import killed
 
 import rltrain
 from rltrain import checkpoint
-from rltrain.algorithms.impala import IMPALA
+from rltrain.algorithms.on_policy.impala import IMPALA
 from rltrain.envs.problems.faults import raises
 from rltrain.envs.problems.probes import Counter
 from rltrain.errors import ConfigError

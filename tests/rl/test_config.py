@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from rltrain import config as config_module
 from rltrain import presets
-from rltrain.algorithms.settings import PPOConfig
+from rltrain.algorithms.on_policy.settings import PPOConfig
 from rltrain.config import RunConfig, load, reload, saved
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.file import line_of

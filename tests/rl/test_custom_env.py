@@ -121,7 +121,7 @@ def test_a_run_with_an_object_is_resumed_with_it(tmp_path: Path) -> None:
 def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
     from rltrain import algorithms
-    from rltrain.algorithms import policies
+    from rltrain.algorithms import registry as policies
     from rltrain.envs import source
 
     monkeypatch.setattr(source, "_registered", dict(source._registered))
@@ -163,8 +163,8 @@ class Reinforce:
     """An algorithm of a user, with an optimiser of torch and a counter of its own."""
 
     def __init__(self, spec: Any, config: Any, device: torch.device, seed: int, streams: int) -> None:
-        from rltrain.algorithms.policies import build, policy_factory
         from rltrain.algorithms.protocol import StreamPlan
+        from rltrain.algorithms.registry import build, policy_factory
 
         self.plan = StreamPlan(unroll=config.unroll)
         self.policy = build(policy_factory(config.policy), spec, config, streams, seed).to(device)

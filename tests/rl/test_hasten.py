@@ -11,7 +11,7 @@ import torch
 from oracles.faulty import config_of
 from torch.testing import assert_close
 
-from rltrain.algorithms.networks import Encoder
+from rltrain.algorithms.networks.encoder import Encoder
 from rltrain.envs.make import look, resolve
 from rltrain.feed import on_device
 from rltrain.setup import make_algorithm, make_policy

@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracles.faulty import config_of
 
-from rltrain.algorithms.layers import BIG
+from rltrain.algorithms.networks.mlp import BIG
 from rltrain.algorithms.protocol import Act, StreamPlan
 from rltrain.config import load
 from rltrain.envs.make import look, resolve
@@ -190,7 +190,7 @@ def test_blocks_are_the_same_policy(env: str) -> None:
 
 def test_a_run_cuts_such_a_policy_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     from rltrain import setup
-    from rltrain.algorithms import policies
+    from rltrain.algorithms.on_policy import actor_critic as policies
 
     config = config_of("CartPole-v1", streams=20)
     here = world(config)

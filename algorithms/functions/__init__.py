@@ -1,0 +1,1 @@
+"""Pure functions of the papers: targets, losses, optimisers, random generators."""

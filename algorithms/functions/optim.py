@@ -1,0 +1,148 @@
+"""Optimisers on one flat tensor: a handful of in-place operations, however many parameters a module has.
+
+torch.optim would do, but the first optimiser it makes imports torch's compiler, a second at the start of every run.
+
+
+Schedules: pure functions of progress, the share of the run that is done, in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Flat(NamedTuple):
+    """All parameters of a module, and their gradient, as one vector each; the module's own are views of them."""
+
+    param: Tensor  # [P]
+    grad: Tensor  # [P]
+
+
+def flatten(module: nn.Module) -> Flat:
+    """Move a module's parameters into one flat tensor and give them gradients that are views of another.
+
+    Names in `state_dict` stay, and `load_state_dict` writes through the views. Call it after `module.to(device)`.
+
+    Raises:
+        ValueError: if the parameters differ in dtype or device.
+    """
+    params = [param for param in module.parameters() if param.requires_grad]
+    kinds = sorted({f"{param.dtype} on {param.device}" for param in params})
+    if len(kinds) != 1:
+        raise ValueError(f"flatten needs parameters of one dtype on one device, got {', '.join(kinds) or 'none'}")
+    flat = torch.cat([param.detach().reshape(-1) for param in params])
+    grad = torch.zeros_like(flat)
+    sizes = [param.numel() for param in params]
+    for param, values, slopes in zip(params, torch.split(flat, sizes), torch.split(grad, sizes), strict=True):
+        param.data = values.view(param.shape)
+        param.grad = slopes.view(param.shape)
+    return Flat(flat, grad)
+
+
+class Adam:
+    """Adam, Kingma and Ba 2015. The default epsilon is that of PPO's authors; torch's is 1e-8."""
+
+    def __init__(self, flat: Flat, eps: float = 1e-5, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.param, self.grad = flat
+        self.eps, self.betas = eps, betas
+        self.steps = 0
+        self.mean = torch.zeros_like(self.param)  # [P] of gradients
+        self.square = torch.zeros_like(self.param)  # [P] of squared gradients
+        self._count = torch.zeros((), device=self.param.device)  # `steps`, as the kernel wants it
+
+    def update(self, lr: float) -> None:
+        """One step along the gradient, with step size `lr`: torch's fused kernel, one pass over everything."""
+        self.steps += 1
+        torch._fused_adam_(
+            [self.param],
+            [self.grad],
+            [self.mean],
+            [self.square],
+            [],
+            [self._count.fill_(self.steps)],
+            lr=lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=0.0,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "mean": self.mean, "square": self.square}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = int(state["steps"])
+        self.mean.copy_(state["mean"])
+        self.square.copy_(state["square"])
+
+
+class RMSProp:
+    """RMSProp, Hinton 2012, with epsilon outside the root. The defaults are those of A2C in Stable-Baselines3."""
+
+    def __init__(self, flat: Flat, eps: float = 1e-5, decay: float = 0.99) -> None:
+        self.param, self.grad = flat
+        self.eps, self.decay = eps, decay
+        self.square = torch.zeros_like(self.param)  # [P] of squared gradients
+
+    def update(self, lr: float) -> None:
+        """One step along the gradient, with step size `lr`."""
+        self.square.mul_(self.decay).addcmul_(self.grad, self.grad, value=1 - self.decay)
+        self.param.addcdiv_(self.grad, self.square.sqrt().add_(self.eps), value=-lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"square": self.square}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.square.copy_(state["square"])
+
+
+def chosen(flat: Flat, config: Any) -> Adam | RMSProp:
+    """The optimiser that an algorithm's settings name: `optimizer`, with `adam_eps`, `rms_eps` and `rms_alpha`."""
+    if config.optimizer == "adam":
+        return Adam(flat, config.adam_eps)
+    return RMSProp(flat, config.rms_eps, config.rms_alpha)
+
+
+def step(
+    optimizer: Adam | RMSProp,
+    loss: Tensor,
+    lr: float,
+    max_grad_norm: float,
+    backward: Callable[[Tensor], None] = Tensor.backward,
+    merge: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Zero, backward, clip by the global norm, update.
+
+    Args:
+        loss:          []  its graph is freed.
+        max_grad_norm: L2 norm over all parameters; 0 turns clipping off.
+        backward:      what adds the gradients of a loss to the parameters', if not autograd alone: `Tape.backward`.
+        merge:         makes of the gradient, in place, that of all learners, where there are several: `Group.over`.
+
+    Returns:
+        [] the norm before clipping.
+    """
+    grad = optimizer.grad
+    grad.zero_()
+    backward(loss)
+    if merge is not None:
+        merge(grad)
+    norm: Tensor = torch.linalg.vector_norm(grad)
+    on_cpu = grad.device.type == "cpu"  # where it costs nothing to look at a number
+    if max_grad_norm > 0 and not (on_cpu and float(norm) + 1e-6 <= max_grad_norm):
+        grad.mul_((norm + 1e-6).reciprocal_().mul_(max_grad_norm).clamp_(max=1.0))
+    optimizer.update(lr)
+    return norm
+
+
+def linear(start: float, end: float | None, progress: float) -> float:
+    """`start` at progress 0, `end` at progress 1, a straight line between, flat outside. No end: `start` always."""
+    if end is None:
+        return start
+    share = min(max(progress, 0.0), 1.0)
+    return start * (1.0 - share) + end * share  # in this form both ends are met exactly

@@ -1,0 +1,1 @@
+"""Algorithms for several agents: QMIX, VDN, MAPPO, IQL, MADDPG."""

@@ -1,0 +1,171 @@
+"""Networks: an observation of any kind to features, features to outputs, and a memory between.
+
+They act far more often than they are built, so `forward` works on the parameters directly, without a module per layer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rltrain.algorithms.networks.cnn import CNNS, NATURE_SIDE, NatureCNN, SmallCNN, arranged, channels_first
+from rltrain.envs.spec import EnvSpec, Leaf
+from rltrain.rollout.tree import Tree, leaves, tree_map, unflatten
+
+
+class OneHot(nn.Module):
+    """Whole numbers [..., *O] to one-hot vectors [..., sum(nvec)], side by side."""
+
+    slot: Tensor  # [sum(nvec)] the value each output stands for
+    head: Tensor  # [sum(nvec)] the number it belongs to
+
+    def __init__(self, leaf: Leaf) -> None:
+        super().__init__()
+        self.features = sum(leaf.nvec)
+        self.scalar = leaf.shape == ()
+        slots = [torch.arange(n) for n in leaf.nvec]
+        heads = [torch.full((n,), i) for i, n in enumerate(leaf.nvec)]
+        self.register_buffer("slot", torch.cat(slots), persistent=False)
+        self.register_buffer("head", torch.cat(heads), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unsqueeze(-1) if self.scalar else x[..., self.head]
+        return (x == self.slot).float()
+
+
+class Encoder(nn.Module):
+    """An observation, whatever its space, to one flat vector: its leaves encoded and put side by side in their order.
+
+    Box and multi_binary leaves are flattened, discrete ones become one-hot, images go through a CNN each. Box leaves
+    are not normalised here: give it what `Normalizer` returns.
+
+    Args:
+        spec:      whose observation.
+        features:  width of an image's features; None leaves it to its CNN.
+        generator: for the weights.
+        cnn:       one of CNNS for all images; None: NatureCNN, or SmallCNN for those too small for it.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        features: int | None = None,
+        generator: torch.Generator | None = None,
+        cnn: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.leaves = spec.leaves()
+        self.precision: torch.dtype | None = None  # of images' networks under autocast
+        self.rows: int | None = None  # of a batch that are looked at; None: all
+        self.nets = nn.ModuleDict()  # of images and whole numbers, by the place of the leaf
+        self.features = 0
+        for i, leaf in enumerate(self.leaves):
+            if leaf.kind == "image":
+                small = min(channels_first(leaf)[1:]) < NATURE_SIDE
+                if small and cnn == "nature":
+                    raise ValueError(f"torso 'nature' needs images of {NATURE_SIDE} pixels a side, got {leaf.shape}")
+                build = CNNS[cnn] if cnn else SmallCNN if small else NatureCNN
+                net = build(leaf, features, generator) if features else build(leaf, generator=generator)
+                self.nets[str(i)], width = net, net.features
+            elif leaf.kind in ("discrete", "multi_discrete"):
+                one_hot = OneHot(leaf)
+                self.nets[str(i)], width = one_hot, one_hot.features
+            else:
+                width = math.prod(leaf.shape)
+            self.features += width
+        self.plain = spec.obs == self.leaves[0] and self.leaves[0].kind == "box" and len(self.leaves[0].shape) == 1
+
+    def hasten(self, precision: torch.dtype | None, compiled: bool) -> None:
+        """For learners: compute images' features in `precision`, with networks that torch compiles when first used."""
+        self.precision = precision
+        for i, leaf in enumerate(self.leaves):
+            if compiled and leaf.kind == "image":
+                self.nets[str(i)].compile()
+
+    def narrow(self, rows: int | None) -> None:
+        """For actors: only the first `rows` of a batch are looked at, so those that fill it up are not convolved."""
+        self.rows = None if rows is None else -(-rows // 4) * 4  # a single row would have other bits
+
+    def arranged(self, obs: Tree) -> Tree:
+        """tree of [N, *O], the same with its images as their networks read them quickest."""
+        if not self.nets:
+            return obs
+        kinds = zip(self.leaves, leaves(obs), strict=True)
+        return unflatten(obs, [arranged(x, leaf) if leaf.kind == "image" else x for leaf, x in kinds])
+
+    def _image(self, net: Any, image: Tensor) -> Tensor:
+        whole = self.rows is None or self.rows >= len(image)
+        encoded: Tensor = net(image) if whole else net.some(image, self.rows)
+        return encoded
+
+    def forward(self, obs: Tree) -> Tensor:
+        """tree of [..., *O] to [..., features]"""
+        if self.plain:
+            assert isinstance(obs, Tensor)
+            return obs
+        parts = [self._encode(i, leaf, x) for i, (leaf, x) in enumerate(zip(self.leaves, leaves(obs), strict=True))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def _encode(self, i: int, leaf: Leaf, x: Tensor) -> Tensor:
+        lead = x.shape[: x.ndim - len(leaf.shape)]
+        if leaf.kind == "image":
+            with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
+                encoded = self._image(self.nets[str(i)], x.reshape(-1, *leaf.shape))
+            return encoded.reshape(*lead, -1).float() if self.precision else encoded.reshape(*lead, -1)
+        if leaf.kind in ("discrete", "multi_discrete"):
+            numbers: Tensor = self.nets[str(i)](x)
+            return numbers
+        return x.reshape(*lead, math.prod(leaf.shape)).float()
+
+
+class UserTorso(nn.Module):
+    """A user's module behind the interface of Encoder: it sees [N, *O] only, whatever the leading dims are."""
+
+    def __init__(self, module: nn.Module, spec: EnvSpec) -> None:
+        super().__init__()
+        self.module = module
+        self.features = int(module.features)  # type: ignore[arg-type]
+        self.event_dims = len(spec.leaves()[0].shape)
+
+    def forward(self, obs: Tree) -> Tensor:
+        """tree of [..., *O] to [..., features]"""
+        first = leaves(obs)[0]
+        lead = first.shape[: first.ndim - self.event_dims]
+        encoded: Tensor = self.module(tree_map(lambda leaf: leaf.reshape(-1, *leaf.shape[len(lead) :]), obs))
+        return encoded.reshape(*lead, self.features)
+
+
+def load_torso(name: str, spec: EnvSpec, generator: torch.Generator | None = None) -> Encoder | UserTorso:
+    """The torso called `name`: "auto", "nature" or "impala" for an Encoder, else "module:Class".
+
+    The class is built as `Class(spec)`, has an int `features` and a `forward(obs)` from a tree of [N, *O] to
+    [N, features]. Its weights are drawn under a seed from `generator`, so that they repeat.
+
+    Raises:
+        ValueError: one line that says what is wrong with it.
+    """
+    if name == "auto":
+        return Encoder(spec, generator=generator)
+    if name in CNNS:
+        return Encoder(spec, generator=generator, cnn=name)
+    home, colon, attribute = name.partition(":")
+    if not (home and colon and attribute):
+        raise ValueError(f"torso {name!r} is neither 'auto', 'nature', 'impala' nor of the form 'package.module:Class'")
+    try:
+        build = getattr(importlib.import_module(home), attribute)
+    except ImportError as error:
+        raise ValueError(f"torso {name!r} cannot be imported: {error}") from error
+    except AttributeError as error:
+        raise ValueError(f"torso {name!r}: module {home!r} has no {attribute!r}") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        module = build(spec)
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"torso {name!r} must be an nn.Module, got {type(module).__name__}")
+    if not isinstance(getattr(module, "features", None), int):
+        raise ValueError(f"torso {name!r} needs an int attribute `features`, the width of what forward returns")
+    return UserTorso(module, spec)

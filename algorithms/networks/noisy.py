@@ -1,0 +1,77 @@
+"""Noisy layers: weights that carry noise of a size which is learnt, so that exploring need not be scheduled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rltrain.algorithms.networks.mlp import Activation
+
+SIGMA = 0.5  # sigma_0 of the paper
+
+
+class NoisyMLP(nn.Module):
+    """Linear layers with factorised Gaussian noise, Fortunato et al. 2018 (arXiv:1706.10295), equations 9 to 11.
+
+        y = (mu_w + sigma_w * f(e_out) f(e_in)^T) x + mu_b + sigma_b * f(e_out),   f(e) = sign(e) sqrt|e|
+
+    The noise of all layers is one buffer, so it travels with the weights: whoever acts acts with the noise that the
+    learner drew last. It is the same for all rows of a batch.
+
+    Args: as for `networks.MLP`; weights begin as in section 3.2 of the paper.
+    """
+
+    noise: Tensor  # [sum of inputs and outputs] f(e), layer by layer: inputs, outputs
+
+    def __init__(
+        self,
+        inputs: int,
+        widths: Sequence[int],
+        outputs: int | None = None,
+        activation: Activation = "relu",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.activation: Callable[[Tensor], Tensor] = {"tanh": torch.tanh, "relu": torch.relu}[activation]
+        self.hidden = len(widths)
+        self.features = inputs
+        self.layers: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # mu and sigma of weight, mu and sigma of bias
+        self.sizes: list[int] = []
+        for width in (*widths, *([] if outputs is None else [outputs])):
+            self._add(width, generator)
+        self.register_buffer("noise", torch.zeros(sum(self.sizes)))
+
+    def _add(self, width: int, generator: torch.Generator | None) -> None:
+        bound, i = 1 / math.sqrt(self.features), len(self.layers)
+        weight = nn.Parameter(torch.empty(width, self.features).uniform_(-bound, bound, generator=generator))
+        bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound, generator=generator))
+        weight_sigma = nn.Parameter(torch.full((width, self.features), SIGMA * bound))
+        bias_sigma = nn.Parameter(torch.full((width,), SIGMA * bound))
+        layer = (weight, weight_sigma, bias, bias_sigma)
+        for name, parameter in zip(("weight", "weight_sigma", "bias", "bias_sigma"), layer, strict=True):
+            self.register_parameter(f"{name}{i}", parameter)
+        self.layers.append(layer)
+        self.sizes += [self.features, width]
+        self.features = width
+
+    def draw(self, generator: torch.Generator) -> None:
+        """New noise, from a generator on the CPU, so that it is the same on every device."""
+        e = torch.randn(self.noise.shape, generator=generator)
+        self.noise.copy_(e.sign() * e.abs().sqrt())
+
+    def forward(self, x: Tensor, noisy: bool = True) -> Tensor:
+        """[..., inputs] to [..., features]; not noisy: by the means alone."""
+        noise = torch.split(self.noise, self.sizes)
+        for i, (weight, weight_sigma, bias, bias_sigma) in enumerate(self.layers):
+            if noisy:
+                e_in, e_out = noise[2 * i], noise[2 * i + 1]
+                weight = torch.addcmul(weight, weight_sigma, torch.outer(e_out, e_in))
+                bias = torch.addcmul(bias, bias_sigma, e_out)
+            x = F.linear(x, weight, bias)
+            if i < self.hidden:
+                x = self.activation(x)
+        return x

@@ -1,0 +1,74 @@
+"""Recurrent cores: a GRU or an LSTM over sequences with episode starts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rltrain.algorithms.networks.mlp import init_orthogonal
+
+
+class Memory(nn.Module):
+    """A GRU (Cho et al. 2014) or an LSTM (Hochreiter and Schmidhuber 1997) that forgets where an episode begins.
+
+    The core is what it carries from row to row: the output [N, H] itself, or for an LSTM output and cell [N, 2H].
+    torch's cells give a row the same bits at every width that is a multiple of 16 (tested).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        generator: torch.Generator | None = None,
+        kind: Literal["gru", "lstm"] = "gru",
+    ) -> None:
+        super().__init__()
+        self.features = hidden
+        self.kind = kind
+        self.core_size = core_size(kind, hidden)
+        gates = {"gru": 3, "lstm": 4}[kind]
+        self.weight_x = nn.Parameter(torch.empty(gates * hidden, inputs))
+        self.weight_h = nn.Parameter(torch.empty(gates * hidden, hidden))
+        self.bias_x = nn.Parameter(torch.zeros(gates * hidden))
+        self.bias_h = nn.Parameter(torch.zeros(gates * hidden))
+        for gate in (*torch.split(self.weight_x.data, hidden), *torch.split(self.weight_h.data, hidden)):
+            init_orthogonal(gate, 1.0, generator)
+
+    def step(self, x: Tensor, core: Tensor) -> Tensor:
+        """x [N, F] and core [N, C] to the next core [N, C]; see `output`."""
+        weights = self.weight_x, self.weight_h, self.bias_x, self.bias_h
+        if self.kind == "gru":
+            return torch.gru_cell(x, core, *weights)
+        return torch.cat(torch.lstm_cell(x, core.chunk(2, -1), *weights), -1)
+
+    def output(self, core: Tensor) -> Tensor:
+        """What the network behind it sees [..., H] of a core [..., C]."""
+        return core[..., : self.features]
+
+    def unroll(self, x: Tensor, core: Tensor, first: Tensor, sequence: int | None = None) -> Tensor:
+        """L steps with their gradient.
+
+        Args:
+            x:        [L, N, F]
+            core:     [N, C]  before the first row.
+            first:    [L, N]  bool, rows that begin an episode: their core is 0 before the step.
+            sequence: rows a gradient goes back through; None: all.
+
+        Returns:
+            [L, N, H] the output after each row.
+        """
+        keep = (~first).to(x.dtype).unsqueeze(-1)  # [L, N, 1]
+        cores = []
+        for t, (row, kept) in enumerate(zip(x.unbind(0), keep.unbind(0), strict=True)):
+            if sequence and t and t % sequence == 0:
+                core = core.detach()
+            core = self.step(row, core * kept)
+            cores.append(core)
+        return self.output(torch.stack(cores))
+
+
+def core_size(kind: str, hidden: int) -> int:
+    """Numbers that a memory of `hidden` units carries from row to row."""
+    return {"none": 0, "gru": 1, "lstm": 2}[kind] * hidden

@@ -1,0 +1,81 @@
+"""Deep deterministic policy gradient."""
+
+from __future__ import annotations
+
+import torch
+
+from rltrain.algorithms.functions.gradient_sync import ALONE, Group
+from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
+from rltrain.algorithms.networks.batched_mlp import Tower
+from rltrain.algorithms.off_policy.continuous_policy import deterministic
+from rltrain.algorithms.off_policy.settings import DDPGConfig
+from rltrain.algorithms.off_policy.target_network import Target, priority, replay_plan, squared_loss, uphill
+from rltrain.algorithms.protocol import Stateful, Update
+from rltrain.algorithms.registry import build, placed, policy_factory
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.types import Trajectory, Transition
+
+
+class DDPG:
+    """Deep deterministic policy gradient, Lillicrap et al. 2016 (arXiv:1509.02971).
+
+    Deviations: no batch normalisation and no weight decay, and the action enters the critic at its first layer, as in
+    every later implementation; exploration is Gaussian unless asked for. A time limit is not a death: the sample's
+    `discount` is 0 after a termination only.
+    """
+
+    def __init__(self, spec: EnvSpec, config: DDPGConfig, device: torch.device, seed: int, streams: int) -> None:
+        self.config = config
+        self.plan = replay_plan(config)
+        self.observes = config.normalize_obs
+        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        generator = torch.Generator().manual_seed(seed + 1)
+        self.critic = Tower(spec, config, self.policy.size, 1, 1, generator).to(device)
+        flat, critic_flat = flatten(self.policy), flatten(self.critic)
+        self.optimizer = Adam(flat, eps=config.adam_eps)
+        self.critic_optimizer = Adam(critic_flat, eps=config.adam_eps)
+        self.target = Target(self.policy.actor, flat)
+        self.critic_target = Target(self.critic, critic_flat)
+        self.group: Group = ALONE
+
+    def update(self, batch: Transition, progress: float) -> Update:
+        """One step of the critic, then of the policy; both targets follow."""
+        config, policy, critic = self.config, self.policy, self.critic
+        policy.schedule(progress)
+        obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
+
+        with torch.no_grad():
+            next_action = deterministic(self.target.module, next_obs)  # [B, A]
+            follow = self.critic_target.module(next_obs, next_action)[0, :, 0]  # [B]
+        target = torch.addcmul(batch.reward, batch.discount, follow)
+        walk = critic.walk(obs, batch.action.flatten(1))
+        error = walk.out.squeeze(-1) - target  # [1, B]
+        loss_q, slope = squared_loss(error, batch.weight)
+        left = linear(1.0, config.lr_end_share, progress)
+        lr_q = left * (config.lr_q or config.lr)
+        told = {"loss_q": loss_q, "q_mean": walk.out.mean()}
+        merge = self.group.over(len(target), told)
+        norm = step(self.critic_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope), merge)
+
+        loss_policy, climb = uphill(critic, obs, policy.actor)
+        acts = {"loss_policy": loss_policy}
+        merge = self.group.over(len(target), acts)
+        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, climb, merge)
+        self.target.follow(config.tau)
+        self.critic_target.follow(config.tau)
+        return Update({**told, **acts, "grad_norm": norm}, priority(error, batch.index))
+
+    def observe(self, unrolls: Trajectory) -> None:
+        """Running statistics, once per delivery and after its updates: the next unroll acts with them."""
+        self.policy.observe(unrolls)
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything a checkpoint must hold."""
+        return {
+            "policy": self.policy,
+            "optimizer": self.optimizer,
+            "critic": self.critic,
+            "critic_optimizer": self.critic_optimizer,
+            "target": self.target,
+            "critic_target": self.critic_target,
+        }

@@ -1,0 +1,114 @@
+"""Soft actor-critic for Discrete actions: expectations over the actions take the place of samples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rltrain.algorithms.functions.gradient_sync import ALONE, Group
+from rltrain.algorithms.functions.losses import chosen
+from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
+from rltrain.algorithms.networks.batched_mlp import Tower
+from rltrain.algorithms.off_policy.settings import SACConfig
+from rltrain.algorithms.off_policy.target_network import Target, priority, replay_plan, squared_loss
+from rltrain.algorithms.off_policy.temperature import Temperature
+from rltrain.algorithms.protocol import Stateful, Update
+from rltrain.algorithms.registry import build, placed, policy_factory
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.types import Trajectory, Transition
+
+
+class DiscreteSAC:
+    """Soft actor-critic for Discrete actions, Christodoulou 2019 (arXiv:1910.07207), with action masks.
+
+    Critics give a value for each action, so target, policy loss and temperature loss are expectations over the legal
+    actions, without a sample. The target entropy is a share of the log of the number of legal actions, row by row.
+    """
+
+    def __init__(self, spec: EnvSpec, config: SACConfig, device: torch.device, seed: int, streams: int) -> None:
+        self.config = config
+        self.plan = replay_plan(config)
+        self.observes = config.normalize_obs
+        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        (self.actions,) = spec.action.nvec
+        generator = torch.Generator().manual_seed(seed + 1)
+        self.critics = Tower(spec, config, 0, self.actions, 2, generator).to(device)
+        self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
+        flat = flatten(self.critics)
+        self.critics_optimizer = Adam(flat, eps=config.adam_eps)
+        self.target = Target(self.critics, flat)
+        self.temperature = Temperature(config, device)
+        self.group: Group = ALONE
+
+    def update(self, batch: Transition, progress: float) -> Update:
+        """One step of the critics, then of the policy, then of the temperature; the target critics follow."""
+        config, policy, critics = self.config, self.policy, self.critics
+        obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
+        temperature = self.temperature.value()  # []
+
+        with torch.no_grad():
+            log_probs = policy.distribution(next_obs, batch.next_action_mask).log_probs  # [B, n]
+            follow = expected(self.target.module(next_obs).amin(0) - temperature * log_probs, log_probs)  # [B]
+            target = batch.reward + batch.discount * follow
+        walk = critics.walk(obs)
+        action = batch.action.expand(2, -1)  # [2, B]
+        error = chosen(walk.out, action) - target  # [2, B]
+        loss_q, slope = squared_loss(error, batch.weight)
+        slopes = torch.zeros_like(walk.out).scatter_(-1, action.unsqueeze(-1), slope)  # [2, B, n]
+        left = linear(1.0, config.lr_end_share, progress)
+        lr_q = left * (config.lr_q or config.lr)
+        told = {"loss_q": loss_q}
+        merge = self.group.over(len(batch.reward), told)
+        norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slopes), merge)
+
+        with torch.no_grad():
+            best = critics(obs).amin(0)  # [B, n]
+        log_probs = policy.distribution(obs, batch.action_mask).log_probs  # [B, n]
+        loss_policy = expected(temperature * log_probs - best, log_probs).mean()
+        entropy = -expected(log_probs, log_probs).detach()  # [B]
+        surplus = (entropy - self.target_entropy(batch.action_mask, entropy)).mean()
+        acts = {
+            "loss_policy": loss_policy.detach(),
+            "q_mean": best.mean(),
+            "entropy": entropy.mean(),
+            "surplus": surplus,
+        }
+        merge = self.group.over(len(entropy), acts)
+        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, merge=merge)
+        surplus = acts.pop("surplus")
+        if config.learn_temperature:
+            self.temperature.update(surplus, left)
+        if self.critics_optimizer.steps % config.target_every == 0:
+            self.target.follow(config.tau)
+        return Update({**told, **acts, "temperature": temperature, "grad_norm": norm}, priority(error, batch.index))
+
+    def target_entropy(self, action_mask: Tensor | None, like: Tensor) -> Tensor:
+        """[B] nats: as set, or a share of what equal probabilities of the legal actions have."""
+        if self.config.target_entropy is not None:
+            return torch.full_like(like, self.config.target_entropy)
+        if action_mask is None:
+            legal = torch.full_like(like, self.actions)
+        else:
+            legal = action_mask.sum(-1).to(like.dtype)
+        return self.config.target_entropy_share * legal.log()
+
+    def observe(self, unrolls: Trajectory) -> None:
+        """Running statistics, once per delivery and after its updates: the next unroll acts with them."""
+        self.policy.observe(unrolls)
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything a checkpoint must hold; the optimiser's count of steps also times the target critics."""
+        return {
+            "policy": self.policy,
+            "optimizer": self.optimizer,
+            "critics": self.critics,
+            "critics_optimizer": self.critics_optimizer,
+            "target": self.target,
+            "temperature": self.temperature,
+        }
+
+
+def expected(x: Tensor, log_probs: Tensor) -> Tensor:
+    """[B] the mean of x [B, n] under probabilities; an illegal action has none, whatever x holds there."""
+    probs = log_probs.exp()  # exactly 0 where a mask forbids: the logit there is the smallest finite number
+    return (probs * x.masked_fill(probs == 0, 0.0)).sum(-1)

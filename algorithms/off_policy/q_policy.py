@@ -1,0 +1,177 @@
+"""What actors of the DQN family run: values of the actions, and a choice among them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rltrain.algorithms.functions.optim import linear
+from rltrain.algorithms.networks.encoder import Encoder, load_torso
+from rltrain.algorithms.networks.mlp import MLP
+from rltrain.algorithms.networks.noisy import NoisyMLP
+from rltrain.algorithms.networks.normalize import Normalizer
+from rltrain.algorithms.protocol import Act, Noise
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree, tree_map
+from rltrain.rollout.types import Trajectory
+
+SPREAD = 7.0  # alpha of Ape-X: how far apart the exponents of the streams' epsilons lie
+
+
+class QNetwork(nn.Module):
+    """Values Q(o, a) of n actions, or their distributions over `atoms` returns (C51, Bellemare et al. 2017).
+
+    Dueling (Wang et al. 2016): the last of `widths` exists twice, once for the value and once for the advantages, and
+    Q = V + A - mean(A) over all n actions, legal or not; for C51 the same on logits, as in Rainbow.
+
+    Args:
+        spec:      an environment with discrete actions.
+        config:    the settings of an algorithm of the family.
+        generator: for the first weights.
+    """
+
+    support: Tensor  # [atoms] the returns that a distribution is over
+
+    def __init__(self, spec: EnvSpec, config: Any, generator: torch.Generator) -> None:
+        super().__init__()
+        (self.actions,), self.atoms, self.noisy = spec.action.nvec, config.atoms, config.noisy
+        kind: Any = NoisyMLP if config.noisy else partial(MLP, init=config.init)
+        layers = partial(kind, activation=config.activation, generator=generator)
+        self.encoder = load_torso(config.torso, spec, generator)
+        features, widths = self.encoder.features, config.widths
+        self.trunk: MLP | NoisyMLP | None = None
+        self.value: MLP | NoisyMLP | None = None
+        if config.dueling:
+            if len(widths) > 1:
+                self.trunk = layers(features, widths[:-1])
+                features = self.trunk.features
+            widths = widths[-1:]
+            self.value = layers(features, widths, self.atoms)
+        self.advantage = layers(features, widths, self.actions * self.atoms)
+        if self.atoms > 1:
+            self.register_buffer("support", torch.linspace(config.v_min, config.v_max, self.atoms))
+
+    def forward(self, obs: Tree, noisy: bool = True) -> Tensor:
+        """tree of [B, *O], normalised, to [B, n] values, or to [B, n, atoms] logits."""
+        x = self.encoder.forward(obs)
+        if self.trunk is not None:
+            x = self._pass(self.trunk, x, noisy)
+        out = self._pass(self.advantage, x, noisy)
+        if self.atoms > 1:
+            out = out.view(*out.shape[:-1], self.actions, self.atoms)
+        if self.value is None:
+            return out
+        value = self._pass(self.value, x, noisy)  # [B, 1] or [B, atoms]
+        if self.atoms > 1:
+            return value.unsqueeze(-2) + out - out.mean(-2, keepdim=True)
+        return value + out - out.mean(-1, keepdim=True)
+
+    def expected(self, out: Tensor) -> Tensor:
+        """[B, n] values of what `forward` returns."""
+        return out if self.atoms == 1 else torch.softmax(out, -1) @ self.support
+
+    def draw(self, generator: torch.Generator) -> None:
+        """New noise for all noisy layers."""
+        for layers in (self.trunk, self.value, self.advantage):
+            if isinstance(layers, NoisyMLP):
+                layers.draw(generator)
+
+    @staticmethod
+    def _pass(layers: MLP | NoisyMLP, x: Tensor, noisy: bool) -> Tensor:
+        return layers.forward(x, noisy) if isinstance(layers, NoisyMLP) else layers.forward(x)
+
+
+class QPolicy(nn.Module):
+    """Takes the legal action of highest value; exploring, any legal one with probability epsilon, or by noisy weights.
+
+    Epsilon and the statistics of observations are buffers, so they travel with the weights.
+
+    Args:
+        spec:      the environment.
+        config:    the settings of an algorithm of the family.
+        streams:   their number, for an epsilon each.
+        generator: for the first weights.
+
+    Raises:
+        ValueError: the actions are not Discrete.
+    """
+
+    epsilon: Tensor  # [1] for all, or [streams]
+    core_size = 0
+
+    def __init__(self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> None:
+        super().__init__()
+        if spec.action.kind != "discrete":
+            raise ValueError(
+                f"this algorithm needs Discrete actions; {spec.id} has {spec.action.kind} actions. "
+                "Use ppo, or for Box actions sac, td3 or ddpg"
+            )
+        self.spec, self.config = spec, config
+        self.sequence = config.unroll
+        self.net = QNetwork(spec, config, generator)
+        self.normalizer = Normalizer(spec) if config.normalize_obs else None
+        self.each = config.epsilon_per_stream and not config.noisy
+        width = 0 if config.noisy else 1 + self.net.actions
+        self.noise = Noise("uniform", width, stream=self.each)
+        self.register_buffer("epsilon", torch.empty(streams if self.each else 1))
+        self.explore(0.0)
+
+    def explore(self, progress: float) -> float:
+        """Set epsilon for the share of the run that is done, and return that of stream 0, the largest.
+
+        Stream i of N has epsilon^(1 + 7 i / (N - 1)) as in Ape-X (Horgan et al. 2018), if each has its own.
+        """
+        config = self.config
+        epsilon = linear(config.epsilon, config.epsilon_end, progress / config.epsilon_share)
+        if self.each:
+            power = 1 + SPREAD * torch.arange(len(self.epsilon)) / max(len(self.epsilon) - 1, 1)
+            self.epsilon.copy_(epsilon**power)
+        else:
+            self.epsilon.fill_(epsilon)
+        return epsilon
+
+    def narrow(self, rows: int | None) -> None:
+        """Act for the first `rows` of every batch from now on, the others only fill it up; None: for all."""
+        if isinstance(self.net.encoder, Encoder):
+            self.net.encoder.narrow(rows)
+
+    def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
+        """One decision for B streams. Noise [B, 1 + n], uniform: whether to explore, then a score for each action."""
+        score = self.score(obs, explore)  # [B, n]
+        if explore and not self.net.noisy:
+            epsilon = self.epsilon
+            if self.each:  # the last column says which stream it is
+                epsilon = epsilon[noise[:, -1].long().clamp(0, len(epsilon) - 1)].unsqueeze(-1)  # [B, 1]
+            score = torch.where(noise[:, :1] < epsilon, noise[:, 1 : 1 + self.net.actions], score)
+        return Act(greedy(score, action_mask), {}, core)
+
+    def score(self, obs: Tree, explore: bool) -> Tensor:
+        """[B, n] what `act` chooses by."""
+        return self.q(obs, noisy=explore)
+
+    def q(self, obs: Tree, noisy: bool = False) -> Tensor:
+        """[B, n] values of the actions at obs, a tree of [B, *O]."""
+        return self.net.expected(self.net.forward(self.normalised(obs), noisy))
+
+    def value(self, obs: Tree) -> Tensor:
+        """[B] the highest value, of all actions."""
+        return self.q(obs).amax(-1)
+
+    def normalised(self, obs: Tree) -> Tree:
+        """The observation as the network sees it."""
+        return obs if self.normalizer is None else self.normalizer.forward(obs)
+
+    def observe(self, unrolls: Trajectory) -> None:
+        """Show a delivery to the running statistics: every observation that was acted on, once."""
+        if self.normalizer is not None:
+            self.normalizer.update(tree_map(lambda x: x[:-1], unrolls.obs), unrolls.valid)
+
+
+def greedy(score: Tensor, action_mask: Tensor | None) -> Tensor:
+    """[B] int64, the legal action of highest score [B, n]; 0 where none is legal, as after the end of an episode."""
+    if action_mask is not None:
+        score = score.masked_fill(~action_mask, -torch.inf)
+    return score.argmax(-1)

@@ -1,0 +1,1 @@
+"""Algorithms that learn from what the newest policy collected: PPO, A2C, A3C, IMPALA, APPO."""

@@ -1,0 +1,190 @@
+"""The modules that actors run. One so far: ActorCritic, for every space, with or without memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rltrain.algorithms.networks.distributions import Distribution, distribution, head_size, noise_of
+from rltrain.algorithms.networks.encoder import Encoder, load_torso
+from rltrain.algorithms.networks.mlp import MLP
+from rltrain.algorithms.networks.normalize import Normalizer, ReturnScale
+from rltrain.algorithms.networks.recurrent import Memory, core_size
+from rltrain.algorithms.on_policy.settings import PPOConfig
+from rltrain.algorithms.protocol import Act
+from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree, tree_map
+from rltrain.rollout.types import Trajectory
+
+
+class ActorCritic(nn.Module):
+    """A stochastic policy and a value function.
+
+    Observations are encoded (`networks.Encoder`, or the user's torso) and pass through hidden layers, each for policy
+    and value apart, or shared, and through a GRU or an LSTM if there is memory, which is always shared. An encoder that
+    has nothing to learn serves both. Statistics are buffers, so they travel with the weights.
+
+    Args:
+        spec:      the environment.
+        config:    the settings of an on-policy algorithm.
+        streams:   their number, for the statistics of returns.
+        generator: for the first weights.
+        private:   key of a Dict observation that only the value sees; the value then has layers of its own.
+    """
+
+    def __init__(
+        self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator, private: str | None = None
+    ) -> None:
+        super().__init__()
+        self.spec, self.private = spec, private
+        self.noise = noise_of(spec.action)
+        self.recurrent = config.memory != "none"
+        self.core_size = core_size(config.memory, config.memory_size)
+        self.sequence = config.sequence if self.recurrent else config.unroll
+        self.normalizer = Normalizer(spec) if config.normalize_obs else None
+        self.return_scale = ReturnScale(streams) if config.normalize_return else None
+        self.clip_reward = config.clip_reward
+        self.encoder = load_torso(config.torso, _without(spec, private), generator)
+        shared = self.recurrent or config.shared_torso
+        learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        apart = private is not None or (learns and not shared)
+        self.value_encoder = load_torso(config.torso, spec, generator) if apart else None
+        mlp = partial(MLP, activation=config.activation, generator=generator)
+        features, outputs = self.encoder.features, head_size(spec.action)
+        self.trunk: MLP | None = None
+        self.memory: Memory | None = None
+        widths = config.widths
+        if shared:
+            self.trunk = mlp(features, widths)
+            features, widths = self.trunk.features, ()
+        if self.recurrent:
+            self.memory = Memory(features, config.memory_size, generator, config.memory)
+            features = config.memory_size
+        self.actor = mlp(features, widths, outputs, gain=0.01)
+        if private is not None and self.value_encoder is not None:
+            features, widths = self.value_encoder.features, config.widths
+        self.critic = mlp(features, widths, 1, gain=1.0)
+        self.log_std = nn.Parameter(torch.full((outputs,), config.log_std_init)) if spec.action.kind == "box" else None
+        # For PPO, acting tells the value too where that is one product more, of layers that are all ours: see `valued`.
+        ours = type(self) is ActorCritic and isinstance(self.encoder, Encoder) and isinstance(config, PPOConfig)
+        self.tells_value = ours and learns and shared and not self.recurrent and private is None
+
+    def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
+        """One decision for B streams: a sample, or the likeliest action. `unrolled` tells its log_prob."""
+        x = self.features(obs)
+        if self.memory is not None:
+            assert core is not None
+            core = self.memory.step(x, core)
+            x = self.memory.output(core)
+        head = self.actor.forward(x)
+        dist = distribution(self.spec.action, head, action_mask, self.log_std)
+        if not explore:
+            return Act(dist.mode(), {}, core)
+        extras = {"head": head}
+        if self.tells_value:
+            extras["value"] = self.critic.row_wise(x)
+        return Act(dist.sample(noise), extras, core)
+
+    def narrow(self, rows: int | None) -> None:
+        """Act for the first `rows` of every batch from now on, the others only fill it up; None: for all."""
+        if isinstance(self.encoder, Encoder):
+            self.encoder.narrow(rows)
+
+    def unrolled(self, extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None) -> dict[str, Tensor]:
+        """What the learner gets in place of the extras of `act`, for whole unrolls [T, B, ...]: log_prob, and value."""
+        dist = distribution(self.spec.action, extras["head"], action_mask, self.log_std)
+        return {"log_prob": dist.log_prob(action), **{name: extras[name] for name in extras if name == "value"}}
+
+    def forward(
+        self, obs: Tree, action_mask: Tensor | None = None, core: Tensor | None = None, first: Tensor | None = None
+    ) -> tuple[Distribution, Tensor]:
+        """The distribution over actions and the value, for obs with any leading dims.
+
+        With memory obs is [L, N, *O], core [N, H] before the first row, first [L, N] where it is forgotten.
+        """
+        if self.value_encoder is None:
+            x = of_value = self.recall(obs, core, first)
+        elif self.private is None:
+            seen = self.normalised(obs)
+            x, of_value = self.encoder.forward(seen), self.value_encoder.forward(seen)
+        else:
+            x, of_value = self.recall(obs, core, first), self.value_encoder.forward(self.normalised(obs))
+        dist = distribution(self.spec.action, self.actor.forward(x), action_mask, self.log_std)
+        return dist, self.critic.forward(of_value).squeeze(-1)
+
+    def value(self, obs: Tree, core: Tensor | None = None, first: Tensor | None = None) -> Tensor:
+        """V(obs) alone; arguments as in `forward`."""
+        encoder = self.value_encoder
+        x = self.recall(obs, core, first) if encoder is None else encoder.forward(self.normalised(obs))
+        return self.critic.forward(x).squeeze(-1)
+
+    def valued(self, unrolls: Trajectory) -> Tensor:
+        """[T+1, B] V(obs), for unrolls that these weights have made: where acting told it, only of the last row."""
+        told = unrolls.extras.get("value")  # [T, B]
+        alike = told is not None and unrolls.made is None and bool((unrolls.version == unrolls.version[0]).all())
+        if told is None or not alike:
+            core = None if unrolls.core is None else unrolls.core[0]
+            return self.value(unrolls.obs, core, unrolls.first)
+        return torch.cat([told, self.value(tree_map(lambda x: x[-1:], unrolls.obs))])
+
+    def arranged(self, obs: Tree) -> Tree:
+        """tree of [N, *O], the same as its networks read it quickest; worth it before several passes."""
+        if self.private is not None or not isinstance(self.encoder, Encoder):
+            return obs
+        return self.encoder.arranged(obs)
+
+    def scaled(self, reward: Tensor) -> Tensor:
+        """[T, B] rewards in the unit that values are learnt in: clipped to [-1, 1] first, where that is asked for."""
+        if self.clip_reward:
+            reward = reward.clamp(-1.0, 1.0)
+        return reward if self.return_scale is None else reward * self.return_scale.scale()
+
+    def observe(self, unrolls: Trajectory, gamma: float) -> None:
+        """Show a delivery to the running statistics: every observation that was acted on, once."""
+        if self.normalizer is not None:
+            self.normalizer.update(tree_map(lambda x: x[:-1], unrolls.obs), unrolls.valid)
+        if self.return_scale is not None:
+            ended = unrolls.terminated | unrolls.truncated
+            begins = unrolls.first[0]
+            reward = unrolls.reward.clamp(-1.0, 1.0) if self.clip_reward else unrolls.reward
+            went = unrolls.row, unrolls.rows if unrolls.made is None else unrolls.made
+            self.return_scale.update(reward, ended, unrolls.valid, unrolls.stream, gamma, begins, went)
+
+    def normalised(self, obs: Tree) -> Tree:
+        """The observation as encoders see it."""
+        return obs if self.normalizer is None else self.normalizer.forward(obs)
+
+    def features(self, obs: Tree) -> Tensor:
+        """What the policy's head (or the memory) sees of an observation, and the value's where they share it."""
+        seen = self.normalised(obs)
+        if self.private is not None:
+            seen = {key: x for key, x in seen.items() if key != self.private}
+        x = self.encoder.forward(seen)
+        return x if self.trunk is None else self.trunk.forward(x)
+
+    def recall(self, obs: Tree, core: Tensor | None, first: Tensor | None) -> Tensor:
+        """Features, remembered through the rows where there is memory."""
+        x = self.features(obs)
+        if self.memory is None:
+            return x
+        assert core is not None
+        assert first is not None
+        return self.memory.unroll(x, core, first, self.sequence)
+
+
+def _without(spec: EnvSpec, private: str | None) -> EnvSpec:
+    """The same without a key of its Dict observation."""
+    if private is None:
+        return spec
+    if not isinstance(spec.obs, dict) or private not in spec.obs:
+        raise ValueError(f"policy central is for several agents, as of mappo; {spec.id} tells no {private!r}")
+    return replace(spec, obs={key: obs for key, obs in spec.obs.items() if key != private})
+
+
+def central(spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> ActorCritic:
+    """The policy of MAPPO: actors see an agent's own observation, the critic also the global state."""
+    return ActorCritic(spec, config, streams, generator, private="state")

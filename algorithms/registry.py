@@ -1,0 +1,56 @@
+"""Policies by name: which network acts for an algorithm, and how a user adds one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from rltrain.envs.spec import EnvSpec
+
+PolicyFactory = Callable[[EnvSpec, Any, int, torch.Generator], nn.Module]
+POLICIES: dict[str, str | PolicyFactory] = {  # a factory, or "module:name", imported when it is asked for
+    "actor_critic": "rltrain.algorithms.on_policy.actor_critic:ActorCritic",
+    "central": "rltrain.algorithms.on_policy.actor_critic:central",
+    "deterministic": "rltrain.algorithms.off_policy.continuous_policy:Deterministic",
+    "q": "rltrain.algorithms.off_policy.q_policy:QPolicy",
+    "soft": "rltrain.algorithms.off_policy.continuous_policy:soft",
+    "team_actors": "rltrain.algorithms.multi_agent.maddpg_policy:TeamActors",
+    "team_q": "rltrain.algorithms.multi_agent.q_policy:TeamQPolicy",
+}
+
+
+def register_policy(name: str, factory: PolicyFactory) -> None:
+    """Let `--policy name` build `factory(spec, settings, streams, generator)`; see `protocol.Policy`."""
+    POLICIES[name] = factory
+
+
+def policy_factory(name: str) -> PolicyFactory:
+    """The factory registered under `name`; ValueError with one line if there is none."""
+    if name not in POLICIES:
+        raise ValueError(f"unknown policy {name!r}. Known: {', '.join(sorted(POLICIES))}")
+    found = POLICIES[name]
+    if isinstance(found, str):
+        module, _, attribute = found.partition(":")
+        found = POLICIES[name] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def build(factory: PolicyFactory, spec: EnvSpec, config: Any, streams: int, seed: int) -> Any:
+    """A policy with its first weights drawn from `seed`, the same in every process."""
+    return factory(spec, config, streams, torch.Generator().manual_seed(seed))
+
+
+def placed(policy: Any, device: torch.device) -> Any:
+    """The policy on `device`; ValueError with one line if the device cannot hold it, as MPS cannot hold float64."""
+    try:
+        return policy.to(device)
+    except TypeError as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"device {device} cannot hold the policy ({why}). Running statistics are float64: "
+            "turn normalize_obs and normalize_return off, or use another device"
+        ) from error
