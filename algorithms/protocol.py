@@ -57,14 +57,14 @@ class Policy(Protocol):
     statistics, once, after its updates. All parameters are trained, by one optimiser.
 
     ppo, mappo, a2c, appo, impala, a3c: `forward`, `value`, `scaled`, `observe(unrolls, gamma)`: see
-    `rltrain.algorithms.on_policy.actor_critic.ActorCritic`. ppo makes use of `valued` and `arranged` too, where there are such. The others
+    `ActorCritic`. ppo makes use of `valued` and `arranged` too, where there are such. The others
     want `normalised(obs)`, the observation as every network sees it, and `observe(unrolls)`, and
 
-    dqn             `net`, which has what `rltrain.algorithms.off_policy.q_policy.QNetwork` has and all the policy's parameters, and
+    dqn             `net`, which has what `QNetwork` has and all the policy's parameters, and
                     `explore(progress)`, called before each update, which returns what is logged as epsilon
     sac, Box        `sample(obs, noise [B, A]) -> (action [B, *A] in [-1, 1], log density [B])`, both with gradients
-    sac, Discrete   `distribution(obs, action_mask)`, an `rltrain.algorithms.networks.distributions.Categorical` with gradients
-    td3, ddpg       `actor`, an `rltrain.algorithms.networks.batched_mlp.Tower` of one net that holds all the policy's parameters and whose
+    sac, Discrete   `distribution(obs, action_mask)`, an `Categorical` with gradients
+    td3, ddpg       `actor`, an `Tower` of one net that holds all the policy's parameters and whose
                     tanh is the action, `size`, its outputs, and `schedule(progress)`, called before each update
 
     qmix, vdn, iql  `net`, of which `net(obs, fresh [T, B, N])` are values [T, B, N, A] (with `last_action` it gets

@@ -27,18 +27,20 @@ NOTE = (
 
 def act(env: str, seconds: float, overlap: bool) -> dict[str, Any]:
     """Act, deliver, join, value, publish, for so many seconds after a warm-up."""
-    from rltrain.config import PRELOAD
+    from rltrain.config.run_config import PRELOAD
     from rltrain.rollout.workers.fork_server import start_fork_server
 
     start_fork_server(list(PRELOAD))
     import torch
 
-    from rltrain.config import load
-    from rltrain.learner import Learner
-    from rltrain.process import quiet_torch
+    from rltrain.config.load import load
+    from rltrain.learner.algorithm import make_algorithm, torch_device
+    from rltrain.learner.learner import Learner
     from rltrain.rollout.scheduler import Rollout
     from rltrain.rollout.types import Weights
-    from rltrain.setup import make_algorithm, rollout_plan, torch_device, world
+    from rltrain.setup.environment import world
+    from rltrain.setup.rollout import rollout_plan
+    from rltrain.system.torch_setup import quiet_torch
 
     streams = WORKERS * STREAMS
     config = load(

@@ -21,7 +21,7 @@ GAMES = {  # by module: its settings
 }
 NOTE = (
     "A step of all agents with random actions, resets included, outside of rltrain's own loop. Both views tell the "
-    "same, step for step: `tests/envs/test_cycle.py`."
+    "same, step for step: `tests/envs/suites/test_pettingzoo_parallel.py`."
 )
 
 

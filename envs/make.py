@@ -1,4 +1,4 @@
-"""Creates vectors of environments: reads the spec of one environment, chooses a native or a serial vector."""
+"""Creates environments and vectors of them: reads the spec of one, chooses a native or a serial vector."""
 
 from __future__ import annotations
 
@@ -127,3 +127,17 @@ def serial(
     from rltrain.envs.vector.serial_multi import TeamVectorEnv
 
     return TeamVectorEnv(make, spec, streams, seeds, way)
+
+
+def make_env(env: str | Callable[..., Any], **env_args: Any) -> gymnasium.Env[Any, Any]:
+    """One Gymnasium environment, before it is joined to others.
+
+    Args:
+        env:      a registered id, `module:Id-v0`, `package.module:ClassOrFactory`, `path/to/file.py:ClassOrFactory`,
+                  `probe:name`, a name given to `rltrain.register_env`, or a class or function.
+        env_args: keywords for its constructor.
+
+    Raises:
+        EnvError: one line that says what was looked for and where.
+    """
+    return resolve(env, env_args).make()

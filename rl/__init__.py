@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,14 +11,15 @@ if TYPE_CHECKING:
     from rltrain.algorithms.functions import losses, returns
     from rltrain.algorithms.on_policy.settings import A2CConfig, PPOConfig
     from rltrain.algorithms.registry import register_policy
-    from rltrain.config import RunConfig
+    from rltrain.config.run_config import RunConfig
+    from rltrain.envs.make import make_env
     from rltrain.envs.source import register_env
     from rltrain.envs.spec import EnvSpec
     from rltrain.errors import CheckpointError, ConfigError, RunFailed
-    from rltrain.evaluate import evaluate, load
-    from rltrain.make import make_env
+    from rltrain.evaluation.evaluate import evaluate
+    from rltrain.evaluation.policy import load
     from rltrain.rollout.types import Trajectory
-    from rltrain.train import train
+    from rltrain.training_loop import train
 
 __all__ = [
     "A2CConfig",
@@ -50,19 +49,19 @@ _WHERE = {
     "ConfigError": "rltrain.errors:ConfigError",
     "EnvSpec": "rltrain.envs.spec:EnvSpec",
     "PPOConfig": "rltrain.algorithms.on_policy.settings:PPOConfig",
-    "RunConfig": "rltrain.config:RunConfig",
+    "RunConfig": "rltrain.config.run_config:RunConfig",
     "RunFailed": "rltrain.errors:RunFailed",
     "Trajectory": "rltrain.rollout.types:Trajectory",
-    "evaluate": "rltrain.evaluate:evaluate",
-    "load": "rltrain.evaluate:load",
+    "evaluate": "rltrain.evaluation.evaluate:evaluate",
+    "load": "rltrain.evaluation.policy:load",
     "losses": "rltrain.algorithms.functions.losses",
-    "make_env": "rltrain.make:make_env",
+    "make_env": "rltrain.envs.make:make_env",
     "networks": "rltrain.algorithms.networks",
     "register_algorithm": "rltrain.algorithms:register",
     "register_env": "rltrain.envs.source:register_env",
     "register_policy": "rltrain.algorithms.registry:register_policy",
     "returns": "rltrain.algorithms.functions.returns",
-    "train": "rltrain.train:train",
+    "train": "rltrain.training_loop:train",
 }
 
 
@@ -76,15 +75,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps `rltrain.train` and `rltrain.evaluate` the functions, although importing their modules would bind those names."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and name in _WHERE:
-            return
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

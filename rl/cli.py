@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rltrain import algorithms
-from rltrain.config import INNER, PRELOAD, RunConfig, load, reload, saved
-from rltrain.console import say
+from rltrain.config.flags import add_model, env_arg, spelled
+from rltrain.config.load import load, reload
+from rltrain.config.messages import unknown
+from rltrain.config.run_config import INNER, PRELOAD, RunConfig
 from rltrain.envs.errors import EnvError, EnvFault
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, LearnerLost, RunFailed, Stop
-from rltrain.explain import unknown
-from rltrain.flags import add_model, env_arg, spelled
-from rltrain.signals import held, sigterm_stops
-from rltrain.torchrun import Place, begun, place
+from rltrain.reporting.console import say
+from rltrain.storage.run_folder import begun, saved
+from rltrain.system.signals import held, sigterm_stops
+from rltrain.system.torchrun import Place, place
 
 if TYPE_CHECKING:
-    from rltrain.evaluate import Evaluation
-    from rltrain.train import Result
+    from rltrain.evaluation.evaluate import Evaluation
+    from rltrain.training_loop import Result
 
 STARTED = time.monotonic()
 INTERRUPTED = 130
@@ -67,7 +69,7 @@ def _help(here: Place) -> int:
         return 0
     for number in (signal.SIGINT, signal.SIGTERM):  # the first one ends in good order, and says when
         signal.signal(number, signal.SIG_IGN)
-    from rltrain.learners import Second
+    from rltrain.learner.data_parallel import Second
 
     try:
         Second(here, None).serve()
@@ -114,7 +116,7 @@ def _train(argv: list[str]) -> None:
 
         start_fork_server(list(PRELOAD))  # imports torch beside us, while we do too
     with held():
-        from rltrain.train import train
+        from rltrain.training_loop import train
 
     result = train(config) if resume is None else train(config, resume=resume)
     result = replace(result, seconds=time.monotonic() - STARTED)
@@ -264,7 +266,7 @@ def _evaluate(argv: list[str]) -> None:
     if not Path(given["path"]).exists():
         raise CheckpointError(f"{given['path']} does not exist")
     with held():
-        from rltrain.evaluate import evaluate
+        from rltrain.evaluation.evaluate import evaluate
 
     found = evaluate(
         given["path"],

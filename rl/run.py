@@ -1,4 +1,4 @@
-"""One run: its folder, its parts, and what happens between two updates (log, evaluate, checkpoint, stop)."""
+"""One run: its parts, what happens between two updates (log, evaluate, checkpoint, stop), its end and its result."""
 
 from __future__ import annotations
 
@@ -6,47 +6,60 @@ import contextlib
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from rltrain import checkpoint, segments, self_play, team
-from rltrain.checkpoint import Checkpoint
-from rltrain.config import RunConfig
-from rltrain.console import Console
-from rltrain.errors import Interrupted, LearnerLost, RunFailed
-from rltrain.evaluations import Evaluations
-from rltrain.folder import discard, lock, make_folder, recording_mark, write_run_file
-from rltrain.keeper import Keeper
-from rltrain.learner import Learner, several
-from rltrain.machines import open_cluster, remarks
-from rltrain.metrics import Metrics, Window
-from rltrain.offline import fill
-from rltrain.process import quiet_torch
-from rltrain.record import Recorder, Recording
-from rltrain.report import Report
-from rltrain.result import Result
-from rltrain.resuming import fits, newest, same_environment
+from rltrain import self_play
+from rltrain.config.run_config import RunConfig
+from rltrain.errors import Interrupted, LearnerLost, RunFailed, Stop
+from rltrain.evaluation import multi_agent as team
+from rltrain.evaluation.background import EvaluationFailed, Evaluations, EvaluationWorker, evaluation_seeds
+from rltrain.learner.algorithm import make_algorithm, torch_device
+from rltrain.learner.learner import Learner
+from rltrain.reporting.console import Console
+from rltrain.reporting.metrics import Metrics, Window
+from rltrain.reporting.report import Report
+from rltrain.rollout.replay.ring import NoStack
 from rltrain.rollout.scheduler import Failed
 from rltrain.rollout.specs import RolloutPlan
 from rltrain.rollout.types import Episode, Trajectory, Weights
 from rltrain.rollout.workers.handle import ActorLost, ClusterLost
 from rltrain.self_play import SelfPlay
-from rltrain.setup import (
-    EvaluationWorker,
-    World,
-    evaluation_seeds,
-    make_algorithm,
-    make_feed,
-    open_rollout,
-    recording_of,
-    rollout_plan,
-    room_for,
-    torch_device,
-    world,
-)
-from rltrain.signals import Signals
+from rltrain.setup.cluster import open_cluster, remarks
+from rltrain.setup.environment import World, world
+from rltrain.setup.learner import several
+from rltrain.setup.offline import fill
+from rltrain.setup.replay import make_feed, recording_of, room_for
+from rltrain.setup.rollout import open_rollout, rollout_plan
+from rltrain.storage import checkpoint, segments
+from rltrain.storage.checkpoint import Checkpoint
+from rltrain.storage.checkpoints import Keeper, fits, newest, same_environment
+from rltrain.storage.recording import Recorder, Recording
+from rltrain.storage.run_folder import discard, lock, make_folder, recording_mark, write_run_file
+from rltrain.system.signals import Signals
+from rltrain.system.torch_setup import quiet_torch
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a run."""
+
+    steps: int
+    seconds: float  # of wall time, the start included
+    steps_per_second: float  # while training
+    episodes: int
+    train_return: float | None  # mean of the last 100 training episodes
+    eval_return: float | None  # mean of the last evaluation
+    stopped: str  # steps, return, seconds
+    run: Path
+    checkpoint: Path
+    restarts: int
+    fingerprint: str  # sha256 over every tensor of the algorithm's parts
+
 
 CHECKPOINTS = "checkpoints"  # where they lie in a run's folder
 ROWS = "replay"  # and the files of a replay on disk, as long as the run goes on
@@ -397,3 +410,27 @@ class Run:
     def close(self) -> None:
         """End all workers, close all files."""
         self._parts.close()
+
+
+@contextlib.contextmanager
+def open_run(config: RunConfig, resume: str | Path | None = None) -> Iterator[Run]:
+    """A run that is closed whatever happens; failures and signals leave a checkpoint behind."""
+    with Signals() as signals:
+        try:
+            run = Run(config, None if resume is None else Path(resume), signals)
+        except (Failed, ActorLost, ClusterLost, LearnerLost) as failed:
+            what = "started" if resume is None else "resumed; its checkpoints are as they were"
+            raise RunFailed(f"it could not be {what}: {failed}") from None
+        except Stop as stop:
+            raise Interrupted(stop.signum, "interrupted while it started") from None
+        try:
+            yield run
+        except (Failed, ActorLost, ClusterLost, LearnerLost, NoStack) as failed:
+            raise run.fail(failed, blind=True) from None
+        except EvaluationFailed as failed:
+            raise run.fail(failed, blind=False) from None
+        except InterruptedError:
+            path = run.checkpoint(blind=True)
+            raise run.interrupted(f"; checkpoint {path} (exact: false)") from None
+        finally:
+            run.close()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rltrain.metrics import WINDOW
+from rltrain.reporting.metrics import WINDOW
 from rltrain.rollout.types import NEWEST, Episode, Weights
 
 START = 1000.0  # rating of the untrained policy

@@ -36,7 +36,7 @@ class Trajectory:
     row in which the environment resets and ignores the action; `valid` is False there and nowhere else.
 
     With several agents `reward` and both ends are [T, B, N], `obs` is {group: [T+1, B, n, *O]} and `action` joint: see
-    `rltrain.envs.spec.EnvSpec`. An agent that leaves at t has its last reward and its end there, and its last observation at
+    `EnvSpec`. An agent that leaves at t has its last reward and its end there, and its last observation at
     t+1, where it is not alive any more; the episode goes on until none is.
     """
 

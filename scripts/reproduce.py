@@ -148,7 +148,7 @@ def main() -> int:
     if args.name is not None and not re.fullmatch(r"[a-z0-9-]+", args.name):
         parser.error(f"--as {args.name!r}: small letters, digits and - only; it becomes part of a file's name")
     sys.path.insert(0, str(ROOT))
-    from rltrain.presets import file_name, find
+    from rltrain.config.presets import file_name, find
 
     preset = find(args.algo, args.env) if "--preset" not in rest else None
     tuned = None if preset is None else preset.read_text()

@@ -126,7 +126,8 @@ def test_every_example_runs(file: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for run in sorted((tmp_path / "runs").glob("*corridor.py*")):  # a torso of the user's is found again
-        code = f"import sys, rltrain.cli; sys.path.remove(''); sys.exit(rltrain.cli.main_eval(['{run}', '--episodes', '2']))"
+        code = "import sys, rltrain.cli; sys.path.remove(''); "
+        code += f"sys.exit(rltrain.cli.main_eval(['{run}', '--episodes', '2']))"
         done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
 
@@ -194,7 +195,7 @@ def test_the_metrics_page_lists_what_is_logged(logged: set[str]) -> None:
 
 def test_names_of_metrics_in_the_source_are_on_their_page() -> None:
     """Also of those that only some runs write."""
-    text = "".join(file.read_text() for folder in ("rl", "algorithms") for file in (ROOT / folder).glob("*.py"))
+    text = "".join(file.read_text() for folder in ("rl", "algorithms") for file in (ROOT / folder).rglob("*.py"))
     named = set(re.findall(r"[\"']((?:rollout|eval|time|learner)/[a-z]\w*)[\"']", text))
 
     assert named <= set(documented())

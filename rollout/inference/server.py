@@ -1,6 +1,6 @@
 """The server that decides for all actors: it holds the policy, on the learner's device, and answers whoever waits.
 
-All who wait are answered by one `act`; nobody is waited for. On a CPU rows keep the rule of `rltrain.rollout.actor.batch_invariance`, so they
+All who wait are answered by one `act`; nobody is waited for. On a CPU rows keep the rule of `batch_invariance`, so they
 have the bits that actors with networks of their own would give them.
 """
 

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from rltrain import algorithms
 from rltrain.algorithms.off_policy.settings import DQNConfig
 from rltrain.algorithms.off_policy.target_network import replay_plan
-from rltrain.feed import ReplayFeed
+from rltrain.learner.feed import ReplayFeed
 from rltrain.rollout.replay.replay import Replay
 from rltrain.rollout.types import Trajectory
 

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from oracles.faulty import Slow, config_of, killed, open_rollout, opened, pids, weights_of
 
+from rltrain.learner.algorithm import make_algorithm
 from rltrain.rollout.scheduler import Failed, Rollout
 from rltrain.rollout.workers.handle import SERVER, ActorLost
 from rltrain.rollout.workers.process import ProcessHandle
-from rltrain.setup import make_algorithm, rollout_plan, world
-from rltrain.train import train
+from rltrain.setup.environment import world
+from rltrain.setup.rollout import rollout_plan
+from rltrain.training_loop import train
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 PATIENCE = 120.0  # seconds after which a test gives up on something that should come at once

@@ -166,7 +166,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_hanging_environment(command: Callab
 
 
 def test_ctrl_c_while_the_last_evaluation_hangs(command: Callable[..., Command], tmp_path: Path) -> None:
-    from rltrain.setup import evaluation_seeds
+    from rltrain.evaluation.background import evaluation_seeds
 
     once = tmp_path / "once"
     seeds = ",".join(map(str, evaluation_seeds(0, 2)))

@@ -19,14 +19,14 @@ import psutil
 import pytest
 from oracles.faulty import HangsInEvaluation, Picture, Slow, config_of, killed, open_rollout, pids
 
-from rltrain.checkpoint import find, load
 from rltrain.envs.problems.faults import hangs, raises
 from rltrain.errors import RunFailed
+from rltrain.evaluation.background import evaluation_seeds
 from rltrain.rollout.scheduler import Failed
 from rltrain.rollout.types import Trajectory
 from rltrain.rollout.workers.handle import ActorLost
-from rltrain.setup import evaluation_seeds
-from rltrain.train import train
+from rltrain.storage.checkpoint import find, load
+from rltrain.training_loop import train
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 

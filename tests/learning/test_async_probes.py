@@ -1,4 +1,4 @@
-"""IMPALA, APPO and A3C on problems whose answer is known. Which one fails says what is broken; see `envs/problems/probes.py`.
+"""IMPALA, APPO and A3C on problems whose answer is known. See `envs/problems/probes.py`.
 
 Actors act in turns here, so that a run repeats; but updates are of half the streams each, so that half of the data is
 old by then, APPO's batches are used again, and A3C's two actors send gradients that are an update old.

@@ -1,4 +1,4 @@
-"""SAC, TD3 and DDPG on problems whose answer is known. Which one fails says what is broken; see `envs/problems/probes.py`."""
+"""SAC, TD3 and DDPG on problems whose answer is known. See `envs/problems/probes.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from oracles.probing import best_of_the_legal
 
 import rltrain
-from rltrain import checkpoint
+from rltrain.storage import checkpoint
 
 pytestmark = pytest.mark.learning
 

@@ -1,4 +1,4 @@
-"""DQN and its switches on problems whose answer is known. Which one fails says what is broken; see `envs/problems/probes.py`."""
+"""DQN and its switches on problems whose answer is known. See `envs/problems/probes.py`."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rltrain.train import train
+from rltrain.training_loop import train
 
 pytestmark = [pytest.mark.learning, pytest.mark.usefixtures("fork_server")]
 

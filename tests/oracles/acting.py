@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from rltrain.config import load
-from rltrain.learner import Learner
+from rltrain.config.load import load
+from rltrain.learner.algorithm import make_algorithm, torch_device
+from rltrain.learner.learner import Learner
 from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.types import Trajectory
-from rltrain.setup import make_algorithm, rollout_plan, torch_device, world
+from rltrain.setup.environment import world
+from rltrain.setup.rollout import rollout_plan
 
 
 def _no_restart(lost: Any) -> None:

@@ -15,15 +15,18 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from rltrain.config import RunConfig, load
+from rltrain.config.load import load
+from rltrain.config.run_config import RunConfig
 from rltrain.envs.make import resolve
 from rltrain.envs.problems.faults import Faulty, made
 from rltrain.envs.problems.probes import Counter, Masked
+from rltrain.learner.algorithm import make_algorithm
 from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.types import Weights
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.process import ProcessHandle
-from rltrain.setup import make_algorithm, rollout_plan, world
+from rltrain.setup.environment import world
+from rltrain.setup.rollout import rollout_plan
 
 
 def killed(at: int = 200, once: str = "") -> Faulty:

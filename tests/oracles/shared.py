@@ -1,6 +1,6 @@
 """Ten updates in float64, by one learner or by one of several in a process of its own: shared.py RANK SIZE FOLDER.
 
-Every learner sees whole batches, and takes its part as `rltrain.learners` cuts it.
+Every learner sees whole batches, and takes its part as `rltrain.learner.data_parallel` cuts it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def pictures(seed: int, streams: int) -> Any:
 def step(algorithm: Any, batch: Any, progress: float, group: Any) -> Any:
     if group is None:
         return algorithm.update(batch, progress)
-    from rltrain.shared import parts_of
+    from rltrain.learner.process_group import parts_of
 
     algorithm.group = group
     split, part = parts_of(batch, group.size)[group.rank]
@@ -129,7 +129,7 @@ def flatten(node: Any, name: str, found: dict[str, Tensor]) -> None:
 def main(rank: int, size: int, folder: Path) -> None:
     import torch.distributed as dist
 
-    from rltrain.shared import Shared, Split
+    from rltrain.learner.process_group import Shared, Split
 
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)

@@ -26,8 +26,8 @@ def die(*_: Any) -> None:
 
 def arm(at: str, n: int) -> None:
     """Let this process die at its n-th `at`."""
-    from rltrain import checkpoint
-    from rltrain.learner import Learner
+    from rltrain.learner.learner import Learner
+    from rltrain.storage import checkpoint
 
     count = 0
 
@@ -81,9 +81,9 @@ def serve() -> None:
     """Answer jobs until stdin ends."""
     import torch
 
-    import rltrain.evaluate
+    import rltrain.evaluation.evaluate
     import rltrain.run
-    import rltrain.train  # noqa: F401
+    import rltrain.training_loop  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:

@@ -12,13 +12,13 @@ import pytest
 from oracles.faulty import killed
 
 import rltrain
-from rltrain import checkpoint
 from rltrain.algorithms.on_policy.impala import IMPALA
 from rltrain.envs.problems.faults import raises
 from rltrain.envs.problems.probes import Counter
 from rltrain.errors import ConfigError
-from rltrain.learner import Learner
-from rltrain.record import Recording
+from rltrain.learner.learner import Learner
+from rltrain.storage import checkpoint
+from rltrain.storage.recording import Recording
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 

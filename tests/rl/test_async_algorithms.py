@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import rltrain
-from rltrain import checkpoint
+from rltrain.storage import checkpoint
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 

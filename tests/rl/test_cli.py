@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from rltrain import algorithms, cli, config
-from rltrain.config import RunConfig
+from rltrain import algorithms, cli
+from rltrain.config import run_config as config
+from rltrain.config.flags import literal
+from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import EnvError
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, RunFailed
-from rltrain.flags import literal
 
 HELP = ["--help"], ["--algo", "ppo", "--help"], ["--algo=a2c", "--help"]
 

@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 
 import rltrain
-from rltrain import checkpoint
+from rltrain.storage import checkpoint
 
 QUICK: dict[str, Any] = {
     "algo": "ppo", "workers": 0, "streams": 4, "unroll": 16, "epochs": 1, "minibatches": 1, "widths": (8,),

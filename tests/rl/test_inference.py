@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import rltrain
-from rltrain import checkpoint
 from rltrain.errors import ConfigError
-from rltrain.learner import Learner
-from rltrain.metrics import read
+from rltrain.learner.learner import Learner
+from rltrain.reporting.metrics import read
+from rltrain.storage import checkpoint
 
 TINY: dict[str, Any] = {
     "env": "CartPole-v1", "workers": 3, "streams": 6, "unroll": 8, "steps": 1500, "widths": (8,), "preset": "none",

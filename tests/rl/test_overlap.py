@@ -13,13 +13,13 @@ from oracles.faulty import HangsInReset, killed, open_rollout, pids
 from oracles.replaying import Tiny
 
 import rltrain
-from rltrain import checkpoint
 from rltrain.envs.problems.faults import raises
 from rltrain.errors import Interrupted
-from rltrain.learner import Learner
+from rltrain.learner.learner import Learner
 from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.types import Trajectory
 from rltrain.run import Run
+from rltrain.storage import checkpoint
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 

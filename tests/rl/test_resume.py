@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import rltrain
-from rltrain import checkpoint
-from rltrain.metrics import read
+from rltrain.reporting.metrics import read
+from rltrain.storage import checkpoint
 
 SMALL = "--streams 4 --unroll 32 --epochs 2 --minibatches 2 --widths 8,8 --eval-episodes 2 --json --quiet".split()
 SHORT = ["--algo", "ppo", *SMALL, "--steps", "1000", "--checkpoint-every", "200", "--eval-every", "300"]

@@ -10,7 +10,7 @@ import pytest
 
 import rltrain
 from rltrain import cli
-from rltrain.metrics import read
+from rltrain.reporting.metrics import read
 from rltrain.rollout.types import NEWEST, Episode, Weights
 from rltrain.self_play import START, K, SelfPlay, expected, shares
 

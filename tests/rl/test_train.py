@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import rltrain
-from rltrain import checkpoint, cli
-from rltrain.metrics import read
+from rltrain import cli
+from rltrain.evaluation.background import evaluation_seeds
+from rltrain.reporting.metrics import read
 from rltrain.rollout.actor.play import play
-from rltrain.setup import evaluation_seeds
+from rltrain.storage import checkpoint
 
 QUICK: dict[str, Any] = {
     "algo": "ppo", "env": "CartPole-v1", "workers": 0, "streams": 4, "unroll": 32, "epochs": 1, "minibatches": 2,
@@ -60,7 +61,7 @@ def test_it_stops_after_two_good_evaluations_in_a_row(quick: dict[str, Any]) -> 
 
 
 def test_one_good_evaluation_is_not_enough(quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from rltrain.evaluations import Evaluations
+    from rltrain.evaluation.background import Evaluations
     from rltrain.rollout.types import Episode
 
     returns = iter([9.0, 1.0, 9.0, 9.0, 9.0])
@@ -89,7 +90,7 @@ def test_the_goal_must_be_reached(quick: dict[str, Any]) -> None:
 def test_best_is_the_first_of_the_highest_in_the_order_of_steps(
     quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rltrain.evaluations import Evaluations
+    from rltrain.evaluation.background import Evaluations
     from rltrain.rollout.types import Episode
 
     real, seen = Evaluations.collect, []
@@ -215,7 +216,7 @@ def test_quiet_leaves_the_result_only(launch: Any, tmp_path: Path) -> None:
 def test_a_preset_is_named_and_a_flag_wins(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rltrain import presets
+    from rltrain.config import presets
 
     (tmp_path / "configs" / "ppo").mkdir(parents=True)
     file = tmp_path / "configs" / "ppo" / "CartPole-v1.toml"

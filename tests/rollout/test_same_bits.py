@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rltrain.train import train
+from rltrain.training_loop import train
 
 TINY: dict[str, Any] = {
     "algo": "ppo",

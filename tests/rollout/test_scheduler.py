@@ -20,10 +20,12 @@ from oracles.faulty import Picture, config_of, opened, pids, weights_of
 from rltrain.envs.make import resolve
 from rltrain.envs.problems.faults import hangs
 from rltrain.envs.vector.unroll_rows import Rows, VectorEnv
+from rltrain.learner.algorithm import make_algorithm
 from rltrain.rollout.scheduler import Failed, Rollout
 from rltrain.rollout.supervision import Seat, length
 from rltrain.rollout.types import Gradients, Trajectory, Weights
-from rltrain.setup import make_algorithm, rollout_plan, world
+from rltrain.setup.environment import world
+from rltrain.setup.rollout import rollout_plan
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 PATIENCE = 60.0  # seconds after which a test gives up on something that should come at once

@@ -1,0 +1,1 @@
+"""The learner: the algorithm on its device, the feed of batches, several learners in parallel."""

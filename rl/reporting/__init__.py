@@ -1,0 +1,1 @@
+"""Metrics, TensorBoard, the console and the progress line."""

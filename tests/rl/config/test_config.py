@@ -1,0 +1,273 @@
+"""RunConfig: who wins, what an error says, and the way to run.json and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from rltrain.algorithms.on_policy.settings import PPOConfig
+from rltrain.config import presets
+from rltrain.config import run_config as config_module
+from rltrain.config.load import load, reload
+from rltrain.config.run_config import RunConfig
+from rltrain.config.toml_file import line_of
+from rltrain.errors import CheckpointError, ConfigError
+from rltrain.storage.run_folder import saved
+
+
+@pytest.fixture
+def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configs/ folder with one preset for ppo on Task-v0."""
+    folder = tmp_path / "configs"
+    (folder / "ppo").mkdir(parents=True)
+    (folder / "ppo" / "Task-v0.toml").write_text(
+        "# tuned\nsteps = 5_000\nstreams = 32\n\n[ppo]\nlr = 1e-3\nunroll = 32\n"
+    )
+    monkeypatch.setattr(presets, "folders", lambda: [folder])
+    return folder
+
+
+def flags(**given: Any) -> RunConfig:
+    return load({"algo": "ppo", "env": "Task-v0", **given}, text=True)
+
+
+def fault(**given: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        flags(**given)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_numbers_that_depend_on_others_are_filled_in() -> None:
+    config = load({"algo": "ppo", "env": "Task-v1", "steps": 2_000})
+
+    assert config.streams == PPOConfig().streams
+    assert config.workers == min(config_module.cores(), config.streams)
+    assert config.eval_every == config.checkpoint_every == 200
+    assert load({"algo": "ppo", "env": "Task-v1", "streams": 1}).workers == 1
+
+
+def test_a_flag_wins_over_the_file_over_the_preset_over_the_default(tuned: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("steps = 6_000\nkeep = 7\n[ppo]\nlr = 2e-3\n[a2c]\nlr = 9.0\n")
+
+    config = load({"algo": "ppo", "env": "Task-v0", "keep": "9"}, file, text=True)
+
+    assert (config.keep, config.steps, config.streams) == (9, 6_000, 32)
+    assert isinstance(config.settings, PPOConfig)
+    assert (config.settings.lr, config.settings.unroll, config.settings.epochs) == (2e-3, 32, PPOConfig().epochs)
+    assert config.preset_file == "configs/ppo/Task-v0.toml"
+
+
+def test_preset_none_ignores_the_tuned_values(tuned: Path) -> None:
+    config = flags(preset="none")
+
+    assert config.streams == PPOConfig().streams
+    assert config.preset_file is None
+
+
+def test_algorithm_and_environment_may_stand_in_the_file(tuned: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('algo = "ppo"\nenv = "Task-v0"\n[env_args]\nsize = 3\n')
+
+    config = load({"env_args": {"seed": 1}}, file, text=True)
+
+    assert (config.algo, config.env, config.streams) == ("ppo", "Task-v0", 32)
+    assert config.env_args == {"size": 3, "seed": 1}
+
+
+def test_text_becomes_values() -> None:
+    config = flags(steps="1e6", lr="3e-3", widths="32, 16", max_kl="none", value_clip="0.2", normalize_obs="true")
+    settings: Any = config.settings
+
+    assert config.steps == 1_000_000
+    assert isinstance(config.steps, int)
+    assert (settings.lr, settings.widths, settings.max_kl, settings.value_clip) == (3e-3, (32, 16), None, 0.2)
+    assert settings.normalize_obs is True
+
+
+def test_python_values_may_come_from_numpy_and_from_lists() -> None:
+    config = load({"algo": "ppo", "env": "X-v0", "steps": np.int64(70), "lr": np.float32(0.5), "widths": [8]})
+    settings: Any = config.settings
+
+    assert (config.steps, settings.lr, settings.widths) == (70, 0.5, (8,))
+
+
+def test_none_from_python_stands_for_the_default() -> None:
+    assert load({"algo": "ppo", "env": "X-v0", "workers": None, "max_kl": None}).workers >= 1
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"lr": "fast"}, "--lr must be a number, got 'fast'"),
+        ({"lr": "-1"}, "--lr must be greater than 0, got -1.0"),
+        ({"lr": "nan"}, "--lr must be a finite number, got nan"),
+        ({"gamma": "1.5"}, "--gamma must be at most 1, got 1.5"),
+        ({"steps": "2.5"}, "--steps must be a whole number, got 2.5"),
+        ({"epochs": "0"}, "--epochs must be at least 1, got 0"),
+        ({"activation": "gelu"}, "--activation must be 'tanh' or 'relu', got 'gelu'"),
+        ({"memory": "gru", "unroll": "100"}, "sequence must divide unroll, got sequence 16 and unroll 100"),
+        ({"widths": "8,x"}, "--widths must be a whole number, got 'x'"),
+        ({"learning_rate": "1"}, "unknown flag --learning-rate; did you mean --lr?"),
+        ({"wrokers": "1"}, "unknown flag --wrokers; did you mean --workers?"),
+        ({"algo": "pp0"}, "--algo: unknown algorithm 'pp0'; did you mean 'ppo'?"),
+        ({"workers": "9"}, "--workers: workers must be at most streams, got 9 workers for 8 streams"),
+        ({"stop_return": "3", "eval_every": "0"}, "--stop-return: stop_return needs evaluations, but eval_every is 0"),
+    ],
+)
+def test_a_wrong_flag_is_answered_in_one_line(given: dict[str, str], words: str) -> None:
+    assert words in fault(**given)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("steps = 10\nlearning_rate = 3\n", "line 2: unknown key 'learning_rate'; did you mean 'lr'?"),
+        (
+            "steps = 10\n\n[ppo]\nepochs = 2\nlearning_rate = 1e-3\n",
+            "line 5: unknown key 'learning_rate'; did you mean",
+        ),
+        ("[ppo]\nlr = 'much'\n", "line 2: lr must be a number, got 'much'"),
+        ("steps = '10'\n", "line 1: steps must be a whole number, got '10'"),
+        ("[ppo]\nnormalize_obs = 1\n", "line 2: normalize_obs must be true or false, got 1"),
+        ("\n[pp]\nlr = 1\n", "line 2: unknown table [pp]; did you mean [ppo]?"),
+        ("steps = = 3\n", "is not TOML: "),
+        ("keep = -1\n", "line 1: keep must be at least 1, got -1"),
+    ],
+)
+def test_a_wrong_file_is_answered_with_its_line(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+
+    with pytest.raises(ConfigError) as caught:
+        load({"algo": "ppo", "env": "X-v0"}, file, text=True)
+
+    assert str(caught.value).startswith(str(file))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_preset_is_named_as_a_person_knows_it(tuned: Path) -> None:
+    (tuned / "ppo" / "Task-v0.toml").write_text("[ppo]\nlr = 0\n")
+
+    assert fault() == "configs/ppo/Task-v0.toml, line 2: lr must be greater than 0, got 0"
+
+
+def test_a_wrong_keyword_is_named_as_one() -> None:
+    with pytest.raises(ConfigError, match=r"keyword lr must be a number, got 'x'"):
+        load({"algo": "ppo", "env": "X-v0", "lr": "x"})
+    with pytest.raises(ConfigError, match="keyword stream: unknown key 'stream'; did you mean 'streams'"):
+        load({"algo": "ppo", "env": "X-v0", "stream": 3})
+    with pytest.raises(ConfigError, match="env is needed"):
+        load({"algo": "ppo"})
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read: no such file"):
+        load({"algo": "ppo", "env": "X-v0"}, "nowhere.toml")
+
+
+def test_a_settings_object_is_taken_whole(tuned: Path) -> None:
+    config = load({"algo": "ppo", "env": "Task-v0", "settings": PPOConfig(epochs=2), "gamma": 0.5})
+    settings: Any = config.settings
+
+    assert (settings.epochs, settings.gamma, settings.lr, settings.unroll) == (2, 0.5, 3e-4, 128)
+    with pytest.raises(ConfigError, match="settings must be A2CConfig for a2c"):
+        load({"algo": "a2c", "env": "Task-v0", "settings": PPOConfig()})
+
+
+def test_stopping_at_a_return_takes_at_least_fifty_episodes() -> None:
+    assert flags(stop_return="475").eval_episodes == 50
+    assert flags(stop_return="475", eval_episodes="10").eval_episodes == 50
+    assert flags(stop_return="475", eval_episodes="80").eval_episodes == 80
+    assert flags(eval_episodes="10").eval_episodes == 10
+
+
+def test_workers_zero_and_the_local_backend_mean_each_other() -> None:
+    assert flags(workers="0").backend == "local"
+    assert flags(backend="local").workers == 0
+    assert (flags(backend="local", workers="2").workers, flags(workers="2").backend) == (2, "processes")
+
+
+def test_a_run_is_frozen_and_refuses_unknown_fields() -> None:
+    config = flags()
+    with pytest.raises(ValidationError):
+        config.steps = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        RunConfig(algo="ppo", env="X-v0", settings=PPOConfig(), stepz=3)  # type: ignore[call-arg]
+
+
+def test_there_and_back_through_json() -> None:
+    config = flags(widths="8,4", env_args={"size": 3}, stop_return="4", json=True)
+
+    data = json.loads(json.dumps(config.to_json()))
+
+    assert RunConfig.from_json(data) == config
+    assert type(RunConfig.from_json(data).settings) is PPOConfig
+
+
+def test_an_environment_that_is_an_object_is_kept_by_name_only() -> None:
+    class Maze:
+        pass
+
+    data = json.loads(json.dumps(load({"algo": "ppo", "env": Maze}).to_json()))
+
+    assert data["env"].endswith("Maze")
+    with pytest.raises(ConfigError, match=r"Maze was given as an object, which is not kept.*env=\.\.\."):
+        reload(data, {})
+    assert not RunConfig.from_json(data).reloadable
+    again = reload(data, {"env": Maze})
+    assert again.env is Maze
+    assert not again.reloadable
+
+
+def test_arguments_that_json_would_change_count_as_objects() -> None:
+    config = load({"algo": "ppo", "env": "X-v0", "env_args": {"make": object()}})
+
+    assert config.to_json()["reloadable"] is False
+    assert load({"algo": "ppo", "env": "X-v0", "env_args": {"sizes": [1, 2]}}).reloadable
+
+
+def test_going_on_keeps_the_run_and_forgets_the_call() -> None:
+    first = flags(steps="5000", seed="3", json=True, quiet=True, max_seconds="9", workers="0")
+
+    again = reload(first.to_json(), {})
+    longer = reload(first.to_json(), {"steps": "9000", "workers": "2", "json": True}, text=True)
+
+    assert (again.steps, again.seed, again.workers, again.eval_every) == (5000, 3, 0, 500)
+    assert (again.json_line, again.quiet, again.max_seconds) == (False, False, None)
+    assert (longer.steps, longer.workers, longer.backend, longer.json_line) == (9000, 2, "processes", True)
+    assert (longer.seed, longer.eval_every) == (3, 500)
+
+
+def test_going_on_refuses_what_would_make_it_another_run() -> None:
+    data = flags().to_json()
+    with pytest.raises(ConfigError, match="--lr: cannot be changed by --resume; what can: steps, workers"):
+        reload(data, {"lr": "1"}, text=True)
+    with pytest.raises(ConfigError, match="--steps must be a whole number, got 'x'"):
+        reload(data, {"steps": "x"}, text=True)
+    with pytest.raises(ConfigError, match="--workers: workers must be at most streams"):
+        reload(data, {"workers": "20"}, text=True)
+
+
+def test_a_run_folder_is_read_or_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is not a run's folder: it has no run\.json"):
+        saved(tmp_path)
+    (tmp_path / "run.json").write_text('{"config": ')
+    with pytest.raises(CheckpointError, match=r"run\.json cannot be read"):
+        saved(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"config": flags(seed="5").to_json()}))
+    assert reload(saved(tmp_path), {}).seed == 5
+
+
+def test_lines_of_keys_are_found_in_their_table() -> None:
+    text = "lr = 1\n[ppo]\n# lr = 2\n'lr' = 3\n[a2c]\nlr = 4\n"
+
+    assert [line_of(text, table, "lr") for table in ("", "ppo", "a2c")] == [1, 4, 6]

@@ -1,0 +1,83 @@
+"""Tuned settings are found in a checkout and inside a wheel, and every file of configs/ can be used."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from rltrain.config import presets
+from rltrain.config.load import load
+
+ROOT = Path(__file__).resolve().parents[3]
+FILES = sorted((ROOT / "configs").rglob("*.toml"))
+
+
+def test_names_with_slashes_and_colons_have_files() -> None:
+    assert presets.file_name("ALE/Pong-v5") == "ALE-Pong-v5.toml"
+    assert presets.file_name("probe:two-steps") == "probe-two-steps.toml"
+
+
+def test_both_places_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presets, "HERE", tmp_path / "rl")
+    assert presets.find("ppo", "Task-v0") is None
+
+    inside = tmp_path / "rl" / "configs" / "ppo" / "Task-v0.toml"
+    inside.parent.mkdir(parents=True)
+    inside.write_text("steps = 1\n")
+    assert presets.find("ppo", "Task-v0") == inside
+
+    beside = tmp_path / "configs" / "ppo" / "Task-v0.toml"
+    beside.parent.mkdir(parents=True)
+    beside.write_text("steps = 2\n")
+    assert presets.find("ppo", "Task-v0") == beside
+    assert presets.shown(beside) == presets.shown(inside) == "configs/ppo/Task-v0.toml"
+
+
+@pytest.mark.parametrize("file", FILES, ids=[f"{file.parent.name}-{file.stem}" for file in FILES])
+def test_every_tuned_file_loads(file: Path) -> None:
+    """With 8 workers too, as the README runs it."""
+    config = load({"algo": file.parent.name, "env": "Nothing-v0", "workers": 0}, file)
+
+    assert config.streams >= 8 or "CartPole" not in file.name
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_tuned_settings_and_nothing_else_of_the_house(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("rl", "algorithms", "rollout", "envs", "scripts"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    tuned = source / "configs" / "ppo" / "Task-v0.toml"
+    tuned.parent.mkdir(parents=True)
+    tuned.write_text("steps = 1\n")
+
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert "rl/configs/ppo/Task-v0.toml" in names
+    assert "rl/py.typed" in names
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {
+        "rl",
+        "algorithms",
+        "rollout",
+        "envs",
+        "rltrain",
+    }
+
+
+def test_games_without_a_file_of_their_own_share_one() -> None:
+    for env in ("ALE/NoSuchGame-v5", "atari:pong"):
+        found = presets.find("ppo", env)
+        assert found is not None
+        assert found.name == "ALE.toml"
+    assert presets.find("ppo", "ALEX/Task-v0") is None
+    assert load({"algo": "ppo", "env": "atari:pong"}).settings.clip_reward  # type: ignore[attr-defined]

@@ -1,0 +1,42 @@
+"""An evaluating worker that is always lost: the run ends, but its actors were well, and so is its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rltrain
+from rltrain.envs.problems.probes import Counter
+from rltrain.evaluation.background import evaluation_seeds
+from rltrain.storage import checkpoint
+
+
+class NeverEvaluated(Counter):
+    """Raises in evaluation episodes."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        if seed in evaluation_seeds(0, 2):
+            raise RuntimeError("not to be evaluated")
+        return super().reset(seed=seed, options=options)
+
+
+def test_its_loss_leaves_an_exact_checkpoint(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {
+        "algo": "ppo", "env": NeverEvaluated, "workers": 0, "streams": 4, "unroll": 16, "widths": (8,), "steps": 300,
+        "eval_every": 128, "eval_episodes": 2, "max_restarts": 1, "preset": "none", "quiet": True,
+    }  # fmt: skip
+    with pytest.raises(rltrain.RunFailed) as failed:
+        rltrain.train(**asked, out=str(tmp_path))
+
+    text = str(failed.value)
+    assert text.startswith("the evaluating worker failed 2 times in a row (--max-restarts 1); the last time: ")
+    assert "RuntimeError: not to be evaluated" in text
+    assert "-1" not in text.splitlines()[0]
+    (run,) = tmp_path.iterdir()
+    saved = checkpoint.load(checkpoint.find(run))
+    assert text.endswith(f"checkpoint {saved.path}")
+    assert saved.meta["exact"] is True
+    assert len(saved.state["rollout"]["units"]) == 4
+    assert len(saved.state["evaluation"]["pending"]) == 1

@@ -1,0 +1,385 @@
+"""Several learners do what one does with the whole batch, and a run does not care how many there are."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from oracles import shared
+from torch import Tensor
+from torch.testing import assert_close
+
+from rltrain import cli
+from rltrain.reporting.metrics import read
+from rltrain.storage import checkpoint
+
+ROOT = Path(__file__).parents[3]
+SIZES = (2, 3)
+PPO = "--algo ppo --env CartPole-v1 --workers 0 --streams 5 --unroll 32 --epochs 2 --minibatches 3 --widths 8,8".split()
+PPO += "--normalize-obs --normalize-return --steps 640 --eval-every 0 --preset none --json --quiet".split()
+DQN = "--algo dqn --env CartPole-v1 --workers 0 --streams 3 --unroll 4 --widths 8,8 --warmup 60 --batch 9".split()
+DQN += "--updates-per-step 0.3 --target-every 20 --prioritized --normalize-obs --steps 600 --eval-every 0".split()
+DQN += "--preset none --json --quiet".split()
+SAC = "--algo sac --env Pendulum-v1 --workers 1 --streams 2 --unroll 5 --widths 8,8 --warmup 60 --batch 8".split()
+SAC += "--updates-per-step 0.3 --steps 400 --eval-every 0 --preset none --json --quiet".split()
+IMPALA = "--algo impala --env CartPole-v1 --workers 2 --streams 4 --unroll 16 --widths 8,8 --steps 2000".split()
+IMPALA += "--eval-every 0 --preset none --json --quiet".split()
+LONG = ["--steps", "100000000"]
+
+Found = dict[str, dict[str, Tensor]]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Found]]:
+    """What each of 2 and of 3 learners has after ten shared updates, by their number."""
+    folder = tmp_path_factory.mktemp("shared")
+    found: dict[int, list[Found]] = {}
+    for size in SIZES:
+        script = str(ROOT / "tests" / "oracles" / "shared.py")
+        processes = [
+            subprocess.Popen([sys.executable, script, str(rank), str(size), str(folder)], env=environment())
+            for rank in range(size)
+        ]
+        assert [process.wait(300) for process in processes] == [0] * size
+        found[size] = [torch.load(folder / f"{rank}-of-{size}.pt") for rank in range(size)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone() -> Found:
+    """What one learner has."""
+    torch.set_default_dtype(torch.float64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return {name: shared.updated(name) for name in shared.NAMES}
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", shared.NAMES)
+def test_learners_that_share_a_batch_equal_one_that_has_all_of_it(
+    name: str, size: int, alone: Found, together: dict[int, list[Found]]
+) -> None:
+    own = {"clip_fraction_newest", "clip_fraction_oldest"}  # each learner's
+    one = {key: x for key, x in alone[name].items() if key.split()[-1] not in own}
+    priorities = [key for key in one if key.startswith("priority")]
+    for found in together[size]:
+        assert found[name].keys() >= one.keys()
+        for key in one.keys() - set(priorities):
+            near = 1e-6 if one[key].dtype == torch.float32 else 1e-10  # shares of rows are told in float32
+            a, b = found[name][key].double(), one[key].double()
+            assert_close(a, b, atol=near, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
+    for key in priorities:  # each learner has those of its rows
+        assert_close(torch.cat([found[name][key] for found in together[size]]), one[key], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn", "sac"])
+def test_they_hold_the_same_weights_to_the_bit(name: str, together: dict[int, list[Found]]) -> None:
+    first, *rest = together[3]
+    for other in rest:
+        for key, x in first[name].items():
+            if not key.startswith("priority"):
+                assert torch.equal(x, other[name][key]), key
+
+
+def test_equal_advantages_have_no_spread_however_they_lie(together: dict[int, list[Found]]) -> None:
+    for size in SIZES:
+        for found in together[size]:
+            assert found["equal"]["normalised"].tolist() == [0.0] * 7
+
+
+# --- whole runs ---
+
+
+def run(folder: Path, launch: Any, *words: str) -> dict[str, Any]:
+    folder.mkdir(exist_ok=True)
+    return launch(folder, *words, "--out", str(folder / "runs")).result
+
+
+def parts(result: dict[str, Any]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    shared.flatten(
+        checkpoint.to_tensors(checkpoint.load(Path(result["checkpoint"])).state["learner"]["parts"]), "", found
+    )
+    return found
+
+
+@pytest.mark.parametrize("words", [PPO, DQN, SAC], ids=["ppo", "dqn", "sac"])
+def test_a_run_with_two_learners_is_the_run_with_one(words: list[str], tmp_path: Path, launch: Any) -> None:
+    one, two, again = (run(tmp_path, launch, *words, "--learners", k) for k in ("1", "2", "2"))
+
+    assert two["fingerprint"] == again["fingerprint"] != one["fingerprint"]  # sums of floats in another order
+    ours = parts(two)
+    for key, x in parts(one).items():
+        assert_close(ours[key], x, atol=2e-3, rtol=1e-2, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_asynchronous_runs_have_several_learners_too(tmp_path: Path, launch: Any) -> None:
+    result = run(tmp_path, launch, *IMPALA, "--learners", "2", "--wait", "1")  # a batch may be one stream
+
+    assert result["steps"] >= 2000
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert all(line["learner/grad_norm"] > 0 for line in read(folder) if "learner/grad_norm" in line)
+
+
+def test_a_checkpoint_does_not_tell_how_many_learners_there_were(tmp_path: Path, launch: Any) -> None:
+    whole = run(tmp_path / "whole", launch, *PPO, "--learners", "2")
+    half = ["--steps", "640", "--checkpoint-every", "320"]
+    for learners in ("1", "3"):
+        folder = tmp_path / learners
+        folder.mkdir()
+        done = launch(folder, *PPO, *half, "--learners", "2", "--out", "runs", kill=("step", 4))
+        assert done.status == -signal.SIGKILL
+        (begun,) = (folder / "runs").iterdir()
+
+        resumed = launch(folder, "--resume", str(begun), "--learners", learners, "--json").result
+
+        assert resumed["steps"] == whole["steps"]
+        for key, x in parts(whole).items():
+            assert_close(parts(resumed)[key], x, atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--algo", "a3c", "--env", "CartPole-v1"], "--learners 2: the actors of a3c make its gradients"),
+        (["--algo", "qmix", "--env", "two-step"], "--learners 2: qmix does not share its updates"),
+        (["--algo", "ppo", "--env", "generations"], "ppo does not share its updates between learners where there are"),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--streams", "1"], "a batch has 1 to share (--streams)"),
+        (["--algo", "dqn", "--env", "CartPole-v1", "--batch", "1"], "a batch has 1 to share (--batch)"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert cli.main([*words, "--learners", "2", "--workers", "0", "--preset", "none"]) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+# --- learners that are lost ---
+
+
+def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rltrain.train", *words],
+        env=environment(),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until(what: Any, seconds: float = 60.0) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return list(folder.glob("runs/*/checkpoints/step-*"))
+
+
+def second_learner(pid: int) -> int:
+    """The process of a run that has a connection over TCP and is not the first: actors have pipes."""
+    (found,) = [child.pid for child in psutil.Process(pid).children(recursive=True) if child.net_connections("tcp")]
+    return found
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+def test_a_learner_that_is_lost_ends_the_run_with_a_checkpoint(signum: int, tmp_path: Path) -> None:
+    words = [*SAC, *LONG, "--learners", "2", "--checkpoint-every", "200", "--actor-timeout", "6"]
+    process = begin(tmp_path, *words)
+    try:
+        until(lambda: checkpoints(tmp_path))
+        victim = second_learner(process.pid)
+        os.kill(victim, signum)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 1
+    first, last = err.splitlines()
+    assert first.startswith("rltrain: learner 1 of 2 was lost: ")
+    assert last.startswith("checkpoint runs/")
+    assert not Path(f"/proc/{victim}").exists()
+
+    (folder,) = (tmp_path / "runs").iterdir()
+    steps = int(last.split("step-")[1].split()[0])
+    done = begin(tmp_path, "--resume", str(folder), "--learners", "1", "--steps", str(steps + 100), "--json")
+    out, err = done.communicate(timeout=60)
+    assert done.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])["steps"] >= steps + 100
+
+
+def test_of_three_the_one_that_was_lost_is_named(tmp_path: Path) -> None:
+    process = begin(tmp_path, *SAC, *LONG, "--learners", "3", "--checkpoint-every", "200")
+    try:
+        until(lambda: checkpoints(tmp_path))
+        others = [
+            child for child in psutil.Process(process.pid).children(recursive=True) if child.net_connections("tcp")
+        ]
+        max(others, key=lambda child: child.pid).kill()  # times of birth may be the same
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 1
+    assert err.splitlines()[0].startswith("rltrain: learner 2 of 3 was lost: its process was ended")
+
+
+FAULTY = """
+import rltrain
+from rltrain.algorithms.ppo import PPO
+from rltrain.algorithms.settings import PPOConfig
+
+class Mine(PPO):
+    def update(self, unrolls, progress):
+        if self.group.rank == FAULTY:
+            raise ValueError("it is mine")
+        return super().update(unrolls, progress)
+
+rltrain.register_algorithm("ppo", Mine, PPOConfig)  # under a name of ours
+if __name__ == "__main__":
+    common = dict(algo="ppo", env="CartPole-v1", workers=0, streams=4, unroll=8, preset="none", eval_every=0)
+    for _ in range(2):  # what is left behind does not stand in the way of the next one
+        try:
+            rltrain.train(learners=2, quiet=True, **common)
+        except Exception as error:
+            print(type(error).__name__, str(error).splitlines()[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"), [(0, "ValueError it is mine"), (1, "RunFailed learner 1 of 2 was lost: ValueError: it is mine")]
+)
+def test_a_fault_in_one_learner_is_told_at_once(rank: int, said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FAULTY.replace("FAULTY", str(rank)))
+
+    done = subprocess.run(
+        [sys.executable, "mine.py"], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+
+    assert done.stdout.splitlines() == [said] * 2, done.stderr
+
+
+# --- torchrun ---
+
+
+def torchrun(folder: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["--max-restarts", "1", "-m", "rltrain.train", *words]
+    return subprocess.Popen(
+        command, env=environment(), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (False, r"rltrain: learner 1 of 2 was lost: its process is gone\ncheckpoint \S+/step-(\d+)\n"),
+        (True, r"rltrain: interrupted; checkpoint \S+/step-(\d+)\n"),
+    ],
+    ids=["the first sees that the second is gone", "torchrun sees it before, and asks the first to end"],
+)
+def test_torchrun_starts_the_learners_and_starts_them_again(asked: bool, said: str, tmp_path: Path) -> None:
+    """The same command goes on with the run that it had begun, from its newest checkpoint."""
+    process = torchrun(tmp_path, *SAC, *LONG, "--max-seconds", "20", "--checkpoint-every", "200")
+    agent = psutil.Process(process.pid)
+    try:
+        until(lambda: checkpoints(tmp_path))
+        first, second = sorted(agent.children(), key=lambda child: child.environ()["RANK"])
+        agent.suspend()  # it looks ten times a second; so it is known who is first
+        (first.terminate if asked else second.kill)()
+        until(lambda: first.status() == psutil.STATUS_ZOMBIE)
+        second.kill()
+        agent.resume()
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0, err
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert len(json.loads((folder / "run.json").read_text())["commands"]) == 2
+    (saved,) = re.findall(said, err)
+    assert json.loads(out.splitlines()[-1])["steps"] > int(saved) > 0
+    steps = [line["step"] for line in read(folder)]
+    assert steps == sorted(steps)
+
+
+def test_torchrun_and_the_flag_must_not_differ(tmp_path: Path) -> None:
+    process = torchrun(tmp_path, *SAC, "--learners", "3")
+    _, err = process.communicate(timeout=120)
+
+    assert process.returncode != 0
+    assert "rltrain: --learners 3: torchrun starts 2; leave the flag out" in err
+
+
+def test_on_two_machines_all_are_started_again(tmp_path: Path) -> None:
+    """Each machine has an agent, which counts its own restarts only."""
+    port = str(free_port())
+    words = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
+    command = [sys.executable, "-m", "torch.distributed.run", *words, "--max-restarts", "2", "-m", "rltrain.train"]
+    command += [*SAC, *LONG, "--max-seconds", "15", "--checkpoint-every", "200"]
+    pipes: Any = {
+        "env": environment(),
+        "cwd": tmp_path,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
+    agents = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    try:
+        until(lambda: checkpoints(tmp_path))
+        children = {agent: psutil.Process(agent.pid).children()[0] for agent in agents}
+        (second,) = [child for child in children.values() if not child.children()]  # the first one has its actors
+        second.kill()
+        told = [agent.communicate(timeout=150) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.communicate()
+    assert [agent.returncode for agent in agents] == [0, 0], told
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert len(json.loads((folder / "run.json").read_text())["commands"]) == 2
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
+
+
+def test_help_ends_under_torchrun_too(tmp_path: Path) -> None:
+    process = torchrun(tmp_path, "--version")
+    out, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 0
+    assert out.startswith("rltrain ")

@@ -1,0 +1,79 @@
+"""The learner: what it counts, and that it stops before bad weights reach a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from oracles.acting import Bench
+
+import rltrain
+from rltrain.learner.feed import StreamFeed
+from rltrain.learner.learner import Learner
+from rltrain.storage import checkpoint
+
+
+def test_a_diverged_run_stops_and_leaves_its_good_checkpoints_alone(tmp_path: Path) -> None:
+    settings = {"algo": "ppo", "env": "probe:two-steps", "workers": 0, "out": str(tmp_path), "quiet": True}
+    with pytest.raises(rltrain.RunFailed, match=r"diverged.*smaller --lr"):
+        rltrain.train(**settings, steps=20_000, checkpoint_every=1000, eval_every=0, lr=1e20, max_grad_norm=0.0)
+    (run,) = tmp_path.iterdir()
+    for path in (run / "checkpoints").glob("step-*"):
+        parts = checkpoint.load(path).state["learner"]["parts"]["policy"]
+        assert all(abs(array).max() < float("inf") for array in parts.values() if array.size)
+
+
+class Rebinds(torch.nn.Module):
+    """A policy with a buffer that an update may put another tensor in the place of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+        self.register_buffer("seen", torch.zeros(1))
+
+
+def test_weights_are_those_of_now_whatever_an_update_did_to_their_tensors() -> None:
+    policy = Rebinds()
+    learner = Learner(SimpleNamespace(policy=policy), torch.device("cpu"))
+    learner.weights(0)
+    changes: list[Callable[[], object]] = [
+        lambda: policy.weight.data.fill_(1.0),  # in place
+        lambda: setattr(policy, "seen", policy.seen + 2.0),  # another buffer
+        lambda: setattr(policy.weight, "data", torch.full((2,), 3.0)),  # other memory
+        lambda: setattr(policy, "weight", torch.nn.Parameter(torch.full((2,), 4.0))),  # another parameter
+    ]
+    for change in changes:
+        change()
+        found = learner.weights(0).arrays
+        assert found.keys() == policy.state_dict().keys()
+        for name, tensor in policy.state_dict().items():
+            assert found[name].tolist() == tensor.tolist(), name
+
+
+def test_running_returns_see_what_is_skipped_and_begin_anew_after_what_was_dropped() -> None:
+    """Four batches a delivery, of which two are too old by then; unrolls may be shorter than the plan says."""
+    settings = {"streams": 4, "unroll": 8, "sequence": 8, "wait": 1, "max_lag": 1, "normalize_return": True}
+    bench = Bench("impala", "probe:counter", **settings)
+    learner = Learner(bench.algorithm, torch.device("cpu"), StreamFeed(torch.device("cpu"), bench.algorithm.plan))
+    scale, expected, steps = bench.policy.return_scale, np.zeros(4), 0
+    for number, rows in enumerate([5, 2, 3, 2, 2]):
+        bench.rollout._seats[0].begin(rows)
+        (unroll,) = bench.rollout.gather()
+        if number == 2:  # too old when it came: the learner never sees it
+            expected[:] = 0.0
+            continue
+        steps += unroll.steps
+        for t in range(unroll.rows):
+            summed = bench.config.gamma * expected + unroll.reward[t]
+            expected = np.where(unroll.valid[t], summed, expected)
+            expected[unroll.terminated[t] | unroll.truncated[t]] = 0.0
+        learner.step([unroll], 0.0)
+        bench.rollout.publish(learner.weights(bench.rollout.steps))
+        np.testing.assert_allclose(scale.running.numpy(), expected, rtol=1e-6)
+    assert learner.skipped == 8
+    assert learner.version == 8
+    assert scale.count == steps

@@ -1,0 +1,156 @@
+"""A run's folder: where it can be made, who uses it, and that run.json tells the run as it is now."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rltrain
+from rltrain import cli
+from rltrain.errors import ConfigError, RunFailed
+from rltrain.reporting.metrics import Metrics
+from rltrain.storage import checkpoint
+from rltrain.storage import run_folder as folder
+from rltrain.storage.run_folder import saved
+
+FLAGS = "--algo ppo --env probe:counter --workers 0 --streams 4 --unroll 16 --widths 8 --eval-every 0".split()
+FLAGS += ["--preset", "none", "--quiet"]
+
+
+def begun(tmp_path: Path, *more: str) -> Path:
+    assert cli.main([*FLAGS, "--steps", "128", "--out", str(tmp_path / "runs"), *more]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    return run
+
+
+def test_more_steps_are_remembered_by_the_next_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["rltrain", "first"])
+    run = begun(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["rltrain", "second"])
+    assert cli.main(["--resume", str(run), "--steps", "400"]) == 0
+
+    assert saved(run)["steps"] == 400
+    assert rltrain.train(resume=run).steps >= 400
+    told = json.loads((run / "run.json").read_text())
+    assert told["commands"][:2] == [["rltrain", "first"], ["rltrain", "second"]]
+    assert len(told["commands"]) == 3
+
+
+def test_a_refused_resume_leaves_run_json_alone(tmp_path: Path) -> None:
+    run = begun(tmp_path)
+    state = rltrain.load(run).path / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    before = (run / "run.json").read_bytes()
+
+    assert cli.main(["--resume", str(run), "--steps", "400"]) == 2
+
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_run_json_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path)
+    before = (run / "run.json").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFailed, match=r"run.json cannot be written: no space left on device"):
+        folder.write_run_file(run, rltrain.load(run).config, rltrain.load(run).spec)
+
+    assert (run / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("out", ["/proc/x", "a-file/runs"])
+def test_a_folder_that_cannot_be_made_is_named(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a-file").touch()
+
+    assert cli.main([*FLAGS, "--out", out]) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rltrain: --out {out}: {out}/ppo-probe-counter-s0-")
+    assert "cannot be made: no" in line
+
+
+def test_a_run_has_one_user(tmp_path: Path, capsys: Any) -> None:
+    run = begun(tmp_path)
+    capsys.readouterr()
+    text = "import sys; from pathlib import Path; from rltrain.folder import lock; held = lock(Path(sys.argv[1]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{text}; print(flush=True); sys.stdin.read()", str(run)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert cli.main(["--resume", str(run)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == f"rltrain: {run} is in use by process {other.pid}"
+        other.kill()
+
+    assert cli.main(["--resume", str(run)]) == 0, "a process that is gone uses nothing"
+    folder.lock(run)()
+    release = folder.lock(run)
+    with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}"):
+        folder.lock(run)
+    release()
+    assert not (run / folder.LOCK).exists()
+
+
+@pytest.mark.parametrize(
+    "file", ["checkpoints/step-000000000{}", "checkpoints/latest", "metrics.jsonl"], ids=lambda file: file[:15]
+)
+def test_a_full_disk_ends_the_run_and_spares_what_is_there(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    run = begun(tmp_path)
+    good = rltrain.load(run).path
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    largest = 0
+    if file == "metrics.jsonl":
+        largest = (run / file).stat().st_size + 10
+    write = checkpoint._write
+
+    def full(path: Path, data: bytes) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+        try:
+            write(path, data)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    def log(self: Any, step: int, values: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+        try:
+            logged(self, step, values)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    logged = Metrics.log
+    if file == "metrics.jsonl":
+        monkeypatch.setattr(Metrics, "log", log)
+    elif "latest" in file:
+        monkeypatch.setattr(
+            checkpoint, "_write", lambda path, data: (full if path.name == ".latest" else write)(path, data)
+        )
+    else:
+        monkeypatch.setattr(checkpoint, "_write", full)
+
+    assert cli.main(["--resume", str(run), "--steps", "400"]) == 1
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rltrain: {run / file.partition('{')[0]}"), line
+    assert line.endswith("cannot be written: file too large"), line
+    monkeypatch.undo()
+    assert rltrain.load(run).path == good or file == "metrics.jsonl"  # that came after a checkpoint
+    assert not list(run.glob("checkpoints/.writing*"))
+    assert rltrain.train(resume=run).steps >= 400

@@ -1,0 +1,220 @@
+"""Rows of our networks have the same bits at every width; a policy whose rows have not is found, and cut up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracles.faulty import config_of
+
+from rltrain.algorithms.networks.mlp import BIG
+from rltrain.algorithms.protocol import Act, StreamPlan
+from rltrain.config.load import load
+from rltrain.envs.make import look, resolve
+from rltrain.envs.spec import EnvSpec
+from rltrain.learner.algorithm import make_policy
+from rltrain.rollout.actor.batch_invariance import InBlocks, rows_agree, rows_move
+from rltrain.setup.environment import world
+from rltrain.setup.rollout import rollout_plan
+from rltrain.system.torch_setup import one_thread
+
+ENVS = ["CartPole-v1", "probe:multi-discrete", "probe:multi-binary", "probe:box", "probe:box3", "probe:masked"]
+
+
+@pytest.mark.parametrize(
+    ("env", "memory"),
+    [
+        *((env, memory) for env in [*ENVS, "probe:dict", "probe:image"] for memory in ("none", "gru")),
+        ("CartPole-v1", "lstm"),
+    ],
+)
+def test_our_networks_agree(env: str, memory: str) -> None:
+    config = config_of(env, streams=100, memory=memory, sequence=4, normalize_obs=True)
+    spec = look(resolve(env), 0)
+    policy = make_policy(config, spec)()
+    assert all(rows_agree(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
+    assert all(rows_move(policy, spec, streams) for streams in (1, 17, 100))
+
+
+@pytest.mark.parametrize("torso", ["nature", "impala"])
+def test_networks_of_atari_agree(torso: str) -> None:
+    """Wide layers that lie in memory as few rows want them, and a value that is told with the action."""
+    given = {"torso": torso, "shared_torso": True, "widths": []}
+    config = load({"algo": "ppo", "env": "ALE/Pong-v5", "preset": "none", "streams": 32, **given})
+    spec = look(resolve("ALE/Pong-v5"), 0)
+    policy = rollout_plan(config, world(config), StreamPlan(8)).make_policy()
+    wide = [x for x in policy.parameters() if x.ndim == 2 and x.numel() >= BIG]
+
+    assert len(wide) == 1
+    assert all(x.t().is_contiguous() for x in wide)
+    assert policy.tells_value
+    with one_thread():
+        assert all(rows_agree(policy, spec, streams) for streams in (17, 32))
+        assert all(rows_move(policy, spec, streams) for streams in (1, 17))
+
+
+REPLAYS: list[tuple[str, str, dict[str, Any]]] = [
+    ("dqn", "CartPole-v1", {}),
+    ("dqn", "probe:masked", {"dueling": True, "normalize_obs": True, "epsilon_per_stream": True}),
+    ("dqn", "probe:image", {"atoms": 51, "noisy": True}),
+    ("dqn", "CartPole-v1", {"atoms": 51, "dueling": True, "activation": "tanh"}),
+    ("sac", "CartPole-v1", {"normalize_obs": True}),
+    ("sac", "probe:image", {}),
+    ("sac", "probe:box3", {}),
+    ("td3", "probe:box3", {"normalize_obs": True}),
+    ("ddpg", "probe:box3", {"noise_kind": "ou"}),
+]
+
+
+@pytest.mark.parametrize(("algo", "env", "given"), REPLAYS)
+def test_our_networks_that_learn_from_a_replay_agree(algo: str, env: str, given: dict[str, Any]) -> None:
+    policy, spec = replaying(algo, env, **given)
+    assert all(rows_agree(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
+    assert all(rows_move(policy, spec, streams) for streams in (1, 17, 100))
+
+
+def replaying(algo: str, env: str, **given: Any) -> tuple[Any, EnvSpec]:
+    config = load({"algo": algo, "env": env, "preset": "none", "streams": 512, **given})
+    spec = look(resolve(env), 0)
+    return make_policy(config, spec)(), spec
+
+
+@pytest.mark.parametrize("algo", ["dqn", "sac"])
+def test_bits_that_change_no_choice_are_found(algo: str) -> None:
+    """Of values that differ by 1e-7 the same one is the highest, mostly: then no action tells."""
+    policy, spec = replaying(algo, "CartPole-v1")
+    inner = policy.net if algo == "dqn" else policy.actor.dense
+    name = "forward" if algo == "dqn" else "rows"
+    real = getattr(inner, name)
+    assert rows_agree(policy, spec, 33)
+
+    def mixed(*args: Any) -> Any:
+        out = real(*args)
+        return out + 1e-6 * len(out)
+
+    setattr(inner, name, mixed)
+    assert not rows_agree(policy, spec, 33)
+    assert rows_agree(InBlocks(policy), spec, 33)
+
+
+@pytest.mark.parametrize("algo", ["maddpg", "ppo"])
+def test_rows_that_depend_on_where_they_stand_are_computed_alone(algo: str) -> None:
+    """Three agents are three rows for each stream. Layers of 64 do not mind; those of 8 do, on some processors."""
+    policy, spec = replaying(algo, "spread", widths=(64, 64))
+    assert rows_move(policy, spec, 16)
+    real = policy.act
+
+    def leans(*args: Any) -> Act:
+        act = real(*args)
+        where = torch.arange(len(act.action)).view(-1, *(1,) * (act.action.ndim - 1))
+        return Act(act.action + 1e-6 * where, act.extras, act.core)
+
+    policy.act = leans
+    assert not rows_move(policy, spec, 16)
+    assert rows_move(InBlocks(policy, alone=True), spec, 16)
+
+
+class Mixed:
+    """A policy that the rows of a batch talk through, as with batch statistics."""
+
+    def __init__(self, policy: Any, what: str) -> None:
+        self._policy, self._what = policy, what
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def act(self, obs: Any, core: Any, action_mask: Any, noise: Any, explore: bool) -> Act:
+        if self._what == "obs":
+            obs = obs - obs.mean(0)
+        act: Act = self._policy.act(obs, core, action_mask, noise, explore)
+        if self._what == "extras" and explore:  # without it there are none
+            return act._replace(extras={"head": act.extras["head"] + 1e-7 * len(noise)})
+        if self._what == "core":
+            return act._replace(core=act.core + 1e-7 * len(noise))
+        return act
+
+
+class Narrowed(Mixed):
+    """A policy that errs when it is told to look at few rows."""
+
+    few = False
+
+    def narrow(self, rows: int | None) -> None:
+        self.few = rows is not None and rows < 16
+
+    def act(self, obs: Any, core: Any, action_mask: Any, noise: Any, explore: bool) -> Act:
+        act: Act = self._policy.act(obs, core, action_mask, noise, explore)
+        return act._replace(action=1 - act.action) if self.few else act
+
+
+def test_few_rows_must_agree_too() -> None:
+    config = config_of("CartPole-v1")
+    spec = look(resolve("CartPole-v1"), 0)
+    policy = make_policy(config, spec)()
+    assert not rows_agree(Narrowed(policy, ""), spec, 33)
+    blocks = InBlocks(Narrowed(policy, ""))
+    blocks.narrow(3)
+    assert rows_agree(blocks, spec, 33)
+
+
+@pytest.mark.parametrize("what", ["obs", "extras", "core"])
+def test_a_policy_whose_rows_depend_on_the_batch_is_found(what: str) -> None:
+    config = config_of("CartPole-v1", memory="gru", sequence=4)
+    spec = look(resolve("CartPole-v1"), 0)
+    policy = make_policy(config, spec)()
+    assert rows_agree(policy, spec, 33)
+    assert not rows_agree(Mixed(policy, what), spec, 33)
+    assert rows_agree(InBlocks(Mixed(policy, what)), spec, 33)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "probe:dict", "probe:masked"])
+def test_blocks_are_the_same_policy(env: str) -> None:
+    config = config_of(env, memory="gru", sequence=4)
+    here = world(config)
+    policy = make_policy(config, here.spec)()
+    rng = np.random.default_rng(0)
+    from rltrain.rollout.buffers import obs_arrays
+    from rltrain.rollout.tree import tree_map
+
+    obs = tree_map(lambda a: torch.from_numpy(a[0]), obs_arrays(here.spec, 1, 48))
+    core = torch.from_numpy(rng.standard_normal((48, policy.core_size), np.float32))
+    noise = torch.from_numpy(rng.standard_normal((48, policy.noise.columns), np.float32))
+    mask = torch.ones(48, here.spec.action.mask_size, dtype=torch.bool) if here.spec.action_mask else None
+    with torch.inference_mode():
+        whole = policy.act(obs, core, mask, noise, True)
+        parts = InBlocks(policy).act(obs, core, mask, noise, True)
+    assert torch.equal(whole.action, parts.action)
+    assert torch.equal(whole.extras["head"], parts.extras["head"])
+    assert torch.equal(whole.core, parts.core)
+
+
+def test_a_run_cuts_such_a_policy_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rltrain.algorithms.on_policy import actor_critic as policies
+    from rltrain.setup import rollout as setup
+
+    config = config_of("CartPole-v1", streams=20)
+    here = world(config)
+    assert not isinstance(rollout_plan(config, here, StreamPlan(8)).make_policy(), InBlocks)
+    monkeypatch.setattr(setup, "policy_factory", lambda name: lambda *a: Mixed(policies.ActorCritic(*a), "obs"))
+    assert isinstance(rollout_plan(config, here, StreamPlan(8)).make_policy(), InBlocks)
+
+
+def test_a_run_looks_at_rows_as_actors_compute_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one thread, however many the learner has: more may cut sums in other ways for other widths."""
+    from rltrain.setup import rollout as setup
+
+    threads, before = list[int](), torch.get_num_threads()
+    for name in ("rows_agree", "rows_move"):
+        real = getattr(setup, name)
+        told = lambda *words, real=real: (threads.append(torch.get_num_threads()), real(*words))[1]  # noqa: E731
+        monkeypatch.setattr(setup, name, told)
+    config = config_of("CartPole-v1", streams=20)
+    torch.set_num_threads(2)
+    try:
+        rollout_plan(config, world(config), StreamPlan(8))
+        assert threads == [1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
