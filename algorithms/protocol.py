@@ -144,7 +144,7 @@ class ReplayPlan:
     overlap: bool = False  # whether actors go on while the learner learns
 
 
-Plan = StreamPlan | GradientPlan | ReplayPlan
+DataPlan = StreamPlan | GradientPlan | ReplayPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Algorithm(Protocol):
     """
 
     policy: Any  # Policy
-    plan: Plan
+    plan: DataPlan
 
     def update(self, batch: Any, progress: float) -> Update: ...  # Trajectory, Gradients or Transition, as `plan` asks
 

@@ -18,8 +18,8 @@ POLICIES: dict[str, str | PolicyFactory] = {  # a factory, or "module:name", imp
     "deterministic": "rltrain.algorithms.off_policy.continuous_policy:Deterministic",
     "q": "rltrain.algorithms.off_policy.q_policy:QPolicy",
     "soft": "rltrain.algorithms.off_policy.continuous_policy:soft",
-    "team_actors": "rltrain.algorithms.multi_agent.maddpg_policy:TeamActors",
-    "team_q": "rltrain.algorithms.multi_agent.q_policy:TeamQPolicy",
+    "team_actors": "rltrain.algorithms.multi_agent.maddpg_policy:MADDPGPolicy",
+    "team_q": "rltrain.algorithms.multi_agent.q_policy:MultiAgentQPolicy",
 }
 
 

@@ -124,9 +124,9 @@ def serial(
     """Streams stepped one after the other, of one agent or of several."""
     if not spec.groups:
         return SerialVectorEnv(make, spec, streams, seeds, way)
-    from rltrain.envs.vector.serial_multi import TeamVectorEnv
+    from rltrain.envs.vector.serial_multi import SerialMultiVectorEnv
 
-    return TeamVectorEnv(make, spec, streams, seeds, way)
+    return SerialMultiVectorEnv(make, spec, streams, seeds, way)
 
 
 def make_env(env: str | Callable[..., Any], **env_args: Any) -> gymnasium.Env[Any, Any]:

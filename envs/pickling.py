@@ -24,8 +24,8 @@ from rltrain.envs.source import EnvSource, load_entry
 OURS = "rltrain"
 
 
-def carried(source: EnvSource) -> EnvSource:
-    """The same environment, in a form that needs no file of the user's where it is unpickled within `carrying`."""
+def self_contained(source: EnvSource) -> EnvSource:
+    """The same environment, in a form that, pickled within `pickled_by_value`, needs no file of the user's."""
     if not isinstance(source.target, str):
         return source
     found = source.found()
@@ -64,7 +64,7 @@ def modules_of(thing: Any) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def carrying(modules: Iterable[str]) -> Iterator[None]:
+def pickled_by_value(modules: Iterable[str]) -> Iterator[None]:
     """While what they define is pickled by value."""
     known = set(cloudpickle.list_registry_pickle_by_value())
     mine = [sys.modules[name] for name in modules if name in sys.modules and name not in {*known, "__main__"}]

@@ -27,7 +27,7 @@ from rltrain.envs.errors import EnvError, EnvFault
 from rltrain.envs.suites import atari
 from rltrain.envs.suites import envpool as pool
 from rltrain.envs.suites import pettingzoo as zoo
-from rltrain.envs.suites.mujoco_log import quieten_mujoco
+from rltrain.envs.suites.mujoco_log import filter_mujoco_log
 
 if TYPE_CHECKING:
     from rltrain.envs.multi_agent.joint_spaces import Share
@@ -84,16 +84,16 @@ class EnvSource:
             taken = {**spec.kwargs, **{key: value for key, value in self.kwargs.items() if key not in OF_GYM}}
             creator = self._guard(lambda: entry if callable(entry) else load_entry(str(entry)), found)
             self._check_arguments(creator, taken)
-            quieten_mujoco()
+            filter_mujoco_log()
             env = self._guard(lambda: gymnasium.make(found, **{"disable_env_checker": True, **self.kwargs}), found)
         else:
             self._check_arguments(found, self.kwargs)
-            quieten_mujoco()
+            filter_mujoco_log()
             env = self._guard(lambda: found(**self.kwargs), "")
         if not isinstance(env, gymnasium.Env) or isinstance(getattr(env, "action_space", None), Tuple):
-            from rltrain.envs.multi_agent.joint_env import team
+            from rltrain.envs.multi_agent.joint_env import as_joint_env
 
-            env = self._guard(lambda: team(env, self.name, self.share), "")
+            env = self._guard(lambda: as_joint_env(env, self.name, self.share), "")
         elif not isinstance(self.share, str):
             raise EnvError(f"{self.name} has one agent, so that share cannot name the policies of several")
         made: Env = env

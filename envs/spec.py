@@ -55,7 +55,7 @@ class ActionSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class AgentGroup:
     """Agents with equal spaces that share a policy. They lie side by side on the axis of agents."""
 
     name: str
@@ -78,7 +78,7 @@ class EnvSpec:
     action: ActionSpec
     action_mask: bool = False
     max_steps: int | None = None
-    groups: tuple[Group, ...] = ()  # of several agents; (): there is one agent, and no axis N
+    groups: tuple[AgentGroup, ...] = ()  # of several agents; (): there is one agent, and no axis N
     state_shape: tuple[int, ...] | None = None  # of what only training sees; None: the environment tells no such thing
     turns: bool = False  # agents act one after the other, a step each
 
@@ -96,7 +96,7 @@ class EnvSpec:
         """The axes that rewards and ends have behind B: (N,), or () for one agent."""
         return (len(self.agents),) if self.groups else ()
 
-    def beside(self) -> dict[str, tuple[tuple[int, ...], str]]:
+    def optional_fields(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of what lies beside each observation of a stream, those of `BESIDE` that there are."""
         found: dict[str, tuple[tuple[int, ...], str]] = {}
         if self.action_mask:
@@ -109,7 +109,7 @@ class EnvSpec:
             found["state"] = self.state_shape, "float32"
         return found
 
-    def alone(self, group: Group) -> EnvSpec:
+    def alone(self, group: AgentGroup) -> EnvSpec:
         """What one agent of a group sees and does."""
         return replace(self, obs=group.obs, action=group.action, groups=(), state_shape=None, turns=False)
 
@@ -180,7 +180,7 @@ def from_json(data: dict[str, Any]) -> EnvSpec:
         action_mask=data["action_mask"],
         max_steps=data["max_steps"],
         groups=tuple(
-            Group(one["name"], tuple(one["agents"]), obs(one["obs"]), ActionSpec(**fields(one["action"])))
+            AgentGroup(one["name"], tuple(one["agents"]), obs(one["obs"]), ActionSpec(**fields(one["action"])))
             for one in data.get("groups", ())
         ),
         state_shape=None if data.get("state_shape") is None else tuple(data["state_shape"]),

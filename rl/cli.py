@@ -24,7 +24,7 @@ from rltrain.errors import CheckpointError, ConfigError, Interrupted, LearnerLos
 from rltrain.reporting.console import say
 from rltrain.storage.run_folder import begun, saved
 from rltrain.system.signals import held, sigterm_stops
-from rltrain.system.torchrun import Place, place
+from rltrain.system.torchrun import Rank, current_rank
 
 if TYPE_CHECKING:
     from rltrain.evaluation.evaluate import Evaluation
@@ -57,22 +57,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Of the processes that torchrun starts only the first does what the flags say; the others help it to learn.
     """
-    here = place()
+    here = current_rank()
     if here is not None and here.rank > 0:
         return _help(here)
     return _guarded("rltrain", lambda: _train(list(sys.argv[1:] if argv is None else argv)))
 
 
-def _help(here: Place) -> int:
+def _help(here: Rank) -> int:
     """A learner that is not the first, until that ends; it has nothing to say, since the first one says all."""
     if {"-h", "--help", "--version"} & set(sys.argv[1:]):
         return 0
     for number in (signal.SIGINT, signal.SIGTERM):  # the first one ends in good order, and says when
         signal.signal(number, signal.SIG_IGN)
-    from rltrain.learner.data_parallel import Second
+    from rltrain.learner.data_parallel import LearnerRank
 
     try:
-        Second(here, None).serve()
+        LearnerRank(here, None).serve()
     except (ConfigError, EnvError, LearnerLost) as error:
         say(f"rltrain: learner {here.rank} of {here.size}: {error}", sys.stderr)
         return ConfigError.status if isinstance(error, ConfigError) else RunFailed.status
@@ -111,7 +111,7 @@ def _guarded(command: str, work: Callable[[], None]) -> int:
 
 def _train(argv: list[str]) -> None:
     config, resume = _with_all(*parse(argv))
-    if config.backend != "local" or (config.learners > 1 and place() is None):
+    if config.backend != "local" or (config.learners > 1 and current_rank() is None):
         from rltrain.rollout.workers.fork_server import start_fork_server
 
         start_fork_server(list(PRELOAD))  # imports torch beside us, while we do too
@@ -128,7 +128,7 @@ def _train(argv: list[str]) -> None:
 
 def _with_all(config: RunConfig, resume: Path | None) -> tuple[RunConfig, Path | None]:
     """The run with as many learners as torchrun started; after a restart by it, the run that it had begun."""
-    here = place()
+    here = current_rank()
     if here is None:
         return config, resume
     if config.learners not in (1, here.size) and resume is None:

@@ -25,13 +25,13 @@ from rltrain.reporting.metrics import Metrics, Window
 from rltrain.reporting.report import Report
 from rltrain.rollout.replay.ring import NoStack
 from rltrain.rollout.scheduler import Failed
-from rltrain.rollout.specs import RolloutPlan
+from rltrain.rollout.specs import RolloutSpec
 from rltrain.rollout.types import Episode, Trajectory, Weights
 from rltrain.rollout.workers.handle import ActorLost, ClusterLost
 from rltrain.self_play import SelfPlay
 from rltrain.setup.cluster import open_cluster, remarks
 from rltrain.setup.environment import World, world
-from rltrain.setup.learner import several
+from rltrain.setup.learner import learner_group
 from rltrain.setup.offline import fill
 from rltrain.setup.replay import make_feed, recording_of, room_for
 from rltrain.setup.rollout import open_rollout, rollout_plan
@@ -136,7 +136,9 @@ class Run:
         config, files = self.config, self.folder / ROWS
         self._parts.callback(shutil.rmtree, files, ignore_errors=True)
         feed = make_feed(config, self.spec, algorithm.plan, files if config.replay_on_disk else None, recording)
-        self.learner = Learner(algorithm, torch_device(config.device), feed, several(config, self.spec, algorithm))
+        self.learner = Learner(
+            algorithm, torch_device(config.device), feed, learner_group(config, self.spec, algorithm)
+        )
         self._parts.callback(self.learner.close)
         if saved is None:
             return [] if recording is None else [fill(self.learner, recording, torch_device(config.device))]
@@ -146,7 +148,7 @@ class Run:
             feed.load(saved.state.get("feed", {}), blocks)
         return []
 
-    def _open(self, plan: RolloutPlan, here: World, saved: Checkpoint | None) -> None:
+    def _open(self, plan: RolloutSpec, here: World, saved: Checkpoint | None) -> None:
         """Start the actors and the evaluating worker; bring back what was saved."""
         config = self.config
         self.rollout = open_rollout(config, plan, self.learner.weights(0), self._restarted)
@@ -188,7 +190,7 @@ class Run:
         """Share of the run that is done, for schedules."""
         return min(self.rollout.steps / self.config.steps, 1.0)
 
-    def goes_on(self) -> bool:
+    def continues(self) -> bool:
         """Whether another round of acting and learning is wanted."""
         if self.rollout.steps >= self.config.steps:
             self.stopped = self.stopped or "steps"

@@ -30,7 +30,7 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
         config = load(settings) if resume is None else _reload(resume, settings)
     with open_run(config, resume) as run:  # folder, seeds, metrics, actors
         learner, rollout, plan = run.learner, run.rollout, run.learner.algorithm.plan
-        while run.goes_on():
+        while run.continues():
             progress = run.progress
             rollout.start()  # every idle actor begins an unroll
             unrolls = rollout.gather(plan.wait)  # from all of them, or from the first ones

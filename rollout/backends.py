@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rltrain.rollout.actor.actor import Actor, Build, Links
-from rltrain.rollout.frame_stacks import shown
-from rltrain.rollout.inference.supervisor import Central
+from rltrain.rollout.frame_stacks import decompressed
+from rltrain.rollout.inference.supervisor import InferenceSupervisor
 from rltrain.rollout.shared_memory.memory import SharedMemory
-from rltrain.rollout.shared_memory.observations import Slots
+from rltrain.rollout.shared_memory.observations import ObservationSlots
 from rltrain.rollout.shared_memory.weights import WeightsBoard
-from rltrain.rollout.specs import ActorJob, RolloutPlan
+from rltrain.rollout.specs import ActorJob, RolloutSpec
 from rltrain.rollout.types import Trajectory, Weights
 from rltrain.rollout.workers.handle import ActorLost, Handle
 from rltrain.rollout.workers.in_process import LocalHandle
@@ -25,7 +25,7 @@ class Backend(Protocol):
     def start(self) -> None:
         """Be ready for actors. Raises ClusterLost if that cannot be."""
 
-    def open(self, job: ActorJob, central: Central | None) -> Handle:
+    def open(self, job: ActorJob, central: InferenceSupervisor | None) -> Handle:
         """Start an actor. Raises ActorLost, NoNode or ClusterLost if that cannot be."""
 
     def whole(self, worker: int, answer: Any) -> Any:
@@ -53,17 +53,17 @@ class Backend(Protocol):
 class Here:
     """This machine. Actors read weights, and leave big observations, in memory that is shared with them."""
 
-    def __init__(self, plan: RolloutPlan, local: bool, weights: Weights, life: SharedMemory) -> None:
+    def __init__(self, plan: RolloutSpec, local: bool, weights: Weights, life: SharedMemory) -> None:
         self._local, self._life = local, life
         self.board = WeightsBoard(weights.arrays)
         self.board.publish(weights)
         self._pool = [WeightsBoard(weights.arrays) for _ in range(0 if plan.pool is None else plan.pool.size)]
-        self._slots = Slots(plan.spec, plan.unroll)
+        self._slots = ObservationSlots(plan.spec, plan.unroll)
 
     def start(self) -> None:
         """It is."""
 
-    def open(self, job: ActorJob, central: Central | None) -> Handle:
+    def open(self, job: ActorJob, central: InferenceSupervisor | None) -> Handle:
         if self._local:
             links = Links(self.board.memory, self._life, pool=[board.memory for board in self._pool])
             return LocalHandle(job.worker, lambda: Actor(job, links))
@@ -105,24 +105,24 @@ class Here:
 class Elsewhere:
     """The machines of a cluster, which outlives the rollout."""
 
-    def __init__(self, plan: RolloutPlan, cluster: Cluster, weights: Weights, life: SharedMemory) -> None:
+    def __init__(self, plan: RolloutSpec, cluster: Cluster, weights: Weights, life: SharedMemory) -> None:
         self._plan, self._cluster, self._weights, self._life = plan, cluster, weights, life
 
     def start(self) -> None:
-        from rltrain.rollout.cluster.node import Terms
+        from rltrain.rollout.cluster.node import NodeConfig
 
         plan = self._plan
         pool = 0 if plan.pool is None else plan.pool.size
-        terms = Terms(plan.spec, plan.unroll, max(plan.workers, 1), self._weights, pool, plan.preload)
+        terms = NodeConfig(plan.spec, plan.unroll, max(plan.workers, 1), self._weights, pool, plan.preload)
         strict = plan.credits == 1 or plan.deterministic
         self._cluster.begin(terms, self._life, strict, hurry=plan.deterministic, modules=plan.modules)
 
-    def open(self, job: ActorJob, central: Central | None) -> Handle:
+    def open(self, job: ActorJob, central: InferenceSupervisor | None) -> Handle:
         return self._cluster.open(job)
 
     def whole(self, worker: int, answer: Any) -> Any:
         unroll = answer[0]
-        return shown(unroll) if isinstance(unroll, Trajectory) else unroll
+        return decompressed(unroll) if isinstance(unroll, Trajectory) else unroll
 
     def publish(self, weights: Weights) -> None:
         self._cluster.publish(weights)

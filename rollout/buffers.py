@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.vector.unroll_rows import Rows
+from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.tree import Tree
 
 WIDTH = 16  # a network's row has the same bits in every batch whose width is a multiple of this
@@ -32,20 +32,20 @@ def obs_arrays(spec: EnvSpec, rows: int, width: int) -> Tree:
     return node(spec.obs)
 
 
-def empty_rows(spec: EnvSpec, unroll: int, streams: int, obs: Tree | None = None) -> Rows:
+def empty_rows(spec: EnvSpec, unroll: int, streams: int, obs: Tree | None = None) -> UnrollBuffer:
     """Arrays for an unroll of `unroll` rows, as wide as `padded(streams)`. Masks begin as all legal."""
     width, each = padded(streams), spec.each
     beside: dict[str, Any] = {
         name: np.full((unroll + 1, width, *shape), name == "action_mask", dtype)
-        for name, (shape, dtype) in spec.beside().items()
+        for name, (shape, dtype) in spec.optional_fields().items()
     }
-    return Rows(
+    return UnrollBuffer(
         obs=obs_arrays(spec, unroll + 1, width) if obs is None else obs,
         reward=np.zeros((unroll, width, *each), np.float32),
         terminated=np.zeros((unroll, width, *each), bool),
         truncated=np.zeros((unroll, width, *each), bool),
         first=np.zeros((unroll + 1, width), bool),
-        goes_on=np.zeros((unroll, width), bool),
+        episode_continues=np.zeros((unroll, width), bool),
         **{"action_mask": None, **beside},
     )
 

@@ -13,7 +13,7 @@ from rltrain.rollout.types import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class Film:
+class CompressedFrames:
     """The stacks [T+1, B, k, *frame] of an unroll, as single frames."""
 
     newest: np.ndarray  # [T+1, B, *frame]
@@ -63,22 +63,22 @@ def has_stacks(spec: EnvSpec) -> bool:
     return any(leaf.stack for leaf in leaves(spec.obs))
 
 
-def filmed(unroll: Trajectory, spec: EnvSpec) -> Trajectory:
-    """The same with a `Film` for stacks of frames; what is none in spite of its name stays as it is."""
+def compressed(unroll: Trajectory, spec: EnvSpec) -> Trajectory:
+    """The same with a `CompressedFrames` for stacks of frames; what is none in spite of its name stays as it is."""
 
     def film(leaf: Leaf, array: np.ndarray) -> Any:
         if not leaf.stack or not are_stacks(leaf, array, unroll.first):
             return array
         older = np.ascontiguousarray(array[0, :, :-1].swapaxes(0, 1))
-        return Film(np.ascontiguousarray(array[:, :, -1]), older, leaf.padding)
+        return CompressedFrames(np.ascontiguousarray(array[:, :, -1]), older, leaf.padding)
 
     return replace(unroll, obs=tree_map(film, spec.obs, unroll.obs))
 
 
-def shown(unroll: Trajectory) -> Trajectory:
-    """The inverse of `filmed`."""
+def decompressed(unroll: Trajectory) -> Trajectory:
+    """The inverse of `compressed`."""
 
     def show(leaf: Any) -> Any:
-        return leaf.stacks(unroll.first) if isinstance(leaf, Film) else leaf
+        return leaf.stacks(unroll.first) if isinstance(leaf, CompressedFrames) else leaf
 
     return replace(unroll, obs=tree_map(show, unroll.obs))

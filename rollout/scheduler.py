@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 
 from rltrain.rollout.backends import Backend, Elsewhere, Here
-from rltrain.rollout.inference.supervisor import Central
-from rltrain.rollout.shared_memory.heartbeat import LIFE, Life
+from rltrain.rollout.inference.supervisor import InferenceSupervisor
+from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT, Heartbeat
 from rltrain.rollout.shared_memory.memory import SharedMemory
-from rltrain.rollout.specs import ActorJob, RolloutPlan
-from rltrain.rollout.supervision import Guard, Seat, length
+from rltrain.rollout.specs import ActorJob, RolloutSpec
+from rltrain.rollout.supervision import Guard, SupervisedActor, length
 from rltrain.rollout.types import Episode, Trajectory, Weights
 from rltrain.rollout.workers.handle import ActorLost, NoNode
 
@@ -37,7 +37,7 @@ class Rollout:
         on_restart: told the text of each failure that is answered with a restart.
     """
 
-    def __init__(self, plan: RolloutPlan, weights: Weights, on_restart: Callable[[ActorLost], None]) -> None:
+    def __init__(self, plan: RolloutSpec, weights: Weights, on_restart: Callable[[ActorLost], None]) -> None:
         self.plan = plan
         self.steps = 0
         self.restarts = 0
@@ -51,7 +51,7 @@ class Rollout:
         seats = max(plan.workers, 1)
         self._local = plan.backend == "local" or plan.workers == 0
         self._credits = 1 if self._local else plan.credits
-        self._life = SharedMemory(8 * LIFE * seats)
+        self._life = SharedMemory(8 * HEARTBEAT * seats)
         self._turn = 0  # whose unroll is taken next, where they take turns
         self._lags: list[int] = []  # of unrolls taken since they were last told
         self._looked = 0.0  # when actors were last looked after
@@ -59,10 +59,12 @@ class Rollout:
         self._published = weights.version, weights.step
         shares = np.array_split(np.arange(len(plan.units)), seats)
         self._seats = [
-            Seat(worker, tuple(stream for unit in share for stream in plan.units[unit]), Life(self._life, worker))
+            SupervisedActor(
+                worker, tuple(stream for unit in share for stream in plan.units[unit]), Heartbeat(self._life, worker)
+            )
             for worker, share in enumerate(shares)
         ]
-        self._central: Central | None = None
+        self._central: InferenceSupervisor | None = None
         self._guard = Guard(self._answer_seconds)
         here = Here(plan, self._local, weights, self._life) if plan.cluster is None else None
         self._backend: Backend = here or Elsewhere(plan, plan.cluster, weights, self._life)
@@ -70,7 +72,7 @@ class Rollout:
             self._backend.start()
             if plan.inference is not None and here is not None:
                 counts = tuple(len(seat.streams) for seat in self._seats)
-                self._central = Central(plan, counts, here.board, self._count)
+                self._central = InferenceSupervisor(plan, counts, here.board, self._count)
             for seat in self._seats:
                 self._open(seat)
         except BaseException:
@@ -214,7 +216,7 @@ class Rollout:
 
     # --- the parts ---
 
-    def _job(self, seat: Seat) -> ActorJob:
+    def _job(self, seat: SupervisedActor) -> ActorJob:
         plan, streams = self.plan, list(seat.streams)
         return ActorJob(
             worker=seat.worker,
@@ -233,7 +235,7 @@ class Rollout:
             inference=plan.inference,
         )
 
-    def _open(self, seat: Seat) -> bool:
+    def _open(self, seat: SupervisedActor) -> bool:
         """Put an actor on the seat; nobody yet, and False, while there is no machine for one."""
         try:
             seat.taken(self._backend.open(self._job(seat), self._central))
@@ -241,18 +243,18 @@ class Rollout:
             seat.handle, seat.restart_at = None, time.monotonic() + POLL
         return seat.handle is not None
 
-    def _reopen(self, seat: Seat) -> None:
+    def _reopen(self, seat: SupervisedActor) -> None:
         if seat.handle is not None:
             seat.handle.close()
         self._open(seat)
 
-    def _move(self, seat: Seat) -> None:
+    def _move(self, seat: SupervisedActor) -> None:
         """Let its actor go on, where it stands, on a machine that has more room."""
         units = self._ask(seat, "state")
         self._reopen(seat)
         self._ask(seat, "load", units)
 
-    def _begin(self, seat: Seat) -> None:
+    def _begin(self, seat: SupervisedActor) -> None:
         plan = self.plan
         seat.begin(length(seat, self._seats, plan.unroll) if plan.shorten else None)
 
@@ -314,7 +316,7 @@ class Rollout:
         self.seconds += time.perf_counter() - began
         return unrolls
 
-    def _ready(self) -> list[Seat]:
+    def _ready(self) -> list[SupervisedActor]:
         """Seats with an answer, after waiting for one at most POLL seconds; hung actors are killed here."""
         now = time.monotonic()
         self._backend.check()
@@ -342,13 +344,13 @@ class Rollout:
                     self._watch(seat)
         return sorted(ready, key=lambda seat: seat.begun[0])
 
-    def _whose_turn(self, busy: list[Seat]) -> list[Seat]:
+    def _whose_turn(self, busy: list[SupervisedActor]) -> list[SupervisedActor]:
         """The one whose unroll is to be taken next; nobody while it is being replaced."""
         seats = self._seats[self._turn :] + self._seats[: self._turn]
         seat = next((seat for seat in seats if seat.busy or seat.handle is None), None)
         return [seat] if seat in busy and seat is not None else []
 
-    def _watch(self, seat: Seat) -> None:
+    def _watch(self, seat: SupervisedActor) -> None:
         """End an actor that makes no progress; while one waits for the server, that is who must make some."""
         if self._central is not None and self._central.owes(seat.worker):
             seat.seen = time.monotonic()
@@ -356,7 +358,7 @@ class Rollout:
         else:
             seat.watch(self.plan.actor_timeout)
 
-    def _lost(self, seat: Seat, lost: ActorLost) -> None:
+    def _lost(self, seat: SupervisedActor, lost: ActorLost) -> None:
         """Its streams start anew, as their next incarnation."""
         self._backend.check()  # what is lost may be more than an actor
         self.incarnations[list(seat.streams)] += 1
@@ -374,7 +376,7 @@ class Rollout:
         self.restarts += 1
         self._on_restart(lost)
 
-    def _ask(self, seat: Seat, method: str, *args: Any) -> Any:
+    def _ask(self, seat: SupervisedActor, method: str, *args: Any) -> Any:
         """One call outside unrolls, on an actor that is replaced as often as it takes."""
         while True:
             try:

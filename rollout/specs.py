@@ -27,7 +27,7 @@ class Inference:
 
 
 @dataclass(frozen=True)
-class RolloutPlan:
+class RolloutSpec:
     """What a rollout is made from. `units` are what cannot be split between actors: streams, or blocks of them."""
 
     spec: EnvSpec
@@ -46,7 +46,7 @@ class RolloutPlan:
     shorten: bool = False  # whether an actor that is many times slower than the others is given shorter unrolls
     deterministic: bool = False  # unrolls are taken in turns, and weights are published when all have read theirs
     reduce: Callable[[Any, Trajectory], Any] | None = None  # what actors make of their unrolls: see `ActorJob`
-    pool: Pool | None = None  # of past policies, as opponents
+    pool: OpponentPool | None = None  # of past policies, as opponents
     inference: Inference | None = None  # a server decides for all actors with such a policy; None: each has its own
     cluster: Any = None  # where actors run with backend "dask": see `rltrain.rollout.cluster.cluster.Cluster`
     preload: tuple[str, ...] = ()  # modules that actors import, for whoever starts them there
@@ -70,7 +70,7 @@ class ActorJob:
     random_rows: int = 0  # of each stream, acted at random whatever the policy says
     credits: int = 1  # unrolls that may be under way at once
     reduce: Callable[[Any, Trajectory], Any] | None = None  # (policy, unroll) -> what is sent in the unroll's place
-    pool: Pool | None = None  # past policies as opponents
+    pool: OpponentPool | None = None  # past policies as opponents
     inference: Inference | None = None  # the policy, where a server has it and none is made here
 
     @property
@@ -80,7 +80,7 @@ class ActorJob:
 
 
 @dataclass(frozen=True)
-class Pool:
+class OpponentPool:
     """Snapshots that are kept, and how often they are met."""
 
     size: int  # places; a new snapshot takes that of the oldest

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 
-from rltrain.rollout.shared_memory.heartbeat import Life
+from rltrain.rollout.shared_memory.heartbeat import Heartbeat
 from rltrain.rollout.workers.handle import Handle
 
 START_SECONDS = 30.0  # that an actor may take until its first step, if the timeout is shorter
@@ -22,12 +22,12 @@ SHORTEST = 4  # rows of such an unroll, at least
 
 
 @dataclass
-class Seat:
+class SupervisedActor:
     """Times are those of `time.monotonic`."""
 
     worker: int
     streams: tuple[int, ...]
-    life: Life
+    life: Heartbeat
     handle: Handle | None = None
     begun: deque[float] = field(default_factory=deque)  # when the unrolls under way were asked for
     reads: int = 0  # how often weights will have been read here, when all of those have begun
@@ -81,8 +81,8 @@ class Seat:
         if self.handle is None:
             return
         alive, now, most = self.life.steps, time.monotonic(), self.timeout(actor_timeout)
-        if self.handle.over:
-            self.handle.kill(self.handle.over)
+        if self.handle.exit_reason:
+            self.handle.kill(self.handle.exit_reason)
         elif alive != self.alive:
             self.alive, self.seen = alive, now
         elif now - self.seen > most:
@@ -93,7 +93,7 @@ class Seat:
         until = min(time.monotonic() + self.timeout(actor_timeout), patience)
         while self.busy and self.handle is not None and self.life.begun < self.reads:
             pipe = self.handle.waitable
-            if pipe is None or wait([pipe], 0.0) or self.handle.over or time.monotonic() > until:
+            if pipe is None or wait([pipe], 0.0) or self.handle.exit_reason or time.monotonic() > until:
                 break  # it has answered, or never will
             time.sleep(READ_SECONDS)
 
@@ -102,7 +102,7 @@ class Seat:
         return max(actor_timeout, START_SECONDS) if self.life.steps == self.opened_at else actor_timeout
 
 
-def length(seat: Seat, seats: Sequence[Seat], unroll: int) -> int | None:
+def length(seat: SupervisedActor, seats: Sequence[SupervisedActor], unroll: int) -> int | None:
     """Rows of its next unroll; None is `unroll`. Fewer for an actor that is many times slower than the others, so that
     what it brings is not too old to be used."""
     paces = sorted(other.pace for other in seats if other.pace)

@@ -32,8 +32,8 @@ def part_of(batch: Any, begin: int, end: int) -> Any:
         extras={name: beside(x) for name, x in batch.extras.items()},
         core=None if batch.core is None else beside(batch.core),
         episodes=(),
-        made=None if batch.made is None else batch.made[columns],
-        **{name: beside(x) for name, x in batch.beside().items()},
+        num_rows=None if batch.num_rows is None else batch.num_rows[columns],
+        **{name: beside(x) for name, x in batch.optional_fields().items()},
     )
 
 
@@ -62,7 +62,7 @@ def stretched(unroll: Trajectory, rows: int, cores: int = 0) -> Trajectory:
 
     ended = np.zeros((missing, *unroll.reward.shape[1:]), bool)
     reset = np.ones((missing, len(unroll.stream)), bool)
-    beside: dict[str, Any] = {name: more(x) for name, x in unroll.beside().items()}
+    beside: dict[str, Any] = {name: more(x) for name, x in unroll.optional_fields().items()}
     return dataclasses.replace(
         unroll,
         obs=tree_map(more, unroll.obs),
@@ -75,6 +75,6 @@ def stretched(unroll: Trajectory, rows: int, cores: int = 0) -> Trajectory:
         core=None
         if unroll.core is None
         else np.concatenate([unroll.core, np.repeat(unroll.core[-1:], max(0, cores - len(unroll.core)), 0)]),
-        made=np.full(len(unroll.stream), unroll.rows, np.int64),
+        num_rows=np.full(len(unroll.stream), unroll.rows, np.int64),
         **beside,
     )

@@ -56,7 +56,7 @@ class Trajectory:
     alive: Array | None = None  # [T+1, B, N]  bool, of several agents, those that take part
     acting: Array | None = None  # [T+1, B, N]  bool, where they take turns, whose it is
     state: Array | None = None  # [T+1, B, *S]  float32, what only training sees
-    made: Array | None = None  # [B]  int64, rows that the stream made, the first ones of T; None: all of them
+    num_rows: Array | None = None  # [B]  int64, rows that the stream made, the first ones of T; None: all of them
 
     @property
     def valid(self) -> Array:
@@ -64,13 +64,13 @@ class Trajectory:
         return ~self.first[1:]
 
     @property
-    def over(self) -> Array:
+    def episode_end(self) -> Array:
         """[T, B] rows that end an episode: with several agents, those after which none is left."""
         if self.alive is None:
             return self.terminated | self.truncated
         return self.valid & ~self.alive[1:].any(-1)
 
-    def beside(self) -> dict[str, Array]:
+    def optional_fields(self) -> dict[str, Array]:
         """The fields of `rltrain.envs.spec.BESIDE` that are there, by name."""
         fields = {name: getattr(self, name) for name in BESIDE}
         return {name: array for name, array in fields.items() if array is not None}

@@ -103,7 +103,7 @@ def main() -> int:
         readme = ROOT / "README.md"
         readme.write_text(put(readme.read_text(), table(results())))
         return 0
-    named = [args.name] if args.beside is None else [args.name, args.beside]
+    named = [args.name] if args.optional_fields is None else [args.name, args.optional_fields]
     kept = {(result["algo"], result["env"], result.get("as")): result for result in results()}
     missing = [name for name in named if (args.algo, args.env, name) not in kept]
     if missing:

@@ -26,7 +26,7 @@ class Moments(NamedTuple):
     variance: Tensor  # []  with rows - 1
 
 
-class Group(Protocol):
+class GradientSync(Protocol):
     """The learners of a run, seen from one of them."""
 
     size: int
@@ -57,7 +57,7 @@ class Group(Protocol):
         """Of the numbers x [n] here and those of the others."""
 
 
-class Alone:
+class SingleLearner:
     """One learner that has everything: all of this costs it nothing."""
 
     size = 1
@@ -79,4 +79,4 @@ class Alone:
         return Moments(x.numel(), mean, variance)
 
 
-ALONE = Alone()
+SINGLE = SingleLearner()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rltrain.algorithms.functions.gradient_sync import ALONE, Group
+from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 
 
 class Surrogate(NamedTuple):
@@ -71,7 +71,7 @@ def squared_error(value: Tensor, target: Tensor, valid: Tensor | None = None) ->
     return 0.5 * masked_mean((value - target).square(), valid)
 
 
-def normalised(advantage: Tensor, valid: Tensor | None = None, group: Group = ALONE) -> Tensor:
+def normalised(advantage: Tensor, valid: Tensor | None = None, group: GradientSync = SINGLE) -> Tensor:
     """Advantages [...] with mean 0 and standard deviation 1 over the valid rows; the others become 0.
 
     A single row has no spread and becomes 0, and so do equal ones. What counts are the rows of all learners of `group`.
@@ -99,6 +99,6 @@ def masked_mean(x: Tensor, valid: Tensor | None = None) -> Tensor:
     return x.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
 
 
-def chosen(q: Tensor, action: Tensor) -> Tensor:
+def gather_action(q: Tensor, action: Tensor) -> Tensor:
     """[...] the entry of q [..., n] that action [...] int64 picks."""
     return q.gather(-1, action.unsqueeze(-1)).squeeze(-1)

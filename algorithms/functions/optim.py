@@ -101,7 +101,7 @@ class RMSProp:
         self.square.copy_(state["square"])
 
 
-def chosen(flat: Flat, config: Any) -> Adam | RMSProp:
+def make_optimizer(flat: Flat, config: Any) -> Adam | RMSProp:
     """The optimiser that an algorithm's settings name: `optimizer`, with `adam_eps`, `rms_eps` and `rms_alpha`."""
     if config.optimizer == "adam":
         return Adam(flat, config.adam_eps)

@@ -19,7 +19,7 @@ from rltrain.algorithms.multi_agent.settings import MAPPOConfig
 from rltrain.algorithms.multi_agent.turns import own_turns
 from rltrain.algorithms.on_policy.ppo import PPO
 from rltrain.algorithms.protocol import Act, Noise, Stateful, StreamPlan, Update
-from rltrain.envs.spec import EnvSpec, Group, Leaf, ObsSpec
+from rltrain.envs.spec import AgentGroup, EnvSpec, Leaf, ObsSpec
 from rltrain.rollout.tree import Tree, leaves, tree_map
 from rltrain.rollout.types import Trajectory
 
@@ -29,10 +29,10 @@ CENTRAL = "central"
 
 
 @dataclass(frozen=True)
-class Seat:
+class AgentSlice:
     """Where a group lies in what all agents have together."""
 
-    group: Group
+    group: AgentGroup
     agents: slice  # of the axis N
     action: slice  # of the joint action, flat
     mask: slice  # of its mask
@@ -103,16 +103,16 @@ class Seat:
             extras={name[len(prefix) :]: flat(x) for name, x in unrolls.extras.items() if name.startswith(prefix)},
             action_mask=None if mask is None else each(mask),
             core=None if cores is None else each(cores),
-            made=None if unrolls.made is None else unrolls.made.repeat_interleave(count),
+            num_rows=None if unrolls.num_rows is None else unrolls.num_rows.repeat_interleave(count),
         )
         if unrolls.acting is None:
             return own
         return own_turns(own, flat(unrolls.acting[..., self.agents]), unrolls.acting.shape[-1])
 
 
-def seats(spec: EnvSpec, central: bool = False) -> list[Seat]:
+def seats(spec: EnvSpec, central: bool = False) -> list[AgentSlice]:
     """The places of all groups; with `central` each value sees the global state."""
-    found: list[Seat] = []
+    found: list[AgentSlice] = []
     everything = tuple(spec.leaves())
     state = 0
     if central:
@@ -122,12 +122,12 @@ def seats(spec: EnvSpec, central: bool = False) -> list[Seat]:
         n = len(group.agents)
         actions, masks = n * math.prod(group.action.shape), n * group.action.mask_size
         places = slice(agent, agent + n), slice(action, action + actions), slice(mask, mask + masks)
-        found.append(Seat(group, *places, state, everything))
+        found.append(AgentSlice(group, *places, state, everything))
         agent, action, mask = agent + n, action + actions, mask + masks
     return found
 
 
-def alone_spec(spec: EnvSpec, seat: Seat) -> EnvSpec:
+def alone_spec(spec: EnvSpec, seat: AgentSlice) -> EnvSpec:
     """What one agent of a group sees and does, as an algorithm for one agent wants it."""
     one = spec.alone(seat.group)
     obs: dict[str, ObsSpec] = {OWN: one.obs}
@@ -141,7 +141,7 @@ def alone_spec(spec: EnvSpec, seat: Seat) -> EnvSpec:
 class Together(nn.Module):
     """The policies of all groups, each for one agent, as one that acts for all agents."""
 
-    def __init__(self, spec: EnvSpec, places: Sequence[Seat], policies: Sequence[Any]) -> None:
+    def __init__(self, spec: EnvSpec, places: Sequence[AgentSlice], policies: Sequence[Any]) -> None:
         super().__init__()
         self.spec, self.seats = spec, places
         self.policies = nn.ModuleList(policies)

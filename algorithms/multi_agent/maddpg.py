@@ -14,8 +14,8 @@ from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.multi_agent.global_state import GlobalState
 from rltrain.algorithms.multi_agent.maddpg_policy import allowed
 from rltrain.algorithms.multi_agent.settings import MADDPGConfig
-from rltrain.algorithms.networks.batched_mlp import Dense
-from rltrain.algorithms.off_policy.target_network import Target
+from rltrain.algorithms.networks.batched_mlp import BatchedMLP
+from rltrain.algorithms.off_policy.target_network import TargetNetwork
 from rltrain.algorithms.protocol import ReplayPlan, Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
@@ -44,7 +44,7 @@ class Critics(nn.Module):
             ids = count if count > 1 else 0
             self.register_buffer(f"one_hot{number}", torch.eye(count)[:, :ids], persistent=False)
             inputs = self.seen.features + numbers + ids
-            self.nets.append(Dense(inputs, config.widths, 1, 1, config.activation, generator))
+            self.nets.append(BatchedMLP(inputs, config.widths, 1, 1, config.activation, generator))
 
     def forward(self, state: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
         """[..., S] and [..., N, K], for each agent what everybody does, to [..., N].
@@ -100,8 +100,8 @@ class MADDPG:
         flat, critic_flat = flatten(self.policy), flatten(self.critics)
         self.optimizer = Adam(flat, eps=config.adam_eps)
         self.critic_optimizer = Adam(critic_flat, eps=config.adam_eps)
-        self.target = Target(self.policy.actors, flat)
-        self.critic_target = Target(self.critics, critic_flat)
+        self.target = TargetNetwork(self.policy.actors, flat)
+        self.critic_target = TargetNetwork(self.critics, critic_flat)
         self.rng = Rng(seed)
 
     def update(self, batch: Trajectory, progress: float) -> Update:
@@ -137,12 +137,12 @@ class MADDPG:
         """
         assert batch.alive is not None
         there = batch.alive[1:]
-        goes_on = (there | batch.truncated) & ~batch.terminated  # [T, B, N], whose value counts
-        acts = torch.where(there.unsqueeze(-1), there.unsqueeze(-2), goes_on.unsqueeze(-2))  # [T, B, N, N] in i's, j
+        bootstraps = (there | batch.truncated) & ~batch.terminated  # [T, B, N], whose value counts
+        acts = torch.where(there.unsqueeze(-1), there.unsqueeze(-2), bootstraps.unsqueeze(-2))  # [T, B, N, N] in i's, j
         best = self.best(tree_map(lambda x: x[1:], batch.obs), _cut(batch.action_mask, slice(1, None)))  # [T, B, K]
         critics = self.critic_target.module
         follow = critics(critics.seen(batch)[1:], best.unsqueeze(-2) * acts[..., self.owner])
-        target: Tensor = batch.reward + self.config.gamma * follow.masked_fill(~goes_on, 0.0)
+        target: Tensor = batch.reward + self.config.gamma * follow.masked_fill(~bootstraps, 0.0)
         return target
 
     def policy_loss(self, batch: Trajectory, noise: Tensor) -> Tensor:

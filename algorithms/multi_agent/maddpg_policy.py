@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import linear
-from rltrain.algorithms.networks.batched_mlp import Dense
+from rltrain.algorithms.networks.batched_mlp import BatchedMLP
 from rltrain.algorithms.networks.encoder import load_torso
 from rltrain.algorithms.protocol import Act, Noise
-from rltrain.envs.spec import ActionSpec, EnvSpec, Group
+from rltrain.envs.spec import ActionSpec, AgentGroup, EnvSpec
 from rltrain.rollout.tree import Tree
 from rltrain.rollout.types import Trajectory
 
 
-class Actor(nn.Module):
+class ActorNetwork(nn.Module):
     """What each agent of a group puts out for its action, of what it alone sees. They share the network.
 
     Agents that share see which of them they are, as one-hot, if `config.agent_ids`.
@@ -25,7 +25,7 @@ class Actor(nn.Module):
 
     one_hot: Tensor  # [n, n]
 
-    def __init__(self, spec: EnvSpec, group: Group, config: Any, generator: torch.Generator) -> None:
+    def __init__(self, spec: EnvSpec, group: AgentGroup, config: Any, generator: torch.Generator) -> None:
         super().__init__()
         self.group = group.name
         self.encoder = load_torso(config.torso, spec.alone(group), generator)
@@ -33,7 +33,7 @@ class Actor(nn.Module):
         self.ids = count if config.agent_ids and count > 1 else 0
         self.register_buffer("one_hot", torch.eye(self.ids), persistent=False)
         inputs = self.encoder.features + self.ids
-        self.dense = Dense(inputs, config.widths, numbers(group.action), 1, config.activation, generator)
+        self.dense = BatchedMLP(inputs, config.widths, numbers(group.action), 1, config.activation, generator)
 
     def forward(self, obs: Tree) -> Tensor:
         """{group: tree of [..., n, *O]} to [..., n, a]: logits, or what the tanh is taken of."""
@@ -50,7 +50,7 @@ class Actor(nn.Module):
         return torch.cat([x, self.one_hot.expand(*x.shape[:-1], self.ids)], -1) if self.ids else x
 
 
-class TeamActors(nn.Module):
+class MADDPGPolicy(nn.Module):
     """Each agent acts by what it alone sees.
 
     Discrete: the legal action of the highest logit, while exploring of the highest logit plus Gumbel noise, which is a
@@ -76,7 +76,7 @@ class TeamActors(nn.Module):
         self.core_size = 0
         self.discrete = spec.groups[0].action.kind == "discrete"
         self.shapes = [(len(group.agents), numbers(group.action)) for group in spec.groups]  # (n, a) of each group
-        self.actors = nn.ModuleList(Actor(spec, group, config, generator) for group in spec.groups)
+        self.actors = nn.ModuleList(ActorNetwork(spec, group, config, generator) for group in spec.groups)
         self.noise = Noise("gumbel" if self.discrete else "normal", sum(n * a for n, a in self.shapes))
         self.register_buffer("sigma", torch.tensor(config.noise))
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from rltrain.algorithms.functions.optim import linear
 from rltrain.algorithms.networks.encoder import load_torso
 from rltrain.algorithms.networks.mlp import MLP
-from rltrain.algorithms.networks.recurrent import Memory, core_size
+from rltrain.algorithms.networks.recurrent import RecurrentCore, core_size
 from rltrain.algorithms.off_policy.q_policy import greedy
 from rltrain.algorithms.protocol import Act, Noise
-from rltrain.envs.spec import EnvSpec, Group
+from rltrain.envs.spec import AgentGroup, EnvSpec
 from rltrain.rollout.tree import Tree
 from rltrain.rollout.types import Trajectory
 
@@ -30,7 +30,7 @@ class AgentNetwork(nn.Module):
     one_hot: Tensor  # [n, n]
     places: Tensor  # [actions] what `last` is for each of them
 
-    def __init__(self, spec: EnvSpec, group: Group, config: Any, generator: torch.Generator) -> None:
+    def __init__(self, spec: EnvSpec, group: AgentGroup, config: Any, generator: torch.Generator) -> None:
         super().__init__()
         self.agents = len(group.agents)
         (self.actions,) = group.action.nvec
@@ -41,9 +41,9 @@ class AgentNetwork(nn.Module):
         inputs = self.encoder.features + self.ids + (self.actions if config.last_action else 0)
         self.trunk = MLP(inputs, config.widths, None, config.activation, generator=generator, init=config.init)
         features = self.trunk.features
-        self.memory: Memory | None = None
+        self.memory: RecurrentCore | None = None
         if config.memory != "none":
-            self.memory = Memory(features, config.memory_size, generator, config.memory)
+            self.memory = RecurrentCore(features, config.memory_size, generator, config.memory)
             features = config.memory_size
         self.head = MLP(features, (), self.actions, generator=generator, init=config.init)
 
@@ -75,7 +75,7 @@ class AgentNetwork(nn.Module):
         return self.head.forward(x), core
 
 
-class TeamNetwork(nn.Module):
+class MultiAgentQNetwork(nn.Module):
     """The networks of all groups. Groups may have fewer actions than others; what they lack is not legal."""
 
     exists: Tensor  # [N, A] bool, which actions an agent has
@@ -162,7 +162,7 @@ class Carried(NamedTuple):
         return self.together(self.apart(core)[0], action)
 
 
-class TeamQPolicy(nn.Module):
+class MultiAgentQPolicy(nn.Module):
     """Each agent takes its legal action of highest value; exploring, any legal one with probability epsilon.
 
     Epsilon is a buffer, so it travels with the weights.
@@ -187,7 +187,7 @@ class TeamQPolicy(nn.Module):
             raise ValueError(f"this algorithm needs several agents with Discrete actions, and of {spec.id} {what}")
         self.spec, self.config = spec, config
         self.sequence = config.unroll
-        self.net = TeamNetwork(spec, config, generator)
+        self.net = MultiAgentQNetwork(spec, config, generator)
         self.carried = Carried(self.net.agents, core_size(config.memory, config.memory_size))
         self.core_size = self.net.agents * (self.carried.memory + config.last_action)
         if config.last_action:

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rltrain.algorithms.functions.losses import chosen, masked_mean
+from rltrain.algorithms.functions.losses import gather_action, masked_mean
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.multi_agent.mixers import Each, Monotonic, Sum
 from rltrain.algorithms.multi_agent.settings import IQLConfig, QMIXConfig, VDNConfig
 from rltrain.algorithms.multi_agent.turns import up_to_next_turn, whose_value
 from rltrain.algorithms.off_policy.q_policy import greedy
-from rltrain.algorithms.off_policy.target_network import Target
+from rltrain.algorithms.off_policy.target_network import TargetNetwork
 from rltrain.algorithms.protocol import ReplayPlan, Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
@@ -57,7 +57,7 @@ class MixedQ:
         self.mixer = mixer.to(device)
         self.learned = nn.ModuleDict({"net": self.policy.net, "mixer": self.mixer})
         flat = flatten(self.learned)
-        self.target = Target(self.learned, flat)
+        self.target = TargetNetwork(self.learned, flat)
         self.optimizer = Adam(flat, eps=config.adam_eps)
 
     def update(self, batch: Trajectory, progress: float) -> Update:
@@ -79,7 +79,7 @@ class MixedQ:
         mixer, seen = self.mixer, self.seen(batch)
         q, after = self.values(seen)
         acts = batch.alive[:-1] if batch.acting is None else batch.alive[:-1] & batch.acting[:-1]  # [T, B, N]
-        mine = chosen(q, batch.action).masked_fill(~acts, 0.0)  # [T, B, N]
+        mine = gather_action(q, batch.action).masked_fill(~acts, 0.0)  # [T, B, N]
         value = mixer(mine, _cut(mixer.state(batch), slice(None, -1)))  # [T, B], or [T, B, N] where nothing is mixed
         target, known = self.targets(batch, after, seen)
         valid = batch.valid if mixer.joint else batch.valid.unsqueeze(-1) & acts & known
@@ -121,16 +121,16 @@ class MixedQ:
         judged = net(*seen)[after] if self.remembers else net(*rows(seen, after))
         legal = self.policy.net.legal(None if batch.action_mask is None else batch.action_mask[1:])
         best = greedy(judged if q is None else q, legal)  # [T, B, N]
-        goes_on = (batch.alive[1:] | batch.truncated) & ~batch.terminated  # [T, B, N], whose value counts
-        follow, gamma = chosen(judged, best).masked_fill(~goes_on, 0.0), self.config.gamma
+        bootstraps = (batch.alive[1:] | batch.truncated) & ~batch.terminated  # [T, B, N], whose value counts
+        follow, gamma = gather_action(judged, best).masked_fill(~bootstraps, 0.0), self.config.gamma
         if mixer.joint:
             if batch.acting is not None:
                 follow = follow * whose_value(batch)
             follow = mixer(follow, _cut(mixer.state(batch), after))  # [T, B]
-            return batch.reward.sum(-1) + gamma * goes_on.any(-1) * follow, batch.valid
+            return batch.reward.sum(-1) + gamma * bootstraps.any(-1) * follow, batch.valid
         if batch.acting is not None:
             return up_to_next_turn(batch, follow, gamma)
-        return batch.reward + gamma * follow, torch.ones_like(goes_on)
+        return batch.reward + gamma * follow, torch.ones_like(bootstraps)
 
     def seen(self, batch: Trajectory) -> tuple[Any, ...]:
         """What the agents' networks are given: observations, where memory begins, and what was done before each."""

@@ -28,7 +28,7 @@ def own_turns(unrolls: Trajectory, acting: Tensor, agents: int) -> Trajectory:
         agents:  who take turns, that is after how many rows the next is due.
     """
     rows, device = unrolls.rows, acting.device
-    made = torch.full_like(unrolls.row, rows) if unrolls.made is None else unrolls.made  # [B]
+    made = torch.full_like(unrolls.row, rows) if unrolls.num_rows is None else unrolls.num_rows  # [B]
     time = torch.arange(rows + 1, device=device).unsqueeze(-1)  # [T+1, 1]
     turn = acting[:-1] & unrolls.valid  # [T, B]
     over = (unrolls.terminated | unrolls.truncated) & unrolls.valid & (turn.cumsum(0) > 0)  # [T, B]
@@ -62,7 +62,7 @@ def own_turns(unrolls: Trajectory, acting: Tensor, agents: int) -> Trajectory:
         first=torch.cat([_pick(begun, at[:1]) | ~there[:1], ~learnt]),
         extras={name: now(x) for name, x in unrolls.extras.items() if name != "value"},  # the last row's is not told
         action_mask=None if unrolls.action_mask is None else _pick(unrolls.action_mask, at),
-        made=made,
+        num_rows=made,
     )
 
 

@@ -8,4 +8,4 @@ from rltrain.algorithms.networks.encoder import Encoder as Encoder
 from rltrain.algorithms.networks.encoder import OneHot as OneHot
 from rltrain.algorithms.networks.mlp import MLP as MLP
 from rltrain.algorithms.networks.mlp import init_orthogonal as init_orthogonal
-from rltrain.algorithms.networks.recurrent import Memory as Memory
+from rltrain.algorithms.networks.recurrent import RecurrentCore as RecurrentCore

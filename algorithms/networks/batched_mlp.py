@@ -3,7 +3,7 @@
 Autograd would do. But it makes every activation and every gradient anew, half a megabyte at a time, which the C library
 hands back to the system and asks for again; it cannot add to a gradient while it multiplies; and it computes gradients
 of weights that only pass a gradient on. Here activations are kept for the next update, a weight's gradient is added to
-where it lies, and `frozen` leaves it out. A `Walk` does without autograd's nodes too, each of which costs as much as
+where it lies, and `frozen` leaves it out. A `ForwardPass` needs no nodes of autograd, each of which costs as much as
 several small operations.
 """
 
@@ -39,7 +39,7 @@ class Layer(NamedTuple):
     bias_grad: Tensor | None  # [n, 1, out]
 
 
-class Dense(nn.Module):
+class BatchedMLP(nn.Module):
     """n independent MLPs: linear layers with an activation after each of `widths`, and a linear output layer.
 
     Weights and biases are uniform in +-1 / sqrt(inputs of the layer), torch's own choice, which the published results
@@ -100,9 +100,9 @@ class Dense(nn.Module):
         result: Tensor = _WrittenOut.apply(self, first, learns, *inputs)  # type: ignore[no-untyped-call]
         return result
 
-    def walk(self, *inputs: Tensor, frozen: bool = False, first: bool = False) -> Walk:
+    def walk(self, *inputs: Tensor, frozen: bool = False, first: bool = False) -> ForwardPass:
         """The same outside of autograd: the way back is the caller's to ask for."""
-        return Walk(self, inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1), frozen, first)
+        return ForwardPass(self, inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1), frozen, first)
 
     def rows(self, x: Tensor) -> Tensor:
         """[..., F] to [..., outputs], of a single net: what actors run; a row's bits do not depend on the others."""
@@ -136,7 +136,7 @@ class Dense(nn.Module):
             nets, rows, _ = arrays[0].shape
             self._free[nets, rows].append(arrays)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Dense:
+    def __deepcopy__(self, memo: dict[int, Any]) -> BatchedMLP:
         """Without what can be made again."""
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
@@ -146,15 +146,15 @@ class Dense(nn.Module):
         return twin
 
 
-class Walk:
-    """One way through a `Dense`; it can be walked back once.
+class ForwardPass:
+    """One way through a `BatchedMLP`; it can be walked back once.
 
     Attributes:
         out: [n, B, outputs], without a graph.
     """
 
-    def __init__(self, net: Dense, x: Tensor, frozen: bool = False, first: bool = False) -> None:
-        """x [B, F]; if it carries a graph, so does the way back. `frozen` and `first` as in `Dense.forward`."""
+    def __init__(self, net: BatchedMLP, x: Tensor, frozen: bool = False, first: bool = False) -> None:
+        """x [B, F]; if it carries a graph, so does the way back. `frozen` and `first` as in `BatchedMLP.forward`."""
         self._net, self._frozen = net, frozen
         self._x, self._graph = x.detach(), x if x.requires_grad and not frozen else None
         self._layers = net.layers(first)
@@ -212,8 +212,8 @@ class Walk:
         self._hidden = None
 
 
-class Tower(nn.Module):
-    """An encoder and, on what it sees, n MLPs of one shape (`Dense`).
+class EncoderMLP(nn.Module):
+    """An encoder and, on what it sees, n MLPs of one shape (`BatchedMLP`).
 
     Args:
         spec:      whose observations.
@@ -229,16 +229,18 @@ class Tower(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = load_torso(config.torso, spec, generator)
-        self.dense = Dense(self.encoder.features + beside, config.widths, outputs, nets, config.activation, generator)
+        self.dense = BatchedMLP(
+            self.encoder.features + beside, config.widths, outputs, nets, config.activation, generator
+        )
 
     def forward(self, obs: Tree, *beside: Tensor, frozen: bool = False, first: bool = False) -> Tensor:
         """tree of [B, *O], normalised, and [B, F] each to [n, B, outputs].
 
-        With `frozen` only `beside` gets gradients; `first` as in `Dense`.
+        With `frozen` only `beside` gets gradients; `first` as in `BatchedMLP`.
         """
         return self.dense.forward(self._features(obs, frozen), *beside, frozen=frozen, first=first)
 
-    def walk(self, obs: Tree, *beside: Tensor, frozen: bool = False, first: bool = False) -> Walk:
+    def walk(self, obs: Tree, *beside: Tensor, frozen: bool = False, first: bool = False) -> ForwardPass:
         """The same with the way back in the caller's hand; it goes on through the encoder, unless `frozen`."""
         return self.dense.walk(self._features(obs, frozen), *beside, frozen=frozen, first=first)
 
@@ -253,10 +255,10 @@ class Tower(nn.Module):
 
 
 class _WrittenOut(torch.autograd.Function):
-    """A `Walk` as a part of autograd's graph."""
+    """A `ForwardPass` as a part of autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, net: Dense, first: bool, learns: Tensor | None, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, net: BatchedMLP, first: bool, learns: Tensor | None, *inputs: Tensor) -> Tensor:
         """`learns` is one of the weights, so that there is a gradient to ask for although no input has one."""
         ctx.walk = net.walk(*(x.detach() for x in inputs), frozen=learns is None, first=first)
         ctx.columns = [x.shape[-1] for x in inputs]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rltrain.algorithms.networks.mlp import init_orthogonal
 
 
-class Memory(nn.Module):
+class RecurrentCore(nn.Module):
     """A GRU (Cho et al. 2014) or an LSTM (Hochreiter and Schmidhuber 1997) that forgets where an episode begins.
 
     The core is what it carries from row to row: the output [N, H] itself, or for an LSTM output and cell [N, 2H].

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import linear
-from rltrain.algorithms.networks.batched_mlp import Tower
+from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.networks.distributions import Categorical, TanhGaussian
 from rltrain.algorithms.networks.normalize import Normalizer
 from rltrain.algorithms.protocol import Act, Noise
@@ -47,7 +47,7 @@ class SquashedGaussian(_Sees):
         super().__init__(spec, config)
         self.size = math.prod(spec.action.shape)
         self.noise = Noise("normal", self.size)
-        self.actor = Tower(spec, config, 0, 2 * self.size, 1, generator)
+        self.actor = EncoderMLP(spec, config, 0, 2 * self.size, 1, generator)
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams, from noise [B, A]."""
@@ -70,7 +70,7 @@ class SoftCategorical(_Sees):
         super().__init__(spec, config)
         (actions,) = spec.action.nvec
         self.noise = Noise("gumbel", actions)
-        self.actor = Tower(spec, config, 0, actions, 1, generator)
+        self.actor = EncoderMLP(spec, config, 0, actions, 1, generator)
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams, from noise [B, n]."""
@@ -117,7 +117,7 @@ class Deterministic(_Sees):
         self.config = config
         self.keeps = 1.0 - config.ou_theta
         self.core_size = self.size if config.noise_kind == "ou" else 0
-        self.actor = Tower(spec, config, 0, self.size, 1, generator)
+        self.actor = EncoderMLP(spec, config, 0, self.size, 1, generator)
         self.register_buffer("sigma", torch.tensor(config.noise))
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
@@ -136,6 +136,6 @@ class Deterministic(_Sees):
             self.sigma.fill_(linear(self.config.noise, self.config.noise_end, progress))
 
 
-def deterministic(actor: Tower, obs: Tree) -> Tensor:
+def deterministic(actor: EncoderMLP, obs: Tree) -> Tensor:
     """[B, A] the actions of a deterministic policy's network (or of its slow copy) at normalised obs."""
     return torch.tanh(actor.forward(obs)[0])

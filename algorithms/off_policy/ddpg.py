@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from rltrain.algorithms.functions.gradient_sync import ALONE, Group
+from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
-from rltrain.algorithms.networks.batched_mlp import Tower
+from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.continuous_policy import deterministic
 from rltrain.algorithms.off_policy.settings import DDPGConfig
-from rltrain.algorithms.off_policy.target_network import Target, priority, replay_plan, squared_loss, uphill
+from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan, squared_loss, uphill
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
@@ -30,13 +30,13 @@ class DDPG:
         self.observes = config.normalize_obs
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         generator = torch.Generator().manual_seed(seed + 1)
-        self.critic = Tower(spec, config, self.policy.size, 1, 1, generator).to(device)
+        self.critic = EncoderMLP(spec, config, self.policy.size, 1, 1, generator).to(device)
         flat, critic_flat = flatten(self.policy), flatten(self.critic)
         self.optimizer = Adam(flat, eps=config.adam_eps)
         self.critic_optimizer = Adam(critic_flat, eps=config.adam_eps)
-        self.target = Target(self.policy.actor, flat)
-        self.critic_target = Target(self.critic, critic_flat)
-        self.group: Group = ALONE
+        self.target = TargetNetwork(self.policy.actor, flat)
+        self.critic_target = TargetNetwork(self.critic, critic_flat)
+        self.group: GradientSync = SINGLE
 
     def update(self, batch: Transition, progress: float) -> Update:
         """One step of the critic, then of the policy; both targets follow."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rltrain.algorithms.functions.gradient_sync import ALONE, Group
-from rltrain.algorithms.functions.losses import chosen
+from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
+from rltrain.algorithms.functions.losses import gather_action
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
-from rltrain.algorithms.networks.batched_mlp import Tower
+from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.settings import SACConfig
-from rltrain.algorithms.off_policy.target_network import Target, priority, replay_plan, squared_loss
+from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan, squared_loss
 from rltrain.algorithms.off_policy.temperature import Temperature
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
@@ -32,13 +32,13 @@ class DiscreteSAC:
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         (self.actions,) = spec.action.nvec
         generator = torch.Generator().manual_seed(seed + 1)
-        self.critics = Tower(spec, config, 0, self.actions, 2, generator).to(device)
+        self.critics = EncoderMLP(spec, config, 0, self.actions, 2, generator).to(device)
         self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
         flat = flatten(self.critics)
         self.critics_optimizer = Adam(flat, eps=config.adam_eps)
-        self.target = Target(self.critics, flat)
+        self.target = TargetNetwork(self.critics, flat)
         self.temperature = Temperature(config, device)
-        self.group: Group = ALONE
+        self.group: GradientSync = SINGLE
 
     def update(self, batch: Transition, progress: float) -> Update:
         """One step of the critics, then of the policy, then of the temperature; the target critics follow."""
@@ -52,7 +52,7 @@ class DiscreteSAC:
             target = batch.reward + batch.discount * follow
         walk = critics.walk(obs)
         action = batch.action.expand(2, -1)  # [2, B]
-        error = chosen(walk.out, action) - target  # [2, B]
+        error = gather_action(walk.out, action) - target  # [2, B]
         loss_q, slope = squared_loss(error, batch.weight)
         slopes = torch.zeros_like(walk.out).scatter_(-1, action.unsqueeze(-1), slope)  # [2, B, n]
         left = linear(1.0, config.lr_end_share, progress)

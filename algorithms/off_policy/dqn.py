@@ -7,15 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rltrain.algorithms.functions.gradient_sync import ALONE, Group
-from rltrain.algorithms.functions.losses import chosen
+from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
+from rltrain.algorithms.functions.losses import gather_action
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.returns import project
 from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.networks.mlp import Tape
 from rltrain.algorithms.off_policy.q_policy import QNetwork, greedy
 from rltrain.algorithms.off_policy.settings import DQNConfig
-from rltrain.algorithms.off_policy.target_network import Target, replay_plan
+from rltrain.algorithms.off_policy.target_network import TargetNetwork, replay_plan
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
@@ -54,11 +54,11 @@ class DQN:
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         self.net: QNetwork = self.policy.net
         flat = flatten(self.policy)
-        self.target = Target(self.net, flat)
+        self.target = TargetNetwork(self.net, flat)
         self.optimizer = Adam(flat, eps=config.adam_eps)
         self.tape = Tape(self.net)
         self.rng = Rng(seed)
-        self.group: Group = ALONE
+        self.group: GradientSync = SINGLE
         self.round: float | None = None  # which share of the run was done when the newest round of updates began
         self.net.draw(self.rng.generator)  # for actors, until the first update
 
@@ -98,7 +98,7 @@ class DQN:
             return torch.addcmul(batch.reward, batch.discount, judged.amax(-1))
         best = greedy(self.net.expected(chooser), batch.next_action_mask)  # [B]
         if self.config.atoms == 1:
-            return torch.addcmul(batch.reward, batch.discount, chosen(judged, best))
+            return torch.addcmul(batch.reward, batch.discount, gather_action(judged, best))
         probs = torch.softmax(picked(judged, best), -1)  # [B, atoms]
         return project(probs, self.net.support, batch.reward, batch.discount)
 

@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from rltrain.algorithms.functions.gradient_sync import ALONE, Group
+from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.rng import Rng
-from rltrain.algorithms.networks.batched_mlp import Tower
+from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.settings import SACConfig
-from rltrain.algorithms.off_policy.target_network import Target, priority, replay_plan, squared_loss
+from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan, squared_loss
 from rltrain.algorithms.off_policy.temperature import Temperature
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
@@ -35,15 +35,15 @@ class SAC:
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         self.size = math.prod(spec.action.shape)
         generator = torch.Generator().manual_seed(seed + 1)
-        self.critics = Tower(spec, config, self.size, 1, 2, generator).to(device)
+        self.critics = EncoderMLP(spec, config, self.size, 1, 2, generator).to(device)
         self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
         flat = flatten(self.critics)
         self.critics_optimizer = Adam(flat, eps=config.adam_eps)
-        self.target = Target(self.critics, flat)
+        self.target = TargetNetwork(self.critics, flat)
         self.target_entropy = -float(self.size) if config.target_entropy is None else config.target_entropy
         self.temperature = Temperature(config, device)
         self.rng = Rng(seed)
-        self.group: Group = ALONE
+        self.group: GradientSync = SINGLE
 
     def update(self, batch: Transition, progress: float) -> Update:
         """One step of the critics, then of the policy, then of the temperature; the target critics follow."""

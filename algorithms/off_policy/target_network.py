@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import Flat, flatten
-from rltrain.algorithms.networks.batched_mlp import Tower
+from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.continuous_policy import deterministic
 from rltrain.algorithms.protocol import ReplayPlan
 from rltrain.rollout.tree import Tree
 
 
-class Target:
+class TargetNetwork:
     """A copy of a module that follows it: theta' += tau (theta - theta'), one operation on flat vectors.
 
     Buffers, constants or what a user's torso keeps, are copied when it follows; the copy is in use (`eval`), so that it
@@ -85,12 +85,12 @@ def squared_loss(error: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.dot(slope.view(-1), error.view(-1)).mul_(0.5), slope.unsqueeze(-1)
 
 
-def uphill(critics: Tower, obs: Tree, actor: Any) -> tuple[Tensor, Callable[[Tensor], None]]:
+def uphill(critics: EncoderMLP, obs: Tree, actor: Any) -> tuple[Tensor, Callable[[Tensor], None]]:
     """The loss of a deterministic policy, minus the mean of what the first critic expects of its actions.
 
     Args:
         obs:   normalised.
-        actor: the policy's network; a `Tower` is walked back without autograd.
+        actor: the policy's network; a `EncoderMLP` is walked back without autograd.
 
     Returns:
         The loss [], and its backward pass.
@@ -107,7 +107,7 @@ def uphill(critics: Tower, obs: Tree, actor: Any) -> tuple[Tensor, Callable[[Ten
 
 def _acts(actor: Any, obs: Tree) -> tuple[Tensor, Callable[[Tensor], None]]:
     """The actions [B, A] of a deterministic policy's network, and the way back from a gradient along them."""
-    if not isinstance(actor, Tower):
+    if not isinstance(actor, EncoderMLP):
         action = deterministic(actor, obs)
         return action, action.backward
     walk = actor.walk(obs)

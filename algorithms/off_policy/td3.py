@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rltrain.algorithms.functions.gradient_sync import ALONE, Group
+from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.rng import Rng
-from rltrain.algorithms.networks.batched_mlp import Tower
+from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.continuous_policy import deterministic
 from rltrain.algorithms.off_policy.settings import TD3Config
-from rltrain.algorithms.off_policy.target_network import Target, priority, replay_plan, squared_loss, uphill
+from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan, squared_loss, uphill
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
@@ -31,14 +31,14 @@ class TD3:
         self.observes = config.normalize_obs
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         generator = torch.Generator().manual_seed(seed + 1)
-        self.critics = Tower(spec, config, self.policy.size, 1, 2, generator).to(device)
+        self.critics = EncoderMLP(spec, config, self.policy.size, 1, 2, generator).to(device)
         flat, critics_flat = flatten(self.policy), flatten(self.critics)
         self.optimizer = Adam(flat, eps=config.adam_eps)
         self.critics_optimizer = Adam(critics_flat, eps=config.adam_eps)
-        self.target = Target(self.policy.actor, flat)
-        self.critics_target = Target(self.critics, critics_flat)
+        self.target = TargetNetwork(self.policy.actor, flat)
+        self.critics_target = TargetNetwork(self.critics, critics_flat)
         self.rng = Rng(seed)
-        self.group: Group = ALONE
+        self.group: GradientSync = SINGLE
 
     def update(self, batch: Transition, progress: float) -> Update:
         """One step of the critics; every `policy_delay` of them one of the policy, and only then do targets follow."""

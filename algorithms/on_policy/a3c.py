@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rltrain.algorithms.functions.losses import masked_mean, squared_error
-from rltrain.algorithms.functions.optim import chosen, flatten, linear
+from rltrain.algorithms.functions.optim import flatten, linear, make_optimizer
 from rltrain.algorithms.functions.returns import lambda_returns
 from rltrain.algorithms.on_policy.settings import A3CConfig
 from rltrain.algorithms.protocol import GradientPlan, Stateful, Update
@@ -51,7 +51,7 @@ class A3C:
                 "actor that made the gradient: use layer or group normalisation, or another algorithm"
             )
         self.policy = placed(policy, device)
-        self.optimizer = chosen(flatten(self.policy), config)
+        self.optimizer = make_optimizer(flatten(self.policy), config)
         self._grads = {name: param.grad for name, param in self.policy.named_parameters() if param.requires_grad}
 
     def update(self, gradients: Gradients, progress: float) -> Update:

@@ -13,7 +13,7 @@ from rltrain.algorithms.networks.distributions import Distribution, distribution
 from rltrain.algorithms.networks.encoder import Encoder, load_torso
 from rltrain.algorithms.networks.mlp import MLP
 from rltrain.algorithms.networks.normalize import Normalizer, ReturnScale
-from rltrain.algorithms.networks.recurrent import Memory, core_size
+from rltrain.algorithms.networks.recurrent import RecurrentCore, core_size
 from rltrain.algorithms.on_policy.settings import PPOConfig
 from rltrain.algorithms.protocol import Act
 from rltrain.envs.spec import EnvSpec
@@ -56,13 +56,13 @@ class ActorCritic(nn.Module):
         mlp = partial(MLP, activation=config.activation, generator=generator)
         features, outputs = self.encoder.features, head_size(spec.action)
         self.trunk: MLP | None = None
-        self.memory: Memory | None = None
+        self.memory: RecurrentCore | None = None
         widths = config.widths
         if shared:
             self.trunk = mlp(features, widths)
             features, widths = self.trunk.features, ()
         if self.recurrent:
-            self.memory = Memory(features, config.memory_size, generator, config.memory)
+            self.memory = RecurrentCore(features, config.memory_size, generator, config.memory)
             features = config.memory_size
         self.actor = mlp(features, widths, outputs, gain=0.01)
         if private is not None and self.value_encoder is not None:
@@ -125,7 +125,7 @@ class ActorCritic(nn.Module):
     def valued(self, unrolls: Trajectory) -> Tensor:
         """[T+1, B] V(obs), for unrolls that these weights have made: where acting told it, only of the last row."""
         told = unrolls.extras.get("value")  # [T, B]
-        alike = told is not None and unrolls.made is None and bool((unrolls.version == unrolls.version[0]).all())
+        alike = told is not None and unrolls.num_rows is None and bool((unrolls.version == unrolls.version[0]).all())
         if told is None or not alike:
             core = None if unrolls.core is None else unrolls.core[0]
             return self.value(unrolls.obs, core, unrolls.first)
@@ -151,7 +151,7 @@ class ActorCritic(nn.Module):
             ended = unrolls.terminated | unrolls.truncated
             begins = unrolls.first[0]
             reward = unrolls.reward.clamp(-1.0, 1.0) if self.clip_reward else unrolls.reward
-            went = unrolls.row, unrolls.rows if unrolls.made is None else unrolls.made
+            went = unrolls.row, unrolls.rows if unrolls.num_rows is None else unrolls.num_rows
             self.return_scale.update(reward, ended, unrolls.valid, unrolls.stream, gamma, begins, went)
 
     def normalised(self, obs: Tree) -> Tree:

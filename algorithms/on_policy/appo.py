@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from rltrain.algorithms.functions.gradient_sync import ALONE, Group
+from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.losses import clipped_surrogate, masked_mean, squared_error
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.returns import vtrace
@@ -53,7 +53,7 @@ class APPO:
         self.target.requires_grad_(False)
         self.optimizer = Adam(self.flat, eps=config.adam_eps)
         self.tape = Tape(self.policy)
-        self.group: Group = ALONE
+        self.group: GradientSync = SINGLE
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
         """One gradient step on one batch of the buffer, after which the target network follows.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from rltrain.algorithms.functions.gradient_sync import ALONE, Group
+from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.losses import masked_mean, squared_error
-from rltrain.algorithms.functions.optim import chosen, flatten, linear, step
+from rltrain.algorithms.functions.optim import flatten, linear, make_optimizer, step
 from rltrain.algorithms.functions.returns import vtrace
 from rltrain.algorithms.networks.mlp import Tape
 from rltrain.algorithms.on_policy.settings import IMPALAConfig
@@ -37,9 +37,9 @@ class IMPALA:
             max_lag=config.max_lag,
         )
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
-        self.optimizer = chosen(flatten(self.policy), config)
+        self.optimizer = make_optimizer(flatten(self.policy), config)
         self.tape = Tape(self.policy)
-        self.group: Group = ALONE
+        self.group: GradientSync = SINGLE
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
         """One gradient step on the unrolls that have come; none where no row is valid."""

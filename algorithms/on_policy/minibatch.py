@@ -15,7 +15,7 @@ from rltrain.rollout.types import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class FlatBatch:
     """Steps without an order, reset rows left out."""
 
     obs: Tree  # [N, *O]
@@ -28,7 +28,7 @@ class Rows:
     valid: Tensor | None = None  # [N]  bool, rows that count in a mean; None: all
 
     @classmethod
-    def of(cls, unrolls: Trajectory, value: Tensor, advantage: Tensor, target: Tensor) -> Rows:
+    def of(cls, unrolls: Trajectory, value: Tensor, advantage: Tensor, target: Tensor) -> FlatBatch:
         """The valid rows of `unrolls`; value, advantage and target are [T, B]."""
         keep = unrolls.valid.reshape(-1).nonzero().squeeze(-1)  # [N]
 
@@ -55,7 +55,9 @@ class Rows:
         """Rows that a mean is taken over, or which of them."""
         return len(self) if self.valid is None else self.valid
 
-    def shuffled(self, minibatches: int, generator: torch.Generator, places: Tensor | None = None) -> Iterator[Rows]:
+    def shuffled(
+        self, minibatches: int, generator: torch.Generator, places: Tensor | None = None
+    ) -> Iterator[FlatBatch]:
         """All rows once, in a new order, in `minibatches` pieces whose sizes differ by one at most.
 
         Args:
@@ -69,7 +71,7 @@ class Rows:
         for begin, end in pieces:
             yield _each(mixed, lambda x, begin=begin, end=end: x[begin:end]) if begin < end else self._blank()  # type: ignore[misc]
 
-    def _blank(self) -> Rows:
+    def _blank(self) -> FlatBatch:
         """A row that does not count, with which every action is legal."""
         blank = _each(self, lambda x: x.new_zeros(1, *x.shape[1:]))
         mask = blank.action_mask
@@ -140,7 +142,7 @@ class Sequences:
     ) -> Iterator[Sequences]:
         """All sequences once, in a new order, in `minibatches` pieces whose sizes differ by one at most.
 
-        Arguments are those of `Rows.shuffled`.
+        Arguments are those of `FlatBatch.shuffled`.
         """
         order, pieces = _shuffle(len(self), minibatches, generator, places)
         order = order.to(self.core.device)
@@ -191,9 +193,9 @@ def _pieces(n: int, pieces: int) -> list[tuple[int, int]]:
     return [(begin, end) for begin, end in pairwise(bounds) if end > begin]
 
 
-def _each(rows: Rows, function: Callable[[Tensor], Tensor]) -> Rows:
+def _each(rows: FlatBatch, function: Callable[[Tensor], Tensor]) -> FlatBatch:
     mask = rows.action_mask
-    return Rows(
+    return FlatBatch(
         obs=function(rows.obs) if isinstance(rows.obs, Tensor) else tree_map(function, rows.obs),
         action=function(rows.action),
         log_prob=function(rows.log_prob),

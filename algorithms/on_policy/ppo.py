@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from rltrain.algorithms.functions.gradient_sync import ALONE, Group
+from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.losses import clipped_surrogate, clipped_value, masked_mean, normalised, squared_error
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.returns import gae
 from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.networks.mlp import Tape
-from rltrain.algorithms.on_policy.minibatch import Mean, Rows, Sequences
+from rltrain.algorithms.on_policy.minibatch import FlatBatch, Mean, Sequences
 from rltrain.algorithms.on_policy.settings import PPOConfig
 from rltrain.algorithms.protocol import Stateful, StreamPlan, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
@@ -29,7 +29,7 @@ class PPO:
     value of the final observation stands in for what would have followed (Pardo et al. 2018).
 
     With `overlap` the next unroll is acted while this one is learnt from, by weights that are one update old. The
-    surrogate's ratio knows who acted, the advantages do not correct for it: see `algorithms/on_policy/appo.py` for what does.
+    surrogate's ratio knows who acted, the advantages do not correct for it: see appo.py for what does.
     """
 
     def __init__(self, spec: EnvSpec, config: PPOConfig, device: torch.device, seed: int, streams: int) -> None:
@@ -39,7 +39,7 @@ class PPO:
         self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
         self.tape = Tape(self.policy)
         self.rng = Rng(seed)
-        self.group: Group = ALONE
+        self.group: GradientSync = SINGLE
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
         """`epochs` passes over the unrolls of all streams, in shuffled minibatches.
@@ -60,9 +60,9 @@ class PPO:
             advantage = gae(reward, value, discounts(unrolls, config.gamma), traces(unrolls, config.lam))  # [T, B]
             target = advantage + value[:-1]  # [T, B]
 
-        rows: Rows | Sequences
+        rows: FlatBatch | Sequences
         if unrolls.core is None:
-            rows = Rows.of(unrolls, value[:-1], advantage, target)
+            rows = FlatBatch.of(unrolls, value[:-1], advantage, target)
             if hasattr(self.policy, "arranged"):
                 rows = replace(rows, obs=self.policy.arranged(rows.obs))
         else:
@@ -93,7 +93,9 @@ class PPO:
         value: Tensor = policy.value(unrolls.obs, core, unrolls.first) if ahead else policy.valued(unrolls)
         return value
 
-    def loss(self, batch: Rows | Sequences, clip: float, entropy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, batch: FlatBatch | Sequences, clip: float, entropy_weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The surrogate, the value loss and the entropy bonus of one minibatch."""
         config = self.config
         valid = batch.valid

@@ -1,6 +1,6 @@
 """Environments of several agents behind one interface: PettingZoo's, in parallel or in turns, and Gymnasium's tuples.
 
-`Team` shows each as a Gymnasium environment with a joint action, so that what brings environments back, looks at them
+`JointEnv` shows each as a Gymnasium environment with a joint action, so that what restores environments, looks at them
 and steps them knows one kind. What belongs to single agents is in its info, under `AGENTS`.
 """
 
@@ -26,7 +26,7 @@ from rltrain.envs.multi_agent.joint_spaces import (
     without_mask,
     zeros,
 )
-from rltrain.envs.multi_agent.tuple_env import Tupled
+from rltrain.envs.multi_agent.tuple_env import TupleEnv
 from rltrain.envs.spaces import MASK, final_mask, mask_of
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.suites.pettingzoo_parallel import quicker
@@ -46,21 +46,21 @@ class Told(NamedTuple):
     state: np.ndarray | None  # [*S]
 
 
-def team(made: Any, name: str, share: Share) -> Team:
+def as_joint_env(made: Any, name: str, share: Share) -> JointEnv:
     """What was made, as an environment of several agents; EnvError if it is nothing of the kind."""
     if isinstance(made, AECEnv):
-        return Team(Turns(made), name, share, turns=True)
+        return JointEnv(AecAdapter(made), name, share, turns=True)
     if isinstance(made, ParallelEnv):
-        return Team(quicker(made), name, share)
+        return JointEnv(quicker(made), name, share)
     if isinstance(made, gymnasium.Env) and isinstance(made.action_space, spaces.Tuple):
-        return Team(Tupled(made), name, share)
+        return JointEnv(TupleEnv(made), name, share)
     raise EnvError(
         f"{name} made a {type(made).__module__}.{type(made).__name__}, which is not a gymnasium.Env. Derive it from "
         "gymnasium.Env, or for several agents from pettingzoo.ParallelEnv or pettingzoo.AECEnv."
     )
 
 
-class Team(gymnasium.Env[Any, Any]):
+class JointEnv(gymnasium.Env[Any, Any]):
     """All agents of a game as one, with a joint action.
 
     An observation is {agent: its own}, zeros for one that is not there; an agent that leaves is shown once more as it
@@ -270,7 +270,7 @@ class Team(gymnasium.Env[Any, Any]):
         return state
 
 
-class Turns:
+class AecAdapter:
     """A PettingZoo environment whose agents act one after the other, as a parallel one: a step is one turn.
 
     Who is dead is seen off at once. Everybody is observed after each turn; only `turn` acts.

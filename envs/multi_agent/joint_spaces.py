@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 from rltrain.envs.errors import EnvError
 from rltrain.envs.spaces import MASK, action_spec, obs_spec, obs_writer
-from rltrain.envs.spec import ActionSpec, Group, Leaf, ObsSpec
+from rltrain.envs.spec import ActionSpec, AgentGroup, Leaf, ObsSpec
 
 Share = Literal["all", "type", "none"] | Mapping[str, str]
 
@@ -23,7 +23,7 @@ def groups_of(
     observation: Mapping[str, spaces.Space[Any]],
     action: Mapping[str, spaces.Space[Any]],
     share: Share,
-) -> tuple[Group, ...]:
+) -> tuple[AgentGroup, ...]:
     """Agents in groups, in the order in which the environment lists the first of each.
 
     Args:
@@ -58,7 +58,7 @@ def groups_of(
                 "actions differ"
             )
     found = tuple(
-        Group(
+        AgentGroup(
             names[number],
             tuple(group),
             obs_spec(observation[group[0]], f"the observation space of {group[0]} of {name}"),
@@ -113,7 +113,7 @@ def _names(groups: list[list[str]]) -> list[str]:
     ]
 
 
-def joint_obs(groups: Sequence[Group]) -> ObsSpec:
+def joint_obs(groups: Sequence[AgentGroup]) -> ObsSpec:
     """{group: [n, *O]}: what all agents see."""
 
     def several(obs: ObsSpec, count: int) -> ObsSpec:
@@ -128,7 +128,7 @@ def joint_obs(groups: Sequence[Group]) -> ObsSpec:
     return {group.name: several(group.obs, len(group.agents)) for group in groups}
 
 
-def joint_action(groups: Sequence[Group]) -> ActionSpec:
+def joint_action(groups: Sequence[AgentGroup]) -> ActionSpec:
     """The actions of all agents side by side: [N, *A] where all have the same shape, else flat."""
     each = [group.action for group in groups for _ in group.agents]
     shapes = {action.shape for action in each}
@@ -157,7 +157,7 @@ def joint_space(action: ActionSpec) -> spaces.Space[Any]:
 
 
 def joint_writer(
-    groups: Sequence[Group], observation: Mapping[str, spaces.Space[Any]]
+    groups: Sequence[AgentGroup], observation: Mapping[str, spaces.Space[Any]]
 ) -> Callable[[Any, tuple[int, ...], Any], None]:
     """A function `write(arrays, (t, b), obs)` that puts the observations of all agents, by name, into an unroll."""
     writers = [
@@ -173,7 +173,9 @@ def joint_writer(
     return write
 
 
-def taker(groups: Sequence[Group], action: Mapping[str, spaces.Space[Any]]) -> Callable[[np.ndarray], dict[str, Any]]:
+def taker(
+    groups: Sequence[AgentGroup], action: Mapping[str, spaces.Space[Any]]
+) -> Callable[[np.ndarray], dict[str, Any]]:
     """A function from a joint action, as `action_reader` of the joint space gives it, to each agent's own."""
     parts: list[tuple[str, slice, tuple[int, ...], np.dtype[Any], bool]] = []
     begin = 0

@@ -12,7 +12,7 @@ from rltrain.envs.multi_agent.joint_spaces import zeros
 from rltrain.envs.spaces import MASK
 
 
-class Tupled:
+class TupleEnv:
     """A Gymnasium environment that takes a tuple of actions and gives tuples, as lbforaging and rware do.
 
     Where its info has an `action_mask`, that is a mask for each agent, in their order, or None for one who may do all.

@@ -13,7 +13,7 @@ from rltrain.envs.problems.faults import hangs, raises
 from rltrain.envs.problems.probes import (
     Counter,
     Masked,
-    Memory,
+    MemoryTask,
     OfferingCounter,
     TwoSteps,
     box,
@@ -47,7 +47,7 @@ PROBES: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {
     "multi-binary": multi_binary,
     "masked": Masked,
     "masked-obs": lambda: Masked(in_obs=True),
-    "memory": Memory,
+    "memory": MemoryTask,
     "dict": tree,
     "image": image,
     "board": lambda: image(10, 1, np.bool_),

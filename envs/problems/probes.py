@@ -220,7 +220,7 @@ class Masked(gymnasium.Env[Any, Any]):
         return seen, {"action_mask": self._mask}
 
 
-class Memory(gymnasium.Env[Any, Any]):
+class MemoryTask(gymnasium.Env[Any, Any]):
     """A cue of -1 or 1 in the first of 4 observations; at the end reward 1 for action 0 or 1 to match it, else -1.
 
     With memory V = gamma^3; without it the return is 0 on average. Observation: (cue, time).

@@ -61,7 +61,7 @@ class Block:
         self._pool.close()
 
 
-class Pool(gymnasium.Env[Any, Any]):
+class EnvPool(gymnasium.Env[Any, Any]):
     """One environment of EnvPool, alone in its pool, so that a stream can have a seed of its own."""
 
     def __init__(self, task: str, **kwargs: Any) -> None:
@@ -85,13 +85,13 @@ class Pool(gymnasium.Env[Any, Any]):
         self._block.close()
 
 
-def find(name: str) -> Callable[..., Pool] | None:
+def find(name: str) -> Callable[..., EnvPool] | None:
     """What makes the environment that `name` stands for, "envpool:Pong-v5"; None if it names none.
 
     Raises:
         EnvError: EnvPool is not installed, or has no such environment; one line.
     """
-    return functools.partial(Pool, _task(name)) if name.startswith(PREFIX) else None
+    return functools.partial(EnvPool, _task(name)) if name.startswith(PREFIX) else None
 
 
 def block(name: str) -> Callable[..., Block]:

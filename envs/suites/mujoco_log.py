@@ -9,7 +9,7 @@ from typing import Any
 ADVICE = "is deprecated and will be removed in a future release"
 
 
-def quieten_mujoco() -> None:
+def filter_mujoco_log() -> None:
     """Warnings that an attribute of a model file is deprecated go to MuJoCo's log file only, and there once.
 
     All others are told as ever. Nothing is done where MuJoCo was not imported, or somebody handles its warnings.

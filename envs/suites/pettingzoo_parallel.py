@@ -12,13 +12,13 @@ CHECKS = (OrderEnforcingWrapper, AssertOutOfBoundsWrapper)  # wrappers that look
 
 
 def quicker(game: Any) -> Any:
-    """A `Cycle` for PettingZoo's own view; any other game, and a view with methods of a user's own, as it is."""
+    """`AecToParallel` for PettingZoo's own view; any other game, and a view with a user's own methods, as it is."""
     if type(game) is not aec_to_parallel_wrapper or any(hasattr(aec_to_parallel_wrapper, name) for name in vars(game)):
         return game
-    return Cycle(game)
+    return AecToParallel(game)
 
 
-class Cycle(aec_to_parallel_wrapper[Any, Any, Any]):  # type: ignore[misc]
+class AecToParallel(aec_to_parallel_wrapper[Any, Any, Any]):  # type: ignore[misc]
     """The same view: everybody acts once, and then all is told. It tells the same where observing changes nothing.
 
     PettingZoo's own asks each agent for its observation before it acts, which nobody looks at, and asks for each

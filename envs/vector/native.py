@@ -19,7 +19,7 @@ from rltrain.envs.seeding import seed_of
 from rltrain.envs.spaces import action_reader, env_spec, random_action
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.plain_data import attributes, from_plain, same, set_attributes, to_plain
-from rltrain.envs.vector.unroll_rows import Rows
+from rltrain.envs.vector.unroll_rows import UnrollBuffer
 
 Native = Any  # gymnasium.vector.VectorEnv; its type parameters say nothing here
 MakeBlock = Callable[[int], Native]
@@ -62,7 +62,7 @@ class NativeVectorEnv:
         self._space = self.envs[0].single_observation_space
         self._actions = native_actions(self.envs[0].single_action_space, spec)
 
-    def reset(self, rows: Rows) -> None:
+    def reset(self, rows: UnrollBuffer) -> None:
         self._over[:] = False
         for i, env in enumerate(self.envs):
             self._obs[i], _ = self._blame(i, 0, lambda i=i, env=env: env.reset(seed=self._seeds[i]))  # type: ignore[misc]
@@ -70,7 +70,7 @@ class NativeVectorEnv:
         rows.first[0] = False
         rows.first[0, : len(self.streams)] = True
 
-    def step(self, action: np.ndarray, rows: Rows, t: int) -> None:
+    def step(self, action: np.ndarray, rows: UnrollBuffer, t: int) -> None:
         count, over = len(self.streams), self._over
         actions = self._actions(action)
         rows.terminated[t] = False
@@ -94,7 +94,7 @@ class NativeVectorEnv:
             rows.truncated[t, :count][over] = False
         self._over = rows.terminated[t, :count] | rows.truncated[t, :count]
 
-    def end_unroll(self, action: np.ndarray, rows: Rows) -> None:
+    def end_unroll(self, action: np.ndarray, rows: UnrollBuffer) -> None:
         """Nothing to remember: the state is in the environments."""
 
     def state(self) -> list[dict[str, Any]]:
@@ -110,7 +110,7 @@ class NativeVectorEnv:
             for i, (block, columns) in enumerate(zip(self._blocks, self._columns, strict=True))
         ]
 
-    def load(self, state: list[dict[str, Any]], rows: Rows) -> None:
+    def load(self, state: list[dict[str, Any]], rows: UnrollBuffer) -> None:
         rows.first[0] = False
         for i, saved in enumerate(state):
             self._begun[i] = int(saved["begun"])
@@ -134,7 +134,7 @@ class NativeVectorEnv:
         for env in self.envs:
             env.close()
 
-    def _put(self, rows: Rows, t: int, i: int) -> None:
+    def _put(self, rows: UnrollBuffer, t: int, i: int) -> None:
         write_batch(self._space, rows.obs, (t, self._columns[i]), self._obs[i], top=True)
 
     def _blame(self, i: int, row: int, call: Callable[[], Any]) -> Any:

@@ -25,7 +25,7 @@ SHORT = (8, 3, 12)  # of the round that tells whether "rng" can work, which is n
 PATIENCE = 300.0  # seconds for what must not be cut short; an environment that needs more is refused
 
 
-def prove(make: Callable[[], Env], spec: EnvSpec, seed: int, seconds: float = 2.0, patience: float = PATIENCE) -> str:
+def verify(make: Callable[[], Env], spec: EnvSpec, seed: int, seconds: float = 2.0, patience: float = PATIENCE) -> str:
     """The first way that brings an environment of `make` back, shown by doing it; "none" if no way does.
 
     A round: random steps through two episodes (a used instance may differ from a fresh one) and into the next, the
@@ -124,7 +124,7 @@ def _survives(
     soft: float = math.inf,
     hard: float = math.inf,
 ) -> bool:
-    """Whether `way` brings an environment back, see `prove`; no round begins after `soft`, no step after `hard`."""
+    """Whether `way` brings an environment back, see `verify`; no round begins after `soft`, no step after `hard`."""
     rng = np.random.default_rng(seed)
     made: list[Env] = []
     to_next, into, beside = sizes

@@ -16,7 +16,7 @@ import numpy as np
 from rltrain.envs.errors import EnvFault
 from rltrain.envs.spaces import GOES_ON, MASK, action_reader, final_mask, mask_of, obs_writer
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.vector.unroll_rows import Rows
+from rltrain.envs.vector.unroll_rows import UnrollBuffer
 
 
 class SerialVectorEnv:
@@ -45,7 +45,7 @@ class SerialVectorEnv:
         self._seeds = tuple(seeds)
         self._make = make
         self._at = 0
-        self._seen: tuple[Rows, int] | None = None  # where the newest observations lie
+        self._seen: tuple[UnrollBuffer, int] | None = None  # where the newest observations lie
         self.envs: list[gymnasium.Env[Any, Any]] = []
         self._logs = [Log(way) for _ in streams]
         with _Blame(self):
@@ -59,7 +59,7 @@ class SerialVectorEnv:
         self._over = [False] * len(self.envs)
         self._zeros = [0.0] * len(self.envs)
 
-    def reset(self, rows: Rows) -> None:
+    def reset(self, rows: UnrollBuffer) -> None:
         self._seen = rows, 0
         with _Blame(self):
             for b, env in enumerate(self.envs):
@@ -69,14 +69,14 @@ class SerialVectorEnv:
                 self._put(rows, 0, b, obs, info)
                 rows.first[0, b] = True
 
-    def step(self, action: np.ndarray, rows: Rows, t: int) -> None:
+    def step(self, action: np.ndarray, rows: UnrollBuffer, t: int) -> None:
         over, write, obs_rows = self._over, self._write, rows.obs
         actions = self._actions(action)
         rewards = self._zeros.copy()
         masked = rows.action_mask is not None
         rows.terminated[t] = False
         rows.truncated[t] = False
-        rows.goes_on[t] = False
+        rows.episode_continues[t] = False
         rows.first[t + 1] = False
         b = 0
         try:
@@ -91,7 +91,7 @@ class SerialVectorEnv:
                     if terminated or truncated:
                         rows.terminated[t, b] = terminated
                         rows.truncated[t, b] = truncated
-                        rows.goes_on[t, b] = info.get(GOES_ON, False)
+                        rows.episode_continues[t, b] = info.get(GOES_ON, False)
                         over[b] = True
                 write(obs_rows, (t + 1, b), obs)
                 if masked:
@@ -104,7 +104,7 @@ class SerialVectorEnv:
         """Leave the streams where `ended` [B] alone from now on; their rows keep what they hold."""
         self._active = [(b, env) for b, env in enumerate(self.envs) if not ended[b]]
 
-    def end_unroll(self, action: np.ndarray, rows: Rows) -> None:
+    def end_unroll(self, action: np.ndarray, rows: UnrollBuffer) -> None:
         self._seen = rows, len(action)
         for b, log in enumerate(self._logs):
             log.extend(action[:, b], rows.first[1 : len(action) + 1, b])
@@ -117,7 +117,7 @@ class SerialVectorEnv:
             for b, env in enumerate(self.envs)
         ]
 
-    def load(self, state: list[dict[str, Any]], rows: Rows) -> None:
+    def load(self, state: list[dict[str, Any]], rows: UnrollBuffer) -> None:
         self._seen = rows, 0
         with _Blame(self):
             for b, (env, saved) in enumerate(zip(self.envs, state, strict=True)):
@@ -134,12 +134,12 @@ class SerialVectorEnv:
         for env in self.envs:
             env.close()
 
-    def _put(self, rows: Rows, t: int, b: int, obs: Any, info: dict[str, Any], over: bool = False) -> None:
+    def _put(self, rows: UnrollBuffer, t: int, b: int, obs: Any, info: dict[str, Any], over: bool = False) -> None:
         self._write(rows.obs, (t, b), obs)
         if rows.action_mask is not None:
             self._put_mask(rows, t, b, obs, info, over)
 
-    def _put_mask(self, rows: Rows, t: int, b: int, obs: Any, info: dict[str, Any], over: bool) -> None:
+    def _put_mask(self, rows: UnrollBuffer, t: int, b: int, obs: Any, info: dict[str, Any], over: bool) -> None:
         assert rows.action_mask is not None
         if over:
             mask = final_mask(obs, info, self._mask_in_obs, self.spec.action.nvec)

@@ -9,28 +9,28 @@ from typing import Any
 import numpy as np
 
 from rltrain.envs.errors import EnvFault
-from rltrain.envs.multi_agent.joint_env import AGENTS, Team
+from rltrain.envs.multi_agent.joint_env import AGENTS, JointEnv
 from rltrain.envs.spaces import MASK
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.serial import SerialVectorEnv
-from rltrain.envs.vector.unroll_rows import Rows
+from rltrain.envs.vector.unroll_rows import UnrollBuffer
 
 
-class TeamVectorEnv(SerialVectorEnv):
-    """Streams of `Team`s. All else, their start, their return on resume and who is to blame, is that of one agent's."""
+class SerialMultiVectorEnv(SerialVectorEnv):
+    """Streams of `JointEnv`s. Start, restore and error messages are those of the vector for one agent."""
 
     def __init__(
         self, make: Callable[[], Any], spec: EnvSpec, streams: Sequence[int], seeds: Sequence[int], way: str = "rng"
     ) -> None:
         super().__init__(make, spec, streams, seeds, way)
         first = self.envs[0]
-        assert isinstance(first, Team)
+        assert isinstance(first, JointEnv)
         self._write = first.write
 
-    def step(self, action: np.ndarray, rows: Rows, t: int) -> None:
+    def step(self, action: np.ndarray, rows: UnrollBuffer, t: int) -> None:
         over = self._over
         actions = self._actions(action)
-        for array in (rows.reward, rows.terminated, rows.truncated, rows.goes_on):
+        for array in (rows.reward, rows.terminated, rows.truncated, rows.episode_continues):
             array[t] = 0
         rows.first[t + 1] = False
         b = 0
@@ -51,7 +51,7 @@ class TeamVectorEnv(SerialVectorEnv):
         except Exception as error:
             raise EnvFault(self.streams[b], self._seeds[b], t, traceback.format_exc()) from error
 
-    def _put(self, rows: Rows, t: int, b: int, obs: Any, info: dict[str, Any], over: bool = False) -> None:
+    def _put(self, rows: UnrollBuffer, t: int, b: int, obs: Any, info: dict[str, Any], over: bool = False) -> None:
         self._write(rows.obs, (t, b), obs)
         told = info[AGENTS]
         if rows.action_mask is not None:

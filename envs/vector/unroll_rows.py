@@ -11,7 +11,7 @@ from rltrain.envs.spec import EnvSpec
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class UnrollBuffer:
     """The arrays of one unroll that environments write. They may be wider than the streams (padding)."""
 
     obs: Any  # tree of [T+1, B, *O]
@@ -20,16 +20,18 @@ class Rows:
     truncated: np.ndarray  # [T, B]
     first: np.ndarray  # [T+1, B]
     action_mask: np.ndarray | None  # [T+1, B, n]
-    goes_on: np.ndarray  # [T, B]  an end for learning only, as of a life: reports go on to the end of the game
+    episode_continues: (
+        np.ndarray
+    )  # [T, B]  an end for learning only, as of a life: reports go on to the end of the game
     alive: np.ndarray | None = None  # [T+1, B, N]  of several agents, those that take part
     acting: np.ndarray | None = None  # [T+1, B, N]  where they take turns, whose it is
     state: np.ndarray | None = None  # [T+1, B, *S]  what only training sees
 
-    def beside(self) -> list[np.ndarray]:
+    def optional_fields(self) -> list[np.ndarray]:
         """The fields of `rltrain.envs.spec.BESIDE` that are there, in that order."""
         return [array for array in (self.action_mask, self.alive, self.acting, self.state) if array is not None]
 
-    def over(self, t: int) -> np.ndarray:
+    def episode_end(self, t: int) -> np.ndarray:
         """[B] the streams whose episode row t has ended: with several agents, when none of them is left."""
         if self.alive is None:
             ended: np.ndarray = self.terminated[t] | self.truncated[t]
@@ -44,19 +46,19 @@ class VectorEnv(Protocol):
     spec: EnvSpec
     streams: tuple[int, ...]  # the streams these columns are, ascending
 
-    def reset(self, rows: Rows) -> None:
+    def reset(self, rows: UnrollBuffer) -> None:
         """Begin all streams anew: writes row 0 of obs, first and action_mask."""
 
-    def step(self, action: np.ndarray, rows: Rows, t: int) -> None:
+    def step(self, action: np.ndarray, rows: UnrollBuffer, t: int) -> None:
         """Take action [B, *A]: writes row t of reward and flags, row t+1 of obs, first and action_mask."""
 
-    def end_unroll(self, action: np.ndarray, rows: Rows) -> None:
+    def end_unroll(self, action: np.ndarray, rows: UnrollBuffer) -> None:
         """Called once after the last row, with all actions [T, B, *A]: remember what `state` needs."""
 
     def state(self) -> list[dict[str, Any]]:
         """One dict of plain data per stream (or block of streams), enough for `load` to go on from here."""
 
-    def load(self, state: list[dict[str, Any]], rows: Rows) -> None:
+    def load(self, state: list[dict[str, Any]], rows: UnrollBuffer) -> None:
         """Go on from `state`: writes row 0 of obs, first and action_mask. `first` is True where it began anew."""
 
     def close(self) -> None:

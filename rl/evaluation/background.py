@@ -113,8 +113,8 @@ class Evaluations:
         if self._worker.waitable is None or wait([self._worker.waitable], seconds):
             return True
         now, alive = time.monotonic(), self._alive()
-        if self._worker.over:
-            self._worker.kill(self._worker.over)
+        if self._worker.exit_reason:
+            self._worker.kill(self._worker.exit_reason)
         elif alive != self._seen[0]:
             self._seen = (alive, now)
         else:

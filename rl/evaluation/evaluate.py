@@ -16,7 +16,7 @@ from rltrain.envs.source import EnvSource
 from rltrain.errors import ConfigError
 from rltrain.evaluation import multi_agent as team
 from rltrain.evaluation.policy import Trained, load
-from rltrain.evaluation.video import Film
+from rltrain.evaluation.video import VideoWriter
 from rltrain.rollout.actor.play import play
 from rltrain.rollout.types import Episode
 
@@ -64,10 +64,10 @@ def evaluate(
     if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
         raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
     seeds = [seed_of(seed, FRESH, episode) for episode in range(episodes)]
-    film: Film | None = None
+    film: VideoWriter | None = None
     at_random = trained.config.opponents == "pool"
     if video is not None:
-        film = Film(Path(video))
+        film = VideoWriter(Path(video))
         source = replace(source, kwargs={**source.kwargs, "render_mode": "rgb_array"})
         first = play(source.make, spec, trained.policy, seeds[:1], stochastic, frame=film.add, at_random=at_random)
         film.write()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rltrain.envs.spec import ActionSpec, EnvSpec, Group
+from rltrain.envs.spec import ActionSpec, AgentGroup, EnvSpec
 from rltrain.rollout.tree import Tree, leaves
 from rltrain.rollout.types import Episode
 
@@ -61,7 +61,7 @@ def actions(spec: EnvSpec, joint: np.ndarray, agents: Mapping[str, Any]) -> dict
     return found
 
 
-def _places(spec: EnvSpec, masked: bool) -> Iterator[tuple[Group, int, str, slice]]:
+def _places(spec: EnvSpec, masked: bool) -> Iterator[tuple[AgentGroup, int, str, slice]]:
     """Each agent, its place in its group, and its columns of the joint action, or of the joint mask."""
     begin = 0
     for group in spec.groups:

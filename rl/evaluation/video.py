@@ -10,7 +10,7 @@ import numpy as np
 from rltrain.errors import ConfigError
 
 
-class Film:
+class VideoWriter:
     """Frames of an episode, and their writing. ConfigError where a package for it is missing."""
 
     def __init__(self, path: Path) -> None:

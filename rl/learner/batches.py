@@ -33,7 +33,7 @@ def join(unrolls: list[Trajectory], device: torch.device, rows: int = 0) -> Traj
 
     beside, stacked = along(1), along(0)
     head = unrolls[0]
-    made = [np.full(len(u.stream), rows, np.int64) if u.made is None else u.made for u in unrolls]
+    made = [np.full(len(u.stream), rows, np.int64) if u.num_rows is None else u.num_rows for u in unrolls]
 
     def field(name: str) -> list[Any]:
         return [getattr(unroll, name) for unroll in unrolls]
@@ -51,8 +51,8 @@ def join(unrolls: list[Trajectory], device: torch.device, rows: int = 0) -> Traj
         extras={name: beside(*(unroll.extras[name] for unroll in unrolls)) for name in head.extras},
         core=None if head.core is None else beside(*field("core")),
         episodes=tuple(episode for unroll in unrolls for episode in unroll.episodes),
-        made=None if all(unroll.made is None for unroll in unrolls) else stacked(*made),
-        **{name: beside(*field(name)) for name in head.beside()},
+        num_rows=None if all(unroll.num_rows is None for unroll in unrolls) else stacked(*made),
+        **{name: beside(*field(name)) for name in head.optional_fields()},
     )
 
 
@@ -100,7 +100,7 @@ def tensors(rows: Trajectory | Transition, device: torch.device) -> Any:
         extras={name: tensor(array) for name, array in rows.extras.items()},
         core=maybe(rows.core),
         episodes=rows.episodes,
-        **{name: tensor(array) for name, array in rows.beside().items()},
+        **{name: tensor(array) for name, array in rows.optional_fields().items()},
     )
 
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rltrain import algorithms
-from rltrain.algorithms.protocol import GradientPlan, Plan, ReplayPlan, Update
+from rltrain.algorithms.protocol import DataPlan, GradientPlan, ReplayPlan, Update
 from rltrain.algorithms.registry import policy_factory, register_policy
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec
@@ -33,20 +33,20 @@ from rltrain.rollout.types import Trajectory
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.process import ProcessHandle
 from rltrain.storage.checkpoint import to_tensors
-from rltrain.system.torchrun import Place
+from rltrain.system.torchrun import Rank
 
 FOREVER = timedelta(days=365)  # that a learner waits for the first one, which may wait for its actors
 ENDING_SECONDS = 2.0  # that a learner's process may take to tell how it ended
 
 
-class Learners(Shared):
+class LearnerGroup(Shared):
     """All learners of a run, seen from the first.
 
     Args:
         place: of this process among those that torchrun started; None: the others are started here.
     """
 
-    def __init__(self, config: RunConfig, spec: EnvSpec, place: Place | None) -> None:
+    def __init__(self, config: RunConfig, spec: EnvSpec, place: Rank | None) -> None:
         super().__init__(0, config.learners)
         self._config, self._spec = config, spec
         self._handles: list[ProcessHandle] = []
@@ -59,7 +59,7 @@ class Learners(Shared):
             self._meeting = tempfile.TemporaryDirectory(prefix="rltrain-")  # where nobody else may look
             for rank in range(1, self.size):
                 handle = ProcessHandle(
-                    rank, functools.partial(Second, Place(rank, self.size, rank), self._meeting.name)
+                    rank, functools.partial(LearnerRank, Rank(rank, self.size, rank), self._meeting.name)
                 )
                 self._handles.append(handle)
                 handle.call("ready")
@@ -168,14 +168,14 @@ class Learners(Shared):
         return LearnerLost(f"{f'learner {hung}' if hung else 'a learner'} of {self.size} was lost: {why}")
 
 
-class Second(Shared):
+class LearnerRank(Shared):
     """A learner that is not the first: it does what it is told, until it is told to end.
 
     Args:
         folder: where all of them meet; None: where torchrun says.
     """
 
-    def __init__(self, place: Place, folder: str | None) -> None:
+    def __init__(self, place: Rank, folder: str | None) -> None:
         super().__init__(place.rank, place.size)
         self._place, self._folder = place, folder
 
@@ -224,13 +224,13 @@ class Second(Shared):
         """Nothing is left when `serve` has ended."""
 
 
-def open_learners(config: RunConfig, spec: EnvSpec, algorithm: Any, place: Place | None) -> Learners:
+def open_learners(config: RunConfig, spec: EnvSpec, algorithm: Any, place: Rank | None) -> LearnerGroup:
     """The learners of a run, started but not joined yet.
 
     Raises:
         ConfigError: the algorithm does not share its updates, or there is nothing to share.
     """
-    plan: Plan = algorithm.plan
+    plan: DataPlan = algorithm.plan
     if isinstance(plan, GradientPlan):
         raise ConfigError(f"--learners {config.learners}: the actors of {config.algo} make its gradients; ask for 1")
     if not hasattr(algorithm, "group"):
@@ -257,7 +257,7 @@ def open_learners(config: RunConfig, spec: EnvSpec, algorithm: Any, place: Place
             f"--learners {config.learners}: this process belongs to a group of torch.distributed already; end it with "
             "destroy_process_group, or ask for 1"
         )
-    return Learners(config, spec, place)
+    return LearnerGroup(config, spec, place)
 
 
 def cuda_devices() -> int:

@@ -16,7 +16,7 @@ from rltrain.rollout.types import Trajectory, Weights
 from rltrain.storage.checkpoint import to_tensors
 
 if TYPE_CHECKING:
-    from rltrain.learner.data_parallel import Learners
+    from rltrain.learner.data_parallel import LearnerGroup
 
 
 MOST = 256  # updates whose metrics are kept before they are summed up
@@ -33,7 +33,7 @@ class Learner:
     """
 
     def __init__(
-        self, algorithm: Any, device: torch.device, feed: Feed | None = None, learners: Learners | None = None
+        self, algorithm: Any, device: torch.device, feed: Feed | None = None, learners: LearnerGroup | None = None
     ) -> None:
         self.algorithm = algorithm
         self.learners = learners

@@ -14,7 +14,7 @@ from rltrain.envs.seeding import stream_seed
 from rltrain.envs.source import EnvSource
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector import native
-from rltrain.envs.vector.restore_check import prove
+from rltrain.envs.vector.restore_check import verify
 from rltrain.envs.vector.unroll_rows import VectorEnv
 from rltrain.errors import ConfigError
 
@@ -59,7 +59,7 @@ def world(config: RunConfig, way: str | None = None) -> World:
             )
     else:
         units = tuple((stream,) for stream in range(config.streams))
-        way = way or prove(source.make, spec, config.seed)
+        way = way or verify(source.make, spec, config.seed)
     return World(source, spec, kind, units, way, tuple(p.text for p in problems if not p.fatal))
 
 

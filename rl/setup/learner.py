@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rltrain.system.torchrun import place
+from rltrain.system.torchrun import current_rank
 
 if TYPE_CHECKING:
     from rltrain.config.run_config import RunConfig
     from rltrain.envs.spec import EnvSpec
-    from rltrain.learner.data_parallel import Learners
+    from rltrain.learner.data_parallel import LearnerGroup
 
 
-def several(config: RunConfig, spec: EnvSpec, algorithm: Any) -> Learners | None:
+def learner_group(config: RunConfig, spec: EnvSpec, algorithm: Any) -> LearnerGroup | None:
     """The learners that share each update, started but not joined; None where one is all.
 
     Raises:
@@ -22,4 +22,4 @@ def several(config: RunConfig, spec: EnvSpec, algorithm: Any) -> Learners | None
         return None
     from rltrain.learner.data_parallel import open_learners
 
-    return open_learners(config, spec, algorithm, place())
+    return open_learners(config, spec, algorithm, current_rank())

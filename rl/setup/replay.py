@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rltrain.algorithms.protocol import GradientPlan, Plan, ReplayPlan, StreamPlan
+from rltrain.algorithms.protocol import DataPlan, GradientPlan, ReplayPlan, StreamPlan
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
@@ -16,7 +16,7 @@ from rltrain.storage.recording import Recording
 from rltrain.system import free_space as room
 
 
-def recording_of(config: RunConfig, spec: EnvSpec, plan: Plan) -> Recording | None:
+def recording_of(config: RunConfig, spec: EnvSpec, plan: DataPlan) -> Recording | None:
     """What the replay is to be filled from in place of actors; None: nothing, or there is none, see `room_for`.
 
     Raises:
@@ -30,7 +30,7 @@ def recording_of(config: RunConfig, spec: EnvSpec, plan: Plan) -> Recording | No
 def room_for(
     config: RunConfig,
     spec: EnvSpec,
-    plan: Plan,
+    plan: DataPlan,
     folder: Path | None,
     recording: Recording | None = None,
 ) -> list[str]:
@@ -79,7 +79,7 @@ def room_for(
 def make_feed(
     config: RunConfig,
     spec: EnvSpec,
-    plan: Plan,
+    plan: DataPlan,
     folder: Path | None = None,
     recording: Recording | None = None,
 ) -> Feed:

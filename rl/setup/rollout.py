@@ -8,17 +8,17 @@ from dataclasses import replace
 from typing import Any
 
 from rltrain.algorithms.networks.mlp import turned
-from rltrain.algorithms.protocol import GradientPlan, Plan, ReplayPlan, StreamPlan
+from rltrain.algorithms.protocol import DataPlan, GradientPlan, ReplayPlan, StreamPlan
 from rltrain.config.run_config import RunConfig
-from rltrain.envs.pickling import carried
+from rltrain.envs.pickling import self_contained
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
 from rltrain.learner.algorithm import make_policy
 from rltrain.rollout.actor.batch_invariance import InBlocks, rows_agree, rows_move
-from rltrain.rollout.actor.opponents import SEATS
+from rltrain.rollout.actor.opponents import PLAYERS
 from rltrain.rollout.inference.client import inference_of
 from rltrain.rollout.scheduler import Rollout
-from rltrain.rollout.specs import Pool, RolloutPlan
+from rltrain.rollout.specs import OpponentPool, RolloutSpec
 from rltrain.rollout.types import Weights
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.setup.cluster import elsewhere
@@ -31,7 +31,7 @@ def _turned(make: Callable[[], Any]) -> Any:
     return turned(make())
 
 
-def rollout_plan(config: RunConfig, here: World, plan: Plan, cluster: Any = None) -> RolloutPlan:
+def rollout_plan(config: RunConfig, here: World, plan: DataPlan, cluster: Any = None) -> RolloutSpec:
     """What the rollout is made from.
 
     Args:
@@ -55,7 +55,7 @@ def rollout_plan(config: RunConfig, here: World, plan: Plan, cluster: Any = None
     policy = functools.partial(_turned, make_policy(config, here.spec))
     acting = policy()
     if config.backend == "dask":
-        source = carried(here.source)
+        source = self_contained(here.source)
         here, ahead = replace(here, source=source), ahead | elsewhere(config, here, source, cluster)
     with one_thread():  # as all that acts has
         alone = not rows_move(acting, here.spec, config.streams)
@@ -64,7 +64,7 @@ def rollout_plan(config: RunConfig, here: World, plan: Plan, cluster: Any = None
     if config.inference == "central":
         _can_be_central(config, plan)
         ahead["inference"] = inference_of(acting, here.spec, config.device)
-    return RolloutPlan(
+    return RolloutSpec(
         spec=here.spec,
         seed=config.seed,
         unroll=plan.unroll,
@@ -82,9 +82,9 @@ def rollout_plan(config: RunConfig, here: World, plan: Plan, cluster: Any = None
     )
 
 
-def _pool(config: RunConfig, spec: EnvSpec, plan: Plan) -> Pool:
+def _pool(config: RunConfig, spec: EnvSpec, plan: DataPlan) -> OpponentPool:
     """The pool of opponents; ConfigError where the game or the algorithm is not for that."""
-    if not spec.turns or len(spec.agents) != SEATS:
+    if not spec.turns or len(spec.agents) != PLAYERS:
         raise ConfigError(
             f"--opponents pool: needs a game of two agents that take turns, as tic-tac-toe; {spec.id} is none"
         )
@@ -92,10 +92,10 @@ def _pool(config: RunConfig, spec: EnvSpec, plan: Plan) -> Pool:
         raise ConfigError(f"--opponents pool: {config.algo} learns from a replay; use ppo, mappo, a2c, impala or appo")
     if config.inference == "central":
         raise ConfigError("--opponents pool: actors hold the networks of their opponents; use --inference local")
-    return Pool(config.pool_size, config.pool_share)
+    return OpponentPool(config.pool_size, config.pool_share)
 
 
-def _can_be_central(config: RunConfig, plan: Plan) -> None:
+def _can_be_central(config: RunConfig, plan: DataPlan) -> None:
     """ConfigError where a server cannot decide for the actors."""
     if isinstance(plan, GradientPlan):
         raise ConfigError(
@@ -110,7 +110,7 @@ def _can_be_central(config: RunConfig, plan: Plan) -> None:
 
 
 def open_rollout(
-    config: RunConfig, plan: RolloutPlan, weights: Weights, on_restart: Callable[[ActorLost], None]
+    config: RunConfig, plan: RolloutSpec, weights: Weights, on_restart: Callable[[ActorLost], None]
 ) -> Rollout | OfflineRollout:
     """Actors, or what stands in their place where the unrolls were recorded."""
     if config.replay_from is not None:
@@ -118,7 +118,7 @@ def open_rollout(
     return Rollout(plan, weights, on_restart)
 
 
-def random_rows(plan: Plan, streams: int) -> int:
+def random_rows(plan: DataPlan, streams: int) -> int:
     """Rows at the start of each stream that are acted at random, so that all together make `warmup`."""
     return -(-plan.warmup // streams) if isinstance(plan, ReplayPlan) and plan.random_start else 0
 

@@ -215,7 +215,7 @@ class Recording:
                     extras={name: array[rows] for name, array in whole.extras.items()},
                     core=None if whole.core is None else whole.core[core : core + cores],
                     episodes=whole.episodes[episode : episode + int(episodes)],
-                    **{name: array[more] for name, array in whole.beside().items()},
+                    **{name: array[more] for name, array in whole.optional_fields().items()},
                 )
                 at, episode, core = at + int(length), episode + int(episodes), core + cores
 
@@ -279,7 +279,7 @@ def _joined(unrolls: list[Trajectory]) -> Trajectory:
         extras={name: beside(*(unroll.extras[name] for unroll in unrolls)) for name in head.extras},
         core=None if head.core is None else beside(*field("core")),
         episodes=tuple(episode for unroll in unrolls for episode in unroll.episodes),
-        **{name: beside(*field(name)) for name in head.beside()},
+        **{name: beside(*field(name)) for name in head.optional_fields()},
     )
 
 
@@ -318,7 +318,7 @@ def _arrays(deliveries: list[Trajectory]) -> dict[str, np.ndarray]:
     found |= {"stream": head.stream, "row": head.row}
     for name in head.extras:
         found[f"extras.{name}"] = np.concatenate([delivery.extras[name] for delivery in deliveries])
-    for name in head.beside():
+    for name in head.optional_fields():
         found[name] = more([getattr(delivery, name) for delivery in deliveries])
     if head.core is not None:
         found["core"] = rows("core")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     pass
 
 
-class Place(NamedTuple):
+class Rank(NamedTuple):
     """Of a process among those that share each update."""
 
     rank: int
@@ -22,12 +22,12 @@ class Place(NamedTuple):
     local: int  # its number on its machine
 
 
-def place() -> Place | None:
+def current_rank() -> Rank | None:
     """Where torchrun has put this process; None if it did not start it."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return Place(rank, size, local)
+    return Rank(rank, size, local)
 
 
 def launch() -> str | None:

@@ -13,14 +13,14 @@ import torch
 
 from rltrain.envs.errors import EnvFault
 from rltrain.envs.seeding import stream_seed
-from rltrain.envs.vector.unroll_rows import Rows
+from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.actor.episodes import EpisodeTracker, TeamTracker
 from rltrain.rollout.actor.noise import RandomStart, StreamNoise
 from rltrain.rollout.actor.opponents import Opponents
 from rltrain.rollout.buffers import empty_rows, kept, obs_arrays, padded
-from rltrain.rollout.inference.client import Asking, Ended
-from rltrain.rollout.inference.requests import Desks
-from rltrain.rollout.shared_memory.heartbeat import Life
+from rltrain.rollout.inference.client import Ended, InferenceClient
+from rltrain.rollout.inference.requests import RequestBuffers
+from rltrain.rollout.shared_memory.heartbeat import Heartbeat
 from rltrain.rollout.shared_memory.memory import SharedMemory, tree_at
 from rltrain.rollout.shared_memory.weights import WeightsBoard
 from rltrain.rollout.specs import ActorJob, Inference
@@ -49,7 +49,7 @@ class Actor:
         self.job = job
         count, width = len(job.streams), padded(len(job.streams))
         life = SharedMemory.attach(links.life) if isinstance(links.life, tuple) else links.life
-        self._life = Life(life, job.worker)
+        self._life = Heartbeat(life, job.worker)
         self._asking = None if job.inference is None else self._desk(job.inference, links.desk)
         self.policy: Any = self._asking
         if self._asking is None:
@@ -80,7 +80,7 @@ class Actor:
             self._opponents = Opponents(job.seed, *games)
         self.row = np.array(job.rows, np.int64)
         self.env = job.make_env(job.streams, job.incarnations)
-        self._last: Rows | None = None  # the unroll before; None: streams that begin
+        self._last: UnrollBuffer | None = None  # the unroll before; None: streams that begin
         self._end = job.unroll  # the row of it that the next one begins with
         self._ended = time.perf_counter()
 
@@ -90,7 +90,7 @@ class Actor:
         Returns the unroll, or what `reduce` makes of it, and the number of the slot where its observations lie if
         they do not come with it. Nothing if the run is over.
         """
-        if self._life.over:
+        if self._life.stopped:
             return None, None
         began = time.perf_counter()
         job, env = self.job, self.env
@@ -159,7 +159,7 @@ class Actor:
             acting=None if rows.acting is None else rows.acting[: unroll + 1, :count],
             state=None if rows.state is None else rows.state[: unroll + 1, :count],
         )
-        ended = trajectory.over & ~rows.goes_on[:unroll, :count]
+        ended = trajectory.episode_end & ~rows.episode_continues[:unroll, :count]
         episodes = self._tracker.add(trajectory.reward, ended, trajectory.valid)
         if opponents is not None:
             episodes = opponents.tell(episodes, ended)
@@ -173,10 +173,10 @@ class Actor:
         self._life.count(began - before, self._ended - began)
         return (answer if slot is None else replace(answer, obs=None)), slot
 
-    def _desk(self, inference: Inference, link: Any) -> Asking:
+    def _desk(self, inference: Inference, link: Any) -> InferenceClient:
         pipe, ticket, streams = link
-        desks = Desks(self.job.spec, inference, streams, SharedMemory.attach(ticket))
-        return Asking(inference, desks, self.job.worker, pipe, lambda: self._life.over)
+        desks = RequestBuffers(self.job.spec, inference, streams, SharedMemory.attach(ticket))
+        return InferenceClient(inference, desks, self.job.worker, pipe, lambda: self._life.stopped)
 
     def _newest(self) -> int | None:
         """Read the newest weights and return their version. A server does so itself, and says it with each answer."""
@@ -185,7 +185,7 @@ class Actor:
             return None
         return self._board.read(self._parameters)[0]
 
-    def _told(self, extras: dict[str, torch.Tensor], rows: Rows, unroll: int) -> dict[str, np.ndarray]:
+    def _told(self, extras: dict[str, torch.Tensor], rows: UnrollBuffer, unroll: int) -> dict[str, np.ndarray]:
         """What the policy has to say of the unroll, [T, B, ...] each; it may say it for all rows at once."""
         if hasattr(self.policy, "unrolled"):
             mask = None if rows.action_mask is None else torch.from_numpy(rows.action_mask[:unroll])
@@ -202,19 +202,19 @@ class Actor:
         last, end = self._last, self._end
         tree_map(lambda array, before: np.copyto(array[0], before[end]), rows.obs, last.obs)
         rows.first[0] = last.first[end]
-        for array, before in zip(rows.beside(), last.beside(), strict=True):
+        for array, before in zip(rows.optional_fields(), last.optional_fields(), strict=True):
             array[0] = before[end]
 
-    def _remember(self, rows: Rows) -> None:
+    def _remember(self, rows: UnrollBuffer) -> None:
         """Row 0, just made by a reset or a resume, stands where the last row of an unroll before would."""
         tree_map(lambda array: np.copyto(array[-1], array[0]), rows.obs)
         rows.first[-1] = rows.first[0]
-        for array in rows.beside():
+        for array in rows.optional_fields():
             array[-1] = array[0]
         self._last, self._end = rows, len(rows.reward)
 
     @contextlib.contextmanager
-    def _explaining(self, rows: Rows) -> Iterator[None]:
+    def _explaining(self, rows: UnrollBuffer) -> Iterator[None]:
         """If the policy cannot act on what an environment gave, it is that environment's fault."""
         try:
             yield
@@ -224,7 +224,7 @@ class Actor:
             self._check(rows)
             raise
 
-    def _check(self, rows: Rows) -> None:
+    def _check(self, rows: UnrollBuffer) -> None:
         """Refuse numbers that would poison the learner, by naming the stream."""
         count = len(self.job.streams)
         floats = [(rows.reward[:, :count], "reward")]
@@ -311,7 +311,7 @@ class Build:
 class _RowViews:
     """Torch views of the rows of an unroll, made once."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: UnrollBuffer) -> None:
         columns = [torch.from_numpy(leaf).unbind(0) for leaf in leaves(rows.obs)]
         self.obs: list[Tree] = [unflatten(rows.obs, list(row)) for row in zip(*columns, strict=True)]
         self.mask: Sequence[torch.Tensor | None] = (

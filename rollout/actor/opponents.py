@@ -15,15 +15,15 @@ import torch
 
 from rltrain.envs.seeding import OPPONENT
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.vector.unroll_rows import Rows
+from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.actor.noise import RandomStart, StreamNoise
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.shared_memory.weights import WeightsBoard, published
-from rltrain.rollout.specs import Pool
+from rltrain.rollout.specs import OpponentPool
 from rltrain.rollout.tree import Tree
 from rltrain.rollout.types import NEWEST, Episode
 
-SEATS = 2
+PLAYERS = 2
 DRAWN = 3  # numbers of a game: whose seat, whether against the newest policy, else against which of the others
 
 
@@ -40,7 +40,7 @@ class Opponents:
         seed: int,
         streams: Sequence[int],
         unroll: int,
-        pool: Pool,
+        pool: OpponentPool,
         make_policy: Callable[[], Any],
         boards: Sequence[Any],
     ) -> None:
@@ -53,7 +53,7 @@ class Opponents:
         self.seat = np.zeros(count, np.int64)  # [B] of the learner
         self.place = np.full(count, NEWEST)  # [B] of the opponent in the pool
         self.opponent = np.full(count, NEWEST)  # [B] its number, when the game began
-        self._learning = np.ones((unroll + 1, count, SEATS), bool)
+        self._learning = np.ones((unroll + 1, count, PLAYERS), bool)
         self._games = np.zeros((unroll, count, 2), np.int64)  # seat and opponent, of each row
 
     def begin(self, rows: np.ndarray, incarnations: Sequence[int]) -> None:
@@ -69,13 +69,13 @@ class Opponents:
             if self._policies[self.place[b]].number != self.opponent[b]:
                 self.opponent[b] = NEWEST  # another has taken its place in the middle of the game, which says nothing
 
-    def act(self, t: int, rows: Rows, noise: torch.Tensor, obs: Tree, mask: Any, action: np.ndarray) -> None:
+    def act(self, t: int, rows: UnrollBuffer, noise: torch.Tensor, obs: Tree, mask: Any, action: np.ndarray) -> None:
         """Row t: draw for games that begin, and write what snapshots do into the joint actions [>=B, *A]."""
         count = len(self.seat)
         for b in np.flatnonzero(rows.first[t, :count]):
             self._begin_game(int(b), self._drawn[t, b])
         against = self.place != NEWEST
-        seats = np.arange(SEATS) == self.seat[:, None]  # [B, N]
+        seats = np.arange(PLAYERS) == self.seat[:, None]  # [B, N]
         self._learning[t] = self._learning[t + 1] = seats | ~against[:, None]
         self._games[t] = np.stack([self.seat, self.opponent], -1)
         assert rows.acting is not None
@@ -107,7 +107,7 @@ class Opponents:
 
     def _begin_game(self, b: int, drawn: np.ndarray) -> None:
         seat, old, which = (float(x) for x in drawn)
-        self.seat[b] = int(seat * SEATS)
+        self.seat[b] = int(seat * PLAYERS)
         self.place[b] = self.opponent[b] = NEWEST
         if self._policies and old < self._pool.share:
             self.place[b] = int(which * len(self._policies))
@@ -122,7 +122,7 @@ class AtRandom:
     """
 
     def __init__(self, spec: EnvSpec, seeds: Sequence[int], begin: int, longest: int) -> None:
-        self.seats = [(begin + number) % SEATS for number in range(len(seeds))]
+        self.seats = [(begin + number) % PLAYERS for number in range(len(seeds))]
         self._theirs = _columns(spec)[[1 - seat for seat in self.seats]]  # [B, A]
         self._each = [RandomStart(seed, [0], spec.action, longest) for seed in seeds]
 

@@ -90,12 +90,12 @@ def _play(
                 env.step(action, rows, 0)
                 ret[~ended] += rows.reward[0, :count][~ended]
                 length += ~(ended | rows.first[1, :count])
-                over = rows.over(0)[:count] & ~rows.goes_on[0, :count]
+                over = rows.episode_end(0)[:count] & ~rows.episode_continues[0, :count]
                 if (over & ~ended).any():
                     ended |= over
                     env.rest(ended)
                 tree_map(lambda array: np.copyto(array[0], array[1]), rows.obs)
-                for array in rows.beside():
+                for array in rows.optional_fields():
                     array[0] = array[1]
                 step += 1
     finally:

@@ -13,9 +13,9 @@ from typing import Any
 import cloudpickle
 
 from rltrain.envs.errors import EnvError
-from rltrain.envs.pickling import carrying
-from rltrain.rollout.cluster.node import Node, Terms
-from rltrain.rollout.cluster.node_client import SILENT_SECONDS, News, Place, Traffic, line
+from rltrain.envs.pickling import pickled_by_value
+from rltrain.rollout.cluster.node import Node, NodeConfig
+from rltrain.rollout.cluster.node_client import SILENT_SECONDS, NodeProxy, Published, Traffic, line
 from rltrain.rollout.cluster.remote_handle import RemoteHandle
 from rltrain.rollout.cluster.versions import PACKAGES, differs, that_count
 from rltrain.rollout.shared_memory.memory import SharedMemory
@@ -50,7 +50,7 @@ class Cluster:
         self.address: str = client.scheduler.address
         self.own = False  # whether it was made for this run, and lives in this process
         self.note: Callable[[str], None] = lambda text: None
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, NodeProxy] = {}
         self.fault: str | None = None  # why there is no cluster any more
         self._unusable: dict[str, float] = {}  # workers, and when to try them again
         self._joining: dict[str, asyncio.Task[None]] = {}  # by address
@@ -65,7 +65,9 @@ class Cluster:
 
     # --- the beginning ---
 
-    def begin(self, terms: Terms, life: SharedMemory, strict: bool, hurry: bool, modules: Sequence[str] = ()) -> None:
+    def begin(
+        self, terms: NodeConfig, life: SharedMemory, strict: bool, hurry: bool, modules: Sequence[str] = ()
+    ) -> None:
         """Make nodes of all workers that are there, and wait for the first ones.
 
         Args:
@@ -80,7 +82,7 @@ class Cluster:
         if self.own:  # actors start as they do without a cluster
             terms = replace(terms, preload=())
         self._terms, self._life, self._strict, self._modules = terms, life, strict, modules
-        self._news = News((0, terms.weights))
+        self._news = Published((0, terms.weights))
         self._beat = HURRY if hurry else BEAT
         self._call(self._look(), OPEN_SECONDS)
         self._run(self._watch())
@@ -108,7 +110,7 @@ class Cluster:
         """
         self.check()
         try:
-            with carrying(self._modules):
+            with pickled_by_value(self._modules):
                 payload = cloudpickle.dumps(job)
         except Exception as error:
             raise EnvError(
@@ -268,13 +270,13 @@ class Cluster:
             kind = f"{place.facts['cpu']} ({place.facts['kernels']})"
             self._notes.append(f"a node joined: {address} on {place.facts['host']}, {place.slots} actors, {kind}")
 
-    async def _made(self, address: str, slots: int) -> Place:
+    async def _made(self, address: str, slots: int) -> NodeProxy:
         only = {"workers": [address], "allow_other_workers": False, "pure": False}
         future = self._client.submit(Node, self._terms, actor=True, **only)
         with self._client.as_current():  # it is not the default one, and an actor looks for its client
             node = await future
             facts = await node.facts()
-        place = Place(address, slots, node, self._news, self._life, self._run, self._lost)
+        place = NodeProxy(address, slots, node, self._news, self._life, self._run, self._lost)
         place.facts = facts
         await place.catch_up()  # before it, an actor would begin with the first weights of all
         if place.lost is not None:
@@ -300,7 +302,7 @@ class Cluster:
         for home in self.places.values():
             home.send()
 
-    def _lost(self, place: Place) -> None:
+    def _lost(self, place: NodeProxy) -> None:
         """A node is gone, which may have joined anew meanwhile."""
         if self.places.get(place.address) is place:
             del self.places[place.address]

@@ -23,10 +23,10 @@ import torch
 
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.actor.actor import Actor, Links
-from rltrain.rollout.frame_stacks import filmed, has_stacks
-from rltrain.rollout.shared_memory.heartbeat import LIFE, Life
+from rltrain.rollout.frame_stacks import compressed, has_stacks
+from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT, Heartbeat
 from rltrain.rollout.shared_memory.memory import SharedMemory
-from rltrain.rollout.shared_memory.observations import Slots
+from rltrain.rollout.shared_memory.observations import ObservationSlots
 from rltrain.rollout.shared_memory.weights import WeightsBoard
 from rltrain.rollout.specs import ActorJob
 from rltrain.rollout.types import Trajectory, Weights
@@ -38,7 +38,7 @@ GUARD_SECONDS = 60.0  # without a sign of life of the learner, after which actor
 
 
 @dataclass(frozen=True)
-class Terms:
+class NodeConfig:
     """What all nodes of a run are told at first."""
 
     spec: EnvSpec
@@ -59,7 +59,7 @@ class BuildFrom:
         return Actor(cloudpickle.loads(self.payload), Links(*links))
 
 
-class Turns:
+class MessageOrder:
     """Lets coroutines that bear numbers pass one after the other, whatever the order they come in."""
 
     def __init__(self) -> None:
@@ -81,13 +81,13 @@ class Turns:
 
 
 @dataclass
-class Berth:
+class HostedActor:
     """One actor here."""
 
     ticket: int  # which of the actors that the run has had on this seat
     handle: ProcessHandle
-    asking: Turns = field(default_factory=Turns)
-    answering: Turns = field(default_factory=Turns)
+    asking: MessageOrder = field(default_factory=MessageOrder)
+    answering: MessageOrder = field(default_factory=MessageOrder)
 
 
 class Node:
@@ -96,18 +96,18 @@ class Node:
     Methods that are coroutines run in the Dask worker's event loop, side by side.
     """
 
-    def __init__(self, terms: Terms) -> None:
+    def __init__(self, terms: NodeConfig) -> None:
         let_have_children()
         if terms.preload:
             start_fork_server(list(terms.preload))
         like = terms.weights.arrays
-        self._life = SharedMemory(8 * LIFE * terms.seats)
+        self._life = SharedMemory(8 * HEARTBEAT * terms.seats)
         self._spec, self._stacks = terms.spec, has_stacks(terms.spec)
-        self._slots = Slots(terms.spec, terms.unroll)
+        self._slots = ObservationSlots(terms.spec, terms.unroll)
         self._board = WeightsBoard(like)
         self._board.publish(terms.weights)
         self._pool = [WeightsBoard(like) for _ in range(terms.pool)]
-        self._berths: dict[int, Berth] = {}  # by worker
+        self._berths: dict[int, HostedActor] = {}  # by worker
         self._sequence = 0  # which publication is here
         self._newer = asyncio.Event()
         self._over = False
@@ -139,7 +139,7 @@ class Node:
             [board.memory.ticket() for board in self._pool],
         )
         try:
-            self._berths[worker] = Berth(ticket, ProcessHandle(worker, BuildFrom(payload), *tickets))
+            self._berths[worker] = HostedActor(ticket, ProcessHandle(worker, BuildFrom(payload), *tickets))
         except (OSError, EOFError) as error:
             return f"its process could not be started: {error!r}"
         return None
@@ -167,7 +167,7 @@ class Node:
             if method == "collect":
                 answer = self._slots.whole(worker, answer)
                 if self._stacks and isinstance(answer, Trajectory):
-                    answer = filmed(answer, self._spec)
+                    answer = compressed(answer, self._spec)
             return "ok", answer, time.perf_counter() - began
         except ActorLost as lost:
             return "lost", lost.detail
@@ -188,14 +188,14 @@ class Node:
         self._newer.set()
 
     async def lives(self) -> dict[int, tuple[int, list[int]]]:
-        """By worker: its ticket, and what it lets its supervisor see, as whole numbers of 8 bytes: see `Life`."""
+        """By worker: its ticket, and what it lets its supervisor see, as whole numbers of 8 bytes: see `Heartbeat`."""
         self._asked = time.monotonic()
         if self._guard is None:
             self._guard = asyncio.get_running_loop().create_task(_guard(weakref.ref(self)))
         return {
             worker: (berth.ticket, self._numbers(worker).tolist())
             for worker, berth in list(self._berths.items())
-            if berth.handle.over is None
+            if berth.handle.exit_reason is None
         }
 
     async def kill(self, worker: int, ticket: int, why: str) -> None:
@@ -209,7 +209,7 @@ class Node:
         """End an actor in good order."""
         berth = self._berths.get(worker)
         if berth is not None and berth.ticket == ticket:
-            Life(self._life, worker).end()
+            Heartbeat(self._life, worker).end()
             await self._closed(worker)
 
     async def end(self) -> None:
@@ -217,7 +217,7 @@ class Node:
         self._over = True
         self._newer.set()
         for worker, berth in list(self._berths.items()):
-            Life(self._life, worker).end()
+            Heartbeat(self._life, worker).end()
             berth.handle.stop()
         await asyncio.gather(*(self._closed(worker) for worker in list(self._berths)))
 
@@ -247,7 +247,7 @@ class Node:
                 berth.handle.close()
 
     def _numbers(self, worker: int) -> np.ndarray:
-        return self._life.array(8 * LIFE * worker, (LIFE,), np.int64)
+        return self._life.array(8 * HEARTBEAT * worker, (HEARTBEAT,), np.int64)
 
 
 async def _guard(node: weakref.ref[Node]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rltrain.rollout.cluster.node import outline_of
 from rltrain.rollout.cluster.remote_handle import RemoteHandle
-from rltrain.rollout.shared_memory.heartbeat import LIFE
+from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.specs import ActorJob
 from rltrain.rollout.tree import leaves
@@ -37,7 +37,7 @@ class Traffic:
 
 
 @dataclass
-class News:
+class Published:
     """What was published, by number: the newest weights, and the newest opponent of each place of the pool."""
 
     weights: tuple[int, Weights]
@@ -51,7 +51,7 @@ class News:
         return max([self.weights[0], *(number for number, _ in self.kept.values())])
 
 
-class Place:
+class NodeProxy:
     """One node.
 
     Args:
@@ -68,10 +68,10 @@ class Place:
         address: str,
         slots: int,
         node: Any,
-        news: News,
+        news: Published,
         life: SharedMemory,
         run: Callable[[Coroutine[Any, Any, None]], None],
-        on_lost: Callable[[Place], None],
+        on_lost: Callable[[NodeProxy], None],
     ) -> None:
         self.address, self.slots, self.node = address, max(slots, 1), node
         self.facts: dict[str, Any] = {}
@@ -90,7 +90,7 @@ class Place:
     def open(self, ticket: int, job: ActorJob, payload: bytes, needs: Callable[[], int]) -> RemoteHandle:
         """Start an actor here; see `Node.open`. Its handle is there at once."""
         worker = job.worker
-        base = self._life.array(8 * LIFE * worker, (LIFE,), "int64").copy()
+        base = self._life.array(8 * HEARTBEAT * worker, (HEARTBEAT,), "int64").copy()
         opened = asyncio.ensure_future(self._opened(ticket, job, payload))
         handle = RemoteHandle(
             worker,
@@ -218,7 +218,13 @@ def size_of(answer: Trajectory | Gradients) -> int:
     """Bytes of what came for an unroll."""
     if isinstance(answer, Gradients):
         return int(sum(array.nbytes for array in answer.arrays.values()))
-    arrays = [answer.action, answer.reward, *leaves(answer.obs), *answer.extras.values(), *answer.beside().values()]
+    arrays = [
+        answer.action,
+        answer.reward,
+        *leaves(answer.obs),
+        *answer.extras.values(),
+        *answer.optional_fields().values(),
+    ]
     return int(sum(array.nbytes for array in arrays))
 
 

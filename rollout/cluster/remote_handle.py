@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rltrain.rollout.shared_memory.heartbeat import LIFE
+from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.workers.handle import ActorLost
 
@@ -60,7 +60,7 @@ class RemoteHandle:
         return self._pipe
 
     @property
-    def over(self) -> str | None:
+    def exit_reason(self) -> str | None:
         return self._lost
 
     def call(self, method: str, *args: Any) -> None:
@@ -83,7 +83,7 @@ class RemoteHandle:
 
     def tell(self, life: SharedMemory, numbers: list[int]) -> None:
         """Put what the actor has counted on top of what those before it on its seat did."""
-        begin = 8 * LIFE * self.worker
+        begin = 8 * HEARTBEAT * self.worker
         counts, seconds = life.array(begin, (2,), np.int64), life.array(begin + 24, (2,), np.float64)
         now = np.array(numbers, np.int64)
         counts[:] = self.base[:2] + now[:2]

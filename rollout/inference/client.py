@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.buffers import WIDTH, obs_arrays
-from rltrain.rollout.inference.requests import Desks
+from rltrain.rollout.inference.requests import RequestBuffers
 from rltrain.rollout.specs import Inference
 from rltrain.rollout.tree import Tree, leaves, tree_map
 
@@ -59,7 +59,7 @@ def inference_of(policy: Any, spec: EnvSpec, device: str) -> Inference:
     return Inference(device, policy.noise, policy.core_size, policy.sequence, kind(answer.action), extras, took)
 
 
-class Asking:
+class InferenceClient:
     """Has an actor's decisions made by the server.
 
     Args:
@@ -69,7 +69,9 @@ class Asking:
         over:      whether the run is, so that no answer may come.
     """
 
-    def __init__(self, inference: Inference, desks: Desks, worker: int, pipe: Any, over: Callable[[], bool]) -> None:
+    def __init__(
+        self, inference: Inference, desks: RequestBuffers, worker: int, pipe: Any, over: Callable[[], bool]
+    ) -> None:
         self.noise, self.core_size, self.sequence = inference.noise, inference.core_size, inference.sequence
         self.took = inference.took
         self.version: int | None = None  # the oldest weights that have decided since `begin`

@@ -20,7 +20,7 @@ from rltrain.rollout.tree import leaves, tree_map, unflatten
 TEXT = 8192  # bytes of a traceback, at most; the end of it is kept
 
 
-class Desks:
+class RequestBuffers:
     """All desks, of arrays that are `padded(B)` rows wide, and what is counted beside them.
 
     Args:

@@ -21,7 +21,7 @@ from torch import Tensor
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.buffers import obs_arrays, padded
 from rltrain.rollout.inference.client import SIPS, WAKE, decide
-from rltrain.rollout.inference.requests import Desks
+from rltrain.rollout.inference.requests import RequestBuffers
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.shared_memory.weights import WeightsBoard
 from rltrain.rollout.specs import Inference
@@ -57,7 +57,7 @@ class Server:
         self._board = WeightsBoard(self._weights, SharedMemory.attach(weights))
         self._read = 0  # how often something had been published when weights were read last
         self._version = -1
-        self._desks = Desks(job.spec, job.inference, job.streams, SharedMemory.attach(desks))
+        self._desks = RequestBuffers(job.spec, job.inference, job.streams, SharedMemory.attach(desks))
         self._pipes, self._control = pipes, control
         self._input = _input(job, pinned=self._device.type == "cuda")
         self._rows = [rows.numpy() for rows in leaves(self._input)]

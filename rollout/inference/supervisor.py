@@ -15,15 +15,15 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from rltrain.rollout.inference.client import WAKE
-from rltrain.rollout.inference.requests import Desks
+from rltrain.rollout.inference.requests import RequestBuffers
 from rltrain.rollout.inference.server import Server, ServerJob
 from rltrain.rollout.shared_memory.weights import WeightsBoard
-from rltrain.rollout.specs import RolloutPlan
+from rltrain.rollout.specs import RolloutSpec
 from rltrain.rollout.supervision import BACKOFF, START_SECONDS
 from rltrain.rollout.workers.handle import SERVER, ActorLost, Handle
 
 
-class Central:
+class InferenceSupervisor:
     """One server and its ties to the actors.
 
     Args:
@@ -35,7 +35,7 @@ class Central:
 
     def __init__(
         self,
-        plan: RolloutPlan,
+        plan: RolloutSpec,
         streams: tuple[int, ...],
         board: WeightsBoard,
         on_lost: Callable[[ActorLost, int], None],
@@ -43,7 +43,7 @@ class Central:
         assert plan.inference is not None
         self._plan, self._board, self._on_lost = plan, board, on_lost
         self._job = ServerJob(plan.spec, plan.inference, streams, plan.make_policy)
-        self._desks = Desks(plan.spec, plan.inference, streams)
+        self._desks = RequestBuffers(plan.spec, plan.inference, streams)
         pairs = [Pipe() for _ in streams]
         self._actors, self._servers = [one for one, _ in pairs], [other for _, other in pairs]
         for pipe in self._servers:
@@ -79,8 +79,8 @@ class Central:
             return
         progress = calls + int(self._desks.asked.sum())
         most = max(self._plan.actor_timeout, START_SECONDS) if calls == self._opened_at else self._plan.actor_timeout
-        if self._handle.over:
-            self._handle.kill(self._handle.over)
+        if self._handle.exit_reason:
+            self._handle.kill(self._handle.exit_reason)
         elif progress != self._seen[0]:
             self._seen = progress, now
         elif now - self._seen[1] > most:

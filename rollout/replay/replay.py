@@ -117,7 +117,7 @@ class Replay:
         at = ring.at(head + np.arange(rows + 1)[:, None], base)  # [T+1, B]
         begin = 0 if first[0].any() else 1  # row 0 is known, unless its actor died at a reset row
         ring.write_obs(at[begin:], [leaf[begin:] for leaf in obs])
-        for name, array in unroll.beside().items():
+        for name, array in unroll.optional_fields().items():
             ring.flat[name][at[begin:]] = array[begin:]
         ring.flat["action"][at[:-1]] = unroll.action
         ring.flat["reward"][at[:-1]] = unroll.reward
@@ -126,8 +126,8 @@ class Replay:
         terminated, truncated = unroll.terminated, unroll.truncated
         if unroll.alive is not None:
             ring.flat["terminated"][at[:-1]], ring.flat["truncated"][at[:-1]] = terminated, truncated
-            truncated = unroll.over & (truncated & ~terminated).any(-1)
-            terminated = unroll.over & ~truncated
+            truncated = unroll.episode_end & (truncated & ~terminated).any(-1)
+            terminated = unroll.episode_end & ~truncated
         flags[:-1] |= terminated * TERMINATED | truncated * TRUNCATED
         ring.flag[at] = flags
         if ring.history:
@@ -164,7 +164,7 @@ class Replay:
             head += older
         at = ring.at(np.array([head]), base)
         ring.write_obs(at, obs)
-        for name, array in unroll.beside().items():
+        for name, array in unroll.optional_fields().items():
             ring.flat[name][at] = array[:1, column]
         ring.flag[at] = FIRST if unroll.first[0, column] else FIRST | MIDST
         if ring.history:
@@ -378,7 +378,7 @@ def _piece(unroll: Trajectory, begin: int, end: int) -> Trajectory:
         extras={},
         core=None,
         episodes=(),
-        **{name: cut(array) for name, array in unroll.beside().items()},
+        **{name: cut(array) for name, array in unroll.optional_fields().items()},
     )
 
 

@@ -29,7 +29,7 @@ def fields(spec: EnvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     for number, leaf in enumerate(spec.leaves()):
         found[f"obs.{number}"] = (leaf.shape[1:] if leaf.stack else leaf.shape), leaf.dtype
-    found |= spec.beside()
+    found |= spec.optional_fields()
     found["action"] = spec.action.shape, spec.action.dtype
     found["reward"] = spec.each, "float32"
     found["flag"] = (), "uint8"

@@ -6,14 +6,14 @@ import numpy as np
 
 from rltrain.rollout.shared_memory.memory import SharedMemory
 
-LIFE = 5  # numbers of an actor in the memory they all share, 8 bytes each: see `Life`
+HEARTBEAT = 5  # numbers of an actor in the memory they all share, 8 bytes each: see `Heartbeat`
 
 
-class Life:
-    """What an actor lets its supervisor see while it acts: views of `LIFE` numbers in shared memory."""
+class Heartbeat:
+    """What an actor lets its supervisor see while it acts: views of `HEARTBEAT` numbers in shared memory."""
 
     def __init__(self, memory: SharedMemory, worker: int) -> None:
-        base = 8 * LIFE * worker
+        base = 8 * HEARTBEAT * worker
         self._counts = memory.array(base, (3,), np.int64)
         self._seconds = memory.array(base + 24, (2,), np.float64)
 
@@ -38,7 +38,7 @@ class Life:
         return float(self._seconds[1])
 
     @property
-    def over(self) -> bool:
+    def stopped(self) -> bool:
         """Whether no more unrolls are wanted, those that were asked for included."""
         return bool(self._counts[2])
 

@@ -13,7 +13,7 @@ from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory
 
 
-class Slots:
+class ObservationSlots:
     """Those of all actors.
 
     Args:

@@ -43,7 +43,7 @@ def start_fork_server(preload: list[str]) -> None:
 
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ.update(dict.fromkeys(threads, "1"))
-    with _without_main(), contextlib.suppress(OSError):  # its socket's path may be too long: then loky's own way
+    with without_main(), contextlib.suppress(OSError):  # its socket's path may be too long: then loky's own way
         forkserver.ensure_running()
         _fork_server = True
     for name, value in threads.items():
@@ -59,7 +59,7 @@ def has_fork_server() -> bool:
 
 
 @contextlib.contextmanager
-def _without_main() -> Iterator[None]:
+def without_main() -> Iterator[None]:
     """Hide the main module: a forked actor needs nothing of it, and importing it again costs time."""
     main = sys.modules["__main__"]
     hidden = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}

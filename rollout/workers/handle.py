@@ -41,7 +41,7 @@ class Handle(Protocol):
         """Something for `multiprocessing.connection.wait`, or None where the answer is already there."""
 
     @property
-    def over(self) -> str | None:
+    def exit_reason(self) -> str | None:
         """Why it can answer no more, where `waitable` does not tell; None while it can."""
 
     def result(self) -> Any:

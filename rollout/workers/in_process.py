@@ -14,7 +14,7 @@ class LocalHandle:
     """Calls the object right away; nothing here can supervise a call that hangs."""
 
     waitable = None
-    over = None
+    exit_reason = None
 
     def __init__(self, worker: int, build: Callable[[], Any]) -> None:
         self.worker = worker

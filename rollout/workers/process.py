@@ -23,7 +23,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from rltrain.envs.errors import EnvError, EnvFault
-from rltrain.rollout.workers.fork_server import _without_main, has_fork_server
+from rltrain.rollout.workers.fork_server import has_fork_server, without_main
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.in_process import describe
 
@@ -77,7 +77,7 @@ class ProcessHandle:
         self._stopping = False
         if has_fork_server():
             context: Any = get_context("forkserver")
-            guard: Any = _without_main()
+            guard: Any = without_main()
         else:
             context, guard = loky.backend.get_context("loky"), contextlib.nullcontext()
         self._pipe, child = context.Pipe()
@@ -99,7 +99,7 @@ class ProcessHandle:
         return self._pipe
 
     @property
-    def over(self) -> str | None:
+    def exit_reason(self) -> str | None:
         """Why it can answer no more, where its pipe does not tell; None while its task runs."""
         if not self._future.done():
             return None

@@ -14,7 +14,7 @@ import gymnasium
 import pytest
 
 from rltrain.envs.make import resolve
-from rltrain.envs.pickling import carried, carrying, modules_of
+from rltrain.envs.pickling import modules_of, pickled_by_value, self_contained
 from rltrain.envs.source import EnvSource
 
 FILE = """
@@ -55,7 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def elsewhere(source: EnvSource, place: Path) -> Any:
     """The reward of one step and the time limit, in a Python that does not find the user's files."""
-    with carrying(modules_of(source.target)):
+    with pickled_by_value(modules_of(source.target)):
         payload = cloudpickle.dumps(source)
     root = str(Path(__file__).resolve().parents[2])
     done = subprocess.run(
@@ -82,16 +82,16 @@ def test_an_environment_from_a_file_needs_no_file_where_it_arrives(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, name: str, kwargs: dict[str, Any], found: Any
 ) -> None:
     place = tmp_path_factory.mktemp("elsewhere")
-    assert elsewhere(carried(resolve(name, kwargs)), place) == found
+    assert elsewhere(self_contained(resolve(name, kwargs)), place) == found
 
 
 def test_what_is_installed_or_ours_travels_by_name() -> None:
     for name in ("CartPole-v1", "probe:constant", "two-step"):
         source = resolve(name)
-        assert carried(source) == source
-        assert name.encode() in pickle.dumps(carried(source))
+        assert self_contained(source) == source
+        assert name.encode() in pickle.dumps(self_contained(source))
     assert modules_of(json.loads) == ()
-    assert modules_of(carried) == ()
+    assert modules_of(self_contained) == ()
 
 
 def test_a_module_of_a_package_brings_the_whole_package_and_only_while_it_is_carried(
@@ -106,6 +106,6 @@ def test_a_module_of_a_package_brings_the_whole_package_and_only_while_it_is_car
         FILE.partition("gymnasium.register")[0].replace("from goal", "from carried_pack.common")
     )
     monkeypatch.chdir(tmp_path)
-    source = carried(resolve("carried_pack.envs.maze:Maze"))
+    source = self_contained(resolve("carried_pack.envs.maze:Maze"))
     assert elsewhere(source, tmp_path_factory.mktemp("elsewhere")) == [6.0, None]
     assert not cloudpickle.list_registry_pickle_by_value()

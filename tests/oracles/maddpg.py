@@ -9,18 +9,18 @@ import torch
 from oracles.teams import episodes, state_of, team_spec
 from torch import Tensor
 
-from rltrain.envs.spec import ActionSpec, EnvSpec, Group, Leaf
+from rltrain.envs.spec import ActionSpec, AgentGroup, EnvSpec, Leaf
 from rltrain.rollout.types import Trajectory
 
 Params = dict[str, Tensor]
 
-SWIMMER = Group(
+SWIMMER = AgentGroup(
     "swimmer", ("a", "b"), Leaf("box", (3,), "float32"), ActionSpec("box", (2,), (), (-1.0,) * 2, (1.0,) * 2)
 )
-FLYER = Group("flyer", ("c",), Leaf("box", (2,), "float32"), ActionSpec("box", (3,), (), (-1.0,) * 3, (1.0,) * 3))
+FLYER = AgentGroup("flyer", ("c",), Leaf("box", (2,), "float32"), ActionSpec("box", (3,), (), (-1.0,) * 3, (1.0,) * 3))
 
 
-def box_spec(*groups: Group, told: bool = True) -> EnvSpec:
+def box_spec(*groups: AgentGroup, told: bool = True) -> EnvSpec:
     """As `team_spec`, for agents with Box actions: flat where their sizes differ."""
     sizes = [group.action.shape[0] for group in groups for _ in group.agents]
     shape = (len(sizes), sizes[0]) if len(set(sizes)) == 1 else (sum(sizes),)

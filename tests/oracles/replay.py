@@ -34,7 +34,7 @@ class World:
     def __init__(self, spec: EnvSpec, streams: int, seed: int, ends: float = 0.2) -> None:
         self.spec, self.rng, self.ends = spec, np.random.default_rng(seed), ends
         self.streams = [_Running() for _ in range(streams)]
-        self.made = 0
+        self.num_rows = 0
 
     def unroll(self, columns: list[int], rows: int) -> Trajectory:
         """The next rows of some streams, as an actor delivers them."""
@@ -104,12 +104,12 @@ class World:
         return self.rng.random(max(self.spec.action.mask_size, 1)) < 0.5
 
     def _obs(self, running: _Running, begins: bool) -> Tree:
-        self.made += 1
-        whole = np.frombuffer(np.int64(self.made).tobytes(), np.uint8)
+        self.num_rows += 1
+        whole = np.frombuffer(np.int64(self.num_rows).tobytes(), np.uint8)
 
         def one(leaf: Leaf, frames: deque[np.ndarray]) -> np.ndarray:
             if not leaf.stack:
-                return np.resize(whole if leaf.dtype == "uint8" else self.made, leaf.shape).astype(leaf.dtype)
+                return np.resize(whole if leaf.dtype == "uint8" else self.num_rows, leaf.shape).astype(leaf.dtype)
             frame = np.resize(whole, leaf.shape[1:])
             if begins:
                 frames.extend([frame if leaf.padding == "reset" else np.zeros_like(frame)] * (leaf.stack - 1))

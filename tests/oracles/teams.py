@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from rltrain.envs.spec import ActionSpec, EnvSpec, Group, Leaf
+from rltrain.envs.spec import ActionSpec, AgentGroup, EnvSpec, Leaf
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory
 
 Array = np.ndarray
 Weights = dict[str, Array]
 
-THREE = Group("three", ("a", "b"), Leaf("box", (3,), "float32"), ActionSpec("discrete", (), (3,)))
-TWO = Group("two", ("c",), Leaf("box", (2,), "float32"), ActionSpec("discrete", (), (2,)))
+THREE = AgentGroup("three", ("a", "b"), Leaf("box", (3,), "float32"), ActionSpec("discrete", (), (3,)))
+TWO = AgentGroup("two", ("c",), Leaf("box", (2,), "float32"), ActionSpec("discrete", (), (2,)))
 
 
-def team_spec(*groups: Group, masked: bool = False, told: bool = True, turns: bool = False) -> EnvSpec:
+def team_spec(*groups: AgentGroup, masked: bool = False, told: bool = True, turns: bool = False) -> EnvSpec:
     """Several agents, with or without masks and a state of the environment's own, at once or in turns."""
     obs = {group.name: Leaf("box", (len(group.agents), *group.obs.shape), "float32") for group in groups}
     nvec = tuple(n for group in groups for _ in group.agents for n in group.action.nvec)
@@ -105,7 +105,7 @@ def poisoned(batch: Trajectory) -> Trajectory:
         x[rows] = 1 if x.dtype == torch.int64 else True if x.dtype == torch.bool else 1e6
         return x
 
-    beside = {name: anything(x, after) for name, x in batch.beside().items()}
+    beside = {name: anything(x, after) for name, x in batch.optional_fields().items()}
     return replace(
         batch,
         obs=tree_map(lambda x: anything(x, after), batch.obs),

@@ -28,7 +28,7 @@ def turns_of(unrolls: Trajectory, b: int, n: int) -> list[Turn]:
     """All turns of agent n in stream b, in order."""
     found: list[Turn] = []
     now: Turn | None = None
-    rows = unrolls.rows if unrolls.made is None else int(unrolls.made[b])
+    rows = unrolls.rows if unrolls.num_rows is None else int(unrolls.num_rows[b])
     for t in range(rows + 1):
         if bool(unrolls.acting[t, b, n]):
             if now is not None:
@@ -129,5 +129,5 @@ def games(spec: EnvSpec, seed: int, rows: int = 14, batch: int = 4) -> Trajector
         },
         alive=torch.from_numpy(alive),
         acting=torch.from_numpy(acting),
-        made=torch.from_numpy(made),
+        num_rows=torch.from_numpy(made),
     )

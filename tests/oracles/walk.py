@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from rltrain.envs.make import look, resolve
-from rltrain.envs.vector.serial_multi import TeamVectorEnv
-from rltrain.envs.vector.unroll_rows import Rows
+from rltrain.envs.vector.serial_multi import SerialMultiVectorEnv
+from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.buffers import empty_rows
 
 
@@ -18,8 +18,8 @@ class Walk:
     def __init__(self, env: Any, seed: int = 0, steps: int = 20, **kwargs: Any) -> None:
         source = resolve(env, kwargs)
         self.spec = look(source, seed)
-        self.env = TeamVectorEnv(source.make, self.spec, [0], [seed])
-        self.rows: Rows = empty_rows(self.spec, steps, 1)
+        self.env = SerialMultiVectorEnv(source.make, self.spec, [0], [seed])
+        self.rows: UnrollBuffer = empty_rows(self.spec, steps, 1)
         self.env.reset(self.rows)
         self.t = 0
 

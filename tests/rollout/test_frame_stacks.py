@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, Padding
-from rltrain.rollout.frame_stacks import Film, filmed, has_stacks, shown
+from rltrain.rollout.frame_stacks import CompressedFrames, compressed, decompressed, has_stacks
 from rltrain.rollout.types import Trajectory
 
 ROWS, STREAMS, SIDE = 12, 3, 5
@@ -48,10 +48,10 @@ def test_what_is_shown_is_what_was_filmed(depth: int, padding: Padding) -> None:
     for seed in range(5):
         spec, before = unroll(depth, padding, seed)
 
-        film = pickle.loads(pickle.dumps(filmed(before, spec)))
+        film = pickle.loads(pickle.dumps(compressed(before, spec)))
 
-        assert isinstance(film.obs["b"], Film)
-        after = shown(film)
+        assert isinstance(film.obs["b"], CompressedFrames)
+        after = decompressed(film)
         assert (after.obs["b"] == before.obs["b"]).all()
         assert after.obs["b"].flags.c_contiguous
         assert (after.obs["a"] == before.obs["a"]).all()
@@ -60,7 +60,7 @@ def test_what_is_shown_is_what_was_filmed(depth: int, padding: Padding) -> None:
 def test_each_frame_is_there_once() -> None:
     spec, before = unroll(4, "reset")
 
-    film = filmed(before, spec).obs["b"]
+    film = compressed(before, spec).obs["b"]
 
     assert film.nbytes == (ROWS + 1 + 3) * STREAMS * SIDE * SIDE
     assert has_stacks(spec)
@@ -72,7 +72,7 @@ def test_what_is_no_stack_in_spite_of_its_name_travels_as_it_is() -> None:
     broken[5, 1, 0, 0, 0] ^= 1
     odd = replace(before, obs={**before.obs, "b": broken})
 
-    found = filmed(odd, spec)
+    found = compressed(odd, spec)
 
     assert found.obs["b"] is broken
-    assert (shown(found).obs["b"] == broken).all()
+    assert (decompressed(found).obs["b"] == broken).all()

@@ -19,10 +19,10 @@ from oracles.faulty import Picture, config_of, opened, pids, weights_of
 
 from rltrain.envs.make import resolve
 from rltrain.envs.problems.faults import hangs
-from rltrain.envs.vector.unroll_rows import Rows, VectorEnv
+from rltrain.envs.vector.unroll_rows import UnrollBuffer, VectorEnv
 from rltrain.learner.algorithm import make_algorithm
 from rltrain.rollout.scheduler import Failed, Rollout
-from rltrain.rollout.supervision import Seat, length
+from rltrain.rollout.supervision import SupervisedActor, length
 from rltrain.rollout.types import Gradients, Trajectory, Weights
 from rltrain.setup.environment import world
 from rltrain.setup.rollout import rollout_plan
@@ -40,7 +40,7 @@ class Gated:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
 
-    def step(self, action: np.ndarray, rows: Rows, t: int) -> None:
+    def step(self, action: np.ndarray, rows: UnrollBuffer, t: int) -> None:
         self._free -= 1
         while self._free < 0 and not os.path.exists(self._gate):
             time.sleep(0.01)
@@ -281,9 +281,9 @@ def test_the_start_of_a_process_is_not_held_against_an_actor() -> None:
     assert all(one.pace > 0 for one in rollout._seats)
 
 
-def seat(pace: float) -> Seat:
+def seat(pace: float) -> SupervisedActor:
     rollout = open_rollout(workers=0, backend="local") if not opened else opened[-1]
-    return Seat(0, (0,), rollout._seats[0].life, pace=pace)
+    return SupervisedActor(0, (0,), rollout._seats[0].life, pace=pace)
 
 
 @pytest.mark.parametrize(

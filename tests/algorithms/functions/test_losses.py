@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from oracles import losses as oracle
 from torch.testing import assert_close
 
-from rltrain.algorithms.functions.losses import chosen, clipped_surrogate, clipped_value, masked_mean, normalised
+from rltrain.algorithms.functions.losses import clipped_surrogate, clipped_value, gather_action, masked_mean, normalised
 
 number = st.floats(-3, 3, width=32)
 rows = st.lists(st.tuples(number, number, number), min_size=1, max_size=20)
@@ -130,4 +130,4 @@ def test_masked_mean_of_nothing_is_0():
 def test_chosen_picks_by_action():
     q = torch.arange(12.0).reshape(2, 2, 3)
 
-    assert chosen(q, torch.tensor([[0, 2], [1, 1]])).tolist() == [[0.0, 5.0], [7.0, 10.0]]
+    assert gather_action(q, torch.tensor([[0, 2], [1, 1]])).tolist() == [[0.0, 5.0], [7.0, 10.0]]

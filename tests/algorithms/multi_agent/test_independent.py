@@ -66,7 +66,7 @@ def test_an_agent_of_a_stream_is_a_stream_of_its_own(seed: int) -> None:
 def piece(batch: Trajectory, begin: int, end: int) -> Trajectory:
     """Rows begin to end, as an unroll of their own."""
     decisions = {name: getattr(batch, name)[begin:end] for name in ("action", "reward", "terminated", "truncated")}
-    seen = {name: x[begin : end + 1] for name, x in {"first": batch.first, **batch.beside()}.items()}
+    seen = {name: x[begin : end + 1] for name, x in {"first": batch.first, **batch.optional_fields()}.items()}
     obs = {name: x[begin : end + 1] for name, x in batch.obs.items()}
     extras = {name: x[begin:end] for name, x in batch.extras.items()}
     return replace(batch, obs=obs, extras=extras, row=batch.row + begin, **decisions, **seen)

@@ -15,7 +15,7 @@ from rltrain.algorithms.networks.mlp import MLP
 from rltrain.config.load import load
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.make import look, resolve
-from rltrain.envs.spec import Group
+from rltrain.envs.spec import AgentGroup
 from rltrain.learner.algorithm import make_algorithm
 
 PAIR = team_spec(THREE)
@@ -119,7 +119,7 @@ def test_a_state_that_is_not_told_is_what_all_see_side_by_side() -> None:
 
 
 def test_groups_count_their_agents() -> None:
-    alone = Group("one", ("x",), THREE.obs, THREE.action)
+    alone = AgentGroup("one", ("x",), THREE.obs, THREE.action)
 
     assert monotonic(team_spec(THREE, alone), width=2).agents == 3
 

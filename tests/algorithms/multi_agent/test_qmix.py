@@ -361,9 +361,11 @@ def test_epsilon_falls_over_a_share_of_the_runs_steps():
 
 
 def test_what_it_is_not_for():
-    from rltrain.envs.spec import ActionSpec, Group, Leaf
+    from rltrain.envs.spec import ActionSpec, AgentGroup, Leaf
 
-    box = Group("flyer", ("x",), Leaf("box", (3,), "float32"), ActionSpec("box", (2,), (), (-1.0, -1.0), (1.0, 1.0)))
+    box = AgentGroup(
+        "flyer", ("x",), Leaf("box", (3,), "float32"), ActionSpec("box", (2,), (), (-1.0, -1.0), (1.0, 1.0))
+    )
     spec = replace(team_spec(THREE), groups=(box,))
 
     with pytest.raises(

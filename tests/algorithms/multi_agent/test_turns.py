@@ -40,7 +40,7 @@ def test_targets_are_those_of_an_agents_own_turns(seed: int) -> None:
         for b in range(4):
             for i in range(seat.count):
                 column, n = b * seat.count + i, seat.agents.start + i
-                turns = learnt(turns_of(batch, b, n), int(batch.made[b]), 3)
+                turns = learnt(turns_of(batch, b, n), int(batch.num_rows[b]), 3)
                 rows = alone.valid[:, column].nonzero().flatten().tolist()
                 saw = batch.obs[seat.group.name][:, b, i].sum(-1).numpy()
                 assert len(rows) == len(turns)
@@ -75,7 +75,7 @@ def test_whether_a_turn_is_learnt_from_does_not_hang_on_what_came_of_it(seed: in
         for b in range(4):
             for i in range(seat.count):
                 turns = turns_of(batch, b, seat.agents.start + i)
-                early = [turn for turn in turns if turn.row <= int(batch.made[b]) - 3]
+                early = [turn for turn in turns if turn.row <= int(batch.num_rows[b]) - 3]
                 assert int(alone.valid[:, b * seat.count + i].sum()) == len(early)
 
 
@@ -109,7 +109,7 @@ def test_rows_of_others_teach_nothing(algo: str) -> None:
 def running(batch: Trajectory, b: int, n: int, carry: float, returns: list[float]) -> float:
     """Adds the return so far at each turn that is learnt from. Takes and gives what is carried between unrolls."""
     turns, last = turns_of(batch, b, n), 0.0
-    known = learnt(turns, int(batch.made[b]), 3)
+    known = learnt(turns, int(batch.num_rows[b]), 3)
     for number, turn in enumerate(turns):
         before = slice(0, turn.row + 1)
         goes_on = bool(batch.alive[before, b, n].all()) and not bool(batch.first[before, b].any())
@@ -127,7 +127,7 @@ def test_running_returns_are_those_of_turns(seed: int) -> None:
     """Each learnt turn's return so far is counted once, over the border of unrolls too, and nothing else is."""
     algorithm = learner("ppo", normalize_return=True)
     one, two = games(SPEC, seed), games(SPEC, seed + 100)
-    two = replace(two, row=one.made)
+    two = replace(two, row=one.num_rows)
     algorithm.observe(one)
     algorithm.observe(two)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from rltrain.algorithms.functions.optim import flatten
-from rltrain.algorithms.networks.batched_mlp import Dense
+from rltrain.algorithms.networks.batched_mlp import BatchedMLP
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +24,13 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def made(nets: int = 2, widths: tuple[int, ...] = (7, 5), outputs: int = 3, activation="relu") -> Dense:
-    dense = Dense(4, widths, outputs, nets, activation, torch.Generator().manual_seed(1))
+def made(nets: int = 2, widths: tuple[int, ...] = (7, 5), outputs: int = 3, activation="relu") -> BatchedMLP:
+    dense = BatchedMLP(4, widths, outputs, nets, activation, torch.Generator().manual_seed(1))
     flatten(dense)
     return dense
 
 
-def plainly(dense: Dense, params: list[torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+def plainly(dense: BatchedMLP, params: list[torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
     """One net after the other, by autograd."""
     activate = torch.relu if dense.activation == "relu" else torch.tanh
     outs = []
@@ -94,7 +94,7 @@ def test_a_single_input_gets_its_gradient_once():
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("inputs", [4, 40])  # below and above THIN
 def test_a_walk_back_is_autograds(inputs, first, outputs):
-    dense = Dense(inputs, (7, 5), outputs, 2, "relu", torch.Generator().manual_seed(1))
+    dense = BatchedMLP(inputs, (7, 5), outputs, 2, "relu", torch.Generator().manual_seed(1))
     flatten(dense)
     params = [param.detach().clone().requires_grad_() for pair in dense.pairs for param in pair]
     x = normal(9, inputs).requires_grad_()

@@ -13,7 +13,7 @@ from rltrain.algorithms.multi_agent.settings import MAPPOConfig
 from rltrain.algorithms.networks.cnn import numbers
 from rltrain.algorithms.networks.encoder import Encoder
 from rltrain.algorithms.on_policy.actor_critic import ActorCritic
-from rltrain.algorithms.on_policy.minibatch import Rows
+from rltrain.algorithms.on_policy.minibatch import FlatBatch
 from rltrain.algorithms.registry import POLICIES
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
@@ -158,7 +158,7 @@ def test_images_are_arranged_once_for_all_passes():
     obs = {"a": torch.randint(256, (6, 4, 40, 44), dtype=torch.uint8, generator=rng), "b": torch.randn(6, 3)}
     flat = torch.zeros(6)
     arranged = encoder.arranged(obs)
-    rows = Rows(arranged, torch.arange(6), flat, flat, flat, flat, None)
+    rows = FlatBatch(arranged, torch.arange(6), flat, flat, flat, flat, None)
 
     assert torch.equal(arranged["a"], obs["a"])
     assert torch.equal(encoder.forward(arranged), encoder.forward(obs))

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from rltrain.algorithms.networks.cnn import ImpalaCNN, NatureCNN, SmallCNN
 from rltrain.algorithms.networks.encoder import Encoder, load_torso
 from rltrain.algorithms.networks.mlp import MLP
-from rltrain.algorithms.networks.recurrent import Memory
+from rltrain.algorithms.networks.recurrent import RecurrentCore
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 ACTION = ActionSpec("discrete", (), (2,))
@@ -239,7 +239,7 @@ def test_only_weights_are_in_the_state():
 
 
 def test_memory_is_a_gru():
-    memory = Memory(3, 4, rng())
+    memory = RecurrentCore(3, 4, rng())
     theirs = nn.GRUCell(3, 4)
     theirs.load_state_dict(
         {"weight_ih": memory.weight_x, "weight_hh": memory.weight_h, "bias_ih": memory.bias_x, "bias_hh": memory.bias_h}
@@ -251,7 +251,7 @@ def test_memory_is_a_gru():
 
 def test_lstm_is_torchs_cell():
     """Its core is output and cell, side by side."""
-    memory = Memory(3, 4, rng(), "lstm")
+    memory = RecurrentCore(3, 4, rng(), "lstm")
     theirs = nn.LSTMCell(3, 4)
     theirs.load_state_dict(
         {"weight_ih": memory.weight_x, "weight_hh": memory.weight_h, "bias_ih": memory.bias_x, "bias_hh": memory.bias_h}
@@ -267,7 +267,7 @@ def test_lstm_is_torchs_cell():
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_unroll_steps_and_forgets_before_the_row_that_begins_an_episode(kind):
-    memory = Memory(3, 4, rng(), kind)
+    memory = RecurrentCore(3, 4, rng(), kind)
     size = memory.core_size
     x, core = torch.randn(6, 2, 3, generator=rng(1)), torch.randn(2, size, generator=rng(2))
     first = torch.zeros(6, 2, dtype=torch.bool)
@@ -284,7 +284,7 @@ def test_unroll_steps_and_forgets_before_the_row_that_begins_an_episode(kind):
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_no_gradient_crosses_the_beginning_of_an_episode(kind):
-    memory = Memory(3, 4, rng(), kind)
+    memory = RecurrentCore(3, 4, rng(), kind)
     x = torch.randn(4, 1, 3, generator=rng(1)).requires_grad_()
     first = torch.tensor([False, False, True, False])[:, None]
 
@@ -302,7 +302,7 @@ def test_rows_have_the_same_bits_at_every_width_that_is_a_multiple_of_16(hidden)
     for activation in ("tanh", "relu"):
         assert parts_equal(MLP(5, [hidden, hidden], 3, activation, generator=rng()), x)
     for kind in ("gru", "lstm"):
-        memory = Memory(5, hidden, rng(), kind)
+        memory = RecurrentCore(5, hidden, rng(), kind)
         core = torch.randn(64, memory.core_size, generator=rng(1))
         both = torch.cat([x, core], -1)
         assert parts_equal(lambda both, memory=memory: memory.step(both[:, :5], both[:, 5:]), both), kind

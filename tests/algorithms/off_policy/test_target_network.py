@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from rltrain import algorithms
 from rltrain.algorithms.functions.optim import flatten
-from rltrain.algorithms.off_policy.target_network import Target
+from rltrain.algorithms.off_policy.target_network import TargetNetwork
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 from rltrain.rollout.types import Transition
 
@@ -37,7 +37,7 @@ class Counting(nn.Module):
 def test_parameters_follow_by_a_share_and_buffers_at_once() -> None:
     module = Counting(None)
     flat = flatten(module)
-    target = Target(module, flat)
+    target = TargetNetwork(module, flat)
     module(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
     before = flat.param.clone()
     flat.param.add_(1.0)
@@ -55,7 +55,7 @@ def test_parameters_follow_by_a_share_and_buffers_at_once() -> None:
 def test_buffers_that_are_made_or_taken_away_later_are_followed_too() -> None:
     module = Counting(None)
     module.register_buffer("first", None)
-    target = Target(module, flatten(module))
+    target = TargetNetwork(module, flatten(module))
     module.first, module.seen = torch.ones(2), None
     module.linear.register_buffer("late", torch.full((3,), 7.0))
 
@@ -69,7 +69,7 @@ def test_buffers_that_are_made_or_taken_away_later_are_followed_too() -> None:
 
 def test_a_copy_keeps_no_statistics_of_its_own() -> None:
     module = Counting(None)
-    target = Target(module, flatten(module))
+    target = TargetNetwork(module, flatten(module))
     out = target.module(torch.full((4, 3), 2.0))
 
     assert target.module.seen == 0

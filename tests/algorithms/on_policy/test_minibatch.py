@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracles.streams import RUN, TERMINATED, make, streams
 from torch.testing import assert_close
 
-from rltrain.algorithms.on_policy.minibatch import Mean, Rows, Sequences
+from rltrain.algorithms.on_policy.minibatch import FlatBatch, Mean, Sequences
 
 
 def numbered(stream):
@@ -41,7 +41,7 @@ def names_agree(batch) -> bool:
 @given(streams(), st.integers(1, 7), st.integers(0, 99))
 def test_every_valid_row_is_used_once_in_pieces_of_nearly_equal_size(case, minibatches, seed):
     stream, name = numbered(case[0])
-    rows = Rows.of(stream, value=name, advantage=name, target=name)
+    rows = FlatBatch.of(stream, value=name, advantage=name, target=name)
 
     batches = list(rows.shuffled(minibatches, torch.Generator().manual_seed(seed)))
 
@@ -56,7 +56,7 @@ def test_every_valid_row_is_used_once_in_pieces_of_nearly_equal_size(case, minib
 
 def test_reset_rows_alone_leave_no_row_and_a_learner_without_one_gets_one_that_does_not_count():
     stream, name = numbered(make([[RUN] * 2], [2, 2], 0)[0])
-    rows = Rows.of(stream, value=name, advantage=name, target=name)
+    rows = FlatBatch.of(stream, value=name, advantage=name, target=name)
     elsewhere = torch.full((3,), -1)  # another learner has all three rows of the batch
 
     assert len(rows) == 0
@@ -74,7 +74,7 @@ def big():
 
 def test_each_epoch_has_an_order_of_its_own_that_its_generator_repeats():
     stream, name = big()
-    rows = Rows.of(stream, value=name, advantage=name, target=name)
+    rows = FlatBatch.of(stream, value=name, advantage=name, target=name)
 
     def order(generator):
         return torch.cat([batch.action for batch in rows.shuffled(4, generator)])
@@ -89,7 +89,7 @@ def test_each_epoch_has_an_order_of_its_own_that_its_generator_repeats():
 
 def test_minibatches_are_contiguous():
     stream, name = big()
-    rows = Rows.of(stream, value=name, advantage=name, target=name)
+    rows = FlatBatch.of(stream, value=name, advantage=name, target=name)
 
     for batch in rows.shuffled(4, torch.Generator().manual_seed(0)):
         assert len(batch) == 256

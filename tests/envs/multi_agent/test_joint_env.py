@@ -20,7 +20,7 @@ from rltrain.envs.problems import games
 from rltrain.envs.spec import from_json, to_json
 from rltrain.envs.suites import pettingzoo as zoo
 from rltrain.envs.suites.pettingzoo import GAMES
-from rltrain.envs.vector.restore_check import prove
+from rltrain.envs.vector.restore_check import verify
 
 PARALLEL = {
     "two-step": lambda: games.two_step(5),
@@ -60,7 +60,7 @@ def test_who_leaves_keeps_the_last_reward_and_observation_and_the_episode_goes_o
     assert np.argwhere(rows.terminated[:8, 0]).tolist() == [[1, 1], [5, 3]]
     assert np.argwhere(rows.truncated[:8, 0]).tolist() == [[3, 2], [5, 0]]
     assert np.flatnonzero(rows.first[:9, 0]).tolist() == [0, 7]
-    assert [bool(rows.over(t)[0]) for t in range(8)] == [False] * 5 + [True, False, False]
+    assert [bool(rows.episode_end(t)[0]) for t in range(8)] == [False] * 5 + [True, False, False]
     seen = rows.obs["agent"][:8, 0]  # [8, N, 2]
     assert seen[2, 1] == pytest.approx([2 / 6, 0.0])  # as it left
     assert (seen[3:7, 1] == 0).all()  # gone
@@ -155,7 +155,7 @@ def test_who_is_gone_without_a_word_has_died():
         walk.step(0, 0)
 
     assert walk.rows.terminated[:3, 0].tolist() == [[False, False], [False, False], [True, True]]
-    assert walk.rows.over(2)[0]
+    assert walk.rows.episode_end(2)[0]
 
 
 def test_rewards_in_turns_are_those_of_last():
@@ -190,7 +190,7 @@ def test_turns_pay_everybody_and_only_who_is_on_may_choose():
     walk.step(2, 0)
     assert rows.reward[:5, 0].tolist() == [[0.0, 0.0]] * 4 + [[1.0, -1.0]]  # the loser's came in the winner's turn
     assert rows.terminated[4, 0].all()
-    assert rows.over(4)[0]
+    assert rows.episode_end(4)[0]
     assert rows.obs["player"][5, 0, 0, 0].tolist() == [1, 1, 1] + [0] * 6  # the last mark is seen
     walk.step(0, 0)
     assert rows.first[6, 0]
@@ -279,7 +279,7 @@ def test_nothing_is_wrong_at_first_sight(env):
 def test_they_are_brought_back_in_mid_episode(env):
     source = resolve(env)
 
-    assert prove(source.make, look(source, 0), 0, seconds=0.2) == "rng"
+    assert verify(source.make, look(source, 0), 0, seconds=0.2) == "rng"
 
 
 def test_a_stream_goes_on_from_its_state():
@@ -320,7 +320,7 @@ def test_the_matrix_games_pay_what_is_published():
         for other in range(3):
             walk.step(one, other)
     assert walk.rows.reward[:9, 0].sum(-1).tolist() == [11, -30, 0, -30, 7, 0, 0, 6, 5]
-    assert walk.rows.over(8)[0]
+    assert walk.rows.episode_end(8)[0]
 
     walk = Walk("penalty", k=-50, rounds=3)
     for action in range(3):
@@ -397,7 +397,7 @@ def test_pettingzoos_module_of_mpe2():
     assert walk.spec.state_shape == (54,)
     assert walk.spec.max_steps == 5
     assert walk.rows.truncated[4, 0].all()
-    assert walk.rows.over(4)[0]
+    assert walk.rows.episode_end(4)[0]
     assert np.array_equal(walk.rows.state[3, 0], walk.rows.obs["agent"][3, 0].ravel())
     spec = look(resolve("pettingzoo:mpe2.simple_speaker_listener_v4"), 0)
     assert [group.name for group in spec.groups] == ["speaker", "listener"]

@@ -23,7 +23,7 @@ def test_a_tuple_of_agents():
     assert walk.rows.reward[:4, 0].tolist() == [[1.0, -2.0]] * 4
     assert walk.rows.truncated[3, 0].tolist() == [True, True]
     assert walk.rows.obs["agent_1"][:5, 0, 0].tolist() == [0, 1, 2, 3, 4]  # counted from 0
-    assert walk.rows.over(3)[0]
+    assert walk.rows.episode_end(3)[0]
 
 
 def test_a_tuple_of_agents_has_a_mask_for_each_in_its_info():
@@ -69,7 +69,7 @@ def test_masks_need_not_be_told_where_the_episode_of_a_tuple_is_over(last):
     for _ in range(4):
         walk.step(1, 1)
 
-    assert walk.rows.over(3)[0]
+    assert walk.rows.episode_end(3)[0]
     assert walk.rows.action_mask[4, 0].tolist() == [True] * 5
 
 

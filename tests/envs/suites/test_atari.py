@@ -10,7 +10,7 @@ import pytest
 from rltrain.envs.errors import EnvError
 from rltrain.envs.make import look, resolve
 from rltrain.envs.suites.atari import Atari, find, title
-from rltrain.envs.vector.restore_check import prove
+from rltrain.envs.vector.restore_check import verify
 from rltrain.envs.vector.serial import SerialVectorEnv
 from rltrain.rollout.actor.episodes import EpisodeTracker
 from rltrain.rollout.actor.play import play
@@ -171,7 +171,7 @@ def test_a_game_is_brought_back_exactly(game):
 
 def test_a_run_finds_that_out():
     source = resolve("ALE/Breakout-v5")
-    assert prove(source.make, look(source, 0), 0, seconds=30.0) == "offered"
+    assert verify(source.make, look(source, 0), 0, seconds=30.0) == "offered"
 
 
 def test_a_lost_life_ends_the_episode_for_learning_and_not_for_reports():
@@ -184,7 +184,7 @@ def test_a_lost_life_ends_the_episode_for_learning_and_not_for_reports():
     env.reset(rows)
     for t in range(900):
         env.step(actions[t], rows, t)
-    terminated, goes_on, first = rows.terminated[:, :1], rows.goes_on[:, :1], rows.first[:, :1]
+    terminated, goes_on, first = rows.terminated[:, :1], rows.episode_continues[:, :1], rows.first[:, :1]
     episodes = tracker.add(rows.reward[:, :1], terminated & ~goes_on, ~first[1:])
 
     whole = Atari("breakout")

@@ -9,7 +9,7 @@ from rltrain.envs.errors import EnvError
 from rltrain.envs.make import choose, look, resolve, vector
 from rltrain.envs.spec import Leaf
 from rltrain.envs.vector.native import probe_autoreset
-from rltrain.envs.vector.restore_check import prove
+from rltrain.envs.vector.restore_check import verify
 from rltrain.rollout.buffers import empty_rows
 
 LIMIT = {"max_episode_steps": 12}
@@ -91,7 +91,7 @@ def test_it_can_be_used_in_blocks_and_says_how_it_is_brought_back():
     assert choose(source, 8) == "serial"
     assert choose(source, 128) == "native"
     assert choose(resolve("envpool:Pong-v5", {"episodic_life": True}), 128) == "serial"
-    assert prove(source.make, look(source, 0), 0, seconds=30.0) in ("rng", "seed")
+    assert verify(source.make, look(source, 0), 0, seconds=30.0) in ("rng", "seed")
 
 
 @pytest.mark.usefixtures("envpool")

@@ -12,9 +12,9 @@ from pettingzoo.utils.conversions import aec_to_parallel, aec_to_parallel_wrappe
 from pettingzoo.utils.env import AECEnv
 from pettingzoo.utils.wrappers import AssertOutOfBoundsWrapper, BaseWrapper, OrderEnforcingWrapper
 
-from rltrain.envs.multi_agent.joint_env import team
+from rltrain.envs.multi_agent.joint_env import as_joint_env
 from rltrain.envs.problems.games import Generations, Spread
-from rltrain.envs.suites.pettingzoo_parallel import Cycle
+from rltrain.envs.suites.pettingzoo_parallel import AecToParallel
 
 GAMES = {
     "mpe2.simple_spread_v3": ("mpe2", {"max_cycles": 12}),
@@ -35,7 +35,7 @@ def game(module: str) -> Any:
 @pytest.mark.filterwarnings("ignore::Warning")  # those of the games, about themselves
 @pytest.mark.parametrize("module", GAMES)
 def test_a_game_tells_the_same_with_fewer_questions(module: str) -> None:
-    theirs, mine = game(module), Cycle(game(module))
+    theirs, mine = game(module), AecToParallel(game(module))
     rng, sizes = np.random.default_rng(3), set()
     for seed in range(3):
         told, again = (env.reset(seed=seed) for env in (theirs, mine))
@@ -60,7 +60,7 @@ def test_a_game_tells_the_same_with_fewer_questions(module: str) -> None:
 def test_who_is_born_in_the_midst_is_told_of_too() -> None:
     """Of four agents two are there at first; the others come, and all leave, each at its own time."""
     theirs = aec_to_parallel_wrapper(parallel_to_aec(Generations()))
-    mine = Cycle(aec_to_parallel_wrapper(parallel_to_aec(Generations())))
+    mine = AecToParallel(aec_to_parallel_wrapper(parallel_to_aec(Generations())))
     told, again = (env.reset(seed=1) for env in (theirs, mine))
     there = []
     while mine.agents:
@@ -127,7 +127,7 @@ def doubled(base: Any) -> Any:
 
 def test_everybody_is_observed_once_and_all_actions_go_through_the_wrappers() -> None:
     env = Round()
-    mine = Cycle(aec_to_parallel(OrderEnforcingWrapper(AssertOutOfBoundsWrapper(env))))
+    mine = AecToParallel(aec_to_parallel(OrderEnforcingWrapper(AssertOutOfBoundsWrapper(env))))
     mine.reset()
     env.seen = 0
     action = env.action_space("a").sample()
@@ -144,7 +144,7 @@ def test_everybody_is_observed_once_and_all_actions_go_through_the_wrappers() ->
 def test_what_a_wrapper_of_a_users_own_changes_is_seen(base: Any) -> None:
     env = Round()
     view = aec_to_parallel(OrderEnforcingWrapper(doubled(base)(AssertOutOfBoundsWrapper(env))))
-    mine = Cycle(view)
+    mine = AecToParallel(view)
     action = env.action_space("a").sample()
     for each in (view, mine):
         each.reset()
@@ -153,7 +153,7 @@ def test_what_a_wrapper_of_a_users_own_changes_is_seen(base: Any) -> None:
 
 
 def test_who_acts_out_of_turn_is_named() -> None:
-    mine = Cycle(aec_to_parallel(Round(late=True)))
+    mine = AecToParallel(aec_to_parallel(Round(late=True)))
     mine.reset()
     action = mine.action_space("a").sample()
 
@@ -169,6 +169,6 @@ def test_only_pettingzoos_own_view_is_replaced() -> None:
     plain = patched.step
     patched.step = lambda actions: plain(actions)  # type: ignore[method-assign]
 
-    assert type(team(view, "round", "all").game) is Cycle
+    assert type(as_joint_env(view, "round", "all").game) is AecToParallel
     for game in (own, spread, patched):
-        assert team(game, "round", "all").game is game
+        assert as_joint_env(game, "round", "all").game is game

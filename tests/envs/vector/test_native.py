@@ -15,7 +15,7 @@ from rltrain.envs.errors import EnvError, EnvFault
 from rltrain.envs.make import look, resolve, vector
 from rltrain.envs.problems.probes import Counter
 from rltrain.envs.vector.native import NativeVectorEnv, blocks, probe_autoreset, prove_native
-from rltrain.envs.vector.unroll_rows import Rows
+from rltrain.envs.vector.unroll_rows import UnrollBuffer
 
 SOURCE = resolve("CartPole-v1")
 SPEC = look(SOURCE, 0)
@@ -24,7 +24,7 @@ SPEC = look(SOURCE, 0)
 def rows_for(steps, width):
     flags = [np.zeros((steps, width), bool) for _ in range(2)]
     first = np.zeros((steps + 1, width), bool)
-    return Rows(
+    return UnrollBuffer(
         np.zeros((steps + 1, width, 4), np.float32),
         np.ones((steps, width), np.float32),
         *flags,

@@ -15,13 +15,13 @@ from rltrain.envs.make import look, resolve
 from rltrain.envs.problems.probes import Counter, Masked
 from rltrain.envs.vector.plain_data import attributes, from_plain, same, set_attributes, to_plain
 from rltrain.envs.vector.restore import Log
-from rltrain.envs.vector.restore_check import prove
+from rltrain.envs.vector.restore_check import verify
 from rltrain.storage.checkpoint import load, save
 
 
 def proven(env, **kwargs):
     source = resolve(env, kwargs)
-    return prove(source.make, look(source, 0), 0)
+    return verify(source.make, look(source, 0), 0)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_load_does_not_change_how_episodes_are_reset(monkeypatch, env, ways, ste
     clock = [0.0]
     monkeypatch.setattr("rltrain.envs.vector.restore_check.time.monotonic", lambda: clock[0])
     source = slow(env, clock, step)
-    assert prove(source.make, look(source, 0), 0) in ways
+    assert verify(source.make, look(source, 0), 0) in ways
 
 
 def test_a_slow_environment_is_given_up_between_two_steps(monkeypatch):
@@ -138,7 +138,7 @@ def test_a_slow_environment_is_given_up_between_two_steps(monkeypatch):
     monkeypatch.setattr("rltrain.envs.vector.restore_check.time.monotonic", lambda: clock[0])
     for step in (0.0, 0.02, 2.0):
         source, clock[0] = slow(Counter, clock, step), 0.0
-        ends.append((prove(source.make, look(source, 0), 0), clock[0]))
+        ends.append((verify(source.make, look(source, 0), 0), clock[0]))
     assert [way for way, _ in ends] == ["rng", "rng", "none"]
     assert 2 < ends[1][1] < 20  # fewer rounds
     assert ends[2][1] < 2 * 75 + 20  # the short round, and the bound
@@ -156,10 +156,10 @@ def test_an_environment_that_hangs_does_not_hang_the_proof():
 
     source = resolve(Hangs)
     spec, most = look(source, 0), 100  # it hangs when it is already told that "seed" is not needed
-    assert prove(source.make, spec, 0, seconds=0.02) == "none"
+    assert verify(source.make, spec, 0, seconds=0.02) == "none"
     most = 0
     with pytest.raises(EnvError, match="hang"):
-        prove(source.make, spec, 0, patience=0.2)
+        verify(source.make, spec, 0, patience=0.2)
 
 
 def test_masks_that_allow_nothing_in_a_final_observation_are_no_obstacle():

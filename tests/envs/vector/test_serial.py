@@ -10,9 +10,9 @@ from rltrain.envs.check import first_look
 from rltrain.envs.errors import EnvFault
 from rltrain.envs.make import look, resolve, vector
 from rltrain.envs.problems.probes import Counter, Masked
-from rltrain.envs.vector.restore_check import prove
+from rltrain.envs.vector.restore_check import verify
 from rltrain.envs.vector.serial import SerialVectorEnv
-from rltrain.envs.vector.unroll_rows import Rows
+from rltrain.envs.vector.unroll_rows import UnrollBuffer
 
 
 def rows_for(spec, steps, width):
@@ -25,7 +25,7 @@ def rows_for(spec, steps, width):
 
     mask = np.ones((steps + 1, width, spec.action.mask_size), bool) if spec.action_mask else None
     flags = [np.zeros((steps, width), bool) for _ in range(2)]
-    return Rows(
+    return UnrollBuffer(
         node(spec.obs),
         np.zeros((steps, width), np.float32),
         *flags,
@@ -185,7 +185,7 @@ def test_a_fault_in_reset_and_in_the_constructor_is_blamed_on_its_stream():
 def test_a_stream_goes_on_exactly_where_it_was(env_id):
     source = resolve(env_id)
     spec = look(source, 0)
-    way = prove(source.make, spec, 0)
+    way = verify(source.make, spec, 0)
     rng = np.random.default_rng(0)
     for steps in (1, 7, 33, 40):  # over the end of an episode, in the middle, long after
         whole = vector(source, spec, [0, 1, 2], [5, 6, 7], way)

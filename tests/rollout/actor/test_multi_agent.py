@@ -26,7 +26,7 @@ def copied(unroll: Trajectory) -> Trajectory:
     """Actors reuse their arrays."""
     names = ("action", "reward", "terminated", "truncated", "first")
     fields = {name: np.copy(getattr(unroll, name)) for name in names}
-    beside = {name: np.copy(x) for name, x in unroll.beside().items()}
+    beside = {name: np.copy(x) for name, x in unroll.optional_fields().items()}
     return replace(unroll, obs=tree_map(np.copy, unroll.obs), **fields, **beside)
 
 
@@ -50,7 +50,7 @@ def test_shapes_of_an_unroll_with_an_axis_of_agents():
     assert (unroll.alive.shape, unroll.action_mask.shape) == ((6, 2, 3), (6, 2, 8))
     assert unroll.acting is None
     assert unroll.state is None
-    assert unroll.valid.shape == unroll.over.shape == (5, 2)
+    assert unroll.valid.shape == unroll.episode_end.shape == (5, 2)
     (turns,) = unrolls("tic-tac-toe", 1, 3)
     assert turns.acting.shape == (4, 2, 2)
     (told,) = unrolls("two-step", 1, 3)
@@ -113,7 +113,7 @@ class Known:
         told: dict[str, np.ndarray] = {}
         for name in ("action", "reward", "terminated", "truncated"):
             told[name] = np.concatenate([getattr(unroll, name)[:, stream] for unroll in self.found])
-        for name in ("first", *last.beside()):
+        for name in ("first", *last.optional_fields()):
             parts = [getattr(unroll, name)[:-1, stream] for unroll in self.found]
             told[name] = np.concatenate([*parts, getattr(last, name)[-1:, stream]])
         for n in range(len(leaves(last.obs))):
@@ -141,7 +141,7 @@ def check(sample: Trajectory, column: int, told: dict[str, np.ndarray], row: int
     if not ended and steps < len(sample.reward):
         truncated[-1] |= told["alive"][row + steps]
     assert np.array_equal(sample.truncated[:steps, column], truncated)
-    for name in sample.beside():
+    for name in sample.optional_fields():
         assert np.array_equal(getattr(sample, name)[: steps + 1, column], told[name][row : row + steps + 1])
     for n, leaf in enumerate(leaves(sample.obs)):
         assert np.array_equal(leaf[: steps + 1, column], told[f"obs{n}"][row : row + steps + 1])

@@ -11,7 +11,7 @@ from oracles.acting import Bench
 
 from rltrain.envs.make import look, resolve
 from rltrain.envs.problems.games import TicTacToe
-from rltrain.rollout.actor.opponents import SEATS
+from rltrain.rollout.actor.opponents import PLAYERS
 from rltrain.rollout.actor.play import play
 from rltrain.rollout.types import NEWEST, Episode, Trajectory, Weights
 
@@ -96,7 +96,7 @@ def test_a_snapshot_plays_one_seat_and_nobody_learns_from_it(again: bool) -> Non
             assert all((seat == mine) == learns for seat, learns, _ in game)
     assert {0, 1} <= set(seats)
     assert {episode.opponent for episode in unroll.episodes} == {7}
-    assert len({episode.seat for episode in unroll.episodes}) == SEATS
+    assert len({episode.seat for episode in unroll.episodes}) == PLAYERS
     for episode in unroll.episodes:
         assert episode.agents[0] == -episode.agents[1]
 
@@ -123,7 +123,7 @@ def test_each_game_is_played_by_whom_it_is_told_of() -> None:
     met = set()
     for b in range(20):
         games = who(unroll, b)
-        for game in games[: int(unroll.over[:, b].sum())]:
+        for game in games[: int(unroll.episode_end[:, b].sum())]:
             one = told.pop(0)
             met.add(one.opponent)
             assert one.length == len(game)

@@ -15,7 +15,7 @@ from oracles.faulty import config_of
 
 from rltrain.learner.algorithm import make_algorithm
 from rltrain.rollout.cluster import node as module
-from rltrain.rollout.cluster.node import Node, Terms, outline_of
+from rltrain.rollout.cluster.node import Node, NodeConfig, outline_of
 from rltrain.rollout.specs import ActorJob
 from rltrain.rollout.types import Weights
 from rltrain.setup.environment import world
@@ -34,7 +34,7 @@ def made(env: str = "CartPole-v1") -> Made:
     plan = rollout_plan(config, here, algorithm.plan)
     arrays = {name: tensor.numpy() for name, tensor in algorithm.policy.state_dict().items()}
     job = ActorJob(0, here.spec, plan.unroll, 0, (0, 1), (0, 0), (0, 0), plan.make_env, plan.make_policy)
-    return Node(Terms(here.spec, plan.unroll, 1, Weights(0, 0, arrays))), job, arrays
+    return Node(NodeConfig(here.spec, plan.unroll, 1, Weights(0, 0, arrays))), job, arrays
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from oracles.faulty import config_of
 
-from rltrain.rollout.cluster.node import Turns, outline_of
+from rltrain.rollout.cluster.node import MessageOrder, outline_of
 from rltrain.rollout.cluster.remote_handle import RemoteHandle
 from rltrain.rollout.cluster.versions import differs, own_versions
-from rltrain.rollout.shared_memory.heartbeat import LIFE, Life
+from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT, Heartbeat
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.specs import ActorJob
 from rltrain.rollout.workers.handle import ActorLost
@@ -33,7 +33,7 @@ class Wire:
         self.ended: list[str | None] = []
         self.published = 0
         self.handle = RemoteHandle(
-            1, 7, np.zeros(LIFE, np.int64), "tcp://there", self.run, self.ask, lambda: self.published, self.end
+            1, 7, np.zeros(HEARTBEAT, np.int64), "tcp://there", self.run, self.ask, lambda: self.published, self.end
         )
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
@@ -98,7 +98,7 @@ def test_what_came_before_an_actor_was_lost_counts(wire: Wire) -> None:
     assert wire.handle.result() == "a"
     with pytest.raises(ActorLost, match=r"worker 1: on tcp://there: its process was ended by SIGKILL"):
         wire.handle.result()
-    assert wire.handle.over is not None
+    assert wire.handle.exit_reason is not None
 
 
 def test_an_actor_that_is_killed_answers_no_more_and_is_ended_once(wire: Wire) -> None:
@@ -124,31 +124,31 @@ def test_a_closed_handle_can_be_rung_and_asked(wire: Wire) -> None:
 
 
 def test_what_an_actor_counts_is_added_to_what_those_before_it_did() -> None:
-    memory = SharedMemory(8 * LIFE * 3)
-    life = Life(memory, 2)
+    memory = SharedMemory(8 * HEARTBEAT * 3)
+    life = Heartbeat(memory, 2)
     life.step()
     life.begin()
     life.count(1.5, 2.5)
-    base = memory.array(8 * LIFE * 2, (LIFE,), np.int64).copy()
+    base = memory.array(8 * HEARTBEAT * 2, (HEARTBEAT,), np.int64).copy()
     handle = RemoteHandle(2, 0, base, "", lambda work: work.close(), None, None, None)  # type: ignore[arg-type]
-    other = SharedMemory(8 * LIFE)
-    theirs = Life(other, 0)
+    other = SharedMemory(8 * HEARTBEAT)
+    theirs = Heartbeat(other, 0)
     for _ in range(10):
         theirs.step()
     theirs.begin()
     theirs.count(0.5, 0.25)
     life.end()
     for _ in range(2):  # telling twice does not add twice
-        handle.tell(memory, other.array(0, (LIFE,), np.int64).tolist())
+        handle.tell(memory, other.array(0, (HEARTBEAT,), np.int64).tolist())
     assert (life.steps, life.begun, life.waited, life.acted) == (11, 2, 2.0, 2.75)
-    assert life.over  # is ours to say
+    assert life.stopped  # is ours to say
     for used in (memory, other):
         used.close()
 
 
 def test_coroutines_pass_in_the_order_of_their_numbers() -> None:
     async def main() -> list[int]:
-        turns, passed = Turns(), list[int]()
+        turns, passed = MessageOrder(), list[int]()
 
         async def one(number: int) -> None:
             await turns.wait(number)

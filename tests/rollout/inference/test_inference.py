@@ -22,14 +22,14 @@ from rltrain.envs.problems.probes import Masked
 from rltrain.learner.algorithm import make_algorithm
 from rltrain.rollout.actor.actor import Actor, Links
 from rltrain.rollout.buffers import padded
-from rltrain.rollout.inference.client import Asking, inference_of
-from rltrain.rollout.inference.requests import TEXT, Desks
+from rltrain.rollout.inference.client import InferenceClient, inference_of
+from rltrain.rollout.inference.requests import TEXT, RequestBuffers
 from rltrain.rollout.inference.server import Server, ServerJob
 from rltrain.rollout.scheduler import Failed
-from rltrain.rollout.shared_memory.heartbeat import LIFE
+from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.shared_memory.weights import WeightsBoard
-from rltrain.rollout.specs import ActorJob, RolloutPlan
+from rltrain.rollout.specs import ActorJob, RolloutSpec
 from rltrain.rollout.tree import leaves, tree_map
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.setup.environment import world
@@ -43,11 +43,11 @@ PATIENCE = 120.0  # seconds after which a test gives up on something that should
 class Hall:
     """A server in a thread of this process, once `serving`, and who asks it."""
 
-    plan: RolloutPlan
+    plan: RolloutSpec
     policy: Any  # the learner's
     board: WeightsBoard
-    desks: Desks
-    clients: list[Asking]
+    desks: RequestBuffers
+    clients: list[InferenceClient]
     server: Server
     end: Connection  # closed when nobody is to be answered any more
 
@@ -84,8 +84,10 @@ def hall(env: Any, streams: tuple[int, ...], **given: Any) -> Hall:
     plan = rollout_plan(config, here, algorithm.plan)
     assert plan.inference is not None
     board = WeightsBoard(weights_of(algorithm.policy).arrays)
-    desks, pairs, (end, control) = Desks(here.spec, plan.inference, streams), [Pipe() for _ in streams], Pipe()
-    clients = [Asking(plan.inference, desks, worker, mine, lambda: False) for worker, (mine, _) in enumerate(pairs)]
+    desks, pairs, (end, control) = RequestBuffers(here.spec, plan.inference, streams), [Pipe() for _ in streams], Pipe()
+    clients = [
+        InferenceClient(plan.inference, desks, worker, mine, lambda: False) for worker, (mine, _) in enumerate(pairs)
+    ]
     job = ServerJob(here.spec, plan.inference, streams, plan.make_policy)
     server = Server(job, board.memory.ticket(), desks.memory.ticket(), [theirs for _, theirs in pairs], control)
     made = Hall(plan, algorithm.policy, board, desks, clients, server, end)
@@ -232,7 +234,7 @@ def test_a_successor_answers_who_was_waiting_and_wakes_who_was_answered() -> Non
 
 def test_an_actor_makes_no_network_and_ends_when_nobody_answers() -> None:
     here = hall("probe:counter", (2,))
-    life, pair = SharedMemory(8 * LIFE), Pipe()
+    life, pair = SharedMemory(8 * HEARTBEAT), Pipe()
     job = ActorJob(
         worker=0, spec=here.plan.spec, unroll=8, seed=0, streams=(0, 1), incarnations=(0, 0), rows=(0, 0),
         make_env=here.plan.make_env, make_policy=_refuses, inference=here.plan.inference,
