@@ -1,77 +1,147 @@
-"""The platform: all a user imports. Everything is imported when it is first used."""
+"""The public API: users import `rltrain` and nothing below it. Each name is imported at its first use."""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rltrain.algorithms import networks
     from rltrain.algorithms import register as register_algorithm
-    from rltrain.algorithms.functions import losses, returns
-    from rltrain.algorithms.on_policy.settings import A2CConfig, PPOConfig
-    from rltrain.algorithms.registry import register_policy
+    from rltrain.algorithms.functions import losses, optim, returns
+    from rltrain.algorithms.functions.gradient_sync import SINGLE
+    from rltrain.algorithms.functions.rng import Rng
+    from rltrain.algorithms.multi_agent.settings import IQLConfig, MADDPGConfig, MAPPOConfig, QMIXConfig, VDNConfig
+    from rltrain.algorithms.networks import distributions
+    from rltrain.algorithms.off_policy.q_policy import QNetwork, greedy
+    from rltrain.algorithms.off_policy.settings import DDPGConfig, DQNConfig, SACConfig, TD3Config
+    from rltrain.algorithms.on_policy.settings import A2CConfig, A3CConfig, APPOConfig, IMPALAConfig, PPOConfig
+    from rltrain.algorithms.protocol import Act, Algorithm, GradientPlan, Noise, Policy, ReplayPlan, StreamPlan, Update
+    from rltrain.algorithms.registry import build as build_policy
+    from rltrain.algorithms.registry import policy_factory, register_policy
     from rltrain.config.run_config import RunConfig
+    from rltrain.envs.errors import EnvError, EnvFault
     from rltrain.envs.make import make_env
     from rltrain.envs.source import register_env
-    from rltrain.envs.spec import EnvSpec
-    from rltrain.errors import CheckpointError, ConfigError, RunFailed
-    from rltrain.evaluation.evaluate import evaluate
-    from rltrain.evaluation.policy import load
-    from rltrain.rollout.types import Trajectory
+    from rltrain.envs.spec import ActionSpec, AgentGroup, EnvSpec, Leaf
+    from rltrain.errors import CheckpointError, ConfigError, Interrupted, RunFailed
+    from rltrain.evaluation.evaluate import Evaluation, evaluate
+    from rltrain.evaluation.policy import Trained, load
+    from rltrain.rollout.types import Gradients, Trajectory, Transition, discounts, traces
+    from rltrain.run import Result
     from rltrain.training_loop import train
 
+    __version__: str
+
 __all__ = [
+    "SINGLE",
     "A2CConfig",
+    "A3CConfig",
+    "APPOConfig",
+    "Act",
+    "ActionSpec",
+    "AgentGroup",
+    "Algorithm",
     "CheckpointError",
     "ConfigError",
+    "DDPGConfig",
+    "DQNConfig",
+    "EnvError",
+    "EnvFault",
     "EnvSpec",
+    "Evaluation",
+    "GradientPlan",
+    "Gradients",
+    "IMPALAConfig",
+    "IQLConfig",
+    "Interrupted",
+    "Leaf",
+    "MADDPGConfig",
+    "MAPPOConfig",
+    "Noise",
     "PPOConfig",
+    "Policy",
+    "QMIXConfig",
+    "QNetwork",
+    "ReplayPlan",
+    "Result",
+    "Rng",
     "RunConfig",
     "RunFailed",
+    "SACConfig",
+    "StreamPlan",
+    "TD3Config",
+    "Trained",
     "Trajectory",
+    "Transition",
+    "Update",
+    "VDNConfig",
+    "build_policy",
+    "discounts",
+    "distributions",
     "evaluate",
+    "greedy",
     "load",
     "losses",
     "make_env",
     "networks",
+    "optim",
+    "policy_factory",
     "register_algorithm",
     "register_env",
     "register_policy",
     "returns",
+    "traces",
     "train",
 ]
 
-# Where each name lives: "module:attribute", or a module.
-_WHERE = {
-    "A2CConfig": "rltrain.algorithms.on_policy.settings:A2CConfig",
-    "CheckpointError": "rltrain.errors:CheckpointError",
-    "ConfigError": "rltrain.errors:ConfigError",
-    "EnvSpec": "rltrain.envs.spec:EnvSpec",
-    "PPOConfig": "rltrain.algorithms.on_policy.settings:PPOConfig",
-    "RunConfig": "rltrain.config.run_config:RunConfig",
-    "RunFailed": "rltrain.errors:RunFailed",
-    "Trajectory": "rltrain.rollout.types:Trajectory",
-    "evaluate": "rltrain.evaluation.evaluate:evaluate",
-    "load": "rltrain.evaluation.policy:load",
+_MODULES = {  # names that are modules
+    "distributions": "rltrain.algorithms.networks.distributions",
     "losses": "rltrain.algorithms.functions.losses",
-    "make_env": "rltrain.envs.make:make_env",
     "networks": "rltrain.algorithms.networks",
-    "register_algorithm": "rltrain.algorithms:register",
-    "register_env": "rltrain.envs.source:register_env",
-    "register_policy": "rltrain.algorithms.registry:register_policy",
+    "optim": "rltrain.algorithms.functions.optim",
     "returns": "rltrain.algorithms.functions.returns",
-    "train": "rltrain.training_loop:train",
+}
+_DEFINED_IN = {  # module: the names that it defines; `public=own` where the two differ
+    "algorithms": "register_algorithm=register",
+    "algorithms.functions.gradient_sync": "SINGLE",
+    "algorithms.functions.rng": "Rng",
+    "algorithms.multi_agent.settings": "IQLConfig MADDPGConfig MAPPOConfig QMIXConfig VDNConfig",
+    "algorithms.off_policy.q_policy": "QNetwork greedy",
+    "algorithms.off_policy.settings": "DDPGConfig DQNConfig SACConfig TD3Config",
+    "algorithms.on_policy.settings": "A2CConfig A3CConfig APPOConfig IMPALAConfig PPOConfig",
+    "algorithms.protocol": "Act Algorithm GradientPlan Noise Policy ReplayPlan StreamPlan Update",
+    "algorithms.registry": "build_policy=build policy_factory register_policy",
+    "config.run_config": "RunConfig",
+    "envs.errors": "EnvError EnvFault",
+    "envs.make": "make_env",
+    "envs.source": "register_env",
+    "envs.spec": "ActionSpec AgentGroup EnvSpec Leaf",
+    "errors": "CheckpointError ConfigError Interrupted RunFailed",
+    "evaluation.evaluate": "Evaluation evaluate",
+    "evaluation.policy": "Trained load",
+    "rollout.types": "Gradients Trajectory Transition discounts traces",
+    "run": "Result",
+    "training_loop": "train",
+}
+_LOCATION = {
+    public: (f"rltrain.{module}", own or public)
+    for module, names in _DEFINED_IN.items()
+    for public, _, own in (name.partition("=") for name in names.split())
 }
 
+if not TYPE_CHECKING:  # hidden from type checkers, so that they report a misspelled name
 
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    def __getattr__(name: str):
+        if name in _MODULES:
+            return importlib.import_module(_MODULES[name])
+        if name in _LOCATION:
+            module, attribute = _LOCATION[name]
+            return getattr(importlib.import_module(module), attribute)
+        if name == "__version__":
+            return importlib.import_module("importlib.metadata").version("rltrain")
         raise AttributeError(f"module 'rltrain' has no attribute {name!r}; it has: {', '.join(__all__)}")
-    module, _, attribute = _WHERE[name].partition(":")
-    found: Any = importlib.import_module(module)
-    return getattr(found, attribute) if attribute else found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

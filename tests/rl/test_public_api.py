@@ -1,10 +1,14 @@
-"""`import rltrain` is all a user needs, and it costs nothing until something is used."""
+"""`import rltrain` gives users everything they need, and imports nothing heavy until a name is used."""
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import subprocess
 import sys
+from importlib import metadata
+from pathlib import Path
 from types import FunctionType, ModuleType
 
 import pytest
@@ -12,37 +16,66 @@ import pytest
 import rltrain
 
 API = """
-A2CConfig CheckpointError ConfigError EnvSpec PPOConfig RunConfig RunFailed Trajectory evaluate load losses make_env
-networks register_algorithm register_env register_policy returns train
+A2CConfig A3CConfig APPOConfig Act ActionSpec AgentGroup Algorithm CheckpointError ConfigError DDPGConfig
+DQNConfig EnvError EnvFault EnvSpec Evaluation GradientPlan Gradients IMPALAConfig IQLConfig Interrupted Leaf
+MADDPGConfig MAPPOConfig Noise PPOConfig Policy QMIXConfig QNetwork ReplayPlan Result Rng RunConfig RunFailed
+SACConfig SINGLE StreamPlan TD3Config Trained Trajectory Transition Update VDNConfig build_policy discounts
+distributions evaluate greedy load losses make_env networks optim policy_factory register_algorithm register_env
+register_policy returns traces train
 """.split()
+MODULES = ("distributions", "losses", "networks", "optim", "returns")
 
 
-def test_the_list_is_what_was_agreed() -> None:
-    assert sorted(rltrain.__all__) == API
+def test_the_exported_names_are_those_agreed() -> None:
+    assert sorted(rltrain.__all__) == sorted(API)
     assert set(API) <= set(dir(rltrain))
 
 
 @pytest.mark.parametrize("name", API)
-def test_every_name_is_there_and_documented(name: str) -> None:
-    found = getattr(rltrain, name)
+def test_every_name_exists_and_is_documented(name: str) -> None:
+    value = getattr(rltrain, name)
 
-    assert (found.__doc__ or "").strip()
-    assert isinstance(found, ModuleType) == (name in ("losses", "networks", "returns"))
+    assert (value.__doc__ or "").strip()
+    assert isinstance(value, ModuleType) == (name in MODULES)
 
 
-def test_functions_stay_functions_when_their_modules_are_imported() -> None:
-    for name in ("train", "evaluate"):
-        module = importlib.import_module(f"rltrain.{name}")
-        assert isinstance(getattr(rltrain, name), FunctionType)
-        assert getattr(rltrain, name) is getattr(module, name)
+def test_editors_and_the_running_program_agree_on_every_name() -> None:
+    """The imports under TYPE_CHECKING, which editors and mypy read, give the objects that `__getattr__` gives."""
+    tree = ast.parse(Path(inspect.getfile(rltrain)).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    typed = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+    assert sorted(typed) == sorted(API)
+    for public, (module, name) in typed.items():
+        assert module is not None
+        value = getattr(importlib.import_module(module), name, None) or importlib.import_module(f"{module}.{name}")
+        assert getattr(rltrain, public) is value
+
+
+def test_train_stays_a_function_when_the_module_of_that_name_is_imported() -> None:
+    train = rltrain.train
+    importlib.import_module("rltrain.train")
+
+    assert isinstance(train, FunctionType)
+    assert rltrain.train is train
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    assert rltrain.__version__ == metadata.version("rltrain")
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'trian'; it has: A2CConfig"):
+    with pytest.raises(AttributeError, match=r"has no attribute 'trian'; it has: .*A2CConfig"):
         rltrain.trian  # noqa: B018
 
 
-def test_importing_rl_imports_nothing_heavy() -> None:
-    text = "import sys, rl; print(sorted({'torch', 'gymnasium', 'pydantic', 'rich', 'numpy'} & set(sys.modules)))"
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    heavy = {"torch", "gymnasium", "pydantic", "rich", "numpy", "importlib.metadata"}
+    text = f"import sys, rltrain; print(sorted({heavy} & set(sys.modules)))"
 
     assert subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True).stdout == "[]\n"
