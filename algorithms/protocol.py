@@ -98,16 +98,16 @@ class StreamPlan:
     """Data in the order it was made: unrolls of several streams, joined in the order of the streams.
 
     With `wait="all"` and no overlap it is on-policy. Else weights move while unrolls are under way: `max_lag` bounds by
-    how much, and `credits` how far an actor may run ahead.
+    how much, and `max_in_flight` how far an actor may run ahead.
     """
 
     unroll: int  # T, rows per stream and unroll
     wait: int | Literal["all"] = "all"  # streams an update waits for
     overlap: bool = False  # whether actors go on while the learner learns
-    credits: int = 1  # unrolls that an actor may have begun or finished before the learner has taken them
+    max_in_flight: int = 1  # unrolls that an actor may have begun or finished before the learner has taken them
     max_lag: int | None = None  # updates since an unroll's weights, above which it is dropped and counted
-    kept: int = 1  # batches kept, in turn: the circular buffer of IMPACT
-    uses: int = 1  # updates for each batch that comes in, over those that are kept
+    buffer_size: int = 1  # batches in the circular buffer of IMPACT
+    reuse: int = 1  # updates for each batch that comes in, over the batches in the buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class GradientPlan:
     reduce: Callable[[Any, Trajectory], Gradients]  # (policy, unroll) -> gradients; picklable, runs in the actor
     wait: int | Literal["all"] = 1  # streams the learner waits for, before it applies what has come
     overlap: bool = True  # whether actors go on while the learner learns
-    credits: int = 1  # unrolls that an actor may have begun or finished before the learner has taken them
+    max_in_flight: int = 1  # unrolls that an actor may have begun or finished before the learner has taken them
     max_lag: int | None = None  # updates since an unroll's weights, above which its gradients are dropped and counted
 
 
@@ -134,7 +134,7 @@ class ReplayPlan:
     gamma: float  # discount per step, of n-step rewards
     n_step: int = 1
     length: int = 1  # above 1, or of several agents: samples are Trajectories [length, B]
-    whole: bool = False  # samples are whole episodes, from their first row, as Trajectories as long as the longest
+    whole_episodes: bool = False  # samples are Trajectories of whole episodes, as long as the longest of the batch
     alpha: float = 0.0  # exponent of priorities; 0: uniform
     beta: float = 0.4  # exponent of importance weights at the start; 1 at the end of the run
     priority_eps: float = 1e-6  # added to each priority, so that none is 0

@@ -12,7 +12,7 @@ ENVS = {"CartPole-v1": (4.0, 2.5), "HalfCheetah-v5": (2.0, 2.0)}  # and the bars
 SETTINGS = """--preset none --workers 2 --streams 32 --vector serial --unroll 32 --wait 16 --lr 5e-4 --lr-end none
     --gamma 0.99 --value 0.5 --entropy 0.01 --max-grad-norm 0.5 --widths 64,64 --activation tanh
     --steps 1000000000 --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
-OWN = {"impala": ["--optimizer", "adam"], "appo": ["--kept", "1", "--uses", "1"]}
+OWN = {"impala": ["--optimizer", "adam"], "appo": ["--buffer-size", "1", "--reuse", "1"]}
 NOTE = (
     "2 workers x 16 streams on each side, unrolls of 32, batches of 512 rows in one pass, two separate nets of 2x64 "
     "(tanh), Adam. The clock of every side starts some seconds after its first update, so no side's start counts. "

@@ -25,7 +25,7 @@ COMMON = """--preset none --workers 1 --learner-threads 1 --streams 16 --vector 
     --steps 1000000000 --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
 SETTINGS = {  # each learner is dearer than CartPole alone, so that something can be added to the environment
     "impala": "--unroll 32 --wait 16 --optimizer adam --widths 512,512".split(),
-    "appo": "--unroll 32 --wait 16 --kept 1 --uses 2 --widths 256,256".split(),
+    "appo": "--unroll 32 --wait 16 --buffer-size 1 --reuse 2 --widths 256,256".split(),
     "ppo": "--unroll 128 --epochs 4 --minibatches 8 --widths 64,64".split(),
 }
 NOTE = (

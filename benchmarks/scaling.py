@@ -33,9 +33,9 @@ BAR = 0.8
 MBITS, DELAY = 100.0, 0.02
 CORES, GBITS = 16, 10.0  # of the nodes and the network of the forecast
 SLEEP = 0.01  # seconds that a step of the simulator takes which needs no core
-CREDITS = 4  # unrolls that an actor may be ahead, so that it need not wait for the wire
-COMMON = f"""--algo impala --preset none --vector serial --lr-end none --optimizer adam --lr 5e-4 --credits {CREDITS}
-    --steps 1000000000 --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
+MAX_IN_FLIGHT = 4  # unrolls an actor may be ahead of the learner, so that it does not wait for the network
+COMMON = f"""--algo impala --preset none --vector serial --lr-end none --optimizer adam --lr 5e-4
+    --max-in-flight {MAX_IN_FLIGHT} --steps 1000000000 --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
 WORK = {
     "mlp": "--env HalfCheetah-v5 --unroll 128 --wait 8 --widths 64,64 --activation tanh".split(),
     "pixels": "--env ALE/Pong-v5 --unroll 32 --wait 8 --shared-torso --torso nature".split(),
@@ -185,8 +185,8 @@ def modelled(point: Point, numbers: Numbers) -> float:
         steps = int(words[words.index("--unroll") + 1]) * point.streams // point.workers  # of an actor's unroll
         busy = (
             steps / (allowed[-1] / point.workers) + steps * sent + 2 * DELAY
-        )  # until it may begin the next but CREDITS
-        allowed += [1 / sent, CREDITS * point.workers * steps / busy]
+        )  # until it may begin the next but MAX_IN_FLIGHT
+        allowed += [1 / sent, MAX_IN_FLIGHT * point.workers * steps / busy]
     return min(allowed)
 
 

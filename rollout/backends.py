@@ -114,7 +114,7 @@ class Elsewhere:
         plan = self._plan
         pool = 0 if plan.pool is None else plan.pool.size
         terms = NodeConfig(plan.spec, plan.unroll, max(plan.workers, 1), self._weights, pool, plan.preload)
-        strict = plan.credits == 1 or plan.deterministic
+        strict = plan.max_in_flight == 1 or plan.deterministic
         self._cluster.begin(terms, self._life, strict, hurry=plan.deterministic, modules=plan.modules)
 
     def open(self, job: ActorJob, central: InferenceSupervisor | None) -> Handle:

@@ -50,7 +50,7 @@ class Rollout:
         self.incarnations = np.zeros(streams, np.int64)
         seats = max(plan.workers, 1)
         self._local = plan.backend == "local" or plan.workers == 0
-        self._credits = 1 if self._local else plan.credits
+        self._max_in_flight = 1 if self._local else plan.max_in_flight
         self._life = SharedMemory(8 * HEARTBEAT * seats)
         self._turn = 0  # whose unroll is taken next, where they take turns
         self._lags: list[int] = []  # of unrolls taken since they were last told
@@ -82,14 +82,14 @@ class Rollout:
     # --- the training loop's four calls ---
 
     def start(self) -> None:
-        """Every idle actor begins an unroll; as many as it has credits for."""
+        """Every idle actor begins an unroll; at most `max_in_flight` per actor."""
         began = time.perf_counter()
         for seat in self._seats:
             if self.plan.movable and seat.handle is not None and self._backend.crowded(seat.handle):
                 if seat.busy:
                     continue
                 self._move(seat)
-            while seat.handle is not None and len(seat.begun) < self._credits:
+            while seat.handle is not None and len(seat.begun) < self._max_in_flight:
                 self._begin(seat)
         self.seconds += time.perf_counter() - began  # a local actor acts right here
 
@@ -118,7 +118,7 @@ class Rollout:
         began = time.perf_counter()
         with self._all_or_nothing(unrolls):
             while any(seat.busy or seat.handle is None for seat in self._seats):
-                self._take(unrolls, len(self.rows) * self._credits, resting=True)
+                self._take(unrolls, len(self.rows) * self._max_in_flight, resting=True)
                 if time.monotonic() > self.patience and any(seat.busy or seat.handle is None for seat in self._seats):
                     raise InterruptedError
         return self._in_order(unrolls, began)
@@ -229,7 +229,7 @@ class Rollout:
             make_env=plan.make_env,
             make_policy=plan.make_policy,
             random_rows=plan.random_rows,
-            credits=self._credits,
+            max_in_flight=self._max_in_flight,
             reduce=plan.reduce,
             pool=plan.pool,
             inference=plan.inference,

@@ -41,7 +41,7 @@ class RolloutSpec:
     actor_timeout: float = 120.0
     max_restarts: int = 5
     random_rows: int = 0  # of each stream, acted at random before the policy does
-    credits: int = 1  # unrolls of an actor that may be under way, or finished and not yet taken
+    max_in_flight: int = 1  # unrolls of an actor that may be under way, or finished and not yet taken
     max_lag: int | None = None  # versions since an unroll's weights, above which it is dropped
     shorten: bool = False  # whether an actor that is many times slower than the others is given shorter unrolls
     deterministic: bool = False  # unrolls are taken in turns, and weights are published when all have read theirs
@@ -68,7 +68,7 @@ class ActorJob:
     make_env: Callable[[Sequence[int], Sequence[int]], VectorEnv]  # (streams, incarnations) -> environments
     make_policy: Callable[[], Any]
     random_rows: int = 0  # of each stream, acted at random whatever the policy says
-    credits: int = 1  # unrolls that may be under way at once
+    max_in_flight: int = 1  # unrolls that may be under way at once
     reduce: Callable[[Any, Trajectory], Any] | None = None  # (policy, unroll) -> what is sent in the unroll's place
     pool: OpponentPool | None = None  # past policies as opponents
     inference: Inference | None = None  # the policy, where a server has it and none is made here
@@ -76,7 +76,7 @@ class ActorJob:
     @property
     def slots(self) -> int:
         """Slots for big observations: those under way, and as many that the learner is still looking at."""
-        return 2 * self.credits
+        return 2 * self.max_in_flight
 
 
 @dataclass(frozen=True)

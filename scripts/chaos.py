@@ -65,7 +65,7 @@ PATIENCE = 10.0  # seconds after the run's end in which the fork server may tidy
 QUIET_END = 8.0  # last seconds of the run, in which nothing is done to it
 COMMON = f"""--env troubled.py:make --workers 4 --steps 1_000_000_000 --actor-timeout {TIMEOUT} --max-restarts 50
     --streams 16 --unroll 32 --lr 1e-3 --lr-end none --gamma 0.98 --entropy 0 --eval-every 0 --json --out .""".split()
-ASYNCHRONOUS = f"--preset none --credits 2 --max-lag {MAX_LAG} --checkpoint-every 100_000".split()
+ASYNCHRONOUS = f"--preset none --max-in-flight 2 --max-lag {MAX_LAG} --checkpoint-every 100_000".split()
 
 
 @dataclass

@@ -48,7 +48,7 @@ class MixedQ:
             updates_per_step=config.updates_per_step,
             gamma=config.gamma,
             length=max(config.length, 2 * len(spec.agents)) if spec.turns and not mixer.joint else config.length,
-            whole=self.remembers or config.last_action,
+            whole_episodes=self.remembers or config.last_action,
             random_start=config.random_start,
             overlap=config.overlap,
             clip_reward=config.clip_reward,

@@ -41,7 +41,7 @@ class A3C:
             unroll=config.unroll,
             reduce=Reduce(config, seed),
             overlap=config.overlap,
-            credits=config.credits,
+            max_in_flight=config.max_in_flight,
             max_lag=config.max_lag,
         )
         policy = build(policy_factory(config.policy), spec, config, streams, seed)

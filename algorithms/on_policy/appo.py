@@ -42,10 +42,10 @@ class APPO:
             unroll=config.unroll,
             wait="all" if config.wait is None else min(config.wait, streams),
             overlap=config.overlap,
-            credits=config.credits,
+            max_in_flight=config.max_in_flight,
             max_lag=config.max_lag,
-            kept=config.kept,
-            uses=config.uses,
+            buffer_size=config.buffer_size,
+            reuse=config.reuse,
         )
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         self.target = copy.deepcopy(self.policy)

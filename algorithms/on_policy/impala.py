@@ -33,7 +33,7 @@ class IMPALA:
             unroll=config.unroll,
             wait="all" if config.wait is None else min(config.wait, streams),
             overlap=config.overlap,
-            credits=config.credits,
+            max_in_flight=config.max_in_flight,
             max_lag=config.max_lag,
         )
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)

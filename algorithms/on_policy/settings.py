@@ -139,7 +139,7 @@ class IMPALAConfig(BaseModel):
     unroll: int = Field(20, ge=1, description="T, steps per stream and unroll")
     wait: int | None = Field(8, ge=1, description="streams an update waits for; none: all of them; the paper has 32")
     overlap: bool = Field(True, description="actors go on while the learner learns; repeats with deterministic only")
-    credits: int = Field(1, ge=1, description="unrolls an actor may be ahead of the learner; ours")
+    max_in_flight: int = Field(1, ge=1, description="unrolls an actor may be ahead of the learner; ours")
     max_lag: int | None = Field(
         None, ge=1, description="updates since an unroll's weights, above which it is dropped; none: never"
     )
@@ -207,12 +207,12 @@ class APPOConfig(BaseModel):
     unroll: int = Field(50, ge=1, description="T, steps per stream and unroll")
     wait: int | None = Field(8, ge=1, description="streams an update waits for; none: all of them; RLlib's batch is 10")
     overlap: bool = Field(True, description="actors go on while the learner learns; repeats with deterministic only")
-    credits: int = Field(1, ge=1, description="unrolls an actor may be ahead of the learner; ours")
+    max_in_flight: int = Field(1, ge=1, description="unrolls an actor may be ahead of the learner; ours")
     max_lag: int | None = Field(
         None, ge=1, description="updates since an unroll's weights, above which it is dropped; none: never"
     )
-    kept: int = Field(4, ge=1, description="batches in the circular buffer")
-    uses: int = Field(2, ge=1, description="updates for each batch that comes in, over those in the buffer")
+    buffer_size: int = Field(4, ge=1, description="batches in the circular buffer")
+    reuse: int = Field(2, ge=1, description="updates for each batch that comes in, over those in the buffer")
 
     # step size and its schedule, linear in the share of the run that is done
     lr: float = Field(5e-4, gt=0, description="Adam step size at the start")
@@ -290,7 +290,9 @@ class A3CConfig(BaseModel):
     streams: int = Field(16, ge=1, description="environments stepped side by side, in all; the paper's 16 threads")
     unroll: int = Field(8, ge=1, description="T, steps per stream and gradient; the paper uses 5")
     overlap: bool = Field(True, description="actors go on while the learner learns; repeats with deterministic only")
-    credits: int = Field(1, ge=1, description="unrolls an actor may be ahead of the learner; the paper's threads: 1")
+    max_in_flight: int = Field(
+        1, ge=1, description="unrolls an actor may be ahead of the learner; the paper's threads: 1"
+    )
     max_lag: int | None = Field(
         None, ge=1, description="updates since a gradient's weights, above which it is dropped; none: never"
     )

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 from rltrain import algorithms
 from rltrain.errors import ConfigError
 
+# Settings under the names that they had before, and have in older run folders.
+RENAMED = {"credits": "max_in_flight", "kept": "buffer_size", "uses": "reuse"}
 # What other libraries call it, by our name.
 ELSEWHERE = {
     "lr": "learning_rate learning-rate step_size",
@@ -44,6 +46,8 @@ ELSEWHERE = {
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name that was most likely meant, or None."""
     known = list(known)
+    if (renamed := RENAMED.get(name.lower())) in known:
+        return renamed
     for ours, theirs in ELSEWHERE.items():
         if ours in known and name.lower() in theirs.split():
             return ours

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
-from rltrain.config.messages import _built, _settings_class
+from rltrain.config.messages import RENAMED, _built, _settings_class
 
 
 def cores() -> int:
@@ -223,7 +223,10 @@ class RunConfig(BaseModel):
         """The inverse of `to_json`. `origins` tells errors where changed values came from."""
         kind = _settings_class(data["algo"], {})
         before = {"init": "orthogonal"} if "init" in kind.model_fields else {}  # runs of before there was a choice
-        settings = _built(kind, {**before, **data["settings"]}, {})
+        values = {
+            key if key in kind.model_fields else RENAMED.get(key, key): value for key, value in data["settings"].items()
+        }
+        settings = _built(kind, {**before, **values}, {})
         return _built(cls, {**data, "settings": settings}, origins or {})
 
 

@@ -47,8 +47,8 @@ class StreamFeed:
     """The unrolls of a delivery, joined along B in the order of their streams: one batch, or as many as `plan.wait`
     streams make, all of a size.
 
-    With `plan.kept` or `plan.uses` above 1 batches go round in a circular buffer, as in IMPACT (Luo et al. 2020): each
-    that comes in takes the place of the oldest, and buys `uses` updates over all that are there, in turn.
+    With `plan.buffer_size` or `plan.reuse` above 1 the batches are in a circular buffer, as in IMPACT (Luo et al.
+    2020): each new batch replaces the oldest and allows `reuse` updates, which use the batches in the buffer in turn.
 
     Args:
         plan: the algorithm's; without one a delivery is one batch, used once.
@@ -58,9 +58,9 @@ class StreamFeed:
         self._device = device
         self._unroll = 0 if plan is None else plan.unroll
         self._wait = "all" if plan is None else plan.wait
-        self._uses = 1 if plan is None else plan.uses
+        self._reuse = 1 if plan is None else plan.reuse
         self._kept: list[Trajectory] = []
-        self._most = 1 if plan is None else plan.kept
+        self._most = 1 if plan is None else plan.buffer_size
         self._came = self._used = 0  # batches that came in, and updates they were used for
         self._newest: Trajectory | None = None
 
@@ -72,7 +72,7 @@ class StreamFeed:
             place = self._came % self._most
             self._kept[place : place + 1] = [batch]
             self._came += 1
-            for _ in range(self._uses):  # while a batch is kept the turn comes to it exactly `uses` times
+            for _ in range(self._reuse):  # while a batch is kept the turn comes to it exactly `reuse` times
                 yield self._kept[self._used % len(self._kept)]
                 self._used += 1
 
@@ -139,7 +139,7 @@ class ReplayFeed:
         self.updates = 0  # samples handed out since then
         self._warmup = plan.warmup
         self._clip = plan.clip_reward
-        self._whole, self._capacity = plan.whole, plan.capacity
+        self._whole_episodes, self._capacity = plan.whole_episodes, plan.capacity
         self._rate = Fraction(repr(float(plan.updates_per_step)))  # 0.29 is 29/100: no step is rounded away
         self._device = device
 
@@ -149,7 +149,7 @@ class ReplayFeed:
             self.replay.append(clipped)
             self.steps += unroll.steps
         earned = math.floor(max(self.steps - self._warmup, 0) * self._rate)
-        if earned and self._whole and self.steps > self._capacity and not len(self.replay):
+        if earned and self._whole_episodes and self.steps > self._capacity and not len(self.replay):
             raise RunFailed(
                 f"after {self.steps} steps no episode was over that the replay still held from its first step, and "
                 "agents that remember learn from whole ones. Ask for more --capacity, which is "

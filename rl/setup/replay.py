@@ -67,7 +67,7 @@ def room_for(
         needed = Replay.bytes_needed(kept_spec, streams, plan)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if plan.whole and spec.max_steps is not None and spec.max_steps > rows_of(streams, plan):
+    if plan.whole_episodes and spec.max_steps is not None and spec.max_steps > rows_of(streams, plan):
         raise ConfigError(
             f"--capacity {plan.capacity} keeps {rows_of(streams, plan)} steps of each of {streams} streams, and an "
             f"episode may have {spec.max_steps}: agents that remember learn from whole ones. Ask for more, or for "

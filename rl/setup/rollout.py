@@ -45,7 +45,7 @@ def rollout_plan(config: RunConfig, here: World, plan: DataPlan, cluster: Any = 
     if not isinstance(plan, ReplayPlan):
         if config.record is not None and plan.max_lag is not None:
             raise ConfigError("--record keeps every row, and --max-lag drops some: add --max-lag none")
-        ahead = {"credits": 1 if config.deterministic else plan.credits, "max_lag": plan.max_lag}
+        ahead = {"max_in_flight": 1 if config.deterministic else plan.max_in_flight, "max_lag": plan.max_lag}
     if isinstance(plan, GradientPlan):
         if config.record is not None:
             raise ConfigError(f"--record: the unrolls of {config.algo} stay with its actors; use another algorithm")

@@ -73,7 +73,7 @@ class Replay:
 
     def __len__(self) -> int:
         """Rows, or whole episodes, that can be sampled now."""
-        if not self.plan.whole:
+        if not self.plan.whole_episodes:
             return self._count
         if self._episodes is None:
             self._episodes = self._ring.episodes()
@@ -214,7 +214,7 @@ class Replay:
             stacked frames may share memory: do not write into them. With `plan.length` above 1 a Trajectory [length,
             batch] of consecutive rows: what lies after the end of the episode, or has not been seen yet, is not
             `valid`; where that cuts an episode off, its last valid row is `truncated`. The same of several agents,
-            whatever the length. With `plan.whole` whole episodes, as many rows as the longest of the batch has.
+            whatever the length. With `plan.whole_episodes` entire episodes, padded to the longest.
 
         Raises:
             ValueError: nothing can be sampled yet.
@@ -224,7 +224,7 @@ class Replay:
         plan, ring = self.plan, self._ring
         if self._tree is not None:
             return self._prioritised(self._tree, progress)
-        if plan.whole:
+        if plan.whole_episodes:
             stream, row, length = self._whole(plan.batch)
             return sequences(ring, stream, row, int(length.max()))
         stream, row, flag = self._draw(plan.batch)
@@ -396,7 +396,7 @@ class Plan(Protocol):
     @property
     def length(self) -> int: ...
     @property
-    def whole(self) -> bool: ...
+    def whole_episodes(self) -> bool: ...
     @property
     def alpha(self) -> float: ...
     @property
@@ -413,6 +413,6 @@ def rows_of(streams: int, plan: Plan) -> int:
         raise ValueError(
             f"a replay of {plan.capacity} rows keeps {rows} of each of {streams} streams, and needs {least} at least"
         )
-    if (plan.length > 1 or plan.whole) and plan.alpha:
+    if (plan.length > 1 or plan.whole_episodes) and plan.alpha:
         raise ValueError("sequences are sampled uniformly: length above 1 and priorities do not go together")
     return rows

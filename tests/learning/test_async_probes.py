@@ -38,7 +38,7 @@ SMALL = {
 }
 OF = {
     "impala": {"wait": 4, "optimizer": "adam"},
-    "appo": {"wait": 4, "kept": 2, "uses": 4, "target_every": 4},
+    "appo": {"wait": 4, "buffer_size": 2, "reuse": 4, "target_every": 4},
     "a3c": {"workers": 2, "backend": "local", "optimizer": "adam"},
 }
 MEMORY = {"memory": "gru", "memory_size": 16, "entropy": 0.01, "lr": 5e-3}
@@ -123,7 +123,7 @@ def test_impala_finds_it_with_other_settings_too(settings, train):
     assert rltrain.evaluate(trained, episodes=100).returns == (1.0,) * 100
 
 
-@pytest.mark.parametrize("settings", [{"tau": 0.2}, {"kl": 0.5}, {"target_every": 1, "kept": 1, "uses": 1}])
+@pytest.mark.parametrize("settings", [{"tau": 0.2}, {"kl": 0.5}, {"target_every": 1, "buffer_size": 1, "reuse": 1}])
 def test_appo_finds_it_with_other_settings_too(settings, train):
     given = {"target_every": None} if "tau" in settings else {}
     _, trained = train("appo", "choice-given-obs", 3_000, **settings, **given)

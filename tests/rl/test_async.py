@@ -27,9 +27,9 @@ TINY: dict[str, Any] = {
     "eval_every": 0, "checkpoint_every": 0, "quiet": True,
 }  # fmt: skip
 ALGOS: dict[str, dict[str, Any]] = {
-    "impala": {"wait": 2, "credits": 2, "max_lag": None, "sequence": 8},
-    "appo": {"wait": 2, "credits": 2, "max_lag": None, "sequence": 8, "kept": 2, "uses": 2},
-    "a3c": {"credits": 2},
+    "impala": {"wait": 2, "max_in_flight": 2, "max_lag": None, "sequence": 8},
+    "appo": {"wait": 2, "max_in_flight": 2, "max_lag": None, "sequence": 8, "buffer_size": 2, "reuse": 2},
+    "a3c": {"max_in_flight": 2},
 }
 
 
@@ -124,7 +124,11 @@ def test_turns_go_on_where_they_were_after_a_resume(algo: str, tmp_path: Path) -
 
 def test_unrolls_of_all_lengths_are_recorded_whole(tmp_path: Path) -> None:
     """A stream may deliver twice in one delivery, and one that is slow delivers less."""
-    asked = TINY | ALGOS["impala"] | {"algo": "impala", "record": str(tmp_path / "record"), "credits": 3, "streams": 3}
+    asked = (
+        TINY
+        | ALGOS["impala"]
+        | {"algo": "impala", "record": str(tmp_path / "record"), "max_in_flight": 3, "streams": 3}
+    )
     once = str(tmp_path / "once")
     result = rltrain.train(
         **asked | {"env": lambda: killed(at=1100, once=once), "wait": 1, "steps": 5000, "checkpoint_every": 700},
@@ -164,7 +168,7 @@ def test_the_lag_stays_within_its_bound(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Learner, "step", step)
     monkeypatch.setattr(IMPALA, "update", measured)
-    asked = TINY | ALGOS["impala"] | {"algo": "impala", "max_lag": 3, "credits": 4, "steps": 4000, "env": Jittery}
+    asked = TINY | ALGOS["impala"] | {"algo": "impala", "max_lag": 3, "max_in_flight": 4, "steps": 4000, "env": Jittery}
     result = rltrain.train(**asked | {"checkpoint_every": 500}, out=str(tmp_path))
     assert max(lags) <= 3
     assert lags.count(0) < len(lags), "they did run ahead"
@@ -181,7 +185,7 @@ def test_batches_have_one_shape_however_many_actors_there_are(tmp_path: Path, mo
 
     monkeypatch.setattr(IMPALA, "update", update)
     for workers in (0, 1, 2, 3, 6):
-        asked = TINY | ALGOS["impala"] | {"algo": "impala", "workers": workers, "steps": 600, "credits": 1}
+        asked = TINY | ALGOS["impala"] | {"algo": "impala", "workers": workers, "steps": 600, "max_in_flight": 1}
         rltrain.train(**asked, out=str(tmp_path / str(workers)))
     assert shapes == {(8, 2), (8, 3)}, "two streams; three where actors have three"
 

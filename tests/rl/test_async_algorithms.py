@@ -17,7 +17,7 @@ TINY: dict[str, Any] = {
     "normalize_obs": True, "normalize_return": True, "eval_every": 0, "quiet": True,
     "wait": None, "overlap": False, "steps": 500,
 }  # fmt: skip
-ALGOS: dict[str, dict[str, Any]] = {"impala": {}, "appo": {"kept": 1, "uses": 3, "kl": 0.1}}
+ALGOS: dict[str, dict[str, Any]] = {"impala": {}, "appo": {"buffer_size": 1, "reuse": 3, "kl": 0.1}}
 
 
 @pytest.mark.parametrize(("algo", "memory"), [("impala", "gru"), ("appo", "none")])

@@ -18,8 +18,8 @@ TINY: dict[str, Any] = {
     "inference": "central", "eval_every": 0, "checkpoint_every": 0, "quiet": True,
 }  # fmt: skip
 ALGOS: dict[str, dict[str, Any]] = {
-    "impala": {"wait": 2, "credits": 2, "max_lag": None, "sequence": 8},
-    "appo": {"wait": 2, "credits": 2, "max_lag": None, "sequence": 8, "kept": 2, "uses": 2},
+    "impala": {"wait": 2, "max_in_flight": 2, "max_lag": None, "sequence": 8},
+    "appo": {"wait": 2, "max_in_flight": 2, "max_lag": None, "sequence": 8, "buffer_size": 2, "reuse": 2},
     "dqn": {"overlap": True, "warmup": 100, "batch": 8, "updates_per_step": 0.2},
 }
 

@@ -132,12 +132,12 @@ def test_actors_in_this_process_are_taken_in_turn() -> None:
     assert found == [[0, 1], [2, 3], [0, 1], [2, 3]]
 
 
-def test_an_actor_runs_ahead_as_far_as_its_credits_and_no_further() -> None:
-    rollout = open_rollout(credits=3)
+def test_an_actor_runs_ahead_by_max_in_flight_and_no_further() -> None:
+    rollout = open_rollout(max_in_flight=3)
     rollout.start()
     until(lambda: all(seat.life.steps == 24 for seat in rollout._seats))
     time.sleep(0.3)
-    assert [seat.life.steps for seat in rollout._seats] == [24, 24], "nobody acts without a credit"
+    assert [seat.life.steps for seat in rollout._seats] == [24, 24], "nobody acts beyond max_in_flight"
     publish(rollout, 5)
     assert [len(seat.begun) for seat in rollout._seats] == [3, 3]
     first = rollout.gather(4)
@@ -147,10 +147,10 @@ def test_an_actor_runs_ahead_as_far_as_its_credits_and_no_further() -> None:
     assert [int(unroll.version[0]) for unroll in (*third, *fourth)] == [0, 0, 5, 5]
 
 
-@pytest.mark.parametrize("credits", [1, 2, 3])
-def test_big_observations_are_whole_as_long_as_they_are_looked_at(credits: int) -> None:
+@pytest.mark.parametrize("max_in_flight", [1, 2, 3])
+def test_big_observations_are_whole_as_long_as_they_are_looked_at(max_in_flight: int) -> None:
     """Those of an unroll in the learner's hands are not overwritten by the ones that were begun after it."""
-    rollout = open_rollout(Picture, credits=credits, unroll=10)
+    rollout = open_rollout(Picture, max_in_flight=max_in_flight, unroll=10)
     alone = open_rollout(Picture, unroll=10, workers=0, backend="local")
     assert rollout._backend._slots.memories
     wanted: list[np.ndarray] = []
@@ -168,7 +168,7 @@ def test_big_observations_are_whole_as_long_as_they_are_looked_at(credits: int) 
 
 
 def test_what_a_lost_actor_left_is_not_overwritten_by_its_successor() -> None:
-    rollout = open_rollout(Picture, credits=2, unroll=10)
+    rollout = open_rollout(Picture, max_in_flight=2, unroll=10)
     rollout.start()
     until(lambda: all(seat.life.begun == 2 for seat in rollout._seats))
     both_are_ready(rollout)
@@ -376,7 +376,7 @@ def test_an_actor_that_hangs_is_found_while_others_deliver(tmp_path: Path) -> No
 
 def test_what_a_killed_actor_had_finished_is_not_lost(tmp_path: Path) -> None:
     """It has begun its third unroll, so that the answers with the first two are on their way."""
-    rollout = open_rollout(credits=3, gate=tmp_path / "gate", free=16)
+    rollout = open_rollout(max_in_flight=3, gate=tmp_path / "gate", free=16)
     rollout.start()
     until(lambda: rollout._seats[0].life.begun == 3)
     os.kill(pids(rollout)[0], signal.SIGKILL)
@@ -389,7 +389,7 @@ def test_what_a_killed_actor_had_finished_is_not_lost(tmp_path: Path) -> None:
 def test_a_closed_rollout_does_not_wait_for_what_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers bigger than a pipe takes: an actor must get rid of them before it hears that it should end."""
     monkeypatch.setattr("rltrain.rollout.workers.process.CLOSE_SECONDS", PATIENCE)
-    rollout = open_rollout(credits=5, unroll=2000)
+    rollout = open_rollout(max_in_flight=5, unroll=2000)
     rollout.start()
     until(lambda: all(wait([seat.handle.waitable], 0) for seat in rollout._seats if seat.handle is not None))
     killed: list[str] = []
@@ -408,7 +408,7 @@ def reduced(policy: Any, unroll: Trajectory) -> Gradients:
 
 def test_gradients_come_in_the_order_in_which_they_were_made(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    rollout = open_rollout(gate=gate, reduce=reduced, credits=2)
+    rollout = open_rollout(gate=gate, reduce=reduced, max_in_flight=2)
     rollout.start()
     until(lambda: bool(wait([rollout._seats[1].handle.waitable], 0)))  # type: ignore[union-attr]
     first = rollout.gather(2)

@@ -267,9 +267,9 @@ def test_kl_of_two_kinds_is_refused():
 
 
 def test_the_plan_is_what_the_settings_say():
-    plan = make_appo(wait=3, credits=2, max_lag=7, overlap=False, kept=5, uses=6).plan
-    assert (plan.unroll, plan.wait, plan.overlap, plan.credits, plan.max_lag) == (16, 3, False, 2, 7)
-    assert (plan.kept, plan.uses) == (5, 6)
+    plan = make_appo(wait=3, max_in_flight=2, max_lag=7, overlap=False, buffer_size=5, reuse=6).plan
+    assert (plan.unroll, plan.wait, plan.overlap, plan.max_in_flight, plan.max_lag) == (16, 3, False, 2, 7)
+    assert (plan.buffer_size, plan.reuse) == (5, 6)
     assert make_appo(wait=None).plan.wait == "all"
 
 

@@ -183,9 +183,9 @@ def test_a_restored_impala_goes_on_to_the_bit(optimizer):
 
 
 def test_the_plan_is_what_the_settings_say():
-    plan = make_impala(wait=3, credits=2, max_lag=None, overlap=False).plan
-    assert (plan.unroll, plan.wait, plan.overlap, plan.credits, plan.max_lag) == (16, 3, False, 2, None)
-    assert (plan.kept, plan.uses) == (1, 1)
+    plan = make_impala(wait=3, max_in_flight=2, max_lag=None, overlap=False).plan
+    assert (plan.unroll, plan.wait, plan.overlap, plan.max_in_flight, plan.max_lag) == (16, 3, False, 2, None)
+    assert (plan.buffer_size, plan.reuse) == (1, 1)
     assert make_impala(wait=None).plan.wait == "all"
     assert make_impala(wait=50).plan.wait == 4  # there are no more streams
 

@@ -14,6 +14,7 @@ from rltrain.algorithms.on_policy.settings import PPOConfig
 from rltrain.config import presets
 from rltrain.config import run_config as config_module
 from rltrain.config.load import load, reload
+from rltrain.config.messages import RENAMED
 from rltrain.config.run_config import RunConfig
 from rltrain.config.toml_file import line_of
 from rltrain.errors import CheckpointError, ConfigError
@@ -116,6 +117,9 @@ def test_none_from_python_stands_for_the_default() -> None:
         ({"memory": "gru", "unroll": "100"}, "sequence must divide unroll, got sequence 16 and unroll 100"),
         ({"widths": "8,x"}, "--widths must be a whole number, got 'x'"),
         ({"learning_rate": "1"}, "unknown flag --learning-rate; did you mean --lr?"),
+        ({"algo": "appo", "credits": "2"}, "unknown flag --credits; did you mean --max-in-flight?"),
+        ({"algo": "appo", "kept": "2"}, "unknown flag --kept; did you mean --buffer-size?"),
+        ({"algo": "appo", "uses": "2"}, "unknown flag --uses; did you mean --reuse?"),
         ({"wrokers": "1"}, "unknown flag --wrokers; did you mean --workers?"),
         ({"algo": "pp0"}, "--algo: unknown algorithm 'pp0'; did you mean 'ppo'?"),
         ({"workers": "9"}, "--workers: workers must be at most streams, got 9 workers for 8 streams"),
@@ -211,6 +215,16 @@ def test_there_and_back_through_json() -> None:
 
     assert RunConfig.from_json(data) == config
     assert type(RunConfig.from_json(data).settings) is PPOConfig
+
+
+def test_runs_written_with_the_former_names_of_settings_are_read() -> None:
+    data = flags(algo="appo", max_in_flight="2", buffer_size="3", reuse="5").to_json()
+    for old, new in RENAMED.items():
+        data["settings"][old] = data["settings"].pop(new)
+
+    settings: Any = RunConfig.from_json(data).settings
+
+    assert (settings.max_in_flight, settings.buffer_size, settings.reuse) == (2, 3, 5)
 
 
 def test_an_environment_that_is_an_object_is_kept_by_name_only() -> None:

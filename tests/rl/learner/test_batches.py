@@ -117,7 +117,7 @@ def test_a_delivery_makes_batches_of_one_size(streams: int, wait: Any, sizes: li
 
 @pytest.mark.parametrize(("kept", "uses"), [(1, 1), (1, 3), (2, 1), (4, 2), (3, 5)])
 def test_a_batch_is_used_as_often_as_asked_while_it_is_kept(kept: int, uses: int) -> None:
-    feed = StreamFeed(CPU, StreamPlan(unroll=8, kept=kept, uses=uses))
+    feed = StreamFeed(CPU, StreamPlan(unroll=8, buffer_size=kept, reuse=uses))
     _, unrolls = acted(unrolls=20)
     used: list[int] = []
     for unroll in unrolls:

@@ -33,7 +33,7 @@ class Plan:
     alpha: float = 0.0
     beta: float = 0.4
     priority_eps: float = 1e-6
-    whole: bool = False
+    whole_episodes: bool = False
 
 
 def happen(world: World, expected: Expected, replay: Replay, rng: np.random.Generator) -> None:
@@ -275,7 +275,7 @@ def test_few_sampleable_rows_among_many_are_found() -> None:
 
 @pytest.mark.parametrize("end", ["terminated", "truncated"])
 def test_whole_episodes_of_one_step_are_one_row(end: str) -> None:
-    replay = Replay(PLAIN, 1, Plan(20, batch=8, whole=True), 0)
+    replay = Replay(PLAIN, 1, Plan(20, batch=8, whole_episodes=True), 0)
     replay.append(one_stream([3.0], end))
 
     sample = replay.sample(0.0)
