@@ -28,11 +28,11 @@ NOTE = (
 def stepped(module: str, view: str, steps: int, seed: int) -> Numbers:
     """The time of a step in this process."""
     sys.path.append(str(HERE.parent))
-    from rltrain.envs.suites.pettingzoo_parallel import quicker
+    from rltrain.envs.suites.pettingzoo_parallel import faster_view
 
     env: Any = importlib.import_module(module).parallel_env(**GAMES[module])
     if view == "ours":
-        env = quicker(env)
+        env = faster_view(env)
     env.reset(seed=seed)
     for number, agent in enumerate(env.possible_agents):
         env.action_space(agent).seed(seed + number)

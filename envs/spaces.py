@@ -1,4 +1,4 @@
-"""Gymnasium spaces to specs, and the adapter between an environment's values and an unroll's arrays."""
+"""Converts Gymnasium spaces to specs, and values of an environment from and to the arrays of an unroll."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, Padding
 OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these"
 ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box with finite bounds"
 MASK = "action_mask"
-GOES_ON = "goes_on"  # key of an info: the episode ended for learning only, and what is reported goes on
+EPISODE_CONTINUES = "goes_on"  # key of an info: the episode ended for learning only, the reported episode continues
+
+Writer = Callable[[Any, tuple[int, ...], Any], None]
 
 
 def obs_spec(space: spaces.Space[Any], where: str) -> ObsSpec:
-    """The spec of an observation space; raises EnvError naming the space where it is not supported."""
+    """The spec of an observation space.
+
+    Raises:
+        EnvError: the space is not supported; the message names it by `where`.
+    """
     if isinstance(space, spaces.Dict):
-        dropped = text_keys(space)
-        kept = {key: child for key, child in sorted(space.spaces.items()) if key not in dropped}
-        return {key: obs_spec(child, f"{where}[{key!r}]") for key, child in kept.items()}
+        return {key: obs_spec(space.spaces[key], f"{where}[{key!r}]") for key in _visible_keys(space)}
     if isinstance(space, spaces.Tuple):
         return tuple(obs_spec(child, f"{where}[{i}]") for i, child in enumerate(space.spaces))
     if isinstance(space, spaces.Discrete):
@@ -43,13 +47,32 @@ def obs_spec(space: spaces.Space[Any], where: str) -> ObsSpec:
 
 
 def text_keys(space: spaces.Dict) -> list[str]:
-    """The keys of a Dict that hold text, such as a mission: networks do not see them. None where all do."""
+    """The keys of a Dict that hold text, such as a mission, and are left out; [] if all keys hold text."""
     keys = [key for key, child in space.spaces.items() if child.dtype is not None and child.dtype.kind == "U"]
     return keys if len(keys) < len(set(space.spaces) - {MASK}) else []
 
 
+def _visible_keys(space: spaces.Dict) -> list[str]:
+    """The keys that networks see, sorted."""
+    dropped = text_keys(space)
+    return sorted(key for key in space.spaces if key not in dropped)
+
+
+def mask_in_obs(space: spaces.Space[Any]) -> bool:
+    """Whether the action mask is a key of the observation."""
+    return isinstance(space, spaces.Dict) and MASK in space.spaces
+
+
+def without_mask(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """An observation space without the key `action_mask`; a single remaining key is replaced by its space."""
+    if not (isinstance(space, spaces.Dict) and MASK in space.spaces):
+        return space
+    rest = {key: child for key, child in space.spaces.items() if key != MASK}
+    return next(iter(rest.values())) if len(rest) == 1 else spaces.Dict(rest)
+
+
 def stacked(obs: ObsSpec, count: int, padding: Padding) -> ObsSpec:
-    """The spec of an environment whose observations are the newest `count` frames [count, ...]: its images say so."""
+    """`obs`, where images [count, ...] are marked as stacks of the newest `count` frames."""
     if isinstance(obs, dict):
         return {key: stacked(child, count, padding) for key, child in obs.items()}
     if isinstance(obs, tuple):
@@ -59,13 +82,17 @@ def stacked(obs: ObsSpec, count: int, padding: Padding) -> ObsSpec:
 
 
 def _start(start: Any) -> tuple[int, ...]:
-    """What a space counts from; () for 0."""
+    """The smallest values of a space; () if all are 0."""
     counts = tuple(int(n) for n in np.ravel(start))
     return counts if any(counts) else ()
 
 
 def action_spec(space: spaces.Space[Any], where: str) -> ActionSpec:
-    """The spec of an action space; raises EnvError naming the space where it is not supported."""
+    """The spec of an action space.
+
+    Raises:
+        EnvError: the space is not supported, or a Box has infinite bounds; the message names it by `where`.
+    """
     if isinstance(space, spaces.Discrete):
         return ActionSpec("discrete", (), (int(space.n),), start=_start(space.start))
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
@@ -77,7 +104,7 @@ def action_spec(space: spaces.Space[Any], where: str) -> ActionSpec:
         low, high = space.low.astype(np.float64).flatten(), space.high.astype(np.float64).flatten()
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise EnvError(
-                f"{where} is Box with infinite bounds, which cannot be scaled to. "
+                f"{where} is Box with infinite bounds, so actions cannot be scaled to it. "
                 "Wrap the environment in gymnasium.wrappers.RescaleAction or give it finite bounds."
             )
         bounds = tuple(map(float, low)), tuple(map(float, high))
@@ -92,31 +119,24 @@ def env_spec(
     max_steps: int | None,
     mask_in_info: bool = False,
 ) -> EnvSpec:
-    """The spec of an environment. A key `action_mask` of a Dict observation is taken out of what networks see."""
-    in_obs = isinstance(observation_space, spaces.Dict) and MASK in observation_space.spaces
-    if isinstance(observation_space, spaces.Dict) and in_obs:
-        rest = {key: space for key, space in observation_space.spaces.items() if key != MASK}
-        observation_space = next(iter(rest.values())) if len(rest) == 1 else spaces.Dict(rest)
+    """The spec of an environment. Networks do not see a key `action_mask` of a Dict observation."""
     action = action_spec(action_space, f"the action space of {name}")
-    masked = (in_obs or mask_in_info) and action.kind != "box"
-    return EnvSpec(name, obs_spec(observation_space, f"the observation space of {name}"), action, masked, max_steps)
-
-
-Writer = Callable[[Any, tuple[int, ...], Any], None]
+    masked = (mask_in_obs(observation_space) or mask_in_info) and action.kind != "box"
+    obs = obs_spec(without_mask(observation_space), f"the observation space of {name}")
+    return EnvSpec(name, obs, action, masked, max_steps)
 
 
 def obs_writer(space: spaces.Space[Any]) -> Writer:
-    """A function `write(arrays, (t, b), obs)`, or (t, b, agent), that puts an observation of `space` into an unroll."""
+    """A function `write(arrays, at, obs)` that writes an observation of `space` into an unroll at index (t, b).
+
+    With several agents the index is (t, b, agent). Action masks in the observation are not written.
+    """
+    if isinstance(space, spaces.Dict) and MASK in space.spaces:
+        keys = [key for key in space.spaces if key != MASK]
+        write_rest = obs_writer(without_mask(space))
+        return write_rest if len(keys) != 1 else lambda arrays, at, obs: write_rest(arrays, at, obs[keys[0]])
     if isinstance(space, spaces.Dict):
-        dropped = text_keys(space)
-        if MASK in space.spaces:
-            keys = [key for key in sorted(space.spaces) if key != MASK and key not in dropped]
-            if len(keys) == 1 and not dropped:
-                inner, only = obs_writer(space.spaces[keys[0]]), keys[0]
-                return lambda arrays, at, obs: inner(arrays, at, obs[only])
-        else:
-            keys = [key for key in sorted(space.spaces) if key not in dropped]
-        writers = [(key, obs_writer(space.spaces[key])) for key in keys]
+        writers = [(key, obs_writer(space.spaces[key])) for key in _visible_keys(space)]
 
         def write_dict(arrays: Any, at: tuple[int, ...], obs: Any) -> None:
             for key, write in writers:
@@ -153,9 +173,9 @@ def obs_writer(space: spaces.Space[Any]) -> Writer:
 
 
 def action_reader(space: spaces.Space[Any], spec: ActionSpec) -> Callable[[np.ndarray], Any]:
-    """A function from the policy's actions [B, *A] to something indexable by stream that `env.step` takes.
+    """A function from the policy's actions [B, *A] to a sequence of B actions for `env.step`.
 
-    Box actions of a policy live in [-1, 1]: they are clipped there and scaled to the bounds, which may be asymmetric.
+    A policy's Box actions are in [-1, 1]: they are clipped to that range and scaled to the bounds of the space.
     """
     if spec.kind == "box":
         low = np.asarray(spec.low, np.float32).reshape(spec.shape)
@@ -172,13 +192,13 @@ def action_reader(space: spaces.Space[Any], spec: ActionSpec) -> Callable[[np.nd
         first = int(start)
         if first:
             return lambda action: list(action + first)
-        return list  # numpy integers: what `action_space.sample` gives
+        return list  # numpy integers, as `action_space.sample` returns them
     dtype = np.dtype(space.dtype) if space.dtype is not None else np.dtype(np.int64)
     return lambda action: (action + start).astype(dtype)
 
 
 def mask_of(obs: Any, info: dict[str, Any], in_obs: bool) -> np.ndarray:
-    """The legal actions [mask_size] of one environment; a tuple of masks, one per head, is joined."""
+    """The mask of legal actions [mask_size] of one environment; a tuple of masks, one per head, is concatenated."""
     mask = obs[MASK] if in_obs else info[MASK]
     if isinstance(mask, tuple | list):
         mask = np.concatenate([np.ravel(head) for head in mask])
@@ -186,13 +206,14 @@ def mask_of(obs: Any, info: dict[str, Any], in_obs: bool) -> np.ndarray:
 
 
 def final_mask(obs: Any, info: dict[str, Any], in_obs: bool, nvec: tuple[int, ...]) -> np.ndarray:
-    """The same where the episode is over and nothing need be legal: a head without a legal action has all of them.
+    """`mask_of` for the last observation of an episode, whose mask may be missing or empty.
 
-    After a time limit it counts: targets look at the best legal action of the final observation.
+    A head without a legal action gets all of them. After a time limit this mask matters: targets use the best legal
+    action of the last observation.
     """
     try:
         mask = mask_of(obs, info, in_obs).copy()
-    except (KeyError, TypeError, ValueError):  # not told any more
+    except (KeyError, TypeError, ValueError):  # the environment returned no mask
         return np.ones(sum(nvec), bool)
     if len(mask) != sum(nvec):
         return np.ones(sum(nvec), bool)
@@ -205,7 +226,7 @@ def final_mask(obs: Any, info: dict[str, Any], in_obs: bool, nvec: tuple[int, ..
 
 
 def random_action(rng: np.random.Generator, spec: ActionSpec, mask: np.ndarray | None) -> np.ndarray:
-    """A uniformly random legal action [*A] as a policy would make it; mask is [mask_size]."""
+    """A uniformly random legal action [*A], as a policy would return it; mask is [mask_size]."""
     if spec.kind == "box":
         return rng.uniform(-1.0, 1.0, spec.shape).astype(np.float32)
     if mask is None:

@@ -1,10 +1,11 @@
-"""What an algorithm may know about an environment before the first step. No torch, no gymnasium."""
+"""What an algorithm may know about an environment before the first step. Imports neither torch nor gymnasium."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 ObsKind = Literal["box", "image", "discrete", "multi_discrete", "multi_binary"]
 Padding = Literal["reset", "zero"]
@@ -13,20 +14,20 @@ ActionKind = Literal["discrete", "multi_discrete", "multi_binary", "box"]
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One array of an observation, as it lies in an unroll.
+    """One array of an observation, as an unroll stores it.
 
-    dtype is "float32" (box, multi_binary), "uint8" (image) or "int64" (discrete, multi_discrete, counted from 0).
+    dtype is "float32" (box, multi_binary), "uint8" (image) or "int64" (discrete, multi_discrete; counted from 0).
     """
 
     kind: ObsKind
     shape: tuple[int, ...]
     dtype: str
-    nvec: tuple[int, ...] = ()  # sizes, for discrete (one of them) and multi_discrete
+    nvec: tuple[int, ...] = ()  # discrete: the number of values; multi_discrete: one number per element
     channels_last: bool = False  # images only
-    start: tuple[int, ...] = ()  # what the environment counts from, for discrete and multi_discrete; (): from 0
-    stack: int = 0  # images only: k, where they are the newest k frames [k, H, W] of the episode, oldest first; else 0
-    padding: Padding = "reset"  # what stands for frames before an episode's first: that frame again, or zeros
-    high: int = 255  # images only: the largest number in them, which networks see as 1
+    start: tuple[int, ...] = ()  # discrete and multi_discrete: the environment's smallest values; (): all 0
+    stack: int = 0  # images only: k > 0 if the image is the newest k frames [k, H, W], the oldest first
+    padding: Padding = "reset"  # the frames before an episode's first frame: copies of the first frame, or zeros
+    high: int = 255  # images only: the largest pixel value, which networks see as 1
 
 
 ObsSpec = Leaf | dict[str, "ObsSpec"] | tuple["ObsSpec", ...]
@@ -34,43 +35,72 @@ ObsSpec = Leaf | dict[str, "ObsSpec"] | tuple["ObsSpec", ...]
 
 @dataclass(frozen=True, slots=True)
 class ActionSpec:
-    """The action as the policy makes it and the unroll holds it: int64 counted from 0, or float32."""
+    """The action that a policy returns and an unroll stores: int64 counted from 0, or float32."""
 
     kind: ActionKind
-    shape: tuple[int, ...]  # (): discrete; (n,): the others; Box keeps its own shape
-    nvec: tuple[int, ...] = ()  # discrete: (n,); multi_discrete: sizes; multi_binary: 2s
+    shape: tuple[int, ...]  # discrete: (); box: the shape of its space; others: (n,)
+    nvec: tuple[int, ...] = ()  # discrete: (n,); multi_discrete: one size per head; multi_binary: 2s
     low: tuple[float, ...] = ()  # box, flattened
     high: tuple[float, ...] = ()
-    start: tuple[int, ...] = ()  # what the environment counts from; (): from 0
-    takes: str = "float32"  # box: what the environment's own actions are; whole numbers are rounded to
+    start: tuple[int, ...] = ()  # the environment's smallest values; (): all 0
+    takes: str = "float32"  # box: the dtype of the environment's own actions; integers are rounded
 
     @property
     def dtype(self) -> str:
         return "float32" if self.kind == "box" else "int64"
 
     @property
+    def size(self) -> int:
+        """Number of values of one action."""
+        return math.prod(self.shape)
+
+    @property
     def mask_size(self) -> int:
-        """Width of an action mask: the concatenation over heads, sum(nvec). 0 for Box."""
+        """Width of an action mask: the masks of all heads concatenated, sum(nvec). 0 for Box."""
         return sum(self.nvec)
 
 
 @dataclass(frozen=True, slots=True)
 class AgentGroup:
-    """Agents with equal spaces that share a policy. They lie side by side on the axis of agents."""
+    """Agents with equal spaces that share one policy. They are adjacent on the axis of agents."""
 
     name: str
     agents: tuple[str, ...]
-    obs: ObsSpec  # of one of them
-    action: ActionSpec  # of one of them
+    obs: ObsSpec  # of one agent
+    action: ActionSpec  # of one agent
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSlice:
+    """The index ranges of one agent, or of a whole group, in arrays that hold all agents."""
+
+    group: AgentGroup
+    names: tuple[str, ...]
+    agents: slice  # of the axis N
+    members: slice  # of the group's own axis n, in observations {group: [n, *O]}
+    action: slice  # of the joint action, flattened
+    mask: slice  # of the joint action mask
+
+    @property
+    def count(self) -> int:
+        return len(self.names)
+
+
+class Layout(NamedTuple):
+    """The index ranges of all groups and of all agents."""
+
+    groups: tuple[AgentSlice, ...]
+    agents: tuple[AgentSlice, ...]  # in the order of the axis N
 
 
 @dataclass(frozen=True, slots=True)
 class EnvSpec:
-    """A stream's view of its environment.
+    """What one stream observes and does.
 
-    Several agents are one with a joint action, and an axis N in what each of them gets: `obs` is {group: [n, *O]}, n
-    agents of each group; `action` holds the actions of all agents side by side, in the order of the groups, [N] where
-    they are Discrete, and its mask is the concatenation over them.
+    Several agents act as one agent with a joint action. Rewards, ends and observations then have an axis of agents:
+    `obs` is {group: [n, *O]} with the n agents of each group; `action` holds the actions of all agents in the order of
+    the groups, [N] if they are Discrete; the action mask is the concatenation over agents. `layout` has the index
+    ranges.
     """
 
     id: str
@@ -78,59 +108,89 @@ class EnvSpec:
     action: ActionSpec
     action_mask: bool = False
     max_steps: int | None = None
-    groups: tuple[AgentGroup, ...] = ()  # of several agents; (): there is one agent, and no axis N
-    state_shape: tuple[int, ...] | None = None  # of what only training sees; None: the environment tells no such thing
-    turns: bool = False  # agents act one after the other, a step each
+    groups: tuple[AgentGroup, ...] = ()  # (): a single agent, no axis N
+    state_shape: tuple[int, ...] | None = None  # of the global state for training; None: the environment has none
+    turns: bool = False  # agents act one after the other, one per step
 
     def leaves(self) -> list[Leaf]:
         """All arrays of the observation, in the order of the tree."""
-        return list(walk(self.obs))
+        return list(iter_leaves(self.obs))
 
     @property
     def agents(self) -> tuple[str, ...]:
-        """The names of several agents, in the order of the axis N; () for one agent."""
+        """The names of several agents, in the order of the axis N; () for a single agent."""
         return tuple(agent for group in self.groups for agent in group.agents)
 
     @property
-    def each(self) -> tuple[int, ...]:
-        """The axes that rewards and ends have behind B: (N,), or () for one agent."""
+    def agents_shape(self) -> tuple[int, ...]:
+        """The axes that rewards and ends have after B: (N,), or () for a single agent."""
         return (len(self.agents),) if self.groups else ()
 
-    def optional_fields(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and dtype of what lies beside each observation of a stream, those of `BESIDE` that there are."""
-        found: dict[str, tuple[tuple[int, ...], str]] = {}
-        if self.action_mask:
-            found["action_mask"] = (self.action.mask_size,), "bool"
-        if self.groups:
-            found["alive"] = self.each, "bool"
-        if self.turns:
-            found["acting"] = self.each, "bool"
-        if self.state_shape is not None:
-            found["state"] = self.state_shape, "float32"
-        return found
+    @property
+    def layout(self) -> Layout:
+        """The index ranges of groups and agents in arrays that hold all agents."""
+        return layout_of(self.groups)
 
-    def alone(self, group: AgentGroup) -> EnvSpec:
-        """What one agent of a group sees and does."""
+    def optional_fields(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of those `OPTIONAL_FIELDS` that this environment has."""
+        fields: dict[str, tuple[tuple[int, ...], str]] = {}
+        if self.action_mask:
+            fields["action_mask"] = (self.action.mask_size,), "bool"
+        if self.groups:
+            fields["alive"] = self.agents_shape, "bool"
+        if self.turns:
+            fields["acting"] = self.agents_shape, "bool"
+        if self.state_shape is not None:
+            fields["state"] = self.state_shape, "float32"
+        return fields
+
+    def single_agent(self, group: AgentGroup) -> EnvSpec:
+        """What one agent of a group observes and does."""
         return replace(self, obs=group.obs, action=group.action, groups=(), state_shape=None, turns=False)
 
 
-BESIDE = ("action_mask", "alive", "acting", "state")  # fields of an unroll with a row for each observation, or None
+OPTIONAL_FIELDS = ("action_mask", "alive", "acting", "state")  # an unroll has one row per observation, or None
 
 
-def walk(obs: ObsSpec) -> Iterator[Leaf]:
-    """The leaves of an observation spec: dicts in the order of their sorted keys, tuples in theirs."""
+def layout_of(groups: Sequence[AgentGroup]) -> Layout:
+    """The index ranges of these groups and of their agents, in the order of the axis N."""
+    of_groups: list[AgentSlice] = []
+    of_agents: list[AgentSlice] = []
+    agent = action = mask = 0
+
+    def part(group: AgentGroup, first: int, count: int) -> AgentSlice:
+        """`count` agents of a group from number `first` on."""
+        size, masks, begin = group.action.size, group.action.mask_size, agent + first
+        return AgentSlice(
+            group,
+            group.agents[first : first + count],
+            slice(begin, begin + count),
+            slice(first, first + count),
+            slice(action + first * size, action + (first + count) * size),
+            slice(mask + first * masks, mask + (first + count) * masks),
+        )
+
+    for group in groups:
+        of_groups.append(part(group, 0, len(group.agents)))
+        of_agents += [part(group, number, 1) for number in range(len(group.agents))]
+        agent, action, mask = of_groups[-1].agents.stop, of_groups[-1].action.stop, of_groups[-1].mask.stop
+    return Layout(tuple(of_groups), tuple(of_agents))
+
+
+def iter_leaves(obs: ObsSpec) -> Iterator[Leaf]:
+    """The leaves of an observation spec: a dict in the order of its sorted keys, a tuple in its own order."""
     if isinstance(obs, Leaf):
         yield obs
     elif isinstance(obs, dict):
         for key in sorted(obs):
-            yield from walk(obs[key])
+            yield from iter_leaves(obs[key])
     else:
         for child in obs:
-            yield from walk(child)
+            yield from iter_leaves(child)
 
 
 def to_json(spec: EnvSpec) -> dict[str, Any]:
-    """Plain data for a checkpoint's meta.json; `from_json` reads it back."""
+    """Plain data for the meta.json of a checkpoint; `from_json` is the inverse."""
 
     def obs(node: ObsSpec) -> Any:
         if isinstance(node, Leaf):
@@ -148,12 +208,7 @@ def to_json(spec: EnvSpec) -> dict[str, Any]:
     }
     if spec.groups:
         plain["groups"] = [
-            {
-                "name": group.name,
-                "agents": list(group.agents),
-                "obs": obs(group.obs),
-                "action": asdict(group.action),
-            }
+            {"name": group.name, "agents": list(group.agents), "obs": obs(group.obs), "action": asdict(group.action)}
             for group in spec.groups
         ]
         plain |= {"state_shape": spec.state_shape, "turns": spec.turns}
@@ -180,8 +235,8 @@ def from_json(data: dict[str, Any]) -> EnvSpec:
         action_mask=data["action_mask"],
         max_steps=data["max_steps"],
         groups=tuple(
-            AgentGroup(one["name"], tuple(one["agents"]), obs(one["obs"]), ActionSpec(**fields(one["action"])))
-            for one in data.get("groups", ())
+            AgentGroup(group["name"], tuple(group["agents"]), obs(group["obs"]), ActionSpec(**fields(group["action"])))
+            for group in data.get("groups", ())
         ),
         state_shape=None if data.get("state_shape") is None else tuple(data["state_shape"]),
         turns=data.get("turns", False),

@@ -34,7 +34,7 @@ def obs_arrays(spec: EnvSpec, rows: int, width: int) -> Tree:
 
 def empty_rows(spec: EnvSpec, unroll: int, streams: int, obs: Tree | None = None) -> UnrollBuffer:
     """Arrays for an unroll of `unroll` rows, as wide as `padded(streams)`. Masks begin as all legal."""
-    width, each = padded(streams), spec.each
+    width, each = padded(streams), spec.agents_shape
     beside: dict[str, Any] = {
         name: np.full((unroll + 1, width, *shape), name == "action_mask", dtype)
         for name, (shape, dtype) in spec.optional_fields().items()

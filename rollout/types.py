@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rltrain.envs.spec import BESIDE
+from rltrain.envs.spec import OPTIONAL_FIELDS
 from rltrain.rollout.tree import Tree
 
 Array = Any  # numpy in actors, torch in the learner
@@ -71,8 +71,8 @@ class Trajectory:
         return self.valid & ~self.alive[1:].any(-1)
 
     def optional_fields(self) -> dict[str, Array]:
-        """The fields of `rltrain.envs.spec.BESIDE` that are there, by name."""
-        fields = {name: getattr(self, name) for name in BESIDE}
+        """The fields of `rltrain.envs.spec.OPTIONAL_FIELDS` that are there, by name."""
+        fields = {name: getattr(self, name) for name in OPTIONAL_FIELDS}
         return {name: array for name, array in fields.items() if array is not None}
 
     @property

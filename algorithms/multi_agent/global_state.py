@@ -29,7 +29,7 @@ class GlobalState(nn.Module):
         if spec.state_shape is not None:
             self.features = math.prod(spec.state_shape)
             return
-        encoders = [Encoder(spec.alone(group), generator=generator) for group in spec.groups]
+        encoders = [Encoder(spec.single_agent(group), generator=generator) for group in spec.groups]
         self.encoders.extend(encoders)
         self.features = sum(len(group.agents) * one.features for group, one in zip(spec.groups, encoders, strict=True))
 

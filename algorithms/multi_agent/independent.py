@@ -129,7 +129,7 @@ def seats(spec: EnvSpec, central: bool = False) -> list[AgentSlice]:
 
 def alone_spec(spec: EnvSpec, seat: AgentSlice) -> EnvSpec:
     """What one agent of a group sees and does, as an algorithm for one agent wants it."""
-    one = spec.alone(seat.group)
+    one = spec.single_agent(seat.group)
     obs: dict[str, ObsSpec] = {OWN: one.obs}
     if seat.count > 1:
         obs[ID] = Leaf("discrete", (), "int64", (seat.count,))

@@ -28,7 +28,7 @@ class ActorNetwork(nn.Module):
     def __init__(self, spec: EnvSpec, group: AgentGroup, config: Any, generator: torch.Generator) -> None:
         super().__init__()
         self.group = group.name
-        self.encoder = load_torso(config.torso, spec.alone(group), generator)
+        self.encoder = load_torso(config.torso, spec.single_agent(group), generator)
         count = len(group.agents)
         self.ids = count if config.agent_ids and count > 1 else 0
         self.register_buffer("one_hot", torch.eye(self.ids), persistent=False)

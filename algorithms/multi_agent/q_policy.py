@@ -34,7 +34,7 @@ class AgentNetwork(nn.Module):
         super().__init__()
         self.agents = len(group.agents)
         (self.actions,) = group.action.nvec
-        self.encoder = load_torso(config.torso, spec.alone(group), generator)
+        self.encoder = load_torso(config.torso, spec.single_agent(group), generator)
         self.ids = self.agents if config.agent_ids and self.agents > 1 else 0
         self.register_buffer("one_hot", torch.eye(self.ids), persistent=False)
         self.register_buffer("places", torch.arange(1, self.actions + 1), persistent=False)

@@ -1,4 +1,4 @@
-"""Several agents as one: groups of those with equal spaces, their joint observation, action and mask."""
+"""Groups of agents with equal spaces, and the joint observation, action and mask of all agents."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from gymnasium import spaces
 
 from rltrain.envs.errors import EnvError
-from rltrain.envs.spaces import MASK, action_spec, obs_spec, obs_writer
-from rltrain.envs.spec import ActionSpec, AgentGroup, Leaf, ObsSpec
+from rltrain.envs.spaces import Writer, action_spec, obs_spec, obs_writer
+from rltrain.envs.spec import ActionSpec, AgentGroup, Layout, Leaf, ObsSpec
 
 Share = Literal["all", "type", "none"] | Mapping[str, str]
 
@@ -24,130 +24,124 @@ def groups_of(
     action: Mapping[str, spaces.Space[Any]],
     share: Share,
 ) -> tuple[AgentGroup, ...]:
-    """Agents in groups, in the order in which the environment lists the first of each.
+    """The agents in groups that share a policy, in the order of the first agent of each group.
 
     Args:
-        name:        of the environment, for errors.
-        observation: by agent, without masks.
-        share:       "all": whoever has equal spaces shares a policy; "type": and whose names differ in their number
-                     only, as adversary_0 and adversary_1; "none": nobody shares; or by agent the name of its policy,
-                     where `adversary_*` stands for all that begin so and are not named themselves.
+        name:        of the environment, for error messages.
+        observation: the space of each agent, without action masks.
+        share:       "all": agents with equal spaces share a policy; "type": their names must also be equal except for
+                     the number, as in adversary_0 and adversary_1; "none": one policy per agent; or a mapping from
+                     agents to the names of policies, where the key `adversary_*` matches all agents whose names start
+                     with adversary_ and that have no key of their own.
 
     Raises:
-        EnvError: a space is not supported, the actions of some are Box and those of others are not, or a policy that is
-            named cannot be shared as asked.
+        EnvError: a space is not supported; some actions are Box and others are not; or `share` does not fit the agents.
     """
+    specs = {
+        agent: (
+            obs_spec(observation[agent], f"the observation space of {agent} of {name}"),
+            action_spec(action[agent], f"the action space of {agent} of {name}"),
+        )
+        for agent in agents
+    }
     policies = None if isinstance(share, str) else _policies(name, agents, share)
     members: dict[Any, list[str]] = {}
-    kinds: dict[str, str] = {}
     for agent in agents:
-        obs = obs_spec(observation[agent], f"the observation space of {agent} of {name}")
-        act = action_spec(action[agent], f"the action space of {agent} of {name}")
-        kinds[agent] = repr((obs, act))
         if policies is not None:
             key: Any = policies[agent]
         else:
-            key = {"all": kinds[agent], "type": (kinds[agent], type_of(agent)), "none": agent}[str(share)]
+            kind = repr(specs[agent])
+            key = {"all": kind, "type": (kind, type_of(agent)), "none": agent}[str(share)]
         members.setdefault(key, []).append(agent)
     names = list(members) if policies is not None else _names(list(members.values()))
-    for policy, group in zip(names, members.values(), strict=True):
-        other = next((agent for agent in group if kinds[agent] != kinds[group[0]]), None)
+    groups = tuple(
+        AgentGroup(policy, tuple(group), *specs[group[0]])
+        for policy, group in zip(names, members.values(), strict=True)
+    )
+    for group in groups:
+        first = group.agents[0]
+        other = next((agent for agent in group.agents if specs[agent] != specs[first]), None)
         if other is not None:
             raise EnvError(
-                f"{name}: {group[0]} and {other} cannot share the policy {policy!r}: their spaces of observations or "
-                "actions differ"
+                f"{name}: {first} and {other} cannot share the policy {group.name!r}: their observation or action "
+                "spaces differ"
             )
-    found = tuple(
-        AgentGroup(
-            names[number],
-            tuple(group),
-            obs_spec(observation[group[0]], f"the observation space of {group[0]} of {name}"),
-            action_spec(action[group[0]], f"the action space of {group[0]} of {name}"),
-        )
-        for number, group in enumerate(members.values())
-    )
-    if len({group.action.kind == "box" for group in found}) > 1:
-        boxes = [group.name for group in found if group.action.kind == "box"]
+    if len({group.action.kind == "box" for group in groups}) > 1:
+        boxes = [group.name for group in groups if group.action.kind == "box"]
         raise EnvError(
             f"{name}: the actions of {', '.join(boxes)} are Box and those of the others are not; not supported"
         )
-    return found
+    return groups
 
 
 def _policies(name: str, agents: Sequence[str], share: Mapping[str, str]) -> dict[str, str]:
-    """The name of each agent's policy."""
-    fitting = {key: [agent for agent in agents if _fits(key, agent)] for key in share}
-    for key, found in fitting.items():
-        if not found:
-            raise EnvError(f"{name}: share names {key!r}, which is none of its agents: {', '.join(agents)}")
-    named: dict[str, str] = {}
+    """The name of each agent's policy, from a mapping whose keys are agents or patterns."""
+
+    def matches(key: str, agent: str) -> bool:
+        return agent.startswith(key[:-1]) if key.endswith("*") else agent == key
+
+    unused = next((key for key in share if not any(matches(key, agent) for agent in agents)), None)
+    if unused is not None:
+        raise EnvError(f"{name}: share names {unused!r}, which is none of its agents: {', '.join(agents)}")
+    policies: dict[str, str] = {}
     for agent in agents:
-        keys = [agent] if agent in share else [key for key, found in fitting.items() if agent in found]
+        keys = [agent] if agent in share else [key for key in share if matches(key, agent)]
         if len(keys) != 1:
-            what = f"{' and '.join(keys)} both stand for {agent}" if keys else f"{agent} has no policy in share"
+            problem = f"{' and '.join(keys)} both match {agent}" if keys else f"{agent} has no policy in share"
             raise EnvError(
-                f"{name}: {what}; give it one by its own name, as in {agent} = {next(iter(share.values()))!r}"
+                f"{name}: {problem}; add an entry for it, for example {agent} = {next(iter(share.values()))!r}"
             )
-        named[agent] = share[keys[0]]
-    return named
-
-
-def _fits(key: str, agent: str) -> bool:
-    return agent.startswith(key[:-1]) if key.endswith("*") else agent == key
+        policies[agent] = share[keys[0]]
+    return policies
 
 
 def type_of(agent: str) -> str:
-    """An agent's name without its number: adversary_0 is an adversary."""
+    """The name of an agent without its number: adversary_0 is of type adversary."""
     return re.sub(r"[_-]?\d+$", "", agent) or agent
 
 
 def _names(groups: list[list[str]]) -> list[str]:
-    """One for each group: the type of its agents if they have one and no other group has it, else its first agent."""
-    types = [sorted({type_of(agent) for agent in group}) for group in groups]
-    known = [kinds[0] for kinds in types if len(kinds) == 1]
+    """A name for each group: the type of its agents if only this group has it, else the name of its first agent."""
+    types = [{type_of(agent) for agent in group} for group in groups]
     if len(groups) == 1 and len(types[0]) > 1:
         return ["agents"]
     return [
-        kinds[0] if len(kinds) == 1 and known.count(kinds[0]) == 1 else group[0]
+        type_of(group[0]) if len(kinds) == 1 and types.count(kinds) == 1 else group[0]
         for kinds, group in zip(types, groups, strict=True)
     ]
 
 
 def joint_obs(groups: Sequence[AgentGroup]) -> ObsSpec:
-    """{group: [n, *O]}: what all agents see."""
+    """{group: [n, *O]}: the observations of all agents."""
 
-    def several(obs: ObsSpec, count: int) -> ObsSpec:
+    def stacked(obs: ObsSpec, count: int) -> ObsSpec:
         if isinstance(obs, Leaf):
             kind = "multi_discrete" if obs.kind == "discrete" else obs.kind
             shape = (count, *obs.shape)
             return replace(obs, kind=kind, shape=shape, nvec=obs.nvec * count, start=obs.start * count, stack=0)
         if isinstance(obs, dict):
-            return {key: several(child, count) for key, child in obs.items()}
-        return tuple(several(child, count) for child in obs)
+            return {key: stacked(child, count) for key, child in obs.items()}
+        return tuple(stacked(child, count) for child in obs)
 
-    return {group.name: several(group.obs, len(group.agents)) for group in groups}
+    return {group.name: stacked(group.obs, len(group.agents)) for group in groups}
 
 
 def joint_action(groups: Sequence[AgentGroup]) -> ActionSpec:
-    """The actions of all agents side by side: [N, *A] where all have the same shape, else flat."""
-    each = [group.action for group in groups for _ in group.agents]
-    shapes = {action.shape for action in each}
-    size = sum(int(np.prod(action.shape, dtype=int)) for action in each)
-    shape = (len(each), *shapes.pop()) if len(shapes) == 1 else (size,)
-    start: tuple[int, ...] = ()
-    if any(action.start for action in each):
-        start = tuple(n for action in each for n in action.start or (0,) * len(action.nvec))
-
-    def along(name: str) -> tuple[Any, ...]:
-        return tuple(value for action in each for value in getattr(action, name))
-
-    if each[0].kind == "box":
-        return ActionSpec("box", shape, (), along("low"), along("high"), takes=each[0].takes)
-    return ActionSpec("multi_discrete", shape, along("nvec"), start=start)
+    """The actions of all agents: [N, *A] if all have the same shape, else flat."""
+    actions = [group.action for group in groups for _ in group.agents]
+    shapes = {action.shape for action in actions}
+    shape = (len(actions), *shapes.pop()) if len(shapes) == 1 else (sum(action.size for action in actions),)
+    if actions[0].kind == "box":
+        low = tuple(value for action in actions for value in action.low)
+        high = tuple(value for action in actions for value in action.high)
+        return ActionSpec("box", shape, (), low, high, takes=actions[0].takes)
+    nvec = tuple(n for action in actions for n in action.nvec)
+    start = tuple(n for action in actions for n in action.start or (0,) * len(action.nvec))
+    return ActionSpec("multi_discrete", shape, nvec, start=start if any(start) else ())
 
 
 def joint_space(action: ActionSpec) -> spaces.Space[Any]:
-    """The space of a joint action, as `rltrain.envs.spaces.action_reader` wants it."""
+    """The space of a joint action, for `rltrain.envs.spaces.action_reader`."""
     if action.kind == "box":
         low, high = (np.array(bound, np.float32).reshape(action.shape) for bound in (action.low, action.high))
         return spaces.Box(low, high, dtype=np.float32)
@@ -156,61 +150,45 @@ def joint_space(action: ActionSpec) -> spaces.Space[Any]:
     return spaces.MultiDiscrete(nvec, start=start)
 
 
-def joint_writer(
-    groups: Sequence[AgentGroup], observation: Mapping[str, spaces.Space[Any]]
-) -> Callable[[Any, tuple[int, ...], Any], None]:
-    """A function `write(arrays, (t, b), obs)` that puts the observations of all agents, by name, into an unroll."""
+def joint_writer(layout: Layout, observation: Mapping[str, spaces.Space[Any]]) -> Writer:
+    """A function `write(arrays, (t, b), obs)` that writes the observations {agent: its own} into an unroll."""
     writers = [
-        (group.name, number, agent, obs_writer(observation[agent]))
-        for group in groups
-        for number, agent in enumerate(group.agents)
+        (part.group.name, part.members.start, agent, obs_writer(observation[agent]))
+        for part in layout.agents
+        for agent in part.names
     ]
 
     def write(arrays: Any, at: tuple[int, ...], obs: Any) -> None:
-        for name, number, agent, put in writers:
-            put(arrays[name], (*at, number), obs[agent])
+        for group, member, agent, write_one in writers:
+            write_one(arrays[group], (*at, member), obs[agent])
 
     return write
 
 
-def taker(
-    groups: Sequence[AgentGroup], action: Mapping[str, spaces.Space[Any]]
-) -> Callable[[np.ndarray], dict[str, Any]]:
-    """A function from a joint action, as `action_reader` of the joint space gives it, to each agent's own."""
-    parts: list[tuple[str, slice, tuple[int, ...], np.dtype[Any], bool]] = []
-    begin = 0
-    for group in groups:
-        for agent in group.agents:
-            shape = group.action.shape
-            size = int(np.prod(shape, dtype=int))
-            dtype = np.dtype(action[agent].dtype or np.float32)
-            parts.append((agent, slice(begin, begin + size), shape, dtype, np.issubdtype(dtype, np.integer)))
-            begin += size
+def action_splitter(layout: Layout, action: Mapping[str, spaces.Space[Any]]) -> Callable[[np.ndarray], dict[str, Any]]:
+    """A function from a joint action, as `action_reader` of the joint space returns it, to the action of each agent."""
+    parts = []
+    for part in layout.agents:
+        (agent,) = part.names
+        dtype = np.dtype(action[agent].dtype or np.float32)
+        parts.append((agent, part.action, part.group.action.shape, dtype, np.issubdtype(dtype, np.integer)))
 
-    def take(joint: np.ndarray) -> dict[str, Any]:
+    def split(joint: np.ndarray) -> dict[str, Any]:
         flat = joint.reshape(-1)
-        found: dict[str, Any] = {}
-        for agent, columns, shape, dtype, whole in parts:
+        actions: dict[str, Any] = {}
+        for agent, columns, shape, dtype, integer in parts:
             if shape == ():
-                found[agent] = dtype.type(flat[columns.start])
+                actions[agent] = dtype.type(flat[columns.start])
             else:
-                values = np.rint(flat[columns]) if whole else flat[columns]
-                found[agent] = values.reshape(shape).astype(dtype)
-        return found
+                values = np.rint(flat[columns]) if integer else flat[columns]
+                actions[agent] = values.reshape(shape).astype(dtype)
+        return actions
 
-    return take
-
-
-def without_mask(space: spaces.Space[Any]) -> spaces.Space[Any]:
-    """An agent's observation space without the mask in it; what is alone then stands for itself."""
-    if not (isinstance(space, spaces.Dict) and MASK in space.spaces):
-        return space
-    rest = {key: child for key, child in space.spaces.items() if key != MASK}
-    return next(iter(rest.values())) if len(rest) == 1 else spaces.Dict(rest)
+    return split
 
 
 def zeros(space: spaces.Space[Any]) -> Any:
-    """An observation of `space` that says nothing: what stands for an agent that is not there."""
+    """An observation of `space` for an agent that is absent: zeros, or the nearest values that the space contains."""
     if isinstance(space, spaces.Dict):
         return {key: zeros(child) for key, child in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
@@ -219,6 +197,6 @@ def zeros(space: spaces.Space[Any]) -> Any:
         return int(space.start)
     if isinstance(space, spaces.MultiDiscrete):
         return np.array(space.start, space.dtype)
-    if isinstance(space, spaces.Box):  # within its bounds, which may leave 0 out
+    if isinstance(space, spaces.Box):
         return np.clip(np.zeros(space.shape), space.low, space.high).astype(space.dtype)
     return np.zeros(space.shape or (), space.dtype)

@@ -22,7 +22,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from rltrain.envs.errors import EnvError
-from rltrain.envs.spaces import GOES_ON
+from rltrain.envs.spaces import EPISODE_CONTINUES
 
 PREFIX = "atari:"  # atari:Pong is ALE/Pong-v5
 INSTALL = "pip install 'rltrain[atari]'"
@@ -152,7 +152,7 @@ class Atari(gymnasium.Env[np.ndarray, Any]):
             self._goes_on = 0 < lives < self._lives
             self._lives = lives
             if self._goes_on:
-                terminated, info = True, {GOES_ON: True}
+                terminated, info = True, {EPISODE_CONTINUES: True}
         return frames, float(reward), terminated, truncated, info
 
     def get_state(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from rltrain.envs.errors import EnvError
-from rltrain.envs.spaces import GOES_ON
+from rltrain.envs.spaces import EPISODE_CONTINUES
 
 PREFIX = "envpool:"
 SEEDS = 2**31 - 1  # EnvPool's are 32 bits wide
@@ -78,7 +78,7 @@ class EnvPool(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self._block.step(np.asarray(action)[None])
-        told = {GOES_ON: True} if self._by_life and terminated[0] and not info["terminated"][0] else {}
+        told = {EPISODE_CONTINUES: True} if self._by_life and terminated[0] and not info["terminated"][0] else {}
         return _first(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), told
 
     def close(self) -> None:

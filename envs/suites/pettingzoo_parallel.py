@@ -1,4 +1,4 @@
-"""PettingZoo's parallel view of an environment in turns, which asks less of it and takes less time."""
+"""A faster version of PettingZoo's parallel view of an environment whose agents act in turns."""
 
 from __future__ import annotations
 
@@ -8,54 +8,54 @@ from typing import Any
 from pettingzoo.utils.conversions import aec_to_parallel_wrapper
 from pettingzoo.utils.wrappers import AssertOutOfBoundsWrapper, OrderEnforcingWrapper
 
-CHECKS = (OrderEnforcingWrapper, AssertOutOfBoundsWrapper)  # wrappers that look at calls, and change nothing
+CHECKS = (OrderEnforcingWrapper, AssertOutOfBoundsWrapper)  # wrappers that check calls and change nothing
 
 
-def quicker(game: Any) -> Any:
-    """`AecToParallel` for PettingZoo's own view; any other game, and a view with a user's own methods, as it is."""
+def faster_view(game: Any) -> Any:
+    """`AecToParallel` in place of PettingZoo's own view; other games, and views with methods of a user, unchanged."""
     if type(game) is not aec_to_parallel_wrapper or any(hasattr(aec_to_parallel_wrapper, name) for name in vars(game)):
         return game
     return AecToParallel(game)
 
 
 class AecToParallel(aec_to_parallel_wrapper[Any, Any, Any]):  # type: ignore[misc]
-    """The same view: everybody acts once, and then all is told. It tells the same where observing changes nothing.
+    """PettingZoo's view: in one step all agents act, one after the other. Results are equal if `observe` is pure.
 
-    PettingZoo's own asks each agent for its observation before it acts, which nobody looks at, and asks for each
-    attribute through all wrappers, some thirty times an agent. Here nobody is observed twice, and attributes are read
-    where wrappers that only check cannot have changed them. Actions go through all of them, as ever.
+    PettingZoo's own class observes each agent before it acts and ignores the result, and reads each attribute through
+    all wrappers, about thirty times per agent. Here each agent is observed once per step, and attributes are read below
+    the outer wrappers that only check. Actions still pass through all wrappers.
 
     Args:
-        view: what PettingZoo made.
+        view: made by PettingZoo.
     """
 
     def __init__(self, view: aec_to_parallel_wrapper[Any, Any, Any]) -> None:
         self.__dict__.update(view.__dict__)
-        told = view.aec_env
-        while type(told) in CHECKS:
-            told = told.env
-        self._told = told
+        inner = view.aec_env
+        while type(inner) in CHECKS:
+            inner = inner.env
+        self._inner = inner
 
     def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         """Observations, rewards, terminations, truncations and infos by agent.
 
         Raises:
-            AssertionError: an agent is not the one to act: the environment does not go round.
+            AssertionError: the agents do not act in the order of `agents`.
         """
-        env, told = self.aec_env, self._told
+        env, inner = self.aec_env, self._inner
         rewards: dict[str, Any] = defaultdict(int)
-        for agent in told.agents:
-            if agent != told.agent_selection:
+        for agent in inner.agents:
+            if agent != inner.agent_selection:
                 raise AssertionError(
-                    f"agent {agent!r} should act, and {told.agent_selection!r} does: shown as a parallel environment, "
-                    "agents act in the order of `agents`, and die at the end of a round only"
+                    f"agent {agent!r} should act, and {inner.agent_selection!r} does: shown as a parallel environment, "
+                    "agents act in the order of `agents`, and leave only at the end of a round"
                 )
             env.step(actions[agent])
-            for each in told.agents:
-                rewards[each] += told.rewards[each]
-        ends = dict(told.terminations), dict(told.truncations)
-        infos, obs = dict(told.infos), {each: told.observe(each) for each in told.agents}
-        while told.agents and (told.terminations[told.agent_selection] or told.truncations[told.agent_selection]):
+            for other in inner.agents:
+                rewards[other] += inner.rewards[other]
+        ends = dict(inner.terminations), dict(inner.truncations)
+        infos, obs = dict(inner.infos), {agent: inner.observe(agent) for agent in inner.agents}
+        while inner.agents and (inner.terminations[inner.agent_selection] or inner.truncations[inner.agent_selection]):
             env.step(None)
-        self.agents = told.agents
+        self.agents = inner.agents
         return obs, rewards, *ends, infos

@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 
 from rltrain.envs.errors import EnvFault
-from rltrain.envs.spaces import GOES_ON, MASK, action_reader, final_mask, mask_of, obs_writer
+from rltrain.envs.spaces import EPISODE_CONTINUES, MASK, action_reader, final_mask, mask_of, obs_writer
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 
@@ -91,7 +91,7 @@ class SerialVectorEnv:
                     if terminated or truncated:
                         rows.terminated[t, b] = terminated
                         rows.truncated[t, b] = truncated
-                        rows.episode_continues[t, b] = info.get(GOES_ON, False)
+                        rows.episode_continues[t, b] = info.get(EPISODE_CONTINUES, False)
                         over[b] = True
                 write(obs_rows, (t + 1, b), obs)
                 if masked:

@@ -42,10 +42,10 @@ class SerialMultiVectorEnv(SerialVectorEnv):
                     over[b] = False
                 else:
                     obs, _, terminated, truncated, info = env.step(actions[b])
-                    told = info[AGENTS]
-                    rows.reward[t, b] = told.reward
-                    rows.terminated[t, b] = told.terminated
-                    rows.truncated[t, b] = told.truncated
+                    agents = info[AGENTS]
+                    rows.reward[t, b] = agents.reward
+                    rows.terminated[t, b] = agents.terminated
+                    rows.truncated[t, b] = agents.truncated
                     over[b] = terminated or truncated
                 self._put(rows, t + 1, b, obs, info)
         except Exception as error:
@@ -53,9 +53,9 @@ class SerialMultiVectorEnv(SerialVectorEnv):
 
     def _put(self, rows: UnrollBuffer, t: int, b: int, obs: Any, info: dict[str, Any], over: bool = False) -> None:
         self._write(rows.obs, (t, b), obs)
-        told = info[AGENTS]
+        agents = info[AGENTS]
         if rows.action_mask is not None:
             rows.action_mask[t, b] = info[MASK]
-        for array, value in ((rows.alive, told.alive), (rows.acting, told.acting), (rows.state, told.state)):
+        for array, value in ((rows.alive, agents.alive), (rows.acting, agents.acting), (rows.state, agents.state)):
             if array is not None:
                 array[t, b] = value

@@ -28,7 +28,7 @@ class UnrollBuffer:
     state: np.ndarray | None = None  # [T+1, B, *S]  what only training sees
 
     def optional_fields(self) -> list[np.ndarray]:
-        """The fields of `rltrain.envs.spec.BESIDE` that are there, in that order."""
+        """The fields of `rltrain.envs.spec.OPTIONAL_FIELDS` that are there, in that order."""
         return [array for array in (self.action_mask, self.alive, self.acting, self.state) if array is not None]
 
     def episode_end(self, t: int) -> np.ndarray:

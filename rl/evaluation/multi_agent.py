@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from rltrain.envs.spec import ActionSpec, AgentGroup, EnvSpec
+from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree, leaves
 from rltrain.rollout.types import Episode
 
@@ -29,7 +29,8 @@ def put(spec: EnvSpec, obs: Mapping[str, Any], masks: Mapping[str, Any], rows: T
     unknown = sorted(set(obs) - set(spec.agents))
     if unknown:
         raise ValueError(f"{spec.id} has no agent {unknown[0]!r}; it has {', '.join(spec.agents)}")
-    for group, number, agent, columns in _places(spec, masked=True):
+    for part in spec.layout.agents:
+        group, (agent,) = part.group, part.names
         if agent not in obs:
             continue
         own, legal = obs[agent], masks.get(agent)
@@ -37,14 +38,16 @@ def put(spec: EnvSpec, obs: Mapping[str, Any], masks: Mapping[str, Any], rows: T
             legal = own[MASK] if legal is None else legal
             rest = {key: value for key, value in own.items() if key != MASK}
             own = rest if isinstance(group.obs, dict) else next(iter(rest.values()))
-        for leaf, array, value in zip(spec.alone(group).leaves(), leaves(rows[group.name]), leaves(own), strict=True):
+        for leaf, array, value in zip(
+            spec.single_agent(group).leaves(), leaves(rows[group.name]), leaves(own), strict=True
+        ):
             seen = np.asarray(value)
             if seen.shape != leaf.shape and seen.size != int(np.prod(leaf.shape)):
                 raise ValueError(f"{agent} of {spec.id} has observations of shape {leaf.shape}; got {seen.shape}")
             start = np.array(leaf.start or 0)
-            array[0, 0, number] = (seen.reshape(-1) - start).reshape(leaf.shape)
+            array[0, 0, part.members.start] = (seen.reshape(-1) - start).reshape(leaf.shape)
         if legal is not None:
-            mask[0, columns] = np.asarray(legal, bool)
+            mask[0, part.mask] = np.asarray(legal, bool)
 
 
 def actions(spec: EnvSpec, joint: np.ndarray, agents: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,25 +57,12 @@ def actions(spec: EnvSpec, joint: np.ndarray, agents: Mapping[str, Any]) -> dict
         joint: [*A] as the environment's joint action space has it.
     """
     flat, found = joint.reshape(-1), {}
-    for group, _, agent, columns in _places(spec, masked=False):
+    for part in spec.layout.agents:
+        shape, (agent,) = part.group.action.shape, part.names
         if agent in agents:
-            action = flat[columns].reshape(group.action.shape)
-            found[agent] = action if group.action.shape else int(action)
+            action = flat[part.action].reshape(shape)
+            found[agent] = action if shape else int(action)
     return found
-
-
-def _places(spec: EnvSpec, masked: bool) -> Iterator[tuple[AgentGroup, int, str, slice]]:
-    """Each agent, its place in its group, and its columns of the joint action, or of the joint mask."""
-    begin = 0
-    for group in spec.groups:
-        size = group.action.mask_size if masked else _size(group.action)
-        for number, agent in enumerate(group.agents):
-            yield group, number, agent, slice(begin, begin + size)
-            begin += size
-
-
-def _size(action: ActionSpec) -> int:
-    return int(np.prod(action.shape, dtype=int))
 
 
 def returns(spec: EnvSpec, episodes: Sequence[Episode]) -> tuple[dict[str, float], dict[str, float]]:

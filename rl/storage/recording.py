@@ -23,7 +23,7 @@ import safetensors
 import safetensors.numpy
 
 from rltrain.config.run_config import RunConfig
-from rltrain.envs.spec import BESIDE, EnvSpec, from_json, to_json
+from rltrain.envs.spec import OPTIONAL_FIELDS, EnvSpec, from_json, to_json
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.rollout.trajectories import rounds
 from rltrain.rollout.tree import leaves, tree_map, unflatten
@@ -252,7 +252,7 @@ class Recording:
             extras={name[7:]: array for name, array in arrays.items() if name.startswith("extras.")},
             core=arrays.get("core"),
             episodes=tuple(Episode(*pair) for pair in zip(returns, lengths, strict=True)),
-            **{name: arrays[name] for name in BESIDE if name in arrays},
+            **{name: arrays[name] for name in OPTIONAL_FIELDS if name in arrays},
         )
 
 

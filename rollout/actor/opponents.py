@@ -123,7 +123,9 @@ class AtRandom:
 
     def __init__(self, spec: EnvSpec, seeds: Sequence[int], begin: int, longest: int) -> None:
         self.seats = [(begin + number) % PLAYERS for number in range(len(seeds))]
-        self._theirs = _columns(spec)[[1 - seat for seat in self.seats]]  # [B, A]
+        self._theirs = np.zeros((len(seeds), spec.action.size), bool)  # [B, A]
+        for b, seat in enumerate(self.seats):
+            self._theirs[b, spec.layout.agents[1 - seat].action] = True
         self._each = [RandomStart(seed, [0], spec.action, longest) for seed in seeds]
 
     def act(self, step: int, mask: np.ndarray | None, action: np.ndarray) -> np.ndarray:
@@ -151,10 +153,3 @@ class _Snapshot:
         if self._board.sequence != self._sequence:
             self._sequence = self._board.sequence
             self.number = self._board.read(self._parameters)[0]
-
-
-def _columns(spec: EnvSpec) -> np.ndarray:
-    """[N, A] bool, the numbers of the joint action that are each agent's."""
-    sizes = [int(np.prod(group.action.shape, dtype=int)) for group in spec.groups for _ in group.agents]
-    whose: np.ndarray = np.arange(len(sizes))[:, None] == np.repeat(np.arange(len(sizes)), sizes)
-    return whose

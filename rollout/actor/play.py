@@ -68,7 +68,7 @@ def _play(
     noises = [StreamNoise(seed, [0], *policy.noise) for seed in seeds]
     noise = np.zeros((1, padded(count), policy.noise.columns), np.float32)
     core = torch.zeros(padded(count), policy.core_size) if policy.core_size else None
-    ret, length, ended = np.zeros((count, *spec.each)), np.zeros(count, np.int64), np.zeros(count, bool)
+    ret, length, ended = np.zeros((count, *spec.agents_shape)), np.zeros(count, np.int64), np.zeros(count, bool)
     env.reset(rows)
     step = 0
     try:

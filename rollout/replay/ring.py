@@ -31,10 +31,10 @@ def fields(spec: EnvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
         found[f"obs.{number}"] = (leaf.shape[1:] if leaf.stack else leaf.shape), leaf.dtype
     found |= spec.optional_fields()
     found["action"] = spec.action.shape, spec.action.dtype
-    found["reward"] = spec.each, "float32"
+    found["reward"] = spec.agents_shape, "float32"
     found["flag"] = (), "uint8"
     if spec.groups:  # the flag tells the ends of episodes, these of agents
-        found |= {"terminated": (spec.each, "bool"), "truncated": (spec.each, "bool")}
+        found |= {"terminated": (spec.agents_shape, "bool"), "truncated": (spec.agents_shape, "bool")}
     if history(spec):
         found["age"] = (), "uint8"
     return found

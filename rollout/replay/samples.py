@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rltrain.envs.spec import BESIDE
+from rltrain.envs.spec import OPTIONAL_FIELDS
 from rltrain.rollout.replay.ring import ENDED, FIRST, TERMINATED, TRUNCATED, Ring
 from rltrain.rollout.types import Trajectory, Transition
 
@@ -100,7 +100,7 @@ def sequences(ring: Ring, stream: np.ndarray, row: np.ndarray, length: int) -> T
             found[~valid] = 0
         return found
 
-    beside: dict[str, Any] = {name: flat[name].take(at, 0, mode="clip") for name in BESIDE if name in flat}
+    beside: dict[str, Any] = {name: flat[name].take(at, 0, mode="clip") for name in OPTIONAL_FIELDS if name in flat}
     if "alive" in beside:  # each agent has ends of its own, and the cut is one for those that would go on
         terminated, truncated = (taken(name) for name in ENDS)
         if cut is not None:

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from rltrain.algorithms.off_policy.q_policy import QPolicy, greedy
 from rltrain.algorithms.off_policy.settings import DQNConfig
 from rltrain.algorithms.registry import build, policy_factory
-from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, walk
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, iter_leaves
 from rltrain.rollout.actor.batch_invariance import rows_agree
 from rltrain.rollout.tree import tree_map
 
@@ -87,7 +87,7 @@ def test_rows_have_the_same_bits_at_every_width(obs, kind, streams):
     policy = make(OBS[obs], epsilon_per_stream=kind == "plain", epsilon=0.3, streams=streams, **KINDS[kind])
 
     assert rows_agree(policy, spec, streams)
-    assert len(list(walk(spec.obs))) > 0
+    assert len(list(iter_leaves(spec.obs))) > 0
 
 
 def shares(policy: QPolicy, mask=None, rows: int = 20_000, stream: int | None = None) -> list[float]:

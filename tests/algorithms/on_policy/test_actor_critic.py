@@ -16,7 +16,7 @@ from rltrain.algorithms.on_policy.actor_critic import ActorCritic
 from rltrain.algorithms.on_policy.ppo import PPO
 from rltrain.algorithms.on_policy.settings import A2CConfig, PPOConfig
 from rltrain.algorithms.registry import POLICIES, build, policy_factory, register_policy
-from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, walk
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, iter_leaves
 from rltrain.rollout.actor.noise import DRAWS
 from rltrain.rollout.tree import tree_map
 
@@ -280,7 +280,7 @@ class Doubling(nn.Module):
     def __init__(self, spec) -> None:
         super().__init__()
         self.linear, self.features = nn.Linear(3, 5), 5
-        assert list(walk(spec.obs))
+        assert list(iter_leaves(spec.obs))
 
     def forward(self, obs):
         assert obs["a"].ndim == 2

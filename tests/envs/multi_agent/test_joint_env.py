@@ -106,8 +106,8 @@ def test_a_map_names_the_policy_of_each_agent():
             {"agent_*": "a", "agnet_0": "b"},
             "share names 'agnet_0', which is none of its agents: agent_0,",
         ),
-        ("generations", {"agent_*": "a", "*": "b"}, "agent_* and * both stand for agent_0"),
-        (Masked, {"*": "a"}, "scout_0 and guard_0 cannot share the policy 'a': their spaces"),
+        ("generations", {"agent_*": "a", "*": "b"}, "agent_* and * both match agent_0"),
+        (Masked, {"*": "a"}, "scout_0 and guard_0 cannot share the policy 'a': their observation or"),
         ("CartPole-v1", {"*": "a"}, "CartPole-v1 has one agent, so that share cannot name the policies of several"),
     ],
 )
@@ -238,7 +238,7 @@ def test_box_and_discrete_side_by_side_are_refused():
 
 def test_a_stranger_is_named():
     walk = Walk(Stranger)
-    with pytest.raises(EnvFault, match="'nobody_0' came in, which is not among `possible_agents`"):
+    with pytest.raises(EnvFault, match="'nobody_0' is not among `possible_agents`"):
         walk.step(0, 1, 1)
 
 
@@ -350,7 +350,7 @@ def test_mistakes_are_one_line(env, kwargs, text):
             "old step",
             "step() of several agents returns five dictionaries by agent, observations, rewards, terminations",
         ),
-        ("late mask", "agent 'a_1' came with a mask of actions in its info, and at the reset nobody had one"),
+        ("late mask", "the info of agent 'a_1' has an action mask, and at the reset no info had one"),
         ("state", "state() returned an array of shape (1,), and at the reset one of (2,)"),
     ],
 )
