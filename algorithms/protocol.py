@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
+from rltrain.rollout.specs import DataPlan
 from rltrain.rollout.tree import Tree
-from rltrain.rollout.types import Gradients, Trajectory
+from rltrain.rollout.types import Trajectory
 
 NoiseKind = Literal["gumbel", "logistic", "normal", "uniform"]
 
@@ -91,60 +91,6 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class StreamPlan:
-    """Data in the order it was made: unrolls of several streams, joined in the order of the streams.
-
-    With `wait="all"` and no overlap it is on-policy. Else weights move while unrolls are under way: `max_lag` bounds by
-    how much, and `max_in_flight` how far an actor may run ahead.
-    """
-
-    unroll: int  # T, rows per stream and unroll
-    wait: int | Literal["all"] = "all"  # streams an update waits for
-    overlap: bool = False  # whether actors go on while the learner learns
-    max_in_flight: int = 1  # unrolls that an actor may have begun or finished before the learner has taken them
-    max_lag: int | None = None  # updates since an unroll's weights, above which it is dropped and counted
-    buffer_size: int = 1  # batches in the circular buffer of IMPACT
-    reuse: int = 1  # updates for each batch that comes in, over the batches in the buffer
-
-
-@dataclass(frozen=True, slots=True)
-class GradientPlan:
-    """Gradients that actors make of their own unrolls, applied one after the other in the order in which they come."""
-
-    unroll: int  # T, rows per stream and gradient
-    reduce: Callable[[Any, Trajectory], Gradients]  # (policy, unroll) -> gradients; picklable, runs in the actor
-    wait: int | Literal["all"] = 1  # streams the learner waits for, before it applies what has come
-    overlap: bool = True  # whether actors go on while the learner learns
-    max_in_flight: int = 1  # unrolls that an actor may have begun or finished before the learner has taken them
-    max_lag: int | None = None  # updates since an unroll's weights, above which its gradients are dropped and counted
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayPlan:
-    """Off-policy data: unrolls are kept, and samples of them drawn, so many updates for each environment step."""
-
-    unroll: int  # T, rows per stream between two deliveries
-    capacity: int  # rows kept, of all streams together
-    batch: int  # B, transitions (or sequences) per update
-    warmup: int  # steps before the first update
-    updates_per_step: float  # updates per environment step after `warmup`, kept exactly
-    gamma: float  # discount per step, of n-step rewards
-    n_step: int = 1
-    length: int = 1  # above 1, or of several agents: samples are Trajectories [length, B]
-    whole_episodes: bool = False  # samples are Trajectories of whole episodes, as long as the longest of the batch
-    alpha: float = 0.0  # exponent of priorities; 0: uniform
-    beta: float = 0.4  # exponent of importance weights at the start; 1 at the end of the run
-    priority_eps: float = 1e-6  # added to each priority, so that none is 0
-    random_start: bool = True  # whether the first `warmup` steps are random actions
-    clip_reward: bool = False  # whether what is learnt from are rewards clipped to [-1, 1], each before they are summed
-    wait: int | Literal["all"] = "all"  # streams a delivery waits for
-    overlap: bool = False  # whether actors go on while the learner learns
-
-
-DataPlan = StreamPlan | GradientPlan | ReplayPlan
 
 
 @dataclass(frozen=True, slots=True)

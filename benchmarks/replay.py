@@ -30,8 +30,8 @@ def sample(obs: str, rows: int, priorities: bool, seconds: float) -> dict[str, A
     import torch
     from sampling import ALPHA, BATCH, BETA, GAMMA, errors, memory_gib, timed
 
-    from rltrain.algorithms.protocol import ReplayPlan
     from rltrain.rollout.replay.replay import Replay
+    from rltrain.rollout.specs import ReplayPlan
     from rltrain.rollout.types import Transition
 
     torch.set_num_threads(1)

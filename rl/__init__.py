@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rltrain.algorithms.off_policy.q_policy import QNetwork, greedy
     from rltrain.algorithms.off_policy.settings import DDPGConfig, DQNConfig, SACConfig, TD3Config
     from rltrain.algorithms.on_policy.settings import A2CConfig, A3CConfig, APPOConfig, IMPALAConfig, PPOConfig
-    from rltrain.algorithms.protocol import Act, Algorithm, GradientPlan, Noise, Policy, ReplayPlan, StreamPlan, Update
+    from rltrain.algorithms.protocol import Act, Algorithm, Noise, Policy, Update
     from rltrain.algorithms.registry import build as build_policy
     from rltrain.algorithms.registry import policy_factory, register_policy
     from rltrain.config.run_config import RunConfig
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rltrain.errors import CheckpointError, ConfigError, Interrupted, RunFailed
     from rltrain.evaluation.evaluate import Evaluation, evaluate
     from rltrain.evaluation.policy import Trained, load
+    from rltrain.rollout.specs import GradientPlan, ReplayPlan, StreamPlan
     from rltrain.rollout.types import Gradients, Trajectory, Transition, discounts, traces
     from rltrain.run import Result
     from rltrain.training_loop import train

@@ -1,4 +1,4 @@
-"""What describes a rollout and its parts: the data that an actor, a pool of opponents and an inference server need."""
+"""Data that describes a rollout and its parts, and the plan by which an algorithm asks for its data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.unroll_rows import VectorEnv
-from rltrain.rollout.types import Trajectory
+from rltrain.rollout.types import Gradients, Trajectory
 
 Kind = tuple[tuple[int, ...], str]  # shape and type of what a policy says of one row
 
@@ -85,3 +85,57 @@ class OpponentPool:
 
     size: int  # places; a new snapshot takes that of the oldest
     share: float  # of games that are played against one
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """The algorithm learns from unrolls in the order in which actors made them, joined in the order of their streams.
+
+    With `wait="all"` and no overlap the data is on-policy. Otherwise the weights change while actors collect: `max_lag`
+    limits by how many updates, and `max_in_flight` how many unrolls an actor may be ahead.
+    """
+
+    unroll: int  # T, rows per stream and unroll
+    wait: int | Literal["all"] = "all"  # streams an update waits for
+    overlap: bool = False  # actors continue while the learner updates
+    max_in_flight: int = 1  # unrolls that an actor may have begun or finished before the learner has received them
+    max_lag: int | None = None  # updates since the weights of an unroll; older unrolls are dropped and counted
+    buffer_size: int = 1  # batches in the circular buffer of IMPACT
+    reuse: int = 1  # updates per batch received, over the batches in the buffer
+
+
+@dataclass(frozen=True, slots=True)
+class GradientPlan:
+    """Actors compute gradients from their own unrolls; the learner applies each in the order of arrival."""
+
+    unroll: int  # T, rows per stream and gradient
+    reduce: Callable[[Any, Trajectory], Gradients]  # (policy, unroll) -> gradients; picklable, runs in the actor
+    wait: int | Literal["all"] = 1  # streams the learner waits for before it applies the gradients received
+    overlap: bool = True  # actors continue while the learner updates
+    max_in_flight: int = 1  # unrolls that an actor may have begun or finished before the learner has received them
+    max_lag: int | None = None  # updates since the weights of an unroll; older gradients are dropped and counted
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayPlan:
+    """Off-policy: a replay keeps the unrolls, and the algorithm learns from samples, a fixed number per step."""
+
+    unroll: int  # T, rows per stream between two deliveries
+    capacity: int  # rows kept, of all streams together
+    batch: int  # B, transitions (or sequences) per update
+    warmup: int  # steps before the first update
+    updates_per_step: float  # updates per environment step after `warmup`, kept exactly
+    gamma: float  # discount per step, of n-step rewards
+    n_step: int = 1
+    length: int = 1  # above 1, or with several agents: samples are Trajectories [length, B]
+    whole_episodes: bool = False  # samples are complete episodes, Trajectories as long as the longest of the batch
+    alpha: float = 0.0  # exponent of priorities; 0: uniform
+    beta: float = 0.4  # exponent of importance weights at the start; 1 at the end of the run
+    priority_eps: float = 1e-6  # added to each priority, so that none is 0
+    random_start: bool = True  # the first `warmup` steps are random actions
+    clip_reward: bool = False  # rewards are clipped to [-1, 1] before they are stored
+    wait: int | Literal["all"] = "all"  # streams a delivery waits for
+    overlap: bool = False  # actors continue while the learner updates
+
+
+DataPlan = StreamPlan | GradientPlan | ReplayPlan  # which data an algorithm learns from

@@ -1,80 +1,176 @@
-"""Operations on trajectories: cut into rounds, stretch to a length, select streams."""
+"""Operations on trajectories, derived from one table of their fields: map, select, cut, join, stretch."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory, Transition
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def part_of(batch: Any, begin: int, end: int) -> Any:
-    """Columns of a Trajectory, or samples of Transitions: views."""
-    columns = slice(begin, end)
+    Batch = TypeVar("Batch", bound=DataclassInstance)
+
+Axes = Literal["T+1", "T", "T/L", "B"]
+AXES: dict[str, Axes] = {  # leading axes of each field of `Trajectory`: rows, then columns B; "B" has no rows
+    "obs": "T+1",
+    "action": "T",
+    "reward": "T",
+    "terminated": "T",
+    "truncated": "T",
+    "first": "T+1",
+    "version": "B",
+    "stream": "B",
+    "row": "B",
+    "extras": "T",
+    "action_mask": "T+1",
+    "core": "T/L",
+    "alive": "T+1",
+    "acting": "T+1",
+    "state": "T+1",
+    "num_rows": "B",
+}
+EPISODES = "episodes"  # the only field without arrays
+
+
+def map_arrays(function: Callable[[Any], Any], batch: Batch, **changes: Any) -> Batch:
+    """Applies `function` to each array of a Trajectory, a Transition or another dataclass of trees of arrays.
+
+    Args:
+        changes: new values of fields, to which `function` is not applied.
+    """
+    names = (field.name for field in fields(batch) if field.name != EPISODES and field.name not in changes)
+    return replace(batch, **{name: tree_map(function, getattr(batch, name)) for name in names}, **changes)
+
+
+def map_axes(functions: Mapping[Axes, Callable[..., Any]], *unrolls: Trajectory, **changes: Any) -> Trajectory:
+    """One trajectory of `functions[axes](array, *arrays of the other unrolls)`, for each array of the first unroll.
+
+    Args:
+        changes: new values of fields, to which no function is applied. `episodes` are those of the first unroll.
+    """
+    values = {
+        name: tree_map(functions[axes], *(getattr(unroll, name) for unroll in unrolls))
+        for name, axes in AXES.items()
+        if name not in changes
+    }
+    return replace(unrolls[0], **values, **changes)
+
+
+def select_columns(batch: Trajectory | Transition, begin: int, end: int) -> Any:
+    """Columns `begin` to `end` of a Trajectory, without its episodes, or samples of a Transition: views."""
     if isinstance(batch, Transition):
-        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        return Transition(
-            **{name: None if x is None else tree_map(lambda x: x[columns], x) for name, x in fields.items()}
-        )
+        return map_arrays(lambda x: x[begin:end], batch)
 
-    def beside(x: Tensor) -> Tensor:
-        return x[:, columns]
+    def columns(x: Any) -> Any:
+        return x[:, begin:end]
 
-    return dataclasses.replace(
-        batch,
-        obs=tree_map(beside, batch.obs),
-        **{name: beside(getattr(batch, name)) for name in ("action", "reward", "terminated", "truncated", "first")},
-        **{name: getattr(batch, name)[columns] for name in ("version", "stream", "row")},
-        extras={name: beside(x) for name, x in batch.extras.items()},
-        core=None if batch.core is None else beside(batch.core),
+    return map_axes({"T+1": columns, "T": columns, "T/L": columns, "B": lambda x: x[begin:end]}, batch, episodes=())
+
+
+def cut_rows(unroll: Trajectory, begin: int, end: int) -> Trajectory:
+    """Rows `begin` to `end` of all columns: views. Without `core`, of which no row may lie at `begin`, and episodes."""
+    end = min(end, unroll.rows)
+    num_rows = None if unroll.num_rows is None else (unroll.num_rows - begin).clip(0, end - begin)
+    return map_axes(
+        {"T+1": lambda x: x[begin : end + 1], "T": lambda x: x[begin:end], "B": lambda x: x},
+        unroll,
+        row=unroll.row + begin,
+        num_rows=num_rows,
+        core=None,
         episodes=(),
-        num_rows=None if batch.num_rows is None else batch.num_rows[columns],
-        **{name: beside(x) for name, x in batch.optional_fields().items()},
     )
 
 
-def rounds(unrolls: list[Any]) -> list[list[Any]]:
-    """Unrolls in pieces that hold each stream once, those of a stream in the order of their rows."""
-    pieces: list[list[Any]] = []
-    seen: dict[int, int] = {}  # by an unroll's first stream: how many there were
-    for unroll in unrolls:
-        stream = int(unroll.stream[0])
-        seen[stream] = seen.get(stream, 0) + 1
-        if seen[stream] > len(pieces):
-            pieces.append([])
-        pieces[seen[stream] - 1].append(unroll)
-    return pieces
+def join_columns(
+    unrolls: Sequence[Trajectory], concatenate: Callable[[Sequence[Any], int], Any] = np.concatenate, rows: int = 0
+) -> Trajectory:
+    """One trajectory of the columns of all unrolls: always a copy.
+
+    Args:
+        concatenate: joins arrays along an axis.
+        rows:        the least number of rows of the result. Shorter unrolls are stretched: see `stretch`.
+    """
+    rows = max([rows, *(unroll.rows for unroll in unrolls)])
+    cores = max(0 if unroll.core is None else len(unroll.core) for unroll in unrolls)
+    unrolls = [stretch(unroll, rows, cores) for unroll in unrolls]
+    if any(unroll.num_rows is not None for unroll in unrolls):
+        unrolls = [replace(unroll, num_rows=_num_rows(unroll)) for unroll in unrolls]
+
+    def along(axis: int) -> Callable[..., Any]:
+        return lambda *arrays: concatenate(arrays, axis)
+
+    episodes = tuple(episode for unroll in unrolls for episode in unroll.episodes)
+    columns = along(1)
+    return map_axes({"T+1": columns, "T": columns, "T/L": columns, "B": along(0)}, *unrolls, episodes=episodes)
 
 
-def stretched(unroll: Trajectory, rows: int, cores: int = 0) -> Trajectory:
-    """The same with `rows` rows, and as many cores: those added repeat the last one, and the rows are marked as reset
-    rows, so that none counts."""
+def join_rows(unrolls: Sequence[Trajectory]) -> Trajectory:
+    """One trajectory of unrolls of the same columns that follow each other in time: a copy, with the first `version`.
+
+    The last observation of an unroll is the first one of the next.
+
+    Raises:
+        ValueError: an unroll was stretched, so that the next one does not follow its last row.
+    """
+    if any(unroll.num_rows is not None for unroll in unrolls):
+        raise ValueError("stretched unrolls cannot be joined along time")
+
+    def rows(*arrays: np.ndarray) -> np.ndarray:
+        return np.concatenate(arrays)
+
+    def rows_and_last(*arrays: np.ndarray) -> np.ndarray:
+        return np.concatenate([*(array[:-1] for array in arrays[:-1]), arrays[-1]])
+
+    episodes = tuple(episode for unroll in unrolls for episode in unroll.episodes)
+    functions: dict[Axes, Callable[..., Any]] = {"T+1": rows_and_last, "T": rows, "T/L": rows, "B": lambda x, *_: x}
+    return map_axes(functions, *unrolls, episodes=episodes)
+
+
+def stretch(unroll: Trajectory, rows: int, cores: int = 0) -> Trajectory:
+    """The unroll with at least `rows` rows and `cores` recurrent states.
+
+    Added rows repeat the last one. They are marked as reset rows, so that no loss and no statistic counts them, and
+    `num_rows` tells how many rows the actor made.
+    """
     missing = rows - unroll.rows
     if missing <= 0:
         return unroll
 
-    def more(x: np.ndarray) -> np.ndarray:
-        return np.concatenate([x, np.repeat(x[-1:], missing, 0)])
+    def repeat_last(x: np.ndarray, count: int = missing) -> np.ndarray:
+        return np.concatenate([x, np.repeat(x[-1:], count, 0)])
 
-    ended = np.zeros((missing, *unroll.reward.shape[1:]), bool)
-    reset = np.ones((missing, len(unroll.stream)), bool)
-    beside: dict[str, Any] = {name: more(x) for name, x in unroll.optional_fields().items()}
-    return dataclasses.replace(
-        unroll,
-        obs=tree_map(more, unroll.obs),
-        action=more(unroll.action),
-        reward=np.concatenate([unroll.reward, np.zeros_like(ended, np.float32)]),
-        terminated=np.concatenate([unroll.terminated, ended]),
-        truncated=np.concatenate([unroll.truncated, ended]),
-        first=np.concatenate([unroll.first, reset]),
-        extras={name: more(x) for name, x in unroll.extras.items()},
-        core=None
-        if unroll.core is None
-        else np.concatenate([unroll.core, np.repeat(unroll.core[-1:], max(0, cores - len(unroll.core)), 0)]),
-        num_rows=np.full(len(unroll.stream), unroll.rows, np.int64),
-        **beside,
-    )
+    functions: dict[Axes, Callable[..., Any]] = {
+        "T+1": repeat_last,
+        "T": repeat_last,
+        "T/L": lambda x: repeat_last(x, max(0, cores - len(x))),
+        "B": lambda x: x,
+    }
+    stretched = map_axes(functions, unroll, num_rows=_num_rows(unroll))
+    for added in (stretched.reward, stretched.terminated, stretched.truncated):
+        added[-missing:] = 0
+    stretched.first[-missing:] = True
+    return stretched
+
+
+def _num_rows(unroll: Trajectory) -> np.ndarray:
+    """[B] the number of rows that the actor made."""
+    return np.full(len(unroll.stream), unroll.rows, np.int64) if unroll.num_rows is None else unroll.num_rows
+
+
+def rounds(unrolls: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    """The unrolls in groups that hold each stream at most once; those of a stream in the order of their rows."""
+    groups: list[list[Trajectory]] = []
+    counts: dict[int, int] = {}  # by the first stream of an unroll
+    for unroll in unrolls:
+        stream = int(unroll.stream[0])
+        counts[stream] = counts.get(stream, 0) + 1
+        if counts[stream] > len(groups):
+            groups.append([])
+        groups[counts[stream] - 1].append(unroll)
+    return groups

@@ -10,7 +10,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ["envs", "rollout", "algorithms", "rl"]  # each may import those before it
-ALGORITHMS_MAY = {"rltrain.rollout.types", "rltrain.rollout.tree", "rltrain.envs.spec"}  # of the lower layers
+ALGORITHMS_MAY = {  # of the lower layers
+    "rltrain.rollout.types",
+    "rltrain.rollout.tree",
+    "rltrain.rollout.trajectories",
+    "rltrain.rollout.specs",
+    "rltrain.envs.spec",
+}
 ORDER = {  # inside a package, top to bottom: a line may import those after it; names on one line, not each other
     "envs": ["make check pickling", "source vector", "multi_agent", "suites", "problems spaces", "spec errors seeding"],
     "rollout": [
@@ -68,6 +74,8 @@ LIGHT = [  # files that --help imports, and so must not import torch while they 
     "rollout/__init__.py",
     "rollout/types.py",
     "rollout/tree.py",
+    "rollout/trajectories.py",
+    "rollout/specs.py",
     "envs/__init__.py",
     "envs/errors.py",
     "envs/spec.py",

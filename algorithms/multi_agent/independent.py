@@ -18,8 +18,9 @@ from rltrain.algorithms.multi_agent.global_state import _width, global_state
 from rltrain.algorithms.multi_agent.settings import MAPPOConfig
 from rltrain.algorithms.multi_agent.turns import own_turns
 from rltrain.algorithms.on_policy.ppo import PPO
-from rltrain.algorithms.protocol import Act, Noise, Stateful, StreamPlan, Update
+from rltrain.algorithms.protocol import Act, Noise, Stateful, Update
 from rltrain.envs.spec import AgentGroup, EnvSpec, Leaf, ObsSpec
+from rltrain.rollout.specs import StreamPlan
 from rltrain.rollout.tree import Tree, leaves, tree_map
 from rltrain.rollout.types import Trajectory
 

@@ -16,9 +16,10 @@ from rltrain.algorithms.multi_agent.maddpg_policy import allowed
 from rltrain.algorithms.multi_agent.settings import MADDPGConfig
 from rltrain.algorithms.networks.batched_mlp import BatchedMLP
 from rltrain.algorithms.off_policy.target_network import TargetNetwork
-from rltrain.algorithms.protocol import ReplayPlan, Stateful, Update
+from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.tree import Tree, tree_map
 from rltrain.rollout.types import Trajectory
 

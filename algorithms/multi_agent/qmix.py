@@ -15,9 +15,10 @@ from rltrain.algorithms.multi_agent.settings import IQLConfig, QMIXConfig, VDNCo
 from rltrain.algorithms.multi_agent.turns import up_to_next_turn, whose_value
 from rltrain.algorithms.off_policy.q_policy import greedy
 from rltrain.algorithms.off_policy.target_network import TargetNetwork
-from rltrain.algorithms.protocol import ReplayPlan, Stateful, Update
+from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rltrain.algorithms.functions.optim import Flat, flatten
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.continuous_policy import deterministic
-from rltrain.algorithms.protocol import ReplayPlan
+from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.tree import Tree
 
 

@@ -10,9 +10,10 @@ from rltrain.algorithms.functions.optim import flatten, linear, make_optimizer, 
 from rltrain.algorithms.functions.returns import gae
 from rltrain.algorithms.networks.mlp import Tape
 from rltrain.algorithms.on_policy.settings import A2CConfig
-from rltrain.algorithms.protocol import Stateful, StreamPlan, Update
+from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.specs import StreamPlan
 from rltrain.rollout.types import Trajectory, discounts, traces
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ from rltrain.algorithms.functions.losses import masked_mean, squared_error
 from rltrain.algorithms.functions.optim import flatten, linear, make_optimizer
 from rltrain.algorithms.functions.returns import lambda_returns
 from rltrain.algorithms.on_policy.settings import A3CConfig
-from rltrain.algorithms.protocol import GradientPlan, Stateful, Update
+from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
-from rltrain.rollout.tree import tree_map, unflatten
+from rltrain.rollout.specs import GradientPlan
+from rltrain.rollout.trajectories import map_arrays
+from rltrain.rollout.tree import unflatten
 from rltrain.rollout.types import Gradients, Trajectory, discounts, traces
 
 
@@ -80,7 +82,7 @@ class Reduce:
 
     def __call__(self, policy: Any, unroll: Trajectory) -> Gradients:
         """Gradients of the loss of all valid rows, clipped by their global norm; none where there is no such row."""
-        batch = tensors(unroll)
+        batch = map_arrays(torch.from_numpy, unroll)  # they share memory
         params = {name: param for name, param in policy.named_parameters() if param.requires_grad}
         arrays, metrics = {}, dict[str, float]()
         if batch.valid.any():
@@ -150,23 +152,3 @@ def statistics(policy: Any, spec: EnvSpec) -> list[str]:
         with torch.no_grad(), learning(tried, 0):
             tried.forward(unflatten(spec.obs, rows), mask, core, torch.zeros(2, 4, dtype=torch.bool))
     return [name for name, buffer in tried.named_buffers() if not torch.equal(buffer, before[name])]
-
-
-def tensors(unroll: Trajectory) -> Trajectory:
-    """An actor's unroll with tensors for arrays, whose memory they share."""
-
-    def maybe(array: Any) -> Any:
-        return None if array is None else torch.from_numpy(array)
-
-    return replace(
-        unroll,
-        obs=tree_map(torch.from_numpy, unroll.obs),
-        action=torch.from_numpy(unroll.action),
-        reward=torch.from_numpy(unroll.reward),
-        terminated=torch.from_numpy(unroll.terminated),
-        truncated=torch.from_numpy(unroll.truncated),
-        first=torch.from_numpy(unroll.first),
-        action_mask=maybe(unroll.action_mask),
-        core=maybe(unroll.core),
-        extras={},
-    )

@@ -14,9 +14,10 @@ from rltrain.algorithms.functions.returns import vtrace
 from rltrain.algorithms.networks.distributions import kl_divergence
 from rltrain.algorithms.networks.mlp import Tape
 from rltrain.algorithms.on_policy.settings import APPOConfig
-from rltrain.algorithms.protocol import Stateful, StreamPlan, Update
+from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.specs import StreamPlan
 from rltrain.rollout.types import Trajectory, discounts, traces
 
 

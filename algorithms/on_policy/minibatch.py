@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rltrain.rollout.trajectories import map_arrays
 from rltrain.rollout.tree import Tree, tree_map
 from rltrain.rollout.types import Trajectory
 
@@ -67,13 +68,14 @@ class FlatBatch:
         """
         order, pieces = _shuffle(len(self), minibatches, generator, places)
         order = order.to(self.advantage.device)
-        mixed = _each(self, lambda x: _gathered(x, order))  # one gather per array; the pieces are views
+        mixed = map_arrays(lambda x: _gathered(x, order), self)  # one gather per array; the pieces are views
         for begin, end in pieces:
-            yield _each(mixed, lambda x, begin=begin, end=end: x[begin:end]) if begin < end else self._blank()  # type: ignore[misc]
+            here = slice(begin, end)
+            yield map_arrays(lambda x, here=here: x[here], mixed) if begin < end else self._blank()  # type: ignore[misc]
 
     def _blank(self) -> FlatBatch:
         """A row that does not count, with which every action is legal."""
-        blank = _each(self, lambda x: x.new_zeros(1, *x.shape[1:]))
+        blank = map_arrays(lambda x: x.new_zeros(1, *x.shape[1:]), self)
         mask = blank.action_mask
         return replace(
             blank,
@@ -191,19 +193,6 @@ def _pieces(n: int, pieces: int) -> list[tuple[int, int]]:
     pieces = max(1, min(pieces, n))
     bounds = [n * i // pieces for i in range(pieces + 1)]
     return [(begin, end) for begin, end in pairwise(bounds) if end > begin]
-
-
-def _each(rows: FlatBatch, function: Callable[[Tensor], Tensor]) -> FlatBatch:
-    mask = rows.action_mask
-    return FlatBatch(
-        obs=function(rows.obs) if isinstance(rows.obs, Tensor) else tree_map(function, rows.obs),
-        action=function(rows.action),
-        log_prob=function(rows.log_prob),
-        value=function(rows.value),
-        advantage=function(rows.advantage),
-        target=function(rows.target),
-        action_mask=None if mask is None else function(mask),
-    )
 
 
 def _gathered(x: Tensor, index: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.networks.mlp import Tape
 from rltrain.algorithms.on_policy.minibatch import FlatBatch, Mean, Sequences
 from rltrain.algorithms.on_policy.settings import PPOConfig
-from rltrain.algorithms.protocol import Stateful, StreamPlan, Update
+from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.specs import StreamPlan
 from rltrain.rollout.types import Trajectory, discounts, traces
 
 

@@ -21,14 +21,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rltrain import algorithms
-from rltrain.algorithms.protocol import DataPlan, GradientPlan, ReplayPlan, Update
+from rltrain.algorithms.protocol import Update
 from rltrain.algorithms.registry import policy_factory, register_policy
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError, LearnerLost
 from rltrain.learner.algorithm import make_algorithm, torch_device
 from rltrain.learner.batches import tensors
-from rltrain.learner.process_group import Shared, as_arrays, dissolve, form, parts_of, plain
+from rltrain.learner.process_group import Shared, as_arrays, dissolve, form, parts_of
+from rltrain.rollout.specs import DataPlan, GradientPlan, ReplayPlan
+from rltrain.rollout.trajectories import map_arrays
 from rltrain.rollout.types import Trajectory
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.process import ProcessHandle
@@ -104,7 +106,7 @@ class LearnerGroup(Shared):
         before = self.seconds
         try:
             for rank, (split, part) in enumerate(parts[1:], 1):
-                self._send(("update", progress, split, known, plain(part), buffers), rank)
+                self._send(("update", progress, split, known, map_arrays(_array, part), buffers), rank)
             self._buffers = None
             split, part = parts[0]
             self.take(split, valid)
@@ -268,6 +270,10 @@ def cuda_devices() -> int:
 def _last(lost: ActorLost) -> str:
     """The last line of why: of a traceback, what was raised."""
     return lost.detail.strip().splitlines()[-1]
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.cpu().numpy()
 
 
 def _buffers(algorithm: Any) -> list[Tensor]:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rltrain.algorithms.protocol import ReplayPlan, StreamPlan
 from rltrain.errors import RunFailed, diverged
-from rltrain.learner.batches import _plain, _unrolls, join, tensors
-from rltrain.rollout.trajectories import part_of
+from rltrain.learner.batches import from_checkpoint, join, tensors, to_checkpoint
+from rltrain.rollout.specs import ReplayPlan, StreamPlan
+from rltrain.rollout.trajectories import select_columns
 from rltrain.rollout.types import Trajectory, Transition
 
 Block = Callable[[], dict[str, np.ndarray]]
@@ -91,12 +91,12 @@ class StreamFeed:
     def state(self) -> tuple[dict[str, Any], dict[str, Block]]:
         if self._most == 1:
             return {}, {}
-        kept = [_plain(batch) for batch in self._kept]
+        kept = [to_checkpoint(batch) for batch in self._kept]
         return {"came": self._came, "used": self._used, "kept": kept}, {}
 
     def load(self, state: dict[str, Any], blocks: dict[str, Block]) -> None:
         self._came, self._used = int(state.get("came", 0)), int(state.get("used", 0))
-        self._kept = [_unrolls(saved, self._device) for saved in state.get("kept", [])]
+        self._kept = [from_checkpoint(saved, self._device) for saved in state.get("kept", [])]
 
 
 class GradientFeed:
@@ -190,4 +190,4 @@ def in_batches(unrolls: Trajectory, wait: int | Literal["all"]) -> Iterator[Traj
         yield unrolls
         return
     for piece in range(pieces):
-        yield part_of(unrolls, streams * piece // pieces, streams * (piece + 1) // pieces)
+        yield select_columns(unrolls, streams * piece // pieces, streams * (piece + 1) // pieces)

@@ -6,7 +6,6 @@ What each process does in it, whichever of them it is: forming it, taking a part
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import os
@@ -28,8 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from rltrain.algorithms.functions.gradient_sync import Merge, Moments
 from rltrain.errors import LearnerLost
-from rltrain.rollout.trajectories import part_of
-from rltrain.rollout.tree import tree_map
+from rltrain.rollout.trajectories import select_columns
 from rltrain.rollout.types import Trajectory
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
@@ -210,7 +208,7 @@ def parts_of(batch: Any, size: int) -> list[tuple[Split, Any]]:
     found = []
     for begin, end in itertools.pairwise(bounds):
         seen = (begin, end) if begin < end else (0, 1)
-        found.append((Split(total, begin, end), part_of(batch, *seen)))
+        found.append((Split(total, begin, end), select_columns(batch, *seen)))
     return found
 
 
@@ -223,11 +221,3 @@ def as_arrays(node: Any) -> Any:
     if isinstance(node, list | tuple):
         return [as_arrays(value) for value in node]
     return node
-
-
-def plain(batch: Any) -> Any:
-    """A batch with arrays for tensors, without the episodes, which were told when it came."""
-    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "episodes"}
-    return type(batch)(
-        **{name: None if x is None else tree_map(lambda x: x.cpu().numpy(), x) for name, x in fields.items()}
-    )

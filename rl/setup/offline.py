@@ -8,12 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from rltrain.algorithms.protocol import ReplayPlan
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.learner.batches import tensors
 from rltrain.learner.feed import ReplayFeed
 from rltrain.learner.learner import Learner
 from rltrain.rollout.replay.ring import NoStack
+from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.types import Trajectory, Weights
 from rltrain.storage.recording import Recording
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rltrain.algorithms.protocol import DataPlan, GradientPlan, ReplayPlan, StreamPlan
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
 from rltrain.learner.algorithm import torch_device
 from rltrain.learner.feed import Feed, GradientFeed, ReplayFeed, StreamFeed
 from rltrain.rollout.replay.replay import rows_of
+from rltrain.rollout.specs import DataPlan, GradientPlan, ReplayPlan, StreamPlan
 from rltrain.setup.offline import OfflineFeed
 from rltrain.storage.recording import Recording
 from rltrain.system import free_space as room

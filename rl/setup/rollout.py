@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from rltrain.algorithms.networks.mlp import turned
-from rltrain.algorithms.protocol import DataPlan, GradientPlan, ReplayPlan, StreamPlan
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.pickling import self_contained
 from rltrain.envs.spec import EnvSpec
@@ -18,7 +17,7 @@ from rltrain.rollout.actor.batch_invariance import InBlocks, rows_agree, rows_mo
 from rltrain.rollout.actor.opponents import PLAYERS
 from rltrain.rollout.inference.client import inference_of
 from rltrain.rollout.scheduler import Rollout
-from rltrain.rollout.specs import OpponentPool, RolloutSpec
+from rltrain.rollout.specs import DataPlan, GradientPlan, OpponentPool, ReplayPlan, RolloutSpec, StreamPlan
 from rltrain.rollout.types import Weights
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.setup.cluster import elsewhere

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,9 @@ from rltrain.rollout.replay.ring import (
 )
 from rltrain.rollout.replay.samples import sequences, transitions
 from rltrain.rollout.replay.sum_tree import SumTree
-from rltrain.rollout.tree import leaves, tree_map
+from rltrain.rollout.specs import ReplayPlan
+from rltrain.rollout.trajectories import cut_rows
+from rltrain.rollout.tree import leaves
 from rltrain.rollout.types import Trajectory, Transition
 
 ROW_BITS = 40  # of an index: the row; above them the stream
@@ -52,7 +53,7 @@ class Replay:
         ValueError: `plan` asks for what cannot be.
     """
 
-    def __init__(self, spec: EnvSpec, streams: int, plan: Plan, seed: int, folder: Path | None = None) -> None:
+    def __init__(self, spec: EnvSpec, streams: int, plan: ReplayPlan, seed: int, folder: Path | None = None) -> None:
         self.spec, self.plan = spec, plan
         self.n_step = plan.n_step if plan.length == 1 else 1
         self._streams = streams
@@ -66,7 +67,7 @@ class Replay:
         self._top = 1.0  # the largest priority seen, before alpha
 
     @staticmethod
-    def bytes_needed(spec: EnvSpec, streams: int, plan: Plan) -> int:
+    def bytes_needed(spec: EnvSpec, streams: int, plan: ReplayPlan) -> int:
         """What a full replay takes: in memory, or on disk but for the priorities. ValueError as for the replay."""
         rows = streams * (rows_of(streams, plan) + 1 + history(spec))
         return rows * row_bytes(spec) + (SumTree.bytes_needed(rows) if plan.alpha else 0)
@@ -94,7 +95,7 @@ class Replay:
             self._append(unroll)
         else:
             for begin in range(0, len(unroll.reward), most):
-                self._append(_piece(unroll, begin, begin + most))
+                self._append(cut_rows(unroll, begin, begin + most))
 
     def _append(self, unroll: Trajectory) -> None:
         stream, first, obs = unroll.stream, unroll.first, leaves(unroll.obs)
@@ -359,53 +360,7 @@ class Replay:
             self._top = float(small["top"])
 
 
-def _piece(unroll: Trajectory, begin: int, end: int) -> Trajectory:
-    """Rows begin to end of a long unroll."""
-    end = min(end, len(unroll.reward))
-
-    def cut(array: np.ndarray) -> np.ndarray:
-        return array[begin : end + 1]
-
-    return replace(
-        unroll,
-        obs=tree_map(cut, unroll.obs),
-        action=unroll.action[begin:end],
-        reward=unroll.reward[begin:end],
-        terminated=unroll.terminated[begin:end],
-        truncated=unroll.truncated[begin:end],
-        first=cut(unroll.first),
-        row=unroll.row + begin,
-        extras={},
-        core=None,
-        episodes=(),
-        **{name: cut(array) for name, array in unroll.optional_fields().items()},
-    )
-
-
-class Plan(Protocol):
-    """What a replay is asked for: `rltrain.algorithms.protocol.ReplayPlan`."""
-
-    @property
-    def capacity(self) -> int: ...
-    @property
-    def batch(self) -> int: ...
-    @property
-    def gamma(self) -> float: ...
-    @property
-    def n_step(self) -> int: ...
-    @property
-    def length(self) -> int: ...
-    @property
-    def whole_episodes(self) -> bool: ...
-    @property
-    def alpha(self) -> float: ...
-    @property
-    def beta(self) -> float: ...
-    @property
-    def priority_eps(self) -> float: ...
-
-
-def rows_of(streams: int, plan: Plan) -> int:
+def rows_of(streams: int, plan: ReplayPlan) -> int:
     """Rows kept of each stream. ValueError where the plan asks for what cannot be."""
     rows = -(-plan.capacity // streams)
     least = max(plan.n_step, plan.length) + 1

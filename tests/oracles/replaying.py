@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 import rltrain
-from rltrain.algorithms.protocol import Act, Noise, ReplayPlan, Stateful, Update
+from rltrain.algorithms.protocol import Act, Noise, Stateful, Update
 from rltrain.algorithms.registry import build, policy_factory
 from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.tree import Tree, leaves
 from rltrain.rollout.types import Trajectory, Transition
 

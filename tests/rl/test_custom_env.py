@@ -163,8 +163,8 @@ class Reinforce:
     """An algorithm of a user, with an optimiser of torch and a counter of its own."""
 
     def __init__(self, spec: Any, config: Any, device: torch.device, seed: int, streams: int) -> None:
-        from rltrain.algorithms.protocol import StreamPlan
         from rltrain.algorithms.registry import build, policy_factory
+        from rltrain.rollout.specs import StreamPlan
 
         self.plan = StreamPlan(unroll=config.unroll)
         self.policy = build(policy_factory(config.policy), spec, config, streams, seed).to(device)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from oracles.acting import Bench
 
-from rltrain.algorithms.protocol import StreamPlan
 from rltrain.learner.batches import join
 from rltrain.learner.feed import StreamFeed, in_batches
 from rltrain.learner.learner import Learner
-from rltrain.rollout.trajectories import rounds, stretched
+from rltrain.rollout.specs import StreamPlan
+from rltrain.rollout.trajectories import rounds, stretch
 from rltrain.rollout.tree import leaves
 from rltrain.rollout.types import Trajectory
 
@@ -85,7 +85,7 @@ def test_rows_that_were_added_teach_nothing(algo: str, env: str) -> None:
 def test_a_stretched_unroll_is_the_unroll_and_then_nothing() -> None:
     _, (unroll,) = acted("ppo", "probe:memory", memory="gru", memory_size=8, sequence=4)
     short = first_rows(unroll, 3)
-    long = stretched(short, 8, cores=2)
+    long = stretch(short, 8, cores=2)
     assert long.rows == 8
     assert not long.valid[3:].any()
     assert long.steps == short.steps
@@ -96,7 +96,7 @@ def test_a_stretched_unroll_is_the_unroll_and_then_nothing() -> None:
         np.testing.assert_array_equal(getattr(long, name)[:3], getattr(short, name))
     np.testing.assert_array_equal(long.obs[:4], short.obs)
     np.testing.assert_array_equal(long.first[:4], short.first)
-    assert stretched(unroll, 8) is unroll
+    assert stretch(unroll, 8) is unroll
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ import torch
 from oracles.replaying import Tiny, TinyConfig
 
 import rltrain
-from rltrain.algorithms.protocol import ReplayPlan, Update
+from rltrain.algorithms.protocol import Update
 from rltrain.envs.make import look, resolve
 from rltrain.learner.batches import tensors
 from rltrain.learner.feed import ReplayFeed, StreamFeed
 from rltrain.learner.learner import Learner
 from rltrain.rollout.replay.replay import Replay
+from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.types import Trajectory
 
 CPU = torch.device("cpu")

@@ -10,12 +10,13 @@ import torch
 from oracles.faulty import config_of
 
 from rltrain.algorithms.networks.mlp import BIG
-from rltrain.algorithms.protocol import Act, StreamPlan
+from rltrain.algorithms.protocol import Act
 from rltrain.config.load import load
 from rltrain.envs.make import look, resolve
 from rltrain.envs.spec import EnvSpec
 from rltrain.learner.algorithm import make_policy
 from rltrain.rollout.actor.batch_invariance import InBlocks, rows_agree, rows_move
+from rltrain.rollout.specs import StreamPlan
 from rltrain.setup.environment import world
 from rltrain.setup.rollout import rollout_plan
 from rltrain.system.torch_setup import one_thread

@@ -10,12 +10,12 @@ import pytest
 from oracles.acting import Bench
 from oracles.games import Masked
 
-from rltrain.algorithms.protocol import ReplayPlan
 from rltrain.envs.make import look, resolve
 from rltrain.envs.problems.games import Generations
 from rltrain.rollout.actor.episodes import EpisodeTracker, TeamTracker
 from rltrain.rollout.actor.play import play
 from rltrain.rollout.replay.replay import Replay
+from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.tree import leaves, tree_map
 from rltrain.rollout.types import Episode, Trajectory
 
