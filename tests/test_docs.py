@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -20,10 +21,9 @@ from rltrain import cli
 from rltrain.algorithms import for_several, names, settings_class
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OTHERS = {"--logdir", "--resources", "--scheduler-file"}  # flags of other people's commands
 COMMANDS = {"rltrain": "main", "rleval": "main_eval"}
-SMALL = ["--steps=300", "--streams=2", "--unroll=16", "--eval-episodes=2", "--workers=0", "--quiet", "--json"]
 
 page = pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
 
@@ -98,38 +98,74 @@ def test_every_file_that_is_named_exists(file: Path) -> None:
         assert (ROOT / name).exists(), name
 
 
-@page
-def test_every_example_runs(file: Path, tmp_path: Path) -> None:
-    """In the order of the page, in one folder and process: Python with few steps, then the commands on its files."""
-    text = file.read_text()
-    found = blocks(text, "python")
-    if not found:
-        pytest.skip("no Python on this page")
-    names = []
-    for number, block in enumerate(found):
-        head = re.match(r"# ([\w.]+\.py)\n", block)
-        names.append(head[1] if head else f"example{number}.py")
-        assert "steps=" in block or "rltrain.train" not in block
-        small = re.sub(r"steps=[\d_]+", "steps=300, streams=2, unroll=16, eval_episodes=2, quiet=True", block)
-        (tmp_path / names[-1]).write_text(re.sub(r"workers=\d+", "workers=0", small))
-    runs = [[*words[1:], *SMALL] for words in commands(text) if words[0] == "rltrain" and ".py:" in " ".join(words)]
-    driver = (
-        "import json, runpy, sys, rltrain, rltrain.cli\n"
-        "names, runs = json.loads(sys.argv[1])\n"
-        "sys.path.insert(0, '')\n"
-        "for name in names: runpy.run_path(name, run_name='__main__')\n"
-        "sys.path.remove('')\n"
-        "for run in runs: assert rltrain.cli.main(run) == 0, run\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", driver, json.dumps([names, runs])], cwd=tmp_path, capture_output=True, text=True
-    )
+def examples(page: Path) -> list[tuple[str, str]]:
+    """The Python blocks of a page, each with the name of its file: that of its first line, or a number."""
+    heads = [(re.match(r"# ([\w.]+\.py)\n", block), block) for block in blocks(page.read_text(), "python")]
+    return [(head[1] if head else f"example{number}.py", block) for number, (head, block) in enumerate(heads)]
+
+
+def runnable(page: Path) -> list[str]:
+    """What a reader of a page can run: its Python files that do something, and the commands on them."""
+    scripts = [f"python {name}" for name, block in examples(page) if "rltrain.train(" in block]
+    lines = [line for block in blocks(page.read_text(), "sh") for line in block.splitlines()]
+    return scripts + [line for line in lines if line.startswith("rltrain ") and ".py:" in line and "/" not in line]
+
+
+def folder_of(page: Path, tmp_path: Path) -> Path:
+    """A folder with the Python files of a page, exactly as printed."""
+    for name, block in examples(page):
+        (tmp_path / name).write_text(block)
+    return tmp_path
+
+
+def run(folder: Path, *words: str) -> str:
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    for run in sorted((tmp_path / "runs").glob("*corridor.py*")):  # a torso of the user's is found again
-        code = "import sys, rltrain.cli; sys.path.remove(''); "
-        code += f"sys.exit(rltrain.cli.main_eval(['{run}', '--episodes', '2']))"
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("page", "line"),
+    [pytest.param(page, line, id=f"{page.name}: {line}") for page in PAGES for line in runnable(page)],
+)
+def test_every_example_runs_exactly_as_printed(page: Path, line: str, tmp_path: Path) -> None:
+    """In a folder with the files of its page. A run of a command is then evaluated: what it names is found again."""
+    command, *words = shlex.split(line)
+    if command == "python":
+        run(folder_of(page, tmp_path), sys.executable, *words)
+    else:
+        run(folder_of(page, tmp_path), sys.executable, "-m", "rltrain", *words)
+        (made,) = (tmp_path / "runs").iterdir()
+        code = "import sys, rltrain.cli; sys.path.remove(''); sys.exit(rltrain.cli.main_eval())"
+        run(tmp_path, sys.executable, "-c", code, str(made), "--episodes", "2")
+
+
+def test_examples_run_in_a_notebook_too(tmp_path: Path) -> None:
+    """A cell of a notebook is run by `exec` in `__main__`: its classes are in no file that a worker could import."""
+    folder = folder_of(ROOT / "docs" / "adding.md", tmp_path)
+    run(folder, sys.executable, "-c", "exec(open('linear.py').read())")
+
+
+@page
+def test_examples_import_rltrain_and_nothing_below_it(file: Path) -> None:
+    for name, block in examples(file):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Import):
+                assert not [alias.name for alias in node.names if alias.name.startswith("rltrain.")], name
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "rltrain":
+                assert node.module == "rltrain", name
+                assert {alias.name for alias in node.names} <= set(rltrain.__all__), name
+            elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "rltrain":
+                assert node.attr in rltrain.__all__, name
+
+
+@page
+def test_the_prose_names_public_names_only(file: Path) -> None:
+    """`rltrain.NAME` in the text is part of the API, or a module that `python -m` starts."""
+    prose = re.sub(r"^```.*?^```", "", file.read_text(), flags=re.M | re.S)
+    named = set(re.findall(r"`rltrain\.(\w+)", prose))
+
+    assert named <= {*rltrain.__all__, "__version__", "train"}
 
 
 def test_the_api_page_lists_what_there_is() -> None:
@@ -137,7 +173,9 @@ def test_the_api_page_lists_what_there_is() -> None:
     listed = re.findall(r"^\| `rltrain\.(\w+)", text, re.M)
 
     assert sorted(listed) == sorted(rltrain.__all__)
-    for module, items in re.findall(r"^\| `rltrain\.(networks|losses|returns)` \| (.*) \|$", text, re.M):
+    for module, items in re.findall(
+        r"^\| `rltrain\.(networks|distributions|losses|returns|optim)` \| (.*) \|$", text, re.M
+    ):
         for name in re.findall(r"`(\w+)`", items):
             assert name in ("discount", "trace") or hasattr(getattr(rltrain, module), name), name
 
