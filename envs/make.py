@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 from rltrain.envs.errors import EnvError, EnvFault
-from rltrain.envs.source import FORMS, EnvSource, _registered
+from rltrain.envs.source import FORMS, EnvSource, registered
 from rltrain.envs.spaces import MASK, env_spec, stacked
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.suites.frame_stack import frames
@@ -40,7 +40,7 @@ def resolve(
         return EnvSource(env.name, env.target, {**env.kwargs, **arguments}, env.folder, env.share)
     folder = os.getcwd()
     if isinstance(env, str):
-        return EnvSource(env, _registered.get(env, env), arguments, folder, share)
+        return EnvSource(env, registered(env), arguments, folder, share)
     if not callable(env):
         raise EnvError(f"{env!r} is not an environment's name, class or function. It may be {FORMS}.")
     return EnvSource(getattr(env, "__qualname__", type(env).__name__), env, arguments, folder, share)

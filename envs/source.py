@@ -52,6 +52,11 @@ def register_env(name: str, factory: Callable[..., Any]) -> None:
     _registered[name] = factory
 
 
+def registered(name: str) -> str | Callable[..., Any]:
+    """The factory that `register_env` got for a name, or the name itself."""
+    return _registered.get(name, name)
+
+
 @dataclass(frozen=True)
 class EnvSource:
     """What makes environments. Travels to other processes by cloudpickle; a name is looked up again in each.

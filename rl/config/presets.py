@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent  # rl/ in a checkout, rltrain/ in a wheel
 
 
 def folders() -> list[Path]:
-    """Where tuned settings may lie: beside the packages (a checkout), or within this one (a wheel)."""
-    return [folder for folder in (HERE.parent / "configs", HERE / "configs") if folder.is_dir()]
+    """Folders of tuned settings: configs/ of a checkout, or rltrain/configs of an installed wheel."""
+    return [folder for folder in (PACKAGE.parent / "configs", PACKAGE / "configs") if folder.is_dir()]
 
 
 def file_name(env: str) -> str:

@@ -236,6 +236,10 @@ PRELOAD = (
     "gymnasium",
     "rltrain.algorithms.on_policy.settings",
     "rltrain.algorithms.on_policy.actor_critic",
+    "rltrain.algorithms.off_policy.continuous_policy",
+    "rltrain.algorithms.off_policy.q_policy",
+    "rltrain.algorithms.multi_agent.maddpg_policy",
+    "rltrain.algorithms.multi_agent.q_policy",
     "rltrain.setup.rollout",
 )
 INNER = ("settings", "preset_file", "reloadable")  # not flags: they follow from the others

@@ -19,6 +19,7 @@ from rltrain.config.flags import literal
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import EnvError
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, RunFailed
+from rltrain.storage import run_folder
 
 HELP = ["--help"], ["--algo", "ppo", "--help"], ["--algo=a2c", "--help"]
 
@@ -175,7 +176,7 @@ def test_rleval_answers_in_one_line_too(argv: list[str], words: str, capsys: pyt
 
 def test_resume_takes_a_folder_and_few_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = parsed("--seed", "4", "--lr", "1e-3", "--workers", "0")
-    (tmp_path / config.RUN_FILE).write_text(json.dumps({"config": first.to_json()}))
+    (tmp_path / run_folder.RUN_FILE).write_text(json.dumps({"config": first.to_json()}))
 
     again, folder = cli.parse(["--resume", str(tmp_path)])
     longer, _ = cli.parse(["--resume", str(tmp_path), "--steps", "200000", "--json"])

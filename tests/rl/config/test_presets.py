@@ -23,7 +23,7 @@ def test_names_with_slashes_and_colons_have_files() -> None:
 
 
 def test_both_places_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presets, "HERE", tmp_path / "rl")
+    monkeypatch.setattr(presets, "PACKAGE", tmp_path / "rl")
     assert presets.find("ppo", "Task-v0") is None
 
     inside = tmp_path / "rl" / "configs" / "ppo" / "Task-v0.toml"
@@ -63,15 +63,9 @@ def test_a_wheel_holds_the_tuned_settings_and_nothing_else_of_the_house(tmp_path
 
     assert done.returncode == 0, done.stdout + done.stderr
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert "rl/configs/ppo/Task-v0.toml" in names
-    assert "rl/py.typed" in names
-    assert {name.partition("/")[0].partition("-")[0] for name in names} == {
-        "rl",
-        "algorithms",
-        "rollout",
-        "envs",
-        "rltrain",
-    }
+    assert "rltrain/configs/ppo/Task-v0.toml" in names
+    assert "rltrain/py.typed" in names
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"rltrain"}
 
 
 def test_games_without_a_file_of_their_own_share_one() -> None:

@@ -367,7 +367,7 @@ def test_a_scheduler_that_is_not_there_is_one_line(
     tmp_path: Path, launch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = command(*PPO, "--workers", "2", "--cluster", "tcp://127.0.0.1:1")
-    code = words[2].replace("import sys;", "import sys, rollout.cluster as c; c.CONNECT_SECONDS = 1.0;")
+    code = words[2].replace("import sys;", "import sys, rltrain.rollout.cluster.connect as c; c.CONNECT_SECONDS = 1.0;")
     done = subprocess.run([*words[:2], code, *words[3:]], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

@@ -20,7 +20,7 @@ from rltrain.system.signals import Signals, held, sigterm_stops
 HANGS = """
 import time
 from pathlib import Path
-from rltrain.envs.probes import Counter
+from rltrain.envs.problems.probes import Counter
 
 class Hangs(Counter):
     def step(self, action):

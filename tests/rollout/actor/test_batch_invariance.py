@@ -193,7 +193,7 @@ def test_blocks_are_the_same_policy(env: str) -> None:
 
 def test_a_run_cuts_such_a_policy_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     from rltrain.algorithms.on_policy import actor_critic as policies
-    from rltrain.setup import rollout as setup
+    from rltrain.learner import algorithm as setup
 
     config = config_of("CartPole-v1", streams=20)
     here = world(config)
@@ -204,7 +204,7 @@ def test_a_run_cuts_such_a_policy_into_blocks(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_run_looks_at_rows_as_actors_compute_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one thread, however many the learner has: more may cut sums in other ways for other widths."""
-    from rltrain.setup import rollout as setup
+    from rltrain.learner import algorithm as setup
 
     threads, before = list[int](), torch.get_num_threads()
     for name in ("rows_agree", "rows_move"):
