@@ -84,7 +84,8 @@ def test_a_folder_that_cannot_be_made_is_named(
 def test_a_run_has_one_user(tmp_path: Path, capsys: Any) -> None:
     run = begun(tmp_path)
     capsys.readouterr()
-    text = "import sys; from pathlib import Path; from rltrain.storage.run_folder import lock; held = lock(Path(sys.argv[1]))"
+    text = "import sys; from pathlib import Path; from rltrain.storage.run_folder import lock; "
+    text += "held = lock(Path(sys.argv[1]))"
     with subprocess.Popen(
         [sys.executable, "-c", f"{text}; print(flush=True); sys.stdin.read()", str(run)],
         stdin=subprocess.PIPE,
