@@ -24,8 +24,8 @@ from rltrain.reporting.console import Console
 from rltrain.reporting.metrics import Metrics, Window
 from rltrain.reporting.report import Report
 from rltrain.rollout.replay.ring import NoStack
-from rltrain.rollout.scheduler import Failed
 from rltrain.rollout.specs import RolloutSpec
+from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.types import Episode, Trajectory, Weights
 from rltrain.rollout.workers.handle import ActorLost, ClusterLost
 from rltrain.self_play import SelfPlay
@@ -204,7 +204,7 @@ class Run:
     def settle(self) -> None:
         """Wait for the unrolls under way, and learn from them as from any other: afterwards nobody acts."""
         progress = self.progress
-        unrolls = self.rollout.rest()
+        unrolls = self.rollout.drain()
         if unrolls:
             self.learner.step(unrolls, progress)
             self.rollout.publish(self.learner.weights(self.rollout.steps))
@@ -239,7 +239,7 @@ class Run:
     def _snapshot(self) -> None:
         """The newest policy becomes an opponent too, when that is due."""
         if self.self_play is not None and self.self_play.due(self.rollout.steps):
-            self.rollout.keep(*self.self_play.take(self.learner.frozen(self.rollout.steps)))
+            self.rollout.publish_opponent(*self.self_play.take(self.learner.frozen(self.rollout.steps)))
 
     def finish(self) -> Result:
         """The last evaluation, the last checkpoint, the result."""
@@ -280,7 +280,7 @@ class Run:
         feed, blocks = self.learner.feed.state()
         if self.recorder is not None:
             self.recorder.flush()
-        rollout = self.rollout.blind_state() if blind else self.rollout.state()
+        rollout = self.rollout.state_without_actors() if blind else self.rollout.state()
         state = {
             "learner": self.learner.state(),
             "feed": feed,
@@ -314,7 +314,7 @@ class Run:
         self.window.load(state["window"])
         if self.self_play is not None:
             for place, snapshot in enumerate(self.self_play.load(state["self_play"])):
-                self.rollout.keep(place, snapshot)
+                self.rollout.publish_opponent(place, snapshot)
         evaluation = state["evaluation"]
         self.eval_return, self.best, self.good = evaluation["return"], evaluation["best"], int(evaluation["good"])
         self.evaluated = int(evaluation["evaluated"])
@@ -385,8 +385,8 @@ class Run:
 
     def _asked(self, again: bool) -> None:
         """Stop after the update under way; asked again, or after a while, give up the unrolls under way."""
-        patience = 0.0 if again else time.monotonic() + GRACE_SECONDS
-        self.rollout.patience = min(self.rollout.patience, patience)
+        deadline = 0.0 if again else time.monotonic() + GRACE_SECONDS
+        self.rollout.deadline = min(self.rollout.deadline, deadline)
 
     def _signalled(self) -> bool:
         return self.signals.signum is not None
@@ -403,7 +403,7 @@ class Run:
         """The checkpoint of a run that cannot go on, and the exception to raise."""
         try:
             path = self.checkpoint(blind)
-        except (Failed, ClusterLost, LearnerLost, InterruptedError):  # now the actors cannot be asked either
+        except (WorkerFailed, ClusterLost, LearnerLost, InterruptedError):  # now the actors cannot be asked either
             return self.fail(failed, blind=True)
         except RunFailed as second:  # the disk is full too
             return RunFailed(f"{failed}\nno checkpoint: {second}")
@@ -420,14 +420,14 @@ def open_run(config: RunConfig, resume: str | Path | None = None) -> Iterator[Ru
     with Signals() as signals:
         try:
             run = Run(config, None if resume is None else Path(resume), signals)
-        except (Failed, ActorLost, ClusterLost, LearnerLost) as failed:
+        except (WorkerFailed, ActorLost, ClusterLost, LearnerLost) as failed:
             what = "started" if resume is None else "resumed; its checkpoints are as they were"
             raise RunFailed(f"it could not be {what}: {failed}") from None
         except Stop as stop:
             raise Interrupted(stop.signum, "interrupted while it started") from None
         try:
             yield run
-        except (Failed, ActorLost, ClusterLost, LearnerLost, NoStack) as failed:
+        except (WorkerFailed, ActorLost, ClusterLost, LearnerLost, NoStack) as failed:
             raise run.fail(failed, blind=True) from None
         except EvaluationFailed as failed:
             raise run.fail(failed, blind=False) from None

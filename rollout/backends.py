@@ -12,7 +12,7 @@ from rltrain.rollout.shared_memory.observations import ObservationSlots
 from rltrain.rollout.shared_memory.weights import WeightsBoard
 from rltrain.rollout.specs import ActorJob, RolloutSpec
 from rltrain.rollout.types import Trajectory, Weights
-from rltrain.rollout.workers.handle import ActorLost, Handle
+from rltrain.rollout.workers.handle import Handle
 from rltrain.rollout.workers.in_process import LocalHandle
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ class Backend(Protocol):
     def open(self, job: ActorJob, central: InferenceSupervisor | None) -> Handle:
         """Start an actor. Raises ActorLost, NoNode or ClusterLost if that cannot be."""
 
-    def whole(self, worker: int, answer: Any) -> Any:
+    def unpack(self, worker: int, answer: Any) -> Any:
         """The unroll that an actor sent, its observations included."""
 
     def publish(self, weights: Weights) -> None:
         """Let the unrolls that begin from now on use these weights."""
 
-    def keep(self, place: int, snapshot: Weights) -> None:
+    def publish_opponent(self, index: int, snapshot: Weights) -> None:
         """Let the games that begin from now on meet this opponent."""
 
     def check(self) -> None:
@@ -73,19 +73,16 @@ class Here:
         desk = central.ticket(job.worker) if central is not None else None
         pool = [board.memory.ticket() for board in self._pool]
         tickets = (weights, self._life.ticket(), self._slots.ticket(job), desk, pool)
-        try:
-            return ProcessHandle(job.worker, Build(job), *tickets)
-        except (OSError, EOFError) as error:
-            raise ActorLost(job.worker, f"its process could not be started: {error!r}") from None
+        return ProcessHandle(job.worker, Build(job), *tickets)
 
-    def whole(self, worker: int, answer: Any) -> Any:
+    def unpack(self, worker: int, answer: Any) -> Any:
         return self._slots.whole(worker, answer)
 
     def publish(self, weights: Weights) -> None:
         self.board.publish(weights)
 
-    def keep(self, place: int, snapshot: Weights) -> None:
-        self._pool[place].publish(snapshot)
+    def publish_opponent(self, index: int, snapshot: Weights) -> None:
+        self._pool[index].publish(snapshot)
 
     def check(self) -> None:
         """Nothing to say: what runs here is there as long as we are."""
@@ -120,15 +117,15 @@ class Elsewhere:
     def open(self, job: ActorJob, central: InferenceSupervisor | None) -> Handle:
         return self._cluster.open(job)
 
-    def whole(self, worker: int, answer: Any) -> Any:
+    def unpack(self, worker: int, answer: Any) -> Any:
         unroll = answer[0]
         return decompressed(unroll) if isinstance(unroll, Trajectory) else unroll
 
     def publish(self, weights: Weights) -> None:
         self._cluster.publish(weights)
 
-    def keep(self, place: int, snapshot: Weights) -> None:
-        self._cluster.keep(place, snapshot)
+    def publish_opponent(self, index: int, snapshot: Weights) -> None:
+        self._cluster.keep(index, snapshot)
 
     def check(self) -> None:
         self._cluster.check()

@@ -1,4 +1,4 @@
-"""Supervision of actors: which unrolls each has to do, whether it still makes progress, when it is restarted."""
+"""Supervision of workers: start, progress watch, timeout, restart with back-off; unrolls in flight of an actor."""
 
 from __future__ import annotations
 
@@ -10,128 +10,213 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
+from typing import Any
 
 from rltrain.rollout.shared_memory.heartbeat import Heartbeat
-from rltrain.rollout.workers.handle import Handle
+from rltrain.rollout.workers.handle import ActorLost, Handle, NoNode
 
-START_SECONDS = 30.0  # that an actor may take until its first step, if the timeout is shorter
+START_SECONDS = 30.0  # allowed until the first step of a new worker, if the timeout is shorter
 BACKOFF = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # seconds before the n-th restart in a row
-SLOW = 4.0  # how many times slower than the others an actor must be to be given shorter unrolls
-READ_SECONDS = 1e-4  # between two looks at whether an actor has read its weights
-SHORTEST = 4  # rows of such an unroll, at least
+NO_NODE_SECONDS = 0.25  # before a worker is opened again for which no machine was available
+READ_POLL = 1e-4  # seconds between two checks of whether an actor has read its weights
+SLOW = 4.0  # an actor this many times slower than the median gets shorter unrolls
+SHORTEST = 4  # minimum number of rows of a shortened unroll
+WATCHDOG_POLL = 0.5  # seconds
 
 
-@dataclass
+class WorkerFailed(Exception):
+    """A worker was lost more often in a row than `max_restarts` allows."""
+
+
+class SupervisedWorker:
+    """Opens a worker, kills it when it hangs, and replaces it after a pause that grows with each failure in a row.
+
+    Times are those of `time.monotonic`.
+
+    Args:
+        open_handle:  starts a worker. May raise ActorLost, or NoNode while no machine is available.
+        steps:        a count that grows with every step of the worker and is not reset by a restart.
+        timeout:      seconds without a step after which the worker is killed.
+        max_restarts: failures in a row that are followed by a restart.
+    """
+
+    def __init__(
+        self, open_handle: Callable[[], Handle], steps: Callable[[], int], timeout: float, max_restarts: int
+    ) -> None:
+        self._open_handle, self._steps = open_handle, steps
+        self._timeout, self._max_restarts = timeout, max_restarts
+        self.handle: Handle | None = None
+        self.failures = 0  # in a row
+        self.restart_at = 0.0  # if there is no handle: the earliest time of the next `open`
+        self._last_steps = self._steps_at_start = 0
+        self._last_progress = 0.0
+
+    @property
+    def restart_due(self) -> bool:
+        """True if the worker is gone and its pause is over."""
+        return self.handle is None and time.monotonic() >= self.restart_at
+
+    @property
+    def timeout(self) -> float:
+        """Seconds without a step; longer before the first step, since a process must start and import first."""
+        return max(self._timeout, START_SECONDS) if self._steps() == self._steps_at_start else self._timeout
+
+    def open(self) -> bool:
+        """Start a new worker, after closing the previous one. Returns False if no machine is available for it.
+
+        Raises:
+            ActorLost: the worker could not be started; the caller reports that with `lost`.
+        """
+        self.close()
+        try:
+            self.handle = self._open_handle()
+        except NoNode:
+            self.restart_at = time.monotonic() + NO_NODE_SECONDS
+        self._steps_at_start = self._steps()
+        self.reset_timer()
+        return self.handle is not None
+
+    def call(self, method: str, *args: Any) -> None:
+        """Ask the worker for `method(*args)`; `result` returns the answer."""
+        assert self.handle is not None
+        self.handle.call(method, *args)
+
+    def ready(self, seconds: float = 0.0) -> bool:
+        """Wait at most `seconds`; True if `result` will not block."""
+        assert self.handle is not None
+        return self.handle.waitable is None or bool(wait([self.handle.waitable], seconds))
+
+    def result(self) -> Any:
+        """The answer to the oldest open call. Raises ActorLost if there will be none."""
+        assert self.handle is not None
+        return self.handle.result()
+
+    def reset_timer(self) -> None:
+        """Start measuring the timeout now: the worker had nothing to do until now."""
+        self._last_progress = time.monotonic()
+
+    def watch(self) -> None:
+        """Kill the worker if it cannot answer, or has made no step for `timeout` seconds; `result` then raises."""
+        if self.handle is None:
+            return
+        steps, now, timeout = self._steps(), time.monotonic(), self.timeout
+        if self.handle.exit_reason:
+            self.handle.kill(self.handle.exit_reason)
+        elif steps != self._last_steps:
+            self._last_steps, self._last_progress = steps, now
+        elif now - self._last_progress > timeout:
+            self.handle.kill(f"it made no step for {timeout:g} s, so it was ended")
+
+    def succeeded(self) -> None:
+        """The worker delivered: later failures are not in a row with earlier ones."""
+        self.failures = 0
+
+    def lost(self, lost: ActorLost) -> None:
+        """Close the worker and schedule its restart. Raises WorkerFailed after too many failures in a row."""
+        self.close()
+        self.restart_at = time.monotonic() + BACKOFF[min(self.failures, len(BACKOFF) - 1)]
+        self.failures += 1
+        if self.failures > self._max_restarts:
+            raise WorkerFailed(
+                f"{lost.who} failed {self.failures} times in a row (--max-restarts {self._max_restarts}); "
+                f"the last time: {lost.detail}"
+            )
+
+    def close(self) -> None:
+        """End the worker, if there is one."""
+        if self.handle is not None:
+            self.handle.close()
+            self.handle = None
+
+
+@dataclass(eq=False)
 class SupervisedActor:
-    """Times are those of `time.monotonic`."""
+    """An actor, its streams, and its unrolls in flight. Times are those of `time.monotonic`."""
 
-    worker: int
+    number: int
     streams: tuple[int, ...]
-    life: Heartbeat
-    handle: Handle | None = None
-    begun: deque[float] = field(default_factory=deque)  # when the unrolls under way were asked for
-    reads: int = 0  # how often weights will have been read here, when all of those have begun
-    pace: float = 0.0  # seconds per row, lately; 0: not known yet
-    new: bool = True  # has not delivered yet
-    failures: int = 0  # in a row
-    restart_at: float = 0.0
-    alive: int = -1  # its last count of vector steps, and when that was seen
-    seen: float = 0.0
-    opened_at: int = 0  # that count when its actor was opened
+    heartbeat: Heartbeat
+    worker: SupervisedWorker
+    in_flight: deque[float] = field(default_factory=deque)  # start times of the unrolls that were asked for
+    reads: int = 0  # value of `heartbeat.begun` once all unrolls in flight have read their weights
+    pace: float = 0.0  # seconds per row, running mean; 0 until it is known
+    delivered: bool = False  # at least one unroll since the worker was opened
+
+    @property
+    def handle(self) -> Handle | None:
+        return self.worker.handle
 
     @property
     def busy(self) -> bool:
-        """Whether unrolls of it are under way."""
-        return bool(self.begun)
+        """True if unrolls are in flight."""
+        return bool(self.in_flight)
 
-    def taken(self, handle: Handle) -> None:
-        """A new actor sits here."""
-        self.handle, self.alive, self.seen, self.pace, self.new = handle, -1, time.monotonic(), 0.0, True
-        self.begun.clear()
-        self.opened_at, self.reads = self.life.steps, self.life.begun
+    def open(self) -> bool:
+        """Start a new worker; see `SupervisedWorker.open`."""
+        self.in_flight.clear()
+        opened = self.worker.open()
+        self.pace, self.delivered, self.reads = 0.0, False, self.heartbeat.begun
+        return opened
 
-    def begin(self, length: int | None) -> None:
-        """Ask for an unroll; None is one of full length."""
-        assert self.handle is not None
-        now = time.monotonic()
+    def begin(self, rows: int | None) -> None:
+        """Ask for an unroll of `rows` rows; None is the full length."""
         if not self.busy:
-            self.seen = now
-        self.begun.append(now)
+            self.worker.reset_timer()
+        self.in_flight.append(time.monotonic())
         self.reads += 1
-        self.handle.call("collect", *(() if length is None else (length,)))
+        self.worker.call("collect", *(() if rows is None else (rows,)))
 
-    def delivered(self, rows: int) -> None:
-        """The oldest unroll under way is here, and has so many rows."""
-        pace = (time.monotonic() - self.begun.popleft()) / rows
-        if not self.new:  # the first one took the start of a process and of environments too
+    def received(self, rows: int) -> None:
+        """Record that the oldest unroll in flight arrived, with `rows` rows."""
+        pace = (time.monotonic() - self.in_flight.popleft()) / rows
+        if self.delivered:  # the first unroll includes the start of the process and of the environments
             self.pace = (self.pace + pace) / 2 if self.pace else pace
-        self.failures, self.new = 0, False
+        self.delivered = True
+        self.worker.succeeded()
 
-    def lost(self) -> None:
-        """Nobody sits here any more; somebody may after a pause that grows with every failure in a row."""
-        if self.handle is not None:
-            self.handle.close()
-        self.handle = None
-        self.begun.clear()
-        self.restart_at = time.monotonic() + BACKOFF[min(self.failures, len(BACKOFF) - 1)]
-        self.failures += 1
+    def lost(self, lost: ActorLost) -> None:
+        """See `SupervisedWorker.lost`."""
+        self.in_flight.clear()
+        self.worker.lost(lost)
 
-    def watch(self, actor_timeout: float) -> None:
-        """End the actor if it has made no step for too long."""
-        if self.handle is None:
-            return
-        alive, now, most = self.life.steps, time.monotonic(), self.timeout(actor_timeout)
-        if self.handle.exit_reason:
-            self.handle.kill(self.handle.exit_reason)
-        elif alive != self.alive:
-            self.alive, self.seen = alive, now
-        elif now - self.seen > most:
-            self.handle.kill(f"it made no step for {most:g} s, so it was ended")
-
-    def wait_until_read(self, actor_timeout: float, patience: float) -> None:
-        """Wait until every unroll that was asked for has read its weights; not for an actor that is lost."""
-        until = min(time.monotonic() + self.timeout(actor_timeout), patience)
-        while self.busy and self.handle is not None and self.life.begun < self.reads:
-            pipe = self.handle.waitable
-            if pipe is None or wait([pipe], 0.0) or self.handle.exit_reason or time.monotonic() > until:
-                break  # it has answered, or never will
-            time.sleep(READ_SECONDS)
-
-    def timeout(self, actor_timeout: float) -> float:
-        """Longer for an actor that has not made its first step: its process must start and make environments."""
-        return max(actor_timeout, START_SECONDS) if self.life.steps == self.opened_at else actor_timeout
+    def wait_until_read(self, deadline: float) -> None:
+        """Wait until all unrolls in flight have read their weights; give up if the actor is lost or hangs."""
+        until = min(time.monotonic() + self.worker.timeout, deadline)
+        while self.busy and self.handle is not None and self.heartbeat.begun < self.reads:
+            if self.worker.ready() or self.handle.exit_reason or time.monotonic() > until:
+                break
+            time.sleep(READ_POLL)
 
 
-def length(seat: SupervisedActor, seats: Sequence[SupervisedActor], unroll: int) -> int | None:
-    """Rows of its next unroll; None is `unroll`. Fewer for an actor that is many times slower than the others, so that
-    what it brings is not too old to be used."""
-    paces = sorted(other.pace for other in seats if other.pace)
-    if not seat.pace:
+def unroll_length(actor: SupervisedActor, actors: Sequence[SupervisedActor], unroll: int) -> int | None:
+    """Rows of the next unroll of `actor`; None is the full length, `unroll`.
+
+    An actor that is at least SLOW times slower than the median gets fewer rows, so that they are not too old to use.
+    """
+    paces = sorted(other.pace for other in actors if other.pace)
+    if not actor.pace:
         return None
-    slower = seat.pace / paces[(len(paces) - 1) // 2]
-    return None if slower < SLOW else max(unroll >> int(math.log2(slower / 2)), min(unroll, SHORTEST))
+    ratio = actor.pace / paces[(len(paces) - 1) // 2]
+    return None if ratio < SLOW else max(unroll >> int(math.log2(ratio / 2)), min(unroll, SHORTEST))
 
 
-POLL = 0.5  # seconds between two looks
-
-
-class Guard:
-    """Watches, from a thread of its own, how long an answer takes to be read.
+class ReadWatchdog:
+    """A thread that kills a worker which stops in the middle of an answer, while the main thread reads it.
 
     Args:
-        patience: seconds that it may take, asked anew at each look.
+        timeout: returns the seconds that the read may take; called at each check.
     """
 
-    def __init__(self, patience: Callable[[], float]) -> None:
-        self._patience = patience
+    def __init__(self, timeout: Callable[[], float]) -> None:
+        self._timeout = timeout
         self._reading: tuple[Handle, float] | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="guard of answers", daemon=True)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="read watchdog", daemon=True)
         self._thread.start()
 
     @contextlib.contextmanager
     def reading(self, handle: Handle) -> Iterator[None]:
-        """While the answer of `handle` is read."""
+        """Watch `handle` inside the `with` block."""
         self._reading = handle, time.monotonic()
         try:
             yield
@@ -139,12 +224,12 @@ class Guard:
             self._reading = None
 
     def close(self) -> None:
-        """Nothing is read any more."""
-        self._over.set()
+        """End the thread."""
+        self._closed.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._over.wait(POLL):
+        while not self._closed.wait(WATCHDOG_POLL):
             reading = self._reading
-            if reading is not None and time.monotonic() - reading[1] > self._patience():
+            if reading is not None and time.monotonic() - reading[1] > self._timeout():
                 reading[0].kill("it stopped in the middle of an answer, so it was ended")

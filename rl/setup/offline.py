@@ -43,7 +43,7 @@ class OfflineRollout:
     def __init__(self, steps_each: int) -> None:
         self.steps = self.restarts = 0
         self.seconds = self.waited = 0.0
-        self.patience = float("inf")
+        self.deadline = float("inf")
         self._each = steps_each
 
     def start(self) -> None:
@@ -54,11 +54,11 @@ class OfflineRollout:
         self.steps += self._each
         return []
 
-    def rest(self) -> list[Trajectory]:
+    def drain(self) -> list[Trajectory]:
         """Nothing is under way."""
         return []
 
-    def keep(self, place: int, snapshot: Weights) -> None:
+    def publish_opponent(self, index: int, snapshot: Weights) -> None:
         """Nobody plays."""
 
     def publish(self, weights: Weights) -> None:
@@ -70,7 +70,7 @@ class OfflineRollout:
     def state(self) -> dict[str, Any]:
         return {"steps": self.steps}
 
-    def blind_state(self) -> dict[str, Any]:
+    def state_without_actors(self) -> dict[str, Any]:
         return self.state()
 
     def load(self, state: dict[str, Any]) -> bool:

@@ -140,8 +140,8 @@ class Node:
         )
         try:
             self._berths[worker] = HostedActor(ticket, ProcessHandle(worker, BuildFrom(payload), *tickets))
-        except (OSError, EOFError) as error:
-            return f"its process could not be started: {error!r}"
+        except ActorLost as lost:
+            return lost.detail
         return None
 
     async def ask(self, worker: int, ticket: int, number: int, needs: int, method: str, args: Any) -> tuple[Any, ...]:

@@ -1,6 +1,6 @@
-"""The server that decides for all actors, as the scheduler sees it: opened, watched, replaced when it is lost.
+"""Starts, watches and replaces the inference server; holds the memory and pipes that connect it with the actors.
 
-A server remembers nothing, so its successor answers who waits, and actors notice nothing but the time.
+A server keeps no state: its successor answers the open requests, and actors only notice the delay.
 """
 
 from __future__ import annotations
@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import time
 from collections.abc import Callable
 from multiprocessing import Pipe
-from multiprocessing.connection import wait
 from typing import Any
 
 from rltrain.rollout.inference.client import WAKE
@@ -19,18 +17,18 @@ from rltrain.rollout.inference.requests import RequestBuffers
 from rltrain.rollout.inference.server import Server, ServerJob
 from rltrain.rollout.shared_memory.weights import WeightsBoard
 from rltrain.rollout.specs import RolloutSpec
-from rltrain.rollout.supervision import BACKOFF, START_SECONDS
+from rltrain.rollout.supervision import SupervisedWorker
 from rltrain.rollout.workers.handle import SERVER, ActorLost, Handle
 
 
 class InferenceSupervisor:
-    """One server and its ties to the actors.
+    """One inference server and its connections to the actors.
 
     Args:
-        plan:    of the rollout.
-        streams: B of each actor.
-        board:   where weights are published.
-        on_lost: told of each failure, and how many came before it in a row; raises if that is too often.
+        plan:       of the rollout.
+        streams:    B of each actor.
+        board:      where weights are published.
+        on_restart: called with each failure that is followed by a restart.
     """
 
     def __init__(
@@ -38,104 +36,86 @@ class InferenceSupervisor:
         plan: RolloutSpec,
         streams: tuple[int, ...],
         board: WeightsBoard,
-        on_lost: Callable[[ActorLost, int], None],
+        on_restart: Callable[[ActorLost], None],
     ) -> None:
         assert plan.inference is not None
-        self._plan, self._board, self._on_lost = plan, board, on_lost
+        self._board, self._on_restart = board, on_restart
         self._job = ServerJob(plan.spec, plan.inference, streams, plan.make_policy)
-        self._desks = RequestBuffers(plan.spec, plan.inference, streams)
+        self.requests = RequestBuffers(plan.spec, plan.inference, streams)
         pairs = [Pipe() for _ in streams]
-        self._actors, self._servers = [one for one, _ in pairs], [other for _, other in pairs]
-        for pipe in self._servers:
-            os.set_blocking(pipe.fileno(), False)  # nobody may hold the server up
+        self._actor_pipes, self._server_pipes = [one for one, _ in pairs], [other for _, other in pairs]
+        for pipe in self._server_pipes:
+            os.set_blocking(pipe.fileno(), False)  # an actor that does not read must not block the server
         self._end, self._control = Pipe()
-        self._handle: Handle | None = None
-        self._failures = 0  # in a row
-        self._restart_at = 0.0
-        self._opened_at = 0  # the count of calls when the server was opened
-        self._seen: tuple[int, float] = (-1, 0.0)  # what its progress was, and since when
-        self._told = (0, 0)  # calls and rows that metrics have spoken of
+        self._asked = -1  # requests so far, at the last check
+        self._reported = (0, 0)  # calls and rows that `metrics` has reported
+        self.worker = SupervisedWorker(
+            self._start, lambda: int(self.requests.totals[0]), plan.actor_timeout, plan.max_restarts
+        )
         self._open()
 
     def ticket(self, worker: int) -> Any:
-        """What a new actor needs; what the one before it asked last is of no interest any more."""
+        """Connection for a new actor. A request of the actor before it, which nobody reads, gets answered first."""
         with contextlib.suppress(OSError):
-            os.write(self._actors[worker].fileno(), WAKE)  # it may have died before it woke the server
-        return self._actors[worker], self._desks.memory.ticket(), self._desks.streams
+            os.write(self._actor_pipes[worker].fileno(), WAKE)  # that actor may have died before it woke the server
+        return self._actor_pipes[worker], self.requests.memory.ticket(), self.requests.streams
 
-    def owes(self, worker: int) -> bool:
-        """Whether this actor waits for the server."""
-        return bool(self._desks.asked[worker] != self._desks.answered[worker])
+    def is_pending(self, worker: int) -> bool:
+        """True if this actor waits for an answer."""
+        return bool(self.requests.asked[worker] != self.requests.answered[worker])
 
     def watch(self) -> None:
-        """Replace the server if it is gone, and end it if it stands still. For times when an actor waits for it."""
-        now, calls = time.monotonic(), int(self._desks.totals[0])
-        if self._handle is None:
-            if now >= self._restart_at:
-                self._open()
-            return
-        if wait([self._handle.waitable], 0):
-            self._lost()
-            return
-        progress = calls + int(self._desks.asked.sum())
-        most = max(self._plan.actor_timeout, START_SECONDS) if calls == self._opened_at else self._plan.actor_timeout
-        if self._handle.exit_reason:
-            self._handle.kill(self._handle.exit_reason)
-        elif progress != self._seen[0]:
-            self._seen = progress, now
-        elif now - self._seen[1] > most:
-            self._handle.kill(f"it answered nobody for {most:g} s, so it was ended")
-
-    def delivered(self) -> None:
-        """An unroll has come: failures from now on are no more in a row with those before."""
-        self._failures = 0
+        """Replace the server if it is gone, and kill it if it hangs. To be called while an actor waits for it."""
+        if self.worker.restart_due:
+            self._open()
+        elif self.worker.handle is not None and self.worker.ready():
+            lost = ActorLost(SERVER, "it ended though it was not asked to")
+            try:
+                self.worker.result()
+            except ActorLost as reason:
+                lost = reason
+            self._lost(lost)
+        else:
+            asked = int(self.requests.asked.sum())
+            if asked != self._asked:
+                self._asked = asked
+                self.worker.reset_timer()
+            self.worker.watch()
 
     def metrics(self) -> dict[str, float]:
-        """What there is to log."""
-        calls, rows = (int(total) for total in self._desks.totals)
-        before, self._told = self._told, (calls, rows)
+        """Mean rows per call of the policy since the last report."""
+        calls, rows = (int(total) for total in self.requests.totals)
+        before, self._reported = self._reported, (calls, rows)
         return {"rollout/inference_rows": (rows - before[1]) / (calls - before[0])} if calls > before[0] else {}
 
     def release(self) -> None:
-        """Wake actors that wait, to see that the run is over."""
-        for pipe in self._servers:
+        """Wake all waiting actors, so that they see that the run is over."""
+        for pipe in self._server_pipes:
             with contextlib.suppress(OSError):
                 os.write(pipe.fileno(), WAKE)
 
     def close(self) -> None:
         """End the server."""
         self._end.close()
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
-        for pipe in (*self._actors, *self._servers, self._control):
+        self.worker.close()
+        for pipe in (*self._actor_pipes, *self._server_pipes, self._control):
             pipe.close()
-        self._desks.memory.close()
+        self.requests.memory.close()
 
-    def _open(self) -> None:
+    def _start(self) -> Handle:
         from rltrain.rollout.workers.process import ProcessHandle
 
-        self._opened_at, self._seen = int(self._desks.totals[0]), (-1, time.monotonic())
-        tickets = self._board.memory.ticket(), self._desks.memory.ticket(), self._servers, self._control
-        try:
-            self._handle = ProcessHandle(SERVER, functools.partial(Server, self._job), *tickets)
-        except (OSError, EOFError) as error:
-            self._count(ActorLost(SERVER, f"its process could not be started: {error!r}"))
-        else:
-            self._handle.call("serve")
+        tickets = self._board.memory.ticket(), self.requests.memory.ticket(), self._server_pipes, self._control
+        handle = ProcessHandle(SERVER, functools.partial(Server, self._job), *tickets)
+        handle.call("serve")
+        return handle
 
-    def _lost(self) -> None:
-        assert self._handle is not None
-        lost = ActorLost(SERVER, "it ended though nobody had asked it to")
+    def _open(self) -> None:
         try:
-            self._handle.result()
-        except ActorLost as why:
-            lost = why
-        self._handle.close()
-        self._handle = None
-        self._count(lost)
+            self.worker.open()
+        except ActorLost as lost:
+            self._lost(lost)
 
-    def _count(self, lost: ActorLost) -> None:
-        failures, self._failures = self._failures, self._failures + 1
-        self._restart_at = time.monotonic() + BACKOFF[min(failures, len(BACKOFF) - 1)]
-        self._on_lost(lost, failures)
+    def _lost(self, lost: ActorLost) -> None:
+        self.worker.lost(lost)
+        self._on_restart(lost)

@@ -80,13 +80,16 @@ class ProcessHandle:
             guard: Any = without_main()
         else:
             context, guard = loky.backend.get_context("loky"), contextlib.nullcontext()
-        self._pipe, child = context.Pipe()
-        with guard:
-            self._executor = loky.ProcessPoolExecutor(
-                1, context=context, timeout=None, initializer=_remember, initargs=(child, tickets, list(sys.path))
-            )
-            self._future = self._executor.submit(_serve, payload)
-            self._process = next(iter(self._executor._processes.values()))
+        try:
+            self._pipe, child = context.Pipe()
+            with guard:
+                self._executor = loky.ProcessPoolExecutor(
+                    1, context=context, timeout=None, initializer=_remember, initargs=(child, tickets, list(sys.path))
+                )
+                self._future = self._executor.submit(_serve, payload)
+                self._process = next(iter(self._executor._processes.values()))
+        except (OSError, EOFError) as error:
+            raise ActorLost(worker, f"its process could not be started: {error!r}") from None
         loky.process_executor.process_pool_executor_at_exit = True  # else each one leaves a handler of its own
         child.close()
 

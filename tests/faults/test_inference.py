@@ -14,7 +14,8 @@ import pytest
 from oracles.faulty import Slow, config_of, killed, open_rollout, opened, pids, weights_of
 
 from rltrain.learner.algorithm import make_algorithm
-from rltrain.rollout.scheduler import Failed, Rollout
+from rltrain.rollout.scheduler import Rollout
+from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.workers.handle import SERVER, ActorLost
 from rltrain.rollout.workers.process import ProcessHandle
 from rltrain.setup.environment import world
@@ -27,9 +28,9 @@ CENTRAL: dict[str, Any] = {"workers": 2, "inference": "central"}
 
 
 def server(rollout: Rollout) -> ProcessHandle:
-    assert rollout._central is not None
-    assert isinstance(rollout._central._handle, ProcessHandle)
-    return rollout._central._handle
+    assert rollout._inference is not None
+    assert isinstance(rollout._inference.worker.handle, ProcessHandle)
+    return rollout._inference.worker.handle
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -41,8 +42,8 @@ def until(true: Callable[[], bool]) -> None:
 
 def acting(rollout: Rollout) -> None:
     """Wait until both actors have made steps of the unroll under way."""
-    before = [seat.life.steps for seat in rollout._seats]
-    until(lambda: all(seat.life.steps > b + 2 for seat, b in zip(rollout._seats, before, strict=True)))
+    before = [actor.heartbeat.steps for actor in rollout._actors]
+    until(lambda: all(actor.heartbeat.steps > b + 2 for actor, b in zip(rollout._actors, before, strict=True)))
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
@@ -69,14 +70,14 @@ def test_a_server_that_is_lost_is_replaced_and_actors_notice_nothing(how: signal
             assert (unroll.row == 16 * round_).all()
     assert rollout.restarts == len(lost) == 1
     assert lost[0].worker == SERVER
-    text = "SIGKILL" if how == signal.SIGKILL else "it answered nobody for 5 s, so it was ended"
+    text = "SIGKILL" if how == signal.SIGKILL else "it made no step for 5 s, so it was ended"
     assert text in str(lost[0])
     assert "the inference server" in str(lost[0])
     assert pids(rollout) == before
     assert server(rollout).pid != victim
-    assert rollout.incarnations.tolist() == [0] * 5
-    assert rollout._central is not None
-    assert rollout._central._failures == 0, "a delivered unroll ends the count of failures in a row"
+    assert rollout.generations.tolist() == [0] * 5
+    assert rollout._inference is not None
+    assert rollout._inference.worker.failures == 0, "a delivered unroll ends the count of failures in a row"
 
 
 def test_a_server_that_cannot_start_ends_the_run_with_its_story() -> None:
@@ -88,7 +89,9 @@ def test_a_server_that_cannot_start_ends_the_run_with_its_story() -> None:
     rollout = Rollout(plan, weights_of(algorithm.policy), lost.append)
     opened.append(rollout)
     rollout.start()
-    with pytest.raises(Failed, match=r"the inference server failed 2 times in a row \(--max-restarts 1\)") as failed:
+    with pytest.raises(
+        WorkerFailed, match=r"the inference server failed 2 times in a row \(--max-restarts 1\)"
+    ) as failed:
         rollout.gather()
     assert "ValueError: no such policy" in str(failed.value)
     assert len(lost) == 1
@@ -111,7 +114,7 @@ def test_an_actor_that_is_killed_harms_neither_the_server_nor_the_others() -> No
     assert [one.worker for one in lost] == [0]
     assert pids(rollout)[1] == other
     assert server(rollout).pid == its
-    assert rollout.incarnations.tolist() == [1, 1, 1, 0, 0]
+    assert rollout.generations.tolist() == [1, 1, 1, 0, 0]
     assert [unroll.row.tolist() for unroll in unrolls] == [[32] * 3, [32] * 2]
     assert unrolls[0].first[0].all()
 
@@ -121,12 +124,12 @@ def test_what_a_lost_actor_asked_is_not_held_against_the_server() -> None:
     rollout, _ = open_rollout("probe:counter", streams=4, unroll=8, **CENTRAL)
     rollout.start()
     rollout.gather()
-    central = rollout._central
+    central = rollout._inference
     assert central is not None
-    central._desks.asked[0] += 1
-    assert central.owes(0), "nobody has woken it"
-    rollout._reopen(rollout._seats[0])
-    until(lambda: not central.owes(0))
+    central.requests.asked[0] += 1
+    assert central.is_pending(0), "nobody has woken it"
+    rollout._actors[0].open()
+    until(lambda: not central.is_pending(0))
 
 
 def test_an_end_while_all_wait_for_a_server_that_hangs() -> None:
@@ -137,10 +140,10 @@ def test_an_end_while_all_wait_for_a_server_that_hangs() -> None:
     handle = server(rollout)
     os.kill(handle.pid, signal.SIGSTOP)
     rollout.start()
-    central = rollout._central
+    central = rollout._inference
     assert central is not None
-    until(lambda: all(central.owes(seat.worker) for seat in rollout._seats))
-    handles: list[Any] = [seat.handle for seat in rollout._seats]
+    until(lambda: all(central.is_pending(actor.number) for actor in rollout._actors))
+    handles: list[Any] = [actor.handle for actor in rollout._actors]
     rollout.close()
     assert [one._why for one in handles] == [None, None]
     assert all(one._future.exception() is None for one in handles)

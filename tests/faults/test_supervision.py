@@ -22,7 +22,7 @@ from oracles.faulty import HangsInEvaluation, Picture, Slow, config_of, killed, 
 from rltrain.envs.problems.faults import hangs, raises
 from rltrain.errors import RunFailed
 from rltrain.evaluation.background import evaluation_seeds
-from rltrain.rollout.scheduler import Failed
+from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.types import Trajectory
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.storage.checkpoint import find, load
@@ -63,7 +63,7 @@ def test_a_killed_actor_is_replaced_and_its_streams_begin_anew() -> None:
     assert pids(rollout)[1] == other
     assert pids(rollout)[0] != victim
     assert [unroll.stream.tolist() for unroll in unrolls] == [[0, 1, 2], [3, 4]]
-    assert rollout.incarnations.tolist() == [1, 1, 1, 0, 0]
+    assert rollout.generations.tolist() == [1, 1, 1, 0, 0]
     for unroll in unrolls:
         whole(unroll)
         assert unroll.row.tolist() == [32] * len(unroll.stream), "rows of a lost unroll are not counted"
@@ -72,7 +72,7 @@ def test_a_killed_actor_is_replaced_and_its_streams_begin_anew() -> None:
     rollout.start()
     for unroll in rollout.gather():
         assert unroll.row.tolist() == [64] * len(unroll.stream)
-    assert rollout._seats[0].failures == 0, "a delivered unroll ends the count of failures in a row"
+    assert rollout._actors[0].worker.failures == 0, "a delivered unroll ends the count of failures in a row"
     rollout.close()
 
 
@@ -114,7 +114,7 @@ def test_restarts_are_counted_in_a_row() -> None:
     lost: list[ActorLost] = []
     rollout, _ = open_rollout(lambda: raises(at=3), lost.append, "probe:counter", workers=2, max_restarts=2)
     rollout.start()
-    with pytest.raises(Failed, match=r"failed 3 times in a row \(--max-restarts 2\)"):
+    with pytest.raises(WorkerFailed, match=r"failed 3 times in a row \(--max-restarts 2\)"):
         rollout.gather()
     assert len(lost) >= 2
     rollout.close()

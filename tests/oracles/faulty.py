@@ -180,4 +180,4 @@ def weights_of(policy: Any, version: int = 0) -> Weights:
 
 def pids(rollout: Rollout) -> list[int]:
     """The processes of a rollout's actors."""
-    return [seat.handle.pid for seat in rollout._seats if isinstance(seat.handle, ProcessHandle)]
+    return [actor.handle.pid for actor in rollout._actors if isinstance(actor.handle, ProcessHandle)]

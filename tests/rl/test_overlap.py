@@ -65,10 +65,10 @@ def test_actors_act_while_the_learner_learns(tmp_path: Path, monkeypatch: pytest
         found["rollout"] = self.rollout
 
     def update(self: Tiny, batch: Any, progress: float) -> Any:
-        seats = found["rollout"]._seats
-        found.setdefault("busy", []).append([seat.busy for seat in seats])
+        seats = found["rollout"]._actors
+        found.setdefault("busy", []).append([actor.busy for actor in seats])
         if len(found["busy"]) == 5:  # they come to the end of their unrolls with nobody but this update going on
-            found["ready"] = [bool(wait([seat.handle.waitable], 60)) for seat in seats]
+            found["ready"] = [bool(wait([actor.handle.waitable], 60)) for actor in seats]
         return real_update(self, batch, progress)
 
     monkeypatch.setattr(Run, "_open", opened)
@@ -85,7 +85,7 @@ def test_without_overlap_nobody_acts_meanwhile(tmp_path: Path, monkeypatch: pyte
     real_start = Rollout.start
     monkeypatch.setattr(Rollout, "start", lambda self: (rollouts.append(self), real_start(self))[1])
     monkeypatch.setattr(
-        Learner, "step", lambda *args: (busy.append([s.busy for s in rollouts[-1]._seats]), real(*args))[1]
+        Learner, "step", lambda *args: (busy.append([s.busy for s in rollouts[-1]._actors]), real(*args))[1]
     )
     rltrain.train(**TINY | {"overlap": False}, out=str(tmp_path))
     rltrain.train(**TINY | {"workers": 0}, out=str(tmp_path))  # in this process nothing can go on beside it
@@ -184,17 +184,17 @@ def test_an_actor_that_hangs_meanwhile_is_replaced(tmp_path: Path, books: dict[i
 
 def test_rest_waits_for_what_is_under_way_and_begins_nothing() -> None:
     rollout, _ = open_rollout("probe:counter", workers=2, streams=5, unroll=8)
-    assert rollout.rest() == []
+    assert rollout.drain() == []
     rollout.start()
     first = rollout.gather()
     rollout.start()
-    rest = rollout.rest()
+    rest = rollout.drain()
 
     assert [u.row.tolist() for u in first] == [[0, 0, 0], [0, 0]]
     assert [u.row.tolist() for u in rest] == [[8, 8, 8], [8, 8]]
-    assert not any(seat.busy for seat in rollout._seats)
+    assert not any(actor.busy for actor in rollout._actors)
     assert len(rollout.state()["units"]) == 5
-    assert rollout.rest() == []
+    assert rollout.drain() == []
 
 
 def test_rest_waits_for_the_successor_of_a_lost_actor() -> None:
@@ -204,7 +204,7 @@ def test_rest_waits_for_the_successor_of_a_lost_actor() -> None:
     os.kill(pids(rollout)[0], signal.SIGKILL)
     rollout.start()
 
-    rest = rollout.rest()
+    rest = rollout.drain()
 
     assert [u.stream.tolist() for u in rest] == [[0, 1], [2, 3]]
     assert [u.row.tolist() for u in rest] == [[8, 8], [8, 8]]
@@ -219,7 +219,7 @@ def test_patience_ends_the_wait_too(tmp_path: Path) -> None:
         lambda: HangsInReset(3, reached), workers=1, streams=1, unroll=64, looks_like="probe:counter"
     )
     rollout.start()
-    rollout.patience = 0.0
+    rollout.deadline = 0.0
 
     with pytest.raises(InterruptedError):
-        rollout.rest()
+        rollout.drain()

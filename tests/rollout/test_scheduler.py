@@ -21,8 +21,8 @@ from rltrain.envs.make import resolve
 from rltrain.envs.problems.faults import hangs
 from rltrain.envs.vector.unroll_rows import UnrollBuffer, VectorEnv
 from rltrain.learner.algorithm import make_algorithm
-from rltrain.rollout.scheduler import Failed, Rollout
-from rltrain.rollout.supervision import SupervisedActor, length
+from rltrain.rollout.scheduler import Rollout
+from rltrain.rollout.supervision import SupervisedActor, WorkerFailed, unroll_length
 from rltrain.rollout.types import Gradients, Trajectory, Weights
 from rltrain.setup.environment import world
 from rltrain.setup.rollout import rollout_plan
@@ -86,7 +86,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def both_are_ready(rollout: Rollout) -> None:
-    until(lambda: all(wait([seat.handle.waitable], 0) for seat in rollout._seats if seat.handle is not None))
+    until(lambda: all(wait([actor.handle.waitable], 0) for actor in rollout._actors if actor.handle is not None))
 
 
 def streams(unrolls: list[Trajectory]) -> list[list[int]]:
@@ -106,7 +106,7 @@ def test_it_does_not_wait_for_who_is_slow(tmp_path: Path) -> None:
         assert streams(unrolls) == [[2, 3]]
         assert rows(unrolls) == [expected]
     gate.touch()
-    unrolls = rollout.rest()
+    unrolls = rollout.drain()
     assert streams(unrolls) == [[0, 1]]
     assert rows(unrolls) == [0]
     assert rollout.rows.tolist() == [8, 8, 24, 24]
@@ -135,11 +135,11 @@ def test_actors_in_this_process_are_taken_in_turn() -> None:
 def test_an_actor_runs_ahead_by_max_in_flight_and_no_further() -> None:
     rollout = open_rollout(max_in_flight=3)
     rollout.start()
-    until(lambda: all(seat.life.steps == 24 for seat in rollout._seats))
+    until(lambda: all(actor.heartbeat.steps == 24 for actor in rollout._actors))
     time.sleep(0.3)
-    assert [seat.life.steps for seat in rollout._seats] == [24, 24], "nobody acts beyond max_in_flight"
+    assert [actor.heartbeat.steps for actor in rollout._actors] == [24, 24], "nobody acts beyond max_in_flight"
     publish(rollout, 5)
-    assert [len(seat.begun) for seat in rollout._seats] == [3, 3]
+    assert [len(actor.in_flight) for actor in rollout._actors] == [3, 3]
     first = rollout.gather(4)
     rollout.start()
     second, third, fourth = rollout.gather(4), rollout.gather(4), rollout.gather(4)
@@ -161,7 +161,7 @@ def test_big_observations_are_whole_as_long_as_they_are_looked_at(max_in_flight:
         rollout.start()
         held = rollout.gather(4)  # of one actor alone, it may be
         rollout.start()
-        until(lambda: all(seat.life.begun == seat.reads for seat in rollout._seats))
+        until(lambda: all(actor.heartbeat.begun == actor.reads for actor in rollout._actors))
         both_are_ready(rollout)
         for unroll in held:
             np.testing.assert_array_equal(unroll.obs, wanted[int(unroll.row[0]) // 10][:, unroll.stream])
@@ -170,15 +170,15 @@ def test_big_observations_are_whole_as_long_as_they_are_looked_at(max_in_flight:
 def test_what_a_lost_actor_left_is_not_overwritten_by_its_successor() -> None:
     rollout = open_rollout(Picture, max_in_flight=2, unroll=10)
     rollout.start()
-    until(lambda: all(seat.life.begun == 2 for seat in rollout._seats))
+    until(lambda: all(actor.heartbeat.begun == 2 for actor in rollout._actors))
     both_are_ready(rollout)
     held = [unroll for unroll in rollout.gather(2) if unroll.stream[0] == 0]
     held += [] if held else [unroll for unroll in rollout.gather(2) if unroll.stream[0] == 0]
     before = [unroll.obs.copy() for unroll in held]
     os.kill(pids(rollout)[0], signal.SIGKILL)
-    rollout.rest()  # all that it had sent may be here already: then its death shows when it is asked for more
+    rollout.drain()  # all that it had sent may be here already: then its death shows when it is asked for more
     rollout.start()
-    rollout.rest()
+    rollout.drain()
     assert rollout.restarts == 1
     assert held
     for unroll, obs in zip(held, before, strict=True):
@@ -189,8 +189,8 @@ def test_a_wait_that_is_given_up_counts_nothing(tmp_path: Path) -> None:
     """The unroll of one actor is there, that of the other will not come."""
     rollout = open_rollout(gate=tmp_path / "gate")
     rollout.start()
-    until(lambda: bool(wait([rollout._seats[1].handle.waitable], 0)))  # type: ignore[union-attr]
-    rollout.patience = time.monotonic() + 0.5
+    until(lambda: bool(wait([rollout._actors[1].handle.waitable], 0)))  # type: ignore[union-attr]
+    rollout.deadline = time.monotonic() + 0.5
     with pytest.raises(InterruptedError):
         rollout.gather()
     assert rollout.steps == 0
@@ -208,7 +208,7 @@ def test_a_rollout_that_fails_counts_nothing_of_what_came_meanwhile() -> None:
     before, steps = rollout.rows.tolist(), rollout.steps
     rollout.start()
     both_are_ready(rollout)
-    with pytest.raises(Failed):
+    with pytest.raises(WorkerFailed):
         rollout.gather()
     assert rollout.rows.tolist() == before
     assert rollout.steps == steps
@@ -218,7 +218,7 @@ def test_an_actor_that_stops_in_the_middle_of_an_answer_is_replaced() -> None:
     """It is stopped when the pipe is full and the rest of the answer still with it."""
     rollout = open_rollout(unroll=20_000, actor_timeout=5.0, workers=1, units=((0,), (1,), (2,), (3,)))
     rollout.start()
-    until(lambda: bool(wait([rollout._seats[0].handle.waitable], 0)))  # type: ignore[union-attr]
+    until(lambda: bool(wait([rollout._actors[0].handle.waitable], 0)))  # type: ignore[union-attr]
     time.sleep(0.2)
     os.kill(pids(rollout)[0], signal.SIGSTOP)
     (unroll,) = rollout.gather()
@@ -266,7 +266,7 @@ def test_resting_drops_too_and_begins_nothing() -> None:
     rollout.start()
     both_are_ready(rollout)
     publish(rollout, 4)
-    assert rollout.rest() == []
+    assert rollout.drain() == []
     assert rollout.dropped == 4
     assert rollout.rows.tolist() == [8] * 4
 
@@ -275,15 +275,16 @@ def test_the_start_of_a_process_is_not_held_against_an_actor() -> None:
     rollout = open_rollout()
     rollout.start()
     rollout.gather()
-    assert [one.pace for one in rollout._seats] == [0.0, 0.0]
+    assert [one.pace for one in rollout._actors] == [0.0, 0.0]
     rollout.start()
     rollout.gather()
-    assert all(one.pace > 0 for one in rollout._seats)
+    assert all(one.pace > 0 for one in rollout._actors)
 
 
-def seat(pace: float) -> SupervisedActor:
+def actor_of(pace: float) -> SupervisedActor:
     rollout = open_rollout(workers=0, backend="local") if not opened else opened[-1]
-    return SupervisedActor(0, (0,), rollout._seats[0].life, pace=pace)
+    like = rollout._actors[0]
+    return SupervisedActor(0, (0,), like.heartbeat, like.worker, pace=pace)
 
 
 @pytest.mark.parametrize(
@@ -299,8 +300,8 @@ def seat(pace: float) -> SupervisedActor:
     ],
 )
 def test_who_is_many_times_slower_is_given_shorter_unrolls(paces: list[float], expected: list[int | None]) -> None:
-    seats = [seat(pace) for pace in paces]
-    assert [length(one, seats, 64) for one in seats] == expected
+    actors = [actor_of(pace) for pace in paces]
+    assert [unroll_length(one, actors, 64) for one in actors] == expected
 
 
 def test_a_short_unroll_is_followed_by_the_next_row() -> None:
@@ -308,7 +309,7 @@ def test_a_short_unroll_is_followed_by_the_next_row() -> None:
     rollout = open_rollout(workers=1, units=((0,), (1,), (2,), (3,)))
     pieces: list[Trajectory] = []
     for asked in (3, 8, 5, None):
-        rollout._seats[0].begin(asked)
+        rollout._actors[0].begin(asked)
         pieces += rollout.gather()
     assert rows(pieces) == [0, 3, 11, 16]
     assert [len(piece.obs) for piece in pieces] == [4, 9, 6, 9]
@@ -328,7 +329,7 @@ def test_a_short_unroll_is_followed_by_the_next_row() -> None:
 
 def test_a_stream_can_be_brought_back_after_a_short_unroll() -> None:
     rollout = open_rollout("CartPole-v1", workers=1, units=((0,), (1,), (2,), (3,)))
-    rollout._seats[0].begin(5)
+    rollout._actors[0].begin(5)
     rollout.gather()
     state = rollout.state()
     rollout.start()
@@ -345,12 +346,12 @@ def test_taking_turns_waits_for_the_one_whose_turn_it_is(tmp_path: Path) -> None
     gate = tmp_path / "gate"
     rollout = open_rollout(gate=gate, deterministic=True)
     rollout.start()
-    until(lambda: bool(wait([rollout._seats[1].handle.waitable], 0)))  # type: ignore[union-attr]
+    until(lambda: bool(wait([rollout._actors[1].handle.waitable], 0)))  # type: ignore[union-attr]
     threading.Timer(0.5, gate.touch).start()
     assert streams(rollout.gather(2)) == [[0, 1]]
     rollout.start()
     assert streams(rollout.gather(2)) == [[2, 3]]
-    both_are_ready(rollout) if all(seat.busy for seat in rollout._seats) else None
+    both_are_ready(rollout) if all(actor.busy for actor in rollout._actors) else None
     assert streams(rollout.gather(2)) == [[0, 1]]
 
 
@@ -378,9 +379,9 @@ def test_what_a_killed_actor_had_finished_is_not_lost(tmp_path: Path) -> None:
     """It has begun its third unroll, so that the answers with the first two are on their way."""
     rollout = open_rollout(max_in_flight=3, gate=tmp_path / "gate", free=16)
     rollout.start()
-    until(lambda: rollout._seats[0].life.begun == 3)
+    until(lambda: rollout._actors[0].heartbeat.begun == 3)
     os.kill(pids(rollout)[0], signal.SIGKILL)
-    mine = [unroll for unroll in rollout.rest() if unroll.stream[0] == 0]
+    mine = [unroll for unroll in rollout.drain() if unroll.stream[0] == 0]
     assert rollout.restarts == 1
     assert rows(mine) == [0, 8, 16]
     assert [bool(unroll.first[0].all()) for unroll in mine] == [True, False, True], "its successor begins anew"
@@ -391,14 +392,14 @@ def test_a_closed_rollout_does_not_wait_for_what_nobody_reads(monkeypatch: pytes
     monkeypatch.setattr("rltrain.rollout.workers.process.CLOSE_SECONDS", PATIENCE)
     rollout = open_rollout(max_in_flight=5, unroll=2000)
     rollout.start()
-    until(lambda: all(wait([seat.handle.waitable], 0) for seat in rollout._seats if seat.handle is not None))
+    until(lambda: all(wait([actor.handle.waitable], 0) for actor in rollout._actors if actor.handle is not None))
     killed: list[str] = []
-    for one in rollout._seats:
+    for one in rollout._actors:
         assert one.handle is not None
         one.handle.kill = killed.append  # type: ignore[method-assign]
     rollout.close()
     assert killed == [], "each ended by itself"
-    assert all(one.life.begun < 5 for one in rollout._seats), "and without beginning all it was asked for"
+    assert all(one.heartbeat.begun < 5 for one in rollout._actors), "and without beginning all it was asked for"
 
 
 def reduced(policy: Any, unroll: Trajectory) -> Gradients:
@@ -410,10 +411,10 @@ def test_gradients_come_in_the_order_in_which_they_were_made(tmp_path: Path) -> 
     gate = tmp_path / "gate"
     rollout = open_rollout(gate=gate, reduce=reduced, max_in_flight=2)
     rollout.start()
-    until(lambda: bool(wait([rollout._seats[1].handle.waitable], 0)))  # type: ignore[union-attr]
+    until(lambda: bool(wait([rollout._actors[1].handle.waitable], 0)))  # type: ignore[union-attr]
     first = rollout.gather(2)
     gate.touch()
-    rest = rollout.rest()
+    rest = rollout.drain()
     assert isinstance(first[0], Gradients)
     assert streams(first) == [[2, 3]]
     assert sorted(zip(rows(rest), streams(rest), strict=True)) == [(0, [0, 1]), (8, [0, 1]), (8, [2, 3])]
@@ -428,4 +429,4 @@ def test_actors_tell_how_long_they_waited() -> None:
     rollout.start()
     rollout.gather()
     assert 0 < rollout.waited < 1
-    assert all(one.life.waited >= 0.4 for one in rollout._seats)
+    assert all(one.heartbeat.waited >= 0.4 for one in rollout._actors)

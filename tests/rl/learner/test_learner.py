@@ -61,7 +61,7 @@ def test_running_returns_see_what_is_skipped_and_begin_anew_after_what_was_dropp
     learner = Learner(bench.algorithm, torch.device("cpu"), StreamFeed(torch.device("cpu"), bench.algorithm.plan))
     scale, expected, steps = bench.policy.return_scale, np.zeros(4), 0
     for number, rows in enumerate([5, 2, 3, 2, 2]):
-        bench.rollout._seats[0].begin(rows)
+        bench.rollout._actors[0].begin(rows)
         (unroll,) = bench.rollout.gather()
         if number == 2:  # too old when it came: the learner never sees it
             expected[:] = 0.0

@@ -16,7 +16,8 @@ from rltrain.envs.problems.faults import raises
 from rltrain.envs.problems.probes import Counter, Masked
 from rltrain.envs.seeding import stream_seed
 from rltrain.rollout.actor.noise import StreamNoise
-from rltrain.rollout.scheduler import Failed, Rollout
+from rltrain.rollout.scheduler import Rollout
+from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.types import Trajectory
 from rltrain.rollout.workers.handle import ActorLost
 
@@ -145,7 +146,7 @@ def test_masks_are_obeyed_and_travel() -> None:
 def failure(env: Any, looks_like: Any = Counter, **given: Any) -> str:
     lost: list[ActorLost] = []
     rollout, _ = open_rollout(env, lost.append, looks_like, workers=2, backend="local", seed=6, **given)
-    with contextlib.suppress(Failed):
+    with contextlib.suppress(WorkerFailed):
         while not lost and rollout.steps < 1000:
             rollout.start()
             rollout.gather()

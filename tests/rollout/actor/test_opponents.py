@@ -71,7 +71,7 @@ def who(unroll: Trajectory, b: int) -> list[list[tuple[int, bool, bool]]]:
     return games
 
 
-def test_without_a_snapshot_the_newest_policy_plays_both_seats() -> None:
+def test_without_a_snapshot_the_newest_policy_plays_both_actors() -> None:
     unroll = collected(bench(1.0))
 
     for b in range(6):
@@ -82,9 +82,9 @@ def test_without_a_snapshot_the_newest_policy_plays_both_seats() -> None:
 @pytest.mark.parametrize("again", [False, True], ids=["as started", "replaced"])
 def test_a_snapshot_plays_one_seat_and_nobody_learns_from_it(again: bool) -> None:
     made = bench(1.0)
-    made.rollout.keep(0, preferring(made, 1, 7))
+    made.rollout.publish_opponent(0, preferring(made, 1, 7))
     if again:  # as after its death: whoever takes an actor's place has the same pool
-        made.rollout._reopen(made.rollout._seats[0])
+        made.rollout._reopen(made.rollout._actors[0])
     unroll = collected(made)
 
     seats = []
@@ -103,8 +103,8 @@ def test_a_snapshot_plays_one_seat_and_nobody_learns_from_it(again: bool) -> Non
 
 def test_the_share_of_games_against_snapshots_and_of_each_of_them() -> None:
     made = bench(0.6, streams=40, rows=120)
-    made.rollout.keep(0, preferring(made, 1, 3))
-    made.rollout.keep(1, preferring(made, 1, 4))
+    made.rollout.publish_opponent(0, preferring(made, 1, 3))
+    made.rollout.publish_opponent(1, preferring(made, 1, 4))
     met = [episode.opponent for episode in collected(made).episodes]
 
     assert len(met) > 400
@@ -115,8 +115,8 @@ def test_the_share_of_games_against_snapshots_and_of_each_of_them() -> None:
 def test_each_game_is_played_by_whom_it_is_told_of() -> None:
     """Two snapshots are met in the same rows: one takes the first free cell, one the last, as the newest does."""
     made = bench(0.6, streams=20, rows=60)
-    made.rollout.keep(0, preferring(made, 1, 3))
-    made.rollout.keep(1, preferring(made, -1, 4))
+    made.rollout.publish_opponent(0, preferring(made, 1, 3))
+    made.rollout.publish_opponent(1, preferring(made, -1, 4))
     unroll = collected(made)
     told = list(unroll.episodes)  # in the order of streams and rows
 
@@ -137,7 +137,7 @@ def test_each_game_is_played_by_whom_it_is_told_of() -> None:
 def test_the_row_after_the_last_is_learnt_from_as_the_game_goes_on() -> None:
     """What follows an unroll is bootstrapped from, for the seats that learn."""
     made = bench(1.0, rows=4)
-    made.rollout.keep(0, preferring(made, 1, 3))
+    made.rollout.publish_opponent(0, preferring(made, 1, 3))
     last = collected(made).acting[-1].copy()
     after = collected(made)
 
@@ -148,7 +148,7 @@ def test_the_row_after_the_last_is_learnt_from_as_the_game_goes_on() -> None:
 
 def test_a_snapshot_explores_as_the_newest_policy_does() -> None:
     made = bench(1.0, streams=30, rows=9)
-    made.rollout.keep(0, preferring(made, 0, 3))
+    made.rollout.publish_opponent(0, preferring(made, 0, 3))
     unroll = collected(made)
 
     second = unroll.acting[1].any(-1)  # whose games the snapshot began
@@ -160,7 +160,7 @@ def test_a_snapshot_explores_as_the_newest_policy_does() -> None:
 def test_outcomes_belong_to_the_seat_that_is_told() -> None:
     """Against a snapshot of itself turned round the winner hangs on the seat alone."""
     made = bench(1.0)
-    made.rollout.keep(0, preferring(made, 1, 0))
+    made.rollout.publish_opponent(0, preferring(made, 1, 0))
     unroll = collected(made)
 
     won = {(episode.seat, episode.agents[episode.seat]) for episode in unroll.episodes}
@@ -169,9 +169,9 @@ def test_outcomes_belong_to_the_seat_that_is_told() -> None:
 
 def test_a_game_whose_opponent_was_replaced_says_nothing() -> None:
     made = bench(1.0, rows=3)
-    made.rollout.keep(0, preferring(made, 1, 0))
+    made.rollout.publish_opponent(0, preferring(made, 1, 0))
     assert not collected(made).episodes
-    made.rollout.keep(0, preferring(made, 1, 1))
+    made.rollout.publish_opponent(0, preferring(made, 1, 1))
     games = [episode for _ in range(4) for episode in collected(made).episodes]
 
     assert [episode.opponent for episode in games[:6]] == [NEWEST] * 6
@@ -194,7 +194,7 @@ class Heard(TicTacToe):
         super().step(action)
 
 
-def test_evaluation_is_against_random_moves_from_both_seats() -> None:
+def test_evaluation_is_against_random_moves_from_both_actors() -> None:
     made = bench(0.0)
     source = resolve(Heard)
     spec = look(source, 0)

@@ -25,11 +25,11 @@ from rltrain.rollout.buffers import padded
 from rltrain.rollout.inference.client import InferenceClient, inference_of
 from rltrain.rollout.inference.requests import TEXT, RequestBuffers
 from rltrain.rollout.inference.server import Server, ServerJob
-from rltrain.rollout.scheduler import Failed
 from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.shared_memory.weights import WeightsBoard
 from rltrain.rollout.specs import ActorJob, RolloutSpec
+from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.tree import leaves, tree_map
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.setup.environment import world
@@ -322,7 +322,7 @@ def test_a_mask_that_allows_nothing_is_still_the_environments_fault() -> None:
             rollout.start()
             rollout.gather()
 
-    with pytest.raises(Failed, match="the action mask allows no action at all") as failed:
+    with pytest.raises(WorkerFailed, match="the action mask allows no action at all") as failed:
         unrolls()
     assert "worker " in str(failed.value)
     assert rollout.restarts == 0, "the server is well"
