@@ -84,7 +84,7 @@ def test_a_snapshot_plays_one_seat_and_nobody_learns_from_it(again: bool) -> Non
     made = bench(1.0)
     made.rollout.publish_opponent(0, preferring(made, 1, 7))
     if again:  # as after its death: whoever takes an actor's place has the same pool
-        made.rollout._reopen(made.rollout._actors[0])
+        made.rollout._actors[0].open()
     unroll = collected(made)
 
     seats = []
