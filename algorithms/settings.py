@@ -1,20 +1,128 @@
-"""Checks of settings that all families of algorithms share."""
+"""Settings that families of algorithms share: types with bounds and help texts, and groups that a class inherits.
+
+The settings of one algorithm are one class next to its family. The class inherits the groups that the algorithm has,
+and declares what its paper adds or changes. A changed default keeps the bounds and the help text of its type:
+`lr: Lr = default(7e-4, "the paper's")`. `--help` lists settings in the order of HELP_ORDER. Imports no torch.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal, Self
 
-Activation = Literal["tanh", "relu"]
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+HELP_ORDER = """
+    streams unroll epochs minibatches wait capacity batch length warmup updates_per_step random_start
+    overlap max_in_flight max_lag buffer_size reuse
+    lr lr_q lr_temperature lr_end lr_end_share optimizer rms_alpha rms_eps adam_eps max_grad_norm
+    gamma lam n_step normalize_advantage rho_bar c_bar rho_bar_pg clip_reward
+    double target_every tau policy_delay smoothing smoothing_clip
+    clip clip_end ratio_bar kl value_clip value entropy entropy_end max_kl loss atoms v_min v_max
+    temperature learn_temperature target_entropy target_entropy_share
+    gumbel regularize noise noise_end noise_kind ou_theta
+    prioritized alpha beta priority_eps epsilon epsilon_end epsilon_share epsilon_per_stream noisy
+    policy torso widths activation init dueling shared_torso log_std_init agent_ids last_action
+    memory memory_size sequence normalize_obs normalize_return mixer_width hyper_width
+""".split()
 
 
-def check_network(widths: tuple[int, ...], memory: str, sequence: int, unroll: int) -> None:
-    """What holds between settings of a network; raises ValueError with one line."""
-    check_widths(widths)
-    if memory != "none" and unroll % sequence:
-        raise ValueError(f"sequence must divide unroll, got sequence {sequence} and unroll {unroll}")
+def default(value: Any, note: str) -> Any:
+    """A default value with a note on its origin, which `--help` adds to the description of the setting."""
+    return Field(value, json_schema_extra={"note": note})
 
 
-def check_widths(widths: tuple[int, ...]) -> None:
-    """ValueError with one line if a layer has no unit."""
-    if any(width < 1 for width in widths):
-        raise ValueError(f"widths must each be at least 1, got {','.join(map(str, widths))}")
+# data
+Streams = Annotated[int, Field(ge=1, description="environments that are stepped in parallel, in total")]
+Unroll = Annotated[int, Field(ge=1, description="T, steps per stream in one unroll")]
+Overlap = Annotated[
+    bool, Field(description="actors act while the learner learns; reproducible only with deterministic")
+]
+
+# optimiser
+Lr = Annotated[float, Field(gt=0, description="step size of the optimiser at the start")]
+LrEnd = Annotated[float | None, Field(ge=0, description="step size at the last step, reached linearly; none keeps lr")]
+AdamEps = Annotated[float, Field(gt=0, description="Adam's epsilon")]
+MaxGradNorm = Annotated[float, Field(ge=0, description="largest L2 norm of all gradients together; 0: no clipping")]
+
+# targets
+Gamma = Annotated[float, Field(ge=0, le=1, description="discount per step")]
+ClipReward = Annotated[
+    bool, Field(description="learn from rewards clipped to [-1, 1]; reported returns are not clipped")
+]
+TargetEvery = Annotated[
+    int | None, Field(ge=1, description="updates between two copies of the target network; none: use tau")
+]
+Tau = Annotated[
+    float | None,
+    Field(gt=0, le=1, description="share by which the target network follows after each update; none: target_every"),
+]
+
+# networks
+PolicyName = Annotated[str, Field(description="name of the policy; rltrain.register_policy adds others")]
+Widths = Annotated[tuple[int, ...], Field(strict=False, description="units of the hidden layers")]
+Activation = Annotated[Literal["tanh", "relu"], Field(description="activation function of the hidden layers")]
+NormalizeObs = Annotated[
+    bool, Field(description="scale observations by their running mean and deviation, clipped at 10")
+]
+
+
+class Settings(BaseModel):
+    """What the settings of all algorithms have in common: they are checked strictly, and never change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
+
+
+class Collect(Settings):
+    """How experience is collected."""
+
+    streams: Streams
+    unroll: Unroll
+
+
+class Optimise(Settings):
+    """One optimiser."""
+
+    lr: Lr
+    adam_eps: AdamEps
+    max_grad_norm: MaxGradNorm
+
+
+class Network(Settings):
+    """The networks of a policy."""
+
+    policy: PolicyName
+    torso: str = Field(
+        "auto", description="auto, nature, impala, or module:Class of an nn.Module: observations to features"
+    )
+    widths: Widths
+    activation: Activation
+
+    @model_validator(mode="after")
+    def _layers_have_units(self) -> Self:
+        if any(width < 1 for width in self.widths):
+            raise ValueError(f"widths must each be at least 1, got {','.join(map(str, self.widths))}")
+        return self
+
+
+class TargetNetwork(Settings):
+    """A target network that is copied every `target_every` updates or follows by `tau`: exactly one of them is set."""
+
+    target_every: TargetEvery
+    tau: Tau = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tau_replaces_the_default(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("tau") is not None and "target_every" not in data:
+            return {**data, "target_every": None}
+        return data
+
+    @model_validator(mode="after")
+    def _copies_or_follows(self) -> Self:
+        if (self.tau is None) == (self.target_every is None):
+            every, tau = ("none" if value is None else f"{value:g}" for value in (self.target_every, self.tau))
+            raise ValueError(
+                "the target network either copies every target_every updates or follows by tau, "
+                f"got target_every {every} and tau {tau}; set one of them to none"
+            )
+        return self

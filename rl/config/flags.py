@@ -12,6 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from rltrain.algorithms.settings import HELP_ORDER
+
 
 def spelled(key: str) -> str:
     """How a setting is written on the command line."""
@@ -92,11 +94,11 @@ def add_model(
 
     `words` fill braces in descriptions; `defaults` are shown where a default depends on other values.
     """
-    for key, field in model.model_fields.items():
+    for key, field in sorted(model.model_fields.items(), key=_place_in_help):
         key = field.alias or key
         if key in skip:
             continue
-        text = (field.description or "").format(**(words or {})).replace("%", "%%")
+        text = description(field).format(**(words or {})).replace("%", "%%")
         options: dict[str, Any] = {
             "dest": key,
             "default": argparse.SUPPRESS,
@@ -106,6 +108,17 @@ def add_model(
             group.add_argument(spelled(key), action=argparse.BooleanOptionalAction, **options)  # a file may say either
         else:
             group.add_argument(spelled(key), metavar=_metavar(field), **options)
+
+
+def description(field: FieldInfo) -> str:
+    """What a setting means, with the note on its default if there is one."""
+    extra, text = field.json_schema_extra, field.description or ""
+    return f"{text}; {extra['note']}" if isinstance(extra, dict) and "note" in extra else text
+
+
+def _place_in_help(item: tuple[str, FieldInfo]) -> int:
+    """The index in HELP_ORDER; settings that are not there come last, in the order of their class."""
+    return HELP_ORDER.index(item[0]) if item[0] in HELP_ORDER else len(HELP_ORDER)
 
 
 def _metavar(field: FieldInfo) -> str:

@@ -71,7 +71,7 @@ class RunConfig(BaseModel):
     streams: int = Field(
         default_factory=lambda data: int(getattr(data["settings"], "streams", 8)),
         ge=1,
-        description="environments stepped side by side, in all",
+        description="environments that are stepped in parallel, in total",
         json_schema_extra={"default": "the algorithm's"},
     )
     workers: int = Field(

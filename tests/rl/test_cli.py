@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from rltrain import algorithms, cli
+from rltrain.algorithms.settings import HELP_ORDER
 from rltrain.config import run_config as config
 from rltrain.config.flags import literal
 from rltrain.config.run_config import RunConfig
@@ -80,8 +81,21 @@ def test_every_setting_has_a_flag_with_its_default(algo: str, capsys: pytest.Cap
         flag = "--env-arg" if key == "env_args" else "--" + key.replace("_", "-")
         assert f" {flag} " in text or f" {flag}, " in text, flag
         assert key == "env_args" or field.description, key
-    assert "--max-kl FLOAT ends the epochs once the approximate KL passes it, in nats [none]" in text or algo != "ppo"
-    assert f"--streams INT environments stepped side by side, in all [{fields_default(algo)}]" in text
+    assert "--max-kl FLOAT approximate KL divergence, in nats, that ends the epochs [none]" in text or algo != "ppo"
+    assert "--lr FLOAT step size of the optimiser at the start; of the policy [0.0001]" in text or algo != "ddpg"
+    assert f"--streams INT environments that are stepped in parallel, in total [{fields_default(algo)}]" in text
+
+
+def test_help_lists_settings_in_one_order_for_all_algorithms(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {key for algo in algorithms.names() for key in algorithms.settings_class(algo).model_fields}
+    assert settings == set(HELP_ORDER)
+    assert len(HELP_ORDER) == len(settings)
+
+    with pytest.raises(SystemExit):
+        cli.main(["--algo", "dqn", "--help"])
+    text = capsys.readouterr().out.partition("settings of dqn")[2]
+    flags = [f"--{key.replace('_', '-')}" for key in ("unroll", "lr", "gamma", "tau", "epsilon", "widths")]
+    assert sorted(flags, key=text.index) == flags
 
 
 def fields_default(algo: str) -> int:
