@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.unroll_rows import VectorEnv
-from rltrain.rollout.types import Gradients, Trajectory
+from rltrain.rollout.types import Gradients, Noise, Trajectory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = tuple[tuple[int, ...], str]  # shape and type of what a policy says of one row
 
@@ -18,12 +21,12 @@ class Inference:
     """A policy that a server acts with, as actors must know it, who do not hold it."""
 
     device: str  # of the server
-    noise: Any  # what `act` wants to be random: see `rltrain.algorithms.protocol.Noise`
+    noise: Noise
     core_size: int
     sequence: int
     action: Kind
     extras: dict[str, Kind]
-    took: Any = None  # see `rltrain.algorithms.protocol.Policy`
+    core_with_action: Callable[[Tensor, Tensor], Tensor]  # see `rltrain.rollout.types.PolicyHooks`
 
 
 @dataclass(frozen=True)

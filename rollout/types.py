@@ -1,4 +1,4 @@
-"""The types that travel: Trajectory from actor to learner, Transition out of a replay, Weights back.
+"""The types that travel: Trajectory from actor to learner, Transition out of a replay, Weights back; and a Policy's.
 
 Letters: T unroll length, B streams, N agents, O observation, A action, S global state, H recurrent width.
 Index t is the decision at t: obs[t] is seen, action[t] is taken, reward[t] is its reward, obs[t+1] follows.
@@ -6,13 +6,17 @@ Index t is the decision at t: obs[t] is seen, action[t] is taken, reward[t] is i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from rltrain.envs.spec import OPTIONAL_FIELDS
 from rltrain.rollout.tree import Tree
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Array = Any  # numpy in actors, torch in the learner
 NEWEST = -1  # in place of a snapshot's number: the policy that learns
@@ -138,3 +142,92 @@ class Weights:
     version: int
     step: int
     arrays: dict[str, np.ndarray]
+
+
+class Noise(NamedTuple):
+    """The random numbers that `Policy.act` needs: `width` independent ones per row, drawn by the actor."""
+
+    kind: Literal["gumbel", "logistic", "normal", "uniform"]
+    width: int
+    stream: bool = False  # one more column, the last: the number of the row's stream
+
+    @property
+    def columns(self) -> int:
+        """K of `Policy.act`'s noise [B, K]."""
+        return self.width + self.stream
+
+
+class Act(NamedTuple):
+    """One decision for B streams."""
+
+    action: Tensor  # [B, *A]
+    extras: dict[str, Tensor]  # [B, ...] each, recorded for the learner: log_prob, ...
+    core: Tensor | None  # [B, H] recurrent state after this row
+
+
+class Policy(Protocol):
+    """Acts in training, in evaluation and for `rltrain.load`. It is an nn.Module.
+
+    A policy may also have any of the methods of `PolicyHooks`.
+    """
+
+    noise: Noise
+    core_size: int  # H, or 0 without memory
+    sequence: int  # L, rows between two stored cores
+
+    def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyHooks:
+    """The optional methods of a policy, each with what is used where the policy does not have it; see `hooks_of`."""
+
+    summarize_unroll: Callable[[dict[str, Tensor], Tensor, Tensor | None], dict[str, Tensor]]
+    """`(extras, action, action_mask) -> extras`, all [T, B, ...]: turns the stacked extras of `act` into those that the
+    learner gets, once per unroll, so that log-probabilities cost nothing per step. An inference server calls it with
+    T = 1. Default: the extras of `act`."""
+
+    set_active_rows: Callable[[int | None], None]
+    """`(rows)`: until the next call only the first `rows` rows of every batch are used, the others are padding; None:
+    all are. Called where only `act` is called. Default: padding is computed too."""
+
+    core_with_action: Callable[[Tensor, Tensor], Tensor]
+    """`(core, action) -> core`: for a core that holds the last action, the core that `act` would have returned, had it
+    chosen `action`. Called where random exploration replaced the action. Must be picklable. Default: the same core."""
+
+    fast_layout: Callable[[Tree], Tree]
+    """`(obs) -> obs`, [N, *O]: the same numbers in the memory layout that its networks read fastest. Called once before
+    several passes over the same rows. Default: unchanged."""
+
+    score: Callable[[Tree, bool], Tensor] | None
+    """`(obs, explore) -> [B, ...]`: the floats by which `act` chooses a discrete action, if its extras do not hold
+    them. Used to test whether a row has the same bits in every batch, which actions seldom show. Default: None."""
+
+
+def hooks_of(policy: object) -> PolicyHooks:
+    """The optional methods of `policy`, with the defaults filled in."""
+    return PolicyHooks(
+        summarize_unroll=getattr(policy, "summarize_unroll", _same_extras),
+        set_active_rows=getattr(policy, "set_active_rows", _ignore_rows),
+        core_with_action=getattr(policy, "core_with_action", _same_core),
+        fast_layout=getattr(policy, "fast_layout", _same_obs),
+        score=getattr(policy, "score", None),
+    )
+
+
+def _same_extras(extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None) -> dict[str, Tensor]:
+    return extras
+
+
+def _ignore_rows(rows: int | None) -> None:
+    pass
+
+
+def _same_core(core: Tensor, action: Tensor) -> Tensor:
+    return core
+
+
+def _same_obs(obs: Tree) -> Tree:
+    return obs

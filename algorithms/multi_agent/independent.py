@@ -18,11 +18,11 @@ from rltrain.algorithms.multi_agent.global_state import _width, global_state
 from rltrain.algorithms.multi_agent.settings import MAPPOConfig
 from rltrain.algorithms.multi_agent.turns import own_turns
 from rltrain.algorithms.on_policy.ppo import PPO
-from rltrain.algorithms.protocol import Act, Noise, Stateful, Update
+from rltrain.algorithms.protocol import Act, Noise, Stateful, Update, observes
 from rltrain.envs.spec import AgentGroup, EnvSpec, Leaf, ObsSpec
 from rltrain.rollout.specs import StreamPlan
 from rltrain.rollout.tree import Tree, leaves, tree_map
-from rltrain.rollout.types import Trajectory
+from rltrain.rollout.types import Trajectory, hooks_of
 
 OWN, ID = "obs", "agent"  # keys of what an agent sees that shares its policy: its own, and which of them it is
 STATE = "state"  # and of what only its value sees, if its policy is called
@@ -155,8 +155,6 @@ class Together(nn.Module):
         self.cores = _columns([s.count * p.core_size for s, p in zip(self.seats, policies, strict=True)])
         self.noise = Noise(kinds.pop(), self._noise[-1].stop)
         self.core_size = self.cores[-1].stop
-        if all(hasattr(policy, "unrolled") for policy in policies):
-            self.unrolled = self._unrolled
 
     def prefix(self, number: int) -> str:
         """Of the names of a group's extras."""
@@ -181,17 +179,19 @@ class Together(nn.Module):
         joint = torch.cat(actions, -1).view(width, *self.spec.action.shape)
         return Act(joint, extras, None if core is None else torch.cat([one for one in cores if one is not None], -1))
 
-    def _unrolled(self, extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None) -> dict[str, Tensor]:
-        """As `Policy.unrolled`: [T, B, n, ...] of each group."""
-        told: dict[str, Tensor] = {}
+    def summarize_unroll(
+        self, extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        """See `PolicyHooks`: [T, B, n, ...] of each group."""
+        summary: dict[str, Tensor] = {}
         for number, (seat, policy) in enumerate(zip(self.seats, self._each, strict=True)):
             lead, prefix = action.shape[:2], self.prefix(number)
             own = {name[len(prefix) :]: x.flatten(1, 2) for name, x in extras.items() if name.startswith(prefix)}
             taken = action.flatten(2)[..., seat.action].reshape(lead[0], -1, *seat.group.action.shape)
             mask = None if action_mask is None else action_mask[..., seat.mask].reshape(*taken.shape[:2], -1)
-            for name, x in policy.unrolled(own, taken, mask).items() if own else ():
-                told[prefix + name] = x.reshape(*lead, seat.count, *x.shape[2:])
-        return told
+            for name, x in hooks_of(policy).summarize_unroll(own, taken, mask).items() if own else ():
+                summary[prefix + name] = x.reshape(*lead, seat.count, *x.shape[2:])
+        return summary
 
 
 def together(
@@ -232,7 +232,7 @@ class Independent:
         if spec.turns:
             _can_take_turns(spec, config)
         self.policy = Together(spec, self.seats, [one.policy for one in self.inner])
-        self.observes = any(getattr(one, "observes", True) for one in self.inner)
+        self.observes = any(map(observes, self.inner))
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
         """One update of each; metrics are means over the groups."""

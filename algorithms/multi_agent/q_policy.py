@@ -157,8 +157,8 @@ class Carried(NamedTuple):
             return last
         return torch.cat([memory.view(len(memory), self.agents, -1), last.unsqueeze(-1)], -1).flatten(1)
 
-    def took(self, core: Tensor, action: Tensor) -> Tensor:
-        """The core after `act`, if other actions [B, N] were taken than those it chose."""
+    def core_with_action(self, core: Tensor, action: Tensor) -> Tensor:
+        """See `PolicyHooks`: the core that holds the actions [B, N]."""
         return self.together(self.apart(core)[0], action)
 
 
@@ -191,7 +191,7 @@ class MultiAgentQPolicy(nn.Module):
         self.carried = Carried(self.net.agents, core_size(config.memory, config.memory_size))
         self.core_size = self.net.agents * (self.carried.memory + config.last_action)
         if config.last_action:
-            self.took = self.carried.took
+            self.core_with_action = self.carried.core_with_action
         self.noise = Noise("uniform", self.net.agents * (1 + self.net.actions))
         self.register_buffer("epsilon", torch.empty(1))
         self.explore(0.0)

@@ -86,12 +86,12 @@ class Encoder(nn.Module):
             if compiled and leaf.kind == "image":
                 self.nets[str(i)].compile()
 
-    def narrow(self, rows: int | None) -> None:
-        """For actors: only the first `rows` of a batch are looked at, so those that fill it up are not convolved."""
+    def set_active_rows(self, rows: int | None) -> None:
+        """For actors: only the first `rows` rows of a batch are used, so that the padding is not convolved."""
         self.rows = None if rows is None else -(-rows // 4) * 4  # a single row would have other bits
 
-    def arranged(self, obs: Tree) -> Tree:
-        """tree of [N, *O], the same with its images as their networks read them quickest."""
+    def fast_layout(self, obs: Tree) -> Tree:
+        """tree of [N, *O], the same numbers with images in the memory layout that their networks read fastest."""
         if not self.nets:
             return obs
         kinds = zip(self.leaves, leaves(obs), strict=True)

@@ -133,10 +133,10 @@ class QPolicy(nn.Module):
             self.epsilon.fill_(epsilon)
         return epsilon
 
-    def narrow(self, rows: int | None) -> None:
-        """Act for the first `rows` of every batch from now on, the others only fill it up; None: for all."""
+    def set_active_rows(self, rows: int | None) -> None:
+        """See `PolicyHooks`."""
         if isinstance(self.net.encoder, Encoder):
-            self.net.encoder.narrow(rows)
+            self.net.encoder.set_active_rows(rows)
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams. Noise [B, 1 + n], uniform: whether to explore, then a score for each action."""

@@ -69,12 +69,12 @@ class ActorCritic(nn.Module):
             features, widths = self.value_encoder.features, config.widths
         self.critic = mlp(features, widths, 1, gain=1.0)
         self.log_std = nn.Parameter(torch.full((outputs,), config.log_std_init)) if spec.action.kind == "box" else None
-        # For PPO, acting tells the value too where that is one product more, of layers that are all ours: see `valued`.
+        # `act` reports V(obs) to PPO if that costs one matrix product, because the layers are shared (and no user's).
         ours = type(self) is ActorCritic and isinstance(self.encoder, Encoder) and isinstance(config, PPOConfig)
-        self.tells_value = ours and learns and shared and not self.recurrent and private is None
+        self.reports_value = ours and learns and shared and not self.recurrent and private is None
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
-        """One decision for B streams: a sample, or the likeliest action. `unrolled` tells its log_prob."""
+        """One decision for B streams: a sample, or the most likely action; see `summarize_unroll` for its log_prob."""
         x = self.features(obs)
         if self.memory is not None:
             assert core is not None
@@ -85,17 +85,19 @@ class ActorCritic(nn.Module):
         if not explore:
             return Act(dist.mode(), {}, core)
         extras = {"head": head}
-        if self.tells_value:
+        if self.reports_value:
             extras["value"] = self.critic.row_wise(x)
         return Act(dist.sample(noise), extras, core)
 
-    def narrow(self, rows: int | None) -> None:
-        """Act for the first `rows` of every batch from now on, the others only fill it up; None: for all."""
+    def set_active_rows(self, rows: int | None) -> None:
+        """See `PolicyHooks`."""
         if isinstance(self.encoder, Encoder):
-            self.encoder.narrow(rows)
+            self.encoder.set_active_rows(rows)
 
-    def unrolled(self, extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None) -> dict[str, Tensor]:
-        """What the learner gets in place of the extras of `act`, for whole unrolls [T, B, ...]: log_prob, and value."""
+    def summarize_unroll(
+        self, extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None
+    ) -> dict[str, Tensor]:
+        """See `PolicyHooks`: log_prob [T, B], and the value if `act` computed it."""
         dist = distribution(self.spec.action, extras["head"], action_mask, self.log_std)
         return {"log_prob": dist.log_prob(action), **{name: extras[name] for name in extras if name == "value"}}
 
@@ -122,20 +124,11 @@ class ActorCritic(nn.Module):
         x = self.recall(obs, core, first) if encoder is None else encoder.forward(self.normalised(obs))
         return self.critic.forward(x).squeeze(-1)
 
-    def valued(self, unrolls: Trajectory) -> Tensor:
-        """[T+1, B] V(obs), for unrolls that these weights have made: where acting told it, only of the last row."""
-        told = unrolls.extras.get("value")  # [T, B]
-        alike = told is not None and unrolls.num_rows is None and bool((unrolls.version == unrolls.version[0]).all())
-        if told is None or not alike:
-            core = None if unrolls.core is None else unrolls.core[0]
-            return self.value(unrolls.obs, core, unrolls.first)
-        return torch.cat([told, self.value(tree_map(lambda x: x[-1:], unrolls.obs))])
-
-    def arranged(self, obs: Tree) -> Tree:
-        """tree of [N, *O], the same as its networks read it quickest; worth it before several passes."""
+    def fast_layout(self, obs: Tree) -> Tree:
+        """See `PolicyHooks`."""
         if self.private is not None or not isinstance(self.encoder, Encoder):
             return obs
-        return self.encoder.arranged(obs)
+        return self.encoder.fast_layout(obs)
 
     def scaled(self, reward: Tensor) -> Tensor:
         """[T, B] rewards in the unit that values are learnt in: clipped to [-1, 1] first, where that is asked for."""

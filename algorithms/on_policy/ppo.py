@@ -19,7 +19,8 @@ from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import StreamPlan
-from rltrain.rollout.types import Trajectory, discounts, traces
+from rltrain.rollout.tree import tree_map
+from rltrain.rollout.types import Trajectory, discounts, hooks_of, traces
 
 
 class PPO:
@@ -64,8 +65,7 @@ class PPO:
         rows: FlatBatch | Sequences
         if unrolls.core is None:
             rows = FlatBatch.of(unrolls, value[:-1], advantage, target)
-            if hasattr(self.policy, "arranged"):
-                rows = replace(rows, obs=self.policy.arranged(rows.obs))
+            rows = replace(rows, obs=hooks_of(self.policy).fast_layout(rows.obs))
         else:
             rows = Sequences.of(unrolls, value[:-1], advantage, target)
         places = self.group.places(unrolls)
@@ -87,12 +87,14 @@ class PPO:
         return Update(told)
 
     def values(self, unrolls: Trajectory) -> Tensor:
-        """[T+1, B] V(obs) by the weights of now, which are those that acted unless actors were ahead."""
-        policy = self.policy
-        ahead = self.plan.overlap or self.plan.wait != "all" or not hasattr(policy, "valued")
-        core = None if unrolls.core is None else unrolls.core[0]
-        value: Tensor = policy.value(unrolls.obs, core, unrolls.first) if ahead else policy.valued(unrolls)
-        return value
+        """[T+1, B] V(obs). Values that the actor reported are used if it had the weights of now for all T rows."""
+        policy, acted = self.policy, unrolls.extras.get("value")  # [T, B]
+        old = self.config.overlap or unrolls.num_rows is not None or bool((unrolls.version != unrolls.version[0]).any())
+        if acted is None or old:
+            core = None if unrolls.core is None else unrolls.core[0]
+            value: Tensor = policy.value(unrolls.obs, core, unrolls.first)
+            return value
+        return torch.cat([acted, policy.value(tree_map(lambda x: x[-1:], unrolls.obs))])
 
     def loss(
         self, batch: FlatBatch | Sequences, clip: float, entropy_weight: float

@@ -11,6 +11,7 @@ import torch
 from rltrain import algorithms
 from rltrain.algorithms.multi_agent.independent import Independent, together
 from rltrain.algorithms.networks.encoder import Encoder
+from rltrain.algorithms.protocol import Algorithm, modules_of
 from rltrain.algorithms.registry import build, policy_factory
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.seeding import LEARNER, seed_of
@@ -34,8 +35,7 @@ def make_algorithm(config: RunConfig, spec: EnvSpec) -> Any:
         if isinstance(error, TypeError) and "float64" not in str(error):  # else a device that cannot hold it
             raise
         raise ConfigError(str(error).splitlines()[0]) from None
-    for one in getattr(algorithm, "inner", (algorithm,)):
-        hasten(one, config)
+    hasten(algorithm, config)
     if any(leaf.kind == "image" for leaf in spec.leaves()):
         keep_memory()
     return algorithm
@@ -46,14 +46,12 @@ def as_if_alone(config: RunConfig, spec: EnvSpec) -> bool:
     return bool(spec.groups) and not algorithms.for_several(config.algo)
 
 
-def hasten(algorithm: Any, config: RunConfig) -> None:
+def hasten(algorithm: Algorithm, config: RunConfig) -> None:
     """Let the learner's networks of images, target networks included, compute as the run asks."""
     precision = torch.bfloat16 if config.precision == "bfloat16" else None
     if precision is None and not config.compile:
         return
-    parts = [getattr(value, "module", value) for value in vars(algorithm).values()]
-    modules = {id(module): module for part in parts if isinstance(part, torch.nn.Module) for module in part.modules()}
-    for module in modules.values():
+    for module in (module for part in modules_of(algorithm) for module in part.modules()):
         if isinstance(module, Encoder):
             module.hasten(precision, config.compile)
 

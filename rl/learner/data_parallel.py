@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from rltrain import algorithms
-from rltrain.algorithms.protocol import Update
+from rltrain.algorithms.protocol import Algorithm, Update, modules_of, shares_updates
 from rltrain.algorithms.registry import policy_factory, register_policy
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec
@@ -235,7 +235,7 @@ def open_learners(config: RunConfig, spec: EnvSpec, algorithm: Any, place: Rank 
     plan: DataPlan = algorithm.plan
     if isinstance(plan, GradientPlan):
         raise ConfigError(f"--learners {config.learners}: the actors of {config.algo} make its gradients; ask for 1")
-    if not hasattr(algorithm, "group"):
+    if not shares_updates(algorithm):
         raise ConfigError(
             f"--learners {config.learners}: {config.algo} does not share its updates"
             + (" between learners where there are several agents" if spec.groups else "")
@@ -276,7 +276,6 @@ def _array(tensor: Tensor) -> Any:
     return tensor.cpu().numpy()
 
 
-def _buffers(algorithm: Any) -> list[Tensor]:
-    """Statistics and the like, of all modules that the algorithm keeps, slow copies of them included."""
-    modules = [getattr(part, "module", part) for part in algorithm.parts().values()]
-    return [buffer for module in modules if isinstance(module, nn.Module) for buffer in module.buffers()]
+def _buffers(algorithm: Algorithm) -> list[Tensor]:
+    """The running statistics and other buffers of all networks of the algorithm, target networks included."""
+    return [buffer for module in modules_of(algorithm) for buffer in module.buffers()]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rltrain.algorithms.protocol import observes
 from rltrain.errors import diverged
 from rltrain.learner.feed import Feed, ReplayFeed, StreamFeed
 from rltrain.rollout.trajectories import rounds
@@ -43,7 +44,7 @@ class Learner:
         self.feed: Feed = StreamFeed(device) if feed is None else feed
         self.seconds = 0.0  # spent in updates
         self.skipped = 0  # batches that had become too old before their update
-        self._observes = bool(getattr(algorithm, "observes", True))
+        self._observes = observes(algorithm)
         self._views: list[tuple[dict[str, Any], str, torch.Tensor, int]] = []  # where the policy keeps its tensors
         self._arrays: dict[str, np.ndarray] = {}  # the same as numpy's, by name
         self._max_lag: int | None = getattr(getattr(algorithm, "plan", None), "max_lag", None)

@@ -25,7 +25,7 @@ from rltrain.rollout.shared_memory.memory import SharedMemory, tree_at
 from rltrain.rollout.shared_memory.weights import WeightsBoard
 from rltrain.rollout.specs import ActorJob, Inference
 from rltrain.rollout.tree import Tree, leaves, tree_map, unflatten
-from rltrain.rollout.types import Trajectory
+from rltrain.rollout.types import Trajectory, hooks_of
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Actor:
         self.policy: Any = self._asking
         if self._asking is None:
             self.policy = job.make_policy()
-            if hasattr(self.policy, "narrow") and job.reduce is None:  # which needs it for whole unrolls
-                self.policy.narrow(count)
+            if job.reduce is None:  # else the policy is also applied to whole unrolls
+                hooks_of(self.policy).set_active_rows(count)
             self._parameters = {name: tensor.numpy() for name, tensor in self.policy.state_dict().items()}
             memory = SharedMemory.attach(links.weights) if isinstance(links.weights, tuple) else links.weights
             self._board = WeightsBoard(self._parameters, memory)
@@ -72,7 +72,7 @@ class Actor:
         self._action = np.zeros((job.unroll, width, *job.spec.action.shape), job.spec.action.dtype)
         self._core = torch.zeros(width, self.policy.core_size) if self.policy.core_size else None
         agents = len(job.spec.agents)
-        self._took = getattr(self.policy, "took", None)  # of policies that remember what they did
+        self._hooks = hooks_of(self.policy)
         self._tracker = TeamTracker(count, agents) if agents else EpisodeTracker(count)
         self._opponents: Opponents | None = None
         if job.pool is not None:
@@ -122,8 +122,8 @@ class Actor:
                         legal = None if rows.action_mask is None else rows.action_mask[t]
                         self._start.replace(t, action_rows[t], legal)
                         action = action_rows[t]
-                        if self._took is not None and core is not None:
-                            core = self._took(core, torch.from_numpy(action))
+                        if core is not None:
+                            core = self._hooks.core_with_action(core, torch.from_numpy(action))
                     if rows.alive is not None and core is not None:
                         core = kept(core, rows.alive[t])
                     if opponents is not None:
@@ -186,10 +186,9 @@ class Actor:
         return self._board.read(self._parameters)[0]
 
     def _told(self, extras: dict[str, torch.Tensor], rows: UnrollBuffer, unroll: int) -> dict[str, np.ndarray]:
-        """What the policy has to say of the unroll, [T, B, ...] each; it may say it for all rows at once."""
-        if hasattr(self.policy, "unrolled"):
-            mask = None if rows.action_mask is None else torch.from_numpy(rows.action_mask[:unroll])
-            extras = self.policy.unrolled(extras, torch.from_numpy(self._action[:unroll]), mask)
+        """The extras that the learner gets, [T, B, ...] each."""
+        mask = None if rows.action_mask is None else torch.from_numpy(rows.action_mask[:unroll])
+        extras = self._hooks.summarize_unroll(extras, torch.from_numpy(self._action[:unroll]), mask)
         return {name: value[:, : len(self.job.streams)].numpy() for name, value in extras.items()}
 
     def _begin(self) -> None:

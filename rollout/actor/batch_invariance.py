@@ -8,6 +8,7 @@ as the first of a block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,15 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.actor.noise import DRAWS
 from rltrain.rollout.buffers import WIDTH, empty_rows, padded
 from rltrain.rollout.tree import leaves, tree_map, unflatten
+from rltrain.rollout.types import hooks_of
 
 
 def rows_agree(policy: Any, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
     """Whether `act` gives each row the same bits at width WIDTH and at the width of all streams together.
 
-    Where the policy has a `score` that it chooses by (see `rltrain.algorithms.protocol.Policy`), that is compared too.
+    A policy's `score` (see `rltrain.rollout.types.PolicyHooks`) is compared too.
     """
+    score = hooks_of(policy).score
     obs, core, mask, noise = _inputs(policy, spec, streams, seed)
     width = len(noise)
     pairs: list[tuple[Any, Any]] = []
@@ -32,10 +35,9 @@ def rows_agree(policy: Any, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
             together = policy.act(obs, core, mask, noise, explore)
             parts = _in_blocks(policy, obs, core, mask, noise, explore)
             pairs += _pairs(together, parts)
-            if hasattr(policy, "narrow"):
-                pairs += _narrowed(policy, together, obs, core, mask, noise, explore)
-            if hasattr(policy, "score"):
-                pairs.append((policy.score(obs, explore), _scores(policy, obs, explore, width)))
+            pairs += _few_rows(policy, together, obs, core, mask, noise, explore)
+            if score is not None:
+                pairs.append((score(obs, explore), _scores(score, obs, explore, width)))
     return all(a is None or torch.equal(a, b) for a, b in pairs)
 
 
@@ -47,12 +49,13 @@ def rows_move(policy: Any, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
     inputs = _inputs(policy, spec, min(streams, WIDTH), seed)
     moved = [None if x is None else tree_map(lambda a: a.roll(1, 0), x) for x in inputs]
     pairs: list[tuple[Any, Any]] = []
+    score = hooks_of(policy).score
     with torch.inference_mode():
         for explore in (True, False):
             here, there = policy.act(*inputs, explore), policy.act(*moved, explore)
             pairs += [(a, None if b is None else b.roll(-1, 0)) for a, b in _pairs(here, there)]
-            if hasattr(policy, "score"):
-                pairs.append((policy.score(inputs[0], explore), policy.score(moved[0], explore).roll(-1, 0)))
+            if score is not None:
+                pairs.append((score(inputs[0], explore), score(moved[0], explore).roll(-1, 0)))
     return all(a is None or torch.equal(a, b) for a, b in pairs)
 
 
@@ -82,17 +85,17 @@ def _inputs(policy: Any, spec: EnvSpec, streams: int, seed: int) -> tuple[Any, .
     return obs, core, mask, noise
 
 
-def _narrowed(policy: Any, together: Any, *rest: Any) -> list[tuple[Any, Any]]:
-    """What `act` says to few rows, and to the same rows among all others, in pairs."""
+def _few_rows(policy: Any, together: Any, *rest: Any) -> list[tuple[Any, Any]]:
+    """Results of `act` with few active rows, and of the same rows among all others, in pairs."""
     pairs = []
-    obs, explore, scored = rest[0], rest[-1], hasattr(policy, "score")
-    scores: Any = policy.score(obs, explore) if scored else None
+    obs, explore, hooks = rest[0], rest[-1], hooks_of(policy)
     for rows in (1, 5):
-        policy.narrow(rows)
+        hooks.set_active_rows(rows)
         few = _block(policy, slice(0, WIDTH), *rest)
-        if scored:
-            pairs += [(scores[:rows], policy.score(tree_map(lambda leaf: leaf[:WIDTH], obs), explore)[:rows])]
-        policy.narrow(None)
+        scores = hooks.score and hooks.score(tree_map(lambda leaf: leaf[:WIDTH], obs), explore)[:rows]
+        hooks.set_active_rows(None)
+        if hooks.score is not None:
+            pairs += [(hooks.score(obs, explore)[:rows], scores)]
         pairs += [(together.action[:rows], few.action[:rows])]
         pairs += [(together.extras[name][:rows], few.extras[name][:rows]) for name in together.extras]
         pairs += [] if few.core is None else [(together.core[:rows], few.core[:rows])]
@@ -108,20 +111,19 @@ class InBlocks:
 
     def __init__(self, policy: Any, alone: bool = False) -> None:
         self._policy, self._alone = policy, alone
-        if hasattr(policy, "score"):
-            self.score = self._score
+        self.score = None if hooks_of(policy).score is None else self._score
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
 
-    def narrow(self, rows: int | None) -> None:
-        """Its rows depend on what is computed beside them: all are."""
+    def set_active_rows(self, rows: int | None) -> None:
+        """No effect: a row's result depends on the rows next to it, so all are computed."""
 
     def act(self, obs: Any, core: Any, action_mask: Any, noise: Any, explore: bool) -> Any:
         return _in_blocks(self._policy, obs, core, action_mask, noise, explore, self._alone)
 
     def _score(self, obs: Any, explore: bool) -> Any:
-        return _scores(self._policy, obs, explore, len(leaves(obs)[0]), self._alone)
+        return _scores(self._policy.score, obs, explore, len(leaves(obs)[0]), self._alone)
 
 
 def _blocks(width: int, alone: bool) -> list[Any]:
@@ -131,11 +133,11 @@ def _blocks(width: int, alone: bool) -> list[Any]:
     return [slice(begin, begin + WIDTH) for begin in range(0, width, WIDTH)]
 
 
-def _scores(policy: Any, obs: Any, explore: bool, width: int, alone: bool = False) -> Any:
+def _scores(score: Callable[[Any, bool], Any], obs: Any, explore: bool, width: int, alone: bool = False) -> Any:
     counts = 1 if alone else WIDTH
     blocks = _blocks(width, alone)
-    each = [policy.score(tree_map(lambda leaf, rows=rows: leaf[rows], obs), explore) for rows in blocks]
-    return torch.cat([score[:counts] for score in each])
+    each = [score(tree_map(lambda leaf, rows=rows: leaf[rows], obs), explore) for rows in blocks]
+    return torch.cat([rows[:counts] for rows in each])
 
 
 def _block(policy: Any, rows: Any, obs: Any, core: Any, mask: Any, noise: Any, explore: bool) -> Any:

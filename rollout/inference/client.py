@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,35 +15,25 @@ from rltrain.rollout.buffers import WIDTH, obs_arrays
 from rltrain.rollout.inference.requests import RequestBuffers
 from rltrain.rollout.specs import Inference
 from rltrain.rollout.tree import Tree, leaves, tree_map
+from rltrain.rollout.types import Act, Policy, hooks_of
 
 WAKE = b"."  # says that there is something to look at; what, stands on the desk
 SIPS = 64  # bytes read at once from a pipe of such
-
-
-class Answer(NamedTuple):
-    """One decision for B streams, as `rltrain.algorithms.protocol.Act`."""
-
-    action: Tensor  # [B, *A]
-    extras: dict[str, Tensor]  # [B, ...] each, as the learner gets them
-    core: Tensor | None  # [B, H]
 
 
 class Ended(Exception):
     """The run is over, and so nobody answers."""
 
 
-def decide(policy: Any, obs: Tree, core: Tensor | None, mask: Tensor | None, noise: Tensor) -> Answer:
-    """One exploring `act`. What `unrolled` would say of whole unrolls is said row by row: actors cannot ask it."""
+def decide(policy: Policy, obs: Tree, core: Tensor | None, mask: Tensor | None, noise: Tensor) -> Act:
+    """One exploring `act`, with the extras summarised row by row, because actors do not hold the policy."""
     act = policy.act(obs, core, mask, noise, True)
-    extras = act.extras
-    if hasattr(policy, "unrolled"):
-        one = {name: value[None] for name, value in extras.items()}  # an unroll of one row
-        told = policy.unrolled(one, act.action[None], None if mask is None else mask[None])
-        extras = {name: value[0] for name, value in told.items()}
-    return Answer(act.action, extras, act.core)
+    one = {name: value[None] for name, value in act.extras.items()}  # an unroll of one row
+    extras = hooks_of(policy).summarize_unroll(one, act.action[None], None if mask is None else mask[None])
+    return act._replace(extras={name: value[0] for name, value in extras.items()})
 
 
-def inference_of(policy: Any, spec: EnvSpec, device: str) -> Inference:
+def inference_of(policy: Policy, spec: EnvSpec, device: str) -> Inference:
     """What actors must know of a policy; found out by acting once."""
     obs = tree_map(lambda array: torch.from_numpy(array[0]), obs_arrays(spec, 1, WIDTH))
     core = torch.zeros(WIDTH, policy.core_size) if policy.core_size else None
@@ -55,8 +45,8 @@ def inference_of(policy: Any, spec: EnvSpec, device: str) -> Inference:
         return tuple(value.shape[1:]), str(value.numpy().dtype)
 
     extras = {name: kind(value) for name, value in answer.extras.items()}
-    took = getattr(policy, "took", None)
-    return Inference(device, policy.noise, policy.core_size, policy.sequence, kind(answer.action), extras, took)
+    replaced = hooks_of(policy).core_with_action
+    return Inference(device, policy.noise, policy.core_size, policy.sequence, kind(answer.action), extras, replaced)
 
 
 class InferenceClient:
@@ -73,7 +63,7 @@ class InferenceClient:
         self, inference: Inference, desks: RequestBuffers, worker: int, pipe: Any, over: Callable[[], bool]
     ) -> None:
         self.noise, self.core_size, self.sequence = inference.noise, inference.core_size, inference.sequence
-        self.took = inference.took
+        self.core_with_action = inference.core_with_action
         self.version: int | None = None  # the oldest weights that have decided since `begin`
         self._desks, self._worker, self._over = desks, worker, over
         self._pipe = pipe  # kept, since the descriptor is closed with it
@@ -91,7 +81,7 @@ class InferenceClient:
         """A new unroll."""
         self.version = None
 
-    def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Answer:
+    def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for this actor's streams; actors always explore.
 
         Raises:
@@ -118,7 +108,7 @@ class InferenceClient:
         version = int(desks.version[worker])
         self.version = version if self.version is None else min(version, self.version)
         after = self._core_after
-        return Answer(
+        return Act(
             self._action.clone(),  # the desk is written to again
             {name: value.clone() for name, value in self._extras.items()},
             None if after is None else after.clone(),

@@ -26,6 +26,7 @@ from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.shared_memory.weights import WeightsBoard
 from rltrain.rollout.specs import Inference
 from rltrain.rollout.tree import Tree, leaves, tree_map
+from rltrain.rollout.types import hooks_of
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,7 @@ class Server:
             places.append(slice(rows, rows := rows + self._desks.streams[worker]))
             for mine, theirs in zip(self._rows, self._questions[worker], strict=True):
                 mine[places[-1]] = theirs
-        if hasattr(self.policy, "narrow"):
-            self.policy.narrow(rows)
+        hooks_of(self.policy).set_active_rows(rows)
         self._newest()
         seen = {name: self._placed(tree, padded(rows)) for name, tree in self._input.items()}
         with torch.inference_mode():

@@ -121,7 +121,7 @@ def test_each_acts_as_it_would_alone() -> None:
     noise = torch.rand(16, policy.noise.columns, generator=generator)
 
     act = policy.act(obs, None, mask, noise, True)
-    told = policy.unrolled({name: x[None] for name, x in act.extras.items()}, act.action[None], mask[None])
+    told = policy.summarize_unroll({name: x[None] for name, x in act.extras.items()}, act.action[None], mask[None])
 
     assert (act.action.shape, policy.noise.columns) == ((16, 3), 8)
     for n, (group, i, begin, count) in enumerate((("three", 0, 0, 3), ("three", 1, 3, 3), ("two", 0, 6, 2))):
@@ -130,7 +130,7 @@ def test_each_acts_as_it_would_alone() -> None:
         columns = slice(begin, begin + count)
         expected = alone.act(own, None, mask[:, columns], noise[:, columns], True)
         assert torch.equal(act.action[:, n], expected.action)
-        log_prob = alone.unrolled(expected.extras, expected.action, mask[:, columns])["log_prob"]
+        log_prob = alone.summarize_unroll(expected.extras, expected.action, mask[:, columns])["log_prob"]
         torch.testing.assert_close(told["0/log_prob" if group == "three" else "1/log_prob"][0, :, i], log_prob)
 
 

@@ -350,7 +350,7 @@ def test_an_actor_sees_its_last_action_as_the_learner_does():
             act = policy.act(tree_map(lambda x, t=t: x[t], batch.obs), core, None, torch.zeros(5, 12), False)
             there = batch.valid[t].unsqueeze(-1) & batch.alive[t]
             assert torch.equal(act.action[there], greedy(whole[t], policy.net.legal(None))[there])
-            core = kept(policy.took(act.core, batch.action[t]), batch.alive[t].numpy())
+            core = kept(policy.core_with_action(act.core, batch.action[t]), batch.alive[t].numpy())
 
 
 def test_epsilon_falls_over_a_share_of_the_runs_steps():

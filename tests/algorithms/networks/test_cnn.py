@@ -72,13 +72,13 @@ def test_values_that_acting_told_are_those_of_the_learner(monkeypatch):
     """Final observations included; only what follows the last row is left to the learner; the update is the same."""
     settings = {"streams": 3, "unroll": 9, "epochs": 2, "minibatches": 2, **SHARED}
     told, anew = (Bench("ppo", "probe:image", **settings) for _ in range(2))
-    rows, turned, arranged = valued(monkeypatch), list[int](), ActorCritic.arranged
-    monkeypatch.setattr(ActorCritic, "arranged", lambda self, obs: (turned.append(len(obs)), arranged(self, obs))[1])
+    rows, turned, arranged = valued(monkeypatch), list[int](), ActorCritic.fast_layout
+    monkeypatch.setattr(ActorCritic, "fast_layout", lambda self, obs: (turned.append(len(obs)), arranged(self, obs))[1])
     for _ in range(2):
         unrolls, same = told.collect(), anew.collect()
         assert unrolls.first[1:].any()
         with torch.no_grad():
-            assert_close(told.policy.valued(unrolls), told.policy.value(unrolls.obs), atol=1e-5, rtol=0)
+            assert_close(told.algorithm.values(unrolls), told.policy.value(unrolls.obs), atol=1e-5, rtol=0)
         rows.clear()
         turned.clear()
         told.learn(unrolls)
@@ -146,7 +146,7 @@ def test_a_value_that_sees_more_is_not_told():
     seen = {"a": torch.zeros(16, 4, 40, 44, dtype=torch.uint8), "state": torch.zeros(16, 3)}
 
     assert list(policy.act(seen, None, None, torch.zeros(16, policy.noise.columns), True).extras) == ["head"]
-    assert policy.arranged(seen) is seen
+    assert policy.fast_layout(seen) is seen
 
 
 def test_images_are_arranged_once_for_all_passes():
@@ -157,7 +157,7 @@ def test_images_are_arranged_once_for_all_passes():
     rng = torch.Generator().manual_seed(1)
     obs = {"a": torch.randint(256, (6, 4, 40, 44), dtype=torch.uint8, generator=rng), "b": torch.randn(6, 3)}
     flat = torch.zeros(6)
-    arranged = encoder.arranged(obs)
+    arranged = encoder.fast_layout(obs)
     rows = FlatBatch(arranged, torch.arange(6), flat, flat, flat, flat, None)
 
     assert torch.equal(arranged["a"], obs["a"])
@@ -173,8 +173,8 @@ def test_images_are_arranged_once_for_all_passes():
 @pytest.mark.parametrize(("algo", "narrowed"), [("a2c", True), ("a3c", False)])
 def test_an_actor_that_makes_gradients_sees_all_rows(algo, narrowed, monkeypatch):
     """It passes whole unrolls through the network that it acts with."""
-    told, narrow = [], Encoder.narrow
-    monkeypatch.setattr(Encoder, "narrow", lambda self, rows: (told.append(rows), narrow(self, rows))[1])
+    told, narrow = [], Encoder.set_active_rows
+    monkeypatch.setattr(Encoder, "set_active_rows", lambda self, rows: (told.append(rows), narrow(self, rows))[1])
 
     Bench(algo, "probe:image", streams=3, unroll=8, shared_torso=True).rollout.start()
 

@@ -328,7 +328,7 @@ def test_rows_that_only_fill_up_a_batch_are_not_convolved(torso, rows):
     seen = []
     with torch.inference_mode():
         whole = net(x)
-        net.narrow(rows)
+        net.set_active_rows(rows)
         convolved = net.nets["0"].convolved
         net.nets["0"].convolved = lambda image: (seen.append(len(image)), convolved(image))[1]
         few = net(x)
@@ -347,7 +347,7 @@ def test_the_linear_layer_behind_images_looks_at_few_rows_where_their_bits_are_t
     x = torch.randint(256, (16, *leaf.shape), generator=rng(), dtype=torch.uint8)
     cnn, seen = net.nets["0"], []
     cnn.dense = lambda x: (seen.append(len(x)), x.double() * (1 if agree else len(x)))[1]
-    net.narrow(4)
+    net.set_active_rows(4)
     with torch.inference_mode():
         few = [net(x) for _ in range(2)]
         whole = cnn.convolved(x).double() * (1 if agree else 16)

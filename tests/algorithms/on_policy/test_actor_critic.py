@@ -102,7 +102,7 @@ def test_act_and_forward_agree_on_every_space(obs, action, settings):
             mode = policy.act(row, core, None, noise(policy, N, t), False)
             assert mode.extras == {}
             actions.append(act.action)
-            log_probs.append(policy.unrolled(act.extras, act.action, None)["log_prob"])
+            log_probs.append(policy.summarize_unroll(act.extras, act.action, None)["log_prob"])
             modes.append(mode.action)
             core = act.core
         action_of, log_prob = torch.stack(actions), torch.stack(log_probs)
@@ -139,7 +139,7 @@ def test_no_illegal_action_in_ten_thousand(action, scale):
             taken = act.action.reshape(rows, -1) + torch.from_numpy(starts)  # [rows, heads]
             assert mask.gather(1, taken).all()
             if explore:
-                assert policy.unrolled(act.extras, act.action, mask)["log_prob"].isfinite().all()
+                assert policy.summarize_unroll(act.extras, act.action, mask)["log_prob"].isfinite().all()
                 assert taken.unique().numel() == sum(heads)
 
 
@@ -299,7 +299,7 @@ def test_a_users_torso_acts_and_learns(monkeypatch):
     assert policy.encoder.module.linear.weight.grad.any()
     with torch.no_grad():
         act = policy.act(tree_map(lambda x: x[0], rows), torch.zeros(N, 6), None, noise(policy, N), True)
-    log_prob = policy.unrolled(act.extras, act.action, None)["log_prob"]
+    log_prob = policy.summarize_unroll(act.extras, act.action, None)["log_prob"]
     assert_close(log_prob, dist.log_prob(act.action.expand(4, N))[0].detach(), atol=1e-5, rtol=1e-5)
 
 

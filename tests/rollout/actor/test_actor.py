@@ -123,7 +123,7 @@ def test_actions_and_cores_are_those_of_the_policy_played_again(env: str, memory
                 act = policy.act(obs, core, None, torch.from_numpy(noise[t]), True)
             core = act.core
             assert torch.equal(act.action[:5], unroll.action[t])
-            told = policy.unrolled(act.extras, act.action, None)
+            told = policy.summarize_unroll(act.extras, act.action, None)
             assert torch.equal(told["log_prob"][:5], unroll.extras["log_prob"][t])
     assert sum(int(unroll.first[1:].sum()) for unroll in unrolls) > 0, "no episode ended"
     assert (unrolls[0].core is None) == (memory == "none")

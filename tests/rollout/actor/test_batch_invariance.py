@@ -50,7 +50,7 @@ def test_networks_of_atari_agree(torso: str) -> None:
 
     assert len(wide) == 1
     assert all(x.t().is_contiguous() for x in wide)
-    assert policy.tells_value
+    assert policy.reports_value
     with one_thread():
         assert all(rows_agree(policy, spec, streams) for streams in (17, 32))
         assert all(rows_move(policy, spec, streams) for streams in (1, 17))
@@ -142,7 +142,7 @@ class Narrowed(Mixed):
 
     few = False
 
-    def narrow(self, rows: int | None) -> None:
+    def set_active_rows(self, rows: int | None) -> None:
         self.few = rows is not None and rows < 16
 
     def act(self, obs: Any, core: Any, action_mask: Any, noise: Any, explore: bool) -> Act:
@@ -156,7 +156,7 @@ def test_few_rows_must_agree_too() -> None:
     policy = make_policy(config, spec)()
     assert not rows_agree(Narrowed(policy, ""), spec, 33)
     blocks = InBlocks(Narrowed(policy, ""))
-    blocks.narrow(3)
+    blocks.set_active_rows(3)
     assert rows_agree(blocks, spec, 33)
 
 

@@ -129,7 +129,7 @@ def test_one_call_serves_all_who_wait() -> None:
     assert here.desks.waiting() == []
     with torch.inference_mode():
         alone = here.policy.act(torch.cat([rows, torch.zeros(11, 4)]), None, None, torch.zeros(16, 2), True)
-        told = here.policy.unrolled(alone.extras, alone.action, None)
+        told = here.policy.summarize_unroll(alone.extras, alone.action, None)
     for answer, place in zip(found, (slice(0, 3), slice(3, 5)), strict=True):
         count = place.stop - place.start
         assert torch.equal(answer.action[:count], alone.action[place])
@@ -140,9 +140,9 @@ def test_one_call_serves_all_who_wait() -> None:
 def test_batches_are_padded_and_what_fills_them_up_is_not_looked_at() -> None:
     here, told = hall("CartPole-v1", (3, 2)), []
     policy = here.server.policy
-    act, narrow = policy.act, policy.narrow
+    act, narrow = policy.act, policy.set_active_rows
     policy.act = lambda obs, *rest: (told.append(len(obs)), act(obs, *rest))[1]
-    policy.narrow = lambda rows: (told.append(rows), narrow(rows))[1]
+    policy.set_active_rows = lambda rows: (told.append(rows), narrow(rows))[1]
     with here.serving():
         here.ask(0, torch.zeros(3, 4))
         here.ask(1, torch.zeros(2, 4))
@@ -175,7 +175,7 @@ def test_newer_weights_decide_from_the_next_call_on() -> None:
         assert not torch.equal(after, before)
     with torch.inference_mode():
         act = here.policy.act(torch.ones(16, 4), None, None, torch.zeros(16, 2), True)
-        assert torch.equal(after[:2], here.policy.unrolled(act.extras, act.action, None)["log_prob"][:2])
+        assert torch.equal(after[:2], here.policy.summarize_unroll(act.extras, act.action, None)["log_prob"][:2])
 
 
 def test_memory_travels() -> None:
