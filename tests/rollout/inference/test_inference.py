@@ -228,7 +228,7 @@ def test_a_successor_answers_who_was_waiting_and_wakes_who_was_answered() -> Non
     here.desks.answer(1, 1, 7)
     with here.serving():
         joined()
-    assert [type(answer).__name__ for answer in found] == ["Answer", "Answer"]
+    assert [type(answer).__name__ for answer in found] == ["Act", "Act"]
     assert here.clients[1].version == 7
 
 
