@@ -24,7 +24,7 @@ Target networks are copies of `net`, `actor` and `actors`, so these must survive
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 

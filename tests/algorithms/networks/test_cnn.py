@@ -94,7 +94,7 @@ def test_values_that_acting_told_are_those_of_the_learner(monkeypatch):
     [
         ({"overlap": True}, {}),
         ({}, {"version": torch.tensor([0, 1, 1])}),
-        ({}, {"made": torch.tensor([9, 4, 9])}),
+        ({}, {"num_rows": torch.tensor([9, 4, 9])}),
     ],
     ids=["acted by older weights", "by several", "not to the end"],
 )
