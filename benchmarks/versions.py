@@ -1,0 +1,68 @@
+"""This checkout against another version of rltrain, run by run in turns: did a change cost speed?
+
+scripts/bench versions --before OTHER/.venv/bin/rltrain [--only throughput,start]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import dqn
+import native
+import start
+import teams
+import throughput
+import updates
+from paired import BIN, Bench, Numbers, Ratio, Variant, arguments, ours
+
+METRICS = {"rate": "1/s", "steps_per_second": "1/s", "wall_s": "s"}
+NOTE = (
+    "`rate`: training steps per second of the whole loop; of `start` it is 1 / seconds from the shell to the first "
+    "step of all 8 actors. `before` and `after` take turns, and each ratio is of two runs that followed each other."
+)
+CASES = {  # name: flags, steps
+    "throughput": ([*throughput.SETTINGS, "--workers", "2"], 250_000),
+    "native": ([*native.SETTINGS, "--workers", "0"], 32 * 1024 * 24),
+    "updates sac": (["--algo", "sac", *updates.SETTINGS], 2_500),
+    "updates td3": (["--algo", "td3", *updates.SETTINGS], 4_000),
+    "dqn": ([*dqn.RUN, *dqn.ZOO, "--eval-every", "0"], 30_000),
+    "teams": ([*teams.SETTINGS, "--workers", "0"], 24_000),
+}
+
+
+def train(bench: Bench, program: str, flags: list[str], steps: int, index: int) -> Numbers:
+    numbers = ours(bench, [program, *flags, "--steps", str(steps), "--seed", str(index)])
+    return numbers | {"rate": numbers["steps_per_second"]}
+
+
+def first_step(bench: Bench, program: str, index: int) -> Numbers:
+    flags = f"--algo ppo --env {start.STAMPED}:make --preset none --workers {start.ACTORS} --streams {start.ACTORS}"
+    flags += f" --eval-every 4096 --checkpoint-every 0 --quiet --json --steps 8192 --seed {index}"
+    numbers = start.first_step(bench, [program, *flags.split()])
+    return numbers | {"rate": 1 / numbers["first_step_s"]}
+
+
+def main() -> None:
+    before = {"required": True, "help": "the command rltrain of the other version's environment"}
+    only = {"default": "", "help": f"some of {', '.join(dict.fromkeys(name.split()[0] for name in CASES))}, start"}
+    options = arguments(__doc__, before=before, only=only)
+    bench = Bench("versions", options, METRICS)
+    programs = {"before": options.before, "after": str(BIN / "rltrain")}
+    runs: dict[str, Callable[[str], Callable[[int], Numbers]]] = {"start": lambda p: partial(first_step, bench, p)}
+    for name, (flags, steps) in CASES.items():
+        length = steps // 10 if options.quick else steps
+        runs[name] = lambda p, flags=flags, length=length: partial(train, bench, p, flags, length)  # type: ignore[misc]
+    wanted = [word for word in options.only.split(",") if word]
+    variants, ratios = [], []
+    for name, make in runs.items():
+        if wanted and name.split()[0] not in wanted:
+            continue
+        for version, program in programs.items():
+            variants.append(Variant(f"{name} {version}", f"{version}: {name}", make(program)))
+        ratios.append(Ratio(name, [f"{name} after"], f"{name} before", "rate", "at least", 0.95))
+    bench.report(variants, bench.alternate(variants), ratios, NOTE)
+
+
+if __name__ == "__main__":
+    main()
