@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class EnvError(Exception):
     """The environment cannot be made or used. The text is one line for the person at the keyboard."""
@@ -20,3 +23,16 @@ class EnvFault(Exception):
 
     def __str__(self) -> str:
         return f"stream {self.stream} (seed {self.seed}), row {self.row}: {self.detail.strip().splitlines()[-1]}"
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that is most similar to `name`, whatever its case; None below a similarity of `cutoff`."""
+    folded = {one.lower(): one for one in known}
+    match = difflib.get_close_matches(name.lower(), folded, 1, cutoff)
+    return folded[match[0]] if match else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or nothing."""
+    near = nearest(name, known)
+    return f" Did you mean {near!r}?" if near else ""

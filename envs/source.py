@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -13,7 +12,7 @@ import re
 import sys
 import traceback
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 from gymnasium.spaces import Tuple
 
-from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.errors import EnvError, EnvFault, did_you_mean
 from rltrain.envs.suites import atari
 from rltrain.envs.suites import envpool as pool
 from rltrain.envs.suites import pettingzoo as zoo
@@ -157,7 +156,7 @@ class EnvSource:
         if right in gymnasium.registry:
             return right
         if re.search(r"-v\d+$", right):
-            raise EnvError(f"{left} was imported but registers no environment {right!r}.{_nearest(right, _ids())}")
+            raise EnvError(f"{left} was imported but registers no environment {right!r}.{did_you_mean(right, _ids())}")
         return self._attribute(module, right)
 
     def _registered_id(self, name: str) -> str | Callable[..., Any]:
@@ -170,7 +169,7 @@ class EnvSource:
             return name
         if slash and namespace.lower() in EXTRAS and not announced:
             raise EnvError(f"{name} needs an extra: pip install 'rltrain[{namespace.lower()}]'")
-        hint = _nearest(name, _ids())
+        hint = did_you_mean(name, _ids())
         if name.endswith(".py") or ("/" in name and Path(self.folder, name).exists()):
             hint = f" To take an environment from a file, name its class too: {name}:ClassOrFactory."
         raise EnvError(f"unknown environment {name!r}.{hint} It may be {FORMS}.")
@@ -218,7 +217,7 @@ class EnvSource:
                 )
             raise EnvError(
                 f"{self.target}: there is no module {name!r}; looked in {self.folder} and what is installed."
-                + _nearest(name.rpartition(".")[2], _beside(name))
+                + did_you_mean(name.rpartition(".")[2], _beside(name))
             )
 
         loaded: ModuleType = self._guard(load, "")
@@ -229,7 +228,7 @@ class EnvSource:
             found: Callable[..., Any] = operator.attrgetter(path)(module)
         except AttributeError:
             names = [name for name, value in vars(module).items() if callable(value)]
-            raise EnvError(f"{self.target}: the module has no {path!r}.{_nearest(path, names)}") from None
+            raise EnvError(f"{self.target}: the module has no {path!r}.{did_you_mean(path, names)}") from None
         if not callable(found):
             raise EnvError(f"{self.target} is {found!r}, not a class or a function that makes an environment")
         return found
@@ -244,7 +243,7 @@ class EnvSource:
         except TypeError as error:
             accepted = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
             wrong = next((key for key in kwargs if key not in accepted), "")
-            hint = _nearest(wrong, accepted) if wrong else ""
+            hint = did_you_mean(wrong, accepted) if wrong else ""
             raise EnvError(
                 f"{self.name}: {str(error).replace('got an', 'its constructor got an')}.{hint} "
                 f"It takes: {', '.join(accepted) or 'nothing'}. Give arguments with --env-arg key=value."
@@ -292,12 +291,6 @@ def _beside(name: str) -> list[str]:
     """The modules of the package that a module would lie in."""
     paths = getattr(sys.modules.get(name.rpartition(".")[0]), "__path__", ())
     return [module.name for module in pkgutil.iter_modules(paths)]
-
-
-def _nearest(wrong: str, names: Sequence[str]) -> str:
-    folded = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(wrong.lower(), list(folded), 1, 0.6)
-    return f" Did you mean {folded[near[0]]!r}?" if near else ""
 
 
 def _line(error: BaseException) -> str:

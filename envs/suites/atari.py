@@ -8,7 +8,6 @@ and their games' starts come from a generator inside that can only be seeded by 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import math
@@ -21,7 +20,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from rltrain.envs.errors import EnvError
+from rltrain.envs.errors import EnvError, did_you_mean
 from rltrain.envs.spaces import EPISODE_CONTINUES
 
 PREFIX = "atari:"  # atari:Pong is ALE/Pong-v5
@@ -207,8 +206,7 @@ def find(name: str) -> Callable[..., Atari] | None:
     folded = {game.replace("_", ""): game for game in games.values()}
     game = folded.get(asked.lower().replace("_", "").replace("-", ""))
     if game is None:
-        near = difflib.get_close_matches(f"ALE/{asked}-v5", games, 1, 0.6)
-        raise EnvError(f"unknown game {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        raise EnvError(f"unknown game {name!r}." + did_you_mean(f"ALE/{asked}-v5", games))
     return functools.partial(Atari, game)
 
 

@@ -6,7 +6,6 @@ the observation of the end itself is the final one. It can be seeded only when i
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import warnings
@@ -18,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from rltrain.envs.errors import EnvError
+from rltrain.envs.errors import EnvError, did_you_mean
 from rltrain.envs.spaces import EPISODE_CONTINUES
 
 PREFIX = "envpool:"
@@ -102,8 +101,7 @@ def block(name: str) -> Callable[..., Block]:
 def _task(name: str) -> str:
     task, known = name.removeprefix(PREFIX), _package(name).list_all_envs()
     if task not in known:
-        near = difflib.get_close_matches(task, known, 1, 0.6)
-        raise EnvError(f"EnvPool has no {task!r}." + (f" Did you mean {PREFIX + near[0]!r}?" if near else ""))
+        raise EnvError(f"EnvPool has no {task!r}." + did_you_mean(name, [PREFIX + one for one in known]))
     return task
 
 
@@ -119,8 +117,7 @@ def _pool(task: str, width: int, seed: int, kwargs: dict[str, Any]) -> Any:
     known = package.make_spec(task).config._fields
     wrong = next((key for key in kwargs if key not in known), None)
     if wrong is not None:
-        near = difflib.get_close_matches(wrong, known, 1, 0.6)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(wrong, known)
         raise EnvError(f"EnvPool's {task} takes no {wrong!r}.{hint} It takes: {', '.join(sorted(known))}.")
     asked = {key: value for key, value in STICKY.items() if key in known} | kwargs
     made = package.make_gymnasium(task, num_envs=width, num_threads=1, seed=seed % SEEDS, **asked)

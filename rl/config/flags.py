@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rltrain.algorithms.settings import HELP_ORDER
+from rltrain.errors import ConfigError
 
 
 def spelled(key: str) -> str:
@@ -76,10 +77,10 @@ def literal(text: str) -> Any:
 
 
 def env_arg(text: str) -> tuple[str, Any]:
-    """`key=value` taken apart. ValueError where there is no key."""
+    """The key and the value of `key=value`; ConfigError without a key."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
-        raise ValueError(f"--env-arg takes key=value, got {text!r}")
+        raise ConfigError(f"--env-arg takes key=value, got {text!r}")
     return key, literal(value)
 
 

@@ -1,4 +1,4 @@
-"""From flags, files and keywords to a RunConfig: defaults < preset < file < flags; unknown keys are refused."""
+"""From flags, files and keywords to a RunConfig. Flags override the file, which overrides the preset."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import Any, get_origin
 
 from rltrain.config import presets
 from rltrain.config.flags import from_text, kinds, spelled, whole
-from rltrain.config.messages import _built, _settings_class, unknown
+from rltrain.config.messages import build, settings_class, unknown
 from rltrain.config.run_config import CALL, INNER, RESUME, RunConfig
 from rltrain.config.toml_file import Given, read
 from rltrain.errors import ConfigError
 
 
 def load(given: Mapping[str, Any], file: str | Path | None = None, text: bool = False) -> RunConfig:
-    """A run from what was asked for.
+    """The configuration of a new run.
 
     Args:
-        given: by name, settings of the run and of its algorithm alike; `settings` may hold the latter as one object.
-        file:  a TOML file whose values lie below those of `given`.
+        given: values by name, of the run and of its algorithm; `settings` can hold the latter as one object, which
+               replaces the preset and the file.
+        file:  a TOML file; `given` overrides its values.
         text:  the values of `given` are the text of command-line flags.
 
     Raises:
-        ConfigError: one line that names the key, where it came from and the nearest right name.
+        ConfigError: one line with the key, its origin and the nearest known name or the bound.
     """
     asked = {key: Given(value, spelled(key) if text else f"keyword {key}") for key, value in given.items()}
     layers = [asked] if file is None else [read(Path(file), str(file)), asked]
@@ -32,68 +33,61 @@ def load(given: Mapping[str, Any], file: str | Path | None = None, text: bool = 
         if key not in top:
             raise ConfigError(f"{spelled(key) if text else key} is needed")
     algo, env = top["algo"], top["env"]
-    settings_class = _settings_class(algo.value, {"algo": algo.origin})
+    cls = settings_class(algo.value, {"algo": algo.origin})
     preset = None
     if isinstance(env.value, str) and top.get("preset", Given("auto", "")).value == "auto":
         preset = presets.find(algo.value, env.value)
     if preset is not None:
         layers.insert(0, read(preset, presets.shown(preset)))
 
-    run = {field.alias or key: field.annotation for key, field in RunConfig.model_fields.items() if key not in INNER}
-    mine = {key: field.annotation for key, field in settings_class.model_fields.items() if key not in run}
-    whole_settings = asked.pop("settings", None)
-    values: dict[str, dict[str, Any]] = {"run": {}, "settings": {}}
+    of_run, of_algo = _annotations(RunConfig), {key: field.annotation for key, field in cls.model_fields.items()}
+    run: dict[str, Any] = {"preset_file": None if preset is None else presets.shown(preset)}
+    settings: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    if (complete := asked.pop("settings", None)) is not None:
+        if not isinstance(complete.value, cls):
+            raise ConfigError(f"settings must be {cls.__name__} for {algo.value}, got {complete.value!r}")
+        settings = complete.value.model_dump()
     for layer in layers:
+        flags = text and layer is asked
         for key, item in layer.items():
             table, _, name = key.rpartition(".")
-            if table and table != algo.value:
+            if table not in ("", algo.value):
                 continue  # the settings of another algorithm
-            part, annotation = ("run", run.get(name)) if name in run and not table else ("settings", mine.get(name))
-            if table and name in settings_class.model_fields:
-                annotation = settings_class.model_fields[name].annotation
-            if annotation is None:
-                raise ConfigError(
-                    _unknown(item.origin, name, text and layer is asked, mine if table else {**run, **mine})
-                )
-            value = item.value
-            if text and layer is asked and isinstance(value, str):
-                value = from_text(annotation, value)
-            value = _plain(value, annotation)
-            if value is None and type(None) not in kinds(annotation):
+            values, known = (settings, of_algo) if table or name not in of_run else (run, of_run)
+            if name not in known:
+                names = of_algo if table else {**of_algo, **of_run}
+                where = "" if flags else f"{item.origin}: "
+                raise ConfigError(where + unknown("flag" if flags else "key", name, names, spelled if flags else repr))
+            if values is settings and complete is not None and layer is not asked:
+                continue
+            value = _plain(item.value, known[name], flags)
+            if value is None and type(None) not in kinds(known[name]):
                 continue  # None from Python stands for the default
             if name == "env_args" and isinstance(value, dict):
-                value = {**values["run"].get("env_args", {}), **value}
-            values[part][name] = value
-            origins[name] = item.origin
-    if whole_settings is not None:
-        if not isinstance(whole_settings.value, settings_class):
-            raise ConfigError(
-                f"settings must be {settings_class.__name__} for {algo.value}, got {whole_settings.value!r}"
-            )
-        own = {key: item.value for key, item in asked.items() if key in mine}
-        values["settings"] = {**whole_settings.value.model_dump(), **own}
-    settings = _built(settings_class, values["settings"], origins)
-    chosen = presets.shown(preset) if preset is not None else None
-    return _built(RunConfig, {**values["run"], "settings": settings, "preset_file": chosen}, origins)
+                value = {**run.get("env_args", {}), **value}
+            values[name], origins[name] = value, item.origin
+    return build(RunConfig, {**run, "settings": build(cls, settings, origins)}, origins)
 
 
 def reload(saved: Mapping[str, Any], given: Mapping[str, Any], text: bool = False) -> RunConfig:
-    """The run of a run.json, going on with some values changed: those of RESUME, and from Python `env`."""
+    """The configuration of a resumed run: that of its run.json, with changes to settings of RESUME.
+
+    Args:
+        saved: the configuration in run.json.
+        given: the changes; from Python also `env`.
+        text:  the values of `given` are the text of command-line flags.
+    """
     origins = {key: spelled(key) if text else f"keyword {key}" for key in given}
-    allowed = (*RESUME, "env") if not text else RESUME
     for key in given:
-        if key not in allowed:
+        if key not in RESUME and (text or key != "env"):
             raise ConfigError(f"{origins[key]}: cannot be changed by --resume; what can: {', '.join(RESUME)}")
-    annotations = {field.alias or key: field.annotation for key, field in RunConfig.model_fields.items()}
-    changes: dict[str, Any] = dict(CALL)
-    for key, value in given.items():
-        value = from_text(annotations[key], value) if text and isinstance(value, str) else value
-        changes[key] = _plain(value, annotations[key])
+    known = _annotations(RunConfig)
+    changes = {**CALL, **{key: _plain(value, known[key], text) for key, value in given.items()}}
     values = {**saved, **changes}
     if "backend" not in changes:
-        elsewhere = values.get("cluster") is not None or saved.get("backend") == "dask"
-        values["backend"] = "dask" if elsewhere else "processes" if values.get("workers") else "local"
+        on_cluster = values.get("cluster") is not None or saved.get("backend") == "dask"
+        values["backend"] = "dask" if on_cluster else "processes" if values.get("workers") else "local"
     elif changes["backend"] != "dask":
         values["cluster"] = changes.get("cluster")
     if "env" in given:
@@ -106,14 +100,15 @@ def reload(saved: Mapping[str, Any], given: Mapping[str, Any], text: bool = Fals
     return RunConfig.from_json(values, origins)
 
 
-def _unknown(origin: str, name: str, flag: bool, known: Mapping[str, Any]) -> str:
-    if flag:
-        return unknown("flag", name, known, spelled)
-    return f"{origin}: {unknown('key', name, known, repr)}"
+def _annotations(model: type[RunConfig]) -> dict[str, Any]:
+    """The types of the settings that a user can give, by name."""
+    return {field.alias or key: field.annotation for key, field in model.model_fields.items() if key not in INNER}
 
 
-def _plain(value: Any, annotation: Any) -> Any:
-    """Numbers of other libraries as Python's, lists as tuples, and whole floats as ints, where the type wants them."""
+def _plain(value: Any, annotation: Any, flag: bool) -> Any:
+    """The value as its type wants it: flags parsed, numpy numbers and lists as Python's numbers and tuples."""
+    if flag and isinstance(value, str):
+        value = from_text(annotation, value)
     members = kinds(annotation)
     if not isinstance(value, str | type) and callable(getattr(value, "item", None)) and getattr(value, "ndim", 1) == 0:
         value = value.item()

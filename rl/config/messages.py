@@ -1,19 +1,20 @@
-"""One clear line for each mistake in a setting: the nearest name, the bound, the words of other libraries."""
+"""One clear line for each mistake in a setting: the nearest name, the bound, the names of other libraries."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from rltrain import algorithms
+from rltrain.envs.errors import nearest
 from rltrain.errors import ConfigError
 
-# Settings under the names that they had before, and have in older run folders.
+# Former names of settings, in run folders of version 0.1.
 RENAMED = {"credits": "max_in_flight", "kept": "buffer_size", "uses": "reuse"}
-# What other libraries call it, by our name.
+
+# Names of our settings in other libraries.
 ELSEWHERE = {
     "lr": "learning_rate learning-rate step_size",
     "gamma": "discount discount_factor",
@@ -41,102 +42,70 @@ ELSEWHERE = {
     "eval_episodes": "n_eval_episodes",
     "checkpoint_every": "save_every save_freq checkpoint_interval",
 }
+OTHER_NAMES = RENAMED | {theirs: ours for ours, names in ELSEWHERE.items() for theirs in names.split()}
+
+# What is wrong with a value, by pydantic's type of the error.
+FAULTS = {
+    "greater_than": "must be greater than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be less than {lt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "literal_error": "must be {expected}",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    "finite_number": "must be a finite number",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("string_type", "callable_type"), "must be text"),
+    "tuple_type": "must be a list",
+    "dict_type": "must be a table of key = value",
+}
+
+M = TypeVar("M", bound=BaseModel)
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that was most likely meant, or None."""
-    known = list(known)
-    if (renamed := RENAMED.get(name.lower())) in known:
-        return renamed
-    for ours, theirs in ELSEWHERE.items():
-        if ours in known and name.lower() in theirs.split():
-            return ours
-    found = difflib.get_close_matches(name.lower(), known, n=1, cutoff=cutoff)
-    return found[0] if found else None
-
-
-def unknown(what: str, name: str, known: Iterable[str], spell: Any = str) -> str:
-    """What was not known, and the nearest of the known names; a handful of them is listed."""
+def unknown(what: str, name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
+    """A message about an unknown name: with the known name that was most likely meant, or with all if they are few."""
     known = sorted(known)
-    near = nearest(name, known)
+    near = OTHER_NAMES.get(name.lower())
+    near = near if near in known else nearest(name, known)
     if near:
         hint = f"did you mean {spell(near)}?"
     elif len(known) <= 8:
         hint = f"known: {', '.join(map(spell, known))}"
     else:
-        hint = f"the nearest is {spell(nearest(name, known, 0.0))}"
+        hint = f"the nearest is {spell(nearest(name, known, 0.0) or known[0])}"
     return f"unknown {what} {spell(name)}; {hint}"
 
 
-def explain(error: ValidationError, origins: Mapping[str, str]) -> str:
-    """The first fault of a model in one line. `origins` tells for a key where its value came from."""
-    faults = [fault for fault in error.errors() if fault["type"] != "default_factory_not_called"]
-    fault = faults[0]
-    key = str(fault["loc"][0]) if fault["loc"] else ""
-    if not key:
-        # A rule between settings: its text begins with the key it is about.
-        text = _words(fault)
-        words = text.split()
-        origin = next((origins[word] for word in words if word in origins), None)
-        return f"{origin}: {text}" if origin else text
-    return f"{_named(key, origins)} {_words(fault)}"
-
-
-def _named(key: str, origins: Mapping[str, str]) -> str:
-    """The key as the person wrote it: a flag, a keyword, or a line of a file."""
-    origin = origins.get(key)
-    if origin is None:
-        return key
-    return origin if origin.replace("-", "_").endswith(key) else f"{origin}: {key}"
-
-
-def _words(fault: Mapping[str, Any]) -> str:
-    kind, context, given = fault["type"], fault.get("ctx", {}), fault.get("input")
-    got = f", got {given!r}"
-    match kind:
-        case "missing":
-            return "is needed"
-        case "greater_than":
-            return f"must be greater than {context['gt']:g}{got}"
-        case "greater_than_equal":
-            return f"must be at least {context['ge']:g}{got}"
-        case "less_than":
-            return f"must be less than {context['lt']:g}{got}"
-        case "less_than_equal":
-            return f"must be at most {context['le']:g}{got}"
-        case "literal_error":
-            return f"must be {context['expected']}{got}"
-        case "int_type" | "int_parsing" | "int_from_float" | "int_parsing_size":
-            return f"must be a whole number{got}"
-        case "float_type" | "float_parsing":
-            return f"must be a number{got}"
-        case "finite_number":
-            return f"must be a finite number{got}"
-        case "bool_type" | "bool_parsing":
-            return f"must be true or false{got}"
-        case "string_type" | "callable_type":
-            return f"must be text{got}"
-        case "tuple_type":
-            return f"must be a list{got}"
-        case "dict_type":
-            return f"must be a table of key = value{got}"
-        case "value_error":
-            return str(context["error"])
-    return f"is wrong: {fault['msg'].lower()}{got}"
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def _settings_class(algo: Any, origins: Mapping[str, str]) -> type[BaseModel]:
+def settings_class(algo: Any, origins: Mapping[str, str]) -> type[BaseModel]:
+    """The settings of an algorithm; ConfigError for an unknown one."""
     if algo not in algorithms.names():
-        where = f"{origins['algo']}: " if "algo" in origins else ""
-        raise ConfigError(where + unknown("algorithm", str(algo), algorithms.names(), repr))
+        origin = f"{origins['algo']}: " if "algo" in origins else ""
+        raise ConfigError(origin + unknown("algorithm", str(algo), algorithms.names(), repr))
     return algorithms.settings_class(algo)
 
 
-def _built(cls: type[M], values: Mapping[str, Any], origins: Mapping[str, str]) -> M:
+def build(model: type[M], values: Mapping[str, Any], origins: Mapping[str, str]) -> M:
+    """A checked model. ConfigError for a wrong value; `origins` has the flag, keyword or line of each value."""
     try:
-        return cls(**values)
+        return model(**values)
     except ValidationError as error:
-        raise ConfigError(explain(error, origins)) from None
+        fault = next(fault for fault in error.errors() if fault["type"] != "default_factory_not_called")
+        raise ConfigError(_explain(fault, origins)) from None
+
+
+def _explain(fault: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind == "value_error":
+        text = str(context["error"])
+    elif kind == "missing":
+        text = "is needed"
+    else:
+        text = FAULTS[kind].format_map(context) if kind in FAULTS else f"is wrong: {fault['msg'].lower()}"
+        text += f", got {fault.get('input')!r}"
+    if not fault["loc"]:  # a rule between settings: the first one that it names and that was given has the origin
+        origin = next((origins[word] for word in text.split() if word in origins), None)
+        return f"{origin}: {text}" if origin else text
+    key = str(fault["loc"][0])
+    origin = origins.get(key, key)  # a flag and a keyword end in the name of the setting
+    return f"{origin} {text}" if origin.replace("-", "_").endswith(key) else f"{origin}: {key} {text}"

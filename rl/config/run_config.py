@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
-from rltrain.config.messages import RENAMED, _built, _settings_class
+from rltrain.config.messages import RENAMED, build, settings_class
 
 
 def cores() -> int:
@@ -221,13 +221,13 @@ class RunConfig(BaseModel):
     @classmethod
     def from_json(cls, data: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> Self:
         """The inverse of `to_json`. `origins` tells errors where changed values came from."""
-        kind = _settings_class(data["algo"], {})
+        kind = settings_class(data["algo"], {})
         before = {"init": "orthogonal"} if "init" in kind.model_fields else {}  # runs of before there was a choice
         values = {
             key if key in kind.model_fields else RENAMED.get(key, key): value for key, value in data["settings"].items()
         }
-        settings = _built(kind, {**before, **values}, {})
-        return _built(cls, {**data, "settings": settings}, origins or {})
+        settings = build(kind, {**before, **values}, {})
+        return build(cls, {**data, "settings": settings}, origins or {})
 
 
 # What an actor's process imports anyway, done once by the server it is forked from.
