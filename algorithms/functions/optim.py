@@ -113,7 +113,6 @@ def step(
     loss: Tensor,
     lr: float,
     max_grad_norm: float,
-    backward: Callable[[Tensor], None] = Tensor.backward,
     merge: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Zero, backward, clip by the global norm, update.
@@ -121,7 +120,6 @@ def step(
     Args:
         loss:          []  its graph is freed.
         max_grad_norm: L2 norm over all parameters; 0 turns clipping off.
-        backward:      what adds the gradients of a loss to the parameters', if not autograd alone: `Tape.backward`.
         merge:         makes of the gradient, in place, that of all learners, where there are several: `Group.over`.
 
     Returns:
@@ -129,7 +127,7 @@ def step(
     """
     grad = optimizer.grad
     grad.zero_()
-    backward(loss)
+    loss.backward()  # type: ignore[no-untyped-call]
     if merge is not None:
         merge(grad)
     norm: Tensor = torch.linalg.vector_norm(grad)

@@ -1,10 +1,9 @@
-"""MLPs whose backward pass is written out, n of one shape side by side: the networks of SAC, TD3 and DDPG.
+"""Several MLPs of one shape, computed as batched matrix products with a hand-written backward pass.
 
-Autograd would do. But it makes every activation and every gradient anew, half a megabyte at a time, which the C library
-hands back to the system and asks for again; it cannot add to a gradient while it multiplies; and it computes gradients
-of weights that only pass a gradient on. Here activations are kept for the next update, a weight's gradient is added to
-where it lies, and `frozen` leaves it out. A `ForwardPass` needs no nodes of autograd, each of which costs as much as
-several small operations.
+Autograd would give the same gradients. It allocates every activation and gradient again in each update, half a megabyte
+at a time, which the C library returns to the system; it cannot accumulate a weight's gradient during the product; and
+it computes gradients of weights that need none. Here activations are kept for the next update, the gradient of a weight
+is accumulated where it is stored, and `frozen` leaves it out: a quarter less time for the critics of SAC.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +20,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rltrain.algorithms.networks.encoder import load_torso
+from rltrain.algorithms.settings import Activation
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree
 
-Activation = Literal["tanh", "relu"]
 ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh_, "relu": torch.relu_}
-THIN = 32  # inputs; the gradient of a narrower weight is quicker as the product of the other way round
+THIN = 32  # columns of a layer's input below which its weight gradient is computed transposed, which is faster
 
 
 class Layer(NamedTuple):
-    """One layer of n nets: views of the parameters that autograd does not follow."""
+    """One layer of n nets: views of the parameters and their gradients, without autograd."""
 
     weight: Tensor  # [n, out, in]
-    turned: Tensor  # [n, in, out], the same
+    transposed: Tensor  # [n, in, out]
     bias: Tensor  # [n, 1, out]
     weight_grad: Tensor | None  # [n, out, in]
     bias_grad: Tensor | None  # [n, 1, out]
@@ -48,10 +47,10 @@ class BatchedMLP(nn.Module):
     Args:
         inputs:     numbers per row.
         widths:     units of the hidden layers.
-        outputs:    numbers per row that come out.
+        outputs:    numbers per row of the result.
         nets:       n.
         activation: tanh or relu.
-        generator:  for the first weights.
+        generator:  for the initial weights.
     """
 
     def __init__(
@@ -76,202 +75,163 @@ class BatchedMLP(nn.Module):
             self.register_parameter(f"bias{i}", bias)
             self.pairs.append((weight, bias))
             inputs = width
-        self._free: dict[tuple[int, int], list[list[Tensor]]] = {}  # arrays nobody needs, by n and B
-        self._layers: list[list[Layer]] = []  # of all nets, and of the first alone
-        self._single: list[tuple[Tensor, Tensor]] = []  # of the first: weight [out, in] and bias [out]
-        self._place: tuple[int, int] | None = None  # of the parameters and their gradients when those were made
+        self._reset_caches()
+
+    def _reset_caches(self) -> None:
+        self._free: dict[tuple[int, int], list[list[Tensor]]] = {}  # unused activation arrays, by n and B
+        self._layers: list[list[Layer]] = []  # of all nets, and of the first net alone
+        self._single: list[tuple[Tensor, Tensor]] = []  # of the first net: weight [out, in] and bias [out]
+        self._addresses: tuple[int, int] | None = None  # of the parameters and gradients that the views belong to
 
     def forward(self, *inputs: Tensor, frozen: bool = False, first: bool = False) -> Tensor:
-        """[B, F] each, side by side, to [n, B, outputs].
+        """[B, F] each, concatenated, to [n, B, outputs].
 
-        Gradients of weights are added to their `.grad`, which must be there (`optim.flatten`); they do not pass through
-        autograd, so a hook on a weight is not called.
+        Gradients of weights are added to their `.grad`, which must exist (`optim.flatten`); they do not pass through
+        autograd, so a hook on a weight is not called. A graph allows one backward pass (TypeError at the second).
 
         Args:
-            frozen: whether gradients go through to the inputs only, and none to the weights.
-            first:  whether the first net alone is asked, [1, B, outputs]; only with `frozen`.
+            frozen: gradients go to the inputs only, none to the weights.
+            first:  only the first net, [1, B, outputs]; needs `frozen`.
         """
         if not torch.is_grad_enabled():
-            walk = self.walk(*inputs, first=first)
-            walk.forget()
-            return walk.out
+            out, hidden = self._evaluate(_concatenated(inputs), self._views(first))
+            self._recycle(hidden)
+            return out
         assert frozen or not first, "the first net alone cannot learn"
-        learns = None if frozen else self.pairs[0][0]
-        result: Tensor = _WrittenOut.apply(self, first, learns, *inputs)  # type: ignore[no-untyped-call]
+        weight = None if frozen else self.pairs[0][0]
+        result: Tensor = _Fused.apply(self, first, weight, *inputs)  # type: ignore[no-untyped-call]
         return result
 
-    def walk(self, *inputs: Tensor, frozen: bool = False, first: bool = False) -> ForwardPass:
-        """The same outside of autograd: the way back is the caller's to ask for."""
-        return ForwardPass(self, inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1), frozen, first)
-
     def rows(self, x: Tensor) -> Tensor:
-        """[..., F] to [..., outputs], of a single net: what actors run; a row's bits do not depend on the others."""
+        """[..., F] to [..., outputs] of a single net, for actors: the bits of a row do not depend on other rows."""
         activate = ACTIVATE[self.activation]
-        self.layers()
+        self._views()
         *hidden, (weight, bias) = self._single
         for w, b in hidden:
             x = activate(F.linear(x, w, b))
         return F.linear(x, weight, bias)
 
-    def layers(self, first: bool = False) -> list[Layer]:
-        """Of all nets, or of the first alone; made anew only where the parameters or their gradients have moved."""
+    def _views(self, first: bool = False) -> list[Layer]:
+        """The layers of all nets, or of the first; built again only after parameters or gradients have moved."""
         weight = self.pairs[0][0]
-        place = weight.data_ptr(), 0 if weight.grad is None else weight.grad.data_ptr()
-        if place != self._place:
-            self._place = place
+        addresses = weight.data_ptr(), 0 if weight.grad is None else weight.grad.data_ptr()
+        if addresses != self._addresses:
+            self._addresses = addresses
             self._layers = [[_layer(w, b, nets) for w, b in self.pairs] for nets in (self.nets, 1)]
             self._single = [(layer.weight[0], layer.bias[0, 0]) for layer in self._layers[1]]
         return self._layers[first]
 
-    def take(self, nets: int, rows: int) -> list[Tensor]:
-        """Arrays [n, B, width] for the hidden layers."""
+    def _evaluate(self, x: Tensor, layers: list[Layer]) -> tuple[Tensor, list[Tensor]]:
+        """[B, F] to the output [n, B, outputs] and the activations [n, B, width] of the hidden layers."""
+        nets, activate = len(layers[0].weight), ACTIVATE[self.activation]
+        hidden = self._arrays(nets, len(x))
+        x = x.expand(nets, *x.shape)
+        for layer, out in zip(layers[:-1], hidden, strict=True):
+            x = activate(torch.baddbmm(layer.bias, x, layer.transposed, out=out))
+        return torch.baddbmm(layers[-1].bias, x, layers[-1].transposed), hidden
+
+    def _arrays(self, nets: int, rows: int) -> list[Tensor]:
+        """Arrays [n, B, width] for the hidden layers; give them back with `_recycle`."""
         free = self._free.setdefault((nets, rows), [])
         if free:
             return free.pop()
         return [weight.detach().new_empty(nets, rows, weight.shape[1]) for weight, _ in self.pairs[:-1]]
 
-    def give(self, arrays: list[Tensor]) -> None:
-        """Nobody needs these any more."""
+    def _recycle(self, arrays: list[Tensor]) -> None:
         if arrays:
             nets, rows, _ = arrays[0].shape
             self._free[nets, rows].append(arrays)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchedMLP:
-        """Without what can be made again."""
+        """A copy of the parameters, with empty caches."""
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        afresh: dict[str, Any] = {"_free": {}, "_layers": [], "_single": [], "_place": None}
-        own = {name: value for name, value in self.__dict__.items() if name not in afresh}
-        twin.__dict__.update(copy.deepcopy(own, memo), **afresh)
+        caches = ("_free", "_layers", "_single", "_addresses")
+        own = {name: value for name, value in self.__dict__.items() if name not in caches}
+        twin.__dict__.update(copy.deepcopy(own, memo))
+        twin._reset_caches()
         return twin
 
 
-class ForwardPass:
-    """One way through a `BatchedMLP`; it can be walked back once.
-
-    Attributes:
-        out: [n, B, outputs], without a graph.
-    """
-
-    def __init__(self, net: BatchedMLP, x: Tensor, frozen: bool = False, first: bool = False) -> None:
-        """x [B, F]; if it carries a graph, so does the way back. `frozen` and `first` as in `BatchedMLP.forward`."""
-        self._net, self._frozen = net, frozen
-        self._x, self._graph = x.detach(), x if x.requires_grad and not frozen else None
-        self._layers = net.layers(first)
-        *inner, last = self._layers
-        activate, nets = ACTIVATE[net.activation], len(last.weight)
-        self._hidden: list[Tensor] | None = net.take(nets, len(x))
-        below = self._x.expand(nets, *x.shape)
-        for layer, above in zip(inner, self._hidden, strict=True):
-            below = activate(torch.baddbmm(layer.bias, below, layer.turned, out=above))
-        self.out = torch.baddbmm(last.bias, below, last.turned)
-
-    def back(self, slope: Tensor) -> None:
-        """From the gradient [n, B, outputs] of a loss along `out` to those of the weights, which are added to them."""
-        self.back_to(slope, 0)
-
-    def back_to(self, slope: Tensor, last: int) -> Tensor:
-        """The same, and on to the last columns of x.
-
-        Returns:
-            [B, last] the gradient along them, summed over the nets.
-
-        Raises:
-            TypeError: the way back was walked before; its activations belong to others by now.
-        """
-        net, x, hidden = self._net, self._x, self._hidden
-        if hidden is None:
-            raise TypeError("there is one way back")
-        below, d = [x.expand(len(slope), *x.shape), *hidden], slope
-        slopes = net.take(len(slope), len(x))
-        for i in reversed(range(len(below))):
-            layer = self._layers[i]
-            if not self._frozen:
-                _learn(layer, d, below[i])
-            if i:
-                product = torch.bmm if net.outputs > 1 or i < len(hidden) else torch.mul
-                d = product(d, layer.weight, out=slopes[i - 1])
-                if net.activation == "relu":
-                    torch.ops.aten.threshold_backward.grad_input(d, below[i], 0.0, grad_input=d)
-                else:
-                    torch.ops.aten.tanh_backward.grad_input(d, below[i], grad_input=d)
-        columns = x.shape[1] if self._graph is not None else last
-        along_x = x.new_empty(len(x), 0)
-        if columns:
-            weight = self._layers[0].weight[..., -columns:]
-            along_x = functools.reduce(torch.add, map(torch.mm, d, weight))
-        net.give(slopes)
-        self.forget()
-        if self._graph is not None:
-            self._graph.backward(along_x)  # type: ignore[no-untyped-call]
-        return along_x[:, columns - last :]
-
-    def forget(self) -> None:
-        """There is no way back."""
-        self._net.give(self._hidden or [])
-        self._hidden = None
-
-
 class EncoderMLP(nn.Module):
-    """An encoder and, on what it sees, n MLPs of one shape (`BatchedMLP`).
+    """An encoder of observations, and n MLPs of one shape (`BatchedMLP`) on its features.
 
     Args:
-        spec:      whose observations.
-        config:    the settings of an algorithm: torso, widths, activation.
-        beside:    numbers per row that come beside the features, an action's for critics.
-        outputs:   numbers per row that come out.
-        nets:      n; they share the encoder.
-        generator: for the first weights.
+        spec:         the environment.
+        config:       the settings of an algorithm: torso, widths, activation.
+        extra_inputs: numbers per row in addition to the features, an action's for critics.
+        outputs:      numbers per row of the result.
+        nets:         n; they share the encoder.
+        generator:    for the initial weights.
     """
 
     def __init__(
-        self, spec: EnvSpec, config: Any, beside: int, outputs: int, nets: int, generator: torch.Generator
+        self, spec: EnvSpec, config: Any, extra_inputs: int, outputs: int, nets: int, generator: torch.Generator
     ) -> None:
         super().__init__()
         self.encoder = load_torso(config.torso, spec, generator)
-        self.dense = BatchedMLP(
-            self.encoder.features + beside, config.widths, outputs, nets, config.activation, generator
-        )
+        inputs = self.encoder.features + extra_inputs
+        self.dense = BatchedMLP(inputs, config.widths, outputs, nets, config.activation, generator)
 
-    def forward(self, obs: Tree, *beside: Tensor, frozen: bool = False, first: bool = False) -> Tensor:
+    def forward(self, obs: Tree, *extra_inputs: Tensor, frozen: bool = False, first: bool = False) -> Tensor:
         """tree of [B, *O], normalised, and [B, F] each to [n, B, outputs].
 
-        With `frozen` only `beside` gets gradients; `first` as in `BatchedMLP`.
+        With `frozen` only `extra_inputs` get gradients; `first` as in `BatchedMLP`.
         """
-        return self.dense.forward(self._features(obs, frozen), *beside, frozen=frozen, first=first)
-
-    def walk(self, obs: Tree, *beside: Tensor, frozen: bool = False, first: bool = False) -> ForwardPass:
-        """The same with the way back in the caller's hand; it goes on through the encoder, unless `frozen`."""
-        return self.dense.walk(self._features(obs, frozen), *beside, frozen=frozen, first=first)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            features = self.encoder.forward(obs)  # [B, features]
+        return self.dense.forward(features, *extra_inputs, frozen=frozen, first=first)
 
     def rows(self, obs: Tree) -> Tensor:
-        """tree of [..., *O], normalised, to [..., outputs] of a single net, as actors need it."""
+        """tree of [..., *O], normalised, to [..., outputs] of a single net, for actors."""
         return self.dense.rows(self.encoder.forward(obs))
 
-    def _features(self, obs: Tree, frozen: bool) -> Tensor:
-        """[B, features]"""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            return self.encoder.forward(obs)
 
-
-class _WrittenOut(torch.autograd.Function):
-    """A `ForwardPass` as a part of autograd's graph."""
+class _Fused(torch.autograd.Function):
+    """The forward and backward pass of a `BatchedMLP` as one node of autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, net: BatchedMLP, first: bool, learns: Tensor | None, *inputs: Tensor) -> Tensor:
-        """`learns` is one of the weights, so that there is a gradient to ask for although no input has one."""
-        ctx.walk = net.walk(*(x.detach() for x in inputs), frozen=learns is None, first=first)
-        ctx.columns = [x.shape[-1] for x in inputs]
-        return ctx.walk.out.detach()  # type: ignore[no-any-return]
+    def forward(ctx: Any, net: BatchedMLP, first: bool, weight: Tensor | None, *inputs: Tensor) -> Tensor:
+        """`weight` is one that learns, so that the result needs a gradient even if no input does; None: frozen."""
+        ctx.net, ctx.x, ctx.layers = net, _concatenated(inputs), net._views(first)
+        ctx.widths = [x.shape[-1] for x in inputs]
+        out, ctx.hidden = net._evaluate(ctx.x, ctx.layers)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        wanted, columns = ctx.needs_input_grad[3:], ctx.columns
-        begin = next((i for i, asked in enumerate(wanted) if asked), len(columns))
-        along_x = ctx.walk.back_to(slope, sum(columns[begin:]))
-        parts = [None] * (3 + begin) + list(torch.split(along_x, columns[begin:], -1) if columns[begin:] else ())
-        return tuple(part if asked else None for part, asked in zip(parts, ctx.needs_input_grad, strict=True))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Adds to the weights' gradients, from grad [n, B, outputs], and returns those of the inputs [B, F]."""
+        net, x, layers, hidden = ctx.net, ctx.x, ctx.layers, ctx.hidden
+        if hidden is None:
+            raise TypeError("a BatchedMLP's graph allows one backward pass: its activations are in use again")
+        below = [x.expand(len(grad), *x.shape), *hidden]  # the input of each layer
+        arrays = net._arrays(len(grad), len(x))
+        for i in reversed(range(len(layers))):
+            if ctx.needs_input_grad[2]:
+                _accumulate(layers[i], grad, below[i])
+            if i:
+                product = torch.bmm if net.outputs > 1 or i < len(hidden) else torch.mul
+                grad = product(grad, layers[i].weight, out=arrays[i - 1])
+                if net.activation == "relu":
+                    torch.ops.aten.threshold_backward.grad_input(grad, below[i], 0.0, grad_input=grad)
+                else:
+                    torch.ops.aten.tanh_backward.grad_input(grad, below[i], grad_input=grad)
+        needs, widths = ctx.needs_input_grad[3:], ctx.widths
+        begin = needs.index(True) if True in needs else len(needs)  # no gradient of the inputs before the first of them
+        parts: list[Tensor | None] = [None] * (3 + begin)
+        if sum(widths[begin:]):
+            weight = layers[0].weight[..., -sum(widths[begin:]) :]
+            parts += torch.split(functools.reduce(torch.add, map(torch.mm, grad, weight)), widths[begin:], -1)
+        net._recycle(arrays)
+        net._recycle(hidden)
+        ctx.hidden = None
+        return (*parts, *[None] * (3 + len(needs) - len(parts)))
+
+
+def _concatenated(inputs: tuple[Tensor, ...]) -> Tensor:
+    x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
+    return x.detach()
 
 
 def _layer(weight: nn.Parameter, bias: nn.Parameter, nets: int) -> Layer:
@@ -279,12 +239,12 @@ def _layer(weight: nn.Parameter, bias: nn.Parameter, nets: int) -> Layer:
     return Layer(w, w.mT, b, None if dw is None else dw[:nets], None if db is None else db[:nets])
 
 
-def _learn(layer: Layer, d: Tensor, below: Tensor) -> None:
-    """Add to a layer's gradients, from the gradient d [n, B, out] along what it puts out and its inputs [n, B, in]."""
+def _accumulate(layer: Layer, grad: Tensor, x: Tensor) -> None:
+    """Add to a layer's gradients, from the gradient [n, B, out] of its output and its input [n, B, in]."""
     assert layer.weight_grad is not None, "optim.flatten comes first"
     assert layer.bias_grad is not None
-    layer.bias_grad.add_(d.sum(1, keepdim=True))
-    if below.shape[-1] < THIN:
-        layer.weight_grad.add_(torch.bmm(below.mT, d).mT)
+    layer.bias_grad.add_(grad.sum(1, keepdim=True))
+    if x.shape[-1] < THIN:
+        layer.weight_grad.add_(torch.bmm(x.mT, grad).mT)
     else:
-        layer.weight_grad.baddbmm_(d.mT, below)
+        layer.weight_grad.baddbmm_(grad.mT, x)

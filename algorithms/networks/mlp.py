@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-if TYPE_CHECKING:
-    pass
-
+from rltrain.algorithms.settings import Activation
 
 HIDDEN_GAIN = math.sqrt(2)
-BIG = 2**18  # numbers of a weight that few rows are slow with, as it lies
+LARGE = 2**18  # elements of a weight above which a product with few rows is faster on the transposed storage
+THIN = 16  # columns of a layer's input below which its weight gradient is computed transposed, which is faster
 
 
 def init_orthogonal(weight: Tensor, gain: float, generator: torch.Generator | None = None) -> None:
@@ -49,100 +49,11 @@ def turned(policy: Any) -> Any:
     """The same policy, for few rows: inputs of its wide `Layers` lie outermost in memory, which takes 40% less time."""
     for layers in policy.modules() if isinstance(policy, nn.Module) else ():
         for weight, _ in layers.pairs if isinstance(layers, Layers) else ():
-            if weight.ndim == 2 and weight.numel() >= BIG:
+            if weight.ndim == 2 and weight.numel() >= LARGE:
                 weight.data = weight.data.t().contiguous().t()
     return policy
 
 
-THIN = 16  # columns; a product that is narrower is quicker the other way round
-
-
-class Record(NamedTuple):
-    """One pass through an MLP."""
-
-    net: MLP
-    inputs: list[Tensor]  # [N, features] of each layer
-    output: Tensor  # [..., outputs], a leaf
-
-
-class Tape:
-    """Gradients of a module's MLPs, where their input has none: `with tape: loss = ...`, then `tape.backward(loss)`.
-
-    Inside the `with`, an MLP whose input carries a gradient goes through autograd as usual. Gradients are added to the
-    parameters' `.grad`, which must be there (`optim.flatten`).
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self.nets = [net for net in module.modules() if isinstance(net, MLP)]
-        self.records: list[Record] = []
-
-    def __enter__(self) -> None:
-        self.records.clear()
-        for net in self.nets:
-            net.tape = self
-
-    def __exit__(self, *error: Any) -> None:
-        for net in self.nets:
-            net.tape = None
-
-    def forward(self, net: MLP, x: Tensor) -> Tensor:
-        """[..., inputs] to [..., outputs], cut off from the graph and remembered."""
-        with torch.no_grad():
-            lead = x.shape[:-1]
-            x = x.reshape(-1, x.shape[-1])
-            inputs = []
-            for i, (weight, bias) in enumerate(net.pairs):
-                inputs.append(x)
-                x = torch.addmm(bias, x, weight.t())
-                if i < net.hidden:
-                    x = fast_tanh_(x) if net.activation is torch.tanh else x.relu_()
-            output = x.reshape(*lead, x.shape[-1])
-        self.records.append(Record(net, inputs, output.requires_grad_()))
-        return output
-
-    def backward(self, loss: Tensor, gradient: Tensor | None = None) -> None:
-        """What `loss.backward(gradient)` does, for the MLPs too."""
-        with torch.no_grad():
-            if gradient is not None and self.records and self.records[-1].output is loss:
-                _walk(self.records[-1], gradient)  # there is nothing for autograd in between
-            else:
-                if gradient is not None:  # autograd takes one too, but imports a second's worth of modules first
-                    with torch.enable_grad():
-                        loss = (loss * gradient).sum()
-                loss.backward()  # type: ignore[no-untyped-call]
-                for record in reversed(self.records):
-                    if record.output.grad is not None:
-                        _walk(record, record.output.grad)
-        self.records.clear()
-
-
-def _walk(record: Record, gradient: Tensor) -> None:
-    """From the gradient of a pass with respect to its output, of the output's shape, to those of its weights."""
-    net, inputs, output = record
-    d = gradient.reshape(-1, gradient.shape[-1])  # [N, outputs]
-    after = output.detach().reshape(d.shape)
-    backward = torch.ops.aten.tanh_backward if net.activation is torch.tanh else _relu_backward
-    for i in reversed(range(len(net.pairs))):
-        weight, bias = net.pairs[i]
-        assert weight.grad is not None
-        assert bias.grad is not None
-        if i < net.hidden:
-            d = backward(d, after)
-        x = inputs[i]
-        bias.grad.add_(d.sum(0))
-        if x.shape[1] < THIN:
-            weight.grad.add_(torch.mm(x.t(), d).t())
-        else:
-            weight.grad.addmm_(d.t(), x)
-        if i > 0:
-            d, after = torch.mm(d, weight), x
-
-
-def _relu_backward(d: Tensor, output: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(d, output, 0.0)  # type: ignore[no-any-return]
-
-
-Activation = Literal["tanh", "relu"]
 Init = Literal["orthogonal", "uniform"]
 
 
@@ -188,7 +99,6 @@ class MLP(Layers):
         super().__init__()
         self.activation: Callable[[Tensor], Tensor] = {"tanh": torch.tanh, "relu": torch.relu}[activation]
         self.hidden = len(widths)
-        self.tape: Tape | None = None  # while one is open: it does the forward pass, and the backward one
         self.features = inputs
         for width in widths:
             self.add((width, self.features), HIDDEN_GAIN if init == "orthogonal" else None, generator)
@@ -198,15 +108,20 @@ class MLP(Layers):
             self.features = outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] to [..., features]"""
-        if self.tape is not None and not x.requires_grad:
-            return self.tape.forward(self, x)
+        """[..., inputs] to [..., features].
+
+        If the weights have a `.grad` (`optim.flatten`) and x needs none, the backward pass is written out: it adds
+        gradients to `.grad` directly, so hooks of the weights are not called and `torch.autograd.grad` sees no weights.
+        """
         activation = self.activation
-        if not torch.is_grad_enabled():
-            if activation is torch.relu:
-                activation = torch.relu_
-            elif not torch.is_inference_mode_enabled():
-                activation = fast_tanh_
+        if torch.is_grad_enabled():
+            if self.pairs and self.pairs[0][0].grad is not None and not x.requires_grad:
+                out: Tensor = _Fused.apply(self, self.pairs[0][0], x.reshape(-1, x.shape[-1]))  # type: ignore[no-untyped-call]
+                return out if x.ndim == 2 else out.view(*x.shape[:-1], self.features)
+        elif activation is torch.relu:
+            activation = torch.relu_
+        elif not torch.is_inference_mode_enabled():
+            activation = fast_tanh_
         for weight, bias in self.pairs[: self.hidden]:
             x = activation(F.linear(x, weight, bias))
         for weight, bias in self.pairs[self.hidden :]:
@@ -217,3 +132,47 @@ class MLP(Layers):
         """[B, inputs] to [B], for one layer of one unit: bits that do not depend on other rows, as of a product."""
         ((weight, bias),) = self.pairs
         return (x * weight).sum(-1).add_(bias)
+
+
+class _Fused(torch.autograd.Function):
+    """Forward and backward pass of an MLP as one node: it needs half of the operations that autograd records."""
+
+    @staticmethod
+    def forward(ctx: Any, net: MLP, weight: Tensor, x: Tensor) -> Tensor:
+        """[N, inputs] to [N, features]. `weight` is the first one, without which the result would need no gradient."""
+        activate = fast_tanh_ if net.activation is torch.tanh else torch.relu_
+        ctx.net, ctx.values = net, [x]  # the input of each layer; the output too if the last layer has an activation
+        for i, (w, b) in enumerate(net.pairs):
+            x = torch.addmm(b, x, w.t())
+            if i < net.hidden:
+                x = activate(x)
+                ctx.values.append(x if i + 1 < len(net.pairs) else x.detach())
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        net, values = ctx.net, ctx.values
+        grad = grad.contiguous()  # [N, features]
+        for i in reversed(range(len(net.pairs))):
+            weight, bias = net.pairs[i]
+            if i < net.hidden:
+                grad = _activation_backward(net.activation, grad, values[i + 1])
+            for parameter in (weight, bias):
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            bias.grad.add_(grad.sum(0))
+            if values[i].shape[1] < THIN:
+                weight.grad.add_(torch.mm(values[i].t(), grad).t())
+            else:
+                weight.grad.addmm_(grad.t(), values[i])
+            if i > 0:
+                grad = torch.mm(grad, weight)
+        return None, None, None
+
+
+def _activation_backward(activation: Callable[[Tensor], Tensor], grad: Tensor, output: Tensor) -> Tensor:
+    """From the gradient of an activation's output to that of its input."""
+    if activation is torch.tanh:
+        return torch.ops.aten.tanh_backward(grad, output)  # type: ignore[no-any-return]
+    return torch.ops.aten.threshold_backward(grad, output, 0.0)  # type: ignore[no-any-return]

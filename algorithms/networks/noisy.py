@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rltrain.algorithms.networks.mlp import Activation
+from rltrain.algorithms.settings import Activation
 
 SIGMA = 0.5  # sigma_0 of the paper
 

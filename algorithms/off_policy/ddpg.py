@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
+from rltrain.algorithms.functions.losses import critic_loss
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.continuous_policy import deterministic
 from rltrain.algorithms.off_policy.settings import DDPGConfig
-from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan, squared_loss, uphill
+from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
@@ -20,8 +21,8 @@ class DDPG:
     """Deep deterministic policy gradient, Lillicrap et al. 2016 (arXiv:1509.02971).
 
     Deviations: no batch normalisation and no weight decay, and the action enters the critic at its first layer, as in
-    every later implementation; exploration is Gaussian unless asked for. A time limit is not a death: the sample's
-    `discount` is 0 after a termination only.
+    every later implementation; exploration noise is Gaussian by default. A time limit does not end the return: the
+    sample's `discount` is 0 after a termination only.
     """
 
     def __init__(self, spec: EnvSpec, config: DDPGConfig, device: torch.device, seed: int, streams: int) -> None:
@@ -39,31 +40,32 @@ class DDPG:
         self.group: GradientSync = SINGLE
 
     def update(self, batch: Transition, progress: float) -> Update:
-        """One step of the critic, then of the policy; both targets follow."""
+        """One step of the critic, then of the policy, then of both targets."""
         config, policy, critic = self.config, self.policy, self.critic
         policy.schedule(progress)
+        lr_fraction = linear(1.0, config.lr_end_share, progress)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
 
         with torch.no_grad():
             next_action = deterministic(self.target.module, next_obs)  # [B, A]
-            follow = self.critic_target.module(next_obs, next_action)[0, :, 0]  # [B]
-        target = torch.addcmul(batch.reward, batch.discount, follow)
-        walk = critic.walk(obs, batch.action.flatten(1))
-        error = walk.out.squeeze(-1) - target  # [1, B]
-        loss_q, slope = squared_loss(error, batch.weight)
-        left = linear(1.0, config.lr_end_share, progress)
-        lr_q = left * (config.lr_q or config.lr)
-        told = {"loss_q": loss_q, "q_mean": walk.out.mean()}
-        merge = self.group.over(len(target), told)
-        norm = step(self.critic_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope), merge)
+            next_q = self.critic_target.module(next_obs, next_action)[0, :, 0]  # [B]
+            target = torch.addcmul(batch.reward, batch.discount, next_q)
+        q = critic(obs, batch.action.flatten(1)).squeeze(-1)  # [1, B]
+        error = q - target
+        loss_q = critic_loss(error, batch.weight)
+        metrics = {"loss_q": loss_q.detach(), "q_mean": q.detach().mean()}
+        merge = self.group.over(len(target), metrics)
+        lr_q = lr_fraction * (config.lr_q or config.lr)
+        grad_norm = step(self.critic_optimizer, loss_q, lr_q, config.max_grad_norm, merge)
 
-        loss_policy, climb = uphill(critic, obs, policy.actor)
-        acts = {"loss_policy": loss_policy}
-        merge = self.group.over(len(target), acts)
-        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, climb, merge)
+        loss_policy = -critic(obs, deterministic(policy.actor, obs), frozen=True).mean()
+        policy_metrics = {"loss_policy": loss_policy.detach()}
+        merge = self.group.over(len(target), policy_metrics)
+        step(self.optimizer, loss_policy, lr_fraction * config.lr, config.max_grad_norm, merge)
+
         self.target.follow(config.tau)
         self.critic_target.follow(config.tau)
-        return Update({**told, **acts, "grad_norm": norm}, priority(error, batch.index))
+        return Update({**metrics, **policy_metrics, "grad_norm": grad_norm}, priority(error, batch.index))
 
     def observe(self, unrolls: Trajectory) -> None:
         """Running statistics, once per delivery and after its updates: the next unroll acts with them."""

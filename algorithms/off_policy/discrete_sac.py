@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
-from rltrain.algorithms.functions.losses import gather_action
+from rltrain.algorithms.functions.losses import critic_loss, gather_action
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.settings import SACConfig
-from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan, squared_loss
+from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan
 from rltrain.algorithms.off_policy.temperature import Temperature
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
@@ -41,46 +41,45 @@ class DiscreteSAC:
         self.group: GradientSync = SINGLE
 
     def update(self, batch: Transition, progress: float) -> Update:
-        """One step of the critics, then of the policy, then of the temperature; the target critics follow."""
+        """One step of the critics, then of the policy, then of the temperature, then of the target critics."""
         config, policy, critics = self.config, self.policy, self.critics
+        lr_fraction = linear(1.0, config.lr_end_share, progress)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
+        rows = len(batch.reward)
         temperature = self.temperature.value()  # []
 
         with torch.no_grad():
             log_probs = policy.distribution(next_obs, batch.next_action_mask).log_probs  # [B, n]
-            follow = expected(self.target.module(next_obs).amin(0) - temperature * log_probs, log_probs)  # [B]
-            target = batch.reward + batch.discount * follow
-        walk = critics.walk(obs)
-        action = batch.action.expand(2, -1)  # [2, B]
-        error = gather_action(walk.out, action) - target  # [2, B]
-        loss_q, slope = squared_loss(error, batch.weight)
-        slopes = torch.zeros_like(walk.out).scatter_(-1, action.unsqueeze(-1), slope)  # [2, B, n]
-        left = linear(1.0, config.lr_end_share, progress)
-        lr_q = left * (config.lr_q or config.lr)
-        told = {"loss_q": loss_q}
-        merge = self.group.over(len(batch.reward), told)
-        norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slopes), merge)
+            next_value = expected(self.target.module(next_obs).amin(0) - temperature * log_probs, log_probs)  # [B]
+            target = batch.reward + batch.discount * next_value
+        error = gather_action(critics(obs), batch.action.expand(2, -1)) - target  # [2, B]
+        loss_q = critic_loss(error, batch.weight)
+        metrics = {"loss_q": loss_q.detach()}
+        merge = self.group.over(rows, metrics)
+        lr_q = lr_fraction * (config.lr_q or config.lr)
+        grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, merge)
 
         with torch.no_grad():
-            best = critics(obs).amin(0)  # [B, n]
+            q = critics(obs).amin(0)  # [B, n]
         log_probs = policy.distribution(obs, batch.action_mask).log_probs  # [B, n]
-        loss_policy = expected(temperature * log_probs - best, log_probs).mean()
+        loss_policy = expected(temperature * log_probs - q, log_probs).mean()
         entropy = -expected(log_probs, log_probs).detach()  # [B]
-        surplus = (entropy - self.target_entropy(batch.action_mask, entropy)).mean()
-        acts = {
+        policy_metrics = {
             "loss_policy": loss_policy.detach(),
-            "q_mean": best.mean(),
+            "q_mean": q.mean(),
             "entropy": entropy.mean(),
-            "surplus": surplus,
+            "surplus": (entropy - self.target_entropy(batch.action_mask, entropy)).mean(),
         }
-        merge = self.group.over(len(entropy), acts)
-        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, merge=merge)
-        surplus = acts.pop("surplus")
+        merge = self.group.over(rows, policy_metrics)
+        step(self.optimizer, loss_policy, lr_fraction * config.lr, config.max_grad_norm, merge)
+
+        surplus = policy_metrics.pop("surplus")
         if config.learn_temperature:
-            self.temperature.update(surplus, left)
+            self.temperature.update(surplus, lr_fraction)
         if self.critics_optimizer.steps % config.target_every == 0:
             self.target.follow(config.tau)
-        return Update({**told, **acts, "temperature": temperature, "grad_norm": norm}, priority(error, batch.index))
+        metrics |= policy_metrics | {"temperature": temperature, "grad_norm": grad_norm}
+        return Update({**metrics}, priority(error, batch.index))
 
     def target_entropy(self, action_mask: Tensor | None, like: Tensor) -> Tensor:
         """[B] nats: as set, or a share of what equal probabilities of the legal actions have."""

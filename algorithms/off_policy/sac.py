@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
+from rltrain.algorithms.functions.losses import critic_loss
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.settings import SACConfig
-from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan, squared_loss
+from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan
 from rltrain.algorithms.off_policy.temperature import Temperature
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
@@ -21,11 +22,11 @@ from rltrain.rollout.types import Trajectory, Transition
 
 
 class SAC:
-    """Soft actor-critic with a learnt temperature, Haarnoja et al. 2018 (arXiv:1812.05905).
+    """Soft actor-critic with a learned temperature, Haarnoja et al. 2018 (arXiv:1812.05905).
 
-    Two critics, each with a slow copy; the smaller value counts. Deviations: log temperature is what is optimised, as
-    in the authors' code, and entropy is that of actions in [-1, 1], whatever the environment's bounds. A time limit is
-    not a death: the sample's `discount` is 0 after a termination only.
+    Two critics with a target network each; the smaller value counts. Deviations: the log of the temperature is
+    optimized, as in the authors' code, and the entropy is that of actions in [-1, 1], whatever the bounds of the
+    environment. A time limit does not end the return: the sample's `discount` is 0 after a termination only.
     """
 
     def __init__(self, spec: EnvSpec, config: SACConfig, device: torch.device, seed: int, streams: int) -> None:
@@ -46,8 +47,9 @@ class SAC:
         self.group: GradientSync = SINGLE
 
     def update(self, batch: Transition, progress: float) -> Update:
-        """One step of the critics, then of the policy, then of the temperature; the target critics follow."""
+        """One step of the critics, then of the policy, then of the temperature, then of the target critics."""
         config, policy, critics = self.config, self.policy, self.critics
+        lr_fraction = linear(1.0, config.lr_end_share, progress)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
         rows = len(batch.reward)
         noise = self.group.part(self.draw, rows, dim=1).to(batch.reward.device)  # [2, B, A]
@@ -55,40 +57,32 @@ class SAC:
 
         with torch.no_grad():
             next_action, next_log_prob = policy.sample(next_obs, noise[0])
-            follow = self.target.module(next_obs, next_action.reshape(rows, -1)).amin(0).squeeze(-1)  # [B]
-        target = torch.addcmul(batch.reward, batch.discount, follow - temperature * next_log_prob)
-        walk = critics.walk(obs, batch.action.reshape(rows, -1))
-        error = walk.out.squeeze(-1) - target  # [2, B]
-        loss_q, slope = squared_loss(error, batch.weight)
-        left = linear(1.0, config.lr_end_share, progress)
-        lr_q = left * (config.lr_q or config.lr)
-        told = {"loss_q": loss_q, "q_mean": walk.out.mean()}
-        merge = self.group.over(rows, told)
-        norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope), merge)
+            next_q = self.target.module(next_obs, next_action.reshape(rows, -1)).amin(0).squeeze(-1)  # [B]
+            target = torch.addcmul(batch.reward, batch.discount, next_q - temperature * next_log_prob)
+        q = critics(obs, batch.action.reshape(rows, -1)).squeeze(-1)  # [2, B]
+        error = q - target
+        loss_q = critic_loss(error, batch.weight)
+        metrics = {"loss_q": loss_q.detach(), "q_mean": q.detach().mean()}
+        merge = self.group.over(rows, metrics)
+        lr_q = lr_fraction * (config.lr_q or config.lr)
+        grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, merge)
 
-        sampled, log_prob = policy.sample(obs, noise[1])
-        action = sampled.reshape(rows, -1)
-        look = critics.walk(obs, action.detach(), frozen=True)
-        best, which = look.out.min(0)  # [B, 1]
-        entropy = -log_prob.detach().mean()
-        loss_policy = -(temperature * entropy + best.mean())
+        action, log_prob = policy.sample(obs, noise[1])
+        q = critics(obs, action.reshape(rows, -1), frozen=True).min(0).values.squeeze(-1)  # [B]
+        loss_policy = (temperature * log_prob - q).mean()
+        policy_metrics = {"loss_policy": loss_policy.detach(), "entropy": -log_prob.detach().mean()}
+        merge = self.group.over(rows, policy_metrics)
+        step(self.optimizer, loss_policy, lr_fraction * config.lr, config.max_grad_norm, merge)
 
-        def backward(loss: Tensor) -> None:
-            slope = torch.zeros_like(look.out).scatter_(0, which.unsqueeze(0), -1.0 / rows)
-            along = look.back_to(slope, self.size), (temperature / rows).expand(rows)
-            torch.autograd.backward([action, log_prob], along)
-
-        acts = {"loss_policy": loss_policy, "entropy": entropy}
-        merge = self.group.over(rows, acts)
-        step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, backward, merge)
         if config.learn_temperature:
-            self.temperature.update(acts["entropy"] - self.target_entropy, left)
+            self.temperature.update(policy_metrics["entropy"] - self.target_entropy, lr_fraction)
         if self.critics_optimizer.steps % config.target_every == 0:
             self.target.follow(config.tau)
-        return Update({**told, **acts, "temperature": temperature, "grad_norm": norm}, priority(error, batch.index))
+        metrics |= policy_metrics | {"temperature": temperature, "grad_norm": grad_norm}
+        return Update({**metrics}, priority(error, batch.index))
 
     def draw(self, rows: int) -> Tensor:
-        """[2, rows, A] noise of an update: for the actions that follow, and for those that are judged."""
+        """[2, rows, A] noise of one update: for the actions of the target, and for those of the policy loss."""
         return torch.randn(2, rows, self.size, generator=self.rng.generator)
 
     def observe(self, unrolls: Trajectory) -> None:

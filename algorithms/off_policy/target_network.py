@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import Flat, flatten
-from rltrain.algorithms.networks.batched_mlp import EncoderMLP
-from rltrain.algorithms.off_policy.continuous_policy import deterministic
 from rltrain.rollout.specs import ReplayPlan
-from rltrain.rollout.tree import Tree
 
 
 class TargetNetwork:
@@ -75,46 +71,6 @@ def replay_plan(config: Any) -> ReplayPlan:
     )
 
 
-def squared_loss(error: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Half the squared error [n, B], weighted [B], mean over the batch and sum over the n critics.
-
-    Returns:
-        The loss [], and its gradient [n, B, 1] along what the critics put out.
-    """
-    slope = error * (1.0 / error.shape[-1]) if weight is None else error * (weight * (1.0 / error.shape[-1]))
-    return torch.dot(slope.view(-1), error.view(-1)).mul_(0.5), slope.unsqueeze(-1)
-
-
-def uphill(critics: EncoderMLP, obs: Tree, actor: Any) -> tuple[Tensor, Callable[[Tensor], None]]:
-    """The loss of a deterministic policy, minus the mean of what the first critic expects of its actions.
-
-    Args:
-        obs:   normalised.
-        actor: the policy's network; a `EncoderMLP` is walked back without autograd.
-
-    Returns:
-        The loss [], and its backward pass.
-    """
-    action, down = _acts(actor, obs)
-    walk = critics.walk(obs, action.detach(), frozen=True, first=True)
-
-    def backward(loss: Tensor) -> None:
-        slope = torch.full_like(walk.out, -1.0 / len(action))
-        down(walk.back_to(slope, action.shape[-1]))
-
-    return -walk.out.mean(), backward
-
-
-def _acts(actor: Any, obs: Tree) -> tuple[Tensor, Callable[[Tensor], None]]:
-    """The actions [B, A] of a deterministic policy's network, and the way back from a gradient along them."""
-    if not isinstance(actor, EncoderMLP):
-        action = deterministic(actor, obs)
-        return action, action.backward
-    walk = actor.walk(obs)
-    action = torch.tanh(walk.out[0])
-    return action, lambda slope: walk.back(torch.ops.aten.tanh_backward(slope, action).unsqueeze(0))
-
-
 def priority(error: Tensor, index: Tensor | None) -> Tensor | None:
-    """[B] what the replay's priorities are made of: the mean size of the critics' errors [n, B]; None if not asked."""
-    return None if index is None else error.abs().mean(0)
+    """[B] mean over the critics of their absolute errors [n, B], for prioritized replay; None if it is off."""
+    return None if index is None else error.detach().abs().mean(0)

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
+from rltrain.algorithms.functions.losses import critic_loss
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.continuous_policy import deterministic
 from rltrain.algorithms.off_policy.settings import TD3Config
-from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan, squared_loss, uphill
+from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
@@ -21,8 +22,8 @@ from rltrain.rollout.types import Trajectory, Transition
 class TD3:
     """Twin delayed deep deterministic policy gradient, Fujimoto et al. 2018 (arXiv:1802.09477).
 
-    Everything about actions is in [-1, 1]: the policy, its noise, the noise of the targets and its limit. A time limit
-    is not a death: the sample's `discount` is 0 after a termination only.
+    Actions are in [-1, 1] throughout: those of the policy, its noise, the smoothing noise of the targets and its clip.
+    A time limit does not end the return: the sample's `discount` is 0 after a termination only.
     """
 
     def __init__(self, spec: EnvSpec, config: TD3Config, device: torch.device, seed: int, streams: int) -> None:
@@ -41,9 +42,10 @@ class TD3:
         self.group: GradientSync = SINGLE
 
     def update(self, batch: Transition, progress: float) -> Update:
-        """One step of the critics; every `policy_delay` of them one of the policy, and only then do targets follow."""
+        """One step of the critics; at every `policy_delay`-th one also a step of the policy and of both targets."""
         config, policy, critics = self.config, self.policy, self.critics
         policy.schedule(progress)
+        lr_fraction = linear(1.0, config.lr_end_share, progress)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
         action = batch.action.flatten(1)  # [B, A]
         noise = self.group.part(self.draw, len(action)).to(action.device)  # [B, A]
@@ -51,29 +53,28 @@ class TD3:
         with torch.no_grad():
             smoothing = noise.mul_(config.smoothing).clamp_(-config.smoothing_clip, config.smoothing_clip)
             next_action = deterministic(self.target.module, next_obs).add_(smoothing).clamp_(-1.0, 1.0)
-            follow = self.critics_target.module(next_obs, next_action).amin(0).squeeze(-1)  # [B]
-        target = torch.addcmul(batch.reward, batch.discount, follow)
-        walk = critics.walk(obs, action)
-        error = walk.out.squeeze(-1) - target  # [2, B]
-        loss_q, slope = squared_loss(error, batch.weight)
-        left = linear(1.0, config.lr_end_share, progress)
-        lr_q = left * (config.lr_q or config.lr)
-        told = {"loss_q": loss_q, "q_mean": walk.out.mean()}
-        merge = self.group.over(len(action), told)
-        norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, lambda _: walk.back(slope), merge)
+            next_q = self.critics_target.module(next_obs, next_action).amin(0).squeeze(-1)  # [B]
+            target = torch.addcmul(batch.reward, batch.discount, next_q)
+        q = critics(obs, action).squeeze(-1)  # [2, B]
+        error = q - target
+        loss_q = critic_loss(error, batch.weight)
+        metrics = {"loss_q": loss_q.detach(), "q_mean": q.detach().mean()}
+        merge = self.group.over(len(action), metrics)
+        lr_q = lr_fraction * (config.lr_q or config.lr)
+        grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, merge)
 
         if self.critics_optimizer.steps % config.policy_delay == 0:
-            loss_policy, climb = uphill(critics, obs, policy.actor)
-            acts = {"loss_policy": loss_policy}
-            merge = self.group.over(len(action), acts)
-            step(self.optimizer, loss_policy, left * config.lr, config.max_grad_norm, climb, merge)
+            loss_policy = -critics(obs, deterministic(policy.actor, obs), frozen=True, first=True).mean()
+            policy_metrics = {"loss_policy": loss_policy.detach()}
+            merge = self.group.over(len(action), policy_metrics)
+            step(self.optimizer, loss_policy, lr_fraction * config.lr, config.max_grad_norm, merge)
             self.target.follow(config.tau)
             self.critics_target.follow(config.tau)
-            told |= acts
-        return Update({**told, "grad_norm": norm}, priority(error, batch.index))
+            metrics |= policy_metrics
+        return Update({**metrics, "grad_norm": grad_norm}, priority(error, batch.index))
 
     def draw(self, rows: int) -> Tensor:
-        """[rows, A] noise on the actions of the targets."""
+        """[rows, A] smoothing noise for the actions of the target policy, before it is scaled and clipped."""
         return torch.randn(rows, self.policy.size, generator=self.rng.generator)
 
     def observe(self, unrolls: Trajectory) -> None:

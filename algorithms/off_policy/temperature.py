@@ -1,4 +1,4 @@
-"""The learnt weight of the entropy in soft actor-critic."""
+"""The learned weight of the entropy in soft actor-critic."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rltrain.algorithms.off_policy.settings import SACConfig
 
 
 class Temperature:
-    """The weight of the entropy. Its log is what is learnt, so it stays above 0."""
+    """The weight of the entropy. Its logarithm is learned, so it stays above 0."""
 
     def __init__(self, config: SACConfig, device: torch.device) -> None:
         start = math.log(config.temperature) if config.temperature > 0 else -math.inf
@@ -23,17 +23,17 @@ class Temperature:
         self._lr = config.lr_temperature or config.lr
 
     def value(self) -> Tensor:
-        """[] a constant for every loss."""
+        """[] the current weight, without a gradient."""
         return self.log.exp()[0]
 
-    def update(self, surplus: Tensor, left: float) -> None:
+    def update(self, surplus: Tensor, lr_fraction: float) -> None:
         """One step against the surplus [] of entropy over its target: the loss is log temperature times surplus.
 
         Args:
-            left: share of the step size that is left.
+            lr_fraction: factor of the step size, from its schedule.
         """
         self._flat.grad.copy_(surplus)
-        self._optimizer.update(left * self._lr)
+        self._optimizer.update(lr_fraction * self._lr)
 
     def state_dict(self) -> dict[str, Any]:
         return {"log": self.log, "optimizer": self._optimizer.state_dict()}

@@ -8,7 +8,6 @@ from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.losses import masked_mean, normalised, squared_error
 from rltrain.algorithms.functions.optim import flatten, linear, make_optimizer, step
 from rltrain.algorithms.functions.returns import gae
-from rltrain.algorithms.networks.mlp import Tape
 from rltrain.algorithms.on_policy.settings import A2CConfig
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
@@ -29,7 +28,6 @@ class A2C:
         self.plan = StreamPlan(unroll=config.unroll)
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         self.optimizer = make_optimizer(flatten(self.policy), config)
-        self.tape = Tape(self.policy)
         self.group: GradientSync = SINGLE
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
@@ -41,8 +39,7 @@ class A2C:
         if not self.group.whole(valid).any():
             return Update({"lr": lr})
         core = None if unrolls.core is None else unrolls.core[0]  # [B, H] before row 0
-        with self.tape:
-            dist, value = policy.forward(unrolls.obs, unrolls.action_mask, core, unrolls.first)  # over T+1 rows
+        dist, value = policy.forward(unrolls.obs, unrolls.action_mask, core, unrolls.first)  # over T+1 rows
         values = value.detach()  # [T+1, B]; a final observation stands in its own row, the reset row
         with torch.no_grad():
             reward = policy.scaled(unrolls.reward)
@@ -56,7 +53,7 @@ class A2C:
         loss = loss_policy + config.value * loss_value - entropy_weight * entropy
         told = {"loss_policy": loss_policy, "loss_value": loss_value, "entropy": entropy}
         merge = self.group.over(valid, told)
-        told["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward, merge)
+        told["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, merge)
         return Update({**{name: value.detach() for name, value in told.items()}, "lr": lr})
 
     def observe(self, unrolls: Trajectory) -> None:

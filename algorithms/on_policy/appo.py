@@ -12,7 +12,6 @@ from rltrain.algorithms.functions.losses import clipped_surrogate, masked_mean, 
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.returns import vtrace
 from rltrain.algorithms.networks.distributions import kl_divergence
-from rltrain.algorithms.networks.mlp import Tape
 from rltrain.algorithms.on_policy.settings import APPOConfig
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
@@ -53,7 +52,6 @@ class APPO:
         self.flat, self.target_flat = flatten(self.policy), flatten(self.target).param
         self.target.requires_grad_(False)
         self.optimizer = Adam(self.flat, eps=config.adam_eps)
-        self.tape = Tape(self.policy)
         self.group: GradientSync = SINGLE
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
@@ -75,9 +73,8 @@ class APPO:
         with torch.no_grad():
             slow, _ = self.target.forward(*rows)
             anchor = slow.log_prob(padded)[:-1]  # [T, B] log pi'
-        with self.tape:
-            dist, value = policy.forward(*rows)  # over T+1 rows
-            log_prob = dist.log_prob(padded)[:-1]  # [T, B] log pi
+        dist, value = policy.forward(*rows)  # over T+1 rows
+        log_prob = dist.log_prob(padded)[:-1]  # [T, B] log pi
         with torch.no_grad():
             target, advantage = vtrace(
                 anchor - acted,
@@ -108,7 +105,7 @@ class APPO:
             "clip_fraction": surrogate.clip_fraction,
         }
         merge = self.group.over(valid, told)
-        told["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward, merge)
+        told["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, merge)
         self.follow()
         told["clip_fraction_newest"] = masked_mean(clipped, newest)  # of this learner's part
         told["clip_fraction_oldest"] = masked_mean(clipped, oldest)

@@ -8,7 +8,6 @@ from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.losses import masked_mean, squared_error
 from rltrain.algorithms.functions.optim import flatten, linear, make_optimizer, step
 from rltrain.algorithms.functions.returns import vtrace
-from rltrain.algorithms.networks.mlp import Tape
 from rltrain.algorithms.on_policy.settings import IMPALAConfig
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
@@ -39,7 +38,6 @@ class IMPALA:
         )
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         self.optimizer = make_optimizer(flatten(self.policy), config)
-        self.tape = Tape(self.policy)
         self.group: GradientSync = SINGLE
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
@@ -52,9 +50,8 @@ class IMPALA:
             return Update({"lr": lr})
         core = None if unrolls.core is None else unrolls.core[0]  # [B, H] before row 0
         padded = torch.cat([unrolls.action, unrolls.action[-1:]])  # [T+1, B, *A]; the last row bootstraps only
-        with self.tape:
-            dist, value = policy.forward(unrolls.obs, unrolls.action_mask, core, unrolls.first)  # over T+1 rows
-            log_prob = dist.log_prob(padded)[:-1]  # [T, B]
+        dist, value = policy.forward(unrolls.obs, unrolls.action_mask, core, unrolls.first)  # over T+1 rows
+        log_prob = dist.log_prob(padded)[:-1]  # [T, B]
         log_ratio = log_prob.detach() - unrolls.extras["log_prob"]  # [T, B]
         with torch.no_grad():
             target, advantage = vtrace(
@@ -76,7 +73,7 @@ class IMPALA:
         loss = loss_policy + config.value * loss_value - entropy_weight * entropy
         told = {"loss_policy": loss_policy, "loss_value": loss_value, "entropy": entropy, "approx_kl": approx_kl}
         merge = self.group.over(valid, told)
-        told["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward, merge)
+        told["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, merge)
         return Update({**{name: value.detach() for name, value in told.items()}, "lr": lr})
 
     def observe(self, unrolls: Trajectory) -> None:

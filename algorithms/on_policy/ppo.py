@@ -12,7 +12,6 @@ from rltrain.algorithms.functions.losses import clipped_surrogate, clipped_value
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.returns import gae
 from rltrain.algorithms.functions.rng import Rng
-from rltrain.algorithms.networks.mlp import Tape
 from rltrain.algorithms.on_policy.minibatch import FlatBatch, Mean, Sequences
 from rltrain.algorithms.on_policy.settings import PPOConfig
 from rltrain.algorithms.protocol import Stateful, Update
@@ -39,7 +38,6 @@ class PPO:
         self.plan = StreamPlan(unroll=config.unroll, overlap=config.overlap)
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
         self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
-        self.tape = Tape(self.policy)
         self.rng = Rng(seed)
         self.group: GradientSync = SINGLE
 
@@ -72,10 +70,9 @@ class PPO:
         metrics, stopped = Mean(), 0.0
         for _ in range(config.epochs):
             for batch in rows.shuffled(config.minibatches, self.rng.generator, places):
-                with self.tape:
-                    loss, info = self.loss(batch, clip, entropy)
+                loss, info = self.loss(batch, clip, entropy)
                 merge = self.group.over(batch.count, info)
-                info["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, self.tape.backward, merge)
+                info["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, merge)
                 metrics.add(info)
             if config.max_kl is not None and info["approx_kl"] > config.max_kl:
                 stopped = 1.0

@@ -1,4 +1,4 @@
-"""Dense: its written-out backward pass against autograd, and who gets a gradient."""
+"""BatchedMLP: its written-out backward pass against autograd, and which tensors get a gradient."""
 
 from __future__ import annotations
 
@@ -93,40 +93,43 @@ def test_a_single_input_gets_its_gradient_once():
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("inputs", [4, 40])  # below and above THIN
-def test_a_walk_back_is_autograds(inputs, first, outputs):
+def test_gradients_of_weights_and_of_a_part_of_the_inputs_are_autograds(inputs, first, outputs):
     dense = BatchedMLP(inputs, (7, 5), outputs, 2, "relu", torch.Generator().manual_seed(1))
     flatten(dense)
     params = [param.detach().clone().requires_grad_() for pair in dense.pairs for param in pair]
     x = normal(9, inputs).requires_grad_()
-    expected = plainly(dense, params, x)[: 1 if first else 2]
+    expected = plainly(dense, params, x)
     slope = normal(*expected.shape, seed=5)
+    if first:
+        slope[1] = 0.0
     expected.backward(slope)
 
-    frozen = dense.walk(x.detach(), frozen=True, first=first)
-    assert_close(frozen.back_to(slope, 2), x.grad[:, -2:])
+    obs, action = x.detach()[:, :-2], x.detach()[:, -2:].clone().requires_grad_()
+    frozen = dense(obs, action, frozen=True, first=first)
+    frozen.backward(slope[: len(frozen)])
+    assert_close(action.grad, x.grad[:, -2:])
     assert all((param.grad == 0).all() for param in dense.parameters())
-    walk = dense.walk(x.detach(), first=first)
-    assert_close(walk.out, expected)
-    walk.back(slope)
+    out = dense(obs, action)
+    assert_close(out, expected)
+    out.backward(slope)
     for param, theirs in zip([p for pair in dense.pairs for p in pair], params, strict=True):
         assert_close(param.grad, theirs.grad)
-    with pytest.raises(TypeError, match="one way back"):
-        walk.back(slope)
 
 
-@pytest.mark.parametrize("beside", [0, 2])
-def test_a_walk_back_goes_on_through_what_made_the_inputs_unless_frozen(beside):
-    """As an encoder of pixels does: without it the encoder would never learn."""
-    dense, encoder = made(), torch.nn.Linear(6, 4 - beside)
-    obs, other, slope = normal(9, 6), normal(9, beside, seed=3), normal(2, 9, 3, seed=5)
+@pytest.mark.parametrize("extra", [0, 2])
+def test_gradients_go_on_through_what_computed_the_inputs_unless_frozen(extra):
+    """As to an encoder of pixels: without it the encoder would never learn."""
+    dense, encoder = made(), torch.nn.Linear(6, 4 - extra)
+    obs, other, slope = normal(9, 6), normal(9, extra, seed=3).requires_grad_(), normal(2, 9, 3, seed=5)
+    params = [param.detach().clone() for pair in dense.pairs for param in pair]
+    (expected,) = torch.autograd.grad(plainly(dense, params, encoder(obs), other), encoder.weight, slope)
+
     dense(encoder(obs), other).backward(slope)
-    expected = encoder.weight.grad.clone()
-
-    encoder.zero_grad()
-    dense.walk(encoder(obs), other).back(slope)
     assert_close(encoder.weight.grad, expected)
     encoder.zero_grad()
-    dense.walk(encoder(obs), other, frozen=True).back_to(slope, beside)
+    with torch.no_grad():
+        features = encoder(obs)
+    dense(features, other, frozen=True).backward(slope)
     assert encoder.weight.grad is None
 
 
@@ -135,7 +138,7 @@ def test_parameters_that_move_are_followed():
     before = dense(normal(9, 4)).detach().clone()
     flat = flatten(dense)
     flat.param.mul_(2.0)
-    dense.walk(normal(9, 4)).back(normal(2, 9, 3, seed=5))
+    dense(normal(9, 4)).backward(normal(2, 9, 3, seed=5))
 
     assert (dense(normal(9, 4)) != before).any()
     assert flat.grad.any()

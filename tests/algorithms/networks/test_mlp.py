@@ -1,4 +1,4 @@
-"""Gradients from a tape equal autograd's, wherever an MLP stands."""
+"""The written-out backward pass of an MLP equals autograd's, wherever the MLP stands."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rltrain.algorithms.functions.optim import Adam, flatten, step
+from rltrain.algorithms.functions.optim import flatten
 from rltrain.algorithms.networks import mlp
-from rltrain.algorithms.networks.mlp import MLP, Tape, fast_tanh_
+from rltrain.algorithms.networks.mlp import MLP, fast_tanh_
 
 
 class Net(nn.Module):
-    """A trunk, two heads of it, a second pass through one of them, and a parameter that is no MLP's."""
+    """A trunk with a head, an MLP that is applied twice, and a parameter outside of all MLPs."""
 
     def __init__(self, activation: str, inputs: int) -> None:
         super().__init__()
@@ -31,67 +31,67 @@ class Net(nn.Module):
         return (self.one(seen) * self.free).square().mean() + twice.mean() + self.one(x.new_ones(4, 20)).sin().sum()
 
 
+def gradients(net: Net, loss: Tensor) -> Tensor:
+    """What autograd finds for parameters that have no `.grad`."""
+    found = torch.autograd.grad(loss, list(net.parameters()))
+    assert all(param.grad is None for param in net.parameters())
+    return torch.cat([x.flatten() for x in found])
+
+
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("lead", [(6,), (5, 4), (1,)])
 @pytest.mark.parametrize("inputs", [3, 17])
 def test_gradients_are_those_of_autograd(activation, lead, inputs):
+    """Of flattened parameters, whose backward pass is written out; the second ones are added to the first."""
     net = Net(activation, inputs).double()
     x = torch.randn(*lead, inputs, generator=torch.Generator().manual_seed(1)).double()
-    twin = copy.deepcopy(net)
-    flat, other = flatten(net), flatten(twin)
-    tape = Tape(net)
-    for _ in range(2):
-        with tape:
-            loss = net.loss(x)
-        tape.backward(loss)
-        again = twin.loss(x)
-        again.backward()
+    plain = copy.deepcopy(net)
+    flat = flatten(net)
+    for times in (1, 2):
+        loss = net.loss(x)
+        loss.backward()
 
-        torch.testing.assert_close(loss, again)
-        torch.testing.assert_close(flat.grad, other.grad)
+        torch.testing.assert_close(loss, plain.loss(x))
+        torch.testing.assert_close(flat.grad, times * gradients(plain, plain.loss(x)))
     assert flat.grad.abs().max() > 0.1
 
 
-def test_a_step_moves_the_same_way_with_a_tape():
+def test_a_pass_that_is_part_of_no_loss_adds_nothing():
     net = Net("tanh", 3)
-    twin = copy.deepcopy(net)
-    one, other = Adam(flatten(net)), Adam(flatten(twin))
-    tape = Tape(net)
-    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
-    for _ in range(3):
-        with tape:
-            loss = net.loss(x)
-        norm = step(one, loss, 1e-2, 0.5, tape.backward)
-        torch.testing.assert_close(norm, step(other, twin.loss(x), 1e-2, 0.5))
-    torch.testing.assert_close(one.param, other.param, atol=1e-5, rtol=1e-4)
-
-
-def test_what_was_recorded_and_never_used_is_forgotten():
-    net = Net("tanh", 3)
-    flat, tape = flatten(net), Tape(net)
+    plain, flat = copy.deepcopy(net), flatten(net)
     x = torch.ones(2, 3)
-    with tape:
-        net.loss(x)
-    with tape:
-        loss = net.loss(x)
-        net.loss(3 * x)  # part of no loss
-    tape.backward(loss)
-    once = flat.grad.clone()
-    flat.grad.zero_()
-    net.loss(x).backward()
+    net.loss(x)
+    loss = net.loss(x)
+    net.loss(3 * x)
+    loss.backward()
 
-    torch.testing.assert_close(once, flat.grad)
-    assert not tape.records
+    torch.testing.assert_close(flat.grad, gradients(plain, plain.loss(x)))
 
 
-def test_outside_of_the_with_autograd_goes_through_the_weights():
-    net = Net("tanh", 3)
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_behind_a_network_that_learns_gradients_go_on_to_it(activation):
+    net, first = Net(activation, 3).double(), nn.Linear(5, 3).double()
+    plain = copy.deepcopy(net)
+    flat = flatten(net)
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(1)).double()
+    (expected,) = torch.autograd.grad(plain.loss(first(x)), first.weight)
+    net.loss(first(x)).backward()
+
+    torch.testing.assert_close(first.weight.grad, expected)
+    torch.testing.assert_close(flat.grad, gradients(plain, plain.loss(first(x))))
+
+
+def test_gradients_that_are_removed_before_the_backward_pass_are_made_again():
+    """As by `zero_grad()` of torch's optimizers between the loss and its backward pass."""
+    net = Net("relu", 3)
+    plain = copy.deepcopy(net)
     flatten(net)
-    with Tape(net):
-        pass
-    (gradient,) = torch.autograd.grad(net.loss(torch.ones(2, 3)), net.other.pairs[0][0])
+    loss = net.loss(torch.ones(2, 3))
+    net.zero_grad()
+    loss.backward()
 
-    assert gradient.abs().max() > 0
+    expected = gradients(plain, plain.loss(torch.ones(2, 3)))
+    torch.testing.assert_close(torch.cat([param.grad.flatten() for param in net.parameters()]), expected)
 
 
 @pytest.mark.parametrize("slow", [True, False])
@@ -119,21 +119,3 @@ def test_the_quicker_tanh_is_tanh(monkeypatch, slow):
 
     torch.testing.assert_close(fast_tanh_(x.clone()), torch.tanh(x.double()).float(), atol=2e-7, rtol=0)
     assert torch.isnan(fast_tanh_(torch.tensor([float("nan")]))).all()
-
-
-@pytest.mark.parametrize("shape", [lambda out: out, lambda out: out.view(2, -1)], ids=["leaf", "behind autograd"])
-def test_a_gradient_of_the_output_goes_back_as_through_autograd(shape):
-    """With the leaf itself autograd is left out; behind anything else it is not."""
-    net = Net("relu", 17).double()
-    twin = copy.deepcopy(net)
-    flat, other = flatten(net), flatten(twin)
-    x = torch.randn(6, 17, generator=torch.Generator().manual_seed(1)).double()
-    tape = Tape(net)
-    with tape:
-        out = shape(net.trunk(x))
-    gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).double()
-    tape.backward(out, gradient)
-    shape(twin.trunk(x)).backward(gradient)
-
-    torch.testing.assert_close(flat.grad, other.grad)
-    assert flat.grad.abs().max() > 0.1
