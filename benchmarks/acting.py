@@ -38,8 +38,8 @@ def act(env: str, seconds: float, overlap: bool) -> dict[str, Any]:
     from rltrain.learner.learner import Learner
     from rltrain.rollout.scheduler import Rollout
     from rltrain.rollout.types import Weights
-    from rltrain.setup.environment import world
-    from rltrain.setup.rollout import rollout_plan
+    from rltrain.setup.environment import open_environment
+    from rltrain.setup.rollout import rollout_spec
     from rltrain.system.torch_setup import quiet_torch
 
     streams = WORKERS * STREAMS
@@ -55,10 +55,10 @@ def act(env: str, seconds: float, overlap: bool) -> dict[str, Any]:
         }
     )
     quiet_torch(config.learner_threads)
-    here = world(config)
+    here = open_environment(config)[0]
     algorithm = make_algorithm(config, here.spec)
     learner = Learner(algorithm, torch_device("cpu"))
-    plan = rollout_plan(config, here, algorithm.plan)
+    plan = rollout_spec(config, here, algorithm.plan)
     weights = learner.weights(0).arrays
     rollout = Rollout(plan, Weights(0, 0, weights), lambda lost: sys.exit(f"an actor was lost: {lost.detail}"))
     version, checksum = 0, 0.0

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from rltrain.errors import CheckpointError, ConfigError, Interrupted, RunFailed
     from rltrain.evaluation.evaluate import Evaluation, evaluate
     from rltrain.evaluation.policy import Trained, load
+    from rltrain.reporting.report import Result
     from rltrain.rollout.specs import GradientPlan, ReplayPlan, StreamPlan
     from rltrain.rollout.types import Gradients, Trajectory, Transition, discounts, traces
-    from rltrain.run import Result
     from rltrain.training_loop import train
 
     __version__: str
@@ -121,9 +121,9 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "errors": "CheckpointError ConfigError Interrupted RunFailed",
     "evaluation.evaluate": "Evaluation evaluate",
     "evaluation.policy": "Trained load",
+    "reporting.report": "Result",
     "rollout.specs": "GradientPlan ReplayPlan StreamPlan",
     "rollout.types": "Gradients Trajectory Transition discounts traces",
-    "run": "Result",
     "training_loop": "train",
 }
 _LOCATION = {

@@ -30,7 +30,7 @@ from rltrain.system.torchrun import Rank, current_rank
 
 if TYPE_CHECKING:
     from rltrain.evaluation.evaluate import Evaluation
-    from rltrain.training_loop import Result
+    from rltrain.reporting.report import Result
 
 STARTED = time.monotonic()
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from rltrain.config.load import load
 from rltrain.config.run_config import RunConfig
-from rltrain.run import Result, open_run
+from rltrain.reporting.report import Result
+from rltrain.run import open_run
 
 __all__ = ["Result", "train"]
 
@@ -30,7 +31,7 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
         config = load(settings) if resume is None else _reload(resume, settings)
     with open_run(config, resume) as run:  # folder, seeds, metrics, actors
         learner, rollout, plan = run.learner, run.rollout, run.learner.algorithm.plan
-        while run.continues():
+        while run.stopped is None:
             progress = run.progress
             rollout.start()  # every idle actor begins an unroll
             unrolls = rollout.gather(plan.wait)  # from all of them, or from the first ones

@@ -6,17 +6,25 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
 
+import numpy as np
+
+from rltrain import self_play
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.seeding import evaluation_seed
+from rltrain.evaluation.multi_agent import return_metrics
 from rltrain.learner.algorithm import make_policy
+from rltrain.reporting.metrics import Metrics
 from rltrain.rollout.actor.play import Evaluator, EvaluatorJob
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.supervision import SupervisedWorker, WorkerFailed
 from rltrain.rollout.types import Episode, Weights
 from rltrain.rollout.workers.handle import EVALUATOR, ActorLost, Handle
 from rltrain.rollout.workers.in_process import LocalHandle
-from rltrain.setup.environment import World
+from rltrain.setup.environment import Environment
+from rltrain.storage.checkpoints import Keeper
 
 MOST = 4  # evaluations that may wait for the worker; with more, the learner waits
 RESTART_POLL = 0.05  # seconds between two checks of whether a lost worker may be restarted
@@ -24,6 +32,124 @@ RESTART_POLL = 0.05  # seconds between two checks of whether a lost worker may b
 
 class EvaluationFailed(Exception):
     """The evaluating worker was lost more often in a row than allowed; the actors are well."""
+
+
+class BackgroundEvaluation:
+    """The evaluations of a run: when they are due, their results, the best policy, and whether the goal is reached.
+
+    Args:
+        keeper:     writes the best policy.
+        on_restart: called with each failure of the worker that is followed by a restart.
+
+    Attributes:
+        launched_step: step of the newest evaluation that was launched; -1 if there was none.
+        return_mean:   of the newest evaluation that is finished.
+        goal_reached:  the policy of this step reached `stop_return`, and so did the evaluation before.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        environment: Environment,
+        keeper: Keeper,
+        on_restart: Callable[[ActorLost], None],
+        closing: ExitStack,
+    ) -> None:
+        self._config, self._spec, self._keeper = config, environment.spec, keeper
+        worker = EvaluationWorker(config, environment)
+        closing.callback(worker.close)
+        seeds = evaluation_seeds(config.seed, config.eval_episodes)
+        limits = config.actor_timeout, config.max_restarts
+        self._evaluations = Evaluations(worker.open, seeds, *limits, worker.alive, on_restart)
+        closing.callback(self._evaluations.close)
+        if config.eval_every:
+            self._evaluations.open()
+        self.return_mean: float | None = None
+        self.goal_reached = False
+        self.launched_step = -1
+        self._best: float | None = None  # highest mean return so far
+        self._successes = 0  # evaluations in a row that reached `stop_return`
+        self._scheduled_from = 0  # the next evaluation is due at the first multiple of `eval_every` after this step
+
+    @property
+    def restarts(self) -> int:
+        return self._evaluations.restarts
+
+    @property
+    def pending(self) -> bool:
+        """True if an evaluation was launched and its result was not collected."""
+        return bool(self._evaluations.pending)
+
+    def due(self, steps: int) -> bool:
+        """True if an evaluation is due at this step."""
+        every = self._config.eval_every
+        return bool(every) and steps // every > self._scheduled_from // every
+
+    def launch(self, weights: Weights) -> None:
+        """Start the evaluation of these weights, which must not change any more."""
+        self.launched_step = self._scheduled_from = weights.step
+        self._evaluations.launch(weights)
+
+    def collect(self, steps: int, metrics: Metrics, wait: bool, stop: Callable[[], bool]) -> None:
+        """Log the finished evaluations in the order of their steps, and save the policy if it is the best so far.
+
+        Args:
+            steps: of the run now.
+            wait:  wait for all evaluations that were launched, until `stop` returns True.
+        """
+        for weights, episodes in self._evaluations.collect(wait, stop):
+            returns = np.array([episode.ret for episode in episodes])
+            lengths = np.array([episode.length for episode in episodes])
+            self.return_mean = float(returns.mean())
+            outcomes = self_play.shares(episodes) if self._config.opponents == "pool" else {}
+            metrics.log(
+                weights.step,
+                {
+                    "eval/return_mean": self.return_mean,
+                    "eval/return_std": float(returns.std()),
+                    "eval/length_mean": float(lengths.mean()),
+                    "eval/episodes": float(len(episodes)),
+                    **return_metrics("eval", self._spec, episodes),
+                    **{f"eval/{name}": share for name, share in outcomes.items()},
+                },
+            )
+            if self._best is None or self.return_mean > self._best:
+                self._best = self.return_mean
+                self._keeper.save_best(weights, self.return_mean)
+            goal = self._config.stop_return
+            if goal is not None:
+                self._successes = self._successes + 1 if self.return_mean >= goal else 0
+                self.goal_reached = self._successes >= 2 and weights.step == steps
+
+    def save_final(self, weights: Weights) -> None:
+        """Make the policy that reached the goal the best one, also if an earlier one had the same return."""
+        self._keeper.save_best(weights, self.return_mean)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        evaluation = {
+            "return": self.return_mean,
+            "best": self._best,
+            "good": self._successes,
+            "evaluated": self.launched_step,
+            "pending": [{"version": w.version, "step": w.step, "arrays": w.arrays} for w in self._evaluations.pending],
+        }
+        return {"evaluation": evaluation, "restarts": self.restarts}
+
+    def load(self, state: dict[str, Any], steps: int) -> None:
+        """Continue from `state`: the evaluations that were pending are run again.
+
+        Args:
+            steps: of the run now.
+        """
+        evaluation = state["evaluation"]
+        self.return_mean, self._best = evaluation["return"], evaluation["best"]
+        self._successes, launched_step = int(evaluation["good"]), int(evaluation["evaluated"])
+        self._evaluations.restarts = int(state["restarts"])
+        for weights in evaluation["pending"]:
+            self._evaluations.launch(Weights(int(weights["version"]), int(weights["step"]), weights["arrays"]))
+        self.launched_step, self._scheduled_from = launched_step, steps
+        self.goal_reached = self._successes >= 2 and launched_step == steps
 
 
 class Evaluations:
@@ -134,9 +260,11 @@ def evaluation_seeds(seed: int, episodes: int) -> list[int]:
 class EvaluationWorker:
     """Opens the evaluating worker, and watches that it makes steps."""
 
-    def __init__(self, config: RunConfig, here: World) -> None:
+    def __init__(self, config: RunConfig, environment: Environment) -> None:
         at_random = config.opponents == "pool"
-        self._job = EvaluatorJob(here.spec, here.source.make, make_policy(config, here.spec), at_random)
+        self._job = EvaluatorJob(
+            environment.spec, environment.source.make, make_policy(config, environment.spec), at_random
+        )
         self._local = config.backend == "local" or config.workers == 0
         self._progress = SharedMemory(8)
         self._steps = self._progress.array(0, (1,), "int64")

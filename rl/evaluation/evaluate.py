@@ -14,7 +14,7 @@ from rltrain.envs.make import look, resolve
 from rltrain.envs.seeding import FRESH, seed_of
 from rltrain.envs.source import EnvSource
 from rltrain.errors import ConfigError
-from rltrain.evaluation import multi_agent as team
+from rltrain.evaluation.multi_agent import mean_returns
 from rltrain.evaluation.policy import Trained, load
 from rltrain.evaluation.video import VideoWriter
 from rltrain.rollout.actor.play import play
@@ -76,7 +76,7 @@ def evaluate(
         first = []
     found: list[Episode] = [*first, *play(source.make, spec, trained.policy, seeds, stochastic, at_random=at_random)]
     returns = np.array([episode.ret for episode in found])
-    by_agent, by_group = team.returns(spec, found)
+    by_agent, by_group = mean_returns(spec, found)
     return Evaluation(
         return_mean=float(returns.mean()),
         return_std=float(returns.std()),

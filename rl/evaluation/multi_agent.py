@@ -65,7 +65,7 @@ def actions(spec: EnvSpec, joint: np.ndarray, agents: Mapping[str, Any]) -> dict
     return found
 
 
-def returns(spec: EnvSpec, episodes: Sequence[Episode]) -> tuple[dict[str, float], dict[str, float]]:
+def mean_returns(spec: EnvSpec, episodes: Sequence[Episode]) -> tuple[dict[str, float], dict[str, float]]:
     """Mean returns by agent, and by group: the sum over its agents. Empty for one agent, or without episodes."""
     each = [episode.agents for episode in episodes if episode.agents]  # a recording keeps their sum
     if not spec.groups or not each:
@@ -75,9 +75,9 @@ def returns(spec: EnvSpec, episodes: Sequence[Episode]) -> tuple[dict[str, float
     return by_agent, {group.name: sum(by_agent[agent] for agent in group.agents) for group in spec.groups}
 
 
-def logged(who: str, spec: EnvSpec, episodes: Sequence[Episode]) -> dict[str, float]:
+def return_metrics(who: str, spec: EnvSpec, episodes: Sequence[Episode]) -> dict[str, float]:
     """The same as metrics: `eval_agents/NAME`, and `eval_groups/NAME` where there are several groups."""
-    by_agent, by_group = returns(spec, episodes)
+    by_agent, by_group = mean_returns(spec, episodes)
     told = {f"{who}_agents/{name}": value for name, value in by_agent.items()}
     if len(by_group) > 1:
         told |= {f"{who}_groups/{name}": value for name, value in by_group.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from rltrain.learner.learner import Learner
 from rltrain.reporting.console import Console
@@ -12,6 +14,23 @@ from rltrain.rollout.scheduler import Rollout
 from rltrain.setup.offline import OfflineRollout
 
 LOG_SECONDS = 1.0  # between two lines of metrics, evaluations apart
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of a training run."""
+
+    steps: int
+    seconds: float  # wall time, including the start
+    steps_per_second: float  # during training
+    episodes: int
+    train_return: float | None  # mean of the last 100 training episodes
+    eval_return: float | None  # mean of the last evaluation
+    stopped: str  # reason: steps, return or seconds
+    run: Path
+    checkpoint: Path
+    restarts: int
+    fingerprint: str  # sha256 over all tensors of the algorithm's parts
 
 
 class Report:

@@ -1,17 +1,19 @@
-"""The cluster that a run asks for, looked at before anything begins: who is there, with what, and who may listen."""
+"""Connects to the Dask cluster of a run and checks it: addresses, certificates, versions of its nodes, encryption."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rltrain.algorithms.registry import policy_factory
 from rltrain.config.run_config import PRELOAD, RunConfig
 from rltrain.envs.pickling import modules_of
-from rltrain.envs.source import EnvSource
 from rltrain.errors import ConfigError
 from rltrain.rollout.workers.handle import ClusterLost
+from rltrain.setup.environment import Environment
 
 if TYPE_CHECKING:
     from rltrain.rollout.cluster.cluster import Cluster
@@ -20,11 +22,14 @@ if TYPE_CHECKING:
 TLS = {"tls_ca": "tls_ca_file", "tls_cert": "tls_client_cert", "tls_key": "tls_client_key"}
 
 
-def open_cluster(config: RunConfig) -> Cluster | None:
-    """Where actors run with `--backend dask`; None where they run here.
+def open_cluster(config: RunConfig, note: Callable[[str], None], closing: ExitStack) -> Cluster | None:
+    """Connect to the cluster of `--backend dask`; None if actors run on this machine.
+
+    Args:
+        note: prints a message for the user while the run goes on.
 
     Raises:
-        ConfigError: it cannot be reached, or a node has other versions; a line for each.
+        ConfigError: the cluster cannot be reached, or a node has other versions; one line for each node.
     """
     if config.backend != "dask":
         return None
@@ -34,88 +39,95 @@ def open_cluster(config: RunConfig) -> Cluster | None:
         raise ConfigError("--backend dask needs an extra: pip install 'rltrain[cluster]'") from None
     from rltrain.rollout.cluster.versions import differs
 
-    where = config.cluster
-    if isinstance(where, str) and "://" not in where and not Path(where).is_file():
-        raise ConfigError(f"--cluster {where}: neither an address (tcp://HOST:PORT) nor a scheduler file that is there")
-    if isinstance(where, str) and "://" not in where:
-        _readable(where)
-    tls = {name: getattr(config, key) for key, name in TLS.items() if getattr(config, key) is not None}
-    for key in TLS:
-        file = getattr(config, key)
-        if file is not None and not Path(file).is_file():
-            raise ConfigError(f"--{key.replace('_', '-')} {file}: there is no such file")
-    if tls and len(tls) < len(TLS):
-        raise ConfigError("--tls-ca, --tls-cert and --tls-key are needed together")
-    if tls and not isinstance(where, str):
-        raise ConfigError("--tls-ca, --tls-cert, --tls-key: need the address of a cluster, --cluster tls://HOST:PORT")
-    if isinstance(where, str) and where.startswith("tls://") and not tls:
-        raise ConfigError(f"--cluster {where}: needs --tls-ca, --tls-cert and --tls-key")
+    tls = _checked_address(config)
     try:
-        cluster = connect(where, config.workers, config.cluster_timeout, tls or None)
+        cluster = connect(config.cluster, config.workers, config.cluster_timeout, tls or None)
     except ClusterLost as lost:
         raise ConfigError(
             f"--cluster: {lost}; start one with: dask scheduler, and on each machine: dask worker"
         ) from None
+    closing.callback(cluster.close)
+    cluster.note = note
     try:
-        wrong = differs(cluster.versions())
+        faults = differs(cluster.versions())
     except ClusterLost as lost:
-        cluster.close()
         raise ConfigError(f"--cluster: {lost}") from None
-    if wrong:
-        cluster.close()
-        raise ConfigError("\n".join(f"--cluster: {line}" for line in wrong))
+    if faults:
+        raise ConfigError("\n".join(f"--cluster: {line}" for line in faults))
     return cluster
 
 
-def elsewhere(config: RunConfig, here: Any, source: EnvSource, cluster: Any) -> dict[str, Any]:
-    """What the plan of a rollout says of actors on a cluster.
+def cluster_options(
+    config: RunConfig, environment: Environment, portable: Environment, cluster: Cluster | None
+) -> dict[str, Any]:
+    """The fields of a `RolloutSpec` that concern actors on a cluster.
 
     Args:
-        here:   the run's `rltrain.setup.environment.World`.
-        source: its environment, `carried`.
+        environment: as it is on this machine.
+        portable:    the same, with a source that can be sent to other machines.
     """
-    if here.kind == "native" and source != here.source:
+    source = portable.source
+    if environment.kind == "native" and source != environment.source:
         raise ConfigError(
             f"{source.name}: its native vector environment comes from a file, which does not travel to other machines; "
             "use --vector serial"
         )
     policy = policy_factory(getattr(config.settings, "policy", "actor_critic"))
     modules = (*modules_of(source.target), *modules_of(policy))
-    return {"cluster": cluster, "preload": PRELOAD, "modules": modules, "movable": here.way != "none"}
+    movable = environment.restore_method != "none"
+    return {"cluster": cluster, "preload": PRELOAD, "modules": modules, "movable": movable}
 
 
-def _readable(file: str) -> None:
-    """ConfigError if it is no scheduler file."""
+def remarks(config: RunConfig, cluster: Cluster) -> list[str]:
+    """Notes on the nodes of a cluster that has begun: their number and room, their processors, missing encryption."""
+    from rltrain.rollout.cluster.connect import open_to_others
+    from rltrain.rollout.cluster.node import machine
+
+    nodes, local = list(cluster.places.values()), machine()
+    room = sum(node.slots for node in nodes)
+    notes = [f"{len(nodes)} node{'s' * (len(nodes) != 1)} with room for {room} actor{'s' * (room != 1)}"]
+    if config.workers > room:
+        notes.append(f"{config.workers} actors share room for {room}: add workers to the cluster, or ask for fewer")
+    processors = {(node.facts["cpu"], node.facts["kernels"]) for node in nodes}
+    if processors - {(local["cpu"], local["kernels"])}:
+        names = ", ".join(sorted(f"{cpu} ({kernels})" for cpu, kernels in processors))
+        notes.append(
+            f"nodes have processors of another kind ({names}; here {local['cpu']}, {local['kernels']}): "
+            "a run may not repeat to the bit when its actors move"
+        )
+    if open_to_others(cluster.address):
+        notes.append(
+            f"{cluster.address} is not encrypted and does not authenticate clients: anyone who reaches it can run code "
+            "on every node. On a network you do not trust use TLS: --tls-ca --tls-cert --tls-key"
+        )
+    return notes
+
+
+def _checked_address(config: RunConfig) -> dict[str, str]:
+    """Dask's names of the TLS files, after a check that `--cluster` and these files can be used; {} without TLS."""
+    address = config.cluster
+    if isinstance(address, str) and "://" not in address:
+        _check_scheduler_file(Path(address))
+    tls = {name: str(getattr(config, key)) for key, name in TLS.items() if getattr(config, key) is not None}
+    for key, name in TLS.items():
+        if name in tls and not Path(tls[name]).is_file():
+            raise ConfigError(f"--{key.replace('_', '-')} {tls[name]}: there is no such file")
+    if tls and len(tls) < len(TLS):
+        raise ConfigError("--tls-ca, --tls-cert and --tls-key are needed together")
+    if tls and not isinstance(address, str):
+        raise ConfigError("--tls-ca, --tls-cert, --tls-key: need the address of a cluster, --cluster tls://HOST:PORT")
+    if isinstance(address, str) and address.startswith("tls://") and not tls:
+        raise ConfigError(f"--cluster {address}: needs --tls-ca, --tls-cert and --tls-key")
+    return tls
+
+
+def _check_scheduler_file(file: Path) -> None:
+    """ConfigError if the file is missing, or is not a scheduler file of Dask."""
+    if not file.is_file():
+        raise ConfigError(f"--cluster {file}: neither an address (tcp://HOST:PORT) nor a scheduler file that exists")
     try:
-        json.loads(Path(file).read_text())["address"]
+        json.loads(file.read_text())["address"]
     except (OSError, ValueError, KeyError, TypeError):
         raise ConfigError(
             f"--cluster {file}: is no scheduler file, as dask scheduler --scheduler-file writes"
         ) from None
-
-
-def remarks(config: RunConfig, cluster: Cluster | None) -> list[str]:
-    """What a person should know of the nodes before the run begins."""
-    if cluster is None:
-        return []
-    from rltrain.rollout.cluster.connect import open_to_others
-    from rltrain.rollout.cluster.node import machine
-
-    said, places, here = [], list(cluster.places.values()), machine()
-    room = sum(place.slots for place in places)
-    said.append(f"{len(places)} node{'s' * (len(places) != 1)} with room for {room} actor{'s' * (room != 1)}")
-    if config.workers > room:
-        said.append(f"{config.workers} actors share room for {room}: add workers to the cluster, or ask for fewer")
-    kinds = {(place.facts["cpu"], place.facts["kernels"]) for place in places}
-    if kinds - {(here["cpu"], here["kernels"])}:
-        names = ", ".join(sorted(f"{cpu} ({kernels})" for cpu, kernels in kinds))
-        said.append(
-            f"nodes have processors of another kind ({names}; here {here['cpu']}, {here['kernels']}): "
-            "a run may not repeat to the bit when its actors move"
-        )
-    if open_to_others(cluster.address):
-        said.append(
-            f"{cluster.address} is not encrypted and asks nobody who they are: whoever reaches it can run code on "
-            "every node. On a network you do not trust use TLS: --tls-ca --tls-cert --tls-key"
-        )
-    return said

@@ -1,4 +1,4 @@
-"""The first look at the environment of a run: its spec, its warnings, how its streams are restored."""
+"""Examines the environment of a run: its spec, its problems, how its streams are stepped and restored."""
 
 from __future__ import annotations
 
@@ -17,41 +17,55 @@ from rltrain.envs.vector import native
 from rltrain.envs.vector.restore_check import verify
 from rltrain.envs.vector.unroll_rows import VectorEnv
 from rltrain.errors import ConfigError
+from rltrain.setup.run_folder import NEW_RUN, Saved
+
+RECORDED = "record"  # restore method of a run that learns from a recording: no stream has to be restored
 
 
 @dataclass(frozen=True)
-class World:
-    """The environment of a run, looked at."""
+class Environment:
+    """The environment of a run, and how its streams are stepped."""
 
     source: EnvSource
     spec: EnvSpec
     kind: str  # serial or native
-    units: tuple[tuple[int, ...], ...]  # streams that an actor takes together
-    way: str  # how a stream is brought back on resume; "none" means that a resumed run is not exact
-    warnings: tuple[str, ...]
+    units: tuple[tuple[int, ...], ...]  # streams that one actor must step together
+    restore_method: str  # how a stream is restored on resume; "none": a resumed run is not exact
+
+    def make_vector(self, seed: int, streams: Sequence[int], generations: Sequence[int]) -> VectorEnv:
+        """The vector environment of some streams, which make up complete units.
+
+        Args:
+            seed:        of the run.
+            generations: how often each stream was started again after a failure.
+        """
+        seeds = [stream_seed(seed, stream, gen) for stream, gen in zip(streams, generations, strict=True)]
+        total = sum(len(unit) for unit in self.units)
+        return vector(self.source, self.spec, streams, seeds, self.restore_method, self.kind, total)
 
 
-def world(config: RunConfig, way: str | None = None) -> World:
-    """Make the environment once, look at it, and decide how its streams are stepped and brought back.
-
-    Args:
-        way: how they are brought back, where a checkpoint says it; else it is found out here.
+def open_environment(config: RunConfig, saved: Saved = NEW_RUN) -> tuple[Environment, list[str]]:
+    """Make the environment once, examine it, and decide how its streams are stepped and restored.
 
     Raises:
-        EnvError, ConfigError: a line for each thing that is wrong, with what to do.
+        EnvError, ConfigError: one line for each problem, with what to do about it.
         EnvFault: the environment's own code raised.
+        CheckpointError: its observations or actions have changed since the checkpoint.
     """
     source = resolve(config.env, config.env_args, config.share)
     spec = look(source, config.seed)
-    for_as_many(config.algo, spec)
+    if algorithms.for_several(config.algo) and not spec.groups:
+        others = ", ".join(name for name in algorithms.names() if not algorithms.for_several(name))
+        raise ConfigError(f"{config.algo} is for several agents; {spec.id} has one agent. Use {others}")
     problems = first_look(source, spec, config.seed)
     fatal = [problem.text for problem in problems if problem.fatal]
     if fatal:
         raise EnvError("\n".join(fatal))
     kind = choose(source, config.streams, config.vector)
+    restore_method = RECORDED if config.replay_from else saved.restore_method
     if kind == "native":
         units = tuple(native.blocks(config.streams))
-        way = way or native.prove_native(source.make_block, spec, config.seed)
+        restore_method = restore_method or native.prove_native(source.make_block, spec, config.seed)
         if config.workers > len(units):
             raise ConfigError(
                 f"--workers {config.workers}: the native vector environment of {spec.id} comes in {len(units)} blocks; "
@@ -59,19 +73,9 @@ def world(config: RunConfig, way: str | None = None) -> World:
             )
     else:
         units = tuple((stream,) for stream in range(config.streams))
-        way = way or verify(source.make, spec, config.seed)
-    return World(source, spec, kind, units, way, tuple(p.text for p in problems if not p.fatal))
-
-
-def for_as_many(algo: str, spec: EnvSpec) -> None:
-    """ConfigError where an algorithm for several agents meets an environment of one."""
-    if algorithms.for_several(algo) and not spec.groups:
-        others = ", ".join(name for name in algorithms.names() if not algorithms.for_several(name))
-        raise ConfigError(f"{algo} is for several agents; {spec.id} has one agent. Use {others}")
-
-
-def _vector(here: World, seed: int, streams: Sequence[int], incarnations: Sequence[int]) -> VectorEnv:
-    """The environments of some streams, or of whole blocks of them, in an actor."""
-    seeds = [stream_seed(seed, stream, inc) for stream, inc in zip(streams, incarnations, strict=True)]
-    total = sum(len(unit) for unit in here.units)
-    return vector(here.source, here.spec, streams, seeds, here.way, here.kind, total)
+        restore_method = restore_method or verify(source.make, spec, config.seed)
+    saved.check(spec)
+    notes = [problem.text for problem in problems]
+    if restore_method == "none":
+        notes.append(f"{spec.id} cannot be brought back in mid-episode: a resumed run is not exact (exact: false)")
+    return Environment(source, spec, kind, units, restore_method), notes

@@ -1,22 +1,65 @@
-"""Creates the group of learners of a run that has several."""
+"""Creates the learner of a run with its feed, and restores it or fills its replay from a recording."""
 
 from __future__ import annotations
 
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rltrain.algorithms.protocol import Algorithm
+from rltrain.config.run_config import RunConfig
+from rltrain.envs.spec import EnvSpec
+from rltrain.learner.algorithm import torch_device
+from rltrain.learner.learner import Learner
+from rltrain.setup.offline import fill
+from rltrain.setup.replay import DataSource, make_feed
+from rltrain.setup.run_folder import CHECKPOINTS, REPLAY, Saved
+from rltrain.storage import segments
 from rltrain.system.torchrun import current_rank
 
 if TYPE_CHECKING:
-    from rltrain.config.run_config import RunConfig
-    from rltrain.envs.spec import EnvSpec
     from rltrain.learner.data_parallel import LearnerGroup
 
 
-def learner_group(config: RunConfig, spec: EnvSpec, algorithm: Any) -> LearnerGroup | None:
-    """The learners that share each update, started but not joined; None where one is all.
+def open_learner(
+    config: RunConfig,
+    spec: EnvSpec,
+    algorithm: Algorithm,
+    data: DataSource,
+    folder: Path,
+    saved: Saved,
+    closing: ExitStack,
+) -> tuple[Learner, list[str]]:
+    """The learner, restored from the checkpoint if there is one.
+
+    Args:
+        folder: the run's; a replay on disk lies in it.
 
     Raises:
-        ConfigError: the algorithm does not share its updates, or there is nothing to share.
+        CheckpointError: the checkpoint does not fit, or the recording is damaged.
+        ConfigError: the recording holds nothing to learn from.
+    """
+    files = folder / REPLAY
+    closing.callback(shutil.rmtree, files, ignore_errors=True)
+    device, feed = torch_device(config.device), make_feed(config, data, files)
+    learner = Learner(algorithm, device, feed, learner_group(config, spec, algorithm))
+    closing.callback(learner.close)
+
+    def load(state: dict[str, Any]) -> None:
+        learner.load(state["learner"])
+        feed.load(state.get("feed", {}), segments.read(folder / CHECKPOINTS, saved.segments))
+
+    if saved.restore(load) or data.recording is None:
+        return learner, []
+    return learner, [fill(learner, data.recording, device)]
+
+
+def learner_group(config: RunConfig, spec: EnvSpec, algorithm: Algorithm) -> LearnerGroup | None:
+    """The learners that share each update, started but not joined; None if there is one learner.
+
+    Raises:
+        ConfigError: the algorithm cannot share its updates, or there is nothing to share.
     """
     if config.learners == 1:
         return None

@@ -1,7 +1,8 @@
-"""Creates the feed of a run: from streams, from a replay, or from a recording; checks that memory suffices."""
+"""Decides what a run learns from, checks that memory suffices, and creates the feed."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from rltrain.config.run_config import RunConfig
@@ -9,45 +10,44 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
 from rltrain.learner.algorithm import torch_device
 from rltrain.learner.feed import Feed, GradientFeed, ReplayFeed, StreamFeed
-from rltrain.rollout.replay.replay import rows_of
+from rltrain.rollout.replay.replay import Replay, rows_of
 from rltrain.rollout.specs import DataPlan, GradientPlan, ReplayPlan, StreamPlan
 from rltrain.setup.offline import OfflineFeed
 from rltrain.storage.recording import Recording
-from rltrain.system import free_space as room
+from rltrain.system.free_space import make_sure
 
 
-def recording_of(config: RunConfig, spec: EnvSpec, plan: DataPlan) -> Recording | None:
-    """What the replay is to be filled from in place of actors; None: nothing, or there is none, see `room_for`.
+@dataclass(frozen=True)
+class DataSource:
+    """What a run learns from: the unrolls of its actors, or a recording in their place."""
 
-    Raises:
-        CheckpointError: it is no recording, is damaged, or is of something else.
-    """
-    if config.replay_from is None or not isinstance(plan, ReplayPlan):
-        return None
-    return Recording.open(Path(config.replay_from), spec)
+    plan: DataPlan  # of the algorithm
+    spec: EnvSpec  # of the rows; a recording has its own
+    streams: int
+    recording: Recording | None = None
 
 
-def room_for(
-    config: RunConfig,
-    spec: EnvSpec,
-    plan: DataPlan,
-    folder: Path | None,
-    recording: Recording | None = None,
-) -> list[str]:
-    """What a person should know of the replay before the run begins; nothing where there is none.
+def open_data(
+    config: RunConfig, spec: EnvSpec, plan: DataPlan, folder: Path | None = None
+) -> tuple[DataSource, list[str]]:
+    """What the run learns from; the note says how much memory or disk space a replay takes.
 
     Args:
-        folder:    of the run, where it is there already.
-        recording: what the replay is to be filled from.
+        folder: the run's, if it exists already.
 
     Raises:
-        ConfigError: it does not fit, or its settings do not fit each other.
+        ConfigError: the replay does not fit into memory or on the disk, or its settings contradict each other.
+        CheckpointError: the recording is damaged, or is of another environment.
     """
     if not isinstance(plan, ReplayPlan):
-        for flag, asked in (("replay-on-disk", config.replay_on_disk), ("replay-from", config.replay_from)):
-            if asked:
+        for flag, value in (("replay-on-disk", config.replay_on_disk), ("replay-from", config.replay_from)):
+            if value:
                 raise ConfigError(f"--{flag}: {config.algo} learns from each unroll once and keeps no replay")
-        return []
+        return DataSource(plan, spec, config.streams), []
+    data = DataSource(plan, spec, config.streams)
+    if config.replay_from is not None:
+        recording = Recording.open(Path(config.replay_from), spec)
+        data = DataSource(plan, recording.spec, recording.streams, recording)
     warmup = 0 if config.replay_from else plan.warmup
     least = max(plan.batch, warmup)
     if plan.capacity < least:
@@ -60,51 +60,35 @@ def room_for(
             f"--warmup {plan.warmup} leaves nothing to learn in --steps {config.steps}; "
             "ask for more steps or a smaller warmup"
         )
-    from rltrain.rollout.replay.replay import Replay
-
-    kept_spec, streams = _kept(config, spec, recording)
     try:
-        needed = Replay.bytes_needed(kept_spec, streams, plan)
+        needed = Replay.bytes_needed(data.spec, data.streams, plan)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if plan.whole_episodes and spec.max_steps is not None and spec.max_steps > rows_of(streams, plan):
+    rows = rows_of(data.streams, plan)
+    if plan.whole_episodes and spec.max_steps is not None and spec.max_steps > rows:
         raise ConfigError(
-            f"--capacity {plan.capacity} keeps {rows_of(streams, plan)} steps of each of {streams} streams, and an "
+            f"--capacity {plan.capacity} keeps {rows} steps of each of {data.streams} streams, and an "
             f"episode may have {spec.max_steps}: agents that remember learn from whole ones. Ask for more, or for "
             "fewer --streams"
         )
-    return [room.make_sure(needed, (folder or Path(config.out)) if config.replay_on_disk else None)]
+    return data, [make_sure(needed, (folder or Path(config.out)) if config.replay_on_disk else None)]
 
 
-def make_feed(
-    config: RunConfig,
-    spec: EnvSpec,
-    plan: DataPlan,
-    folder: Path | None = None,
-    recording: Recording | None = None,
-) -> Feed:
-    """Where the learner's batches come from, as the algorithm's plan says.
+def make_feed(config: RunConfig, data: DataSource, files: Path | None = None) -> Feed:
+    """Makes the learner's batches from what is delivered, as the algorithm's plan says.
 
     Args:
-        folder:    where a replay's files lie; None keeps it in memory.
-        recording: what it is to be filled from, in place of actors.
+        files: folder of a replay on disk.
     """
-    device = torch_device(config.device)
+    device, plan = torch_device(config.device), data.plan
     if isinstance(plan, StreamPlan):
         return StreamFeed(device, plan)
     if isinstance(plan, GradientPlan):
         return GradientFeed()
-    from rltrain.rollout.replay.replay import Replay
-
     try:
-        replay = Replay(*_kept(config, spec, recording), plan, config.seed, folder)
+        replay = Replay(data.spec, data.streams, plan, config.seed, files if config.replay_on_disk else None)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if recording is not None:
+    if data.recording is not None:
         return OfflineFeed(replay, plan, device, config.streams * plan.unroll)
     return ReplayFeed(replay, plan, device)
-
-
-def _kept(config: RunConfig, spec: EnvSpec, recording: Recording | None) -> tuple[EnvSpec, int]:
-    """What the rows of a replay hold, and of how many streams they are."""
-    return (spec, config.streams) if recording is None else (recording.spec, recording.streams)

@@ -1,11 +1,12 @@
-"""Creates the rollout of a run: its specification, its actors, its opponents."""
+"""Creates the rollout of a run: its specification, its actors, its pool of opponents."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rltrain.algorithms.networks.mlp import turned
 from rltrain.config.run_config import RunConfig
@@ -20,69 +21,103 @@ from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.specs import DataPlan, GradientPlan, OpponentPool, ReplayPlan, RolloutSpec, StreamPlan
 from rltrain.rollout.types import Weights
 from rltrain.rollout.workers.handle import ActorLost
-from rltrain.setup.cluster import elsewhere
-from rltrain.setup.environment import World, _vector
+from rltrain.setup.cluster import cluster_options, remarks
+from rltrain.setup.environment import Environment
 from rltrain.setup.offline import OfflineRollout
 from rltrain.system.torch_setup import one_thread
 
+if TYPE_CHECKING:
+    from rltrain.rollout.cluster.cluster import Cluster
 
-def _turned(make: Callable[[], Any]) -> Any:
-    return turned(make())
 
-
-def rollout_plan(config: RunConfig, here: World, plan: DataPlan, cluster: Any = None) -> RolloutSpec:
+def rollout_spec(
+    config: RunConfig, environment: Environment, plan: DataPlan, cluster: Cluster | None = None
+) -> RolloutSpec:
     """What the rollout is made from.
 
     Args:
-        cluster: where its actors run, if not here.
+        plan:    the algorithm's.
+        cluster: where the actors run; None: on this machine.
+
+    Raises:
+        ConfigError: the configuration asks for a combination that is not possible.
     """
     if plan.wait != "all" and plan.wait > config.streams:
         raise ConfigError(
             f"--wait {plan.wait}: there are {config.streams} streams; ask for more of them, or wait for less"
         )
-    ahead: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if not isinstance(plan, ReplayPlan):
         if config.record is not None and plan.max_lag is not None:
             raise ConfigError("--record keeps every row, and --max-lag drops some: add --max-lag none")
-        ahead = {"max_in_flight": 1 if config.deterministic else plan.max_in_flight, "max_lag": plan.max_lag}
+        options = {"max_in_flight": 1 if config.deterministic else plan.max_in_flight, "max_lag": plan.max_lag}
     if isinstance(plan, GradientPlan):
         if config.record is not None:
             raise ConfigError(f"--record: the unrolls of {config.algo} stay with its actors; use another algorithm")
-        ahead["reduce"] = plan.reduce
+        options["reduce"] = plan.reduce
     if config.opponents == "pool":
-        ahead["pool"] = _pool(config, here.spec, plan)
-    policy = functools.partial(_turned, make_policy(config, here.spec))
+        options["pool"] = _opponent_pool(config, environment.spec, plan)
+    policy = functools.partial(_transposed, make_policy(config, environment.spec))
     acting = policy()
     if config.backend == "dask":
-        source = self_contained(here.source)
-        here, ahead = replace(here, source=source), ahead | elsewhere(config, here, source, cluster)
-    with one_thread():  # as all that acts has
-        alone = not rows_move(acting, here.spec, config.streams)
-        if alone or not rows_agree(acting, here.spec, config.streams):
+        portable = replace(environment, source=self_contained(environment.source))
+        options |= cluster_options(config, environment, portable, cluster)
+        environment = portable
+    with one_thread():  # actors have one thread too
+        alone = not rows_move(acting, environment.spec, config.streams)
+        if alone or not rows_agree(acting, environment.spec, config.streams):
             policy = functools.partial(_in_blocks, policy, alone)
     if config.inference == "central":
-        _can_be_central(config, plan)
-        ahead["inference"] = inference_of(acting, here.spec, config.device)
+        _check_central_inference(config, plan)
+        options["inference"] = inference_of(acting, environment.spec, config.device)
     return RolloutSpec(
-        spec=here.spec,
+        spec=environment.spec,
         seed=config.seed,
         unroll=plan.unroll,
         workers=config.workers,
         backend=config.backend,
-        units=here.units,
-        make_env=functools.partial(_vector, here, config.seed),
+        units=environment.units,
+        make_env=functools.partial(environment.make_vector, config.seed),
         make_policy=policy,
         actor_timeout=config.actor_timeout,
         max_restarts=config.max_restarts,
         random_rows=random_rows(plan, config.streams),
         shorten=isinstance(plan, StreamPlan) and plan.wait != "all" and not config.deterministic,
         deterministic=config.deterministic and plan.overlap,
-        **ahead,
+        **options,
     )
 
 
-def _pool(config: RunConfig, spec: EnvSpec, plan: DataPlan) -> OpponentPool:
-    """The pool of opponents; ConfigError where the game or the algorithm is not for that."""
+def open_actors(
+    config: RunConfig,
+    plan: RolloutSpec,
+    weights: Weights,
+    cluster: Cluster | None,
+    on_restart: Callable[[ActorLost], None],
+    closing: ExitStack,
+) -> tuple[Rollout | OfflineRollout, list[str]]:
+    """Start the actors; a run that learns from a recording gets an `OfflineRollout` in their place.
+
+    Args:
+        weights:    the first ones.
+        on_restart: is called with each failure that is answered with a new actor.
+    """
+    rollout: Rollout | OfflineRollout
+    if config.replay_from is not None:
+        rollout = OfflineRollout(config.streams * plan.unroll)
+    else:
+        rollout = Rollout(plan, weights, on_restart)
+    closing.callback(rollout.close)
+    return rollout, [] if cluster is None else remarks(config, cluster)
+
+
+def random_rows(plan: DataPlan, streams: int) -> int:
+    """Rows with random actions at the start of each stream; those of all streams together make up `warmup`."""
+    return -(-plan.warmup // streams) if isinstance(plan, ReplayPlan) and plan.random_start else 0
+
+
+def _opponent_pool(config: RunConfig, spec: EnvSpec, plan: DataPlan) -> OpponentPool:
+    """The pool of opponents; ConfigError if the game or the algorithm does not allow one."""
     if not spec.turns or len(spec.agents) != PLAYERS:
         raise ConfigError(
             f"--opponents pool: needs a game of two agents that take turns, as tic-tac-toe; {spec.id} is none"
@@ -94,8 +129,8 @@ def _pool(config: RunConfig, spec: EnvSpec, plan: DataPlan) -> OpponentPool:
     return OpponentPool(config.pool_size, config.pool_share)
 
 
-def _can_be_central(config: RunConfig, plan: DataPlan) -> None:
-    """ConfigError where a server cannot decide for the actors."""
+def _check_central_inference(config: RunConfig, plan: DataPlan) -> None:
+    """ConfigError if an inference server cannot choose the actions of this algorithm's actors."""
     if isinstance(plan, GradientPlan):
         raise ConfigError(
             f"--inference central: the actors of {config.algo} make gradients and need networks of their own; "
@@ -108,18 +143,8 @@ def _can_be_central(config: RunConfig, plan: DataPlan) -> None:
         )
 
 
-def open_rollout(
-    config: RunConfig, plan: RolloutSpec, weights: Weights, on_restart: Callable[[ActorLost], None]
-) -> Rollout | OfflineRollout:
-    """Actors, or what stands in their place where the unrolls were recorded."""
-    if config.replay_from is not None:
-        return OfflineRollout(config.streams * plan.unroll)
-    return Rollout(plan, weights, on_restart)
-
-
-def random_rows(plan: DataPlan, streams: int) -> int:
-    """Rows at the start of each stream that are acted at random, so that all together make `warmup`."""
-    return -(-plan.warmup // streams) if isinstance(plan, ReplayPlan) and plan.random_start else 0
+def _transposed(make: Callable[[], Any]) -> Any:
+    return turned(make())
 
 
 def _in_blocks(policy: Callable[[], Any], alone: bool) -> InBlocks:

@@ -18,8 +18,8 @@ from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.workers.handle import SERVER, ActorLost
 from rltrain.rollout.workers.process import ProcessHandle
-from rltrain.setup.environment import world
-from rltrain.setup.rollout import rollout_plan
+from rltrain.setup.environment import open_environment
+from rltrain.setup.rollout import rollout_spec
 from rltrain.training_loop import train
 
 pytestmark = pytest.mark.usefixtures("fork_server")
@@ -82,9 +82,9 @@ def test_a_server_that_is_lost_is_replaced_and_actors_notice_nothing(how: signal
 
 def test_a_server_that_cannot_start_ends_the_run_with_its_story() -> None:
     config = config_of("probe:counter", streams=4, **CENTRAL)
-    here = world(config)
+    here = open_environment(config)[0]
     algorithm = make_algorithm(config, here.spec)
-    plan = replace(rollout_plan(config, here, algorithm.plan), make_policy=_raises, max_restarts=1)
+    plan = replace(rollout_spec(config, here, algorithm.plan), make_policy=_raises, max_restarts=1)
     lost: list[ActorLost] = []
     rollout = Rollout(plan, weights_of(algorithm.policy), lost.append)
     opened.append(rollout)

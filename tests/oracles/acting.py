@@ -9,8 +9,8 @@ from rltrain.learner.algorithm import make_algorithm, torch_device
 from rltrain.learner.learner import Learner
 from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.types import Trajectory
-from rltrain.setup.environment import world
-from rltrain.setup.rollout import rollout_plan
+from rltrain.setup.environment import open_environment
+from rltrain.setup.rollout import rollout_spec
 
 
 def _no_restart(lost: Any) -> None:
@@ -22,13 +22,13 @@ class Bench:
 
     def __init__(self, algo: str, env: Any, **settings: Any) -> None:
         config = load({"workers": 0, "preset": "none", "algo": algo, "env": env, **settings})
-        here = world(config)
+        here = open_environment(config)[0]
         self.config = config.settings
         self.spec = here.spec
         self.algorithm = make_algorithm(config, here.spec)
         self.policy = self.algorithm.policy
         self.learner = Learner(self.algorithm, torch_device("cpu"))
-        self.rollout = Rollout(rollout_plan(config, here, self.algorithm.plan), self.learner.weights(0), _no_restart)
+        self.rollout = Rollout(rollout_spec(config, here, self.algorithm.plan), self.learner.weights(0), _no_restart)
 
     def collect(self) -> Trajectory:
         """One unroll of all streams, as the learner gets it."""

@@ -25,8 +25,8 @@ from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.types import Weights
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.process import ProcessHandle
-from rltrain.setup.environment import world
-from rltrain.setup.rollout import rollout_plan
+from rltrain.setup.environment import open_environment
+from rltrain.setup.rollout import rollout_spec
 
 
 def killed(at: int = 200, once: str = "") -> Faulty:
@@ -163,9 +163,9 @@ def open_rollout(
     `looks_like` is what the first look sees in place of an environment that would not pass it.
     """
     config = config_of(looks_like or env, **given)
-    here = replace(world(config), source=resolve(env))
+    here = replace(open_environment(config)[0], source=resolve(env))
     algorithm = make_algorithm(config, here.spec)
-    plan = rollout_plan(config, here, algorithm.plan)
+    plan = rollout_spec(config, here, algorithm.plan)
     opened.append(Rollout(plan, weights_of(algorithm.policy), on_restart))
     return opened[-1], algorithm.policy
 

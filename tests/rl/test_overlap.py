@@ -58,10 +58,10 @@ def test_actors_act_while_the_learner_learns(tmp_path: Path, monkeypatch: pytest
     from multiprocessing.connection import wait
 
     found: dict[str, Any] = {}
-    real_init, real_update = Run._open, Tiny.update
+    real_open, real_update = Run._open_parts, Tiny.update
 
     def opened(self: Run, *args: Any) -> None:
-        real_init(self, *args)
+        real_open(self, *args)
         found["rollout"] = self.rollout
 
     def update(self: Tiny, batch: Any, progress: float) -> Any:
@@ -71,7 +71,7 @@ def test_actors_act_while_the_learner_learns(tmp_path: Path, monkeypatch: pytest
             found["ready"] = [bool(wait([actor.handle.waitable], 60)) for actor in seats]
         return real_update(self, batch, progress)
 
-    monkeypatch.setattr(Run, "_open", opened)
+    monkeypatch.setattr(Run, "_open_parts", opened)
     monkeypatch.setattr(Tiny, "update", update)
     rltrain.train(**TINY, out=str(tmp_path))
 

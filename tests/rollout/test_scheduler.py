@@ -24,8 +24,8 @@ from rltrain.learner.algorithm import make_algorithm
 from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.supervision import SupervisedActor, WorkerFailed, unroll_length
 from rltrain.rollout.types import Gradients, Trajectory, Weights
-from rltrain.setup.environment import world
-from rltrain.setup.rollout import rollout_plan
+from rltrain.setup.environment import open_environment
+from rltrain.setup.rollout import rollout_spec
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 PATIENCE = 60.0  # seconds after which a test gives up on something that should come at once
@@ -52,9 +52,9 @@ def open_rollout(
 ) -> Rollout:
     """Two actors of two streams, unrolls of 8; the first actor waits for the gate after `free` steps."""
     config = config_of(like or env, workers=2, streams=4, unroll=8)
-    here = replace(world(config), source=resolve(env))
+    here = replace(open_environment(config)[0], source=resolve(env))
     algorithm = make_algorithm(config, here.spec)
-    made = rollout_plan(config, here, algorithm.plan)
+    made = rollout_spec(config, here, algorithm.plan)
     if gate is not None:
         plan["make_env"] = _behind(made.make_env, str(gate), free)
     opened.append(Rollout(replace(made, **plan), weights_of(algorithm.policy), lambda lost: None))

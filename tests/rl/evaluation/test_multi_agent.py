@@ -202,11 +202,11 @@ def test_means_by_agent_and_by_group() -> None:
     spec = look(resolve(Masked), 0)
     episodes = [Episode(6.0, 2, (1.0, 2.0, 3.0)), Episode(12.0, 2, (3.0, 4.0, 5.0))]
 
-    assert team.returns(spec, episodes) == (
+    assert team.mean_returns(spec, episodes) == (
         {"scout_0": 2.0, "scout_1": 3.0, "guard_0": 4.0},
         {"scout": 5.0, "guard": 4.0},
     )
-    assert team.returns(spec, []) == ({}, {})
+    assert team.mean_returns(spec, []) == ({}, {})
 
 
 def test_rleval_prints_a_line_with_each_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import pytest
 from rltrain.config.load import load
 from rltrain.errors import ConfigError
 from rltrain.learner.algorithm import make_algorithm
-from rltrain.setup.environment import world
+from rltrain.setup.environment import open_environment
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,6 @@ def test_what_an_algorithm_refuses_is_one_line(monkeypatch, error, raised):
     config = load({"algo": "ppo", "env": "probe:choice", "preset": "none"})
     monkeypatch.setattr("rltrain.algorithms.algorithm_class", lambda name: refuses)
     with pytest.raises(raised) as caught:
-        make_algorithm(config, world(config).spec)
+        make_algorithm(config, open_environment(config)[0].spec)
     if raised is ConfigError:
         assert str(caught.value) == str(error).splitlines()[0]

@@ -69,7 +69,7 @@ def test_a_signal_in_the_start_closes_everything(
         closed.append(self)
 
     monkeypatch.setattr(Rollout, "close", close)
-    monkeypatch.setattr("rltrain.run.EvaluationWorker", lambda *_: send(number))
+    monkeypatch.setattr("rltrain.run.BackgroundEvaluation", lambda *_: send(number))
     asked: dict[str, Any] = {"algo": "ppo", "env": "probe:counter", "workers": 0, "quiet": True, "out": str(tmp_path)}
 
     with pytest.raises(Interrupted) as interrupted:

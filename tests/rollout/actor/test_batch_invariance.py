@@ -17,8 +17,8 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.learner.algorithm import make_policy
 from rltrain.rollout.actor.batch_invariance import InBlocks, rows_agree, rows_move
 from rltrain.rollout.specs import StreamPlan
-from rltrain.setup.environment import world
-from rltrain.setup.rollout import rollout_plan
+from rltrain.setup.environment import open_environment
+from rltrain.setup.rollout import rollout_spec
 from rltrain.system.torch_setup import one_thread
 
 ENVS = ["CartPole-v1", "probe:multi-discrete", "probe:multi-binary", "probe:box", "probe:box3", "probe:masked"]
@@ -45,7 +45,7 @@ def test_networks_of_atari_agree(torso: str) -> None:
     given = {"torso": torso, "shared_torso": True, "widths": []}
     config = load({"algo": "ppo", "env": "ALE/Pong-v5", "preset": "none", "streams": 32, **given})
     spec = look(resolve("ALE/Pong-v5"), 0)
-    policy = rollout_plan(config, world(config), StreamPlan(8)).make_policy()
+    policy = rollout_spec(config, open_environment(config)[0], StreamPlan(8)).make_policy()
     wide = [x for x in policy.parameters() if x.ndim == 2 and x.numel() >= BIG]
 
     assert len(wide) == 1
@@ -173,7 +173,7 @@ def test_a_policy_whose_rows_depend_on_the_batch_is_found(what: str) -> None:
 @pytest.mark.parametrize("env", ["CartPole-v1", "probe:dict", "probe:masked"])
 def test_blocks_are_the_same_policy(env: str) -> None:
     config = config_of(env, memory="gru", sequence=4)
-    here = world(config)
+    here = open_environment(config)[0]
     policy = make_policy(config, here.spec)()
     rng = np.random.default_rng(0)
     from rltrain.rollout.buffers import obs_arrays
@@ -196,15 +196,15 @@ def test_a_run_cuts_such_a_policy_into_blocks(monkeypatch: pytest.MonkeyPatch) -
     from rltrain.learner import algorithm as setup
 
     config = config_of("CartPole-v1", streams=20)
-    here = world(config)
-    assert not isinstance(rollout_plan(config, here, StreamPlan(8)).make_policy(), InBlocks)
+    here = open_environment(config)[0]
+    assert not isinstance(rollout_spec(config, here, StreamPlan(8)).make_policy(), InBlocks)
     monkeypatch.setattr(setup, "policy_factory", lambda name: lambda *a: Mixed(policies.ActorCritic(*a), "obs"))
-    assert isinstance(rollout_plan(config, here, StreamPlan(8)).make_policy(), InBlocks)
+    assert isinstance(rollout_spec(config, here, StreamPlan(8)).make_policy(), InBlocks)
 
 
 def test_a_run_looks_at_rows_as_actors_compute_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one thread, however many the learner has: more may cut sums in other ways for other widths."""
-    from rltrain.learner import algorithm as setup
+    from rltrain.setup import rollout as setup
 
     threads, before = list[int](), torch.get_num_threads()
     for name in ("rows_agree", "rows_move"):
@@ -214,7 +214,7 @@ def test_a_run_looks_at_rows_as_actors_compute_them(monkeypatch: pytest.MonkeyPa
     config = config_of("CartPole-v1", streams=20)
     torch.set_num_threads(2)
     try:
-        rollout_plan(config, world(config), StreamPlan(8))
+        rollout_spec(config, open_environment(config)[0], StreamPlan(8))
         assert threads == [1, 1]
         assert torch.get_num_threads() == 2
     finally:

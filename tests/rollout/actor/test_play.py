@@ -20,7 +20,7 @@ from rltrain.rollout.actor.episodes import EpisodeTracker
 from rltrain.rollout.actor.play import play
 from rltrain.rollout.buffers import empty_rows, obs_arrays, padded
 from rltrain.rollout.types import Episode
-from rltrain.setup.environment import world
+from rltrain.setup.environment import open_environment
 
 
 def stepped(ends: list[list[bool]], reward: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,7 +108,7 @@ def test_padding_and_the_shapes_of_an_unroll() -> None:
 def test_play_gives_one_whole_episode_per_seed_in_order() -> None:
     seeds = [11, 12, 13, 14, 15, 16, 17]
     config = config_of(Counter)
-    here = world(config)
+    here = open_environment(config)[0]
     episodes = play(Counter, here.spec, make_policy(config, here.spec)(), seeds, at_once=3)
     expected = []
     for seed in seeds:

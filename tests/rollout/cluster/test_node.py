@@ -18,8 +18,8 @@ from rltrain.rollout.cluster import node as module
 from rltrain.rollout.cluster.node import Node, NodeConfig, outline_of
 from rltrain.rollout.specs import ActorJob
 from rltrain.rollout.types import Weights
-from rltrain.setup.environment import world
-from rltrain.setup.rollout import rollout_plan
+from rltrain.setup.environment import open_environment
+from rltrain.setup.rollout import rollout_spec
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 
@@ -29,9 +29,9 @@ Made = tuple[Node, ActorJob, dict[str, np.ndarray]]
 def made(env: str = "CartPole-v1") -> Made:
     """A node, the job of an actor there, and the arrays of its weights."""
     config = config_of(env, workers=1, streams=2, unroll=4)
-    here = world(config)
+    here = open_environment(config)[0]
     algorithm = make_algorithm(config, here.spec)
-    plan = rollout_plan(config, here, algorithm.plan)
+    plan = rollout_spec(config, here, algorithm.plan)
     arrays = {name: tensor.numpy() for name, tensor in algorithm.policy.state_dict().items()}
     job = ActorJob(0, here.spec, plan.unroll, 0, (0, 1), (0, 0), (0, 0), plan.make_env, plan.make_policy)
     return Node(NodeConfig(here.spec, plan.unroll, 1, Weights(0, 0, arrays))), job, arrays

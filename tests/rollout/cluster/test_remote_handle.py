@@ -20,7 +20,7 @@ from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT, Heartbeat
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.specs import ActorJob
 from rltrain.rollout.workers.handle import ActorLost
-from rltrain.setup.environment import world
+from rltrain.setup.environment import open_environment
 
 
 class Wire:
@@ -175,7 +175,7 @@ def test_a_node_that_differs_is_named_with_both_versions(name: str) -> None:
 
 
 def test_the_outline_of_a_job_holds_nothing_of_the_users() -> None:
-    spec = world(config_of("CartPole-v1")).spec
+    spec = open_environment(config_of("CartPole-v1"))[0].spec
     job = ActorJob(0, spec, 16, 0, (0, 1), (0, 0), (0, 0), lambda *_: None, lambda: None)
     outline = pickle.loads(pickle.dumps(outline_of(job)))
     assert replace(outline, make_env=job.make_env, make_policy=job.make_policy) == job

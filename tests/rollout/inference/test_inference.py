@@ -32,8 +32,8 @@ from rltrain.rollout.specs import ActorJob, RolloutSpec
 from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.tree import leaves, tree_map
 from rltrain.rollout.workers.handle import ActorLost
-from rltrain.setup.environment import world
-from rltrain.setup.rollout import rollout_plan
+from rltrain.setup.environment import open_environment
+from rltrain.setup.rollout import rollout_spec
 from rltrain.training_loop import train
 
 PATIENCE = 120.0  # seconds after which a test gives up on something that should come at once
@@ -79,9 +79,9 @@ class Hall:
 
 def hall(env: Any, streams: tuple[int, ...], **given: Any) -> Hall:
     config = config_of(env, workers=len(streams), streams=sum(streams), inference="central", **given)
-    here = world(config)
+    here = open_environment(config)[0]
     algorithm = make_algorithm(config, here.spec)
-    plan = rollout_plan(config, here, algorithm.plan)
+    plan = rollout_spec(config, here, algorithm.plan)
     assert plan.inference is not None
     board = WeightsBoard(weights_of(algorithm.policy).arrays)
     desks, pairs, (end, control) = RequestBuffers(here.spec, plan.inference, streams), [Pipe() for _ in streams], Pipe()
