@@ -24,7 +24,7 @@ from rltrain.config.run_config import INNER, PRELOAD, RunConfig
 from rltrain.envs.errors import EnvError, EnvFault
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, LearnerLost, RunFailed, Stop
 from rltrain.reporting.console import say
-from rltrain.storage.run_folder import begun, saved
+from rltrain.storage.run_folder import run_of_this_launch, saved_config
 from rltrain.system.signals import held, sigterm_stops
 from rltrain.system.torchrun import Rank, current_rank
 
@@ -140,9 +140,9 @@ def _under_torchrun(config: RunConfig, resume: Path | None) -> tuple[RunConfig, 
         return config, resume
     if config.learners not in (1, here.size) and resume is None:
         raise ConfigError(f"--learners {config.learners}: torchrun starts {here.size}; leave the flag out")
-    if resume is None and (before := begun(config)) is not None:
+    if resume is None and (before := run_of_this_launch(config)) is not None:
         call = {"json": config.json_line, "quiet": config.quiet, "max_seconds": config.max_seconds}
-        config, resume = reload(saved(before), call), before
+        config, resume = reload(saved_config(before), call), before
     return config.model_copy(update={"learners": here.size}), resume
 
 
@@ -153,7 +153,7 @@ def parse(argv: Sequence[str]) -> tuple[RunConfig, Path | None]:
     if resume is not None:
         if file is not None:
             raise ConfigError("--config: cannot be changed by --resume")
-        return reload(saved(Path(resume)), given, text=True), Path(resume)
+        return reload(saved_config(Path(resume)), given, text=True), Path(resume)
     if "env_args" in given:
         given["env_args"] = dict(given["env_args"])
     return load(given, file, text=True), None
@@ -170,7 +170,7 @@ def _named_algorithm(argv: Sequence[str]) -> str | None:
         if flags.algo is not None:
             algo = flags.algo
         elif flags.resume is not None:
-            algo = saved(Path(flags.resume))["algo"]
+            algo = saved_config(Path(flags.resume))["algo"]
         elif flags.config is not None:
             algo = tomllib.loads(Path(flags.config).read_text()).get("algo")
     return algo if algo in algorithms.names() else None

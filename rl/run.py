@@ -29,7 +29,7 @@ from rltrain.setup.replay import open_data
 from rltrain.setup.rollout import open_actors, rollout_spec
 from rltrain.setup.run_folder import CHECKPOINTS, open_folder, open_recorder, open_saved
 from rltrain.storage.checkpoint import fingerprint
-from rltrain.storage.checkpoints import Keeper
+from rltrain.storage.checkpoints import CheckpointWriter
 from rltrain.storage.run_folder import write_run_file
 from rltrain.system.signals import Signals
 from rltrain.system.torch_setup import quiet_torch
@@ -70,11 +70,13 @@ class Run:
         data = add(open_data(config, spec, algorithm.plan, saved.folder))
         self.recorder, mark = open_recorder(config, spec, saved)
         self.folder = open_folder(config, spec, mark, saved, closing)
-        self.keeper = Keeper(self.folder / CHECKPOINTS, config, spec, environment.restore_method, saved.checkpoint)
+        self.checkpoints = CheckpointWriter(
+            self.folder / CHECKPOINTS, config, spec, environment.restore_method, saved.checkpoint
+        )
         self.learner = add(open_learner(config, spec, algorithm, data, self.folder, saved, closing))
         weights = self.learner.weights(0)
         self.rollout = add(open_actors(config, plan, weights, cluster, self._note_restart, closing))
-        self.evaluation = BackgroundEvaluation(config, environment, self.keeper, self._note_restart, closing)
+        self.evaluation = BackgroundEvaluation(config, environment, self.checkpoints, self._note_restart, closing)
         self.window = Window()
         self.self_play = SelfPlay(config.pool_size, config.pool_every) if config.opponents == "pool" else None
         if saved.restore(self._load) and config.steps > saved.steps:
@@ -223,7 +225,7 @@ class Run:
             "self_play": None if self.self_play is None else self.self_play.state(),
         }
         self._checkpoint_step = self.rollout.steps
-        path = self.keeper.save(self._checkpoint_step, self.learner.version, state, blocks, actors_lost)
+        path = self.checkpoints.save(self._checkpoint_step, self.learner.version, state, blocks, actors_lost)
         self.metrics.flush()
         return path
 

@@ -45,6 +45,6 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
 
 def _reload(resume: str | Path, settings: dict[str, Any]) -> RunConfig:
     from rltrain.config.load import reload
-    from rltrain.storage.run_folder import saved
+    from rltrain.storage.run_folder import saved_config
 
-    return reload(saved(Path(resume)), settings)
+    return reload(saved_config(Path(resume)), settings)

@@ -63,6 +63,7 @@ LIGHT = [  # files that --help imports, and so must not import torch while they 
     "rl/config/",
     "rl/reporting/console.py",
     "rl/reporting/metrics.py",
+    "rl/storage/files.py",
     "rl/storage/run_folder.py",
     "rl/system/signals.py",
     "rl/system/torchrun.py",

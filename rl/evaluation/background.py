@@ -24,7 +24,7 @@ from rltrain.rollout.types import Episode, Weights
 from rltrain.rollout.workers.handle import EVALUATOR, ActorLost, Handle
 from rltrain.rollout.workers.in_process import LocalHandle
 from rltrain.setup.environment import Environment
-from rltrain.storage.checkpoints import Keeper
+from rltrain.storage.checkpoints import CheckpointWriter
 
 MOST = 4  # evaluations that may wait for the worker; with more, the learner waits
 RESTART_POLL = 0.05  # seconds between two checks of whether a lost worker may be restarted
@@ -38,7 +38,7 @@ class BackgroundEvaluation:
     """The evaluations of a run: when they are due, their results, the best policy, and whether the goal is reached.
 
     Args:
-        keeper:     writes the best policy.
+        checkpoints: writes the best policy.
         on_restart: called with each failure of the worker that is followed by a restart.
 
     Attributes:
@@ -51,11 +51,11 @@ class BackgroundEvaluation:
         self,
         config: RunConfig,
         environment: Environment,
-        keeper: Keeper,
+        checkpoints: CheckpointWriter,
         on_restart: Callable[[ActorLost], None],
         closing: ExitStack,
     ) -> None:
-        self._config, self._spec, self._keeper = config, environment.spec, keeper
+        self._config, self._spec, self._checkpoints = config, environment.spec, checkpoints
         worker = EvaluationWorker(config, environment)
         closing.callback(worker.close)
         seeds = evaluation_seeds(config.seed, config.eval_episodes)
@@ -115,7 +115,7 @@ class BackgroundEvaluation:
             )
             if self._best is None or self.return_mean > self._best:
                 self._best = self.return_mean
-                self._keeper.save_best(weights, self.return_mean)
+                self._checkpoints.save_best(weights, self.return_mean)
             goal = self._config.stop_return
             if goal is not None:
                 self._successes = self._successes + 1 if self.return_mean >= goal else 0
@@ -123,7 +123,7 @@ class BackgroundEvaluation:
 
     def save_final(self, weights: Weights) -> None:
         """Make the policy that reached the goal the best one, also if an earlier one had the same return."""
-        self._keeper.save_best(weights, self.return_mean)
+        self._checkpoints.save_best(weights, self.return_mean)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold."""

@@ -17,7 +17,7 @@ from rltrain.evaluation import multi_agent as team
 from rltrain.learner.algorithm import make_policy
 from rltrain.rollout.buffers import kept, obs_arrays, padded
 from rltrain.rollout.tree import leaves, tree_map
-from rltrain.storage import checkpoint
+from rltrain.storage import checkpoint, checkpoints
 
 
 class Trained:
@@ -137,7 +137,7 @@ def load(path: str | Path, best: bool = False) -> Trained:
 
 
 def _load(path: str | Path, best: bool) -> tuple[Trained, checkpoint.Checkpoint]:
-    found = checkpoint.load(checkpoint.find(path, "best" if best else "latest"))
+    found = checkpoint.load(checkpoints.locate(path, "best" if best else "latest"))
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # where training looked for a torso of the user's
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rltrain.rollout.types import Episode
-from rltrain.storage.run_folder import writing
+from rltrain.storage.files import replace_file, writing
 
 FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -135,12 +134,7 @@ def cut_back(file: Path, step: int) -> float:
             break
         kept.append(line)
         seconds = float(item.get("seconds", seconds))
-    beside = file.with_suffix(".cut")
-    with beside.open("w", encoding="utf-8") as out:
-        out.writelines(kept)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(file)
+    replace_file(file, "".join(kept).encode())
     return seconds
 
 

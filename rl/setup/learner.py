@@ -15,7 +15,7 @@ from rltrain.learner.learner import Learner
 from rltrain.setup.offline import fill
 from rltrain.setup.replay import DataSource, make_feed
 from rltrain.setup.run_folder import CHECKPOINTS, REPLAY, Saved
-from rltrain.storage import segments
+from rltrain.storage.segments import segment_readers
 from rltrain.system.torchrun import current_rank
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def open_learner(
 
     def load(state: dict[str, Any]) -> None:
         learner.load(state["learner"])
-        feed.load(state.get("feed", {}), segments.read(folder / CHECKPOINTS, saved.segments))
+        feed.load(state.get("feed", {}), segment_readers(folder / CHECKPOINTS, saved.segments))
 
     if saved.restore(load) or data.recording is None:
         return learner, []

@@ -12,7 +12,7 @@ from typing import Any
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec
 from rltrain.storage.checkpoint import Checkpoint
-from rltrain.storage.checkpoints import fits, newest, same_environment
+from rltrain.storage.checkpoints import latest_checkpoint, mismatch_as_error, require_same_environment
 from rltrain.storage.recording import Recorder
 from rltrain.storage.run_folder import discard, lock, make_folder, recording_mark, write_run_file
 from rltrain.storage.segments import Listed
@@ -51,7 +51,7 @@ class Saved:
     def check(self, spec: EnvSpec) -> None:
         """CheckpointError if observations or actions of the environment have changed since the checkpoint."""
         if self.checkpoint is not None:
-            same_environment(self.checkpoint, spec)
+            require_same_environment(self.checkpoint, spec)
 
     def restore(self, load: Callable[[Any], None]) -> bool:
         """Call `load` with the saved state. Without a checkpoint it returns False and does nothing.
@@ -61,7 +61,7 @@ class Saved:
         """
         if self.checkpoint is None:
             return False
-        with fits(self.checkpoint.path):
+        with mismatch_as_error(self.checkpoint.path):
             load(self.checkpoint.state)
         return True
 
@@ -81,7 +81,7 @@ def open_saved(resume: Path | None, closing: ExitStack) -> tuple[Saved, list[str
     closing.callback(lock(resume))
     shutil.rmtree(resume / REPLAY, ignore_errors=True)  # left by a killed run; it takes disk space
     notes: list[str] = []
-    saved = Saved(resume, newest(resume / CHECKPOINTS, notes))
+    saved = Saved(resume, latest_checkpoint(resume / CHECKPOINTS, notes))
     if saved.checkpoint is None:
         return saved, [*notes, f"{resume} holds no checkpoint yet: it begins at step 0"]
     return saved, [*notes, f"resumed {resume} at step {saved.checkpoint.meta['step']:,}"]

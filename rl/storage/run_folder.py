@@ -1,4 +1,4 @@
-"""The folder of a run: its making, who uses it, and what of the world is written into it."""
+"""The folder of a run: its creation, its lock against a second user, and run.json, which describes the run."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec, to_json
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
+from rltrain.storage.files import reason, replace_file
 from rltrain.system.torchrun import launch
 
-if TYPE_CHECKING:
-    from rltrain.config.run_config import RunConfig
-
-
-LOCK = ".lock"
+LOCK, RUN_FILE = ".lock", "run.json"
+LAUNCH = "launch"  # key in run.json: the call of torchrun that started the run
 
 
 def make_folder(config: RunConfig) -> Path:
-    """A new folder `out/<algo>-<env>-s<seed>-<time>`; ConfigError where none can be made."""
+    """Creates `out/<algo>-<env>-s<seed>-<time>`; ConfigError if that is impossible."""
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env_name.replace("<locals>", "")).strip("-.")
     stem = f"{config.algo}-{name}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in range(1000):
@@ -36,13 +34,13 @@ def make_folder(config: RunConfig) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise ConfigError(f"--out {config.out}: {folder} cannot be made: {_why(error)}") from None
+            raise ConfigError(f"--out {config.out}: {folder} cannot be made: {reason(error)}") from None
         return folder
     raise RunFailed(f"no free name for a run's folder in {config.out}")
 
 
 def discard(folder: Path) -> None:
-    """Remove the folder of a run that was refused before it began: it holds run.json, and nothing else."""
+    """Removes the folder of a run that was refused before its first step, if it holds nothing but run.json."""
     with contextlib.suppress(OSError):
         if [path.name for path in folder.iterdir()] in ([], [RUN_FILE]):
             (folder / RUN_FILE).unlink(missing_ok=True)
@@ -50,16 +48,16 @@ def discard(folder: Path) -> None:
 
 
 def lock(folder: Path) -> Callable[[], None]:
-    """Nobody else may use a run's folder until the answer is called, or this process has ended.
+    """Locks a run's folder until the returned function is called, or this process ends.
 
     Raises:
-        ConfigError: somebody does, or nothing can be written there.
+        ConfigError: another process holds the lock, or the folder cannot be written to.
     """
     path = folder / LOCK
     try:
         while True:
             file = path.open("a+", encoding="utf-8")
-            if _claimed(file, folder) and not _is(file, path):  # its owner removed it between the two
+            if _locked(file, folder) and not _is_at(file, path):  # its owner removed it between the two calls
                 file.close()
                 continue
             file.truncate(0)
@@ -67,7 +65,7 @@ def lock(folder: Path) -> Callable[[], None]:
             file.flush()
             break
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written to: {_why(error)}") from None
+        raise ConfigError(f"{folder} cannot be written to: {reason(error)}") from None
 
     def release() -> None:
         with contextlib.suppress(OSError):
@@ -78,25 +76,30 @@ def lock(folder: Path) -> Callable[[], None]:
     return release
 
 
-def _claimed(file: IO[str], folder: Path) -> bool:
-    """Whether the file is locked now; False where there are no locks."""
+def _locked(file: IO[str], folder: Path) -> bool:
+    """Locks the file; False if the platform or the file system has no locks.
+
+    Raises:
+        ConfigError: another process holds the lock.
+    """
     try:
         import fcntl
-    except ImportError:  # not on this platform
+    except ImportError:
         return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        who = file.read(20).strip()
+        process = file.read(20).strip()
         file.close()
-        raise ConfigError(f"{folder} is in use by {f'process {who}' if who else 'another process'}") from None
-    except OSError:  # not on this file system
+        raise ConfigError(f"{folder} is in use by {f'process {process}' if process else 'another process'}") from None
+    except OSError:
         return False
     return True
 
 
-def _is(file: IO[str], path: Path) -> bool:
+def _is_at(file: IO[str], path: Path) -> bool:
+    """True if the open file is the one at `path`."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -104,100 +107,82 @@ def _is(file: IO[str], path: Path) -> bool:
 
 
 def write_run_file(folder: Path, config: RunConfig, spec: EnvSpec, mark: str | None = None) -> None:
-    """run.json, all or nothing: the run as it is now, and every command that began it or went on with it.
+    """Writes run.json atomically: the run as it is now, and every command that started or resumed it.
 
     Args:
-        mark: of its recording, see `rltrain.storage.recording.Recorder`.
+        mark: identifies the run's recording: see `rltrain.storage.recording.Recorder`.
     """
-    file, beside = folder / RUN_FILE, folder / f".{RUN_FILE}"
-    commands: list[Any] = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        commands = list(json.loads(file.read_text())["commands"])
-    data = {
+    content = {
         "config": config.to_json(),
-        "commands": [*commands, sys.argv],
+        "commands": [*_read_run_file(folder).get("commands", []), sys.argv],
         "versions": versions(),
         "spec": to_json(spec),
         "recording": mark,
         **({} if launch() is None else {LAUNCH: launch()}),
     }
-    with writing(file), beside.open("w") as out:
-        out.write(json.dumps(data, indent=1) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    with writing(file):
-        beside.replace(file)
+    replace_file(folder / RUN_FILE, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def recording_mark(folder: Path) -> str | None:
-    """What tells a run's recording from others; None where its run.json says nothing of one."""
-    try:
-        return str(json.loads((folder / RUN_FILE).read_bytes())["recording"] or "") or None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """The mark of the run's recording in run.json; None if there is no recording."""
+    return _read_run_file(folder).get("recording") or None
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """A disk that is full, or gone, ends the run; what was written before stays as it is."""
-    try:
-        yield
-    except OSError as error:
-        raise RunFailed(f"{path} cannot be written: {_why(error)}") from None
+def saved_config(folder: Path) -> dict[str, Any]:
+    """The fields of the RunConfig in a run's run.json.
 
-
-def _why(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """Of what a run depends on; read once, since each look parses long texts and every checkpoint asks."""
-    names = ("rltrain", "torch", "gymnasium", "numpy", "loky")
-    found = {"python": sys.version.split()[0]}
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def saved(folder: Path) -> dict[str, Any]:
-    """What the run.json of a run's folder says about its RunConfig."""
+    Raises:
+        CheckpointError: there is no run.json, or it is damaged.
+    """
     file = folder / RUN_FILE
     try:
-        whole_file = json.loads(file.read_text())
-        data = whole_file["config"]
+        content = json.loads(file.read_text())
+        config = content["config"]
     except FileNotFoundError:
         raise CheckpointError(f"{folder} is not a run's folder: it has no {RUN_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from None
-    if LAUNCH in whole_file and isinstance(data, dict):
-        data["learners"] = 1  # as many as torchrun starts, and here that is another time
-    if not (isinstance(data, dict) and "algo" in data and isinstance(data.get("settings"), dict)):
+    if not (isinstance(config, dict) and "algo" in config and isinstance(config.get("settings"), dict)):
         raise CheckpointError(f"{file} is damaged: its config is no table with an algorithm and its settings")
-    return data
+    if LAUNCH in content:
+        config["learners"] = 1  # torchrun decides the number again
+    return config
 
 
-LAUNCH = "launch"  # key in run.json
-RUN_FILE = "run.json"
+def run_of_this_launch(config: RunConfig) -> Path | None:
+    """The newest run of these settings that this call of torchrun started before it restarted its processes, or None.
 
-
-def begun(config: RunConfig) -> Path | None:
-    """The newest such run that this call of torchrun began, if processes of it were lost; None if none was."""
-    found, asked = [], (config.algo, config.env_name, config.seed)
-    for file in Path(config.out).glob(f"*/{RUN_FILE}"):
-        try:
-            said = json.loads(file.read_text())
-            same = (said["config"]["algo"], said["config"]["env"], said["config"]["seed"]) == asked
-            if same and said.get(LAUNCH) == launch() and file.stat().st_mtime > _agent_began():
-                found.append(file)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return max(found, key=lambda file: file.stat().st_mtime).parent if found else None
-
-
-def _agent_began() -> float:
-    """When the process of torchrun on this machine began: what it began is younger."""
+    The file of such a run is younger than torchrun's process on this machine.
+    """
     import psutil
 
-    return float(psutil.Process(os.getppid()).create_time())
+    launched = float(psutil.Process(os.getppid()).create_time())
+    ages: dict[Path, float] = {}
+    for folder in (file.parent for file in Path(config.out).glob(f"*/{RUN_FILE}")):
+        content = _read_run_file(folder)
+        with contextlib.suppress(OSError, KeyError, TypeError):
+            run = content["config"]
+            same = (run["algo"], run["env"], run["seed"]) == (config.algo, config.env_name, config.seed)
+            written = (folder / RUN_FILE).stat().st_mtime
+            if same and content.get(LAUNCH) == launch() and written > launched:
+                ages[folder] = written
+    return max(ages, key=ages.__getitem__, default=None)
+
+
+def _read_run_file(folder: Path) -> dict[str, Any]:
+    """The content of run.json; {} if it cannot be read."""
+    try:
+        content = json.loads((folder / RUN_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that results depend on. Cached: parsing their metadata is slow."""
+    result = {"python": sys.version.split()[0]}
+    for name in ("rltrain", "torch", "gymnasium", "numpy", "loky"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            result[name] = metadata.version(name)
+    return result

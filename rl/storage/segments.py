@@ -1,74 +1,69 @@
-"""The rows of a replay beside the checkpoints: immutable files named by their content, each written once.
+"""Rows of a replay next to the checkpoints: immutable files named by their content, each written once.
 
 segments/<sha256>.safetensors
 
-A checkpoint lists the files it needs in its meta.json. Several checkpoints share them; one that none lists is removed.
+A checkpoint lists the files that it needs in its meta.json. Several checkpoints share them; a file that no checkpoint
+lists is removed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from rltrain.errors import CheckpointError
-from rltrain.storage import checkpoint
-from rltrain.storage.run_folder import writing
+from rltrain.storage import files
+from rltrain.storage.checkpoint import META
 
 FOLDER, SUFFIX = "segments", ".safetensors"
 
 Arrays = dict[str, np.ndarray]
-Listed = dict[str, dict[str, Any]]  # by the replay's name for it: {"sha256", "bytes"}
+Listed = dict[str, dict[str, Any]]  # by the name that the replay gave the segment: {"sha256", "bytes"}
 
 
 class Segments:
-    """Those of one run. What was written, or listed by the checkpoint it goes on from, is not written again.
+    """Writes the segments of one run. Those already written, or listed by the resumed checkpoint, are not repeated.
 
     Args:
         checkpoints: the folder of the run's checkpoints.
-        listed:      what the checkpoint lists that the run goes on from.
+        listed:      the segments that the resumed checkpoint lists.
     """
 
     def __init__(self, checkpoints: Path, listed: Listed | None = None) -> None:
         self._checkpoints, self.folder = checkpoints, checkpoints / FOLDER
-        self._known: Listed = dict(listed or {})
+        self._written: Listed = dict(listed or {})
 
     def write(self, wanted: Mapping[str, Callable[[], Arrays]]) -> Listed:
-        """Have all of `wanted` on the disk; returns what the checkpoint that needs them must list.
+        """Writes the segments in `wanted` that are not on the disk yet; returns what the checkpoint must list.
 
         Raises:
-            RunFailed: the disk is full, or the like.
+            RunFailed: the disk is full, or another error of the operating system.
         """
-        self._known = {name: self._known[name] for name in wanted if name in self._known}
-        new = [name for name in wanted if name not in self._known]
+        self._written = {name: self._written[name] for name in wanted if name in self._written}
+        new = [name for name in wanted if name not in self._written]
         for name in new:
             data = safetensors.numpy.save({key: np.ascontiguousarray(rows) for key, rows in wanted[name]().items()})
-            digest = hashlib.sha256(data).hexdigest()
-            path = self.folder / f"{digest}{SUFFIX}"
-            with writing(path):
+            digest = files.digest_of(data)
+            path = self.folder / f"{digest['sha256']}{SUFFIX}"
+            with files.writing(path):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                beside = self.folder / f".writing-{digest}"
-                checkpoint._write(beside, data)
-                os.replace(beside, path)
-            self._known[name] = {"sha256": digest, "bytes": len(data)}
+            files.replace_file(path, data)
+            self._written[name] = digest
         if new:
-            checkpoint._sync(self.folder)
-            checkpoint._sync(self._checkpoints)
-        return dict(self._known)
+            files.sync_folder(self.folder)
+            files.sync_folder(self._checkpoints)
+        return dict(self._written)
 
     def collect(self) -> None:
-        """Remove the files that no checkpoint lists. Where a meta.json cannot be read, none is removed."""
+        """Removes the files that no checkpoint lists; none if a meta.json cannot be read."""
         needed: set[str] = set()
         try:
-            for meta in self._checkpoints.glob(f"*/{checkpoint.META}"):
+            for meta in self._checkpoints.glob(f"*/{META}"):
                 listed = json.loads(meta.read_bytes()).get("segments", {})
                 needed |= {f"{item['sha256']}{SUFFIX}" for item in listed.values()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -79,23 +74,11 @@ class Segments:
                     path.unlink()
 
 
-def read(checkpoints: Path, listed: Listed) -> dict[str, Callable[[], Arrays]]:
-    """Functions that read what a checkpoint lists, each refusing by name a file that is missing, cut or changed."""
-    return {name: _Reader(checkpoints / FOLDER / f"{item['sha256']}{SUFFIX}", item) for name, item in listed.items()}
+def segment_readers(checkpoints: Path, listed: Listed) -> dict[str, Callable[[], Arrays]]:
+    """Functions that read the segments of a checkpoint; CheckpointError if a file is missing, cut or changed."""
 
+    def reader(digest: Mapping[str, Any]) -> Callable[[], Arrays]:
+        path = checkpoints / FOLDER / f"{digest['sha256']}{SUFFIX}"
+        return lambda: safetensors.numpy.load(files.read_verified(path, digest))
 
-class _Reader:
-    def __init__(self, path: Path, item: Mapping[str, Any]) -> None:
-        self._path, self._item = path, item
-
-    def __call__(self) -> Arrays:
-        try:
-            data = self._path.read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{self._path} cannot be read: {error.strerror}") from None
-        if len(data) != self._item["bytes"]:
-            raise CheckpointError(f"{self._path} is damaged: {len(data):,} bytes instead of {self._item['bytes']:,}")
-        if hashlib.sha256(data).hexdigest() != self._item["sha256"]:
-            raise CheckpointError(f"{self._path} is damaged: its content does not match its hash")
-        found: Arrays = safetensors.numpy.load(data)
-        return found
+    return {name: reader(digest) for name, digest in listed.items()}

@@ -25,7 +25,8 @@ from rltrain.evaluation.background import evaluation_seeds
 from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.types import Trajectory
 from rltrain.rollout.workers.handle import ActorLost
-from rltrain.storage.checkpoint import find, load
+from rltrain.storage.checkpoint import load
+from rltrain.storage.checkpoints import locate
 from rltrain.training_loop import train
 
 pytestmark = pytest.mark.usefixtures("fork_server")
@@ -105,7 +106,7 @@ def test_an_environment_that_always_raises_ends_the_run_with_its_story(tmp_path:
     assert 'faults.py", line' in text
     for word in ("worker", "stream", "seed", "step"):
         assert word in text
-    checkpoint = load(find(next(tmp_path.iterdir())))
+    checkpoint = load(locate(next(tmp_path.iterdir())))
     assert checkpoint.meta["exact"] is False
     assert str(checkpoint.path) in text
 

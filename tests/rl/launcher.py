@@ -27,7 +27,7 @@ def die(*_: Any) -> None:
 def arm(at: str, n: int) -> None:
     """Let this process die at its n-th `at`."""
     from rltrain.learner.learner import Learner
-    from rltrain.storage import checkpoint
+    from rltrain.storage import files
 
     count = 0
 
@@ -43,9 +43,10 @@ def arm(at: str, n: int) -> None:
         path.write_bytes(data[: len(data) // 2])
         die()
 
-    module: Any = checkpoint
+    module: Any = files
     if at == "write":
-        module._write = counted(module._write, half)
+        write, counted_write = files.write_file, counted(files.write_file, half)
+        module.write_file = lambda path, data: (counted_write if "checkpoints" in path.parts else write)(path, data)
     elif at == "rename":
         os.replace = counted(os.replace)
         os.rename = counted(os.rename)

@@ -136,7 +136,7 @@ def test_unrolls_of_all_lengths_are_recorded_whole(tmp_path: Path) -> None:
     )
     assert result.restarts == 1
     ends = dict.fromkeys(range(3), 0)
-    for unroll in Recording.open(tmp_path / "record").unrolls():
+    for unroll in Recording.open(tmp_path / "record").pieces():
         for stream, row in zip(unroll.stream.tolist(), unroll.row.tolist(), strict=True):
             assert row == ends[stream]
             ends[stream] += unroll.rows

@@ -17,7 +17,7 @@ import torch
 from gymnasium import spaces
 
 import rltrain
-from rltrain.storage import checkpoint
+from rltrain.storage import checkpoint, checkpoints
 
 QUICK: dict[str, Any] = {
     "algo": "ppo", "workers": 0, "streams": 4, "unroll": 16, "epochs": 1, "minibatches": 1, "widths": (8,),
@@ -106,7 +106,7 @@ def test_a_run_with_an_object_is_resumed_with_it(tmp_path: Path) -> None:
     whole = rltrain.train(**{**asked, "env": Line, "steps": 300})
     begun = rltrain.train(**{**asked, "env": lambda: Line(), "steps": 300})
     cut = sorted((begun.run / "checkpoints").glob("step-*"))[0]
-    checkpoint.point(begun.run / "checkpoints", "latest", cut.name)  # as if it had been killed
+    checkpoints.point(begun.run / "checkpoints", "latest", cut.name)  # as if it had been killed
 
     with pytest.raises(
         rltrain.ConfigError, match=r"was given as an object.*rltrain\.train\(resume=\.\.\., env=\.\.\.\)"
@@ -227,7 +227,7 @@ def test_an_algorithm_and_a_policy_of_a_user(tmp_path: Path) -> None:
     assert rltrain.load(whole.run).act(np.zeros(1)) in (0, 1)
     # Resumed from the first checkpoint that is left: the optimiser of torch goes on where it was.
     cut = sorted((spread.run / "checkpoints").glob("step-*"))[0]
-    checkpoint.point(spread.run / "checkpoints", "latest", cut.name)
+    checkpoints.point(spread.run / "checkpoints", "latest", cut.name)
     assert rltrain.train(resume=spread.run, env=Line).fingerprint == whole.fingerprint
     with pytest.raises(rltrain.ConfigError, match="did you mean 'reinforce'"):
         rltrain.train(**{**asked, "algo": "reinforced"})

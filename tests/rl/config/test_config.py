@@ -18,7 +18,7 @@ from rltrain.config.messages import RENAMED
 from rltrain.config.run_config import RunConfig
 from rltrain.config.toml_file import line_of
 from rltrain.errors import CheckpointError, ConfigError
-from rltrain.storage.run_folder import saved
+from rltrain.storage.run_folder import saved_config
 
 
 @pytest.fixture
@@ -273,12 +273,12 @@ def test_going_on_refuses_what_would_make_it_another_run() -> None:
 
 def test_a_run_folder_is_read_or_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is not a run's folder: it has no run\.json"):
-        saved(tmp_path)
+        saved_config(tmp_path)
     (tmp_path / "run.json").write_text('{"config": ')
     with pytest.raises(CheckpointError, match=r"run\.json cannot be read"):
-        saved(tmp_path)
+        saved_config(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"config": flags(seed="5").to_json()}))
-    assert reload(saved(tmp_path), {}).seed == 5
+    assert reload(saved_config(tmp_path), {}).seed == 5
 
 
 def test_lines_of_keys_are_found_in_their_table() -> None:

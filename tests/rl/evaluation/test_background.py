@@ -10,7 +10,7 @@ import pytest
 import rltrain
 from rltrain.envs.problems.probes import Counter
 from rltrain.evaluation.background import evaluation_seeds
-from rltrain.storage import checkpoint
+from rltrain.storage import checkpoint, checkpoints
 
 
 class NeverEvaluated(Counter):
@@ -35,7 +35,7 @@ def test_its_loss_leaves_an_exact_checkpoint(tmp_path: Path) -> None:
     assert "RuntimeError: not to be evaluated" in text
     assert "-1" not in text.splitlines()[0]
     (run,) = tmp_path.iterdir()
-    saved = checkpoint.load(checkpoint.find(run))
+    saved = checkpoint.load(checkpoints.locate(run))
     assert text.endswith(f"checkpoint {saved.path}")
     assert saved.meta["exact"] is True
     assert len(saved.state["rollout"]["units"]) == 4

@@ -15,7 +15,7 @@ import rltrain
 from rltrain import cli
 from rltrain.envs.spaces import action_reader
 from rltrain.evaluation.evaluate import bootstrap
-from rltrain.storage import checkpoint
+from rltrain.storage import checkpoints
 
 QUICK: dict[str, Any] = {
     "algo": "ppo", "workers": 0, "streams": 4, "unroll": 16, "epochs": 1, "minibatches": 1, "widths": (8,),
@@ -206,7 +206,7 @@ def test_evaluation_repeats_and_uses_its_seed(cartpole: Path) -> None:
     assert one.return_std == pytest.approx(np.std(one.returns))
     low, high = one.return_ci95
     assert min(one.returns) <= low <= one.return_mean <= high <= max(one.returns)
-    assert one.checkpoint == checkpoint.find(cartpole)
+    assert one.checkpoint == checkpoints.locate(cartpole)
 
 
 def test_its_seeds_are_neither_those_of_training_nor_of_its_evaluations() -> None:
@@ -258,7 +258,7 @@ def test_best_and_latest_and_a_checkpoint_can_be_loaded(cartpole: Path) -> None:
 
     assert best.path.name.startswith("best-")
     assert rltrain.load(best.path).path == best.path
-    assert rltrain.load(cartpole / "checkpoints").path == rltrain.load(cartpole).path == checkpoint.find(cartpole)
+    assert rltrain.load(cartpole / "checkpoints").path == rltrain.load(cartpole).path == checkpoints.locate(cartpole)
     assert rltrain.evaluate(best.path, episodes=2).checkpoint == best.path
     with pytest.raises(rltrain.CheckpointError, match="does not exist"):
         rltrain.load(cartpole / "nowhere")

@@ -16,7 +16,7 @@ import torch
 
 from rltrain import cli
 from rltrain.errors import CheckpointError
-from rltrain.storage import checkpoint
+from rltrain.storage import checkpoint, checkpoints
 
 STATE: dict[str, Any] = {
     "tensors": {"w": torch.arange(6.0).reshape(2, 3), "scalar": torch.tensor(3, dtype=torch.int64)},
@@ -50,18 +50,18 @@ def folder(tmp_path: Path) -> Path:
 def write(folder: Path, step: int) -> Path:
     """What a run does, but pruning."""
     path = checkpoint.save(folder, f"step-{step:012d}", STATE | {"step": step}, {"kind": "run", "step": step})
-    checkpoint.point(folder, "latest", path.name)
+    checkpoints.point(folder, "latest", path.name)
     return path
 
 
 def step_of(folder: Path) -> int:
-    found = checkpoint.load(checkpoint.find(folder))
+    found = checkpoint.load(checkpoints.locate(folder))
     assert found.meta["step"] == found.state["step"]
     return int(found.state["step"])
 
 
 def test_a_nested_state_comes_back(folder: Path) -> None:
-    found = checkpoint.load(checkpoint.find(folder.parent))
+    found = checkpoint.load(checkpoints.locate(folder.parent))
 
     assert found.path == folder / "step-000000000002"
     state = found.state
@@ -175,7 +175,7 @@ def test_a_crash_at_any_moment_leaves_a_latest_to_load(
                 patch.setattr(module, name, armed(function))
             try:
                 write(copy, step)
-                checkpoint.prune(copy, 1)
+                checkpoints.prune(copy, 1)
                 crashed = False
             except Crash:
                 crashed = True
@@ -183,7 +183,7 @@ def test_a_crash_at_any_moment_leaves_a_latest_to_load(
         assert found in (2, step)
         # What a killed run left behind does not disturb the next one.
         write(copy, 4)
-        checkpoint.prune(copy, 2)
+        checkpoints.prune(copy, 2)
         assert step_of(copy) == 4
         left = sorted(path.name for path in copy.iterdir() if path.name not in ("latest", ".latest"))
         assert all(name.startswith("step-") for name in left)
@@ -197,33 +197,33 @@ def test_a_crash_at_any_moment_leaves_a_latest_to_load(
 def test_the_last_ones_are_kept_with_best_and_latest(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, "best-000000000002", {}, {})
     best = checkpoint.save(tmp_path, "best-000000000003", {}, {})
-    checkpoint.point(tmp_path, "best", best.name)
+    checkpoints.point(tmp_path, "best", best.name)
     (tmp_path / ".writing-step-000000000009").mkdir()
     for step in range(1, 8):
         write(tmp_path, step)
-        checkpoint.prune(tmp_path, 3)
+        checkpoints.prune(tmp_path, 3)
 
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"latest", "best", best.name, *(f"step-{step:012d}" for step in (5, 6, 7))}
-    assert checkpoint.find(tmp_path, "best") == best
+    assert checkpoints.locate(tmp_path, "best") == best
 
 
 def test_what_lies_after_latest_is_of_a_run_that_was_killed(tmp_path: Path) -> None:
     for step in (1, 2, 8, 9):
         write(tmp_path, step)
-    checkpoint.point(tmp_path, "latest", "step-000000000002")
+    checkpoints.point(tmp_path, "latest", "step-000000000002")
     again = write(tmp_path, 8)  # the step that was reached before
-    checkpoint.prune(tmp_path, 2)
+    checkpoints.prune(tmp_path, 2)
 
     assert again.name == "step-000000000008.2"
     assert {path.name for path in tmp_path.glob("step-*")} == {"step-000000000002", again.name}
 
 
 def test_best_may_be_one_of_the_steps(tmp_path: Path) -> None:
-    checkpoint.point(tmp_path, "best", write(tmp_path, 1).name)
+    checkpoints.point(tmp_path, "best", write(tmp_path, 1).name)
     for step in (2, 3, 4):
         write(tmp_path, step)
-        checkpoint.prune(tmp_path, 1)
+        checkpoints.prune(tmp_path, 1)
 
     assert {path.name for path in tmp_path.glob("step-*")} == {"step-000000000001", "step-000000000004"}
 
@@ -285,8 +285,8 @@ def test_latest_cannot_lead_elsewhere(folder: Path, tmp_path: Path, text: bytes)
     (folder / "latest").write_bytes(text)
 
     with pytest.raises(CheckpointError, match="checkpoints/latest is damaged"):
-        checkpoint.find(folder)
-    checkpoint.prune(folder, 3)  # a damaged link costs no checkpoint
+        checkpoints.locate(folder)
+    checkpoints.prune(folder, 3)  # a damaged link costs no checkpoint
     assert len(list(folder.glob("step-*"))) == 2
 
 
@@ -302,16 +302,16 @@ def test_a_pickle_for_latest_is_not_executed(folder: Path, tmp_path: Path, capsy
 def test_latest_that_names_nothing_is_said(folder: Path) -> None:
     shutil.rmtree(folder / "step-000000000002")
 
-    with pytest.raises(CheckpointError, match=r"latest names 'step-000000000002', which is not there"):
-        checkpoint.find(folder)
+    with pytest.raises(CheckpointError, match=r"latest names 'step-000000000002', which does not exist"):
+        checkpoints.locate(folder)
     with pytest.raises(CheckpointError, match="does not exist"):
-        checkpoint.find(folder / "nowhere")
+        checkpoints.locate(folder / "nowhere")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        checkpoint.find(folder.parent.parent)
+        checkpoints.locate(folder.parent.parent)
 
 
 def test_another_format_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
 
     with pytest.raises(CheckpointError, match="has format 1; this version reads format 2"):
-        checkpoint.load(checkpoint.find(folder))
+        checkpoint.load(checkpoints.locate(folder))

@@ -67,7 +67,7 @@ def test_without_latest_it_goes_on_from_the_newest_that_loads(run: Path, capsys:
     assert cli.main(["--resume", str(run), "--steps", "400"]) == 0
 
     said = capsys.readouterr().out
-    assert f"latest is missing: going on from {second.name}, the newest that can be loaded" in said
+    assert f"latest is missing: continuing from {second.name}, the newest that can be loaded" in said
     assert f"{last / checkpoint.STATE} is damaged" in said
     assert f"resumed {run} at step {int(second.name[5:]):,}" in said
     assert rltrain.load(run).path > last
@@ -80,7 +80,7 @@ def test_if_none_loads_nothing_is_begun_anew(run: Path, capsys: Any) -> None:
         damage(path)
     before = sorted(checkpoints.iterdir())
 
-    assert "latest is missing, and no other can be loaded" in refused(run, capsys)
+    assert "latest is missing, and no checkpoint can be loaded" in refused(run, capsys)
 
     assert sorted(checkpoints.iterdir()) == before
 
@@ -99,7 +99,7 @@ def test_killed_between_the_first_checkpoint_and_its_name(launch: Any, tmp_path:
 
     done = launch(tmp_path, "--resume", str(run), "--json")
 
-    assert "latest is missing: going on from step-" in done.err
+    assert "latest is missing: continuing from step-" in done.err
     assert done.result["fingerprint"] == whole["fingerprint"]
 
 

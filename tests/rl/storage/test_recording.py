@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import fields
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rltrain.envs.make import look, resolve
 from rltrain.errors import ConfigError
 from rltrain.learner.learner import Learner
 from rltrain.reporting.metrics import read
+from rltrain.rollout.trajectories import cut_rows, join_columns
 from rltrain.rollout.tree import leaves
 from rltrain.rollout.types import Trajectory
 from rltrain.storage import checkpoint
@@ -57,11 +59,26 @@ def delivered(monkeypatch: pytest.MonkeyPatch) -> list[Trajectory]:
     real, seen = Learner.step, []
 
     def step(self: Learner, unrolls: list[Trajectory], progress: float) -> None:
-        seen.append(record._joined(unrolls))
+        seen.append(join_columns(unrolls))
         real(self, unrolls, progress)
 
     monkeypatch.setattr(Learner, "step", step)
     return seen
+
+
+def deliveries(recording: Recording) -> Iterator[Trajectory]:
+    """Each delivery as it was: rows of a piece, with the weights, recurrent states and episodes of their own."""
+    for piece, arrays in zip(recording.pieces(), recording.arrays(), strict=True):
+        number, row, episode = len(arrays["length"]), 0, 0
+        cores = [None] * number if piece.core is None else np.split(piece.core, number)
+        for at, (rows, episodes) in enumerate(zip(arrays["length"].tolist(), arrays["episodes"].tolist(), strict=True)):
+            yield replace(
+                cut_rows(piece, row, row + rows),
+                version=arrays["version"][at],
+                core=cores[at],
+                episodes=piece.episodes[episode : episode + episodes],
+            )
+            row, episode = row + rows, episode + episodes
 
 
 @pytest.mark.parametrize(
@@ -83,7 +100,7 @@ def test_what_is_read_is_what_was_delivered(
     result = rltrain.train(**given, out=str(tmp_path / "runs"), record=str(tmp_path / "rec"))
 
     found = Recording.open(tmp_path / "rec")
-    unrolls = list(found.unrolls())
+    unrolls = list(deliveries(found))
 
     assert (found.steps, found.streams) == (result.steps, given.get("streams", 3))
     assert len(unrolls) == len(seen)
@@ -319,7 +336,7 @@ def test_a_gaussians_actions_are_learned_from_as_the_environment_got_them(
     folder, seen, real = tmp_path / "record", [], Replay.append
     box = PPO | {"env": "probe:box3", "record": str(folder), "out": str(tmp_path)}
     rltrain.train(**box)
-    drawn = np.concatenate([unroll.action.ravel() for unroll in Recording.open(folder).unrolls()])
+    drawn = np.concatenate([unroll.action.ravel() for unroll in Recording.open(folder).pieces()])
     assert np.abs(drawn).max() > 1.5
 
     def append(self: Replay, unroll: Trajectory) -> None:

@@ -15,9 +15,9 @@ import rltrain
 from rltrain import cli
 from rltrain.errors import ConfigError, RunFailed
 from rltrain.reporting.metrics import Metrics
-from rltrain.storage import checkpoint
+from rltrain.storage import files
 from rltrain.storage import run_folder as folder
-from rltrain.storage.run_folder import saved
+from rltrain.storage.run_folder import saved_config
 
 FLAGS = "--algo ppo --env probe:counter --workers 0 --streams 4 --unroll 16 --widths 8 --eval-every 0".split()
 FLAGS += ["--preset", "none", "--quiet"]
@@ -35,7 +35,7 @@ def test_more_steps_are_remembered_by_the_next_resume(tmp_path: Path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["rltrain", "second"])
     assert cli.main(["--resume", str(run), "--steps", "400"]) == 0
 
-    assert saved(run)["steps"] == 400
+    assert saved_config(run)["steps"] == 400
     assert rltrain.train(resume=run).steps >= 400
     told = json.loads((run / "run.json").read_text())
     assert told["commands"][:2] == [["rltrain", "first"], ["rltrain", "second"]]
@@ -84,8 +84,8 @@ def test_a_folder_that_cannot_be_made_is_named(
 def test_a_run_has_one_user(tmp_path: Path, capsys: Any) -> None:
     run = begun(tmp_path)
     capsys.readouterr()
-    text = "import sys; from pathlib import Path; from rltrain.storage.run_folder import lock; "
-    text += "held = lock(Path(sys.argv[1]))"
+    text = "import sys; from pathlib import Path; from rltrain.storage.run_folder import lock"
+    text += "; held = lock(Path(sys.argv[1]))"
     with subprocess.Popen(
         [sys.executable, "-c", f"{text}; print(flush=True); sys.stdin.read()", str(run)],
         stdin=subprocess.PIPE,
@@ -120,7 +120,7 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_there(
     largest = 0
     if file == "metrics.jsonl":
         largest = (run / file).stat().st_size + 10
-    write = checkpoint._write
+    write, which = files.write_file, "latest" if "latest" in file else "step-"
 
     def full(path: Path, data: bytes) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
@@ -139,12 +139,8 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_there(
     logged = Metrics.log
     if file == "metrics.jsonl":
         monkeypatch.setattr(Metrics, "log", log)
-    elif "latest" in file:
-        monkeypatch.setattr(
-            checkpoint, "_write", lambda path, data: (full if path.name == ".latest" else write)(path, data)
-        )
     else:
-        monkeypatch.setattr(checkpoint, "_write", full)
+        monkeypatch.setattr(files, "write_file", lambda path, data: (full if which in str(path) else write)(path, data))
 
     assert cli.main(["--resume", str(run), "--steps", "400"]) == 1
 

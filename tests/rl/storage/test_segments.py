@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import rltrain
-from rltrain.storage import checkpoint, segments
-from rltrain.storage.segments import Segments
+from rltrain.storage import checkpoint, checkpoints
+from rltrain.storage.segments import Segments, segment_readers
 
 DQN: dict[str, Any] = {
     "algo": "dqn", "env": "CartPole-v1", "workers": 0, "streams": 2, "unroll": 8, "widths": (8,), "warmup": 50,
@@ -42,7 +42,7 @@ def test_a_segment_is_written_once_and_read_back(tmp_path: Path) -> None:
     assert made == ["0", "1", "2"]
     assert set(second) == {"0-1", "0-2"}
     assert first["0-1"] == second["0-1"]
-    for name, read in segments.read(tmp_path, {**first, **second}).items():
+    for name, read in segment_readers(tmp_path, {**first, **second}).items():
         for key, array in read().items():
             np.testing.assert_array_equal(array, rows(int(name[2:]))[key])
 
@@ -60,7 +60,7 @@ def test_arrays_that_are_views_are_written_as_they_look(tmp_path: Path) -> None:
     whole = np.arange(24.0).reshape(4, 6)
     listed = Segments(tmp_path).write({"0-0": lambda: {"x": whole[:, ::2], "y": whole.T}})
 
-    found = segments.read(tmp_path, listed)["0-0"]()
+    found = segment_readers(tmp_path, listed)["0-0"]()
     np.testing.assert_array_equal(found["x"], whole[:, ::2])
     np.testing.assert_array_equal(found["y"], whole.T)
 
@@ -71,13 +71,13 @@ def test_what_no_checkpoint_lists_is_removed(tmp_path: Path) -> None:
     saved(tmp_path, "step-000000000001", one)
     two = kept.write({"0-1": lambda: rows(1), "0-2": lambda: rows(2)})
     saved(tmp_path, "step-000000000002", two)
-    (kept.folder / ".writing-abc").write_bytes(b"half")
+    (kept.folder / ".abc.safetensors").write_bytes(b"half")
     kept.collect()
     names = {path.stem for path in kept.folder.iterdir()}
     assert names == {item["sha256"] for item in (one | two).values()}
 
-    checkpoint.point(tmp_path, "latest", "step-000000000002")
-    checkpoint.prune(tmp_path, 1)
+    checkpoints.point(tmp_path, "latest", "step-000000000002")
+    checkpoints.prune(tmp_path, 1)
     kept.collect()
 
     assert {path.stem for path in kept.folder.iterdir()} == {item["sha256"] for item in two.values()}
@@ -96,7 +96,7 @@ def test_nothing_is_removed_where_a_checkpoint_cannot_be_read(tmp_path: Path) ->
 @pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
 def test_a_damaged_segment_is_refused_by_name(how: str, tmp_path: Path) -> None:
     run = rltrain.train(**DQN, out=str(tmp_path)).run
-    found = checkpoint.load(checkpoint.find(run))
+    found = checkpoint.load(checkpoints.locate(run))
     assert len(found.meta["segments"]) >= 2
     victim = run / "checkpoints" / "segments" / f"{found.meta['segments']['0-3']['sha256']}.safetensors"
     data = bytearray(victim.read_bytes())
