@@ -1,4 +1,4 @@
-"""Which algorithms there are. One paper, one file; a class is imported when it is asked for. Users import `rltrain`."""
+"""The algorithms by name, each with its settings. A class is imported when it is needed: this module needs no torch."""
 
 from __future__ import annotations
 
@@ -16,88 +16,76 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An algorithm and its settings: each a class, or "module:Class" to be imported on demand."""
+    """An algorithm and its settings: each a class, or "module:Class" to import when needed."""
 
     algorithm: str | type[Any]
     settings: str | type[BaseModel]
-    discrete: str | None = None  # the class for Discrete actions, where that is another one
-    several: bool = False  # it is for several agents
-    each: bool = False  # though its policy is for one, and each agent has it
+    discrete: str | None = None  # the class for Discrete actions, if it is another one
+    several: bool = False  # for several agents
+    each: bool = False  # for several agents, each of which has a policy for one agent
+
+
+def _entry(algorithm: str, settings: str, **options: Any) -> Entry:
+    """An algorithm of this package, given as "family.module:Class", and the name of its settings class."""
+    family = f"{__name__}.{algorithm.partition('.')[0]}"
+    return Entry(f"{__name__}.{algorithm}", f"{family}.settings:{settings}", **options)
 
 
 _registry: dict[str, Entry] = {
-    "a2c": Entry("rltrain.algorithms.on_policy.a2c:A2C", "rltrain.algorithms.on_policy.settings:A2CConfig"),
-    "a3c": Entry("rltrain.algorithms.on_policy.a3c:A3C", "rltrain.algorithms.on_policy.settings:A3CConfig"),
-    "appo": Entry("rltrain.algorithms.on_policy.appo:APPO", "rltrain.algorithms.on_policy.settings:APPOConfig"),
-    "ddpg": Entry("rltrain.algorithms.off_policy.ddpg:DDPG", "rltrain.algorithms.off_policy.settings:DDPGConfig"),
-    "dqn": Entry("rltrain.algorithms.off_policy.dqn:DQN", "rltrain.algorithms.off_policy.settings:DQNConfig"),
-    "impala": Entry("rltrain.algorithms.on_policy.impala:IMPALA", "rltrain.algorithms.on_policy.settings:IMPALAConfig"),
-    "iql": Entry(
-        "rltrain.algorithms.multi_agent.qmix:iql", "rltrain.algorithms.multi_agent.settings:IQLConfig", several=True
-    ),
-    "maddpg": Entry(
-        "rltrain.algorithms.multi_agent.maddpg:MADDPG",
-        "rltrain.algorithms.multi_agent.settings:MADDPGConfig",
-        several=True,
-    ),
-    "mappo": Entry(
-        "rltrain.algorithms.multi_agent.independent:mappo",
-        "rltrain.algorithms.multi_agent.settings:MAPPOConfig",
-        several=True,
-        each=True,
-    ),
-    "ppo": Entry("rltrain.algorithms.on_policy.ppo:PPO", "rltrain.algorithms.on_policy.settings:PPOConfig"),
-    "qmix": Entry(
-        "rltrain.algorithms.multi_agent.qmix:qmix", "rltrain.algorithms.multi_agent.settings:QMIXConfig", several=True
-    ),
-    "sac": Entry(
-        "rltrain.algorithms.off_policy.sac:SAC",
-        "rltrain.algorithms.off_policy.settings:SACConfig",
-        "rltrain.algorithms.off_policy.discrete_sac:DiscreteSAC",
-    ),
-    "td3": Entry("rltrain.algorithms.off_policy.td3:TD3", "rltrain.algorithms.off_policy.settings:TD3Config"),
-    "vdn": Entry(
-        "rltrain.algorithms.multi_agent.qmix:vdn", "rltrain.algorithms.multi_agent.settings:VDNConfig", several=True
-    ),
+    "a2c": _entry("on_policy.a2c:A2C", "A2CConfig"),
+    "a3c": _entry("on_policy.a3c:A3C", "A3CConfig"),
+    "appo": _entry("on_policy.appo:APPO", "APPOConfig"),
+    "ddpg": _entry("off_policy.ddpg:DDPG", "DDPGConfig"),
+    "dqn": _entry("off_policy.dqn:DQN", "DQNConfig"),
+    "impala": _entry("on_policy.impala:IMPALA", "IMPALAConfig"),
+    "iql": _entry("multi_agent.qmix:iql", "IQLConfig", several=True),
+    "maddpg": _entry("multi_agent.maddpg:MADDPG", "MADDPGConfig", several=True),
+    "mappo": _entry("multi_agent.independent:mappo", "MAPPOConfig", several=True, each=True),
+    "ppo": _entry("on_policy.ppo:PPO", "PPOConfig"),
+    "qmix": _entry("multi_agent.qmix:qmix", "QMIXConfig", several=True),
+    "sac": _entry("off_policy.sac:SAC", "SACConfig", discrete=f"{__name__}.off_policy.discrete_sac:DiscreteSAC"),
+    "td3": _entry("off_policy.td3:TD3", "TD3Config"),
+    "vdn": _entry("multi_agent.qmix:vdn", "VDNConfig", several=True),
 }
 
 
 def names() -> list[str]:
-    """The names `--algo` takes."""
+    """The names that `--algo` accepts, sorted."""
     return sorted(_registry)
 
 
 def for_several(name: str) -> bool:
-    """Whether an algorithm is for several agents. KeyError for an unknown name."""
+    """True if the algorithm is for several agents. KeyError for an unknown name."""
     return _registry[name].several
 
 
 def acts_for_one(name: str) -> bool:
-    """Whether an algorithm's policy is for one agent. KeyError for an unknown name."""
+    """True if the algorithm's policy acts for one agent. KeyError for an unknown name."""
     return not _registry[name].several or _registry[name].each
 
 
 def settings_class(name: str) -> type[BaseModel]:
-    """The settings of an algorithm, without importing torch. KeyError for an unknown name."""
+    """The class of an algorithm's settings. KeyError for an unknown name."""
     return _imported(_registry[name].settings)
 
 
 def algorithm_class(name: str) -> Callable[..., Any]:
-    """What builds the algorithm: `build(spec, settings, device, seed, streams)`. KeyError for an unknown name."""
+    """Builds the algorithm: `build(spec, settings, device, seed, streams)`. KeyError for an unknown name."""
     entry = _registry[name]
-    if entry.discrete is None:
-        return _imported(entry.algorithm)
-    return partial(_for_its_actions, entry)
+    return _imported(entry.algorithm) if entry.discrete is None else partial(_for_actions_of, entry)
 
 
-def _for_its_actions(entry: Entry, spec: EnvSpec, *others: Any) -> Any:
-    return _imported(entry.discrete if spec.action.kind == "discrete" and entry.discrete else entry.algorithm)(
-        spec, *others
-    )
+def _for_actions_of(entry: Entry, spec: EnvSpec, *others: Any) -> Any:
+    algorithm = entry.discrete if entry.discrete and spec.action.kind == "discrete" else entry.algorithm
+    return _imported(algorithm)(spec, *others)
 
 
 def register(name: str, algorithm: str | type[Any], settings: str | type[BaseModel], several: bool = False) -> None:
-    """Adds an algorithm under `name`, for one agent or for several; an existing name is replaced."""
+    """Adds an algorithm, for one agent or for several. Replaces an algorithm of the same name.
+
+    Raises:
+        ValueError: the name is no identifier, so that it cannot head a table of a TOML file.
+    """
     if not name.isidentifier():
         raise ValueError(f"an algorithm's name must be an identifier, so that [{name}] can head a table; got {name!r}")
     _registry[name] = Entry(algorithm, settings, several=several)
@@ -107,5 +95,5 @@ def _imported(item: str | type[Any]) -> type[Any]:
     if not isinstance(item, str):
         return item
     module, _, attribute = item.partition(":")
-    found: type[Any] = getattr(importlib.import_module(module), attribute)
-    return found
+    cls: type[Any] = getattr(importlib.import_module(module), attribute)
+    return cls

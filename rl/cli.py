@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import rltrain
 from rltrain import algorithms
-from rltrain.config.flags import add_model, env_arg, spelled, whole
+from rltrain.config.flags import add_flags, env_arg, in_help_order, spelled, whole
 from rltrain.config.load import load, reload
 from rltrain.config.messages import unknown
 from rltrain.config.run_config import INNER, PRELOAD, RunConfig
@@ -196,13 +196,13 @@ def parser(algo: str | None) -> Parser:
         metavar="KEY=VALUE",
         help="a keyword argument of the environment's constructor; can be repeated",
     )
-    settings = algorithms.settings_class(algo).model_fields if algo is not None else {}
+    settings = in_help_order(algorithms.settings_class(algo).model_fields) if algo is not None else {}
     defaults = {"streams": str(settings["streams"].default)} if "streams" in settings else {}
-    words = {"algorithms": ", ".join(algorithms.names())}
-    add_model(run, RunConfig, skip=(*INNER, "env_args"), words=words, defaults=defaults)
+    run.add_argument("--algo", metavar="NAME", help=f"algorithm: {', '.join(algorithms.names())}")
+    add_flags(run, RunConfig.model_fields, ("algo", "env_args", *INNER), defaults)
     if algo is not None:
         names = [field.alias or key for key, field in RunConfig.model_fields.items()]
-        add_model(top.add_argument_group(f"settings of {algo}"), algorithms.settings_class(algo), skip=names)
+        add_flags(top.add_argument_group(f"settings of {algo}"), settings, names, {})
     return top
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a run, one exception for each thing the person at the keyboard would do next."""
+"""The exceptions of a run, one for each reaction that it asks of the user."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import signal
 
 
 class ConfigError(Exception):
-    """The run cannot start as asked. One line that names the setting and where it came from. Exit status 2."""
+    """The run cannot start with this configuration. One line with the setting and its origin. Exit status 2."""
 
     status = 2
 
 
 class CheckpointError(Exception):
-    """A checkpoint or run folder cannot be used. One line that names the file. Exit status 2."""
+    """A checkpoint or run folder cannot be used. One line with the file's name. Exit status 2."""
 
     status = 2
 
 
 class RunFailed(Exception):
-    """The run ended before its time. The whole story, the environment's own traceback included. Exit status 1."""
+    """The run failed. The message includes the traceback of the environment, if that raised. Exit status 1."""
 
     status = 1
 
 
 class LearnerLost(Exception):
-    """One of several learners does not answer any more, so that no update can be finished."""
+    """One of several learners does not respond, so that the update cannot be finished."""
 
 
 def diverged(what: str) -> RunFailed:
-    """Training has left the numbers: `what` is the number that is none."""
+    """The error for a training that diverged; `what` names the value that is not finite."""
     return RunFailed(
-        f"training diverged: {what}. Go on from the last checkpoint with --resume, or begin anew with a smaller --lr, "
-        "--max-grad-norm, --normalize-obs or --normalize-return"
+        f"training diverged: {what}. Continue from the last checkpoint with --resume, or start again with a smaller "
+        "--lr, --max-grad-norm, --normalize-obs or --normalize-return"
     )
 
 
 class Stop(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM before a run has begun. Not an Exception, so that nobody takes it for a worker's fault."""
+    """Ctrl-C or SIGTERM before the run has started. Not an Exception, so that it cannot pass for a worker's failure."""
 
     def __init__(self, signum: int = signal.SIGINT) -> None:
         super().__init__(signum)
@@ -45,7 +45,7 @@ class Stop(KeyboardInterrupt):
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM ended the run, after a checkpoint was written. Exit status 130 or 143."""
+    """Ctrl-C or SIGTERM ended the run, after it wrote a checkpoint. Exit status 130 or 143."""
 
     def __init__(self, signum: int = signal.SIGINT, text: str = "") -> None:
         super().__init__(signum, text)

@@ -1,15 +1,15 @@
-"""Typed settings to command-line flags, and the text of a flag back to a value."""
+"""Command-line flags from typed settings, and values from the text of flags."""
 
 from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import tomllib
 import types
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rltrain.algorithms.settings import HELP_ORDER
@@ -17,7 +17,7 @@ from rltrain.errors import ConfigError
 
 
 def spelled(key: str) -> str:
-    """How a setting is written on the command line."""
+    """The flag of a setting."""
     return "--" + key.replace("_", "-")
 
 
@@ -27,7 +27,7 @@ def kinds(annotation: Any) -> tuple[Any, ...]:
 
 
 def from_text(annotation: Any, text: str) -> Any:
-    """The value a flag's text stands for, as far as its type tells; what does not fit stays text, to be refused."""
+    """The value of a flag's text for this type. Text that does not fit is returned unchanged, and rejected later."""
     members = kinds(annotation)
     if type(None) in members and text.lower() == "none":
         return None
@@ -47,13 +47,11 @@ def from_text(annotation: Any, text: str) -> Any:
 
 
 def whole(value: Any) -> Any:
-    """An int for what means one: "100_000", "1e6", 1e6. Anything else as it came."""
+    """An int for a value that stands for one: "100_000", "1e6", 1e6. Other values are returned unchanged."""
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             return int(value)
-        except ValueError:
-            value = _float(value) if value else value
-            return whole(value) if isinstance(value, float) and value.is_integer() else value
+        value = _float(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -61,18 +59,6 @@ def _float(text: str) -> Any:
     try:
         return float(text)
     except ValueError:
-        return text
-
-
-def literal(text: str) -> Any:
-    """The value of `--env-arg key=value`: Python's or TOML's spelling, else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        pass
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
         return text
 
 
@@ -84,26 +70,32 @@ def env_arg(text: str) -> tuple[str, Any]:
     return key, literal(value)
 
 
-def add_model(
-    group: Any,
-    model: type[BaseModel],
-    skip: Iterable[str] = (),
-    words: Mapping[str, str] | None = None,
-    defaults: Mapping[str, str] | None = None,
-) -> None:
-    """A flag for each field, kept as text under the field's name and absent unless given.
+def literal(text: str) -> Any:
+    """The value that the text stands for in Python or in TOML, otherwise the text itself."""
+    with contextlib.suppress(ValueError, SyntaxError):
+        return ast.literal_eval(text)
+    with contextlib.suppress(tomllib.TOMLDecodeError):
+        return tomllib.loads(f"value = {text}")["value"]
+    return text
 
-    `words` fill braces in descriptions; `defaults` are shown where a default depends on other values.
+
+def add_flags(group: Any, fields: Mapping[str, FieldInfo], skip: Iterable[str], defaults: Mapping[str, str]) -> None:
+    """Adds a flag for each field. A given flag has its text under the name of the field; others are absent.
+
+    Args:
+        group:    an argument group of a parser.
+        skip:     names of fields without a flag.
+        defaults: shown in the help in place of a default that depends on other settings.
     """
-    for key, field in sorted(model.model_fields.items(), key=_place_in_help):
+    for key, field in fields.items():
         key = field.alias or key
         if key in skip:
             continue
-        text = description(field).format(**(words or {})).replace("%", "%%")
+        default = defaults.get(key, _default(field))
         options: dict[str, Any] = {
             "dest": key,
             "default": argparse.SUPPRESS,
-            "help": f"{text} {_default(field, (defaults or {}).get(key))}".strip(),
+            "help": description(field).replace("%", "%%") + (f" [{default}]" if default else ""),
         }
         if kinds(field.annotation) == (bool,):
             group.add_argument(spelled(key), action=argparse.BooleanOptionalAction, **options)  # a file may say either
@@ -111,15 +103,16 @@ def add_model(
             group.add_argument(spelled(key), metavar=_metavar(field), **options)
 
 
+def in_help_order(fields: Mapping[str, FieldInfo]) -> dict[str, FieldInfo]:
+    """The settings of an algorithm in HELP_ORDER; those that are not in it come last."""
+    places = {key: place for place, key in enumerate(HELP_ORDER)}
+    return dict(sorted(fields.items(), key=lambda item: places.get(item[0], len(places))))
+
+
 def description(field: FieldInfo) -> str:
-    """What a setting means, with the note on its default if there is one."""
+    """The description of a setting, with the note on its default if there is one."""
     extra, text = field.json_schema_extra, field.description or ""
     return f"{text}; {extra['note']}" if isinstance(extra, dict) and "note" in extra else text
-
-
-def _place_in_help(item: tuple[str, FieldInfo]) -> int:
-    """The index in HELP_ORDER; settings that are not there come last, in the order of their class."""
-    return HELP_ORDER.index(item[0]) if item[0] in HELP_ORDER else len(HELP_ORDER)
 
 
 def _metavar(field: FieldInfo) -> str:
@@ -133,17 +126,13 @@ def _metavar(field: FieldInfo) -> str:
     return "TEXT"
 
 
-def _default(field: FieldInfo, shown: str | None) -> str:
-    if shown is not None:
-        return f"[{shown}]"
+def _default(field: FieldInfo) -> str:
     extra = field.json_schema_extra
     if isinstance(extra, dict) and "default" in extra:
-        return f"[{extra['default']}]"
+        return str(extra["default"])
     if field.is_required():
         return ""
     value = field.get_default(call_default_factory=False)
     if isinstance(value, tuple):
-        value = ",".join(map(str, value))
-    if isinstance(value, bool):
-        value = "on" if value else "off"
-    return f"[{'none' if value is None else value}]"
+        return ",".join(map(str, value))
+    return {None: "none", True: "on", False: "off"}[value] if value is None or isinstance(value, bool) else str(value)

@@ -27,8 +27,14 @@ ALGOS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"workers": 0}, "inference central decides for actors in processes of their own, and with workers 0"),
-        ({"backend": "local"}, "inference central decides for actors in processes of their own, and with workers 0"),
+        (
+            {"workers": 0},
+            "inference central serves actor processes, and with workers 0 or backend local there are none",
+        ),
+        (
+            {"backend": "local"},
+            "inference central serves actor processes, and with workers 0 or backend local there are none",
+        ),
         ({"algo": "a3c"}, "--inference central: the actors of a3c make gradients and need networks of their own"),
         ({"algo": "impala", "deterministic": True}, "--inference central: actors that do not wait for the learner"),
         ({"overlap": True, "deterministic": True}, "--inference central: actors that do not wait for the learner"),
