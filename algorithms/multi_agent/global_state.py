@@ -1,9 +1,8 @@
-"""The global state that centralised critics and mixers see: of the environment, or of all observations."""
+"""The global state, input of centralised critics and mixers: the environment's own, or all agents' observations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,49 +15,45 @@ from rltrain.rollout.types import Trajectory
 
 
 class GlobalState(nn.Module):
-    """What only training sees, as one vector: the environment's own state, or else what all agents see, side by side.
+    """The global state as one vector: the environment's state, or the observations of all agents concatenated.
 
-    Images in it have a network each, as in `networks.Encoder`.
+    Args:
+        spec:      of several agents.
+        generator: for the weights of networks that encode images, as in `networks.Encoder`. None: no networks; pixels
+                   are divided by the largest possible value, integers are one-hot.
     """
 
-    def __init__(self, spec: EnvSpec, generator: torch.Generator) -> None:
+    def __init__(self, spec: EnvSpec, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.told = spec.state_shape is not None
         self.groups = [group.name for group in spec.groups]
+        self.leaves = spec.leaves()
         self.encoders = nn.ModuleList()
         if spec.state_shape is not None:
             self.features = math.prod(spec.state_shape)
-            return
-        encoders = [Encoder(spec.single_agent(group), generator=generator) for group in spec.groups]
-        self.encoders.extend(encoders)
-        self.features = sum(len(group.agents) * one.features for group, one in zip(spec.groups, encoders, strict=True))
+        elif generator is None:
+            self.features = sum(map(_width, self.leaves))
+        else:
+            encoders = [Encoder(spec.single_agent(group), generator=generator) for group in spec.groups]
+            self.encoders.extend(encoders)
+            sizes = zip(spec.groups, encoders, strict=True)
+            self.features = sum(len(group.agents) * encoder.features for group, encoder in sizes)
 
-    def forward(self, unrolls: Trajectory) -> Tensor:
+    def forward(self, batch: Trajectory) -> Tensor:
         """[T+1, B, S]"""
-        if self.told:
-            assert unrolls.state is not None
-            state: Tensor = unrolls.state.flatten(2)
+        if batch.state is not None:
+            state: Tensor = batch.state.flatten(2)
             return state
-        seen = [encoder(unrolls.obs[name]).flatten(2) for name, encoder in zip(self.groups, self.encoders, strict=True)]
-        return torch.cat(seen, -1)
+        if self.encoders:
+            named = zip(self.groups, self.encoders, strict=True)
+            return torch.cat([encoder(batch.obs[name]).flatten(2) for name, encoder in named], -1)
+        return torch.cat([_vector(leaf, x) for leaf, x in zip(self.leaves, leaves(batch.obs), strict=True)], -1)
 
 
-def global_state(unrolls: Trajectory, everything: Sequence[Leaf]) -> Tensor:
-    """[T+1, B, S] what the environment tells training only, or else all that agents see, side by side.
-
-    Images are divided by the largest number in them, and what is counted is one-hot.
-    """
-    if unrolls.state is not None:
-        told: Tensor = unrolls.state.flatten(2)
-        return told
-    return torch.cat([_numbers(leaf, x) for leaf, x in zip(everything, leaves(unrolls.obs), strict=True)], -1)
-
-
-def _numbers(leaf: Leaf, x: Tensor) -> Tensor:
-    """[T+1, B, n, *O] to [T+1, B, S], `_width(leaf)` of them."""
+def _vector(leaf: Leaf, x: Tensor) -> Tensor:
+    """[T+1, B, n, *O] to [T+1, B, `_width(leaf)`]"""
     if leaf.nvec:
-        each = x.reshape(*x.shape[:3], len(leaf.nvec)).unbind(-1)
-        x = torch.cat([F.one_hot(one, size) for one, size in zip(each, leaf.nvec, strict=True)], -1)
+        numbers = x.reshape(*x.shape[:3], len(leaf.nvec)).unbind(-1)
+        x = torch.cat([F.one_hot(one, size) for one, size in zip(numbers, leaf.nvec, strict=True)], -1)
     flat = x.flatten(2).float()
     return flat / leaf.high if leaf.kind == "image" else flat
 

@@ -1,4 +1,4 @@
-"""Mixers: from the values of the agents' actions to what is learnt, given a state that only training sees."""
+"""Mixers: from the values of the agents' actions and the global state to the value of the team."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rltrain.rollout.types import Trajectory
 
 
 class Sum(nn.Module):
-    """VDN, Sunehag et al. 2018 (arXiv:1706.05296): the team's value is the sum of its agents'."""
+    """VDN, Sunehag et al. 2018 (arXiv:1706.05296): the value of the team is the sum of the agents' values."""
 
     joint = True  # one value for the team
 
-    def state(self, unrolls: Trajectory) -> None:
-        """It needs none."""
+    def state(self, batch: Trajectory, rows: slice) -> None:
+        """VDN does not use the global state."""
 
     def forward(self, q: Tensor, state: Tensor | None) -> Tensor:
         """[..., N] values to [...]"""
@@ -28,30 +28,30 @@ class Sum(nn.Module):
 
 
 class Each(nn.Module):
-    """Independent Q-learning (Tan 1993): every agent learns from its own reward, as if it were alone."""
+    """Independent Q-learning (Tan 1993): no mixing, each agent learns from its own reward."""
 
     joint = False
 
-    def state(self, unrolls: Trajectory) -> None:
-        """It needs none."""
+    def state(self, batch: Trajectory, rows: slice) -> None:
+        """IQL does not use the global state."""
 
     def forward(self, q: Tensor, state: Tensor | None) -> Tensor:
-        """[..., N] as they are"""
+        """[..., N] values, unchanged."""
         return q
 
 
 class Monotonic(nn.Module):
-    """QMIX, Rashid et al. 2018 (arXiv:1803.11485): a network that no agent's value can lower the team's through.
+    """The mixing network of QMIX, Rashid et al. 2018 (arXiv:1803.11485): dQ_tot / dQ_a >= 0 for each agent a.
 
-    Its weights are made from the state, and their absolute values taken; its biases may have any sign, the last one is
-    a network of two layers. So what is best for each agent is best for the team, in every state.
+    Hypernetworks of the state produce its weights, as absolute values, and its biases, of any sign; the last bias has a
+    hypernetwork of two layers. Therefore the greedy actions of the agents are the greedy joint action in every state.
 
     Args:
         spec:        of several agents.
         width:       units of the hidden layer.
-        hyper_width: units between the state and those weights; 0: they are linear in it.
+        hyper_width: units of the hidden layer of the hypernetworks for the weights; 0: they are linear.
         generator:   for the first weights.
-        init:        their kind, see `networks.MLP`.
+        init:        of the weights, see `networks.MLP`.
     """
 
     joint = True
@@ -61,7 +61,7 @@ class Monotonic(nn.Module):
     ) -> None:
         super().__init__()
         self.agents, self.width = len(spec.agents), width
-        self.seen = GlobalState(spec, generator)
+        self.seen = GlobalState(spec, generator)  # checkpoints have this name
         size, between = self.seen.features, (hyper_width,) if hyper_width else ()
         mlp = partial(MLP, activation="relu", generator=generator, init=init)
         self.weight1 = mlp(size, between, self.agents * width)
@@ -69,13 +69,13 @@ class Monotonic(nn.Module):
         self.weight2 = mlp(size, between, width)
         self.bias2 = mlp(size, (width,), 1)
 
-    def state(self, unrolls: Trajectory) -> Tensor:
-        """[T+1, B, S]"""
-        state: Tensor = self.seen(unrolls)
-        return state
+    def state(self, batch: Trajectory, rows: slice) -> Tensor:
+        """[rows, B, S] the global state at some rows of the batch."""
+        state: Tensor = self.seen(batch)
+        return state[rows]
 
     def forward(self, q: Tensor, state: Tensor) -> Tensor:
-        """[..., N] values and [..., S] to [...], which grows with each of them or stays."""
+        """[..., N] values and [..., S] states to [...], which does not decrease with any of the values."""
         weight1 = self.weight1.forward(state).abs().view(*state.shape[:-1], self.agents, self.width)
         hidden = F.elu((q.unsqueeze(-1) * weight1).sum(-2) + self.bias1.forward(state))
         weight2 = self.weight2.forward(state).abs()

@@ -1,110 +1,109 @@
-"""Agents that act in turns: an agent's own turns, one after the other, and what lies between them.
+"""Agents that act in turns: selects each agent's own turns, and sums rewards from one turn to the next.
 
-What an agent earns from one of its turns to its next is the reward of the first, and what it sees at its next turn is
-what that one bootstraps from; rows in which others act are gone, so that the discount is one per turn of its own.
+The reward of a turn is the sum of the agent's rewards up to its next turn; its bootstrap is the value at the
+next turn. Rows in which others act are left out, so that the discount applies once per turn of the agent.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
+from rltrain.rollout.trajectories import map_axes
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory
 
 
 def own_turns(unrolls: Trajectory, acting: Tensor, agents: int) -> Trajectory:
-    """Unrolls [T, B] of an agent each as [K, B] of its turns: K is as many as the longest column needs.
+    """Unrolls [T, B] with one agent per column, as [K, B] of its turns; K is the largest number of turns in a column.
 
-    The row after a life's last turn has its last observation, as a reset row does. The last turn of an unroll is seen
-    and bootstrapped from, and not learnt from: what came of it is not known yet. So are all turns of the last
-    `agents - 1` rows. Were those kept whose episode happens to end there, ends would be seen too often.
+    The row after the last turn of an episode holds the agent's last observation, like a reset row. The last turn of an
+    unroll only serves as a bootstrap, because its reward is not complete. So do all turns in the last `agents - 1`
+    rows: if those were kept whose episode happens to end there, ends would be too frequent in the data.
 
     Args:
-        unrolls: as `Seat.alone` makes them: rows without the agent are reset rows.
-        acting:  [T+1, B] bool, where it acts.
-        agents:  who take turns, that is after how many rows the next is due.
+        unrolls: rows without the agent are reset rows.
+        acting:  [T+1, B] bool, where the agent acts.
+        agents:  number of agents that take turns: an agent acts again after at most this many rows.
     """
     rows, device = unrolls.rows, acting.device
     made = torch.full_like(unrolls.row, rows) if unrolls.num_rows is None else unrolls.num_rows  # [B]
     time = torch.arange(rows + 1, device=device).unsqueeze(-1)  # [T+1, 1]
     turn = acting[:-1] & unrolls.valid  # [T, B]
-    over = (unrolls.terminated | unrolls.truncated) & unrolls.valid & (turn.cumsum(0) > 0)  # [T, B]
-    kept = acting & (time == made)  # [T+1, B] the rows that stay: what follows the unroll, if it is a turn,
+    end = (unrolls.terminated | unrolls.truncated) & unrolls.valid & (turn.cumsum(0) > 0)  # [T, B]
+    kept = acting & (time == made)  # [T+1, B] rows of the result: the row after the unroll if it is a turn,
     kept[:-1] |= turn  # turns,
-    kept[1:] |= over  # and what was seen last
+    kept[1:] |= end  # and last observations
     count = kept.sum(0)  # [B]
     length = max(int(count.max()) - 1, 1)  # K
-    place = torch.arange(length + 1, device=device).unsqueeze(-1)  # [K+1, 1]
-    there = place < count  # [K+1, B]
-    order = torch.sort(kept.logical_not().to(torch.uint8), dim=0, stable=True).indices  # those that stay come first
-    at = order[: length + 1].where(there, made)  # [K+1, B] the row of the unroll that each is
-    last = (at[1:] - 1).clamp(min=0)  # [K, B] the last row that counts for each turn
+    exists = torch.arange(length + 1, device=device).unsqueeze(-1) < count  # [K+1, B]
+    order = torch.sort(kept.logical_not().to(torch.uint8), dim=0, stable=True).indices  # kept rows first
+    at = order[: length + 1].where(exists, made)  # [K+1, B] the row of the unroll for each row of the result
+    last = (at[1:] - 1).clamp(min=0)  # [K, B] the last row before the next turn
 
     def now(x: Tensor) -> Tensor:  # [T, B, ...] to [K, B, ...]
-        index = at[:-1].clamp(max=rows - 1)
-        return _pick(x, index)
+        return _at_rows(x, at[:-1].clamp(max=rows - 1))
 
-    learnt = now(turn) & (at[:-1] <= made - agents) & there[1:]  # [K, B]
-    earned = torch.cat([torch.zeros_like(unrolls.reward[:1]), unrolls.reward.masked_fill(~unrolls.valid, 0.0)])
-    sums = earned.double().cumsum(0)  # [T+1, B] before each row
+    learnt = now(turn) & (at[:-1] <= made - agents) & exists[1:]  # [K, B]
+    rewards = torch.cat([torch.zeros_like(unrolls.reward[:1]), unrolls.reward.masked_fill(~unrolls.valid, 0.0)])
+    sums = rewards.double().cumsum(0)  # [T+1, B] before each row
     begun = unrolls.first.cumsum(0) > 0  # [T+1, B] at or before each row
-    ends = now(turn) & there[1:] & _pick(over, last)  # [K, B]
-    return replace(
+    ends = now(turn) & exists[1:] & _at_rows(end, last)  # [K, B]
+    reward = (_at_rows(sums, at[1:]) - _at_rows(sums, at[:-1])).to(unrolls.reward.dtype)
+    extras = {name: x for name, x in unrolls.extras.items() if name != "value"}  # the last row has no value
+    return map_axes(
+        {"T+1": lambda x: _at_rows(x, at), "T": now, "T/L": lambda x: x, "B": lambda x: x},
         unrolls,
-        obs=tree_map(lambda x: _pick(x, at), unrolls.obs),
-        action=now(unrolls.action),
-        reward=(_pick(sums, at[1:]) - _pick(sums, at[:-1])).to(unrolls.reward.dtype).masked_fill(~learnt, 0.0),
-        terminated=ends & _pick(unrolls.terminated, last),
-        truncated=ends & _pick(unrolls.truncated, last),
-        first=torch.cat([_pick(begun, at[:1]) | ~there[:1], ~learnt]),
-        extras={name: now(x) for name, x in unrolls.extras.items() if name != "value"},  # the last row's is not told
-        action_mask=None if unrolls.action_mask is None else _pick(unrolls.action_mask, at),
+        reward=reward.masked_fill(~learnt, 0.0),
+        terminated=ends & _at_rows(unrolls.terminated, last),
+        truncated=ends & _at_rows(unrolls.truncated, last),
+        first=torch.cat([_at_rows(begun, at[:1]) | ~exists[:1], ~learnt]),
+        extras=tree_map(now, extras),
         num_rows=made,
     )
 
 
 def up_to_next_turn(batch: Trajectory, value: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """What each row [T, B] was worth to each agent up to its next turn, and from there on by `value`.
-
-    Rewards up to there are added up, and what follows is discounted once.
+    """Targets of each agent: rewards up to its next turn, summed, plus gamma times the value of that turn.
 
     Args:
-        batch: of several agents that act in turns.
-        value: [T, B, N] of the observation after each row, 0 for those that died.
+        batch: [T, B] of several agents that act in turns.
+        value: [T, B, N] of the observation after each row, 0 for agents that terminated.
 
     Returns:
-        [T, B, N] the worth of each row, and whether it is known: an agent's next turn may lie behind the last row.
+        Targets [T, B, N], and whether each is known: the next turn of an agent may be after the last row.
     """
     assert batch.alive is not None
     assert batch.acting is not None
-    there, valid = batch.alive[1:], batch.valid
-    stops = batch.terminated | ~there & ~batch.truncated  # nothing follows
-    turn = ~stops & (batch.acting[1:] | ~there)  # its value follows: it acts, or its clock ran out
-    worth, known = torch.zeros_like(value[0]), torch.zeros_like(turn[0])
-    worths, knowns = [], []
+    alive, valid = batch.alive[1:], batch.valid
+    stops = batch.terminated | ~alive & ~batch.truncated  # no bootstrap
+    turn = ~stops & (batch.acting[1:] | ~alive)  # bootstrap here: the agent acts next, or it was truncated
+    target, known = torch.zeros_like(value[0]), torch.zeros_like(turn[0])
+    targets, all_known = [], []
     for t in reversed(range(batch.rows)):
-        worth = batch.reward[t] + torch.where(turn[t], gamma * value[t], worth.masked_fill(stops[t], 0.0))
+        target = batch.reward[t] + torch.where(turn[t], gamma * value[t], target.masked_fill(stops[t], 0.0))
         known = turn[t] | stops[t] | known
-        worths.append(worth)
-        knowns.append(known)
+        targets.append(target)
+        all_known.append(known)
         known = known & valid[t].unsqueeze(-1)
-    return torch.stack(worths[::-1]), torch.stack(knowns[::-1])
+    return torch.stack(targets[::-1]), torch.stack(all_known[::-1])
 
 
-def whose_value(batch: Trajectory) -> Tensor:
-    """[T, B, N] whose value is the team's after each row: of who acts next, or their mean whose clocks ran out last."""
+def bootstrap_weights(batch: Trajectory) -> Tensor:
+    """[T, B, N] weights of the agents' values in the bootstrap: one-hot of the next agent to act.
+
+    After an episode whose last agents were truncated: uniform over these agents.
+    """
     assert batch.alive is not None
     assert batch.acting is not None
-    acts = (batch.acting[1:] & batch.alive[1:]).to(batch.reward.dtype)
-    late = (batch.truncated & ~batch.terminated & ~batch.alive[1:]).to(batch.reward.dtype)
+    alive, dtype = batch.alive[1:], batch.reward.dtype
+    acts = (batch.acting[1:] & alive).to(dtype)
+    late = (batch.truncated & ~batch.terminated & ~alive).to(dtype)
     mean = late / late.sum(-1, keepdim=True).clamp(min=1.0)
-    return torch.where(batch.alive[1:].any(-1, keepdim=True), acts, mean)
+    return torch.where(alive.any(-1, keepdim=True), acts, mean)
 
 
-def _pick(x: Tensor, index: Tensor) -> Tensor:
-    """x [T, B, ...] at rows [K, B], each column's own."""
-    shape = (*index.shape, *x.shape[2:])
-    return x.gather(0, index.reshape(*index.shape, *(1,) * (x.ndim - 2)).expand(shape))
+def _at_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """x [T, B, ...] at `rows` [K, B] of each column."""
+    shape = (*rows.shape, *x.shape[2:])
+    return x.gather(0, rows.reshape(*rows.shape, *(1,) * (x.ndim - 2)).expand(shape))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import Flat, flatten
@@ -52,23 +54,13 @@ class TargetNetwork:
         self.module.load_state_dict(state)
 
 
-def replay_plan(config: Any) -> ReplayPlan:
-    """What the settings of an algorithm ask of the replay."""
-    return ReplayPlan(
-        unroll=config.unroll,
-        capacity=config.capacity,
-        batch=config.batch,
-        warmup=config.warmup,
-        updates_per_step=config.updates_per_step,
-        gamma=config.gamma,
-        n_step=config.n_step,
-        alpha=config.alpha if config.prioritized else 0.0,
-        beta=config.beta,
-        priority_eps=config.priority_eps,
-        random_start=config.random_start,
-        overlap=config.overlap,
-        clip_reward=getattr(config, "clip_reward", False),
-    )
+def replay_plan(config: BaseModel, **changes: Any) -> ReplayPlan:
+    """The replay plan with the values of the settings of the same names; `changes` replace single values."""
+    settings = dict(config)
+    if not settings.get("prioritized"):
+        settings["alpha"] = 0.0
+    names = [field.name for field in dataclasses.fields(ReplayPlan) if field.name in settings]
+    return ReplayPlan(**{name: settings[name] for name in names} | changes)
 
 
 def priority(error: Tensor, index: Tensor | None) -> Tensor | None:

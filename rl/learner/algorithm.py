@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rltrain import algorithms
-from rltrain.algorithms.multi_agent.independent import Independent, together
+from rltrain.algorithms.multi_agent.independent import Independent, joint_policy
 from rltrain.algorithms.networks.encoder import Encoder
 from rltrain.algorithms.protocol import Algorithm, modules_of
 from rltrain.algorithms.registry import build, policy_factory
@@ -75,7 +75,7 @@ def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Any]:
     factory = policy_factory(getattr(settings, "policy", "actor_critic"))
     seed = seed_of(config.seed, LEARNER)
     if spec.groups and algorithms.acts_for_one(config.algo):
-        factory = functools.partial(together, factory)
+        factory = functools.partial(joint_policy, factory)
     return functools.partial(_acting, factory, spec, settings, config.streams, seed)
 
 

@@ -12,8 +12,8 @@ from oracles.acting import Bench
 from oracles.teams import THREE, TWO, episodes, team_spec
 
 from rltrain.algorithms import algorithm_class, settings_class
-from rltrain.algorithms.multi_agent.global_state import global_state
-from rltrain.algorithms.multi_agent.independent import ID, OWN, STATE, Independent, alone_spec, seats, together
+from rltrain.algorithms.multi_agent.global_state import GlobalState
+from rltrain.algorithms.multi_agent.independent import ID, OWN, STATE, Independent, group_views, joint_policy
 from rltrain.algorithms.registry import build, policy_factory
 from rltrain.envs.spec import Leaf
 from rltrain.rollout.types import Trajectory
@@ -42,15 +42,15 @@ def unrolls(seed: int) -> Trajectory:
 def test_an_agent_of_a_stream_is_a_stream_of_its_own(seed: int) -> None:
     batch = unrolls(seed)
     begins = {"three": (0, 0), "two": (2, 6)}  # of the axis of agents, and of the mask
-    for number, seat in enumerate(seats(SPEC)):
-        own = seat.alone(batch, slice(0, 0), f"{number}/")
-        first, mask = begins[seat.group.name]
+    for number, view in enumerate(group_views(SPEC)):
+        own = view.unrolls(batch, slice(0, 0), f"{number}/")
+        first, mask = begins[view.group.name]
         for b in range(5):
-            for i in range(seat.count):
-                column, n, width = b * seat.count + i, first + i, seat.group.action.mask_size
-                seen = own.obs if seat.count == 1 else own.obs[OWN]
-                assert torch.equal(seen[:, column], batch.obs[seat.group.name][:, b, i])
-                if seat.count > 1:
+            for i in range(view.count):
+                column, n, width = b * view.count + i, first + i, view.group.action.mask_size
+                seen = own.obs if view.count == 1 else own.obs[OWN]
+                assert torch.equal(seen[:, column], batch.obs[view.group.name][:, b, i])
+                if view.count > 1:
                     assert (own.obs[ID][:, column] == i).all()
                 for name in ("action", "reward", "terminated", "truncated"):
                     assert torch.equal(getattr(own, name)[:, column], getattr(batch, name)[:, b, n])
@@ -60,7 +60,7 @@ def test_an_agent_of_a_stream_is_a_stream_of_its_own(seed: int) -> None:
                 there = [bool(batch.valid[t, b] and batch.alive[t, b, n]) for t in range(6)]
                 assert own.valid[:, column].tolist() == there
                 assert own.first[0, column] == (not batch.alive[0, b, n] or bool(batch.first[0, b]))
-                assert int(own.stream[column]) == b * seat.count + i
+                assert int(own.stream[column]) == b * view.count + i
 
 
 def piece(batch: Trajectory, begin: int, end: int) -> Trajectory:
@@ -113,7 +113,7 @@ def test_nothing_is_learnt_from_when_an_agent_is_not_there(algo: str) -> None:
 
 def test_each_acts_as_it_would_alone() -> None:
     config = settings_class("ppo")(**SMALL)
-    policy = build(partial(together, policy_factory("actor_critic")), SPEC, config, 16, 0)
+    policy = build(partial(joint_policy, policy_factory("actor_critic")), SPEC, config, 16, 0)
     generator = torch.Generator().manual_seed(0)
     obs = {"three": torch.randn(16, 2, 3, generator=generator), "two": torch.randn(16, 1, 2, generator=generator)}
     mask = torch.rand(16, 8, generator=generator) < 0.6
@@ -157,22 +157,22 @@ def test_a_central_value_sees_the_state_and_the_actor_does_not(told: bool) -> No
     algorithm = algorithm_class("mappo")(spec, config, torch.device("cpu"), 3, 5)
     batch = episodes(spec, 1)
     batch = replace(batch, obs={name: x.float() for name, x in batch.obs.items()})
-    seat = algorithm.seats[0]
+    view = algorithm.views[0]
     state = (
         batch.state.flatten(2) if told else torch.cat([batch.obs["three"].flatten(2), batch.obs["two"].flatten(2)], -1)
     )
-    own = seat.seen(batch.obs, 2, state.float())
+    own = view.obs(batch.obs, 1, state.float())
     assert own[STATE].shape == (7, 10, 4 if told else 8)
     for i in range(2):
         assert torch.equal(own[STATE][:, i::2], state.float())
-    assert torch.equal(global_state(batch, spec.leaves()).float(), state.float())
+    assert torch.equal(GlobalState(spec)(batch).float(), state.float())
 
     policy = algorithm.inner[0].policy
     blind = {**own, STATE: torch.zeros_like(own[STATE])}
     (dist, value), (same, other) = policy.forward(own), policy.forward(blind)
     assert torch.equal(dist.logits, same.logits)
     assert (value - other).abs().min() > 1e-6
-    assert torch.equal(seat.seen({name: x[0] for name, x in batch.obs.items()}, 1)[STATE], blind[STATE][0])
+    assert torch.equal(view.obs({name: x[0] for name, x in batch.obs.items()}, 0)[STATE], blind[STATE][0])
 
 
 @pytest.mark.parametrize("memory", ["none", "gru"])
@@ -207,13 +207,14 @@ def test_a_state_of_images_and_counts_is_made_of_numbers_alike() -> None:
     picture = Leaf("image", (2, 1, 2, 2), "uint8", high=200)
     counted = Leaf("discrete", (1,), "int64", (5,))
     several = Leaf("multi_discrete", (1, 2), "int64", (2, 3))
-    batch = episodes(team_spec(THREE, told=False), 0, rows=1, batch=1)
+    spec = team_spec(THREE, told=False)
+    batch = episodes(spec, 0, rows=1, batch=1)
     obs = {
         "a": torch.full((2, 1, 2, 1, 2, 2), 100, dtype=torch.uint8),
         "b": torch.full((2, 1, 1), 3),
         "c": torch.tensor([1, 2]).expand(2, 1, 1, 2),
     }
-    state = global_state(replace(batch, obs=obs), [picture, counted, several])
+    state = GlobalState(replace(spec, obs={"a": picture, "b": counted, "c": several}))(replace(batch, obs=obs))
 
     assert state[0, 0].tolist() == [0.5] * 8 + [0.0, 0.0, 0.0, 1.0, 0.0] + [0.0, 1.0, 0.0, 0.0, 1.0]
 
@@ -230,10 +231,10 @@ def test_it_waits_for_no_more_streams_than_there_are() -> None:
 
 
 def test_agents_that_share_are_told_apart() -> None:
-    first, second = seats(SPEC)
+    first, second = group_views(SPEC)
 
-    assert alone_spec(SPEC, first).obs == {
+    assert first.spec.obs == {
         ID: replace(THREE.obs, kind="discrete", shape=(), dtype="int64", nvec=(2,)),
         OWN: THREE.obs,
     }
-    assert alone_spec(SPEC, second).obs == TWO.obs
+    assert second.spec.obs == TWO.obs

@@ -13,7 +13,8 @@ from oracles.teams import THREE, TWO, episodes, poisoned, team_loss, team_spec, 
 from torch.testing import assert_close
 
 from rltrain.algorithms import algorithm_class, settings_class
-from rltrain.algorithms.multi_agent.qmix import MixedQ, fresh
+from rltrain.algorithms.multi_agent.q_policy import network_inputs
+from rltrain.algorithms.multi_agent.qmix import MixedQ
 from rltrain.algorithms.off_policy.q_policy import greedy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.buffers import kept
@@ -171,9 +172,9 @@ def test_golden_targets(fields, target):
     algorithm = make("vdn", team_spec(THREE, masked=True), agent_ids=False)
     constant(algorithm, [0.0, 9.0, 3.0], [7.0, 2.0, 5.0])
     batch = one_row(**fields)
-    q = algorithm.policy.net(batch.obs, fresh(batch)).detach()
+    q = algorithm.policy.net(*network_inputs(batch, False)).detach()
 
-    assert float(algorithm.targets(batch, q[1:], algorithm.seen(batch))[0]) == pytest.approx(target)
+    assert float(algorithm.targets(batch, network_inputs(batch, False), q[1:])[0]) == pytest.approx(target)
 
 
 def test_an_agent_earns_up_to_its_next_turn_and_the_team_in_each():
@@ -195,8 +196,8 @@ def test_an_agent_earns_up_to_its_next_turn_and_the_team_in_each():
     for algo in ("iql", "vdn"):
         algorithm = make(algo, spec, agent_ids=False)
         constant(algorithm, [0.0, 9.0, 3.0], [7.0, 2.0, 5.0])
-        q = algorithm.policy.net(batch.obs, fresh(batch)).detach()
-        values[algo] = algorithm.targets(batch, q[1:], algorithm.seen(batch))
+        q = algorithm.policy.net(*network_inputs(batch, False)).detach()
+        values[algo] = algorithm.targets(batch, network_inputs(batch, False), q[1:])
     target, known = values["iql"]
 
     assert known[:, 0].tolist() == [[True, True], [True, True], [True, True], [True, False]]
@@ -302,7 +303,7 @@ def test_memory_acts_as_it_learns():
     spec = team_spec(THREE, TWO)
     net = make("vdn", spec, **GRU).policy.net
     batch = tree_float(episodes(spec, 4))
-    whole = net(batch.obs, fresh(batch))
+    whole = net(*network_inputs(batch, False))
     core = torch.zeros(5, 3 * 5)
     for t in range(7):
         core = core * ~batch.first[t][:, None]
@@ -343,7 +344,7 @@ def test_an_actor_sees_its_last_action_as_the_learner_does():
         algorithm = make("vdn", spec, **settings)
         policy: Any = algorithm.policy
         batch = tree_float(episodes(spec, 4))
-        whole = policy.net(*algorithm.seen(batch))
+        whole = policy.net(*network_inputs(batch, True))
         core = torch.zeros(5, policy.core_size)
         for t in range(6):
             core = core * ~batch.first[t][:, None]

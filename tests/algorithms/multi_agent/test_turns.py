@@ -13,7 +13,7 @@ from oracles.turns import games, lambda_return, learnt, turns_of
 
 from rltrain.algorithms import algorithm_class, settings_class
 from rltrain.algorithms.functions.returns import gae, vtrace
-from rltrain.algorithms.multi_agent.independent import OWN, Independent, seats
+from rltrain.algorithms.multi_agent.independent import OWN, Independent, group_views
 from rltrain.rollout.types import Trajectory, discounts, traces
 
 SPEC = replace(team_spec(THREE, TWO, told=False), turns=True)
@@ -21,11 +21,11 @@ GAMMA, LAM = 0.9, 0.8
 
 
 def own(batch: Trajectory, number: int) -> tuple[Trajectory, torch.Tensor, Any]:
-    """A group's own turns, a value [K+1, B'] of what it sees there, and its seat."""
-    seat = seats(SPEC)[number]
-    alone = seat.alone(batch, slice(0, 0), f"{number}/")
-    seen = alone.obs[OWN] if seat.count > 1 else alone.obs
-    return alone, seen.sum(-1), seat
+    """A group's own turns, a value [K+1, B'] of what it sees there, and its view."""
+    view = group_views(SPEC)[number]
+    alone = view.unrolls(batch, slice(0, 0), f"{number}/")
+    seen = alone.obs[OWN] if view.count > 1 else alone.obs
+    return alone, seen.sum(-1), view
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -33,16 +33,16 @@ def test_targets_are_those_of_an_agents_own_turns(seed: int) -> None:
     batch = games(SPEC, seed)
     found = 0
     for number in range(2):
-        alone, value, seat = own(batch, number)
+        alone, value, view = own(batch, number)
         discount, trace = discounts(alone, GAMMA), traces(alone, LAM)
         advantage = gae(alone.reward, value, discount, trace)
         target = vtrace(torch.zeros_like(advantage), alone.reward, value, discount, trace, alone.valid).target
         for b in range(4):
-            for i in range(seat.count):
-                column, n = b * seat.count + i, seat.agents.start + i
+            for i in range(view.count):
+                column, n = b * view.count + i, view.part.agents.start + i
                 turns = learnt(turns_of(batch, b, n), int(batch.num_rows[b]), 3)
                 rows = alone.valid[:, column].nonzero().flatten().tolist()
-                saw = batch.obs[seat.group.name][:, b, i].sum(-1).numpy()
+                saw = batch.obs[view.group.name][:, b, i].sum(-1).numpy()
                 assert len(rows) == len(turns)
                 for k, turn in zip(rows, turns, strict=True):
                     expected = lambda_return(turn, saw, GAMMA, LAM, turns)
@@ -71,12 +71,12 @@ def test_whether_a_turn_is_learnt_from_does_not_hang_on_what_came_of_it(seed: in
     """Turns go round here, so that the next is at most three rows away: all are known but those of the last two."""
     batch = games(SPEC, seed)
     for number in range(2):
-        alone, _, seat = own(batch, number)
+        alone, _, view = own(batch, number)
         for b in range(4):
-            for i in range(seat.count):
-                turns = turns_of(batch, b, seat.agents.start + i)
+            for i in range(view.count):
+                turns = turns_of(batch, b, view.part.agents.start + i)
                 early = [turn for turn in turns if turn.row <= int(batch.num_rows[b]) - 3]
-                assert int(alone.valid[:, b * seat.count + i].sum()) == len(early)
+                assert int(alone.valid[:, b * view.count + i].sum()) == len(early)
 
 
 def learner(algo: str, **settings: Any) -> Independent:
@@ -132,9 +132,9 @@ def test_running_returns_are_those_of_turns(seed: int) -> None:
     algorithm.observe(two)
 
     for number, inner in enumerate(algorithm.inner):
-        seat, returns = algorithm.seats[number], list[float]()
+        view, returns = algorithm.views[number], list[float]()
         for b in range(4):
-            for n in range(seat.agents.start, seat.agents.stop):
+            for n in range(view.part.agents.start, view.part.agents.stop):
                 running(two, b, n, running(one, b, n, 0.0, returns), returns)
         scale = inner.policy.return_scale
         assert int(scale.count) == len(returns)
@@ -146,8 +146,8 @@ def test_the_learner_sees_what_acted(algo: str) -> None:
     """In a real game: every legal move of every seat, at its own turn, with the probability that it was taken with."""
     bench = Bench(algo, "tic-tac-toe", streams=3, unroll=20, widths=(8,))
     unrolls = bench.collect()
-    seat = bench.algorithm.seats[0]
-    alone = seat.alone(unrolls, slice(0, 0), "")
+    view = bench.algorithm.views[0]
+    alone = view.unrolls(unrolls, slice(0, 0), "")
     dist, _ = bench.algorithm.inner[0].policy.forward(
         {name: x[:-1] for name, x in alone.obs.items()}, alone.action_mask[:-1]
     )
