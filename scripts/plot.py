@@ -1,8 +1,8 @@
-"""Learning curves and the README's table of results, from configs/results.
+"""What the docs take from configs/results: pictures of learning curves, tables of results, tables of settings.
 
 python scripts/plot.py picture ppo CartPole-v1 docs/cartpole.png
-python scripts/plot.py picture ppo CartPole-v1 docs/overlap.png --beside overlap
-python scripts/plot.py table
+python scripts/plot.py picture ppo CartPole-v1 docs/overlap.png --second overlap
+python scripts/plot.py tables
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "configs" / "results"
-BEGIN, END = "<!-- results: made by scripts/plot.py table -->", "<!-- end of results -->"
+PAGES = [ROOT / "docs" / "results.md", *sorted((ROOT / "docs" / "algorithms").glob("*.md"))]
 
 
 def results() -> list[dict[str, Any]]:
@@ -24,17 +24,17 @@ def results() -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*/*.json"))]
 
 
-def table(found: list[dict[str, Any]]) -> str:
-    """The results as Markdown, each with its command."""
+def table(shown: list[dict[str, Any]]) -> str:
+    """Results as a Markdown table, each with its command."""
     lines = [
         "| algorithm | environment | return of each seed | bar | passed | steps | seconds | commit | command |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for result in found:
+    for result in shown:
         seeds, bar = result["seeds"], result["bar"]
         kind = "training" if bar is not None and bar["metric"] == "train" else "greedy"
         cells = [
-            f"{result['algo']}, {result['as']}" if result.get("as") else result["algo"],
+            title(result),
             result["env"],
             f"{', '.join(number(seed['measured']) for seed in seeds)} ({kind})",
             "" if bar is None else number(bar["return"]),
@@ -48,37 +48,68 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def title(result: dict[str, Any]) -> str:
+    """The algorithm, and the name of the result where an algorithm has several on one environment."""
+    return f"{result['algo']}, {result['as']}" if result.get("as") else str(result["algo"])
+
+
 def number(value: float) -> str:
-    """A return as short as it can be read."""
+    """A return with as many digits as a reader needs."""
     return f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
 
 
-def put(text: str, between: str) -> str:
-    """`text` with what stands between the markers replaced."""
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.S)
-    if not pattern.search(text):
-        raise SystemExit(f"plot: README.md has no line {BEGIN!r}")
-    return pattern.sub(lambda _: f"{BEGIN}\n{between}\n{END}", text)
+def settings(algo: str, names: list[str]) -> str:
+    """Default and meaning of an algorithm's settings as a Markdown table."""
+    from rltrain.algorithms import settings_class
+
+    fields = settings_class(algo).model_fields
+    lines = ["| flag | default | meaning |", "| --- | --- | --- |"]
+    for name in names:
+        field = fields[name]
+        lines.append(f"| `--{name.replace('_', '-')}` | {default(field.default)} | {field.description} |")
+    return "\n".join(lines)
 
 
-def picture(found: list[dict[str, Any]], file: Path) -> None:
-    """A result's evaluations of each seed over steps, and the bar; of several results one panel each."""
+def default(value: Any) -> str:
+    """A default as a flag takes it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}".replace("e-0", "e-")
+    return "none" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def filled(file: Path, text: str) -> str:
+    """The text of a page with new generated parts: those from `<!-- results -->` or `<!-- settings: NAMES -->` to
+    `<!-- end -->`."""
+
+    def part(match: re.Match[str]) -> str:
+        head, kind, names = match[1], match[2], (match[3] or "").split()
+        shown = [result for result in results() if file.stem in ("results", result["algo"])]
+        return f"{head}\n{table(shown) if kind == 'results' else settings(file.stem, names)}\n<!-- end -->"
+
+    return re.sub(r"(<!-- (results|settings)(?:: ([\w ]+))? -->)\n.*?<!-- end -->", part, text, flags=re.S)
+
+
+def picture(shown: list[dict[str, Any]], file: Path) -> None:
+    """The evaluations of each seed over steps, and the bar. Several results get one panel each."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(
-        1, len(found), figsize=(2 + 5 * len(found), 3.6), dpi=120, sharex=True, sharey=True, squeeze=False
+        1, len(shown), figsize=(2 + 5 * len(shown), 3.6), dpi=100, sharex=True, sharey=True, squeeze=False
     )
-    for axes, result in zip(panels[0], found, strict=True):
+    for axes, result in zip(panels[0], shown, strict=True):
         for seed in result["seeds"]:
             steps, returns = zip(*seed["curve"], strict=True)
             axes.plot(steps, returns, linewidth=1.2, label=f"seed {seed['seed']}")
         if result["bar"] is not None:
             axes.axhline(result["bar"]["return"], color="gray", linestyle=":", label=f"bar {result['bar']['return']}")
-        name = f"{result['algo']}, {result['as']}" if result.get("as") else result["algo"]
-        axes.set(xlabel="environment steps", title=f"{name} on {result['env']}, commit {result['commit']}")
+        axes.set(xlabel="environment steps", title=f"{title(result)} on {result['env']}, commit {result['commit']}")
         axes.title.set_fontsize(10)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.legend(loc="lower right", fontsize=8)
@@ -96,20 +127,20 @@ def main() -> int:
     one.add_argument("env")
     one.add_argument("file", type=Path)
     one.add_argument("--as", dest="name", help="of a result that has a name of its own")
-    one.add_argument("--beside", help="the name of a second result, shown in a panel beside it")
-    what.add_parser("table", help="writes the table of results into README.md")
+    one.add_argument("--second", help="the name of a second result, shown in a panel next to it")
+    what.add_parser("tables", help="writes the tables of docs/results.md and docs/algorithms/")
     args = parser.parse_args()
-    if args.what == "table":
-        readme = ROOT / "README.md"
-        readme.write_text(put(readme.read_text(), table(results())))
+    if args.what == "tables":
+        for file in PAGES:
+            file.write_text(filled(file, file.read_text()))
         return 0
-    named = [args.name] if args.optional_fields is None else [args.name, args.optional_fields]
-    kept = {(result["algo"], result["env"], result.get("as")): result for result in results()}
-    missing = [name for name in named if (args.algo, args.env, name) not in kept]
+    names = [args.name] if args.second is None else [args.name, args.second]
+    by_name = {(result["algo"], result["env"], result.get("as")): result for result in results()}
+    missing = [name for name in names if (args.algo, args.env, name) not in by_name]
     if missing:
         ending = "" if missing[0] is None else f" --as {missing[0]}"
         raise SystemExit(f"plot: no result yet; make it with scripts/reproduce {args.algo} {args.env}{ending}")
-    picture([kept[args.algo, args.env, name] for name in named], args.file)
+    picture([by_name[args.algo, args.env, name] for name in names], args.file)
     return 0
 
 

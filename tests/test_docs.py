@@ -22,7 +22,8 @@ from rltrain.algorithms import for_several, names, settings_class
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-OTHERS = {"--logdir", "--resources", "--scheduler-file"}  # flags of other people's commands
+ALGORITHM_PAGES = sorted((ROOT / "docs" / "algorithms").glob("*.md"))
+OTHERS = {"--env-id", "--logdir", "--num-envs", "--resources", "--save-model", "--scheduler-file"}  # of other programs
 COMMANDS = {"rltrain": "main", "rleval": "main_eval"}
 
 page = pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
@@ -194,9 +195,9 @@ ONLY = {"warmup": 580, "max_lag": 50}  # for those algorithms that have them
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Every name that runs of on-policy and off-policy algorithms write."""
-    found: set[str] = set()
+def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """The names that a run of each algorithm writes."""
+    written: dict[str, set[str]] = {}
     worlds = {"td3": "probe:box", "ddpg": "probe:box", "mappo": "tic-tac-toe"}
     for algo in names():
         result = rltrain.train(
@@ -217,18 +218,29 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
             out=str(tmp_path_factory.mktemp("runs")),
         )
         lines = (result.run / "metrics.jsonl").read_text().splitlines()
-        named = {name for line in lines for name in json.loads(line)} - {"step", "seconds"}
-        found |= {name for name in named if "_agents/" not in name}  # whose second half is an agent's
-    return found
+        keys = {name for line in lines for name in json.loads(line)} - {"step", "seconds"}
+        written[algo] = {name for name in keys if "_agents/" not in name}  # its second half is the name of an agent
+    return written
 
 
 def documented() -> list[str]:
     return re.findall(r"^\| `(\w+/\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.M)
 
 
-def test_the_metrics_page_lists_what_is_logged(logged: set[str]) -> None:
+def test_the_metrics_page_lists_what_is_logged(logged: dict[str, set[str]]) -> None:
     assert len(documented()) == len(set(documented()))
-    assert set(documented()) == logged
+    assert set(documented()) == set.union(*logged.values())
+
+
+OF_THE_PLATFORM = {"learner/policy_lag", "learner/exchange_seconds", "learner/skipped"}
+
+
+@pytest.mark.parametrize("file", ALGORITHM_PAGES, ids=lambda file: file.name)
+def test_the_page_of_an_algorithm_lists_its_metrics(file: Path, logged: dict[str, set[str]]) -> None:
+    listed = set(re.findall(r"`(learner/\w+)`", file.read_text()))
+    written = {name for name in logged[file.stem] if name.startswith("learner/")}
+
+    assert listed - OF_THE_PLATFORM == written - OF_THE_PLATFORM
 
 
 def test_names_of_metrics_in_the_source_are_on_their_page() -> None:
@@ -246,10 +258,52 @@ def script(name: str) -> ModuleType:
     return module
 
 
-def test_the_table_of_results_is_made_from_their_files() -> None:
-    plot, readme = script("plot"), (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("file", ALGORITHM_PAGES + [ROOT / "docs" / "results.md"], ids=lambda file: file.name)
+def test_tables_are_made_from_results_and_settings(file: Path) -> None:
+    assert script("plot").filled(file, file.read_text()) == file.read_text(), "run: python scripts/plot.py tables"
 
-    assert plot.put(readme, plot.table(plot.results())) == readme, "run: python scripts/plot.py table"
+
+def test_every_algorithm_has_a_page_with_the_same_parts() -> None:
+    parts = ["Equations", "Deviations from the paper", "Important settings", "Metrics", "Results"]
+
+    assert [file.stem for file in ALGORITHM_PAGES] == names()
+    for file in ALGORITHM_PAGES:
+        text = file.read_text()
+        assert re.findall("^## (.*)$", text, re.M) == parts
+        assert f"]({file.stem}.png)" in text
+        assert f"rltrain --algo {file.stem} " in text
+        assert "<!-- settings: " in text
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, new = set(), {ROOT / "README.md"}
+    while new:
+        reached |= new
+        links = {(page, link) for page in new for link in re.findall(r"\]\(([\w./-]+\.md)\)", page.read_text())}
+        new = {(page.parent / link).resolve() for page, link in links} - reached
+    assert set(PAGES) <= reached
+
+
+def test_ratios_in_the_readme_are_measured() -> None:
+    """Each is a median of docs/benchmarks.md, rounded."""
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    medians = [float(number) for number in re.findall(r"^\| [^|\n]* / [^|\n]* \| ([\d.]+) \|", text, re.M)]
+    claimed = re.findall(r"^  \| [^|]+ \| [^|]+ \| ([\d.; ]+) \|$", (ROOT / "README.md").read_text(), re.M)
+
+    assert claimed
+    for number in ";".join(claimed).split(";"):
+        digits = len(number.strip().partition(".")[2])
+        assert float(number) in {round(median, digits) for median in medians}, number
+
+
+def test_our_names_in_the_table_of_other_libraries_names_are_settings() -> None:
+    text = (ROOT / "docs" / "coming-from.md").read_text().partition("## Settings")[2]
+    cells = [cell.partition(":")[0] for cell in re.findall(r"\| ([^|\n]*) \|$", text, re.M)][2:]
+    ours = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    fields = set(rltrain.RunConfig.model_fields).union(*(settings_class(algo).model_fields for algo in names()))
+
+    assert len(ours) > 25
+    assert ours <= fields
 
 
 def test_a_result_says_what_it_was_made_with() -> None:
