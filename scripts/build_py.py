@@ -1,4 +1,4 @@
-"""Part of the build: puts the tuned settings of configs/ into the wheel, as rltrain/configs. Called by setuptools."""
+"""A build step of setuptools: copies the tuned settings of configs/ into the wheel, as rltrain/configs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def presets() -> list[Path]:
 
 
 class BuildPy(build_py):
-    """`build_py` that also copies configs/. An editable install reads them where they are."""
+    """`build_py` that also copies configs/, except for an editable install, which reads them in place."""
 
     def run(self) -> None:
         super().run()
@@ -27,7 +27,7 @@ class BuildPy(build_py):
             shutil.copyfile(file, target)
 
     def get_source_files(self) -> list[str]:
-        """What a source distribution must hold, this file and the settings included."""
+        """The files of a source distribution, including this file and the settings."""
         extra = [Path(__file__).resolve(), *presets()]
         return super().get_source_files() + [str(file.relative_to(ROOT)) for file in extra]
 

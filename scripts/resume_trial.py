@@ -1,4 +1,4 @@
-"""Kills a run at moments spread over it, one of them inside the writing of a checkpoint, and resumes it each time.
+"""Kills a run several times, once while it writes a checkpoint, and resumes it each time.
 
 scripts/resume_trial --env CartPole-v1 --kills 10 [more flags of rltrain]; exit status 0 if the fingerprints are equal.
 """
@@ -18,19 +18,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-# rltrain, in a process group of its own, that dies half-way through the n-th file it writes into a checkpoint.
+# rltrain in its own process group; it is killed after half of the n-th file that it writes for a checkpoint.
 DYING = """
 import os, signal, sys
-from rltrain import checkpoint, cli
+from rltrain import cli
+from rltrain.storage import files
 n = int(sys.argv.pop(1))
-def write(path, data, real=checkpoint._write):
+def write(path, data, real=files.write_file):
     global n
-    n -= 1
-    if n == 0:
+    n -= "checkpoints" in path.parts
+    if n == 0 and "checkpoints" in path.parts:
         path.write_bytes(data[: len(data) // 2])
         os.killpg(0, signal.SIGKILL)
     real(path, data)
-checkpoint._write = write
+files.write_file = write
 sys.exit(cli.main())
 """
 
@@ -45,8 +46,8 @@ def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
     text, _ = process.communicate()
     if process.returncode != 0:
         sys.exit(f"resume_trial: exit status {process.returncode}")
-    found: dict[str, Any] = json.loads(text.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(text.splitlines()[-1])
+    return result
 
 
 def step_of(out: Path) -> int:
@@ -65,19 +66,22 @@ def main() -> int:
     argv = ["--algo", given.algo, "--env", given.env, "--steps", given.steps, "--checkpoint-every", every, *more]
 
     with tempfile.TemporaryDirectory() as folder:
-        whole = finished(start([*argv, "--out", f"{folder}/whole"]))
-        print(f"uninterrupted: {whole['steps']:,} steps, {whole['seconds']:.1f} s, {whole['fingerprint']}", flush=True)
-        print(f"{'kill':>4}  {'after':>7}  {'when':<24}  goes on from", flush=True)
-        speed, chance = whole["steps_per_second"], random.Random(0)
+        complete = finished(start([*argv, "--out", f"{folder}/complete"]))
+        print(
+            f"uninterrupted: {complete['steps']:,} steps, {complete['seconds']:.1f} s, {complete['fingerprint']}",
+            flush=True,
+        )
+        print(f"{'kill':>4}  {'after':>7}  {'when':<24}  resumes from", flush=True)
+        speed, chance = complete["steps_per_second"], random.Random(0)
         words, run = [*argv, "--out", f"{folder}/cut"], None
         for kill in range(1, given.kills + 1):
-            inside = kill == given.kills // 2 + 1
+            in_checkpoint = kill == given.kills // 2 + 1
             began = time.monotonic()
-            process = start(words, write=5 if inside else 0, out=1)
+            process = start(words, write=5 if in_checkpoint else 0, out=1)
             goal = kill * float(given.steps) / (given.kills + 1)
-            while process.poll() is None and (inside or step_of(Path(folder, "cut")) < goal):
+            while process.poll() is None and (in_checkpoint or step_of(Path(folder, "cut")) < goal):
                 time.sleep(0.01)
-            if not inside:  # somewhere before the next checkpoint
+            if not in_checkpoint:  # at a random time before the next checkpoint
                 time.sleep(chance.uniform(0.0, float(every) / speed))
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
@@ -87,13 +91,19 @@ def main() -> int:
             if run is None:
                 (run,) = Path(folder, "cut").iterdir()
             words = ["--resume", str(run)]
-            when = "inside a checkpoint" if inside else "while it runs" if status == -9 else f"ended, status {status}"
+            when = (
+                "inside a checkpoint"
+                if in_checkpoint
+                else "while running"
+                if status == -9
+                else f"ended, status {status}"
+            )
             print(
                 f"{kill:>4}  {time.monotonic() - began:>5.1f} s  {when:<24}  step {step_of(run.parent):,}", flush=True
             )
         cut = finished(start(words))
         print(f"killed {given.kills} times:  {cut['steps']:,} steps, {cut['fingerprint']}", flush=True)
-        equal = cut["fingerprint"] == whole["fingerprint"]
+        equal = cut["fingerprint"] == complete["fingerprint"]
         print("equal" if equal else "DIFFERENT")
         return 0 if equal else 1
 

@@ -1,4 +1,4 @@
-"""Tuned settings: configs/<algo>/<env>.toml, in the repository or inside the installed package."""
+"""Finds tuned settings: configs/<algo>/<env>.toml, in the repository or in the installed package."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def folders() -> list[Path]:
 
 
 def file_name(env: str) -> str:
-    """`ALE/Pong-v5` is tuned in `ALE-Pong-v5.toml`: a name without / and :."""
+    """The name of an environment's file: `ALE/Pong-v5` has `ALE-Pong-v5.toml`."""
     return env.replace("/", "-").replace(":", "-") + ".toml"
 
 
 def find(algo: str, env: str) -> Path | None:
-    """The file tuned for this algorithm and environment, or for all environments of its family, or None.
+    """The file for this algorithm and environment, or None.
 
-    `ALE.toml` is for every `ALE/...` and `atari:...` that has no file of its own.
+    `ALE.toml` is for all `ALE/...` and `atari:...` without their own file.
     """
     names = [file_name(env)] + (["ALE.toml"] if env.startswith(("ALE/", "atari:")) else [])
     for name in names:
@@ -32,5 +32,5 @@ def find(algo: str, env: str) -> Path | None:
 
 
 def shown(file: Path) -> str:
-    """The name a person knows it by: configs/<algo>/<env>.toml."""
+    """The name of the file in messages: configs/<algo>/<env>.toml."""
     return "/".join(("configs", file.parent.name, file.name))

@@ -1,4 +1,4 @@
-"""A TOML file of settings: each value with the line that it stands in."""
+"""Reads a TOML file of settings: each value with its line."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from rltrain import algorithms
 from rltrain.config.messages import unknown
 from rltrain.errors import ConfigError
 
-# Tables that are no algorithm's settings.
+# Tables that are settings of the run; others have the settings of an algorithm.
 TABLES = ("env_args", "share")
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value and where it came from, as an error names it."""
+    """A value and its origin, as error messages name it: a flag, a keyword or a line of a file."""
 
     value: Any
     origin: str
 
 
 def read(file: Path, name: str) -> dict[str, Given]:
-    """A TOML file as `key` and `table.key`, each with its line. `name` is what errors call the file."""
+    """The values of a TOML file by `key` or `table.key`; error messages call the file `name`."""
     try:
         text = file.read_text()
         tables = tomllib.loads(text)
@@ -33,7 +33,7 @@ def read(file: Path, name: str) -> dict[str, Given]:
         raise ConfigError(f"{name}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: is not TOML: {error}") from None
-    found: dict[str, Given] = {}
+    values: dict[str, Given] = {}
     for key, value in tables.items():
         if isinstance(value, dict) and key not in TABLES:
             if key not in algorithms.names():
@@ -41,14 +41,14 @@ def read(file: Path, name: str) -> dict[str, Given]:
                     f"{name}, line {line_of(text, '', key)}: {unknown('table', key, algorithms.names(), '[{}]'.format)}"
                 )
             for inner, item in value.items():
-                found[f"{key}.{inner}"] = Given(item, f"{name}, line {line_of(text, key, inner)}")
+                values[f"{key}.{inner}"] = Given(item, f"{name}, line {line_of(text, key, inner)}")
         else:
-            found[key] = Given(value, f"{name}, line {line_of(text, '', key)}")
-    return found
+            values[key] = Given(value, f"{name}, line {line_of(text, '', key)}")
+    return values
 
 
 def line_of(text: str, table: str, key: str) -> int:
-    """The line of a TOML text that sets `key` of `table`, or that opens the table `key`; 1 where it is not seen."""
+    """The number of the line that sets `key` of `table`, or opens the table `key`; 1 if there is no such line."""
     current = ""
     for number, line in enumerate(text.splitlines(), 1):
         header = re.match(r"\s*\[+\s*([^\]]+?)\s*\]", line)

@@ -1,6 +1,6 @@
-"""What a person sees of a run: one live line on a terminal, now and then a plain line elsewhere.
+"""The console output of a run: a live line on a terminal, occasional plain lines elsewhere.
 
-Who reads may leave (`rltrain ... | head -1`): from then on nothing is printed, and the run goes on.
+If the reader closes the pipe (`rltrain ... | head -1`), nothing more is printed and the run continues.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 EVERY_SECONDS = 5.0  # between two plain lines
-EVERY_SHARE = 0.1  # of the run, between two plain lines
-REFRESH = 0.1  # seconds between two looks of the live line
+EVERY_SHARE = 0.1  # share of the run between two plain lines
+REFRESH = 0.1  # seconds between two updates of the live line
 
 
 class Console:
-    """Prints to stdout, or to stderr where stdout belongs to the JSON line.
+    """Prints to stdout, or to stderr if stdout is for the JSON line.
 
     Args:
-        json:   stdout is for one JSON object; everything here goes to stderr.
-        quiet:  nothing is printed; the result comes from the command itself.
-        stream: where to print instead.
+        json:   stdout is for one JSON object: print to stderr.
+        quiet:  print nothing; the command itself prints the result.
+        stream: a stream to use instead.
     """
 
     def __init__(self, json: bool = False, quiet: bool = False, stream: TextIO | None = None) -> None:
         self.stream = stream if stream is not None else sys.stderr if json else sys.stdout
         self.quiet = quiet
-        self._live: Any = None  # rich.live.Live, imported when a terminal is there
+        self._live: Any = None  # rich.live.Live, imported for a terminal only
         self._terminal = not quiet and self.stream.isatty()
         self._last_time = -float("inf")
-        self._tenth = 0  # of EVERY_SHARE, printed so far
+        self._tenth = 0  # number of EVERY_SHARE at the last plain line
 
     def start(self, config: Any, preset: str | None = None, notes: Sequence[str] = ()) -> None:
-        """Says what begins: one line, the preset that is used, and notes."""
+        """Prints one line about the run, the preset in use, and notes."""
         who = f"{config.workers} actors" if config.workers > 1 else "1 actor"
         who += f", {config.learners} learners" if config.learners > 1 else ""
         where = f"{who}, {config.backend}" if config.workers else "in this process"
@@ -51,7 +51,7 @@ class Console:
             self.note(text)
 
     def update(self, now: Mapping[str, Any]) -> None:
-        """Shows progress: steps, total, steps_per_second, seconds_left, train_return, eval_return, restarts."""
+        """Prints progress: steps, total, steps_per_second, seconds_left, train_return, eval_return, restarts."""
         if self.quiet:
             return
         clock = time.monotonic()
@@ -69,12 +69,12 @@ class Console:
             self._print(progress_line(now))
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a permanent line."""
         if not self.quiet:
             self._print(text)
 
     def finish(self, text: str) -> None:
-        """Ends the live line; `text` stays."""
+        """Ends the live line and prints `text`."""
         if self._live is not None:
             try:
                 self._live.stop()
@@ -90,7 +90,7 @@ class Console:
         from rich.text import Text
 
         if self._live is None:
-            # No refreshing thread: processes are started while the line is shown.
+            # Without a refreshing thread, since processes are forked while the line is shown.
             self._live = Live(console=Terminal(file=self.stream), auto_refresh=False, transient=True)
             self._live.start()
         self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
@@ -105,13 +105,13 @@ class Console:
             self._mute()
 
     def _mute(self) -> None:
-        """Nobody reads any more."""
+        """The reader has closed the pipe."""
         self.quiet, self._live = True, None
         hush(self.stream)
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """One line to stdout or `stream`, if somebody still reads there."""
+    """Prints one line to stdout or `stream`; nothing if the reader has closed it."""
     stream = sys.stdout if stream is None else stream
     try:
         print(text, file=stream, flush=True)
@@ -120,15 +120,15 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def hush(stream: TextIO) -> None:
-    """Let a stream whose reader has left lead nowhere, so that Python can flush it at its end without noise."""
+    """Redirects a closed stream to the null device, so that Python can flush it at exit without an error."""
     with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def progress_line(now: Mapping[str, Any]) -> str:
-    """One line of progress; what is not known yet is left out."""
+    """One line of progress, without the values that are not known yet."""
     steps, total = int(now["steps"]), max(int(now["total"]), 1)
     parts = [f"{steps:,} / {total:,} steps", f"{min(steps / total, 1.0):4.0%}"]
     if now.get("steps_per_second"):

@@ -1,4 +1,4 @@
-"""Numbers of a run: metrics.jsonl and TensorBoard events, one line per call. Names stand in docs/metrics.md."""
+"""The metrics of a run: metrics.jsonl and TensorBoard events. docs/metrics.md explains the names."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from rltrain.storage.files import replace_file, writing
 
 FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
-WINDOW = 100  # episodes that running means look at
+WINDOW = 100  # episodes in running means
 
 
 class Metrics:
-    """Writes into a run's folder. A resumed run's lines after `start_step` are cut off first.
+    """Writes the metrics of a run. Lines after `start_step` of a resumed run are removed first.
 
     Args:
         folder:     the run's folder.
-        start_step: the step the run goes on from; 0 for a new one.
+        start_step: the step at which the run resumes; 0 for a new run.
     """
 
     def __init__(self, folder: Path, start_step: int = 0) -> None:
@@ -33,15 +33,15 @@ class Metrics:
         self._begin = time.monotonic()
         with writing(self.folder / FILE):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._before = cut_back(self.folder / FILE, start_step)  # seconds that earlier parts of the run took
+            self._before = cut_back(self.folder / FILE, start_step)  # seconds of the run before it was resumed
             self._file = (self.folder / FILE).open("a", encoding="utf-8")
-        self._events: Any = None  # SummaryWriter, imported at the first line
+        self._events: Any = None  # SummaryWriter, imported for the first line
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """One line at `step`. Numbers that are not finite are written as null, and not at all as events.
+        """Writes one line. A value that is not finite is null in the line, and no event.
 
         Raises:
-            RunFailed: the disk is full, or the like.
+            RunFailed: the file cannot be written, for example because the disk is full.
         """
         seconds = round(self._before + time.monotonic() - self._begin, 3)
         plain = {name: float(value) for name, value in values.items()}
@@ -57,7 +57,7 @@ class Metrics:
                     self._events.add_scalar(name, value, int(step))
 
     def flush(self) -> None:
-        """Everything logged so far is on its way to the disk when this returns."""
+        """Passes everything logged so far to the operating system."""
         with writing(self.folder / FILE):
             self._file.flush()
         if self._events is not None:
@@ -65,7 +65,7 @@ class Metrics:
                 self._events.flush()
 
     def close(self) -> None:
-        """No more lines. Says nothing of a full disk: a run that needs to know has asked `flush`."""
+        """Closes the files. Ignores a full disk: `flush` has reported it."""
         with contextlib.suppress(OSError):
             self._file.close()
         if self._events is not None:
@@ -76,16 +76,16 @@ class Metrics:
     def _open_events(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = self.start_step + 1 if self._resumed else None  # TensorBoard drops what was logged after the cut
+        purge = self.start_step + 1 if self._resumed else None  # TensorBoard drops the events after the cut
         return SummaryWriter(log_dir=str(self.folder / EVENTS), purge_step=purge)
 
 
 class Window:
-    """Means over the last 100 episodes."""
+    """The last episodes and their means."""
 
     def __init__(self, size: int = WINDOW) -> None:
         self.episodes: deque[Episode] = deque(maxlen=size)
-        self.count = 0  # episodes finished in all
+        self.count = 0  # finished episodes of the run
 
     def add(self, episodes: Iterable[Episode]) -> None:
         for episode in episodes:
@@ -94,7 +94,7 @@ class Window:
 
     @property
     def return_mean(self) -> float | None:
-        """None before the first episode has ended."""
+        """Mean undiscounted return; None without episodes."""
         return sum(e.ret for e in self.episodes) / len(self.episodes) if self.episodes else None
 
     @property
@@ -114,13 +114,12 @@ class Window:
 
 
 def cut_back(file: Path, step: int) -> float:
-    """Keeps the lines before the first that lies after `step`, or that was not written to its end.
+    """Removes the first line with a later step than `step`, or that is incomplete, and all lines after it.
 
-    What follows that line was written after the checkpoint at `step`, evaluations of earlier steps included: those
-    are run again.
+    These were written after the checkpoint at `step`. Evaluations of earlier steps among them are run again.
 
     Returns:
-        The seconds of the last line that is kept, 0 where there is none.
+        The seconds of the last line that is left, or 0.
     """
     if not file.exists():
         return 0.0

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: a line of metrics, the line on the console, and where the time went."""
+"""Progress of a run: the metrics line, the console line and the shares of time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rltrain.reporting.metrics import Metrics, Window
 from rltrain.rollout.scheduler import Rollout
 from rltrain.setup.offline import OfflineRollout
 
-LOG_SECONDS = 1.0  # between two lines of metrics, evaluations apart
+LOG_SECONDS = 1.0  # between two lines of metrics, except at evaluations
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Result:
 
 
 class Report:
-    """Its clock begins when it is made.
+    """Reports progress. Its clock starts when it is made.
 
     Args:
-        total: steps of the whole run.
-        steps: that were made before the clock began.
+        total: steps of the entire run.
+        steps: steps before the clock started.
     """
 
     def __init__(self, total: int, steps: int, metrics: Metrics, console: Console) -> None:
@@ -48,11 +48,11 @@ class Report:
 
     @property
     def due(self) -> bool:
-        """Whether the next line is."""
+        """True if the next line is due."""
         return time.monotonic() - self._logged >= LOG_SECONDS
 
     def speed(self, steps: int) -> float:
-        """Steps per second since the clock began."""
+        """Steps per second since the clock started."""
         return (steps - self._start) / max(time.monotonic() - self._began, 1e-9)
 
     def log(
@@ -64,7 +64,7 @@ class Report:
         restarts: int,
         more: Mapping[str, float],
     ) -> None:
-        """Write both lines."""
+        """Writes the metrics line and the console line."""
         steps, speed = rollout.steps, self.speed(rollout.steps)
         values = learner.metrics() | rollout.metrics()
         values |= {"rollout/steps_per_second": speed, "rollout/restarts": float(restarts)}
@@ -88,7 +88,7 @@ class Report:
         )
 
     def shares(self, learner: Learner, rollout: Rollout | OfflineRollout) -> str:
-        """Where the time went."""
+        """The shares of time of acting and learning, for a person."""
         text = ", ".join(f"{name} {share:.0%}" for name, share in self._times(learner, rollout).items())
         return f"time: {text}; actors waited {rollout.waited:.0%} of theirs"
 

@@ -1,4 +1,4 @@
-"""Whether a replay fits into memory or on the disk, found out before the run begins."""
+"""Checks before a run starts that its replay fits into memory or on the disk."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def make_sure(needed: int, on_disk: Path | None) -> str:
-    """A line about what a replay of `needed` bytes takes, and of how much.
+    """A line with the size of the replay and the free space.
 
     Args:
-        on_disk: the folder its files would lie in, which need not be there yet; None for memory.
+        needed:  bytes of the full replay.
+        on_disk: the folder of its files, which need not exist yet; None for memory.
 
     Raises:
-        ConfigError: it does not fit; one line with both numbers and what to do.
+        ConfigError: it does not fit; one line with both numbers and the remedy.
     """
     where, have = ("on disk", free_disk(on_disk)) if on_disk is not None else ("in memory", free_memory())
     if have is not None and needed > have:
-        way = "a smaller --capacity" if on_disk is not None else "a smaller --capacity or --replay-on-disk"
+        remedy = "a smaller --capacity" if on_disk is not None else "a smaller --capacity or --replay-on-disk"
         raise ConfigError(
-            f"the replay would take {amount(needed)} {where} when it is full, and {amount(have)} is free; ask for {way}"
+            f"the replay would take {amount(needed)} {where} when it is full, and {amount(have)} is free; "
+            f"ask for {remedy}"
         )
     of = "" if have is None else f" of {amount(have)} free"
     return f"the replay takes {amount(needed)}{of} {where} when it is full, and up to as much in checkpoints on disk"
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes that may be written where `folder` is, or will be."""
+    """Free bytes on the disk of `folder`, which need not exist yet."""
     folder = folder.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -39,9 +41,9 @@ def free_disk(folder: Path) -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes of memory that can be had without swapping; a container's limit counts. None where nobody tells."""
-    found = [bytes_ for bytes_ in (_available(), _group()) if bytes_ is not None]
-    return min(found, default=None)
+    """Bytes of memory that are available without swapping, within a container's limit; None if unknown."""
+    limits = [limit for limit in (_available(), _group()) if limit is not None]
+    return min(limits, default=None)
 
 
 def _available() -> int | None:
@@ -52,13 +54,13 @@ def _available() -> int | None:
     except (OSError, ValueError, IndexError):
         pass
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # of which some is in use; better than nothing
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # an upper bound: part of it is in use
     except (OSError, ValueError, AttributeError):
         return None
 
 
 def _group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What the memory limit of this process's control group leaves, page cache that can be dropped counted as free."""
+    """Bytes left of the memory limit of this process's control group; page cache counts as free. None: no limit."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         if limit == "max":

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a run: the first asks, the second urges, the third ends the process."""
+"""Ctrl-C and SIGTERM: the first asks a run to stop, the second to stop at once, the third ends the process."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """A context. While the run starts a signal ends that (`Stop`); then it only asks, by way of `ask`."""
+    """A context that handles signals. Before `ask` is set a signal raises `Stop`; afterwards it calls `ask`."""
 
     def __init__(self) -> None:
-        self.signum: int | None = None  # the newest one
-        self.ask: Callable[[bool], None] | None = None  # told of each signal, and whether it is not the first
+        self.signum: int | None = None  # of the newest signal
+        self.ask: Callable[[bool], None] | None = None  # called with False at the first signal, then with True
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        with contextlib.suppress(ValueError):  # not the main thread: signals are the caller's
+        with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals
             for number in NUMBERS:
                 self._before[number] = signal.signal(number, self._on)
         return self
@@ -32,7 +32,7 @@ class Signals:
 
     def _on(self, signum: int, _: Any) -> None:
         again, self.signum = self.signum is not None, signum
-        if again:  # a third one is the system's: it ends whatever hangs here, an environment's C code included
+        if again:  # the default handler ends the process at the third, even in C code that hangs
             for number in self._before:
                 signal.signal(number, signal.SIG_DFL)
         if self.ask is not None:
@@ -43,24 +43,24 @@ class Signals:
 
 @contextlib.contextmanager
 def held() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block is done: around the import of torch, whose C++ aborts if it is left."""
-    came: list[int] = []
+    """Delays Ctrl-C and SIGTERM to the end of the block: torch's C++ code aborts if its import is interrupted."""
+    received: list[int] = []
     before: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # not the main thread
         for number in NUMBERS:
-            before[number] = signal.signal(number, lambda which, _: came.append(which))
+            before[number] = signal.signal(number, lambda which, _: received.append(which))
     try:
         yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-    if came:
-        signal.raise_signal(came[0])
+    if received:
+        signal.raise_signal(received[0])
 
 
 @contextlib.contextmanager
 def sigterm_stops() -> Iterator[None]:
-    """SIGTERM raises `Stop`, as Ctrl-C raises KeyboardInterrupt: before a run begins, and around evaluations."""
+    """SIGTERM raises `Stop` in the block, as Ctrl-C raises KeyboardInterrupt."""
 
     def stop(signum: int, _: Any) -> None:
         raise Stop(signum)

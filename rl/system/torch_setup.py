@@ -1,4 +1,4 @@
-"""Torch and the C library in this process, as a run wants them."""
+"""Settings of torch and of the C library for a run: threads, warnings, freed memory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 def keep_memory() -> None:
-    """Have glibc keep what is freed in place of giving it back at once, where glibc is what there is.
+    """Makes glibc keep freed memory instead of returning it to the system. Without glibc it does nothing.
 
-    Learning from images frees and takes the same tens of megabytes in each minibatch; that the pages come anew each
-    time costs it a tenth of its speed.
+    Learning from images allocates and frees tens of megabytes in each minibatch. New pages each time would cost a
+    tenth of the speed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that every glibc takes
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the largest value that every glibc accepts
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch with one thread inside."""
+    """Torch uses one thread in the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -37,6 +37,6 @@ def one_thread() -> Iterator[None]:
 
 
 def quiet_torch(threads: int) -> None:
-    """Torch as a run wants it: a fixed number of threads, no advice on the console."""
+    """A fixed number of threads, and no warnings about read-only arrays."""
     torch.set_num_threads(threads)
     warnings.filterwarnings("ignore", message=".*The given NumPy array is not writable.*")

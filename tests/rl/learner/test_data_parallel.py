@@ -258,7 +258,7 @@ def test_of_three_the_one_that_was_lost_is_named(tmp_path: Path) -> None:
 FAULTY = """
 import rltrain
 from rltrain.algorithms.on_policy.ppo import PPO
-from rltrain.algorithms.settings import PPOConfig
+from rltrain.algorithms.on_policy.settings import PPOConfig
 
 class Mine(PPO):
     def update(self, unrolls, progress):
