@@ -1,4 +1,4 @@
-"""A first look at a new environment: does it do what its spaces say? Each fault is one line with a hint."""
+"""Checks whether an environment behaves as its spaces say; each problem is one line with a hint."""
 
 from __future__ import annotations
 
@@ -7,104 +7,106 @@ import traceback
 from numbers import Real
 from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from rltrain.envs.errors import EnvFault
 from rltrain.envs.source import EnvSource
-from rltrain.envs.spaces import MASK, action_reader, mask_of, random_action, text_keys
+from rltrain.envs.spaces import MASK, action_reader, mask_in_obs, mask_of, random_action, text_keys
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.plain_data import same
 
 
 class Problem(NamedTuple):
-    """What is wrong with an environment, in one line. Fatal: it cannot be trained on."""
+    """One line about an environment. Fatal: it cannot be trained on."""
 
     text: str
     fatal: bool
 
 
-def first_look(source: EnvSource, spec: EnvSpec, seed: int, steps: int = 20, seconds: float = 1.0) -> list[Problem]:
-    """Reset twice and take a few random steps; what is wrong, each thing once.
+def check_env(source: EnvSource, spec: EnvSpec, seed: int, steps: int = 20, seconds: float = 1.0) -> list[Problem]:
+    """Reset twice with the same seed, take random steps for at most `seconds`, and return the problems, each once.
 
     Raises:
         EnvFault: the environment's own code raised; stream -1, and its traceback.
     """
-    found: dict[str, Problem] = {}
+    problems: dict[str, Problem] = {}
 
-    def tell(problem: Problem | None) -> None:
+    def add(problem: Problem | None) -> None:
         if problem is not None:
-            found.setdefault(problem.text, Problem(f"{spec.id}: {problem.text}", problem.fatal))
+            problems.setdefault(problem.text, Problem(f"{spec.id}: {problem.text}", problem.fatal))
+
+    def fatal() -> bool:
+        return any(problem.fatal for problem in problems.values())
 
     env = source.make()
     row = 0
     try:
         end = time.monotonic() + seconds
         first = env.reset(seed=seed)
-        tell(_reset_problem(first))
-        if found:
-            return list(found.values())
+        add(_reset_problem(first))
+        if problems:
+            return list(problems.values())
         before, info = first
-        tell(_obs_problem(env.observation_space, before, "reset returned an observation"))
-        tell(_mask_problem(spec, env.observation_space, before, info))
+        add(_obs_problem(env.observation_space, before, "reset returned an observation"))
+        add(_mask_problem(spec, env.observation_space, before, info))
         before = _copy(before)
         if time.monotonic() < end:
             again = env.reset(seed=seed)
-            tell(_seed_problem(before, again[0]))
+            add(_seed_problem(before, again[0]))
             before, info = again
-        if any(problem.fatal for problem in found.values()):
-            return list(found.values())
+        if fatal():
+            return list(problems.values())
         rng, reader = np.random.default_rng(seed), action_reader(env.action_space, spec.action)
-        in_obs = _mask_in_obs(env.observation_space)
-        for row in range(steps):  # noqa: B007  the fault names it
+        in_obs = mask_in_obs(env.observation_space)
+        for row in range(steps):  # noqa: B007  used in the EnvFault
             if time.monotonic() > end:
                 break
             mask = mask_of(before, info, in_obs) if spec.action_mask else None
-            back = env.step(reader(random_action(rng, spec.action, mask)[None])[0])
-            tell(_step_problem(back))
-            if any(problem.fatal for problem in found.values()):
+            result = env.step(reader(random_action(rng, spec.action, mask)[None])[0])
+            add(_step_problem(result))
+            if fatal():
                 break
-            obs, reward, terminated, truncated, info = back
-            tell(_reward_problem(reward))
-            tell(_obs_problem(env.observation_space, obs, "step returned an observation"))
-            if not (terminated or truncated):  # board games allow nothing in a final observation
-                tell(_mask_problem(spec, env.observation_space, obs, info))
-            if any(problem.fatal for problem in found.values()):
+            obs, reward, terminated, truncated, info = result
+            add(_reward_problem(reward))
+            add(_obs_problem(env.observation_space, obs, "step returned an observation"))
+            if not (terminated or truncated):  # board games have no legal action in a final observation
+                add(_mask_problem(spec, env.observation_space, obs, info))
+            if fatal():
                 break
             before = obs
             if terminated or truncated:
                 before, info = env.reset()
-                tell(_obs_problem(env.observation_space, before, "reset returned an observation"))
-                tell(_mask_problem(spec, env.observation_space, before, info))
-        return list(found.values())
+                add(_obs_problem(env.observation_space, before, "reset returned an observation"))
+                add(_mask_problem(spec, env.observation_space, before, info))
+        return list(problems.values())
     except Exception as error:
         raise EnvFault(-1, seed, row, traceback.format_exc()) from error
     finally:
         env.close()
 
 
-def _reset_problem(back: Any) -> Problem | None:
-    if not (isinstance(back, tuple) and len(back) == 2):
-        return Problem(f"reset returned {_kind(back)}; it must return (observation, info), two values", True)
-    if not isinstance(back[1], dict):
-        return Problem(f"reset returned {_kind(back[1])} as info; it must be a dict, {{}} if there is none", True)
+def _reset_problem(result: Any) -> Problem | None:
+    if not (isinstance(result, tuple) and len(result) == 2):
+        return Problem(f"reset returned {_kind(result)}; it must return (observation, info), two values", True)
+    if not isinstance(result[1], dict):
+        return Problem(f"reset returned {_kind(result[1])} as info; it must be a dict, {{}} if there is none", True)
     return None
 
 
-def _step_problem(back: Any) -> Problem | None:
+def _step_problem(result: Any) -> Problem | None:
     values = "(observation, reward, terminated, truncated, info)"
-    if not isinstance(back, tuple):
-        return Problem(f"step returned {_kind(back)}; it must return {values}", True)
-    if len(back) == 4:
+    if not isinstance(result, tuple):
+        return Problem(f"step returned {_kind(result)}; it must return {values}", True)
+    if len(result) == 4:
         return Problem(f"step returned 4 values as the old gym did; it must return 5: {values}", True)
-    if len(back) != 5:
-        return Problem(f"step returned {len(back)} values; it must return 5: {values}", True)
-    for name, flag in zip(("terminated", "truncated"), back[2:4], strict=True):
+    if len(result) != 5:
+        return Problem(f"step returned {len(result)} values; it must return 5: {values}", True)
+    for name, flag in zip(("terminated", "truncated"), result[2:4], strict=True):
         if not isinstance(flag, bool | np.bool_):
             return Problem(f"{name} is {_kind(flag)}; it must be a bool: wrap it in bool()", False)
-    if not isinstance(back[4], dict):
-        return Problem(f"step returned {_kind(back[4])} as info; it must be a dict, {{}} if there is none", True)
+    if not isinstance(result[4], dict):
+        return Problem(f"step returned {_kind(result[4])} as info; it must be a dict, {{}} if there is none", True)
     return None
 
 
@@ -118,8 +120,8 @@ def _reward_problem(reward: Any) -> Problem | None:
     return None
 
 
-def _seed_problem(one: Any, other: Any) -> Problem | None:
-    if same(one, other):
+def _seed_problem(first: Any, second: Any) -> Problem | None:
+    if same(first, second):
         return None
     return Problem(
         "two resets with the same seed differ, so runs cannot be repeated; "
@@ -128,14 +130,10 @@ def _seed_problem(one: Any, other: Any) -> Problem | None:
     )
 
 
-def _mask_in_obs(space: spaces.Space[Any]) -> bool:
-    return isinstance(space, gymnasium.spaces.Dict) and MASK in space.spaces
-
-
 def _mask_problem(spec: EnvSpec, space: spaces.Space[Any], obs: Any, info: dict[str, Any]) -> Problem | None:
     if not spec.action_mask:
         return None
-    in_obs = _mask_in_obs(space)
+    in_obs = mask_in_obs(space)
     if not in_obs and MASK not in info:
         return Problem(f"info has {MASK!r} at some steps and not at others; it must be in every info", True)
     raw = obs[MASK] if in_obs else info[MASK]
@@ -144,60 +142,60 @@ def _mask_problem(spec: EnvSpec, space: spaces.Space[Any], obs: Any, info: dict[
     if values.shape != (size,):
         return Problem(f"{MASK} has shape {values.shape}; it must be ({size},), one per action of each head", True)
     if values.dtype.kind not in "biu" and not np.isin(values, (0, 1)).all():
-        return Problem(f"{MASK} holds {values.dtype} ; it must hold 1 for legal and 0 for illegal actions", True)
+        return Problem(f"{MASK} holds {values.dtype}; it must hold 1 for legal and 0 for illegal actions", True)
     for head in np.split(values.astype(bool), np.cumsum(spec.action.nvec)[:-1]):
         if not head.any():
             return Problem(f"{MASK} allows no action at all; at least one must be legal until the episode ends", True)
     return None
 
 
-def _obs_problem(space: spaces.Space[Any], obs: Any, what: str, where: str = "") -> Problem | None:
-    """The first thing in which an observation is not of its space, nested spaces included."""
-    said = f"{what}{where} that is"
+def _obs_problem(space: spaces.Space[Any], obs: Any, event: str, where: str = "") -> Problem | None:
+    """The first problem of an observation or, in nested spaces, of a part of it."""
+    what = f"{event}{where} that is"
     if isinstance(space, spaces.Dict):
         if not isinstance(obs, dict):
-            return Problem(f"{said} {_kind(obs)}, but its space is a Dict", True)
+            return Problem(f"{what} {_kind(obs)}, but its space is a Dict", True)
         if set(obs) != set(space.spaces):
-            return Problem(f"{said} a dict of {sorted(obs)}, but its space has {sorted(space.spaces)}", True)
+            return Problem(f"{what} a dict of {sorted(obs)}, but its space has {sorted(space.spaces)}", True)
         text = text_keys(space)
-        kept = {key: child for key, child in space.spaces.items() if key not in text}
-        parts = [_obs_problem(child, obs[key], what, f"{where}[{key!r}]") for key, child in kept.items()]
+        visible = {key: child for key, child in space.spaces.items() if key not in text}
+        parts = [_obs_problem(child, obs[key], event, f"{where}[{key!r}]") for key, child in visible.items()]
         if text and not any(parts):
-            left_out = f"observation{where}[{text[0]!r}] is text, which networks do not see; it is left out"
+            left_out = f"observation{where}[{text[0]!r}] is text, which networks cannot read; it is left out"
             parts.append(Problem(left_out, False))
         return next((part for part in parts if part), None)
     if isinstance(space, spaces.Tuple):
         if not isinstance(obs, tuple) or len(obs) != len(space.spaces):
-            return Problem(f"{said} {_kind(obs)}, but its space is a Tuple of {len(space.spaces)}", True)
-        parts = [_obs_problem(child, obs[i], what, f"{where}[{i}]") for i, child in enumerate(space.spaces)]
+            return Problem(f"{what} {_kind(obs)}, but its space is a Tuple of {len(space.spaces)}", True)
+        parts = [_obs_problem(child, obs[i], event, f"{where}[{i}]") for i, child in enumerate(space.spaces)]
         return next((part for part in parts if part), None)
     try:
         array = np.asarray(obs)
     except ValueError:
-        return Problem(f"{said} {_kind(obs)} of ragged shape, but its space is {space}", True)
+        return Problem(f"{what} {_kind(obs)} of ragged shape, but its space is {space}", True)
     if array.dtype.kind not in "biuf":
-        return Problem(f"{said} {_kind(obs)}, but its space is {space}", True)
+        return Problem(f"{what} {_kind(obs)}, but its space is {space}", True)
     shape = space.shape or ()
     if array.shape != shape:
-        return Problem(f"{said} of shape {array.shape}, but its space says {shape}: change the one or the other", True)
+        return Problem(f"{what} of shape {array.shape}, but its space says {shape}: change the one or the other", True)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        return Problem(f"{said} not finite (nan or inf); look for divisions by 0", True)
+        return Problem(f"{what} not finite (nan or inf); look for divisions by 0", True)
     if not isinstance(space, spaces.Box) and array.dtype.kind not in "biu":
-        return Problem(f"{said} {array.dtype}, but its space is {space}, which holds whole numbers", True)
+        return Problem(f"{what} {array.dtype}, but its space is {space}, which holds whole numbers", True)
     if isinstance(space, spaces.Box):
         outside = (array < space.low) | (array > space.high)
         if outside.any():
             at = tuple(int(i) for i in np.argwhere(outside)[0])
             low, high = space.low[at], space.high[at]
-            return Problem(f"{said} {array[at]} at {list(at)}, outside its space's [{low}, {high}]", False)
+            return Problem(f"{what} {array[at]} at {list(at)}, outside its space's [{low}, {high}]", False)
         if array.dtype != space.dtype:
             fatal = space.dtype in (np.uint8, np.bool_)
-            return Problem(f"{said} {array.dtype}, but its space says {space.dtype}: add .astype({space.dtype})", fatal)
+            return Problem(f"{what} {array.dtype}, but its space says {space.dtype}: add .astype({space.dtype})", fatal)
         return None
     start = np.asarray(getattr(space, "start", 0))
     ends = getattr(space, "n", None) if isinstance(space, spaces.Discrete) else getattr(space, "nvec", 2)
     if ((array < start) | (array >= start + np.asarray(ends))).any():
-        return Problem(f"{said} {array.tolist()}, which is not in its space {space}", True)
+        return Problem(f"{what} {array.tolist()}, which is not in its space {space}", True)
     return None
 
 

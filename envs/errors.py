@@ -1,4 +1,4 @@
-"""The two ways an environment can disappoint: it cannot be used as asked, or it fails while stepping."""
+"""Errors of environments: one cannot be made as asked, or one fails while it is used."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Iterable
 
 
 class EnvError(Exception):
-    """The environment cannot be made or used. The text is one line for the person at the keyboard."""
+    """The environment cannot be made or used. The message is one line for the user."""
 
 
 class EnvFault(Exception):
-    """An environment raised, or returned what cannot be trained on, in the middle of a run.
+    """An environment raised an exception or returned unusable values during a run. Can be pickled.
 
-    `stream` is the stream, `seed` what it was seeded with, `row` the row of the unroll;
-    `detail` the environment's own traceback. Travels between processes.
+    Attributes:
+        stream: the stream; -1 outside a run.
+        seed:   that the stream was seeded with.
+        row:    of the unroll.
+        detail: the traceback of the environment's exception.
     """
 
     def __init__(self, stream: int, seed: int, row: int, detail: str) -> None:
@@ -26,13 +29,13 @@ class EnvFault(Exception):
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name that is most similar to `name`, whatever its case; None below a similarity of `cutoff`."""
-    folded = {one.lower(): one for one in known}
-    match = difflib.get_close_matches(name.lower(), folded, 1, cutoff)
-    return folded[match[0]] if match else None
+    """The known name that is most similar to `name`, ignoring case; None below a similarity of `cutoff`."""
+    names = {other.lower(): other for other in known}
+    match = difflib.get_close_matches(name.lower(), names, 1, cutoff)
+    return names[match[0]] if match else None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or nothing."""
-    near = nearest(name, known)
-    return f" Did you mean {near!r}?" if near else ""
+    """The end of a message about an unknown name: " Did you mean 'NEAREST'?", or "" if no known name is similar."""
+    match = nearest(name, known)
+    return f" Did you mean {match!r}?" if match else ""

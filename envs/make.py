@@ -1,4 +1,4 @@
-"""Creates environments and vectors of them: reads the spec of one, chooses a native or a serial vector."""
+"""Creates environments: reads the spec of one, and chooses and makes the vector environment of an actor."""
 
 from __future__ import annotations
 
@@ -15,39 +15,44 @@ from rltrain.envs.source import FORMS, EnvSource, registered
 from rltrain.envs.spaces import MASK, env_spec, stacked
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.suites.frame_stack import frames
-from rltrain.envs.vector.native import NativeVectorEnv, blocks, probe_autoreset
+from rltrain.envs.vector.native import NativeVectorEnv, blocks, check_autoreset
 from rltrain.envs.vector.serial import SerialVectorEnv
 from rltrain.envs.vector.unroll_rows import VectorEnv
 
 if TYPE_CHECKING:
     from rltrain.envs.multi_agent.joint_spaces import Share
 
-
-NATIVE_FROM = 128  # streams from which a native vector environment is used where there is one
+NATIVE_FROM = 128  # streams of a run from which "auto" chooses a native vector environment if there is one
 
 
 def resolve(
     env: str | Callable[..., Any] | EnvSource, kwargs: Mapping[str, Any] | None = None, share: Share = "all"
 ) -> EnvSource:
-    """What `env` names, with arguments for its constructor. Nothing is made or imported yet.
+    """The source of an environment. Nothing is imported or made yet.
 
     Args:
-        env:   see FORMS; a name given to `register_env`; or a class or function that makes an environment.
-        share: which of several agents share a policy: see `rltrain.envs.multi_agent.joint_spaces.groups_of`.
+        env:    see FORMS; a name given to `register_env`; or a class or function that makes an environment.
+        kwargs: for its constructor.
+        share:  which agents share a policy: see `rltrain.envs.multi_agent.joint_spaces.groups_of`.
     """
-    arguments = dict(kwargs or {})
+    kwargs = dict(kwargs or {})
     if isinstance(env, EnvSource):
-        return EnvSource(env.name, env.target, {**env.kwargs, **arguments}, env.folder, env.share)
+        return EnvSource(env.name, env.target, {**env.kwargs, **kwargs}, env.folder, env.share)
     folder = os.getcwd()
     if isinstance(env, str):
-        return EnvSource(env, registered(env), arguments, folder, share)
+        return EnvSource(env, registered(env), kwargs, folder, share)
     if not callable(env):
         raise EnvError(f"{env!r} is not an environment's name, class or function. It may be {FORMS}.")
-    return EnvSource(getattr(env, "__qualname__", type(env).__name__), env, arguments, folder, share)
+    return EnvSource(getattr(env, "__qualname__", type(env).__name__), env, kwargs, folder, share)
 
 
-def look(source: EnvSource, seed: int) -> EnvSpec:
-    """Make one environment, reset it once, and say what an algorithm may know of it."""
+def read_spec(source: EnvSource, seed: int) -> EnvSpec:
+    """Make one environment, reset it once, and return its spec.
+
+    Raises:
+        EnvError: the environment cannot be used; one line.
+        EnvFault: its own code raised.
+    """
     env = source.make()
     try:
         limit = env.spec.max_episode_steps if env.spec is not None else None
@@ -56,26 +61,29 @@ def look(source: EnvSource, seed: int) -> EnvSpec:
             limit = getattr(inner, "_max_episode_steps", None)
             inner = inner.env
         try:
-            back = env.reset(seed=seed)
+            result = env.reset(seed=seed)
         except EnvError:
             raise
         except Exception as error:
             raise EnvFault(-1, seed, 0, traceback.format_exc()) from error
         if hasattr(env, "spec_of"):  # several agents
-            told: EnvSpec = env.spec_of()
-            return told
-        info = back[1] if isinstance(back, tuple) and len(back) == 2 else None
-        in_info = isinstance(info, dict) and MASK in info
-        spec = env_spec(source.name, env.observation_space, env.action_space, limit, in_info)
+            spec: EnvSpec = env.spec_of()
+            return spec
+        info = result[1] if isinstance(result, tuple) and len(result) == 2 else None
+        mask_in_info = isinstance(info, dict) and MASK in info
+        spec = env_spec(source.name, env.observation_space, env.action_space, limit, mask_in_info)
         return replace(spec, obs=stacked(spec.obs, *frames(env)))
     finally:
         env.close()
 
 
-def choose(source: EnvSource, total_streams: int, asked: str = "auto") -> str:
-    """ "serial" or "native", for a run of `total_streams`; never judged by an actor's share of them.
+def vector_kind(source: EnvSource, total_streams: int, asked: str = "auto") -> str:
+    """ "serial" or "native", for a run of `total_streams`; an actor's share of them has no influence.
 
-    "auto" takes a native vector environment from 128 streams on, where there is one that can be used.
+    "auto" is "native" from 128 streams on, if there is a native vector environment that can be used.
+
+    Raises:
+        EnvError: "native" was asked for and cannot be used.
     """
     if asked == "serial" or (asked == "auto" and total_streams < NATIVE_FROM):
         return "serial"
@@ -84,7 +92,7 @@ def choose(source: EnvSource, total_streams: int, asked: str = "auto") -> str:
     try:
         if source.native_id() is None:
             raise EnvError(f"{source.name} registers no usable native vector environment. Use --vector serial.")
-        probe_autoreset(source.make_block, look(source, 0))
+        check_autoreset(source.make_block, read_spec(source, 0))
     except (EnvError, EnvFault):
         if asked == "native":
             raise
@@ -97,40 +105,45 @@ def vector(
     spec: EnvSpec,
     streams: Sequence[int],
     seeds: Sequence[int],
-    way: str,
+    restore_method: str,
     kind: str = "serial",
     total: int = 0,
 ) -> VectorEnv:
-    """The environments of one actor.
+    """The vector environment of one actor.
 
     Args:
-        streams: the actor's, ascending; whole blocks of `native.blocks(total)` where kind is "native".
-        seeds:   one per stream; a native block takes its first stream's.
-        way:     how they are brought back on resume: `bring_back.prove`, or `native.prove_native`.
-        total:   streams of the whole run; only "native" asks.
+        streams:        the actor's, ascending; if kind is "native", whole blocks of `native.blocks(total)`.
+        seeds:          one per stream; a native block uses the seed of its first stream.
+        restore_method: see `restore_check.verify` and `native.verify_native`.
+        kind:           see `vector_kind`.
+        total:          streams of the whole run; only for "native".
     """
     if kind == "serial":
-        return serial(source.make, spec, streams, seeds, way)
+        return serial(source.make, spec, streams, seeds, restore_method)
     seed_of_stream = dict(zip(streams, seeds, strict=True))
-    mine = [block for block in blocks(total) if block[0] in seed_of_stream]
-    if [stream for block in mine for stream in block] != list(streams):
+    own = [block for block in blocks(total) if block[0] in seed_of_stream]
+    if [stream for block in own for stream in block] != list(streams):
         raise ValueError("an actor owns whole blocks of a native vector environment")
-    return NativeVectorEnv(source.make_block, spec, mine, [seed_of_stream[block[0]] for block in mine], way)
+    return NativeVectorEnv(source.make_block, spec, own, [seed_of_stream[block[0]] for block in own], restore_method)
 
 
 def serial(
-    make: Callable[[], gymnasium.Env[Any, Any]], spec: EnvSpec, streams: Sequence[int], seeds: Sequence[int], way: str
+    make: Callable[[], gymnasium.Env[Any, Any]],
+    spec: EnvSpec,
+    streams: Sequence[int],
+    seeds: Sequence[int],
+    restore_method: str,
 ) -> SerialVectorEnv:
-    """Streams stepped one after the other, of one agent or of several."""
+    """Environments of one agent or of several that are stepped one after the other."""
     if not spec.groups:
-        return SerialVectorEnv(make, spec, streams, seeds, way)
+        return SerialVectorEnv(make, spec, streams, seeds, restore_method)
     from rltrain.envs.vector.serial_multi import SerialMultiVectorEnv
 
-    return SerialMultiVectorEnv(make, spec, streams, seeds, way)
+    return SerialMultiVectorEnv(make, spec, streams, seeds, restore_method)
 
 
 def make_env(env: str | Callable[..., Any], **env_args: Any) -> gymnasium.Env[Any, Any]:
-    """One Gymnasium environment, before it is joined to others.
+    """Make one Gymnasium environment, as each stream of a run does.
 
     Args:
         env:      a registered id, `module:Id-v0`, `package.module:ClassOrFactory`, `path/to/file.py:ClassOrFactory`,
@@ -138,6 +151,6 @@ def make_env(env: str | Callable[..., Any], **env_args: Any) -> gymnasium.Env[An
         env_args: keywords for its constructor.
 
     Raises:
-        EnvError: one line that says what was looked for and where.
+        EnvError: the environment cannot be made; one line that says what was looked for and where.
     """
     return resolve(env, env_args).make()

@@ -1,7 +1,8 @@
-"""Lets an environment travel to machines that do not have the user's files.
+"""Makes environments picklable for machines that do not have the user's files.
 
-What is installed travels by its name, and must be installed there too; what comes from a file travels itself, with what
-has been imported from the same folder or package. Data files do not, nor what is imported later, within a function.
+Installed code is pickled by name, and must be installed on the other machine too. Code from a file of the user is
+pickled by value, together with the modules of the same folder or package that are imported at that time. Data files and
+modules that functions import later are not included.
 """
 
 from __future__ import annotations
@@ -19,32 +20,34 @@ from typing import Any
 import cloudpickle
 import gymnasium
 
-from rltrain.envs.source import EnvSource, load_entry
+from rltrain.envs.source import EnvSource, load_entry_point
 
-OURS = "rltrain"
+THIS_PACKAGE = "rltrain"
 
 
 def self_contained(source: EnvSource) -> EnvSource:
-    """The same environment, in a form that, pickled within `pickled_by_value`, needs no file of the user's."""
+    """The same environment in a form that needs no file of the user if it is pickled within `pickled_by_value`."""
     if not isinstance(source.target, str):
         return source
-    found = source.found()
-    if callable(found):
-        return replace(source, target=found) if modules_of(found) else source
-    spec = gymnasium.registry[found]
-    creator = load_entry(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    entry = source.lookup()
+    if callable(entry):
+        return replace(source, target=entry) if modules_of(entry) else source
+    spec = gymnasium.registry[entry]
+    creator = load_entry_point(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     if creator is None or not modules_of(creator):
         return source
-    named = gymnasium.envs.registration.EnvSpec(**{**_fields(spec), "entry_point": creator, "vector_entry_point": None})
-    return replace(source, target=functools.partial(gymnasium.make, named, disable_env_checker=True))
+    fields = {**_fields(spec), "entry_point": creator, "vector_entry_point": None}
+    own_spec = gymnasium.envs.registration.EnvSpec(**fields)
+    return replace(source, target=functools.partial(gymnasium.make, own_spec, disable_env_checker=True))
 
 
 def modules_of(thing: Any) -> tuple[str, ...]:
-    """The modules that a class or function needs and that come from files of the user's: its own and, of those that are
-    imported now, all of the same package, or of the same folder where it is of none."""
-    while isinstance(thing, functools.partial):
-        found = [name for part in (thing.func, *thing.args) for name in modules_of(part)]
-        return tuple(dict.fromkeys(found))
+    """The imported modules from files of the user that a class or function may need.
+
+    These are its own module and all others of the same package, or of the same folder if it is in no package.
+    """
+    if isinstance(thing, functools.partial):
+        return tuple(dict.fromkeys(name for part in (thing.func, *thing.args) for name in modules_of(part)))
     if isinstance(thing, gymnasium.envs.registration.EnvSpec):
         thing = thing.entry_point
     name = getattr(thing, "__module__", None)
@@ -52,46 +55,45 @@ def modules_of(thing: Any) -> tuple[str, ...]:
         return ()
     top = sys.modules.get(name.partition(".")[0])
     if name == "__main__":
-        main = getattr(top, "__file__", None)  # itself is carried anyway, what it imports is not
+        main = getattr(top, "__file__", None)  # cloudpickle pickles `__main__` itself by value, but not its imports
         home: Path | None = Path.cwd() if main is None else Path(main).resolve().parent
     else:
         home = _home(top)
     if home is None:
         return ()
     folders = {other: _home(module) for other, module in list(sys.modules.items()) if other != "__main__"}
-    inside = [other for other, folder in folders.items() if folder is not None and folder.is_relative_to(home)]
-    return tuple(inside) or ("__main__",) * (name == "__main__")
+    names = [other for other, folder in folders.items() if folder is not None and folder.is_relative_to(home)]
+    return tuple(names) or ("__main__",) * (name == "__main__")
 
 
 @contextlib.contextmanager
 def pickled_by_value(modules: Iterable[str]) -> Iterator[None]:
-    """While what they define is pickled by value."""
-    known = set(cloudpickle.list_registry_pickle_by_value())
-    mine = [sys.modules[name] for name in modules if name in sys.modules and name not in {*known, "__main__"}]
+    """Within this context cloudpickle pickles the contents of these modules by value."""
+    skipped = {*cloudpickle.list_registry_pickle_by_value(), "__main__"}
+    registered = [sys.modules[name] for name in modules if name in sys.modules and name not in skipped]
     try:
-        for module in mine:
+        for module in registered:
             cloudpickle.register_pickle_by_value(module)
         yield
     finally:
-        for module in mine:
+        for module in registered:
             cloudpickle.unregister_pickle_by_value(module)
 
 
 def _home(module: Any) -> Path | None:
-    """The folder of a module that comes from a file of the user's."""
+    """The folder of a module that comes from a file of the user; None for installed modules."""
     file = getattr(module, "__file__", None)
-    if not isinstance(file, str) or module.__name__.partition(".")[0] in (OURS, "__main__"):
+    if not isinstance(file, str) or module.__name__.partition(".")[0] in (THIS_PACKAGE, "__main__"):
         return None
     folder = Path(file).resolve().parent
-    installed = any(folder.is_relative_to(place) for place in _installed())
-    return None if installed else folder
+    return None if any(folder.is_relative_to(other) for other in _install_folders()) else folder
 
 
 @functools.cache
-def _installed() -> tuple[Path, ...]:
-    """Where packages are installed, and Python itself."""
-    places = {*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages()}
-    return tuple(Path(place).resolve() for place in sorted(places))
+def _install_folders() -> tuple[Path, ...]:
+    """The folders of Python and of installed packages."""
+    folders = {*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages()}
+    return tuple(Path(folder).resolve() for folder in sorted(folders))
 
 
 def _fields(spec: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Looks up an environment by name and creates it, in the same way in every process: what `--env` accepts."""
+"""Finds an environment by the name that `--env` accepts and creates it, in the same way in every process."""
 
 from __future__ import annotations
 
@@ -17,55 +17,51 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gymnasium
 from gymnasium.spaces import Tuple
 
 from rltrain.envs.errors import EnvError, EnvFault, did_you_mean
-from rltrain.envs.suites import atari
-from rltrain.envs.suites import envpool as pool
-from rltrain.envs.suites import pettingzoo as zoo
+from rltrain.envs.suites import atari, envpool, pettingzoo
 from rltrain.envs.suites.mujoco_log import filter_mujoco_log
 
 if TYPE_CHECKING:
     from rltrain.envs.multi_agent.joint_spaces import Share
 
-
 Env = gymnasium.Env[Any, Any]
+Result = TypeVar("Result")
 FORMS = (
     "an id (CartPole-v1, ALE/Pong-v5), module:Id-v0, package.module:ClassOrFactory, path/to/file.py:ClassOrFactory, "
     "atari:game, envpool:Id, probe:name, pettingzoo:module or a built-in game of several agents (two-step)"
 )
-
-
-EXTRAS = ("box2d", "minatar", "mujoco")  # words of entry points and namespaces that are extras of ours, too
-OF_GYM = {"max_episode_steps", "disable_env_checker"}  # what gymnasium.make takes for itself
+EXTRAS = ("box2d", "minatar", "mujoco")  # extras of this package, as they appear in entry points and namespaces
+MAKE_ARGUMENTS = {"max_episode_steps", "disable_env_checker"}  # of gymnasium.make itself
 _registered: dict[str, Callable[..., Any]] = {}
 
 
 def register_env(name: str, factory: Callable[..., Any]) -> None:
-    """Let `--env name` mean `factory(**kwargs)`, a class or a function that makes a Gymnasium environment."""
+    """Let `--env name` mean `factory(**kwargs)`, a class or a function that returns a Gymnasium environment."""
     if not callable(factory):
         raise EnvError(f"cannot register {name!r}: {factory!r} is not a class or a function that makes an environment")
     _registered[name] = factory
 
 
 def registered(name: str) -> str | Callable[..., Any]:
-    """The factory that `register_env` got for a name, or the name itself."""
+    """The factory that `register_env` got for `name`, or the name itself."""
     return _registered.get(name, name)
 
 
 @dataclass(frozen=True)
 class EnvSource:
-    """What makes environments. Travels to other processes by cloudpickle; a name is looked up again in each.
+    """Makes environments. It is sent to other processes with cloudpickle; each process looks the name up again.
 
     Attributes:
-        name:   what to call it in files and on the console.
+        name:   for files and console messages.
         target: a name (see FORMS), or a class or function.
         kwargs: for the constructor.
-        folder: the folder of the run, importable wherever environments are made.
-        share:  which of several agents share a policy: see `rltrain.envs.multi_agent.joint_spaces.groups_of`.
+        folder: the working folder of the run, from which modules and files are imported in every process.
+        share:  which agents share a policy: see `rltrain.envs.multi_agent.joint_spaces.groups_of`.
     """
 
     name: str
@@ -81,68 +77,71 @@ class EnvSource:
             EnvError: it cannot be made as asked; one line.
             EnvFault: its own code raised; the whole traceback, stream -1.
         """
-        found = self.found()
-        if isinstance(found, str):
-            spec = gymnasium.registry[found]
-            entry = spec.entry_point
-            taken = {**spec.kwargs, **{key: value for key, value in self.kwargs.items() if key not in OF_GYM}}
-            creator = self._guard(lambda: entry if callable(entry) else load_entry(str(entry)), found)
-            self._check_arguments(creator, taken)
+        entry = self.lookup()
+        if isinstance(entry, str):
+            env_id, spec = entry, gymnasium.registry[entry]
+            entry_point, own = spec.entry_point, {k: v for k, v in self.kwargs.items() if k not in MAKE_ARGUMENTS}
+            creator = self._call(
+                lambda: entry_point if callable(entry_point) else load_entry_point(str(entry_point)), env_id
+            )
+            self._check_arguments(creator, {**spec.kwargs, **own})
             filter_mujoco_log()
-            env = self._guard(lambda: gymnasium.make(found, **{"disable_env_checker": True, **self.kwargs}), found)
+            env = self._call(lambda: gymnasium.make(env_id, **{"disable_env_checker": True, **self.kwargs}), env_id)
         else:
-            self._check_arguments(found, self.kwargs)
+            factory = entry
+            self._check_arguments(factory, self.kwargs)
             filter_mujoco_log()
-            env = self._guard(lambda: found(**self.kwargs), "")
+            env = self._call(lambda: factory(**self.kwargs))
         if not isinstance(env, gymnasium.Env) or isinstance(getattr(env, "action_space", None), Tuple):
             from rltrain.envs.multi_agent.joint_env import as_joint_env
 
-            env = self._guard(lambda: as_joint_env(env, self.name, self.share), "")
-        elif not isinstance(self.share, str):
+            return self._call(lambda: as_joint_env(env, self.name, self.share))
+        if not isinstance(self.share, str):
             raise EnvError(f"{self.name} has one agent, so that share cannot name the policies of several")
-        made: Env = env
-        return made
+        return env
 
     def make_block(self, width: int) -> Any:
-        """Make the native vector environment of `width` streams that the id registers, or EnvPool's."""
-        if self._pooled:
-            return self._guard(lambda: pool.block(str(self.target))(width, **self.kwargs), "")
-        found = self.found()
-        assert isinstance(found, str)
+        """Make a native vector environment of `width` streams: the one that the id registers, or EnvPool's."""
+        if self._is_envpool:
+            return self._call(lambda: envpool.block(str(self.target))(width, **self.kwargs))
+        env_id = self.lookup()
+        assert isinstance(env_id, str)
         mode = gymnasium.VectorizeMode.VECTOR_ENTRY_POINT
-        return self._guard(lambda: gymnasium.make_vec(found, width, vectorization_mode=mode, **self.kwargs), found)
+        return self._call(lambda: gymnasium.make_vec(env_id, width, vectorization_mode=mode, **self.kwargs), env_id)
 
     def native_id(self) -> str | None:
-        """The id, if it registers a native vector environment that takes these kwargs, or is EnvPool's."""
-        if self._pooled:  # in blocks a lost life cannot be told from the end of a game
+        """The id, if it is EnvPool's or registers a native vector environment that accepts these kwargs; else None."""
+        if self._is_envpool:  # blocks do not distinguish a lost life from the end of a game
             return None if self.kwargs.get("episodic_life") else str(self.target)
-        found = self.found()
-        if not isinstance(found, str):
+        env_id = self.lookup()
+        if not isinstance(env_id, str):
             return None
-        spec = gymnasium.registry[found]
-        if spec.vector_entry_point is None or spec.additional_wrappers:
-            return None
+        spec = gymnasium.registry[env_id]
         entry = spec.vector_entry_point
-        try:
-            creator = entry if callable(entry) else load_entry(str(entry))
-            inspect.signature(creator).bind(num_envs=1, **{**spec.kwargs, **self.kwargs})
-        except Exception:  # its imports may fail in any way
+        if entry is None or spec.additional_wrappers:
             return None
-        return found
+        try:
+            creator = entry if callable(entry) else load_entry_point(str(entry))
+            inspect.signature(creator).bind(num_envs=1, **{**spec.kwargs, **self.kwargs})
+        except Exception:  # its imports may raise anything
+            return None
+        return env_id
 
     @property
-    def _pooled(self) -> bool:
-        return isinstance(self.target, str) and self.target.startswith(pool.PREFIX)
+    def _is_envpool(self) -> bool:
+        return isinstance(self.target, str) and self.target.startswith(envpool.PREFIX)
 
-    def found(self) -> str | Callable[..., Any]:
-        """The registered id, or what is to be called."""
+    def lookup(self) -> str | Callable[..., Any]:
+        """The registered id, or the class or function to call; EnvError if `target` names nothing."""
         if not isinstance(self.target, str):
             return self.target
         if self.folder and self.folder not in sys.path:
-            sys.path.append(self.folder)  # at the end: a folder of the user's may be called like one of our packages
-        other = atari.find(self.target) or pool.find(self.target) or zoo.find(self.target, self._module)
-        if other is not None:
-            return other
+            sys.path.append(self.folder)  # last, so that the user's folders do not hide installed packages
+        factory = (
+            atari.find(self.target) or envpool.find(self.target) or pettingzoo.find(self.target, self._load_module)
+        )
+        if factory is not None:
+            return factory
         left, colon, right = self.target.rpartition(":")
         if not colon:
             return self._registered_id(self.target)
@@ -151,63 +150,63 @@ class EnvSource:
 
             return probe(right)
         if left.endswith(".py"):
-            return self._attribute(self._file(left), right)
-        module = self._module(left, right)
+            return self._attribute(self._load_file(left), right)
+        module = self._load_module(left, right)
         if right in gymnasium.registry:
             return right
         if re.search(r"-v\d+$", right):
-            raise EnvError(f"{left} was imported but registers no environment {right!r}.{did_you_mean(right, _ids())}")
+            hint = did_you_mean(right, _known_names())
+            raise EnvError(f"{left} was imported but registers no environment {right!r}.{hint}")
         return self._attribute(module, right)
 
-    def _registered_id(self, name: str) -> str | Callable[..., Any]:
+    def _registered_id(self, name: str) -> str:
         if name in gymnasium.registry:
             return name
         namespace, slash, _ = name.partition("/")
-        announced = entry_points(group="gymnasium.envs", name=namespace)  # gymnasium 1.0 read these by itself
-        self._guard(lambda: [plugin.load()() for plugin in announced], "")
+        plugins = entry_points(group="gymnasium.envs", name=namespace)  # Gymnasium 1.0 no longer loads these itself
+        self._call(lambda: [plugin.load()() for plugin in plugins])
         if name in gymnasium.registry:
             return name
-        if slash and namespace.lower() in EXTRAS and not announced:
+        if slash and namespace.lower() in EXTRAS and not plugins:
             raise EnvError(f"{name} needs an extra: pip install 'rltrain[{namespace.lower()}]'")
-        hint = did_you_mean(name, _ids())
+        hint = did_you_mean(name, _known_names())
         if name.endswith(".py") or ("/" in name and Path(self.folder, name).exists()):
-            hint = f" To take an environment from a file, name its class too: {name}:ClassOrFactory."
+            hint = f" To use an environment from a file, add the name of its class: {name}:ClassOrFactory."
         raise EnvError(f"unknown environment {name!r}.{hint} It may be {FORMS}.")
 
-    def _file(self, path: str) -> ModuleType:
+    def _load_file(self, path: str) -> ModuleType:
         file = Path(self.folder, path)
         if not file.is_file():
             raise EnvError(f"{self.target}: there is no file {file}")
         name = f"_env_file_{file.stem}_{zlib.crc32(str(file.resolve()).encode()):08x}"
         if name in sys.modules:
             return sys.modules[name]
-        home = str(file.resolve().parent)
-        if home not in sys.path:
-            sys.path.append(home)  # so that it can import its neighbours
+        parent = str(file.resolve().parent)
+        if parent not in sys.path:
+            sys.path.append(parent)  # so that the file can import modules of its folder
 
         def load() -> ModuleType:
-            plan = importlib.util.spec_from_file_location(name, file)
-            assert plan is not None
-            assert plan.loader is not None
-            module = importlib.util.module_from_spec(plan)
+            spec = importlib.util.spec_from_file_location(name, file)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
             sys.modules[name] = module
             try:
-                plan.loader.exec_module(module)
+                spec.loader.exec_module(module)
             except BaseException:
                 del sys.modules[name]
                 raise
             return module
 
-        loaded: ModuleType = self._guard(load, "")
-        return loaded
+        return self._call(load)
 
-    def _module(self, name: str, attribute: str) -> ModuleType:
+    def _load_module(self, name: str, attribute: str) -> ModuleType:
         def load() -> ModuleType:
             try:
                 return importlib.import_module(name)
             except ModuleNotFoundError as error:
                 if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
-                    raise  # the module is there; something that it imports is not
+                    raise  # the module exists, but one that it imports does not
             file = Path(self.folder, *name.split(".")).with_suffix(".py")
             if file.is_file():
                 short = os.path.relpath(file, self.folder)
@@ -215,29 +214,30 @@ class EnvSource:
                     f"{self.target}: {name.partition('.')[0]!r} is also the name of an installed package, which hides "
                     f"your folder. Use --env {short}:{attribute}, or rename the folder."
                 )
+            package, _, last = name.rpartition(".")
+            siblings = pkgutil.iter_modules(getattr(sys.modules.get(package), "__path__", ()))
             raise EnvError(
-                f"{self.target}: there is no module {name!r}; looked in {self.folder} and what is installed."
-                + did_you_mean(name.rpartition(".")[2], _beside(name))
+                f"{self.target}: there is no module {name!r}; looked in {self.folder} and in the installed packages."
+                + did_you_mean(last, [module.name for module in siblings])
             )
 
-        loaded: ModuleType = self._guard(load, "")
-        return loaded
+        return self._call(load)
 
     def _attribute(self, module: ModuleType, path: str) -> Callable[..., Any]:
         try:
-            found: Callable[..., Any] = operator.attrgetter(path)(module)
+            factory: Callable[..., Any] = operator.attrgetter(path)(module)
         except AttributeError:
             names = [name for name, value in vars(module).items() if callable(value)]
             raise EnvError(f"{self.target}: the module has no {path!r}.{did_you_mean(path, names)}") from None
-        if not callable(found):
-            raise EnvError(f"{self.target} is {found!r}, not a class or a function that makes an environment")
-        return found
+        if not callable(factory):
+            raise EnvError(f"{self.target} is {factory!r}, not a class or a function that makes an environment")
+        return factory
 
     def _check_arguments(self, creator: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
         try:
             signature = inspect.signature(creator)
         except (TypeError, ValueError):
-            return  # written in C, or the like: the call will tell
+            return  # no signature, for example of code in C: the call itself will raise
         try:
             signature.bind(**kwargs)
         except TypeError as error:
@@ -249,48 +249,48 @@ class EnvSource:
                 f"It takes: {', '.join(accepted) or 'nothing'}. Give arguments with --env-arg key=value."
             ) from None
 
-    def _guard(self, call: Callable[[], Any], found: str) -> Any:
-        """Call something of the environment's; what it raises is one line for the person, or its own fault."""
+    def _call(self, function: Callable[[], Result], env_id: str = "") -> Result:
+        """Call code of the environment.
+
+        Raises:
+            EnvError: something is not installed or an argument is wrong; one line.
+            EnvFault: any other exception, with its traceback.
+        """
         try:
-            return call()
+            return function()
         except (EnvError, EnvFault):
             raise
         except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
-            entry = str(gymnasium.registry[found].entry_point) if found else ""
-            words = f"{entry} {error}".lower()
-            extra = next((extra for extra in EXTRAS if extra in words), None)
-            if found and extra:
+            entry = str(gymnasium.registry[env_id].entry_point) if env_id else ""
+            text = f"{entry} {error}".lower()
+            extra = next((extra for extra in EXTRAS if extra in text), None)
+            if env_id and extra:
                 raise EnvError(f"{self.name} needs an extra: pip install 'rltrain[{extra}]' ({_line(error)})") from None
             if isinstance(error, gymnasium.error.DependencyNotInstalled) or entry.startswith("gymnasium."):
                 raise EnvError(f"{self.name} needs something that is not installed: {_line(error)}") from None
             raise EnvFault(-1, -1, 0, traceback.format_exc()) from error
-        except (TypeError, gymnasium.error.Error) as error:
+        except Exception as error:
             key = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if key and key.group(1) in self.kwargs:
+            usage = isinstance(error, TypeError | gymnasium.error.Error)
+            if usage and key and key.group(1) in self.kwargs:
                 raise EnvError(f"{self.name}: its constructor takes no {key.group(1)!r} ({_line(error)})") from None
             if isinstance(error, gymnasium.error.Error):
                 raise EnvError(f"{self.name}: {_line(error)}") from None
             raise EnvFault(-1, -1, 0, traceback.format_exc()) from error
-        except Exception as error:
-            raise EnvFault(-1, -1, 0, traceback.format_exc()) from error
 
 
-def load_entry(entry: str) -> Callable[..., Any]:
-    module, _, name = entry.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
+def load_entry_point(entry_point: str) -> Callable[..., Any]:
+    """The class or function of a text "module:name"."""
+    module, _, name = entry_point.partition(":")
+    creator: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return creator
 
 
-def _ids() -> list[str]:
+def _known_names() -> list[str]:
+    """All names of environments, for did_you_means."""
     from rltrain.envs.problems.names import PROBES
 
-    return [*gymnasium.registry, *_registered, *zoo.GAMES, *(f"probe:{name}" for name in PROBES)]
-
-
-def _beside(name: str) -> list[str]:
-    """The modules of the package that a module would lie in."""
-    paths = getattr(sys.modules.get(name.rpartition(".")[0]), "__path__", ())
-    return [module.name for module in pkgutil.iter_modules(paths)]
+    return [*gymnasium.registry, *_registered, *pettingzoo.GAMES, *(f"probe:{name}" for name in PROBES)]
 
 
 def _line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Gymnasium environments of several agents, which take a tuple of actions and give tuples."""
+"""Gymnasium environments of several agents, whose actions, observations and rewards are tuples."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from rltrain.envs.spaces import MASK
 
 
 class TupleEnv:
-    """A Gymnasium environment that takes a tuple of actions and gives tuples, as lbforaging and rware do.
+    """A Gymnasium environment with Tuple spaces, such as lbforaging and rware, with PettingZoo's parallel interface.
 
-    Where its info has an `action_mask`, that is a mask for each agent, in their order, or None for one who may do all.
+    An `action_mask` in its info is a sequence of one mask per agent, or None for an agent without illegal actions.
     """
 
     def __init__(self, env: Any) -> None:
         self.env, self.unwrapped = env, env.unwrapped
         self.possible_agents = [f"agent_{number}" for number in range(len(env.action_space.spaces))]
-        if not isinstance(env.observation_space, spaces.Tuple) or len(env.observation_space) != len(
-            self.possible_agents
-        ):
+        count = len(self.possible_agents)
+        if not isinstance(env.observation_space, spaces.Tuple) or len(env.observation_space) != count:
             raise EnvError(
-                "a Tuple of actions is taken for several agents, of which each observes: the observation space must be "
-                f"a Tuple of {len(self.possible_agents)} too. For one agent make the actions a MultiDiscrete or a Box"
+                "a Tuple action space means several agents, each with its own observation: the observation space must "
+                f"be a Tuple of {count} too. For one agent make the actions a MultiDiscrete or a Box"
             )
         self.agents: list[str] = []
         self._masked = not all(isinstance(space, spaces.Box) for space in env.action_space)
@@ -57,19 +56,18 @@ class TupleEnv:
         ends = [np.broadcast_to(np.asarray(flag, bool), count) for flag in (terminated, truncated)]
         over, before = self._by_name(ends[0] | ends[1]), self.agents
         self.agents = [agent for agent in before if not over[agent]]
-        seen = {agent: one for agent, one in self._by_name(obs).items() if agent in before}
-        ended = (self._by_name(ends[0]), self._by_name(ends[1]))
-        return seen, self._by_name(rewards), *ended, self._infos(info)
+        observations = {agent: own for agent, own in self._by_name(obs).items() if agent in before}
+        return observations, self._by_name(rewards), *map(self._by_name, ends), self._infos(info)
 
     def _infos(self, info: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        """What of the info is each agent's own: its mask."""
+        """The info of each agent: its mask."""
         masks, count = info.get(MASK), len(self.possible_agents)
         if masks is None or not self._masked:
             return {}
         listed = isinstance(masks, tuple | list) or (isinstance(masks, np.ndarray) and masks.ndim > 0)
         if not listed or len(masks) != count:
             if not self.agents:
-                return {}  # the episode is over, and they need not be told any more
+                return {}  # after the end of the episode masks may be missing
             raise ValueError(f"{MASK} in the info must be a mask for each of {count} agents, in their order: {masks!r}")
         return {agent: {MASK: mask} for agent, mask in self._by_name(masks).items() if mask is not None}
 
@@ -83,14 +81,14 @@ class TupleEnv:
         self.env.close()
 
 
-# Attributes that tell the steps of an episode and their limit, of environments which tell that limit as a death.
+# Attributes with the steps of an episode and their limit, of environments that report the limit as a termination.
 LIMITS = (("current_step", "_max_episode_steps"), ("_cur_steps", "max_steps"))  # lbforaging, rware
 
 
 def _out_of_time(env: Any) -> bool:
-    """Whether an episode of lbforaging or rware is over because of its limit only: in the first, food is left."""
+    """Whether an episode of lbforaging or rware ended only by its time limit; in lbforaging, food must be left."""
     for steps, limit in LIMITS:
-        made, most = getattr(env, steps, None), getattr(env, limit, None)
-        if isinstance(made, int) and isinstance(most, int) and most and made >= most:
+        count, most = getattr(env, steps, None), getattr(env, limit, None)
+        if isinstance(count, int) and isinstance(most, int) and most and count >= most:
             return bool(np.any(getattr(env, "field", True)))
     return False

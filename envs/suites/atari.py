@@ -1,9 +1,9 @@
-"""Atari 2600 games through ale-py, preprocessed as Machado et al. 2018 (arXiv:1709.06009) say.
+"""Atari 2600 games from ale-py, with the preprocessing of Machado et al. 2018 (arXiv:1709.06009).
 
-Sticky actions, no-op starts and the skip are done here and drawn from the stream's generator, and every game begins
-from one and the same state of the emulator. So a game is a function of its seed and its actions, and the state of the
-emulator can be saved and brought back exactly, which ale-py's own environments do not allow: their sticky actions
-and their games' starts come from a generator inside that can only be seeded by loading the game anew.
+Sticky actions and no-op starts are drawn here, from the stream's generator, and each game begins in the same state of
+the emulator. So a game is a function of its seed and its actions, and it can be saved and restored exactly. That is not
+possible with ale-py's own environments: their randomness comes from an internal generator that can only be seeded by
+loading the game again.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ INSTALL = "pip install 'rltrain[atari]'"
 
 
 class Atari(gymnasium.Env[np.ndarray, Any]):
-    """One game: the newest `stack` frames [stack, S, S] uint8, gray, the oldest first, and raw rewards.
+    """One game. Observation: the newest `stack` frames [stack, S, S], uint8, gray, the oldest first. Rewards are raw.
 
-    A frame is the maximum of the last two screens of a step. Before an episode's first frame that frame itself stands.
+    A frame is the maximum of the last two screens of a step. An episode begins with `stack` copies of its first frame.
 
     Args:
         game:                       ale-py's name, such as "ms_pacman".
-        repeat_action_probability:  of each emulated frame to repeat the frame's before; 0.25 as in Machado et al.
+        repeat_action_probability:  that an emulated frame repeats the action of the frame before; 0.25 as in
+                                    Machado et al.
         frameskip:                  emulated frames per step.
-        noop_max:                   an episode begins with 1 to so many frames without an action; 0: none.
-        screen_size:                S, pixels a side.
+        noop_max:                   an episode begins with 1 to `noop_max` frames without an action; 0: with none.
+        screen_size:                S, pixels per side.
         stack:                      frames in an observation.
-        full_action_space:          all 18 actions, or only those that do something in this game.
-        terminal_on_life_loss:      a lost life ends the episode for learning; reports go on to the end of the game.
+        full_action_space:          use all 18 actions, not only those that have an effect in this game.
+        terminal_on_life_loss:      a lost life ends the episode for learning; reported episodes are games.
         max_num_frames_per_episode: emulated frames after which the episode is truncated.
-        mode, difficulty:           of the game; None: its own.
+        mode, difficulty:           of the game; None: the default.
         render_mode:                None or "rgb_array".
     """
 
@@ -97,9 +98,9 @@ class Atari(gymnasium.Env[np.ndarray, Any]):
         self._start = ale.cloneState()
         self._screens = np.zeros((2, *ale.getScreenDims()), np.uint8)  # of the last two frames
         self._frames = np.zeros((stack, screen_size, screen_size), np.uint8)
-        self._last = self._py.Action.NOOP  # executed in the newest frame
+        self._last = self._py.Action.NOOP  # the action of the newest frame
         self._lives = 0
-        self._goes_on = False  # a life was lost, but not the game: the next reset only clears the frames
+        self._goes_on = False  # a life was lost and the game continues: the next reset only clears the frames
         self.observation_space = spaces.Box(0, 255, self._frames.shape, np.uint8)
         self.action_space = spaces.Discrete(len(self._actions))
         self.spec = EnvSpec(title(game), max_episode_steps=math.ceil(max_num_frames_per_episode / frameskip))
@@ -107,7 +108,7 @@ class Atari(gymnasium.Env[np.ndarray, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """A new game; after a lost life without a seed: the same game, its frames begun anew."""
+        """A new game. After a lost life and without a seed: the same game, with new frames."""
         super().reset(seed=seed)
         ale = self._ale
         if not self._goes_on or seed is not None:
@@ -155,7 +156,7 @@ class Atari(gymnasium.Env[np.ndarray, Any]):
         return frames, float(reward), terminated, truncated, info
 
     def get_state(self) -> dict[str, Any]:
-        """Plain data that `set_state` goes on from, exactly."""
+        """Plain data from which `set_state` restores the game exactly."""
         return {
             "emulator": np.frombuffer(self._ale.cloneState().__getstate__(), np.uint8),
             "generator": self.np_random,
@@ -167,7 +168,7 @@ class Atari(gymnasium.Env[np.ndarray, Any]):
         }
 
     def set_state(self, saved: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any]]:
-        """The game as it was at `get_state`: its newest observation, and no info."""
+        """Restore the result of `get_state`; returns the newest observation and an empty info."""
         state = self._py.ALEState.__new__(self._py.ALEState)
         state.__setstate__(saved["emulator"].tobytes())
         self._ale.restoreState(state)
@@ -183,14 +184,14 @@ class Atari(gymnasium.Env[np.ndarray, Any]):
         return None if self.render_mode is None else self._ale.getScreenRGB()
 
     def _frame(self, out: np.ndarray) -> np.ndarray:
-        """The frame [S, S] of the newest two screens, written into `out`."""
-        whole = np.maximum(self._screens[0], self._screens[1])
-        self._cv2.resize(whole, (self._side, self._side), dst=out, interpolation=self._cv2.INTER_AREA)
+        """Write the frame [S, S] of the newest two screens into `out`."""
+        screen = np.maximum(self._screens[0], self._screens[1])
+        self._cv2.resize(screen, (self._side, self._side), dst=out, interpolation=self._cv2.INTER_AREA)
         return out
 
 
 def find(name: str) -> Callable[..., Atari] | None:
-    """What makes the game that `name` stands for, "ALE/Pong-v5" or "atari:Pong"; None if it names none.
+    """The factory of the game `name`, such as "ALE/Pong-v5" or "atari:Pong"; None if the name is of another form.
 
     Raises:
         EnvError: there is no such game, or the extra is missing; one line.
@@ -212,11 +213,11 @@ def find(name: str) -> Callable[..., Atari] | None:
 
 def title(game: str) -> str:
     """ "ms_pacman" to "ALE/MsPacman-v5"."""
-    return f"ALE/{re.sub('(?:^|_)([a-z0-9])', lambda found: found[1].upper(), game)}-v5"
+    return f"ALE/{re.sub('(?:^|_)([a-z0-9])', lambda match: match[1].upper(), game)}-v5"
 
 
 def packages(name: str) -> tuple[Any, Any]:
-    """The modules ale_py and cv2; EnvError with the command that installs them where they are missing."""
+    """The modules ale_py and cv2; EnvError with the command that installs them if they are missing."""
     try:
         py, cv2 = importlib.import_module("ale_py"), importlib.import_module("cv2")
     except ImportError:

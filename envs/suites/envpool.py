@@ -1,7 +1,7 @@
-"""EnvPool's environments, `envpool:Pong-v5`: C++ behind a package that is only used where it is installed.
+"""EnvPool's environments, `envpool:Pong-v5`, written in C++; EnvPool is an optional package.
 
-EnvPool resets an environment in the step after its end and ignores that step's action, which is the layout of ours;
-the observation of the end itself is the final one. It can be seeded only when it is made.
+EnvPool resets an environment in the step after the end of its episode and ignores the action of that step, as this
+platform does. A pool can be seeded only when it is made.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from rltrain.envs.spaces import EPISODE_CONTINUES
 
 PREFIX = "envpool:"
 SEEDS = 2**31 - 1  # EnvPool's are 32 bits wide
-STICKY = {
-    "repeat_action_probability": 0.25
-}  # Machado et al. 2018, as in `rltrain.envs.suites.atari`; EnvPool's own default is 0
+DEFAULTS = {"repeat_action_probability": 0.25}  # Machado et al. 2018, as in `atari`; EnvPool's own default is 0
 
 
 class Block:
-    """`width` environments of one pool, as `rltrain.envs.vector.native` takes them: reset in the step after an end."""
+    """`width` environments of one pool, with the interface that `rltrain.envs.vector.native` needs."""
 
     def __init__(self, task: str, width: int, **kwargs: Any) -> None:
         self._make: Callable[[int], Any] = lambda seed: _pool(task, width, seed, kwargs)
@@ -44,7 +42,7 @@ class Block:
         return self
 
     def reset(self, seed: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """New episodes; with a seed from a new pool, since one that is there cannot be seeded again."""
+        """New episodes; with a seed, of a new pool, since an existing one cannot be seeded again."""
         if seed is not None:
             self._pool.close()
             self._pool = self._make(seed)
@@ -52,7 +50,7 @@ class Block:
         return obs, info
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """One row of all of them."""
+        """One step of all environments."""
         obs, reward, terminated, truncated, info = self._pool.step(np.asarray(actions, self._dtype))
         return obs, reward, terminated, truncated, info
 
@@ -61,7 +59,7 @@ class Block:
 
 
 class EnvPool(gymnasium.Env[Any, Any]):
-    """One environment of EnvPool, alone in its pool, so that a stream can have a seed of its own."""
+    """A pool with one environment, so that each stream has its own seed."""
 
     def __init__(self, task: str, **kwargs: Any) -> None:
         self._block = Block(task, 1, **kwargs)
@@ -77,15 +75,16 @@ class EnvPool(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self._block.step(np.asarray(action)[None])
-        told = {EPISODE_CONTINUES: True} if self._by_life and terminated[0] and not info["terminated"][0] else {}
-        return _first(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), told
+        life_lost = self._by_life and terminated[0] and not info["terminated"][0]
+        new_info = {EPISODE_CONTINUES: True} if life_lost else {}
+        return _first(obs), float(reward[0]), bool(terminated[0]), bool(truncated[0]), new_info
 
     def close(self) -> None:
         self._block.close()
 
 
 def find(name: str) -> Callable[..., EnvPool] | None:
-    """What makes the environment that `name` stands for, "envpool:Pong-v5"; None if it names none.
+    """The factory of the environment `name`, such as "envpool:Pong-v5"; None if the name is of another form.
 
     Raises:
         EnvError: EnvPool is not installed, or has no such environment; one line.
@@ -94,14 +93,14 @@ def find(name: str) -> Callable[..., EnvPool] | None:
 
 
 def block(name: str) -> Callable[..., Block]:
-    """The same for blocks of them: called with a width and keywords."""
+    """The factory of blocks of the environment `name`: called with a width and keywords."""
     return functools.partial(Block, _task(name))
 
 
 def _task(name: str) -> str:
     task, known = name.removeprefix(PREFIX), _package(name).list_all_envs()
     if task not in known:
-        raise EnvError(f"EnvPool has no {task!r}." + did_you_mean(name, [PREFIX + one for one in known]))
+        raise EnvError(f"EnvPool has no {task!r}." + did_you_mean(name, [PREFIX + other for other in known]))
     return task
 
 
@@ -109,7 +108,7 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module("envpool")
     except ImportError:
-        raise EnvError(f"{name} needs a package that has no wheel everywhere: pip install envpool") from None
+        raise EnvError(f"{name} needs a package without wheels for some platforms: pip install envpool") from None
 
 
 def _pool(task: str, width: int, seed: int, kwargs: dict[str, Any]) -> Any:
@@ -117,14 +116,14 @@ def _pool(task: str, width: int, seed: int, kwargs: dict[str, Any]) -> Any:
     known = package.make_spec(task).config._fields
     wrong = next((key for key in kwargs if key not in known), None)
     if wrong is not None:
-        hint = did_you_mean(wrong, known)
-        raise EnvError(f"EnvPool's {task} takes no {wrong!r}.{hint} It takes: {', '.join(sorted(known))}.")
-    asked = {key: value for key, value in STICKY.items() if key in known} | kwargs
-    made = package.make_gymnasium(task, num_envs=width, num_threads=1, seed=seed % SEEDS, **asked)
+        accepted = ", ".join(sorted(known))
+        raise EnvError(f"EnvPool's {task} takes no {wrong!r}.{did_you_mean(wrong, known)} It takes: {accepted}.")
+    settings = {key: value for key, value in DEFAULTS.items() if key in known} | kwargs
+    pool = package.make_gymnasium(task, num_envs=width, num_threads=1, seed=seed % SEEDS, **settings)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the bounds of its spaces are float64, which gymnasium warns of
-        _ = made.observation_space, made.action_space  # made here, and kept
-    return made
+        warnings.simplefilter("ignore")  # Gymnasium warns that the bounds of its spaces are float64
+        _ = pool.observation_space, pool.action_space  # cached properties
+    return pool
 
 
 def _first(obs: Any) -> Any:

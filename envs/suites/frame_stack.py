@@ -1,4 +1,4 @@
-"""How many frames an observation is made of, as the environment's wrappers say."""
+"""Finds out from an environment's wrappers how many frames its observations consist of."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from gymnasium.wrappers import FrameStackObservation
 from rltrain.envs.spec import Padding
 from rltrain.envs.suites import atari
 
-HAND_ON = {  # gymnasium's wrappers that change no observation and leave none out
+PASS_ON = {  # modules of Gymnasium's wrappers that neither change nor drop observations
     f"gymnasium.wrappers.{name}"
     for name in ("common", "rendering", "stateful_reward", "transform_action", "transform_reward")
 }
 
 
 def frames(env: gymnasium.Env[Any, Any]) -> tuple[int, Padding]:
-    """How many of the newest frames an observation is, and what stands for those before the first; 0: not known."""
+    """The number of frames in an observation, 0 if unknown, and the padding before the first frame of an episode."""
     if isinstance(env, atari.Atari):
         return env.stack, "reset"
-    while isinstance(env, gymnasium.Wrapper) and _hands_on(type(env)):
+    while isinstance(env, gymnasium.Wrapper) and _passes_on(type(env)):
         env = env.env
     if type(env) is FrameStackObservation:
         if env.padding_type == "zero":
@@ -29,9 +29,9 @@ def frames(env: gymnasium.Env[Any, Any]) -> tuple[int, Padding]:
     return 0, "reset"
 
 
-def _hands_on(wrapper: type) -> bool:
-    """Whether a wrapper hands on each observation as it comes: it is known to, or leaves `step` and `reset` alone."""
-    if wrapper.__module__ in HAND_ON:
+def _passes_on(wrapper: type) -> bool:
+    """Whether a wrapper passes on each observation: it is in PASS_ON, or does not override `step` and `reset`."""
+    if wrapper.__module__ in PASS_ON:
         return True
-    own = (gymnasium.Wrapper, gymnasium.ActionWrapper, gymnasium.RewardWrapper)
-    return all(any(getattr(wrapper, name) is getattr(kind, name) for kind in own) for name in ("step", "reset"))
+    base = (gymnasium.Wrapper, gymnasium.ActionWrapper, gymnasium.RewardWrapper)
+    return all(any(getattr(wrapper, name) is getattr(kind, name) for kind in base) for name in ("step", "reset"))

@@ -1,4 +1,4 @@
-"""Keeps off the console what MuJoCo has to say to the authors of model files, once for each environment made."""
+"""Keeps MuJoCo's warnings about deprecated attributes of model files off the console."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import contextlib
 import sys
 from typing import Any
 
-ADVICE = "is deprecated and will be removed in a future release"
+DEPRECATION = "is deprecated and will be removed in a future release"
 
 
 def filter_mujoco_log() -> None:
-    """Warnings that an attribute of a model file is deprecated go to MuJoCo's log file only, and there once.
+    """Write deprecation warnings of model files only to MuJoCo's log file, each once; print other warnings as before.
 
-    All others are told as ever. Nothing is done where MuJoCo was not imported, or somebody handles its warnings.
+    Nothing changes if MuJoCo is not imported or already has a handler for warnings.
     """
     mujoco: Any = sys.modules.get("mujoco")
     if mujoco is None or mujoco.get_mju_user_warning() is not None:
         return
-    told: set[str] = set()
+    logged: set[str] = set()
 
     def warning(text: str) -> None:
-        if ADVICE in text:
-            if text in told:
+        if DEPRECATION in text:
+            if text in logged:
                 return
-            told.add(text)
+            logged.add(text)
         else:
-            with contextlib.suppress(OSError, ValueError):  # nothing must be raised into C
+            with contextlib.suppress(OSError, ValueError):  # no exception may reach MuJoCo's C code
                 print(f"WARNING: {text}\n", file=sys.stderr, flush=True)
         mujoco.mju_writeLog("WARNING", text)
 

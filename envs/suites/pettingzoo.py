@@ -1,4 +1,4 @@
-"""Names of environments of several agents: the built-in games, and PettingZoo's modules, `pettingzoo:module`."""
+"""Finds environments of several agents by name: built-in games, and modules of PettingZoo, `pettingzoo:module`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from typing import Any
 from rltrain.envs.errors import EnvError
 
 PREFIX = "pettingzoo:"
-EXTRAS = {  # of ours, by the package that they are for
+EXTRAS = {  # extras of this package, by the package that they install
     "mpe2": "mpe",
     "magent2": "magent",
     "pettingzoo.butterfly": "butterfly",
     "pettingzoo.classic": "classic",
     "pettingzoo.sisl": "sisl",
 }
-
-
-GAMES = {  # in `rltrain.envs.problems.games`, which imports PettingZoo
+GAMES = {  # names in `rltrain.envs.problems.games`, which imports PettingZoo
     "two-step": "two_step",
     "climbing": "climbing",
     "penalty": "penalty",
@@ -30,15 +28,15 @@ GAMES = {  # in `rltrain.envs.problems.games`, which imports PettingZoo
 
 
 def find(name: str, load: Callable[[str, str], ModuleType]) -> Callable[..., Any] | None:
-    """What makes the environment that `name` stands for; None if it names none.
+    """The factory of the environment `name`; None if the name is of another form.
 
-    A module of PettingZoo's makes it in parallel if it can, else in turns.
+    A module's `parallel_env` is preferred to its `env`, whose agents act in turns.
 
     Args:
-        load: imports the module it is given, for the sake of an attribute; EnvError where there is none.
+        load: imports a module, given its name and the attribute that is needed; raises EnvError if there is none.
 
     Raises:
-        EnvError: the module makes no environment; one line.
+        EnvError: the module has no environment, or an extra is missing; one line.
     """
     if name in GAMES:
         game: Callable[..., Any] = getattr(importlib.import_module("rltrain.envs.problems.games"), GAMES[name])
@@ -48,20 +46,21 @@ def find(name: str, load: Callable[[str, str], ModuleType]) -> Callable[..., Any
     path = name.removeprefix(PREFIX)
     extra = next((extra for package, extra in EXTRAS.items() if f"{path}.".startswith(f"{package}.")), None)
     if extra is not None:
-        _installed(name, path, extra)
+        _check_installed(name, path, extra)
     module = load(path, "parallel_env")
     for attribute in ("parallel_env", "env"):
-        made: Callable[..., Any] | None = getattr(module, attribute, None)
-        if callable(made):
-            return made
+        factory: Callable[..., Any] | None = getattr(module, attribute, None)
+        if callable(factory):
+            return factory
     raise EnvError(f"{name}: the module {module.__name__} has neither parallel_env nor env, as PettingZoo's modules do")
 
 
-def _installed(name: str, path: str, extra: str) -> None:
-    """Import the module of an extra, to say in a line if something that it needs is not there."""
+def _check_installed(name: str, path: str, extra: str) -> None:
+    """Raises EnvError if something that the module of an extra imports is not installed."""
     try:
         importlib.import_module(path)
     except ModuleNotFoundError as error:
         package = path.partition(".")[0]
-        if error.name == package or not f"{error.name}.".startswith(f"{package}."):  # else: there is no such module
+        # otherwise the package has no such module
+        if error.name == package or not f"{error.name}.".startswith(f"{package}."):
             raise EnvError(f"{name} needs an extra: pip install 'rltrain[{extra}]'") from None

@@ -1,7 +1,7 @@
-"""Native vector environments: one that steps many streams in one call, in blocks of fixed width.
+"""Native vector environments, which step many streams in one call, in blocks of fixed width.
 
-Such an environment has one generator for all its streams, so actors own whole blocks, and which blocks there are
-depends on the run's streams only: the bits of a run do not depend on the number of workers.
+A block has one random generator for all its streams. Therefore actors own whole blocks, and the blocks depend only on
+the number of streams of the run: its results do not depend on the number of workers, to the bit.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.plain_data import attributes, from_plain, same, set_attributes, to_plain
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 
-Native = Any  # gymnasium.vector.VectorEnv; its type parameters say nothing here
+Native = Any  # gymnasium.vector.VectorEnv, or EnvPool's
 MakeBlock = Callable[[int], Native]
-NATIVE_WAYS = ("attributes", "none")
+NATIVE_METHODS = ("attributes", "none")
 
 
 def blocks(total: int) -> list[tuple[int, ...]]:
-    """The streams of each block of a run: at most 8 blocks, of at least 16 streams where there are that many."""
+    """The streams of each block of a run: at most 8 blocks, of at least 16 streams if the run has that many."""
     parts = np.array_split(np.arange(total), max(1, min(8, total // 16)))
     return [tuple(int(stream) for stream in part) for part in parts if part.size]
 
@@ -36,36 +36,42 @@ class NativeVectorEnv:
     """One or several blocks of native vector environments.
 
     Args:
-        make:   makes one of a given width.
-        spec:   of one stream.
-        blocks: the streams of each block of this actor.
-        seeds:  one per block.
-        way:    "attributes" or "none", see `prove_native`.
+        make:           makes a block of a given width.
+        spec:           of one stream.
+        blocks:         the streams of each block of this actor.
+        seeds:          one per block.
+        restore_method: "attributes" or "none", see `verify_native`.
     """
 
     def __init__(
-        self, make: MakeBlock, spec: EnvSpec, blocks: Sequence[tuple[int, ...]], seeds: Sequence[int], way: str
+        self,
+        make: MakeBlock,
+        spec: EnvSpec,
+        blocks: Sequence[tuple[int, ...]],
+        seeds: Sequence[int],
+        restore_method: str,
     ) -> None:
-        if way not in NATIVE_WAYS:
-            raise ValueError(f"unknown way to bring a native environment back: {way!r}; ways: {', '.join(NATIVE_WAYS)}")
+        if restore_method not in NATIVE_METHODS:
+            methods = ", ".join(NATIVE_METHODS)
+            raise ValueError(f"unknown method to restore a native environment: {restore_method!r}; methods: {methods}")
         self.spec = spec
         self.streams = tuple(stream for block in blocks for stream in block)
-        self._blocks, self._seeds, self._way = list(blocks), list(seeds), way
+        self._blocks, self._seeds, self._method = list(blocks), list(seeds), restore_method
         ends = np.cumsum([len(block) for block in blocks])
         self._columns = [slice(int(end) - len(block), int(end)) for block, end in zip(blocks, ends, strict=True)]
-        self._over = np.zeros(len(self.streams), bool)  # [B] the episode has ended: the next row resets
-        self._begun = [0] * len(self._blocks)  # how often a block began anew because it could not be brought back
+        self._over = np.zeros(len(self.streams), bool)  # [B] the episode has ended: the next row is a reset
+        self._restarts = [0] * len(self._blocks)  # how often each block could not be restored
         self._obs: list[Any] = [None] * len(self._blocks)  # the newest observations of each block
         self.envs: list[Native] = []
         for i, block in enumerate(self._blocks):
-            self.envs.append(self._blame(i, 0, lambda block=block: make(len(block))))  # type: ignore[misc]
+            self.envs.append(self._call(i, lambda block=block: make(len(block))))  # type: ignore[misc]
         self._space = self.envs[0].single_observation_space
         self._actions = native_actions(self.envs[0].single_action_space, spec)
 
     def reset(self, rows: UnrollBuffer) -> None:
         self._over[:] = False
         for i, env in enumerate(self.envs):
-            self._obs[i], _ = self._blame(i, 0, lambda i=i, env=env: env.reset(seed=self._seeds[i]))  # type: ignore[misc]
+            self._obs[i], _ = self._call(i, lambda i=i, env=env: env.reset(seed=self._seeds[i]))  # type: ignore[misc]
             self._put(rows, 0, i)
         rows.first[0] = False
         rows.first[0, : len(self.streams)] = True
@@ -95,17 +101,17 @@ class NativeVectorEnv:
         self._over = rows.terminated[t, :count] | rows.truncated[t, :count]
 
     def end_unroll(self, action: np.ndarray, rows: UnrollBuffer) -> None:
-        """Nothing to remember: the state is in the environments."""
+        """Nothing to record: the state is in the environments."""
 
     def state(self) -> list[dict[str, Any]]:
         return [
             {
-                "way": self._way,
+                "way": self._method,
                 "streams": list(block),
                 "over": self._over[columns].copy(),
-                "begun": self._begun[i],
+                "begun": self._restarts[i],
                 "obs": to_plain(self._obs[i]),
-                "attributes": attributes(self.envs[i].unwrapped) if self._way == "attributes" else {},
+                "attributes": attributes(self.envs[i].unwrapped) if self._method == "attributes" else {},
             }
             for i, (block, columns) in enumerate(zip(self._blocks, self._columns, strict=True))
         ]
@@ -113,14 +119,14 @@ class NativeVectorEnv:
     def load(self, state: list[dict[str, Any]], rows: UnrollBuffer) -> None:
         rows.first[0] = False
         for i, saved in enumerate(state):
-            self._begun[i] = int(saved["begun"])
-            exact = saved["way"] == self._way == "attributes" and tuple(saved["streams"]) == self._blocks[i]
+            self._restarts[i] = int(saved["begun"])
+            exact = saved["way"] == self._method == "attributes" and tuple(saved["streams"]) == self._blocks[i]
             if exact:
-                self._blame(i, 0, lambda i=i, saved=saved: self._restore(i, saved))  # type: ignore[misc]
+                self._call(i, lambda i=i, saved=saved: self._restore(i, saved))  # type: ignore[misc]
             else:
-                self._begun[i] += 1
-                seed = seed_of(self._seeds[i], self._begun[i])
-                self._obs[i], _ = self._blame(i, 0, lambda i=i, seed=seed: self.envs[i].reset(seed=seed))  # type: ignore[misc]
+                self._restarts[i] += 1
+                seed = seed_of(self._seeds[i], self._restarts[i])
+                self._obs[i], _ = self._call(i, lambda i=i, seed=seed: self.envs[i].reset(seed=seed))  # type: ignore[misc]
             self._over[self._columns[i]] = saved["over"] if exact else False
             rows.first[0, self._columns[i]] = not exact
             self._put(rows, 0, i)
@@ -135,20 +141,21 @@ class NativeVectorEnv:
             env.close()
 
     def _put(self, rows: UnrollBuffer, t: int, i: int) -> None:
-        write_batch(self._space, rows.obs, (t, self._columns[i]), self._obs[i], top=True)
+        write_batch(self._space, rows.obs, (t, self._columns[i]), self._obs[i])
 
-    def _blame(self, i: int, row: int, call: Callable[[], Any]) -> Any:
+    def _call(self, i: int, function: Callable[[], Any]) -> Any:
+        """Call code of block i; its exceptions, except EnvError, become EnvFaults."""
         try:
-            return call()
+            return function()
         except EnvError:
             raise
         except Exception as error:
             detail = error.detail if isinstance(error, EnvFault) else traceback.format_exc()
-            raise EnvFault(self._blocks[i][0], self._seeds[i], row, detail) from error
+            raise EnvFault(self._blocks[i][0], self._seeds[i], 0, detail) from error
 
 
-def write_batch(space: spaces.Space[Any], arrays: Any, at: tuple[int, slice], obs: Any, top: bool = False) -> None:
-    """Put a batch of observations of `space` into a row of an unroll, the way `spaces.obs_writer` puts one."""
+def write_batch(space: spaces.Space[Any], arrays: Any, at: tuple[int, slice], obs: Any) -> None:
+    """Write a batch of observations of `space` into an unroll at (row, columns), like `spaces.obs_writer`."""
     if isinstance(space, spaces.Dict):
         for key in sorted(arrays):
             write_batch(space.spaces[key], arrays[key], at, obs[key])
@@ -163,31 +170,33 @@ def write_batch(space: spaces.Space[Any], arrays: Any, at: tuple[int, slice], ob
 
 
 def native_actions(space: spaces.Space[Any], spec: EnvSpec) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from the policy's actions [B, *A] to the batch that a native environment takes."""
+    """A function from the policy's actions [B, *A] to the batch of actions for a native environment."""
     if isinstance(space, spaces.Discrete):
         start, dtype = int(space.start), np.dtype(space.dtype)
         return lambda action: np.asarray(action + start, dtype)
     return action_reader(space, spec.action)
 
 
-def probe_autoreset(make: MakeBlock, spec: EnvSpec, steps: int = 2_000) -> None:
-    """Check in fact that a native environment resets in the step after an episode's end, and is the serial one's equal.
+def check_autoreset(make: MakeBlock, spec: EnvSpec, steps: int = 2_000) -> None:
+    """Check that a native environment has the spec of the serial one, and resets in the step after an episode's end.
 
-    Two of them take the same steps until an episode ends, then different ones: only if that row is a reset, which
-    ignores the action, do they agree in it. Raises EnvError where that fails or no episode ends within `steps`; time
-    does not count, since a run's bits depend on the answer.
+    Two copies take the same steps until an episode ends, and then different actions: they agree in this row only if it
+    is a reset, which ignores the action. There is no time limit, because the results of a run depend on this check.
+
+    Raises:
+        EnvError: the check failed, or no episode ended within `steps`.
     """
     pair = [make(4), make(4)]
     try:
-        one = pair[0]
-        native = env_spec(spec.id, one.single_observation_space, one.single_action_space, spec.max_steps)
+        first = pair[0]
+        native = env_spec(spec.id, first.single_observation_space, first.single_action_space, spec.max_steps)
         if spec.action_mask or native != spec:
             text = f"{spec.id}: its native vector environment differs from the serial one. Use --vector serial."
             raise EnvError(text)
-        claimed = one.metadata.get("autoreset_mode")
+        claimed = first.metadata.get("autoreset_mode")
         if claimed is not None and getattr(claimed, "name", claimed) not in ("NEXT_STEP", "NextStep"):
             raise _refused(spec, f"says its autoreset mode is {claimed}")
-        rng, reader = np.random.default_rng(0), native_actions(one.single_action_space, spec)
+        rng, reader = np.random.default_rng(0), native_actions(first.single_action_space, spec)
         for env in pair:
             env.reset(seed=0)
         for _ in range(steps):
@@ -198,13 +207,13 @@ def probe_autoreset(make: MakeBlock, spec: EnvSpec, steps: int = 2_000) -> None:
                 continue
             if "final_obs" in info or "final_observation" in info:
                 raise _refused(spec, "resets in the same step in which an episode ends")
-            apart = [reader(np.stack([extreme(spec, high)] * 4)) for high in (0, 1)]
-            rows = [env.step(action) for env, action in zip(pair, apart, strict=True)]
+            different = [reader(np.stack([extreme_action(spec, high)] * 4)) for high in (0, 1)]
+            rows = [env.step(action) for env, action in zip(pair, different, strict=True)]
             for obs, reward, terminated, truncated, _ in rows:
                 if np.any(reward[over]) or np.any(terminated[over]) or np.any(truncated[over]):
                     raise _refused(spec, "does not reset in the step after an episode's end")
-                if not same(_at(obs, over), _at(rows[0][0], over)):
-                    raise _refused(spec, "obeys the action in the step after an episode's end")
+                if not same(_select(obs, over), _select(rows[0][0], over)):
+                    raise _refused(spec, "uses the action in the step after an episode's end")
             return
         raise _refused(spec, f"ended no episode in {steps} random steps, so its autoreset mode is unknown")
     finally:
@@ -212,19 +221,19 @@ def probe_autoreset(make: MakeBlock, spec: EnvSpec, steps: int = 2_000) -> None:
             env.close()
 
 
-def extreme(spec: EnvSpec, high: int) -> np.ndarray:
-    """The lowest or the highest action [*A]."""
+def extreme_action(spec: EnvSpec, high: int) -> np.ndarray:
+    """The lowest (`high` 0) or the highest (`high` 1) action [*A]."""
     action = spec.action
     if action.kind == "box":
         return np.full(action.shape, 1.0 if high else -1.0, np.float32)
     return (np.array(action.nvec, np.int64) * high - high).reshape(action.shape)
 
 
-def _at(obs: Any, which: np.ndarray) -> Any:
+def _select(obs: Any, which: np.ndarray) -> Any:
     if isinstance(obs, dict):
-        return {key: _at(child, which) for key, child in obs.items()}
+        return {key: _select(child, which) for key, child in obs.items()}
     if isinstance(obs, tuple):
-        return tuple(_at(child, which) for child in obs)
+        return tuple(_select(child, which) for child in obs)
     return np.asarray(obs)[which]
 
 
@@ -233,11 +242,11 @@ def _refused(spec: EnvSpec, why: str) -> EnvError:
     return EnvError(f"{what}; next-step autoreset is needed. Use --vector serial.")
 
 
-def prove_native(make: MakeBlock, spec: EnvSpec, seed: int, seconds: float = 2.0) -> str:
-    """ "attributes" if a fresh native environment goes on exactly from another one's data attributes, else "none".
+def verify_native(make: MakeBlock, spec: EnvSpec, seed: int, seconds: float = 2.0) -> str:
+    """ "attributes" if a native environment can be restored from its attributes that are data, else "none".
 
-    Up to 100 random steps, the state loaded into a fresh one, then up to 100 side by side: all must be identical.
-    A slow environment gets fewer; where no step fits, nothing is proven.
+    Up to 100 random steps; a fresh environment gets the attributes; then both take up to 100 equal steps, whose results
+    must be identical. A slow environment takes fewer steps; if not even two fit, the result is "none".
     """
     deadline = time.monotonic() + seconds
     rng = np.random.default_rng(seed)
@@ -258,11 +267,11 @@ def prove_native(make: MakeBlock, spec: EnvSpec, seed: int, seconds: float = 2.0
             if time.monotonic() > deadline:
                 return "attributes" if t > 1 else "none"
             action = reader(np.stack([random_action(rng, spec.action, None) for _ in range(4)]))
-            one, other = (env.step(action)[:4] for env in made)
-            if not same(one, other):
+            first, second = (env.step(action)[:4] for env in made)
+            if not same(first, second):
                 return "none"
         return "attributes"
-    except Exception:  # whatever it raises: it cannot be brought back
+    except Exception:  # it may raise anything: it cannot be restored
         return "none"
     finally:
         for env in made:

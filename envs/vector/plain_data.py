@@ -1,4 +1,4 @@
-"""State of an environment as plain data: arrays, numbers, text, lists and dicts, and back again."""
+"""Converts the state of an environment to plain data (arrays, numbers, text, lists and dicts) and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-ARRAYS = {"bool", *(np.dtype(code).name for code in "bBhHiIlLqQefd")}  # what safetensors can hold
+ARRAYS = {"bool", *(np.dtype(code).name for code in "bBhHiIlLqQefd")}  # dtypes that safetensors supports
 
 
 def same(one: Any, other: Any) -> bool:
@@ -23,27 +23,30 @@ def same(one: Any, other: Any) -> bool:
 
 
 def attributes(thing: object) -> dict[str, Any]:
-    """Those attributes of an object that are data, generators included, as plain data; the others are left out."""
-    kept = {}
+    """The attributes of an object that are data, including random generators, as plain data; others are left out."""
+    saved = {}
     for name, value in vars(thing).items():
         try:
-            kept[name] = to_plain(value)
+            saved[name] = to_plain(value)
         except TypeError:
             continue
-    return kept
+    return saved
 
 
 def set_attributes(thing: object, saved: dict[str, Any]) -> None:
-    """Write what `attributes` kept into a fresh object of the same making."""
+    """Set the attributes that `attributes` returned, in another object of the same class."""
     for name, data in saved.items():
         setattr(thing, name, from_plain(data))
 
 
 def to_plain(value: Any) -> Any:
-    """A copy of `value` from None, bool, int, float, str, arrays, lists and dicts; TypeError where it is no data.
+    """A copy of `value` made of None, bool, int, float, str, arrays, lists and dicts.
 
-    Arrays are of bools, integers or floats of at most 64 bits, the ones that a checkpoint holds.
-    Dicts stand for what these cannot say, by a key of their own: a dict itself, a tuple, a numpy scalar, a generator.
+    Arrays are of bools, integers or floats of at most 64 bits, as a checkpoint can store. Other types become a dict
+    with one key, the name of the type: dict, tuple, scalar (of numpy), generator.
+
+    Raises:
+        TypeError: `value` contains something else.
     """
     if value is None or type(value) in (bool, int, float, str):
         return value

@@ -1,13 +1,13 @@
-"""How a stream's environment is brought back on resume: plain data in, the same episode at the same step out.
+"""Restores the environment of a stream on resume: from plain data to the same step of the same episode.
 
-Four ways; `prove` finds the first that works for an environment:
+There are four methods; `restore_check.verify` finds the first one that works for an environment:
 
   offered  the environment has `get_state()`, which returns plain data, and `set_state(data)`, which returns (obs, info)
-  rng      the generator's state before the episode's reset, and the episode's actions, played again
-  seed     every episode is reset with a seed of its own, and its actions are played again
-  none     the episode begins anew
+  rng      the generator's state before the episode's reset is restored, and the episode's actions are replayed
+  seed     each episode is reset with its own seed, and its actions are replayed
+  none     a new episode begins
 
-Only "seed" changes how episodes are reset, and so what a run sees: whether it is used is never left to a clock.
+Only "seed" changes how episodes are reset, and so the data of a run: no clock may decide whether it is used.
 """
 
 from __future__ import annotations
@@ -22,97 +22,99 @@ import numpy as np
 from rltrain.envs.seeding import seed_of
 from rltrain.envs.vector.plain_data import attributes, from_plain, set_attributes, to_plain
 
-WAYS = ("offered", "rng", "seed", "none")
-LONGEST = 100_000  # actions of one episode that are kept; a longer episode begins anew on resume
+METHODS = ("offered", "rng", "seed", "none")
+LONGEST = 100_000  # actions of one episode that are stored; a longer episode begins again on resume
 Env = gymnasium.Env[Any, Any]
 Reader = Callable[[np.ndarray], Any]
 
 
-class Log:
-    """What one stream must remember of its current episode, so that the episode can be brought back.
+class EpisodeLog:
+    """Records what is needed to restore the current episode of one stream.
 
     Args:
-        way: one of WAYS.
+        method: one of METHODS.
     """
 
-    def __init__(self, way: str) -> None:
-        if way not in WAYS:
-            raise ValueError(f"unknown way to bring an environment back: {way!r}; ways: {', '.join(WAYS)}")
-        self.way = way
-        self.episode = 0  # episodes begun before the current one
+    def __init__(self, method: str) -> None:
+        if method not in METHODS:
+            raise ValueError(f"unknown method to restore an environment: {method!r}; methods: {', '.join(METHODS)}")
+        self.method = method
+        self.episode = 0  # number of the current episode
         self._seed = 0  # of the stream
-        self._base = 0  # what the last seeded reset was seeded with
+        self._base = 0  # seed of the last seeded reset
         self._rng: dict[str, Any] | None = None  # the generator before the current episode's reset, if unseeded
-        self._actions: list[np.ndarray] = []  # [t, *A] each, of the current episode, one per unroll
-        self._kept = 0
-        self._replays = way in ("rng", "seed")
+        self._actions: list[np.ndarray] = []  # [t, *A] each: the current episode's, one array per unroll
+        self._count = 0  # actions of the current episode
+        self._replays = method in ("rng", "seed")
 
-    def begin(self, env: Env, seed: int) -> tuple[Any, dict[str, Any]]:
-        """Reset with `seed`: the first episode of the stream."""
-        self._seed = self._base = seed
-        self.episode, self._rng, self._actions, self._kept = 0, None, [], 0
-        return env.reset(seed=seed)
+    def first_reset(self, env: Env, seed: int) -> tuple[Any, dict[str, Any]]:
+        """Reset with the seed of the stream: its first episode."""
+        self._seed, self.episode = seed, 0
+        return self._seeded_reset(env, seed)
 
-    def again(self, env: Env) -> tuple[Any, dict[str, Any]]:
+    def next_reset(self, env: Env) -> tuple[Any, dict[str, Any]]:
         """Reset for the next episode."""
         self.episode += 1
-        if self.way == "rng":
-            self._rng = dict(env.unwrapped.np_random.bit_generator.state)
-        elif self.way == "seed":
+        if self.method == "rng":
+            self._rng = _generator_state(env)
+        elif self.method == "seed":
             self._base = seed_of(self._seed, self.episode)
             return env.reset(seed=self._base)
         return env.reset()
 
+    def new_episode(self, env: Env) -> tuple[Any, dict[str, Any]]:
+        """Begin a new episode, with its own seed, in an environment that could not be restored."""
+        self.episode += 1
+        return self._seeded_reset(env, seed_of(self._seed, self.episode))
+
+    def _seeded_reset(self, env: Env, seed: int) -> tuple[Any, dict[str, Any]]:
+        self._base, self._rng, self._actions, self._count = seed, None, [], 0
+        return env.reset(seed=seed)
+
     def extend(self, actions: np.ndarray, first: np.ndarray) -> None:
-        """Keep an unroll's actions [T, *A] of the current episode; first[t]: the row after t begins an episode."""
+        """Store the current episode's actions of an unroll [T, *A]; first[t]: row t + 1 begins an episode."""
         if not self._replays:
             return
         resets = np.flatnonzero(first)
         if resets.size:
-            self._actions, self._kept = [], 0
+            self._actions, self._count = [], 0
             actions = actions[resets[-1] + 1 :]
-        self._kept += len(actions)
-        if self._kept > LONGEST:
+        self._count += len(actions)
+        if self._count > LONGEST:
             self._actions = []
         elif len(actions):
             self._actions.append(actions.copy())
 
     def state(self, env: Env) -> dict[str, Any]:
-        """Plain data that `load` can go on from."""
-        saved: dict[str, Any] = {"way": self.way, "base": self._base, "episode": self.episode}
-        if self.way == "offered":
+        """Plain data for `load`."""
+        saved: dict[str, Any] = {"way": self.method, "base": self._base, "episode": self.episode}
+        if self.method == "offered":
             inner: Any = env.unwrapped
             saved["offered"] = to_plain(inner.get_state())
             saved["wrappers"] = [attributes(wrapper) for wrapper in wrappers(env)]
-        elif self._replays and self._kept <= LONGEST:
+        elif self._replays and self._count <= LONGEST:
             saved["rng"] = copy.deepcopy(self._rng)
-            saved["now"] = _generator(env)
+            saved["now"] = _generator_state(env)
             saved["actions"] = np.concatenate(self._actions) if self._actions else None
         return saved
 
     def load(self, env: Env, saved: dict[str, Any], seed: int, reader: Reader) -> tuple[Any, dict[str, Any], bool]:
-        """Bring back what `state` saved into `env`, a fresh one: (obs, info, exact).
+        """Restore `env`, a fresh one, from the result of `state`: (obs, info, exact).
 
-        Where that fails a new episode begins, on a seed of its own, and `exact` is False.
-        A key "over" of `saved` says whether the episode had ended; the replay must agree.
+        If that fails, a new episode begins, and `exact` is False. An optional key "over" of `saved` says whether the
+        episode had ended, which the replay must reproduce.
         """
         self._seed, self.episode = seed, int(saved["episode"])
-        if saved["way"] == self.way and self.way != "none":
+        if saved["way"] == self.method and self.method != "none":
             try:
-                brought = self._restore(env, saved) if self.way == "offered" else self._replay(env, saved, reader)
-            except Exception:  # whatever an environment may raise: it cannot be brought back
-                brought = None
-            if brought is not None:
-                return *brought, True
-        return *self.anew(env), False
+                result = self._set_state(env, saved) if self.method == "offered" else self._replay(env, saved, reader)
+            except Exception:  # an environment may raise anything: it cannot be restored
+                result = None
+            if result is not None:
+                return *result, True
+        return *self.new_episode(env), False
 
-    def anew(self, env: Env) -> tuple[Any, dict[str, Any]]:
-        """Begin a new episode on a seed of its own, in an environment that could not be brought back."""
-        self.episode += 1
-        self._base, self._rng, self._actions, self._kept = seed_of(self._seed, self.episode), None, [], 0
-        return env.reset(seed=self._base)
-
-    def _restore(self, env: Env, saved: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _set_state(self, env: Env, saved: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         inner: Any = env.unwrapped
         self._base = int(saved["base"])
         env.reset(seed=self._base)
@@ -136,15 +138,14 @@ class Log:
         actions = saved["actions"]
         over = False
         if actions is not None:
-            taken = reader(actions)
-            for t in range(len(actions)):
+            for action in reader(actions):
                 if over:
                     return None
-                obs, _, terminated, truncated, info = env.step(taken[t])
+                obs, _, terminated, truncated, info = env.step(action)
                 over = bool(terminated or truncated)
-        if over != bool(saved.get("over", over)) or _generator(env) != saved["now"]:
+        if over != bool(saved.get("over", over)) or _generator_state(env) != saved["now"]:
             return None
-        self._actions, self._kept = ([], 0) if actions is None else ([np.array(actions)], len(actions))
+        self._actions, self._count = ([], 0) if actions is None else ([np.array(actions)], len(actions))
         return obs, info
 
 
@@ -157,6 +158,6 @@ def wrappers(env: Env) -> list[gymnasium.Wrapper[Any, Any, Any, Any]]:
     return chain
 
 
-def _generator(env: Env) -> dict[str, Any]:
-    """The state of an environment's generator now; a copy."""
+def _generator_state(env: Env) -> dict[str, Any]:
+    """A copy of the state of an environment's generator."""
     return copy.deepcopy(dict(env.unwrapped.np_random.bit_generator.state))

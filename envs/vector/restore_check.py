@@ -8,146 +8,161 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import gymnasium
 import numpy as np
 
 from rltrain.envs.errors import EnvError
-from rltrain.envs.spaces import MASK, action_reader, final_mask, mask_of, random_action
+from rltrain.envs.spaces import action_reader, final_mask, mask_in_obs, mask_of, random_action
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.plain_data import same
-from rltrain.envs.vector.restore import Env, Log
+from rltrain.envs.vector.restore import Env, EpisodeLog
 
-ROUNDS = 5  # of a proof
-LONG = (60, 12, 25)  # rows of a round: at most in each of two episodes, in a third, side by side until each reset
-SHORT = (8, 3, 12)  # of the round that tells whether "rng" can work, which is never cut short
-PATIENCE = 300.0  # seconds for what must not be cut short; an environment that needs more is refused
+
+class Rows(NamedTuple):
+    """Rows of a round of verification."""
+
+    episode: int  # at most, of each of two episodes before the snapshot
+    before: int  # of the third episode, before the snapshot
+    after: int  # of original and copy after the snapshot, up to each of two resets
+
+
+ROUNDS = 5
+LONG = Rows(60, 12, 25)
+SHORT = Rows(8, 3, 12)  # of the round that decides whether "rng" can work, which is never cut short
+PATIENCE = 300.0  # seconds for what must not be cut short; a slower environment is refused
 
 
 def verify(make: Callable[[], Env], spec: EnvSpec, seed: int, seconds: float = 2.0, patience: float = PATIENCE) -> str:
-    """The first way that brings an environment of `make` back, shown by doing it; "none" if no way does.
+    """The first restore method that works for the environment of `make`, or "none".
 
-    A round: random steps through two episodes (a used instance may differ from a fresh one) and into the next, the
-    state loaded into a fresh environment, then both side by side to two resets: observations, rewards, flags and masks
-    must be identical.
+    A round: random steps through two episodes (a used instance may differ from a fresh one) and into the third; a fresh
+    environment is restored from the state; then original and copy take the same steps up to two resets. Observations,
+    rewards, flags and masks must be identical.
 
-    First it is told whether "seed" is needed: one short round fails with "rng" and ROUNDS succeed with "seed", counted
-    in steps alone, so that load cannot change what a run sees. Then "offered" and "rng" get ROUNDS, or as many as
-    begin within `seconds`, and "none" is the answer where not even one ends within 10 times that.
-    What the environment raises means "not this way". An environment that hangs is left behind in its thread.
+    First it is decided whether "seed" is needed: a short round with "rng" fails and ROUNDS with "seed" succeed. Only
+    steps count here, so that the load of the machine cannot change the data of a run. Then "offered" and "rng" get
+    ROUNDS rounds, or as many as begin within `seconds`. If not even one round ends within 10 times `seconds`, the
+    result is "none". If the environment raises, the method does not work. An environment that hangs is left behind in
+    its thread.
 
     Raises:
-        EnvError: `patience` seconds were not enough to tell whether "seed" is needed.
+        EnvError: `patience` seconds were not enough to decide whether "seed" is needed.
     """
-    found: list[str] = []
-    told = threading.Event()  # "seed" or not
+    results: list[str] = []
+    seed_decided = threading.Event()
 
     def search() -> None:
-        offers, plain = _offers(make), True
-        if not offers and not _survives("rng", make, spec, seed, 1, SHORT):
-            plain = False
-            if _survives("seed", make, spec, seed, ROUNDS, LONG):
-                found.append("seed")
-        told.set()
-        begun = time.monotonic()
-        for way in ("offered", "rng") if offers else ("rng",) if plain else ():
-            if _survives(way, make, spec, seed, ROUNDS, LONG, begun + seconds, begun + 10 * seconds):
-                found.append(way)
+        methods = ["offered", "rng"] if _offers_state(make) else ["rng"]
+        if methods == ["rng"] and not _restores("rng", make, spec, seed, 1, SHORT):
+            methods = []
+            if _restores("seed", make, spec, seed, ROUNDS, LONG):
+                results.append("seed")
+        seed_decided.set()
+        start = time.monotonic()
+        for method in methods:
+            if _restores(method, make, spec, seed, ROUNDS, LONG, start + seconds, start + 10 * seconds):
+                results.append(method)
                 return
 
     thread = threading.Thread(target=search, daemon=True)
     thread.start()
-    if not told.wait(patience):
+    if not seed_decided.wait(patience):
         raise EnvError(
-            f"{spec.id}: how it can be brought back on resume could not be told in {patience:g} s. "
-            "Does a second instance of it hang, or is one step of it that slow?"
+            f"{spec.id}: in {patience:g} s it could not be decided how to restore it on resume. "
+            "Does a second instance of it hang, or is a step of it that slow?"
         )
     thread.join(10 * seconds)
-    return found[0] if found else "none"
+    return results[0] if results else "none"
 
 
-def _offers(make: Callable[[], Env]) -> bool:
+def _offers_state(make: Callable[[], Env]) -> bool:
     with contextlib.suppress(Exception), contextlib.closing(make()) as env:
         return all(hasattr(env.unwrapped, name) for name in ("get_state", "set_state"))
     return False
 
 
-class _Walk:
-    """One stream that takes random legal actions."""
+class _RandomStream:
+    """An environment that takes random legal actions, with its log."""
 
-    def __init__(self, env: Env, way: str, spec: EnvSpec, seed: int) -> None:
+    def __init__(self, env: Env, method: str, spec: EnvSpec, seed: int) -> None:
         self.env, self.spec, self.seed = env, spec, seed
-        self.log = Log(way)
+        self.log = EpisodeLog(method)
         self.reader = action_reader(env.action_space, spec.action)
-        self.in_obs = isinstance(env.observation_space, gymnasium.spaces.Dict) and MASK in env.observation_space.spaces
+        self.mask_in_obs = mask_in_obs(env.observation_space)
         self.over = False
         self.mask: np.ndarray | None = None
 
-    def begin(self) -> None:
-        self.saw(*self.log.begin(self.env, self.seed))
+    def first_reset(self) -> None:
+        self._observe(*self.log.first_reset(self.env, self.seed))
 
     def load(self, saved: dict[str, Any]) -> bool:
+        """Restore the state; whether that is exact."""
         obs, info, exact = self.log.load(self.env, saved, self.seed, self.reader)
         self.over = bool(saved["over"])
-        self.saw(obs, info)
+        self._observe(obs, info)
         return exact
 
-    def saw(self, obs: Any, info: dict[str, Any]) -> None:
+    def _observe(self, obs: Any, info: dict[str, Any]) -> None:
         self.obs = obs.copy() if isinstance(obs, np.ndarray) else copy.deepcopy(obs)
         if self.spec.action_mask and self.over:
-            self.mask = final_mask(obs, info, self.in_obs, self.spec.action.nvec)
+            self.mask = final_mask(obs, info, self.mask_in_obs, self.spec.action.nvec)
         elif self.spec.action_mask:
-            self.mask = mask_of(obs, info, self.in_obs).copy()
+            self.mask = mask_of(obs, info, self.mask_in_obs).copy()
 
     def step(self, action: np.ndarray, reset: bool) -> tuple[Any, ...]:
-        """One row: what came of it. A reset row where the episode is over or `reset` asks for it."""
+        """One row, a reset if the episode is over or `reset`: (obs, reward, terminated, truncated, mask)."""
         reset = reset or self.over
-        reward, terminated, truncated = 0.0, False, False
+        reward: Any = 0.0
+        terminated = truncated = False
         if reset:
-            obs, info = self.log.again(self.env)
+            obs, info = self.log.next_reset(self.env)
         else:
-            obs, reward, terminated, truncated, info = self.env.step(self.reader(action[None])[0])  # type: ignore[assignment]
+            obs, reward, terminated, truncated, info = self.env.step(self.reader(action[None])[0])
         self.over = bool(terminated or truncated)
-        self.saw(obs, info)
+        self._observe(obs, info)
         self.log.extend(action[None], np.array([reset]))
         return self.obs, reward, bool(terminated), bool(truncated), self.mask
 
 
-def _survives(
-    way: str,
+def _restores(
+    method: str,
     make: Callable[[], Env],
     spec: EnvSpec,
     seed: int,
     rounds: int,
-    sizes: tuple[int, int, int],
-    soft: float = math.inf,
-    hard: float = math.inf,
+    rows: Rows,
+    soft_deadline: float = math.inf,
+    deadline: float = math.inf,
 ) -> bool:
-    """Whether `way` brings an environment back, see `verify`; no round begins after `soft`, no step after `hard`."""
+    """Whether `method` passes the rounds of `verify`; none begins after `soft_deadline`, no step after `deadline`."""
     rng = np.random.default_rng(seed)
     made: list[Env] = []
-    to_next, into, beside = sizes
-    try:
+
+    def stream() -> _RandomStream:
         made.append(make())
-        old = _Walk(made[0], way, spec, seed)
-        old.begin()
-        for done in range(rounds):
-            if done and time.monotonic() > soft:
+        return _RandomStream(made[-1], method, spec, seed)
+
+    try:
+        original = stream()
+        original.first_reset()
+        for number in range(rounds):
+            if number and time.monotonic() > soft_deadline:
                 return True
             for _ in range(2):
-                _steps(rng, to_next, [old], "next episode", hard)
-            _steps(rng, into, [old], "steps", hard)
-            saved = old.log.state(old.env) | {"over": old.over}
-            made.append(make())
-            new = _Walk(made[-1], way, spec, seed)
-            if not new.load(copy.deepcopy(saved)) or not same((old.obs, old.mask), (new.obs, new.mask)):
+                _run(rng, [original], rows.episode, deadline, until_reset=True)
+            _run(rng, [original], rows.before, deadline, reset=False)
+            saved = original.log.state(original.env) | {"over": original.over}
+            restored = stream()
+            if not restored.load(copy.deepcopy(saved)):
                 return False
-            for _ in range(2):  # a reset between them
-                if not _steps(rng, beside, [old, new], "steps and a reset", hard):
+            if not same((original.obs, original.mask), (restored.obs, restored.mask)):
+                return False
+            for _ in range(2):
+                if not _run(rng, [original, restored], rows.after, deadline):
                     return False
         return True
-    except Exception:  # whatever an environment may raise: not this way
+    except Exception:  # an environment may raise anything: this method does not work
         return False
     finally:
         for env in made:
@@ -155,19 +170,31 @@ def _survives(
                 env.close()
 
 
-def _steps(rng: np.random.Generator, most: int, walks: list[_Walk], what: str, hard: float) -> bool:
-    """Take `most` rows; whether all walks agree in all of them. TimeoutError after `hard`.
+def _run(
+    rng: np.random.Generator,
+    streams: list[_RandomStream],
+    rows: int,
+    deadline: float,
+    reset: bool = True,
+    until_reset: bool = False,
+) -> bool:
+    """Take the same random actions in all streams; whether all rows were identical.
 
-    what: "steps", "steps and a reset" (the last row), or "next episode" (stop at its first row, forced at last).
+    Args:
+        reset:       the last row is a reset, even if the episode has not ended.
+        until_reset: stop after the first reset.
+
+    Raises:
+        TimeoutError: `deadline` has passed.
     """
-    episode = walks[0].log.episode
-    for t in range(most):
-        if time.monotonic() > hard:
+    episode = streams[0].log.episode
+    for t in range(rows):
+        if time.monotonic() > deadline:
             raise TimeoutError
-        action = random_action(rng, walks[0].spec.action, walks[0].mask)
-        rows = [walk.step(action, t == most - 1 and what != "steps") for walk in walks]
-        if not all(same(rows[0], row) for row in rows[1:]):
+        action = random_action(rng, streams[0].spec.action, streams[0].mask)
+        first, *others = [stream.step(action, reset and t == rows - 1) for stream in streams]
+        if not all(same(first, row) for row in others):
             return False
-        if what == "next episode" and walks[0].log.episode > episode:
+        if until_reset and streams[0].log.episode > episode:
             break
     return True

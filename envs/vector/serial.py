@@ -1,33 +1,35 @@
-"""B streams of one environment, stepped one after the other, written straight into the unroll's arrays.
+"""B streams of one environment, stepped one after the other, which write directly into the arrays of an unroll.
 
-Next-step autoreset: after an episode ends, the next row resets the environment and ignores the action.
+Next-step autoreset: after the end of an episode, the next row resets the environment and ignores the action.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from rltrain.envs.errors import EnvFault
-from rltrain.envs.spaces import EPISODE_CONTINUES, MASK, action_reader, final_mask, mask_of, obs_writer
+from rltrain.envs.spaces import EPISODE_CONTINUES, action_reader, final_mask, mask_in_obs, mask_of, obs_writer
 from rltrain.envs.spec import EnvSpec
+from rltrain.envs.vector.restore import EpisodeLog
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 
 
 class SerialVectorEnv:
-    """Ordinary Gymnasium environments, one per stream.
+    """One Gymnasium environment per stream.
 
     Args:
-        make:    makes one environment.
-        spec:    what `make` makes.
-        streams: the streams of this actor.
-        seeds:   what each is seeded with, once, at its start.
-        way:     how a stream is brought back on resume, see `rltrain.envs.vector.restore`.
+        make:           makes one environment.
+        spec:           of an environment.
+        streams:        of this actor.
+        seeds:          of each stream, for its first reset.
+        restore_method: how a stream is restored on resume, see `rltrain.envs.vector.restore`.
     """
 
     def __init__(
@@ -36,36 +38,33 @@ class SerialVectorEnv:
         spec: EnvSpec,
         streams: Sequence[int],
         seeds: Sequence[int],
-        way: str = "rng",
+        restore_method: str = "rng",
     ) -> None:
-        from rltrain.envs.vector.restore import Log
-
         self.spec = spec
         self.streams = tuple(streams)
         self._seeds = tuple(seeds)
-        self._make = make
-        self._at = 0
-        self._seen: tuple[UnrollBuffer, int] | None = None  # where the newest observations lie
+        self._column = 0  # of the stream that is reset or restored
+        self._newest: tuple[UnrollBuffer, int] | None = None  # buffer and row of the newest observations
         self.envs: list[gymnasium.Env[Any, Any]] = []
-        self._logs = [Log(way) for _ in streams]
-        with _Blame(self):
-            for self._at in range(len(streams)):
+        self._logs = [EpisodeLog(restore_method) for _ in streams]
+        with self._faults():
+            for self._column in range(len(streams)):
                 self.envs.append(make())
         space = self.envs[0].observation_space
         self._write = obs_writer(space)
         self._actions = action_reader(self.envs[0].action_space, spec.action)
-        self._mask_in_obs = isinstance(space, gymnasium.spaces.Dict) and MASK in space.spaces
+        self._mask_in_obs = mask_in_obs(space)
         self._active = list(enumerate(self.envs))
         self._over = [False] * len(self.envs)
         self._zeros = [0.0] * len(self.envs)
 
     def reset(self, rows: UnrollBuffer) -> None:
-        self._seen = rows, 0
-        with _Blame(self):
+        self._newest = rows, 0
+        with self._faults():
             for b, env in enumerate(self.envs):
-                self._at = b
+                self._column = b
                 self._over[b] = False
-                obs, info = self._logs[b].begin(env, self._seeds[b])
+                obs, info = self._logs[b].first_reset(env, self._seeds[b])
                 self._put(rows, 0, b, obs, info)
                 rows.first[0, b] = True
 
@@ -82,7 +81,7 @@ class SerialVectorEnv:
         try:
             for b, env in self._active:
                 if over[b]:
-                    obs, info = self._logs[b].again(env)
+                    obs, info = self._logs[b].next_reset(env)
                     rows.first[t + 1, b] = True
                     over[b] = False
                 else:
@@ -101,32 +100,32 @@ class SerialVectorEnv:
             raise EnvFault(self.streams[b], self._seeds[b], t, traceback.format_exc()) from error
 
     def rest(self, ended: np.ndarray) -> None:
-        """Leave the streams where `ended` [B] alone from now on; their rows keep what they hold."""
+        """Stop stepping the streams for which `ended` [B] is True; their rows do not change any more."""
         self._active = [(b, env) for b, env in enumerate(self.envs) if not ended[b]]
 
     def end_unroll(self, action: np.ndarray, rows: UnrollBuffer) -> None:
-        self._seen = rows, len(action)
+        self._newest = rows, len(action)
         for b, log in enumerate(self._logs):
             log.extend(action[:, b], rows.first[1 : len(action) + 1, b])
 
     def state(self) -> list[dict[str, Any]]:
-        assert self._seen is not None, "reset comes first"
-        rows, t = self._seen
+        assert self._newest is not None, "reset comes first"
+        rows, t = self._newest
         return [
             self._logs[b].state(env) | {"over": self._over[b], "seen": _digest(rows.obs, t, b)}
             for b, env in enumerate(self.envs)
         ]
 
     def load(self, state: list[dict[str, Any]], rows: UnrollBuffer) -> None:
-        self._seen = rows, 0
-        with _Blame(self):
+        self._newest = rows, 0
+        with self._faults():
             for b, (env, saved) in enumerate(zip(self.envs, state, strict=True)):
-                self._at = b
+                self._column = b
                 obs, info, exact = self._logs[b].load(env, saved, self._seeds[b], self._actions)
                 self._put(rows, 0, b, obs, info, bool(saved["over"]) and exact)
                 if exact and _digest(rows.obs, 0, b) != saved["seen"]:
                     exact = False
-                    self._put(rows, 0, b, *self._logs[b].anew(env))
+                    self._put(rows, 0, b, *self._logs[b].new_episode(env))
                 self._over[b] = bool(saved["over"]) and exact
                 rows.first[0, b] = not exact
 
@@ -135,6 +134,7 @@ class SerialVectorEnv:
             env.close()
 
     def _put(self, rows: UnrollBuffer, t: int, b: int, obs: Any, info: dict[str, Any], over: bool = False) -> None:
+        """Write an observation and its mask; `over`: it is the last one of an episode."""
         self._write(rows.obs, (t, b), obs)
         if rows.action_mask is not None:
             self._put_mask(rows, t, b, obs, info, over)
@@ -147,10 +147,19 @@ class SerialVectorEnv:
             mask = mask_of(obs, info, self._mask_in_obs)
         rows.action_mask[t, b] = mask
 
+    @contextlib.contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Turns exceptions of an environment outside `step` into an EnvFault of the current stream."""
+        try:
+            yield
+        except Exception as error:
+            detail = error.detail if isinstance(error, EnvFault) else traceback.format_exc()
+            raise EnvFault(self.streams[self._column], self._seeds[self._column], 0, detail) from error
+
 
 def _digest(obs: Any, t: int, b: int) -> str:
-    """A hash of one stream's observation in an unroll."""
-    whole = hashlib.blake2b(digest_size=16)
+    """A hash of one stream's observation in row t of an unroll."""
+    digest = hashlib.blake2b(digest_size=16)
 
     def add(tree: Any) -> None:
         if isinstance(tree, dict):
@@ -160,23 +169,7 @@ def _digest(obs: Any, t: int, b: int) -> str:
             for child in tree:
                 add(child)
         else:
-            whole.update(np.ascontiguousarray(tree[t, b]).tobytes())
+            digest.update(np.ascontiguousarray(tree[t, b]).tobytes())
 
     add(obs)
-    return whole.hexdigest()
-
-
-class _Blame:
-    """Turns whatever an environment raises outside `step` into an EnvFault that names its stream."""
-
-    def __init__(self, env: SerialVectorEnv) -> None:
-        self.env = env
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception):
-            env = self.env
-            text = error.detail if isinstance(error, EnvFault) else "".join(traceback.format_exception(error))
-            raise EnvFault(env.streams[env._at], env._seeds[env._at], 0, text) from error
+    return digest.hexdigest()

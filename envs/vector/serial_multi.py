@@ -17,12 +17,17 @@ from rltrain.envs.vector.unroll_rows import UnrollBuffer
 
 
 class SerialMultiVectorEnv(SerialVectorEnv):
-    """Streams of `JointEnv`s. Start, restore and error messages are those of the vector for one agent."""
+    """Streams of `JointEnv`s; start, restore and errors as for one agent."""
 
     def __init__(
-        self, make: Callable[[], Any], spec: EnvSpec, streams: Sequence[int], seeds: Sequence[int], way: str = "rng"
+        self,
+        make: Callable[[], Any],
+        spec: EnvSpec,
+        streams: Sequence[int],
+        seeds: Sequence[int],
+        restore_method: str = "rng",
     ) -> None:
-        super().__init__(make, spec, streams, seeds, way)
+        super().__init__(make, spec, streams, seeds, restore_method)
         first = self.envs[0]
         assert isinstance(first, JointEnv)
         self._write = first.write
@@ -37,7 +42,7 @@ class SerialMultiVectorEnv(SerialVectorEnv):
         try:
             for b, env in self._active:
                 if over[b]:
-                    obs, info = self._logs[b].again(env)
+                    obs, info = self._logs[b].next_reset(env)
                     rows.first[t + 1, b] = True
                     over[b] = False
                 else:

@@ -1,4 +1,4 @@
-"""The arrays that a vector of environments writes its steps into, and the interface of such a vector."""
+"""The arrays into which a vector environment writes its steps, and the interface of vector environments."""
 
 from __future__ import annotations
 
@@ -12,54 +12,53 @@ from rltrain.envs.spec import EnvSpec
 
 @dataclass(frozen=True, slots=True)
 class UnrollBuffer:
-    """The arrays of one unroll that environments write. They may be wider than the streams (padding)."""
+    """The arrays of one unroll that environments write. B may be larger than the number of streams (padding)."""
 
     obs: Any  # tree of [T+1, B, *O]
-    reward: np.ndarray  # [T, B], and of several agents [T, B, N], as the two ends
+    reward: np.ndarray  # [T, B]; [T, B, N] with several agents, also for `terminated` and `truncated`
     terminated: np.ndarray  # [T, B]
     truncated: np.ndarray  # [T, B]
     first: np.ndarray  # [T+1, B]
     action_mask: np.ndarray | None  # [T+1, B, n]
-    episode_continues: (
-        np.ndarray
-    )  # [T, B]  an end for learning only, as of a life: reports go on to the end of the game
-    alive: np.ndarray | None = None  # [T+1, B, N]  of several agents, those that take part
-    acting: np.ndarray | None = None  # [T+1, B, N]  where they take turns, whose it is
-    state: np.ndarray | None = None  # [T+1, B, *S]  what only training sees
+    episode_continues: np.ndarray  # [T, B] the end is for learning only, such as a lost life; the game continues
+    alive: np.ndarray | None = None  # [T+1, B, N] several agents: those present
+    acting: np.ndarray | None = None  # [T+1, B, N] turn-based games: those that act
+    state: np.ndarray | None = None  # [T+1, B, *S] the global state, for training only
 
     def optional_fields(self) -> list[np.ndarray]:
-        """The fields of `rltrain.envs.spec.OPTIONAL_FIELDS` that are there, in that order."""
+        """Those fields of `rltrain.envs.spec.OPTIONAL_FIELDS` that are not None, in that order."""
         return [array for array in (self.action_mask, self.alive, self.acting, self.state) if array is not None]
 
     def episode_end(self, t: int) -> np.ndarray:
-        """[B] the streams whose episode row t has ended: with several agents, when none of them is left."""
+        """[B] whether row t ended the stream's episode; with several agents: whether no agent is left."""
+        ended: np.ndarray
         if self.alive is None:
-            ended: np.ndarray = self.terminated[t] | self.truncated[t]
-            return ended
-        gone: np.ndarray = ~self.first[t + 1] & ~self.alive[t + 1].any(-1)
-        return gone
+            ended = self.terminated[t] | self.truncated[t]
+        else:
+            ended = ~self.first[t + 1] & ~self.alive[t + 1].any(-1)
+        return ended
 
 
 class VectorEnv(Protocol):
-    """Several streams side by side."""
+    """Several streams of one environment."""
 
     spec: EnvSpec
-    streams: tuple[int, ...]  # the streams these columns are, ascending
+    streams: tuple[int, ...]  # the stream of each column, ascending
 
     def reset(self, rows: UnrollBuffer) -> None:
-        """Begin all streams anew: writes row 0 of obs, first and action_mask."""
+        """Begin all streams: writes row 0 of obs, first and the optional fields."""
 
     def step(self, action: np.ndarray, rows: UnrollBuffer, t: int) -> None:
-        """Take action [B, *A]: writes row t of reward and flags, row t+1 of obs, first and action_mask."""
+        """Take action [B, *A]: writes row t of reward and ends, row t+1 of obs, first and the optional fields."""
 
     def end_unroll(self, action: np.ndarray, rows: UnrollBuffer) -> None:
-        """Called once after the last row, with all actions [T, B, *A]: remember what `state` needs."""
+        """Called after the last row with all actions [T, B, *A]: record what `state` needs."""
 
     def state(self) -> list[dict[str, Any]]:
-        """One dict of plain data per stream (or block of streams), enough for `load` to go on from here."""
+        """Plain data for `load`, one dict per stream or block of streams."""
 
     def load(self, state: list[dict[str, Any]], rows: UnrollBuffer) -> None:
-        """Go on from `state`: writes row 0 of obs, first and action_mask. `first` is True where it began anew."""
+        """Continue from `state`: writes row 0. `first` is True where a new episode had to begin."""
 
     def close(self) -> None:
         """Close the environments."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rltrain import self_play
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.seeding import FRESH, seed_of
 from rltrain.envs.source import EnvSource
 from rltrain.errors import ConfigError
@@ -60,7 +60,7 @@ def evaluate(
     """
     trained = what if isinstance(what, Trained) else load(what)
     source = _source(trained, env)
-    spec = look(source, seed)
+    spec = read_spec(source, seed)
     if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
         raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
     seeds = [seed_of(seed, FRESH, episode) for episode in range(episodes)]

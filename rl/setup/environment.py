@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from rltrain import algorithms
 from rltrain.config.run_config import RunConfig
-from rltrain.envs.check import first_look
+from rltrain.envs.check import check_env
 from rltrain.envs.errors import EnvError
-from rltrain.envs.make import choose, look, resolve, vector
+from rltrain.envs.make import read_spec, resolve, vector, vector_kind
 from rltrain.envs.seeding import stream_seed
 from rltrain.envs.source import EnvSource
 from rltrain.envs.spec import EnvSpec
@@ -53,19 +53,19 @@ def open_environment(config: RunConfig, saved: Saved = NEW_RUN) -> tuple[Environ
         CheckpointError: its observations or actions have changed since the checkpoint.
     """
     source = resolve(config.env, config.env_args, config.share)
-    spec = look(source, config.seed)
+    spec = read_spec(source, config.seed)
     if algorithms.for_several(config.algo) and not spec.groups:
         others = ", ".join(name for name in algorithms.names() if not algorithms.for_several(name))
         raise ConfigError(f"{config.algo} is for several agents; {spec.id} has one agent. Use {others}")
-    problems = first_look(source, spec, config.seed)
+    problems = check_env(source, spec, config.seed)
     fatal = [problem.text for problem in problems if problem.fatal]
     if fatal:
         raise EnvError("\n".join(fatal))
-    kind = choose(source, config.streams, config.vector)
+    kind = vector_kind(source, config.streams, config.vector)
     restore_method = RECORDED if config.replay_from else saved.restore_method
     if kind == "native":
         units = tuple(native.blocks(config.streams))
-        restore_method = restore_method or native.prove_native(source.make_block, spec, config.seed)
+        restore_method = restore_method or native.verify_native(source.make_block, spec, config.seed)
         if config.workers > len(units):
             raise ConfigError(
                 f"--workers {config.workers}: the native vector environment of {spec.id} comes in {len(units)} blocks; "

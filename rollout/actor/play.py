@@ -63,7 +63,7 @@ def _play(
     other: AtRandom | None,
 ) -> list[Episode]:
     count = len(seeds)
-    env = serial(make, spec, range(count), seeds, way="none")
+    env = serial(make, spec, range(count), seeds, restore_method="none")
     rows = empty_rows(spec, 1, count)
     noises = [StreamNoise(seed, [0], *policy.noise) for seed in seeds]
     noise = np.zeros((1, padded(count), policy.noise.columns), np.float32)

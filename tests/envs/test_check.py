@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from rltrain.envs.check import first_look
+from rltrain.envs.check import check_env
 from rltrain.envs.errors import EnvFault
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.problems.names import PROBES
 from rltrain.envs.problems.probes import Counter
 
 
 def seen(env):
     source = resolve(env)
-    return first_look(source, look(source, 0), 0)
+    return check_env(source, read_spec(source, 0), 0)
 
 
 @pytest.mark.parametrize("name", sorted(set(PROBES) - {"unbounded"}))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rltrain.envs.errors import EnvError, EnvFault
-from rltrain.envs.make import choose, look, resolve, vector
+from rltrain.envs.make import read_spec, resolve, vector, vector_kind
 from rltrain.envs.problems.probes import Counter
 from rltrain.envs.source import register_env
 from rltrain.envs.spec import Leaf, from_json, to_json
@@ -73,7 +73,7 @@ def test_every_form_of_a_name_makes_the_same_environment(folder, form):
     env = source.make()
     assert type(env.unwrapped).__name__ == "Maze"
     assert env.unwrapped.size == 9
-    assert look(source, 0).action.nvec == (3,)
+    assert read_spec(source, 0).action.nvec == (3,)
     assert sys.path[-1] == str(folder) or str(folder) in sys.path[1:]
 
 
@@ -182,25 +182,25 @@ def test_what_the_users_own_code_raises_keeps_its_traceback(folder):
 
 
 def test_a_time_limit_inside_a_factory_is_seen():
-    assert look(resolve("probe:endless"), 0).max_steps == 10
-    assert look(resolve("CartPole-v1", {"max_episode_steps": 7}), 0).max_steps == 7
-    assert look(resolve(Counter), 0).max_steps is None
+    assert read_spec(resolve("probe:endless"), 0).max_steps == 10
+    assert read_spec(resolve("CartPole-v1", {"max_episode_steps": 7}), 0).max_steps == 7
+    assert read_spec(resolve(Counter), 0).max_steps is None
 
 
 def test_native_is_chosen_by_the_total_only():
     cartpole = resolve("CartPole-v1")
-    assert [choose(cartpole, n) for n in (1, 127, 128, 1024)] == ["serial", "serial", "native", "native"]
-    assert choose(cartpole, 1024, "serial") == "serial"
-    assert choose(cartpole, 16, "native") == "native"
-    assert choose(resolve("Pendulum-v1"), 1024) == "serial"
-    assert choose(resolve(Counter), 1024) == "serial"
+    assert [vector_kind(cartpole, n) for n in (1, 127, 128, 1024)] == ["serial", "serial", "native", "native"]
+    assert vector_kind(cartpole, 1024, "serial") == "serial"
+    assert vector_kind(cartpole, 16, "native") == "native"
+    assert vector_kind(resolve("Pendulum-v1"), 1024) == "serial"
+    assert vector_kind(resolve(Counter), 1024) == "serial"
     with pytest.raises(EnvError, match="--vector serial"):
-        choose(resolve("Pendulum-v1"), 1024, "native")
+        vector_kind(resolve("Pendulum-v1"), 1024, "native")
 
 
 def test_an_actor_owns_whole_blocks():
     source = resolve("CartPole-v1")
-    spec = look(source, 0)
+    spec = read_spec(source, 0)
     with pytest.raises(ValueError, match="whole blocks"):
         vector(source, spec, range(5), range(5), "none", "native", total=32)
     assert vector(source, spec, range(16, 32), range(16), "none", "native", total=32).streams == tuple(range(16, 32))
@@ -230,7 +230,7 @@ class Noisy(gymnasium.ObservationWrapper):
 
 
 def frames_of(env: gymnasium.Env) -> list[tuple[int, str]]:
-    return [(leaf.stack, leaf.padding) for leaf in look(resolve(lambda: env), 0).leaves()]
+    return [(leaf.stack, leaf.padding) for leaf in read_spec(resolve(lambda: env), 0).leaves()]
 
 
 def test_a_stack_of_frames_is_known_from_its_wrapper() -> None:
@@ -276,7 +276,7 @@ def test_what_lies_outside_of_the_stack_must_hand_on_each_observation() -> None:
 
 
 def test_what_is_known_of_stacks_survives_json() -> None:
-    spec = look(resolve(lambda: gymnasium.wrappers.FrameStackObservation(Pixels(), 4, padding_type="zero")), 0)
+    spec = read_spec(resolve(lambda: gymnasium.wrappers.FrameStackObservation(Pixels(), 4, padding_type="zero")), 0)
     old = to_json(spec)
     assert from_json(old) == spec
     assert isinstance(spec.obs, Leaf)

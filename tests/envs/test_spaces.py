@@ -190,16 +190,16 @@ def test_the_mask_of_a_final_observation_frees_heads_without_a_legal_action():
 
 def test_text_beside_other_keys_is_left_out() -> None:
     """MiniGrid's observations: image, direction, mission."""
-    from rltrain.envs.check import first_look
-    from rltrain.envs.make import look, resolve
+    from rltrain.envs.check import check_env
+    from rltrain.envs.make import read_spec, resolve
     from rltrain.envs.vector.serial import SerialVectorEnv
     from rltrain.rollout.buffers import empty_rows
 
     source = resolve("minigrid:MiniGrid-Empty-5x5-v0")
-    spec = look(source, 0)
+    spec = read_spec(source, 0)
     assert sorted(spec.obs) == ["direction", "image"]
     assert [leaf.kind for leaf in spec.leaves()] == ["discrete", "image"]
-    found = first_look(source, spec, 0)
+    found = check_env(source, spec, 0)
     assert [(problem.fatal, "['mission'] is text" in problem.text) for problem in found] == [(False, True)]
     env = SerialVectorEnv(source.make, spec, [0], [3])
     rows = empty_rows(spec, 2, 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.vector.serial_multi import SerialMultiVectorEnv
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.buffers import empty_rows
@@ -17,7 +17,7 @@ class Walk:
 
     def __init__(self, env: Any, seed: int = 0, steps: int = 20, **kwargs: Any) -> None:
         source = resolve(env, kwargs)
-        self.spec = look(source, seed)
+        self.spec = read_spec(source, seed)
         self.env = SerialMultiVectorEnv(source.make, self.spec, [0], [seed])
         self.rows: UnrollBuffer = empty_rows(self.spec, steps, 1)
         self.env.reset(self.rows)

@@ -14,7 +14,7 @@ from rltrain.algorithms.multi_agent.mixers import Monotonic, Sum
 from rltrain.algorithms.networks.mlp import MLP
 from rltrain.config.load import load
 from rltrain.config.run_config import RunConfig
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.spec import AgentGroup
 from rltrain.learner.algorithm import make_algorithm
 
@@ -129,7 +129,7 @@ def test_groups_count_their_agents() -> None:
 def test_agents_and_mixer_begin_as_asked(algo: str, init: str) -> None:
     """Biases tell: torch's own are not 0."""
     config = load({"algo": algo, "env": "two-step", "preset": "none", "init": init})
-    algorithm = make_algorithm(config, look(resolve("two-step"), 0))
+    algorithm = make_algorithm(config, read_spec(resolve("two-step"), 0))
     biases = [bias for layers in algorithm.learned.modules() if isinstance(layers, MLP) for _, bias in layers.pairs]
 
     assert len(biases) >= (7 if algo == "qmix" else 3)

@@ -12,9 +12,9 @@ from gymnasium import spaces
 from oracles.games import EndOfRound, Leaves, Masked, MaskedPair, Pair, Stranger, Two
 from oracles.walk import Walk
 
-from rltrain.envs.check import first_look
+from rltrain.envs.check import check_env
 from rltrain.envs.errors import EnvError, EnvFault
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.multi_agent.joint_spaces import groups_of, joint_action, type_of
 from rltrain.envs.problems import games
 from rltrain.envs.spec import from_json, to_json
@@ -80,7 +80,7 @@ def test_a_time_limit_is_not_a_death(late):
 
 
 def grouped(share: Any, env: Any = "generations") -> list[tuple[str, tuple[str, ...]]]:
-    return [(group.name, group.agents) for group in look(resolve(env, share=share), 0).groups]
+    return [(group.name, group.agents) for group in read_spec(resolve(env, share=share), 0).groups]
 
 
 def test_a_map_names_the_policy_of_each_agent():
@@ -113,7 +113,7 @@ def test_a_map_names_the_policy_of_each_agent():
 )
 def test_a_map_that_does_not_fit_is_answered_in_one_line(env, share, words):
     with pytest.raises(EnvError, match=re.escape(words)) as error:
-        look(resolve(env, share=share), 0)
+        read_spec(resolve(env, share=share), 0)
     assert "\n" not in str(error.value)
 
 
@@ -224,7 +224,7 @@ def test_box_actions_lie_side_by_side_and_are_scaled_for_each():
     joint = joint_action(groups_of("x", agents, obs, act, "all"))
 
     assert (joint.shape, joint.low, joint.high) == ((3,), (0.0, 0.0, -3.0), (2.0, 2.0, 3.0))
-    assert look(resolve("spread"), 0).action.shape == (3, 2)  # [N, *A] where all have the same shape
+    assert read_spec(resolve("spread"), 0).action.shape == (3, 2)  # [N, *A] where all have the same shape
 
 
 def test_box_and_discrete_side_by_side_are_refused():
@@ -258,12 +258,12 @@ def test_a_state_is_told_where_there_is_one():
 
     assert walk.spec.state_shape == (3,)
     assert walk.rows.state[:2, 0].tolist() == [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
-    assert look(resolve("generations"), 0).state_shape is None
+    assert read_spec(resolve("generations"), 0).state_shape is None
 
 
 @pytest.mark.parametrize("env", [*GAMES, Masked, Pair, MaskedPair])
 def test_a_spec_survives_a_checkpoint(env):
-    spec = look(resolve(env), 0)
+    spec = read_spec(resolve(env), 0)
 
     assert from_json(to_json(spec)) == spec
 
@@ -272,14 +272,14 @@ def test_a_spec_survives_a_checkpoint(env):
 def test_nothing_is_wrong_at_first_sight(env):
     source = resolve(env)
 
-    assert first_look(source, look(source, 0), 0) == []
+    assert check_env(source, read_spec(source, 0), 0) == []
 
 
 @pytest.mark.parametrize("env", ["two-step", "spread", "generations", "tic-tac-toe", Masked])
 def test_they_are_brought_back_in_mid_episode(env):
     source = resolve(env)
 
-    assert verify(source.make, look(source, 0), 0, seconds=0.2) == "rng"
+    assert verify(source.make, read_spec(source, 0), 0, seconds=0.2) == "rng"
 
 
 def test_a_stream_goes_on_from_its_state():
@@ -365,13 +365,13 @@ def test_what_goes_wrong_while_stepping_says_what_it_is(how, text):
 
 def test_what_is_no_reset_of_several_agents_is_one_line():
     with pytest.raises(EnvError, match="two dictionaries by agent, observations and infos; it returned a dict"):
-        look(resolve(Two, {"how": "old reset"}), 0)
+        read_spec(resolve(Two, {"how": "old reset"}), 0)
 
 
 def test_a_state_that_raises_is_a_fault_of_the_environment():
     """And no sign that there is none."""
     with pytest.raises(Exception, match="the state is broken"):
-        look(resolve(Two, {"how": "state raises"}), 0)
+        read_spec(resolve(Two, {"how": "state raises"}), 0)
 
 
 def test_a_missing_extra_is_named(monkeypatch):
@@ -399,5 +399,5 @@ def test_pettingzoos_module_of_mpe2():
     assert walk.rows.truncated[4, 0].all()
     assert walk.rows.episode_end(4)[0]
     assert np.array_equal(walk.rows.state[3, 0], walk.rows.obs["agent"][3, 0].ravel())
-    spec = look(resolve("pettingzoo:mpe2.simple_speaker_listener_v4"), 0)
+    spec = read_spec(resolve("pettingzoo:mpe2.simple_speaker_listener_v4"), 0)
     assert [group.name for group in spec.groups] == ["speaker", "listener"]

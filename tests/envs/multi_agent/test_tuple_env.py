@@ -11,7 +11,7 @@ from oracles.games import Forages, MaskedPair, Pair
 from oracles.walk import Walk
 
 from rltrain.envs.errors import EnvError, EnvFault
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 
 
 def test_a_tuple_of_agents():
@@ -141,7 +141,7 @@ def test_a_tuple_of_agents_with_one_reward_says_so():
 
 def test_lbforaging_is_a_tuple_of_agents():
     pytest.importorskip("lbforaging")
-    spec = look(resolve("lbforaging:Foraging-5x5-2p-1f-v3"), 0)
+    spec = read_spec(resolve("lbforaging:Foraging-5x5-2p-1f-v3"), 0)
 
     assert (spec.agents, spec.action.nvec, spec.max_steps) == (("agent_0", "agent_1"), (6, 6), 50)
     walk = Walk("lbforaging:Foraging-5x5-2p-1f-v3", steps=60)

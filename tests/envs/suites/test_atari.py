@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rltrain.envs.errors import EnvError
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.suites.atari import Atari, find, title
 from rltrain.envs.vector.restore_check import verify
 from rltrain.envs.vector.serial import SerialVectorEnv
@@ -171,14 +171,14 @@ def test_a_game_is_brought_back_exactly(game):
 
 def test_a_run_finds_that_out():
     source = resolve("ALE/Breakout-v5")
-    assert verify(source.make, look(source, 0), 0, seconds=30.0) == "offered"
+    assert verify(source.make, read_spec(source, 0), 0, seconds=30.0) == "offered"
 
 
 def test_a_lost_life_ends_the_episode_for_learning_and_not_for_reports():
     """The same actions in a game without the switch: every reward, and the return of the whole game, is the same."""
     source = resolve("ALE/Breakout-v5", {"terminal_on_life_loss": True})
-    spec = look(source, 0)
-    env = SerialVectorEnv(source.make, spec, [0], [5], way="none")
+    spec = read_spec(source, 0)
+    env = SerialVectorEnv(source.make, spec, [0], [5], restore_method="none")
     rows, tracker = empty_rows(spec, 900, 1), EpisodeTracker(1)
     actions = np.random.default_rng(1).integers(4, size=(900, 1))
     env.reset(rows)
@@ -231,7 +231,7 @@ def test_evaluation_plays_whole_games():
     found = []
     for by_life in (False, True):
         source = resolve("ALE/Breakout-v5", {"terminal_on_life_loss": by_life, "full_action_space": False})
-        found.append(play(source.make, look(source, 0), Fires(), [1, 2]))
+        found.append(play(source.make, read_spec(source, 0), Fires(), [1, 2]))
     assert found[0] == found[1]
     assert all(episode.length > 50 for episode in found[0])
 
@@ -240,7 +240,7 @@ def test_names():
     assert title("ms_pacman") == "ALE/MsPacman-v5"
     assert find("CartPole-v1") is None
     for name in ("ALE/MsPacman-v5", "atari:MsPacman", "atari:ms_pacman"):
-        spec = look(resolve(name), 0)
+        spec = read_spec(resolve(name), 0)
         assert (spec.id, spec.obs.shape, spec.obs.stack, spec.max_steps) == (name, (4, 84, 84), 4, 27_000)
     with pytest.raises(EnvError, match=r"unknown game 'ALE/Pnog-v5'. Did you mean 'ALE/Pong-v5'\?"):
         resolve("ALE/Pnog-v5").make()
@@ -255,7 +255,7 @@ def test_switches_reach_the_game():
     source = resolve(
         "ALE/Pong-v5", {"stack": 2, "screen_size": 42, "frameskip": 2, "full_action_space": True, "mode": 1}
     )
-    spec = look(source, 0)
+    spec = read_spec(source, 0)
     assert (spec.obs.shape, spec.obs.stack, spec.action.nvec, spec.max_steps) == ((2, 42, 42), 2, (18,), 54_000)
     assert resolve("atari:pong", {"render_mode": "rgb_array"}).make().render().shape == (210, 160, 3)
 

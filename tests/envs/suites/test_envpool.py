@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from rltrain.envs.errors import EnvError
-from rltrain.envs.make import choose, look, resolve, vector
+from rltrain.envs.make import read_spec, resolve, vector, vector_kind
 from rltrain.envs.spec import Leaf
-from rltrain.envs.vector.native import probe_autoreset
+from rltrain.envs.vector.native import check_autoreset
 from rltrain.envs.vector.restore_check import verify
 from rltrain.rollout.buffers import empty_rows
 
@@ -30,7 +30,7 @@ def envpool():
 
 @pytest.mark.usefixtures("envpool")
 def test_names_and_arguments():
-    spec = look(resolve("envpool:Pong-v5"), 0)
+    spec = read_spec(resolve("envpool:Pong-v5"), 0)
     assert spec.obs == Leaf("image", (4, 84, 84), "uint8")
     assert (spec.action.nvec, spec.max_steps) == ((6,), 27_000)
     with pytest.raises(EnvError, match="Did you mean 'envpool:Pong-v5'"):
@@ -42,7 +42,7 @@ def test_names_and_arguments():
 def rolled(kind, streams, seeds, steps, name="envpool:CartPole-v1", **kwargs):
     """All rows of an unroll under fixed actions."""
     source = resolve(name, kwargs)
-    spec = look(source, 0)
+    spec = read_spec(source, 0)
     env = vector(source, spec, streams, seeds, "none", kind, len(streams))
     rows = empty_rows(spec, steps, len(streams))
     actions = np.random.default_rng(0).integers(spec.action.nvec[0], size=(steps, len(streams)))
@@ -87,11 +87,11 @@ def test_streams_have_their_own_seeds():
 @pytest.mark.usefixtures("envpool")
 def test_it_can_be_used_in_blocks_and_says_how_it_is_brought_back():
     source = resolve("envpool:CartPole-v1", {"max_episode_steps": 40})
-    probe_autoreset(source.make_block, look(source, 0))
-    assert choose(source, 8) == "serial"
-    assert choose(source, 128) == "native"
-    assert choose(resolve("envpool:Pong-v5", {"episodic_life": True}), 128) == "serial"
-    assert verify(source.make, look(source, 0), 0, seconds=30.0) in ("rng", "seed")
+    check_autoreset(source.make_block, read_spec(source, 0))
+    assert vector_kind(source, 8) == "serial"
+    assert vector_kind(source, 128) == "native"
+    assert vector_kind(resolve("envpool:Pong-v5", {"episodic_life": True}), 128) == "serial"
+    assert verify(source.make, read_spec(source, 0), 0, seconds=30.0) in ("rng", "seed")
 
 
 @pytest.mark.usefixtures("envpool")

@@ -13,7 +13,7 @@ import pytest
 
 import rltrain
 from rltrain.envs.errors import EnvError
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 
 STATELESS = ("connect_four_v3", "leduc_holdem_v4", "multiwalker_v9", "rps_v2")
 
@@ -68,15 +68,15 @@ def test_what_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.delitem(sys.modules, name)
 
     with pytest.raises(EnvError, match=r"leduc_holdem_v4 needs an extra: pip install 'rltrain\[classic\]'"):
-        look(resolve("pettingzoo:pettingzoo.classic.leduc_holdem_v4"), 0)
+        read_spec(resolve("pettingzoo:pettingzoo.classic.leduc_holdem_v4"), 0)
 
 
 def test_a_module_that_no_family_has_is_no_missing_extra() -> None:
     with pytest.raises(EnvError, match=r"there is no module 'pettingzoo\.classic\.leduc_v9'"):
-        look(resolve("pettingzoo:pettingzoo.classic.leduc_v9"), 0)
+        read_spec(resolve("pettingzoo:pettingzoo.classic.leduc_v9"), 0)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mpe2") is None, reason="needs mpe2, of an extra")
 def test_of_another_version_the_one_that_is_there_is_named() -> None:
     with pytest.raises(EnvError, match=r"'mpe2\.simple_spread_v2'; .* Did you mean 'simple_spread_v3'\?$"):
-        look(resolve("pettingzoo:mpe2.simple_spread_v2"), 0)
+        read_spec(resolve("pettingzoo:mpe2.simple_spread_v2"), 0)

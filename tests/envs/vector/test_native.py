@@ -12,13 +12,13 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 from rltrain.envs.errors import EnvError, EnvFault
-from rltrain.envs.make import look, resolve, vector
+from rltrain.envs.make import read_spec, resolve, vector
 from rltrain.envs.problems.probes import Counter
-from rltrain.envs.vector.native import NativeVectorEnv, blocks, probe_autoreset, prove_native
+from rltrain.envs.vector.native import NativeVectorEnv, blocks, check_autoreset, verify_native
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 
 SOURCE = resolve("CartPole-v1")
-SPEC = look(SOURCE, 0)
+SPEC = read_spec(SOURCE, 0)
 
 
 def rows_for(steps, width):
@@ -34,8 +34,8 @@ def rows_for(steps, width):
     )
 
 
-def native(streams, total, way="attributes"):
-    return vector(SOURCE, SPEC, streams, [100 + stream for stream in streams], way, "native", total)
+def native(streams, total, method="attributes"):
+    return vector(SOURCE, SPEC, streams, [100 + stream for stream in streams], method, "native", total)
 
 
 def run(env, rows, actions):
@@ -85,7 +85,7 @@ def test_rows_follow_the_serial_environments_dynamics():
 
 def test_time_limits_truncate():
     source = resolve("CartPole-v1", {"max_episode_steps": 4})
-    env = vector(source, look(source, 0), range(16), range(16), "none", "native", 16)
+    env = vector(source, read_spec(source, 0), range(16), range(16), "none", "native", 16)
     rows = rows_for(11, 16)
     env.reset(rows)
     run(env, rows, np.tile([[0], [1]], (6, 16))[:11])
@@ -107,7 +107,7 @@ def test_bits_do_not_depend_on_who_owns_which_blocks():
 
 
 def test_a_native_environment_goes_on_exactly():
-    assert prove_native(SOURCE.make_block, SPEC, 0) == "attributes"
+    assert verify_native(SOURCE.make_block, SPEC, 0) == "attributes"
     actions = np.random.default_rng(0).integers(0, 2, (100, 32))
     env, rows = native(range(32), 32), rows_for(50, 32)
     env.reset(rows)
@@ -203,26 +203,26 @@ class Scalar(Counter):
 
 @pytest.mark.parametrize("claim", [True, False])
 def test_the_autoreset_mode_is_probed(claim):
-    spec = look(resolve(Scalar), 0)
-    probe_autoreset(lambda n: Vector(n, claim), spec, steps=200)
+    spec = read_spec(resolve(Scalar), 0)
+    check_autoreset(lambda n: Vector(n, claim), spec, steps=200)
     for kind in (SameStep, SameStepWithoutReward, PaysForResets, Never):
         with pytest.raises(EnvError, match="--vector serial"):
-            probe_autoreset(lambda n, kind=kind: kind(n, claim), spec, steps=200)
+            check_autoreset(lambda n, kind=kind: kind(n, claim), spec, steps=200)
 
 
 def test_load_does_not_change_what_the_probe_says(monkeypatch):
     hours = itertools.count(0, 3600.0)
     monkeypatch.setattr("time.monotonic", lambda: next(hours))
-    probe_autoreset(lambda n: Vector(n, True), look(resolve(Scalar), 0))
+    check_autoreset(lambda n: Vector(n, True), read_spec(resolve(Scalar), 0))
 
 
 def test_a_native_environment_with_other_spaces_is_refused():
     with pytest.raises(EnvError, match="differs from the serial one"):
-        probe_autoreset(Vector, SPEC)
+        check_autoreset(Vector, SPEC)
 
 
 def test_a_reset_row_has_no_reward_whatever_the_environment_says():
-    env = NativeVectorEnv(PaysForResets, look(resolve(Scalar), 0), [(0, 1)], [0], "none")
+    env = NativeVectorEnv(PaysForResets, read_spec(resolve(Scalar), 0), [(0, 1)], [0], "none")
     rows = replace(rows_for(20, 2), obs=np.zeros((21, 2, 1), np.float32))
     env.reset(rows)
     run(env, rows, np.zeros((20, 2), np.int64))
@@ -236,9 +236,9 @@ def test_hidden_state_is_not_proven():
             self.hidden.append(object())  # no data: not in a snapshot
             return self._obs() + len(self.hidden), *super().step(action)[1:]
 
-    spec = look(resolve(Scalar), 0)
-    assert prove_native(Vector, spec, 0) == "attributes"
-    assert prove_native(Hidden, spec, 0) == "none"
+    spec = read_spec(resolve(Scalar), 0)
+    assert verify_native(Vector, spec, 0) == "attributes"
+    assert verify_native(Hidden, spec, 0) == "none"
 
 
 def test_a_fault_names_the_first_stream_of_its_block():

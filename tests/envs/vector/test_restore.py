@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 
 from rltrain.envs.errors import EnvError
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.problems.probes import Counter, Masked
 from rltrain.envs.vector.plain_data import attributes, from_plain, same, set_attributes, to_plain
-from rltrain.envs.vector.restore import Log
+from rltrain.envs.vector.restore import EpisodeLog
 from rltrain.envs.vector.restore_check import verify
 from rltrain.storage.checkpoint import load, save
 
 
 def proven(env, **kwargs):
     source = resolve(env, kwargs)
-    return verify(source.make, look(source, 0), 0)
+    return verify(source.make, read_spec(source, 0), 0)
 
 
 @pytest.mark.parametrize(
-    ("env_id", "way", "module"),
+    ("env_id", "method", "module"),
     [
         ("CartPole-v1", "rng", None),
         ("Pendulum-v1", "rng", None),
@@ -37,10 +37,10 @@ def proven(env, **kwargs):
         ("probe:endless", "rng", None),
     ],
 )
-def test_the_way_of_known_environments(env_id, way, module):
+def test_the_method_of_known_environments(env_id, method, module):
     if module:
         pytest.importorskip(module)
-    assert proven(env_id) == way
+    assert proven(env_id) == method
 
 
 class OwnGenerator(Counter):
@@ -92,20 +92,21 @@ class BadOffer(Counter):
 
 
 @pytest.mark.parametrize(
-    ("env", "way"), [(OwnGenerator, "seed"), (NoSeed, "none"), (Remembers, "none"), (Raises, "none"), (BadOffer, "rng")]
+    ("env", "method"),
+    [(OwnGenerator, "seed"), (NoSeed, "none"), (Remembers, "none"), (Raises, "none"), (BadOffer, "rng")],
 )
-def test_a_way_that_does_not_work_is_not_proven(env, way):
-    assert proven(env) == way
+def test_a_method_that_does_not_work_is_not_proven(env, method):
+    assert proven(env) == method
 
 
 def test_an_offer_is_wrapped_by_what_wraps_the_environment():
     """The time limit counts in a wrapper, which get_state of the inner environment does not know."""
     make = lambda: gymnasium.wrappers.TimeLimit(resolve("probe:offering-counter").make(), 2)  # noqa: E731
-    old, new, log = make(), make(), Log("offered")
-    log.begin(old, 1)
+    old, new, log = make(), make(), EpisodeLog("offered")
+    log.first_reset(old, 1)
     old.step(0)
     saved = log.state(old)
-    _, _, exact = Log("offered").load(new, saved, 1, lambda action: action)
+    _, _, exact = EpisodeLog("offered").load(new, saved, 1, lambda action: action)
     assert exact
     assert new.step(0)[3] is True
 
@@ -130,7 +131,7 @@ def test_load_does_not_change_how_episodes_are_reset(monkeypatch, env, ways, ste
     clock = [0.0]
     monkeypatch.setattr("rltrain.envs.vector.restore_check.time.monotonic", lambda: clock[0])
     source = slow(env, clock, step)
-    assert verify(source.make, look(source, 0), 0) in ways
+    assert verify(source.make, read_spec(source, 0), 0) in ways
 
 
 def test_a_slow_environment_is_given_up_between_two_steps(monkeypatch):
@@ -138,8 +139,8 @@ def test_a_slow_environment_is_given_up_between_two_steps(monkeypatch):
     monkeypatch.setattr("rltrain.envs.vector.restore_check.time.monotonic", lambda: clock[0])
     for step in (0.0, 0.02, 2.0):
         source, clock[0] = slow(Counter, clock, step), 0.0
-        ends.append((verify(source.make, look(source, 0), 0), clock[0]))
-    assert [way for way, _ in ends] == ["rng", "rng", "none"]
+        ends.append((verify(source.make, read_spec(source, 0), 0), clock[0]))
+    assert [method for method, _ in ends] == ["rng", "rng", "none"]
     assert 2 < ends[1][1] < 20  # fewer rounds
     assert ends[2][1] < 2 * 75 + 20  # the short round, and the bound
 
@@ -155,7 +156,7 @@ def test_an_environment_that_hangs_does_not_hang_the_proof():
             return super().step(action)
 
     source = resolve(Hangs)
-    spec, most = look(source, 0), 100  # it hangs when it is already told that "seed" is not needed
+    spec, most = read_spec(source, 0), 100  # it hangs when it is already told that "seed" is not needed
     assert verify(source.make, spec, 0, seconds=0.02) == "none"
     most = 0
     with pytest.raises(EnvError, match="hang"):
@@ -177,7 +178,7 @@ def played(log, env, steps):
     for _ in range(steps):
         first.append(over)
         if over:
-            log.again(env)
+            log.next_reset(env)
             over = False
         else:
             _, _, terminated, truncated, _ = env.step(0)
@@ -190,10 +191,10 @@ def reader(action):
     return action.tolist()
 
 
-@pytest.mark.parametrize("way", ["rng", "seed"])
-def test_a_replay_that_does_not_agree_gives_up_cleanly(way):
-    env, log = Counter(), Log(way)
-    log.begin(env, 3)
+@pytest.mark.parametrize("method", ["rng", "seed"])
+def test_a_replay_that_does_not_agree_gives_up_cleanly(method):
+    env, log = Counter(), EpisodeLog(method)
+    log.first_reset(env, 3)
     over = played(log, env, 20)
     saved = log.state(env) | {"over": over}
     spoiled = [saved | {"over": not over}, saved | {"way": "none"}, saved | {"actions": np.zeros(50, np.int64)}]
@@ -202,10 +203,10 @@ def test_a_replay_that_does_not_agree_gives_up_cleanly(way):
     now["state"]["state"] += 1
     spoiled.append(saved | {"now": now})
 
-    assert Log(way).load(Counter(), saved, 3, reader)[2]
+    assert EpisodeLog(method).load(Counter(), saved, 3, reader)[2]
     for wrong in spoiled:
         fresh = Counter()
-        obs, info, exact = Log(way).load(fresh, wrong, 3, reader)
+        obs, info, exact = EpisodeLog(method).load(fresh, wrong, 3, reader)
         assert not exact
         assert obs[0] == 0
         assert info == {}
@@ -213,8 +214,8 @@ def test_a_replay_that_does_not_agree_gives_up_cleanly(way):
 
 
 def test_a_state_is_plain_and_stays_what_it_was():
-    env, log = Counter(), Log("rng")
-    log.begin(env, 3)
+    env, log = Counter(), EpisodeLog("rng")
+    log.first_reset(env, 3)
     played(log, env, 20)
     saved = log.state(env)
     before = copy.deepcopy(saved)
@@ -224,8 +225,8 @@ def test_a_state_is_plain_and_stays_what_it_was():
 
 
 def test_only_the_current_episodes_actions_are_kept():
-    log, env = Log("rng"), Counter()
-    log.begin(env, 0)
+    log, env = EpisodeLog("rng"), Counter()
+    log.first_reset(env, 0)
     log.extend(np.arange(5), np.array([False, False, True, False, False]))
     log.extend(np.arange(5, 8), np.zeros(3, bool))
     assert log.state(env)["actions"].tolist() == [3, 4, 5, 6, 7]
@@ -234,19 +235,19 @@ def test_only_the_current_episodes_actions_are_kept():
 
 
 def test_the_log_does_not_keep_the_actors_buffer():
-    log, env, buffer = Log("rng"), Counter(), np.zeros(4, np.int64)
-    log.begin(env, 0)
+    log, env, buffer = EpisodeLog("rng"), Counter(), np.zeros(4, np.int64)
+    log.first_reset(env, 0)
     log.extend(buffer, np.zeros(4, bool))
     buffer[:] = 9
     assert not log.state(env)["actions"].any()
 
 
 def test_a_load_can_be_saved_again():
-    env, log = Counter(), Log("rng")
-    log.begin(env, 3)
+    env, log = Counter(), EpisodeLog("rng")
+    log.first_reset(env, 3)
     over = played(log, env, 21)
     saved = log.state(env) | {"over": over}
-    second, again = Log("rng"), Counter()
+    second, again = EpisodeLog("rng"), Counter()
     second.load(again, saved, 3, reader)
     assert same(second.state(again) | {"over": over}, saved)
 

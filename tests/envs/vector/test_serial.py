@@ -6,9 +6,9 @@ import gymnasium
 import numpy as np
 import pytest
 
-from rltrain.envs.check import first_look
+from rltrain.envs.check import check_env
 from rltrain.envs.errors import EnvFault
-from rltrain.envs.make import look, resolve, vector
+from rltrain.envs.make import read_spec, resolve, vector
 from rltrain.envs.problems.probes import Counter, Masked
 from rltrain.envs.vector.restore_check import verify
 from rltrain.envs.vector.serial import SerialVectorEnv
@@ -44,7 +44,7 @@ def run(env, rows, actions):
 
 def test_rows_are_those_of_gymnasiums_next_step_autoreset():
     source = resolve("CartPole-v1")
-    spec, seeds, steps = look(source, 0), [3, 4, 5], 200
+    spec, seeds, steps = read_spec(source, 0), [3, 4, 5], 200
     actions = np.random.default_rng(0).integers(0, 2, (steps, 3))
     theirs = gymnasium.vector.SyncVectorEnv(
         [lambda: gymnasium.make("CartPole-v1")] * 3, autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP
@@ -70,7 +70,7 @@ def test_rows_are_those_of_gymnasiums_next_step_autoreset():
 
 def test_a_truncated_episode_keeps_its_final_observation():
     source = resolve(Counter)
-    spec, steps = look(source, 0), 60
+    spec, steps = read_spec(source, 0), 60
     rows, env = rows_for(spec, steps, 1), vector(source, spec, [0], [1], "rng")
     env.reset(rows)
     run(env, rows, np.zeros((steps, 1), np.int64))
@@ -90,7 +90,7 @@ def test_a_truncated_episode_keeps_its_final_observation():
 @pytest.mark.parametrize("name", ["masked", "masked-obs"])
 def test_masks_reach_the_rows_of_the_observation_they_belong_to(name):
     source = resolve(f"probe:{name}")
-    spec = look(source, 0)
+    spec = read_spec(source, 0)
     assert spec.action_mask
     rows, env = rows_for(spec, 20, 2), vector(source, spec, [0, 1], [1, 2], "rng")
     env.reset(rows)
@@ -112,8 +112,8 @@ def test_a_final_observation_may_allow_no_action(final):
             return obs, reward, terminated, truncated, final if terminated else info
 
     source = resolve(Board)
-    spec = look(source, 0)
-    assert first_look(source, spec, 0) == []
+    spec = read_spec(source, 0)
+    assert check_env(source, spec, 0) == []
     rows, env = rows_for(spec, 3, 1), vector(source, spec, [0], [1], "rng")
     env.reset(rows)
     actions = np.zeros((3, 1), np.int64)
@@ -134,7 +134,7 @@ def test_a_final_observation_may_allow_no_action(final):
 
 def test_arrays_may_be_wider_than_the_streams():
     source = resolve(Counter)
-    spec = look(source, 0)
+    spec = read_spec(source, 0)
     rows, env = rows_for(spec, 30, 16), vector(source, spec, [0, 1], [1, 2], "rng")
     env.reset(rows)
     run(env, rows, np.zeros((30, 2), np.int64))
@@ -145,7 +145,7 @@ def test_arrays_may_be_wider_than_the_streams():
 
 def test_a_fault_names_stream_seed_row_and_the_environments_own_line():
     source = resolve("probe:raises", {"at": 5})
-    spec = look(source, 0)
+    spec = read_spec(source, 0)
     env = SerialVectorEnv(lambda: source.make(), spec, [7, 9], [70, 90])
     env.envs[0].unwrapped._at = 1000
     rows = rows_for(spec, 10, 2)
@@ -165,7 +165,7 @@ def test_a_fault_in_reset_and_in_the_constructor_is_blamed_on_its_stream():
                 raise RuntimeError("no reset for 2")
             return super().reset(seed=seed)
 
-    spec = look(resolve(Counter), 0)
+    spec = read_spec(resolve(Counter), 0)
     env = SerialVectorEnv(Broken, spec, [4, 5], [1, 2])
     with pytest.raises(EnvFault) as caught:
         env.reset(rows_for(spec, 1, 2))
@@ -184,11 +184,11 @@ def test_a_fault_in_reset_and_in_the_constructor_is_blamed_on_its_stream():
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "probe:offering-counter", "probe:counter"])
 def test_a_stream_goes_on_exactly_where_it_was(env_id):
     source = resolve(env_id)
-    spec = look(source, 0)
-    way = verify(source.make, spec, 0)
+    spec = read_spec(source, 0)
+    method = verify(source.make, spec, 0)
     rng = np.random.default_rng(0)
     for steps in (1, 7, 33, 40):  # over the end of an episode, in the middle, long after
-        whole = vector(source, spec, [0, 1, 2], [5, 6, 7], way)
+        whole = vector(source, spec, [0, 1, 2], [5, 6, 7], method)
         rows = rows_for(spec, steps, 3)
         whole.reset(rows)
         box = spec.action.kind == "box"
@@ -198,7 +198,7 @@ def test_a_stream_goes_on_exactly_where_it_was(env_id):
         state, last = whole.state(), rows.obs[-1].copy()
         after = run(whole, rows_for(spec, steps, 3), actions[steps:])
 
-        resumed, again = vector(source, spec, [0, 1, 2], [5, 6, 7], way), rows_for(spec, steps, 3)
+        resumed, again = vector(source, spec, [0, 1, 2], [5, 6, 7], method), rows_for(spec, steps, 3)
         resumed.load(state, again)
         np.testing.assert_array_equal(again.obs[0], last)
         assert not again.first[0].any()
@@ -211,16 +211,16 @@ def test_a_stream_goes_on_exactly_where_it_was(env_id):
 
 def test_a_stream_that_cannot_be_brought_back_begins_anew_and_says_so():
     source = resolve("probe:counter")
-    spec = look(source, 0)
-    for way, spoil in (("none", None), ("rng", "seen")):
-        env, rows = vector(source, spec, [0], [5], way), rows_for(spec, 5, 1)
+    spec = read_spec(source, 0)
+    for method, spoil in (("none", None), ("rng", "seen")):
+        env, rows = vector(source, spec, [0], [5], method), rows_for(spec, 5, 1)
         env.reset(rows)
         run(env, rows, np.zeros((5, 1), np.int64))
         state = env.state()
         if spoil:
             state[0][spoil] = "other"
         again = rows_for(spec, 5, 1)
-        resumed = vector(source, spec, [0], [5], way)
+        resumed = vector(source, spec, [0], [5], method)
         resumed.load(state, again)
         assert again.first[0, 0]
         assert again.obs[0, 0, 0] == 0

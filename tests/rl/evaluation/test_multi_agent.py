@@ -16,7 +16,7 @@ from rltrain.algorithms import settings_class
 from rltrain.cli import parse
 from rltrain.config.load import load
 from rltrain.config.run_config import RunConfig
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.problems.games import Generations
 from rltrain.errors import ConfigError, RunFailed
 from rltrain.evaluation import multi_agent as team
@@ -199,7 +199,7 @@ def test_each_agent_and_group_is_reported(tmp_path: Path) -> None:
 
 
 def test_means_by_agent_and_by_group() -> None:
-    spec = look(resolve(Masked), 0)
+    spec = read_spec(resolve(Masked), 0)
     episodes = [Episode(6.0, 2, (1.0, 2.0, 3.0)), Episode(12.0, 2, (3.0, 4.0, 5.0))]
 
     assert team.mean_returns(spec, episodes) == (
@@ -267,5 +267,5 @@ def test_a_recording_of_several_agents_teaches_as_they_did(tmp_path: Path) -> No
 def test_who_shares_is_a_setting_of_the_run() -> None:
     config = load({"algo": "vdn", "env": "generations", "share": "none"})
 
-    assert len(look(resolve(config.env, config.env_args, config.share), 0).groups) == 4
-    assert len(look(resolve(config.env), 0).groups) == 1
+    assert len(read_spec(resolve(config.env, config.env_args, config.share), 0).groups) == 4
+    assert len(read_spec(resolve(config.env), 0).groups) == 1

@@ -12,7 +12,7 @@ from oracles.faulty import config_of
 from torch.testing import assert_close
 
 from rltrain.algorithms.networks.encoder import Encoder
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.learner.algorithm import make_algorithm, make_policy
 from rltrain.learner.batches import on_device
 
@@ -28,7 +28,7 @@ def encoders(algorithm: Any) -> list[Encoder]:
 @pytest.mark.parametrize("algo", ["ppo", "dqn"])
 def test_only_the_learner_computes_in_bfloat16(algo: str) -> None:
     """PPO has an encoder each for policy and value, DQN one in the target network too."""
-    spec = look(resolve("probe:image"), 0)
+    spec = read_spec(resolve("probe:image"), 0)
     config = config_of("probe:image", algo=algo, precision="bfloat16")
     found = encoders(make_algorithm(config, spec))
     assert len(found) == 2
@@ -41,7 +41,7 @@ def test_only_the_learner_computes_in_bfloat16(algo: str) -> None:
 
 @pytest.mark.parametrize("torso", ["nature", "impala"])
 def test_networks_of_images_compile_in_one_piece(torso: str) -> None:
-    spec = look(resolve("ALE/Pong-v5", {"screen_size": 36}), 0)
+    spec = read_spec(resolve("ALE/Pong-v5", {"screen_size": 36}), 0)
     net = Encoder(spec, generator=torch.Generator().manual_seed(1), cnn=torso).nets["0"]
     image = torch.zeros(4, 4, 36, 36, dtype=torch.uint8)
     torch._dynamo.reset()
@@ -53,7 +53,7 @@ def test_networks_of_images_compile_in_one_piece(torso: str) -> None:
 
 @pytest.mark.parametrize("torso", ["nature", "impala"])
 def test_bfloat16_is_near_and_its_features_and_gradients_are_float32(torso: str) -> None:
-    spec = look(resolve("ALE/Pong-v5", {"screen_size": 36}), 0)
+    spec = read_spec(resolve("ALE/Pong-v5", {"screen_size": 36}), 0)
     image = torch.randint(256, (8, 4, 36, 36), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     net = Encoder(spec, generator=torch.Generator().manual_seed(1), cnn=torso)
     outs, grads = [], []
@@ -74,7 +74,7 @@ def test_bfloat16_is_near_and_its_features_and_gradients_are_float32(torso: str)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with a C++ compiler")
 @pytest.mark.filterwarnings("default")
 def test_a_compiled_network_is_the_same_one() -> None:
-    spec = look(resolve("probe:image"), 0)
+    spec = read_spec(resolve("probe:image"), 0)
     leaf = spec.leaves()[0]
     image = torch.randint(256, (6, *leaf.shape), dtype=torch.uint8)
     net = Encoder(spec, generator=torch.Generator().manual_seed(1))

@@ -15,7 +15,7 @@ from oracles.replaying import Tiny, TinyConfig
 
 import rltrain
 from rltrain.algorithms.protocol import Update
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.learner.batches import tensors
 from rltrain.learner.feed import ReplayFeed, StreamFeed
 from rltrain.learner.learner import Learner
@@ -24,7 +24,7 @@ from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.types import Trajectory
 
 CPU = torch.device("cpu")
-SPEC = look(resolve("CartPole-v1", {}), 0)
+SPEC = read_spec(resolve("CartPole-v1", {}), 0)
 
 
 def unroll(rows: int, row: int = 0, streams: Sequence[int] = (0,), ended: Sequence[int] = ()) -> Trajectory:

@@ -16,7 +16,7 @@ from oracles.replaying import Tiny
 import rltrain
 from rltrain import cli
 from rltrain.config.load import load
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.errors import ConfigError
 from rltrain.learner.learner import Learner
 from rltrain.reporting.metrics import read
@@ -319,7 +319,7 @@ def test_an_offline_run_is_resumed(launch: Any, recording: Path, tmp_path: Path)
 
 
 def test_a_start_that_failed_does_not_use_up_the_folder(tmp_path: Path) -> None:
-    config, spec = load({"algo": "ppo", "env": "CartPole-v1"}), look(resolve("CartPole-v1"), 0)
+    config, spec = load({"algo": "ppo", "env": "CartPole-v1"}), read_spec(resolve("CartPole-v1"), 0)
     record.Recorder(tmp_path, config, spec)
     record.Recorder(tmp_path, config, spec)
     (tmp_path / "notes.txt").write_text("mine")

@@ -12,7 +12,7 @@ from oracles.faulty import config_of
 from rltrain.algorithms.networks.mlp import BIG
 from rltrain.algorithms.protocol import Act
 from rltrain.config.load import load
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.spec import EnvSpec
 from rltrain.learner.algorithm import make_policy
 from rltrain.rollout.actor.batch_invariance import InBlocks, rows_agree, rows_move
@@ -33,7 +33,7 @@ ENVS = ["CartPole-v1", "probe:multi-discrete", "probe:multi-binary", "probe:box"
 )
 def test_our_networks_agree(env: str, memory: str) -> None:
     config = config_of(env, streams=100, memory=memory, sequence=4, normalize_obs=True)
-    spec = look(resolve(env), 0)
+    spec = read_spec(resolve(env), 0)
     policy = make_policy(config, spec)()
     assert all(rows_agree(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
     assert all(rows_move(policy, spec, streams) for streams in (1, 17, 100))
@@ -44,7 +44,7 @@ def test_networks_of_atari_agree(torso: str) -> None:
     """Wide layers that lie in memory as few rows want them, and a value that is told with the action."""
     given = {"torso": torso, "shared_torso": True, "widths": []}
     config = load({"algo": "ppo", "env": "ALE/Pong-v5", "preset": "none", "streams": 32, **given})
-    spec = look(resolve("ALE/Pong-v5"), 0)
+    spec = read_spec(resolve("ALE/Pong-v5"), 0)
     policy = rollout_spec(config, open_environment(config)[0], StreamPlan(8)).make_policy()
     wide = [x for x in policy.parameters() if x.ndim == 2 and x.numel() >= BIG]
 
@@ -78,7 +78,7 @@ def test_our_networks_that_learn_from_a_replay_agree(algo: str, env: str, given:
 
 def replaying(algo: str, env: str, **given: Any) -> tuple[Any, EnvSpec]:
     config = load({"algo": algo, "env": env, "preset": "none", "streams": 512, **given})
-    spec = look(resolve(env), 0)
+    spec = read_spec(resolve(env), 0)
     return make_policy(config, spec)(), spec
 
 
@@ -152,7 +152,7 @@ class Narrowed(Mixed):
 
 def test_few_rows_must_agree_too() -> None:
     config = config_of("CartPole-v1")
-    spec = look(resolve("CartPole-v1"), 0)
+    spec = read_spec(resolve("CartPole-v1"), 0)
     policy = make_policy(config, spec)()
     assert not rows_agree(Narrowed(policy, ""), spec, 33)
     blocks = InBlocks(Narrowed(policy, ""))
@@ -163,7 +163,7 @@ def test_few_rows_must_agree_too() -> None:
 @pytest.mark.parametrize("what", ["obs", "extras", "core"])
 def test_a_policy_whose_rows_depend_on_the_batch_is_found(what: str) -> None:
     config = config_of("CartPole-v1", memory="gru", sequence=4)
-    spec = look(resolve("CartPole-v1"), 0)
+    spec = read_spec(resolve("CartPole-v1"), 0)
     policy = make_policy(config, spec)()
     assert rows_agree(policy, spec, 33)
     assert not rows_agree(Mixed(policy, what), spec, 33)

@@ -10,7 +10,7 @@ import pytest
 from oracles.acting import Bench
 from oracles.games import Masked
 
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.problems.games import Generations
 from rltrain.rollout.actor.episodes import EpisodeTracker, TeamTracker
 from rltrain.rollout.actor.play import play
@@ -89,7 +89,7 @@ def test_the_tracker_of_a_team_is_one_of_each_agent():
 
 
 def test_whole_episodes_are_played_with_a_return_for_each_agent():
-    spec = look(resolve("generations"), 0)
+    spec = read_spec(resolve("generations"), 0)
     policy = Bench("vdn", "generations", streams=2).policy
     (episode, other) = play(resolve("generations").make, spec, policy, [5, 6])
 
@@ -151,7 +151,7 @@ def check(sample: Trajectory, column: int, told: dict[str, np.ndarray], row: int
 @pytest.mark.parametrize("env", ["generations", "two-step", "tic-tac-toe", Masked])
 def test_whole_episodes_are_all_that_are_there_from_end_to_end(env, capacity):
     found = unrolls(env, 14, 5)
-    spec = look(resolve(env), 0)
+    spec = read_spec(resolve(env), 0)
     replay = Replay(spec, 2, replace(PLAN, whole_episodes=True, capacity=capacity), 0)
     for unroll in found:
         replay.append(unroll)
@@ -182,7 +182,7 @@ def test_whole_episodes_are_all_that_are_there_from_end_to_end(env, capacity):
 @pytest.mark.parametrize("env", ["generations", Masked])
 def test_sequences_go_on_until_no_agent_is_left(env, length, capacity):
     found = unrolls(env, 10, 5)
-    replay = Replay(look(resolve(env), 0), 2, replace(PLAN, length=length, batch=60, capacity=capacity), 0)
+    replay = Replay(read_spec(resolve(env), 0), 2, replace(PLAN, length=length, batch=60, capacity=capacity), 0)
     for count, unroll in enumerate(found, 1):
         replay.append(unroll)
         known = Known(found[:count])
@@ -200,7 +200,7 @@ def test_sequences_go_on_until_no_agent_is_left(env, length, capacity):
 
 def test_a_death_of_the_actor_cuts_an_episode_off_for_all_who_took_part():
     found = unrolls("generations", 2, 3)
-    replay = Replay(look(resolve("generations"), 0), 2, replace(PLAN, whole_episodes=True), 0)
+    replay = Replay(read_spec(resolve("generations"), 0), 2, replace(PLAN, whole_episodes=True), 0)
     replay.append(found[0])
     again = replace(found[0], row=found[0].row + 3)  # begins anew, in the midst of the old episode
     replay.append(again)
@@ -218,7 +218,7 @@ def test_a_death_of_the_actor_cuts_an_episode_off_for_all_who_took_part():
 def test_what_follows_a_lost_unroll_is_no_episode_from_its_first_step():
     """Episodes begin at rows 0, 7 and 14. Rows 4 to 7 are lost, so the second is there without its first step."""
     found = unrolls("generations", 6, 4)
-    replay = Replay(look(resolve("generations"), 0), 2, replace(PLAN, whole_episodes=True), 0)
+    replay = Replay(read_spec(resolve("generations"), 0), 2, replace(PLAN, whole_episodes=True), 0)
     for unroll in (found[0], *found[2:]):
         replay.append(unroll)
 
@@ -230,7 +230,7 @@ def test_what_follows_a_lost_unroll_is_no_episode_from_its_first_step():
 
 def test_a_replay_goes_on_from_its_state():
     found = unrolls("generations", 6, 5)
-    spec = look(resolve("generations"), 0)
+    spec = read_spec(resolve("generations"), 0)
     plan = replace(PLAN, whole_episodes=True, batch=20)
     one, other = Replay(spec, 2, plan, 0), Replay(spec, 2, plan, 1)
     for unroll in found[:5]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracles.acting import Bench
 
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.problems.games import TicTacToe
 from rltrain.rollout.actor.opponents import PLAYERS
 from rltrain.rollout.actor.play import play
@@ -197,7 +197,7 @@ class Heard(TicTacToe):
 def test_evaluation_is_against_random_moves_from_both_actors() -> None:
     made = bench(0.0)
     source = resolve(Heard)
-    spec = look(source, 0)
+    spec = read_spec(source, 0)
     policy = made.policy
     policy.load_state_dict({name: torch.from_numpy(x) for name, x in preferring(made, 1, 0).arrays.items()})
     Heard.games.clear()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles.faulty import config_of
 
-from rltrain.envs.make import look, resolve
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.problems.probes import Counter
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 from rltrain.learner.algorithm import make_policy
@@ -122,7 +122,7 @@ def test_play_gives_one_whole_episode_per_seed_in_order() -> None:
 @pytest.mark.parametrize("memory", ["none", "gru"])
 def test_an_episode_is_the_same_in_every_company(explore: bool, memory: str) -> None:
     config = config_of("CartPole-v1", memory=memory, sequence=4)
-    spec = look(resolve("CartPole-v1"), 0)
+    spec = read_spec(resolve("CartPole-v1"), 0)
     policy = make_policy(config, spec)()
 
     def make() -> gymnasium.Env[Any, Any]:

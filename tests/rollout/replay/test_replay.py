@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from oracles.replay import DISCRETE, SPECS, Expected, World, name_of
 
-from rltrain.envs.make import look, resolve, vector
+from rltrain.envs.make import read_spec, resolve, vector
 from rltrain.envs.spec import EnvSpec, Leaf
 from rltrain.rollout.buffers import empty_rows, obs_arrays
 from rltrain.rollout.replay import ring
@@ -430,7 +430,7 @@ def test_frames_that_gymnasium_stacked_come_back_as_they_were(padding: str) -> N
         return gymnasium.wrappers.TimeLimit(stacked, 9)
 
     source = resolve(make)
-    spec = look(source, 0)
+    spec = read_spec(source, 0)
     assert isinstance(spec.obs, Leaf)
     assert spec.obs.stack == 4
     env, rng = vector(source, spec, [0, 1], [5, 6], "none"), np.random.default_rng(0)
