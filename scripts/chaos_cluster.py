@@ -1,4 +1,4 @@
-"""Chaos on a cluster: every ten seconds one of three nodes is SIGKILLed and another joins; the run must live and learn.
+"""Chaos test on a cluster: every ten seconds one of three nodes is killed and another joins. The run must learn.
 
 .venv/bin/python scripts/chaos_cluster.py [--algo impala] [--seconds 60]
 """
@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 
 NODES, SLOTS, EVERY = 3, 2, 10.0
-TAIL = 15.0  # seconds after the last blow, in which the run goes on undisturbed
-PATIENCE = 10.0  # seconds after which nothing of it may be left
+TAIL = 15.0  # seconds without attacks at the end of the run
+PATIENCE = 10.0  # seconds after the run in which all its processes must end
 FLAGS = """--env CartPole-v1 --workers 4 --steps 1_000_000_000 --eval-every 0 --checkpoint-every 0 --actor-timeout 10
     --json --out .""".split()
 
@@ -30,7 +30,7 @@ class Fleet:
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, folder / "scheduler.json"
         self.nodes: list[subprocess.Popen[bytes]] = []
-        self.seen: dict[int, float] = {}  # pid -> when it began; everybody who ever was there
+        self.seen: dict[int, float] = {}  # pid -> start time, of all processes of the cluster
         self.scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0")
         while not self.file.exists():
             time.sleep(0.1)
@@ -45,7 +45,7 @@ class Fleet:
         node.wait()
 
     def look(self) -> None:
-        """Remember all processes there are."""
+        """Records all current processes."""
         for root in [*self.nodes, self.scheduler]:
             try:
                 tree = [psutil.Process(root.pid), *psutil.Process(root.pid).children(recursive=True)]
@@ -54,7 +54,7 @@ class Fleet:
                 continue
 
     def close(self) -> None:
-        """Workers first: one that takes its leave of a scheduler that is gone waits for it."""
+        """Ends the workers first: a worker whose scheduler is gone waits for it."""
         for group in (self.nodes, [self.scheduler]):
             for process in group:
                 process.terminate()
@@ -66,7 +66,7 @@ class Fleet:
                     process.wait()
 
     def left(self) -> list[int]:
-        """Processes that should be gone."""
+        """Processes that are still alive and should not be."""
         return [pid for pid, began in self.seen.items() if alive(pid, began)]
 
     def _start(self, command: str, *flags: str) -> subprocess.Popen[bytes]:

@@ -61,12 +61,13 @@ def number(value: float) -> str:
 def settings(algo: str, names: list[str]) -> str:
     """Default and meaning of an algorithm's settings as a Markdown table."""
     from rltrain.algorithms import settings_class
+    from rltrain.config.flags import description
 
     fields = settings_class(algo).model_fields
     lines = ["| flag | default | meaning |", "| --- | --- | --- |"]
     for name in names:
         field = fields[name]
-        lines.append(f"| `--{name.replace('_', '-')}` | {default(field.default)} | {field.description} |")
+        lines.append(f"| `--{name.replace('_', '-')}` | {default(field.default)} | {description(field)} |")
     return "\n".join(lines)
 
 

@@ -1,11 +1,11 @@
-"""Runs a tuned configuration over seeds, judges it, writes configs/results/<algo>/<env>.json. See scripts/reproduce.
+"""Trains a tuned configuration with several seeds, judges it, writes configs/results/<algo>/<env>.json.
 
-A seed passes when it reaches the bar of configs/results/bars.json within the bar's steps. Measured is either the mean
+A seed passes if it reaches the bar in configs/results/bars.json within the bar's steps. The measured value is the mean
 of 30 greedy evaluation episodes of the last checkpoint ("eval") or the mean of the last 100 training episodes
-("train"); where the bar asks for it ("last_three"), the last three evaluations of the run must each reach that too. The
-configuration passes when at least 2 of 3 seeds do and none is at random level: within a tenth of the way from a random
-policy's return to the bar. A second result for an algorithm and environment has a name of its own: `--as plain` writes
-<env>-plain.json, and is judged by the bar called <env>-plain.
+("train"). If the bar has "last_three", each of the last three evaluations of the run must reach that value too. The
+configuration passes if at least 2 of 3 seeds pass and no seed is at random level: within a tenth of the way from a
+random policy's return to the bar. A second result for an algorithm and environment has its own name: `--as plain`
+writes <env>-plain.json, and is judged by the bar <env>-plain.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "configs" / "results"
-EPISODES = 30  # of the evaluation at the end
-RANDOM_SHARE = 0.1  # of the way from random to the bar: up to there a seed is at random level
+EPISODES = 30  # episodes of the evaluation at the end
+RANDOM_SHARE = 0.1  # of the way from random to the bar; a seed below that is at random level
 
 
 def judge(seeds: list[dict[str, Any]], bar: dict[str, Any] | None) -> dict[str, Any]:
-    """The rule on measured seeds (see above): `passed` for each of them, and for all. No bar: nothing is said."""
+    """Applies the rule above: adds `passed` for each seed and for all; None without a bar."""
     if bar is None:
         return {"passed": None, "seeds": [{**seed, "passed": None} for seed in seeds]}
     judged = []
@@ -46,24 +46,24 @@ def judge(seeds: list[dict[str, Any]], bar: dict[str, Any] | None) -> dict[str, 
 
 
 def within(bar: dict[str, Any], seed: dict[str, Any]) -> int:
-    """The bar's steps; the unrolls that cross them are still finished, and those that were under way meanwhile."""
+    """The bar's steps, and the rest of the unrolls that were in progress at that step."""
     return int(bar["steps"]) + int(seed["batch"]) * (2 if seed.get("overlap") else 1)
 
 
 def bar_of(algo: str, env: str, name: str | None = None) -> dict[str, Any] | None:
-    """What is to be reached, or None where nobody has said."""
+    """The bar of an algorithm and environment, or None."""
     bars: dict[str, Any] = json.loads((RESULTS / "bars.json").read_text())
-    found: dict[str, Any] | None = bars.get(algo, {}).get(env.rpartition(":")[2] + ending(name))
-    return found
+    bar: dict[str, Any] | None = bars.get(algo, {}).get(env.rpartition(":")[2] + ending(name))
+    return bar
 
 
 def ending(name: str | None) -> str:
-    """What the name of a second result adds to the environment's."""
+    """The suffix of a second result: "" or "-name"."""
     return f"-{name}" if name else ""
 
 
 def train(algo: str, env: str, seed: int, rest: list[str]) -> dict[str, Any]:
-    """One seed: train, evaluate the last checkpoint, in processes of their own."""
+    """Trains one seed and evaluates the last checkpoint, each in its own process."""
     with tempfile.TemporaryDirectory() as out:
         line = call("main", [*command(algo, env, seed, rest), "--json", "--quiet", "--out", out])
         run = Path(line["run"])
@@ -103,7 +103,7 @@ def call(entry: str, argv: list[str]) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit the numbers were made with; "+" where tracked files had changed."""
+    """The current commit, with "+" if tracked files have changed."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -115,7 +115,7 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were made on."""
+    """The hardware and the versions."""
     model = platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

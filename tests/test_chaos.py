@@ -32,7 +32,7 @@ def judged(chaos: ModuleType, leak: float, levels_off: float = 1.5, files: int =
     opened = 20 + files * (seconds > 200)
     looks = list(zip(seconds.tolist(), memory.tolist(), opened.tolist(), strict=True))
     end = [(second, 0.0, 0) for second in np.arange(300.5, 400.0).tolist()]  # it takes its time to stop
-    return bool(chaos.leak(chaos.Seen(struck=struck.tolist(), looks=looks + end), 300.0)[1])
+    return bool(chaos.leak(chaos.Observed(struck=struck.tolist(), samples=looks + end), 300.0)[1])
 
 
 def test_memory_that_levels_off_is_no_leak(chaos: ModuleType) -> None:

@@ -120,7 +120,7 @@ def test_room_is_looked_for_as_the_recording_needs_it(
 ) -> None:
     """Its streams are what the replay's rows are shared out among, not --streams."""
     needed: list[int] = []
-    monkeypatch.setattr(room, "make_sure", lambda size, on_disk: needed.append(size) or "")
+    monkeypatch.setattr("rltrain.setup.replay.make_sure", lambda size, on_disk: needed.append(size) or "")
     held: list[int] = []
     from rltrain.rollout.replay.replay import Replay
 
