@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rltrain.algorithms.off_policy.q_policy import QNetwork, greedy
     from rltrain.algorithms.off_policy.settings import DDPGConfig, DQNConfig, SACConfig, TD3Config
     from rltrain.algorithms.on_policy.settings import A2CConfig, A3CConfig, APPOConfig, IMPALAConfig, PPOConfig
-    from rltrain.algorithms.protocol import Act, Algorithm, Noise, Policy, Update
+    from rltrain.algorithms.protocol import Algorithm, Update
     from rltrain.algorithms.registry import build as build_policy
     from rltrain.algorithms.registry import policy_factory, register_policy
     from rltrain.config.run_config import RunConfig
@@ -29,7 +29,17 @@ if TYPE_CHECKING:
     from rltrain.evaluation.policy import Trained, load
     from rltrain.reporting.report import Result
     from rltrain.rollout.specs import GradientPlan, ReplayPlan, StreamPlan
-    from rltrain.rollout.types import Gradients, Trajectory, Transition, discounts, traces
+    from rltrain.rollout.types import (
+        Act,
+        Gradients,
+        Noise,
+        Policy,
+        PolicyHooks,
+        Trajectory,
+        Transition,
+        discounts,
+        traces,
+    )
     from rltrain.training_loop import train
 
     __version__: str
@@ -62,6 +72,7 @@ __all__ = [
     "Noise",
     "PPOConfig",
     "Policy",
+    "PolicyHooks",
     "QMIXConfig",
     "QNetwork",
     "ReplayPlan",
@@ -111,7 +122,7 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "algorithms.off_policy.q_policy": "QNetwork greedy",
     "algorithms.off_policy.settings": "DDPGConfig DQNConfig SACConfig TD3Config",
     "algorithms.on_policy.settings": "A2CConfig A3CConfig APPOConfig IMPALAConfig PPOConfig",
-    "algorithms.protocol": "Act Algorithm Noise Policy Update",
+    "algorithms.protocol": "Algorithm Update",
     "algorithms.registry": "build_policy=build policy_factory register_policy",
     "config.run_config": "RunConfig",
     "envs.errors": "EnvError EnvFault",
@@ -123,7 +134,7 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "evaluation.policy": "Trained load",
     "reporting.report": "Result",
     "rollout.specs": "GradientPlan ReplayPlan StreamPlan",
-    "rollout.types": "Gradients Trajectory Transition discounts traces",
+    "rollout.types": "Act Gradients Noise Policy PolicyHooks Trajectory Transition discounts traces",
     "training_loop": "train",
 }
 _LOCATION = {

@@ -160,9 +160,9 @@ def test_examples_import_rltrain_and_nothing_below_it(file: Path) -> None:
                 assert node.attr in rltrain.__all__, name
 
 
-@page
+@pytest.mark.parametrize("file", [file for file in PAGES if file.name != "architecture.md"], ids=lambda file: file.name)
 def test_the_prose_names_public_names_only(file: Path) -> None:
-    """`rltrain.NAME` in the text is part of the API, or a module that `python -m` starts."""
+    """`rltrain.NAME` in the text is part of the API, except in the page that describes the inside."""
     prose = re.sub(r"^```.*?^```", "", file.read_text(), flags=re.M | re.S)
     named = set(re.findall(r"`rltrain\.(\w+)", prose))
 

@@ -18,10 +18,10 @@ import rltrain
 API = """
 A2CConfig A3CConfig APPOConfig Act ActionSpec AgentGroup Algorithm CheckpointError ConfigError DDPGConfig
 DQNConfig EnvError EnvFault EnvSpec Evaluation GradientPlan Gradients IMPALAConfig IQLConfig Interrupted Leaf
-MADDPGConfig MAPPOConfig Noise PPOConfig Policy QMIXConfig QNetwork ReplayPlan Result Rng RunConfig RunFailed
-SACConfig SINGLE StreamPlan TD3Config Trained Trajectory Transition Update VDNConfig build_policy discounts
-distributions evaluate greedy load losses make_env networks optim policy_factory register_algorithm register_env
-register_policy returns traces train
+MADDPGConfig MAPPOConfig Noise PPOConfig Policy PolicyHooks QMIXConfig QNetwork ReplayPlan Result Rng RunConfig
+RunFailed SACConfig SINGLE StreamPlan TD3Config Trained Trajectory Transition Update VDNConfig build_policy
+discounts distributions evaluate greedy load losses make_env networks optim policy_factory register_algorithm
+register_env register_policy returns traces train
 """.split()
 MODULES = ("distributions", "losses", "networks", "optim", "returns")
 
