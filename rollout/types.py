@@ -1,7 +1,7 @@
-"""The types that travel: Trajectory from actor to learner, Transition out of a replay, Weights back; and a Policy's.
+"""The data that actors, replay and learner exchange (Trajectory, Transition, Gradients, Weights), and the Policy.
 
 Letters: T unroll length, B streams, N agents, O observation, A action, S global state, H recurrent width.
-Index t is the decision at t: obs[t] is seen, action[t] is taken, reward[t] is its reward, obs[t+1] follows.
+Index t is the decision at t: the policy observes obs[t] and takes action[t], reward[t] is its reward, obs[t+1] follows.
 """
 
 from __future__ import annotations
@@ -19,63 +19,65 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Array = Any  # numpy in actors, torch in the learner
-NEWEST = -1  # in place of a snapshot's number: the policy that learns
+NEWEST = -1  # in place of a snapshot's number: the policy in training
 
 
 class Episode(NamedTuple):
-    """One finished episode: the sum of its untouched rewards and its number of steps."""
+    """One finished episode: the sum of its unscaled rewards, and its number of steps."""
 
-    ret: float  # of several agents, the sum over them
+    ret: float  # with several agents, the sum over them
     length: int
-    agents: tuple[float, ...] = ()  # the return of each, where there are several
-    seat: int = 0  # which of them was the learner's, where it has opponents
-    opponent: int = NEWEST  # the number of the snapshot that the others were played by
+    agents: tuple[float, ...] = ()  # with several agents, the return of each
+    seat: int = 0  # in self-play, the index of the learner's player
+    opponent: int = NEWEST  # in self-play, the number of the snapshot that acted for the other players
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
     """T steps of B streams, under next-step autoreset.
 
-    obs[t+1] is always what followed obs[t], final observations included. After an episode ends there is one
-    row in which the environment resets and ignores the action; `valid` is False there and nowhere else.
+    obs[t+1] always follows obs[t], final observations included. After the end of an episode there is one reset row, in
+    which the environment resets and ignores the action. `valid` is False in reset rows and in no others.
 
-    With several agents `reward` and both ends are [T, B, N], `obs` is {group: [T+1, B, n, *O]} and `action` joint: see
-    `EnvSpec`. An agent that leaves at t has its last reward and its end there, and its last observation at
-    t+1, where it is not alive any more; the episode goes on until none is.
+    With several agents `reward`, `terminated` and `truncated` are [T, B, N], `obs` is {group: [T+1, B, n, *O]} and
+    `action` is joint: see `EnvSpec`. An agent that leaves at t has its last reward and its end at t, and its last
+    observation at t+1, where it is not alive any more. The episode continues until no agent is alive.
+
+    `rltrain.rollout.trajectories.AXES` is the table of these fields from which operations on them are derived.
     """
 
     obs: Tree  # [T+1, B, *O]
-    action: Array  # [T, B, *A]    as the policy made it: int64 from 0, or float32
-    reward: Array  # [T, B]        float32, untouched
+    action: Array  # [T, B, *A]    as the policy chose it: int64 from 0, or float32
+    reward: Array  # [T, B]        float32, unscaled
     terminated: Array  # [T, B]    bool, the MDP ended: do not bootstrap
-    truncated: Array  # [T, B]     bool, the clock ran out: bootstrap, do not look further
-    first: Array  # [T+1, B]       bool, obs[t] begins an episode (or follows a broken stream)
-    version: Array  # [B]          int64, the weights that acted
-    stream: Array  # [B]           int64, which stream this column is
-    row: Array  # [B]              int64, the stream's own count of rows at obs[0]
-    extras: dict[str, Array] = field(default_factory=dict)  # [T, B, ...] what the policy said: log_prob, ...
+    truncated: Array  # [T, B]     bool, the time limit was reached: bootstrap, use no later row
+    first: Array  # [T+1, B]       bool, obs[t] begins an episode, or follows the loss of an actor
+    version: Array  # [B]          int64, of the weights that acted
+    stream: Array  # [B]           int64, the number of the column's stream
+    row: Array  # [B]              int64, rows of the stream before obs[0]
+    extras: dict[str, Array] = field(default_factory=dict)  # [T, B, ...] recorded by the policy: log_prob, ...
     action_mask: Array | None = None  # [T+1, B, n]  bool, legal actions
     core: Array | None = None  # [T/L, B, H]  recurrent state before every L-th row
     episodes: tuple[Episode, ...] = ()  # finished during the unroll
-    alive: Array | None = None  # [T+1, B, N]  bool, of several agents, those that take part
-    acting: Array | None = None  # [T+1, B, N]  bool, where they take turns, whose it is
-    state: Array | None = None  # [T+1, B, *S]  float32, what only training sees
-    num_rows: Array | None = None  # [B]  int64, rows that the stream made, the first ones of T; None: all of them
+    alive: Array | None = None  # [T+1, B, N]  bool, with several agents: those that take part
+    acting: Array | None = None  # [T+1, B, N]  bool, in turn-based games: the agents that act at this step
+    state: Array | None = None  # [T+1, B, *S]  float32, global state, which only training uses
+    num_rows: Array | None = None  # [B]  int64, number of rows that the actor made, before stretching; None: T
 
     @property
     def valid(self) -> Array:
-        """[T, B] rows whose action was really taken."""
+        """[T, B] rows whose action the environment executed."""
         return ~self.first[1:]
 
     @property
     def episode_end(self) -> Array:
-        """[T, B] rows that end an episode: with several agents, those after which none is left."""
+        """[T, B] rows that end an episode: with several agents, those after which no agent is alive."""
         if self.alive is None:
             return self.terminated | self.truncated
         return self.valid & ~self.alive[1:].any(-1)
 
     def optional_fields(self) -> dict[str, Array]:
-        """The fields of `rltrain.envs.spec.OPTIONAL_FIELDS` that are there, by name."""
+        """The fields of `rltrain.envs.spec.OPTIONAL_FIELDS` that are not None, by name."""
         fields = {name: getattr(self, name) for name in OPTIONAL_FIELDS}
         return {name: array for name, array in fields.items() if array is not None}
 
@@ -86,30 +88,30 @@ class Trajectory:
 
     @property
     def steps(self) -> int:
-        """Environment steps inside: rows without the reset rows."""
+        """Number of environment steps: rows without the reset rows."""
         return int(self.valid.sum())
 
 
 def discounts(unrolls: Trajectory, gamma: float) -> Array:
-    """[T, B] gamma, and 0 where nothing can be bootstrapped."""
+    """[T, B] gamma, and 0 where the target must not bootstrap: at a termination, and in reset rows."""
     return gamma * (unrolls.valid & ~unrolls.terminated)
 
 
 def traces(unrolls: Trajectory, lam: float) -> Array:
-    """[T, B] lambda, and 0 where the episode ended, for whichever reason, or where no row follows that counts."""
+    """[T, B] lambda, and 0 where the episode ended, for any reason, or where no valid row follows."""
     valid = unrolls.valid
-    goes_on = valid & ~(unrolls.terminated | unrolls.truncated)
-    goes_on[:-1] &= valid[1:]
-    return lam * goes_on
+    continues = valid & ~(unrolls.terminated | unrolls.truncated)
+    continues[:-1] &= valid[1:]
+    return lam * continues
 
 
 @dataclass(frozen=True, slots=True)
 class Gradients:
-    """What an actor made of an unroll with the weights that acted in it, to be applied by the learner."""
+    """Gradients that an actor computed from its unroll, with the weights that acted; the learner applies them."""
 
     arrays: dict[str, Array]  # by the name of the policy's parameter
     metrics: dict[str, float]
-    version: Array  # [B]  as in the unroll, all of the following
+    version: Array  # [B]  this and the following: as in the unroll
     stream: Array  # [B]
     row: Array  # [B]
     rows: int
@@ -119,25 +121,25 @@ class Gradients:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """B samples of a replay: what was seen, done, and what came of it m steps later, m <= n (n-step returns).
+    """B samples of a replay: an observation, the action, and the result m steps later, m <= n (n-step returns).
 
-    No sample crosses the end of an episode, a stream, a restart of its actor or the replay's write pointer.
+    No sample crosses the end of an episode, a restart of its actor or the replay's write pointer.
     """
 
     obs: Tree  # [B, *O]
-    action: Array  # [B, *A]       as the policy made it
+    action: Array  # [B, *A]       as the policy chose it
     reward: Array  # [B]           float32, sum of gamma^k reward[t+k], k < m
-    discount: Array  # [B]         float32, gamma^m, and 0 where the MDP ended: what next_obs counts for
+    discount: Array  # [B]         float32, gamma^m, and 0 if the MDP ended: the factor of the value of next_obs
     next_obs: Tree  # [B, *O]      obs[t+m], the final observation included
     action_mask: Array | None = None  # [B, n]       bool, legal at obs
     next_action_mask: Array | None = None  # [B, n]  bool, legal at next_obs
-    weight: Array | None = None  # [B]    float32, prioritised: importance weights, at most 1
-    index: Array | None = None  # [B]     int64, prioritised: which samples these are, for their new priorities
+    weight: Array | None = None  # [B]    float32, prioritised replay: importance weights, at most 1
+    index: Array | None = None  # [B]     int64, prioritised replay: identifies the samples in `Replay.reprioritise`
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One version of the policy: every parameter and buffer of it, by name."""
+    """One version of the policy: all its parameters and buffers, by name."""
 
     version: int
     step: int

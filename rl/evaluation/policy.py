@@ -15,7 +15,7 @@ from rltrain.envs.spec import EnvSpec, from_json
 from rltrain.errors import CheckpointError
 from rltrain.evaluation import multi_agent as team
 from rltrain.learner.algorithm import make_policy
-from rltrain.rollout.buffers import kept, obs_arrays, padded
+from rltrain.rollout.buffers import clear_absent, obs_arrays, padded
 from rltrain.rollout.tree import leaves, tree_map
 from rltrain.storage import checkpoint, checkpoints
 
@@ -93,7 +93,7 @@ class Trained:
         mask = torch.from_numpy(legal) if spec.action_mask else None
         joint = self._chosen(rows, mask, explore, 1)[0]
         if self._core is not None:
-            self._core = kept(self._core, np.tile([agent in obs for agent in spec.agents], (width, 1)))
+            self._core = clear_absent(self._core, np.tile([agent in obs for agent in spec.agents], (width, 1)))
         return team.actions(spec, joint, obs)
 
     def _chosen(self, rows: Any, mask: torch.Tensor | None, explore: bool, count: int) -> np.ndarray:

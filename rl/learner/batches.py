@@ -13,7 +13,7 @@ from rltrain.rollout.trajectories import AXES, join_columns, map_arrays
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory, Transition
 
-Batch = TypeVar("Batch", Trajectory, Transition)
+Batch = TypeVar("Batch", bound=Trajectory | Transition)
 
 
 def join(unrolls: list[Trajectory], device: torch.device, rows: int = 0) -> Trajectory:

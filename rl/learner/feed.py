@@ -1,4 +1,4 @@
-"""Between delivery and update: which batches a delivery of unrolls buys."""
+"""Turns each delivery of unrolls into the learner's batches, one per update, as the algorithm's data plan asks."""
 
 from __future__ import annotations
 
@@ -14,73 +14,71 @@ from torch import Tensor
 
 from rltrain.errors import RunFailed, diverged
 from rltrain.learner.batches import from_checkpoint, join, tensors, to_checkpoint
+from rltrain.rollout.replay.replay import Replay
 from rltrain.rollout.specs import ReplayPlan, StreamPlan
 from rltrain.rollout.trajectories import select_columns
-from rltrain.rollout.types import Trajectory, Transition
+from rltrain.rollout.types import Gradients, Trajectory, Transition
 
 Block = Callable[[], dict[str, np.ndarray]]
 
 
 class Feed(Protocol):
-    """What the learner takes batches from."""
+    """Where the learner takes its batches from."""
 
-    def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Any]:
-        """The batches that a delivery buys, one for each update; arrays of actors may be reused afterwards."""
+    def __call__(self, unrolls: list[Any], progress: float) -> Iterator[Any]:
+        """The batches after a delivery, one per update. They are copies: actors may reuse their arrays."""
 
     def reprioritise(self, batch: Any, priority: Tensor) -> None:
-        """The absolute errors [B] of a batch, as its update found them."""
+        """Takes the absolute errors [B] of a batch, which its update computed."""
 
-    def delivery(self, unrolls: list[Trajectory]) -> Trajectory:
-        """The whole delivery, as `Algorithm.observe` gets it; asked for after the updates."""
+    def delivery(self, unrolls: list[Any]) -> Any:
+        """The complete delivery, for `Algorithm.observe`; called after the updates."""
 
     def metrics(self) -> dict[str, float]:
-        """What there is to log, under full names."""
+        """Numbers to log, under their full names."""
 
     def state(self) -> tuple[dict[str, Any], dict[str, Block]]:
-        """What a checkpoint must hold, and blocks of rows by name that do not change any more: see `segments`."""
+        """Data for a checkpoint, and functions that make immutable blocks of rows: see `Segments`."""
 
     def load(self, state: dict[str, Any], blocks: dict[str, Block]) -> None:
-        """Go on from `state`."""
+        """Restores what `state` returned."""
 
 
 class StreamFeed:
-    """The unrolls of a delivery, joined along B in the order of their streams: one batch, or as many as `plan.wait`
-    streams make, all of a size.
+    """Joins the unrolls of a delivery along B, in the order of their streams, into batches of at least `plan.wait`
+    streams.
 
     With `plan.buffer_size` or `plan.reuse` above 1 the batches are in a circular buffer, as in IMPACT (Luo et al.
     2020): each new batch replaces the oldest and allows `reuse` updates, which use the batches in the buffer in turn.
 
     Args:
-        plan: the algorithm's; without one a delivery is one batch, used once.
+        plan: the algorithm's. None: a delivery is one batch, used once.
     """
 
     def __init__(self, device: torch.device, plan: StreamPlan | None = None) -> None:
         self._device = device
-        self._unroll = 0 if plan is None else plan.unroll
-        self._wait = "all" if plan is None else plan.wait
-        self._reuse = 1 if plan is None else plan.reuse
-        self._kept: list[Trajectory] = []
-        self._most = 1 if plan is None else plan.buffer_size
-        self._came = self._used = 0  # batches that came in, and updates they were used for
+        self._plan = StreamPlan(unroll=0) if plan is None else plan
+        self._buffer: list[Trajectory] = []
+        self._received = self._updates = 0  # batches received, and updates in which they were used
         self._newest: Trajectory | None = None
 
     def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Trajectory]:
         if not unrolls:
             return
-        self._newest = join(unrolls, self._device, self._unroll)
-        for batch in in_batches(self._newest, self._wait):
-            place = self._came % self._most
-            self._kept[place : place + 1] = [batch]
-            self._came += 1
-            for _ in range(self._reuse):  # while a batch is kept the turn comes to it exactly `reuse` times
-                yield self._kept[self._used % len(self._kept)]
-                self._used += 1
+        self._newest = join(unrolls, self._device, self._plan.unroll)
+        for batch in in_batches(self._newest, self._plan.wait):
+            oldest = self._received % self._plan.buffer_size
+            self._buffer[oldest : oldest + 1] = [batch]
+            self._received += 1
+            for _ in range(self._plan.reuse):  # so each batch is used exactly `reuse` times while it is in the buffer
+                yield self._buffer[self._updates % len(self._buffer)]
+                self._updates += 1
 
     def delivery(self, unrolls: list[Trajectory]) -> Trajectory:
         newest, self._newest = self._newest, None
         if newest is not None and len(newest.stream) == sum(len(unroll.stream) for unroll in unrolls):
             return newest
-        return join(unrolls, self._device, self._unroll)
+        return join(unrolls, self._device, self._plan.unroll)
 
     def reprioritise(self, batch: Any, priority: Tensor) -> None:
         raise ValueError("an algorithm without a replay has no priorities")
@@ -89,23 +87,23 @@ class StreamFeed:
         return {}
 
     def state(self) -> tuple[dict[str, Any], dict[str, Block]]:
-        if self._most == 1:
+        if self._plan.buffer_size == 1:
             return {}, {}
-        kept = [to_checkpoint(batch) for batch in self._kept]
-        return {"came": self._came, "used": self._used, "kept": kept}, {}
+        kept = [to_checkpoint(batch) for batch in self._buffer]
+        return {"came": self._received, "used": self._updates, "kept": kept}, {}
 
     def load(self, state: dict[str, Any], blocks: dict[str, Block]) -> None:
-        self._came, self._used = int(state.get("came", 0)), int(state.get("used", 0))
-        self._kept = [from_checkpoint(saved, self._device) for saved in state.get("kept", [])]
+        self._received, self._updates = int(state.get("came", 0)), int(state.get("used", 0))
+        self._buffer = [from_checkpoint(saved, self._device) for saved in state.get("kept", [])]
 
 
 class GradientFeed:
-    """What actors made of their unrolls, each as it came."""
+    """Passes on the gradients that actors computed, in the order of arrival."""
 
-    def __call__(self, unrolls: list[Any], progress: float) -> Iterator[Any]:
+    def __call__(self, unrolls: list[Gradients], progress: float) -> Iterator[Gradients]:
         yield from unrolls
 
-    def delivery(self, unrolls: list[Any]) -> Any:
+    def delivery(self, unrolls: list[Gradients]) -> list[Gradients]:
         return unrolls
 
     def reprioritise(self, batch: Any, priority: Tensor) -> None:
@@ -118,44 +116,42 @@ class GradientFeed:
         return {}, {}
 
     def load(self, state: dict[str, Any], blocks: dict[str, Block]) -> None:
-        """Nothing is kept between deliveries."""
+        """No-op: gradients are not kept between deliveries."""
 
 
 class ReplayFeed:
-    """Off-policy: unrolls go into a replay, and each step after `warmup` earns `updates_per_step` samples of it.
+    """Puts unrolls into a replay; each step after `warmup` allows `updates_per_step` updates, on samples of the replay.
 
-    After `steps` steps exactly floor((steps - warmup) * updates_per_step) samples were handed out since the run began,
-    however the steps were delivered; fewer only while nothing can be sampled yet, and those are made up for.
+    After `steps` steps exactly floor((steps - warmup) * updates_per_step) updates were made, independent of the sizes
+    of deliveries. There are fewer only while the replay has nothing to sample; the missing ones follow later.
 
     Args:
-        replay: what keeps the unrolls; see `rltrain.rollout.replay.replay.Replay`.
+        replay: stores the unrolls.
         plan:   the algorithm's.
-        device: where samples are wanted.
+        device: where the samples are needed.
     """
 
-    def __init__(self, replay: Any, plan: ReplayPlan, device: torch.device) -> None:
+    def __init__(self, replay: Replay, plan: ReplayPlan, device: torch.device) -> None:
         self.replay = replay
         self.steps = 0  # delivered since the run began
-        self.updates = 0  # samples handed out since then
-        self._warmup = plan.warmup
-        self._clip = plan.clip_reward
-        self._whole_episodes, self._capacity = plan.whole_episodes, plan.capacity
-        self._rate = Fraction(repr(float(plan.updates_per_step)))  # 0.29 is 29/100: no step is rounded away
-        self._device = device
+        self.updates = 0  # samples returned since then
+        self._plan, self._device = plan, device
+        self._rate = Fraction(repr(float(plan.updates_per_step)))  # 0.29 is 29/100: no step is lost by rounding
 
-    def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Any]:
+    def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Transition | Trajectory]:
+        plan = self._plan
         for unroll in unrolls:
-            clipped = dataclasses.replace(unroll, reward=np.clip(unroll.reward, -1, 1)) if self._clip else unroll
-            self.replay.append(clipped)
+            reward = np.clip(unroll.reward, -1, 1) if plan.clip_reward else unroll.reward
+            self.replay.append(dataclasses.replace(unroll, reward=reward))
             self.steps += unroll.steps
-        earned = math.floor(max(self.steps - self._warmup, 0) * self._rate)
-        if earned and self._whole_episodes and self.steps > self._capacity and not len(self.replay):
+        allowed = math.floor(max(self.steps - plan.warmup, 0) * self._rate)
+        if allowed and plan.whole_episodes and self.steps > plan.capacity and not len(self.replay):
             raise RunFailed(
                 f"after {self.steps} steps no episode was over that the replay still held from its first step, and "
-                "agents that remember learn from whole ones. Ask for more --capacity, which is "
-                f"{self._capacity} now, or for fewer --streams"
+                "policies with memory learn from complete episodes. Ask for more --capacity, which is "
+                f"{plan.capacity} now, or for fewer --streams"
             )
-        while self.updates < earned and len(self.replay):
+        while self.updates < allowed and len(self.replay):
             self.updates += 1
             yield tensors(self.replay.sample(progress), self._device)
 
@@ -174,20 +170,20 @@ class ReplayFeed:
         return {"replay/rows": float(len(self.replay)), "replay/updates": float(self.updates)}
 
     def state(self) -> tuple[dict[str, Any], dict[str, Block]]:
-        kept = self.replay.state()
-        return {"steps": self.steps, "updates": self.updates, "replay": kept["small"]}, kept["segments"]
+        small, segments = self.replay.state()
+        return {"steps": self.steps, "updates": self.updates, "replay": small}, segments
 
     def load(self, state: dict[str, Any], blocks: dict[str, Block]) -> None:
         self.steps, self.updates = int(state["steps"]), int(state["updates"])
-        self.replay.load({"small": state["replay"], "segments": blocks})
+        self.replay.load(state["replay"], blocks)
 
 
 def in_batches(unrolls: Trajectory, wait: int | Literal["all"]) -> Iterator[Trajectory]:
-    """Pieces of a delivery along B: as many as have `wait` streams at least, their sizes differing by one at most."""
+    """A delivery cut along B into as many batches of at least `wait` streams as possible; sizes differ by 1 at most."""
     streams = len(unrolls.stream)
-    pieces = 1 if wait == "all" else max(1, streams // wait)
-    if pieces == 1:
+    count = 1 if wait == "all" else max(1, streams // wait)
+    if count == 1:
         yield unrolls
         return
-    for piece in range(pieces):
-        yield select_columns(unrolls, streams * piece // pieces, streams * (piece + 1) // pieces)
+    for number in range(count):
+        yield select_columns(unrolls, streams * number // count, streams * (number + 1) // count)

@@ -10,7 +10,7 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
 from rltrain.learner.algorithm import torch_device
 from rltrain.learner.feed import Feed, GradientFeed, ReplayFeed, StreamFeed
-from rltrain.rollout.replay.replay import Replay, rows_of
+from rltrain.rollout.replay.replay import Replay, rows_per_stream
 from rltrain.rollout.specs import DataPlan, GradientPlan, ReplayPlan, StreamPlan
 from rltrain.setup.offline import OfflineFeed
 from rltrain.storage.recording import Recording
@@ -64,7 +64,7 @@ def open_data(
         needed = Replay.bytes_needed(data.spec, data.streams, plan)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    rows = rows_of(data.streams, plan)
+    rows = rows_per_stream(data.streams, plan)
     if plan.whole_episodes and spec.max_steps is not None and spec.max_steps > rows:
         raise ConfigError(
             f"--capacity {plan.capacity} keeps {rows} steps of each of {data.streams} streams, and an "

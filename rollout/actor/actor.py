@@ -17,7 +17,7 @@ from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.actor.episodes import EpisodeTracker, TeamTracker
 from rltrain.rollout.actor.noise import RandomStart, StreamNoise
 from rltrain.rollout.actor.opponents import Opponents
-from rltrain.rollout.buffers import empty_rows, kept, obs_arrays, padded
+from rltrain.rollout.buffers import clear_absent, empty_rows, obs_arrays, padded
 from rltrain.rollout.inference.client import Ended, InferenceClient
 from rltrain.rollout.inference.requests import RequestBuffers
 from rltrain.rollout.shared_memory.heartbeat import Heartbeat
@@ -125,7 +125,7 @@ class Actor:
                         if core is not None:
                             core = self._hooks.core_with_action(core, torch.from_numpy(action))
                     if rows.alive is not None and core is not None:
-                        core = kept(core, rows.alive[t])
+                        core = clear_absent(core, rows.alive[t])
                     if opponents is not None:
                         opponents.act(t, rows, self._noise_rows[t], views.obs[t], views.mask[t], action_rows[t])
                         action = action_rows[t]

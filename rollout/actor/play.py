@@ -14,7 +14,7 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.actor.episodes import _together
 from rltrain.rollout.actor.noise import StreamNoise
 from rltrain.rollout.actor.opponents import AtRandom
-from rltrain.rollout.buffers import empty_rows, kept, padded
+from rltrain.rollout.buffers import clear_absent, empty_rows, padded
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Episode
@@ -80,7 +80,8 @@ def _play(
                 obs = tree_map(lambda array: torch.from_numpy(array[0]), rows.obs)
                 mask = None if rows.action_mask is None else torch.from_numpy(rows.action_mask[0])
                 act = policy.act(obs, core, mask, torch.from_numpy(noise[0]), explore)
-                core = None if act.core is None else kept(act.core, None if rows.alive is None else rows.alive[0])
+                alive = None if rows.alive is None else rows.alive[0]
+                core = None if act.core is None else clear_absent(act.core, alive)
                 if frame is not None:
                     frame(env.envs[0])
                 action = act.action.numpy()[:count]

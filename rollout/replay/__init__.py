@@ -1,1 +1,1 @@
-"""Replay of experience: a ring of rows, uniform, prioritised, n-step and sequence samples."""
+"""Experience replay: a ring of rows per stream, and the samples drawn from it."""

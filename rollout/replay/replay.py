@@ -1,7 +1,8 @@
-"""Replay: keeps the rows of all streams once, and hands out uniform, prioritised, n-step and sequence samples."""
+"""The replay: keeps the newest rows of all streams and draws uniform, prioritised, n-step and sequence samples."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rltrain.rollout.replay.ring import (
     TRUNCATED,
     NoStack,
     Ring,
+    Segment,
     history,
     row_bytes,
 )
@@ -28,79 +30,81 @@ from rltrain.rollout.trajectories import cut_rows
 from rltrain.rollout.tree import leaves
 from rltrain.rollout.types import Trajectory, Transition
 
-ROW_BITS = 40  # of an index: the row; above them the stream
+ROW_BITS = 40  # an index holds the row in its lower bits, and the stream above them
 ROW_MASK = (1 << ROW_BITS) - 1
-RARE = 16  # live rows per sampleable one from which those are listed, not looked for by drawing
+SPARSE = 16  # live rows per sampleable row above which the sampleable rows are listed, instead of drawn by rejection
 
 
 class Replay:
-    """The newest `capacity` rows, shared out equally among the streams, and what can be sampled of them.
+    """The newest `plan.capacity` rows, divided equally among the streams.
 
-    A row is sampleable when its action was really taken, its successor is there, and its n-step target is complete: n
-    rows follow, or the episode ended before. The target of a terminated episode does not bootstrap; that of a truncated
-    one, or of one that its actor's death cut off, bootstraps from the true final observation. Every sampleable row is
-    as likely as any other, or in proportion to its priority (Schaul et al. 2016, arXiv:1511.05952, the proportional
-    variant): P(i) = p_i^alpha / sum, p = |error| + eps, weight (N P(i))^-beta / the largest of the batch.
+    A row can be sampled if its action was really taken, its successor is stored, and its n-step target is complete: n
+    rows follow, or the episode ended before. The target of a terminated episode does not bootstrap. That of a truncated
+    episode, or of one that the loss of its actor cut off, bootstraps from the true final observation. Rows are drawn
+    uniformly, or in proportion to their priorities (Schaul et al. 2016, arXiv:1511.05952, the proportional variant):
+    P(i) = p_i^alpha / sum, p = |error| + eps, weight (N P(i))^-beta / the largest weight of the batch.
 
     Args:
-        spec:    what the rows hold. Stacks of frames (`Leaf.stack`) are kept as single frames.
-        streams: of the whole run.
-        plan:    see `ReplayPlan`; `alpha` above 0 asks for priorities, `length` above 1 for sequences.
+        spec:    the content of the rows. Stacks of frames (`Leaf.stack`) are stored as single frames.
+        streams: the number of streams of the run.
+        plan:    the algorithm's; `alpha` above 0 asks for priorities, `length` above 1 for sequences.
         seed:    the run's.
-        folder:  where memory-mapped files are made for the rows; None keeps them in memory. Same samples either way.
+        folder:  where memory-mapped files hold the rows; None: in memory. The samples are the same.
 
     Raises:
-        ValueError: `plan` asks for what cannot be.
+        ValueError: parts of the plan contradict each other.
     """
 
     def __init__(self, spec: EnvSpec, streams: int, plan: ReplayPlan, seed: int, folder: Path | None = None) -> None:
         self.spec, self.plan = spec, plan
         self.n_step = plan.n_step if plan.length == 1 else 1
         self._streams = streams
-        self._ring = Ring(spec, streams, rows_of(streams, plan), folder)
+        self._ring = Ring(spec, streams, rows_per_stream(streams, plan), folder)
         self._tree = SumTree(streams * self._ring.size) if plan.alpha else None
         self._count = 0  # sampleable rows
-        self._episodes: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # whole ones; None: to be looked for
-        self._ends: np.ndarray | None = None  # running numbers of the streams' live rows; None: to be counted again
+        self._episodes: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # complete ones; None: not searched yet
+        self._ends: np.ndarray | None = None  # cumulative numbers of live rows, by stream; None: not counted yet
         self._rng = np.random.Generator(np.random.PCG64(seed_of(seed, REPLAY)))
         self._strata = np.arange(plan.batch, dtype=np.float64)
-        self._top = 1.0  # the largest priority seen, before alpha
+        self._max_priority = 1.0  # the largest priority so far, before the exponent alpha
 
     @staticmethod
     def bytes_needed(spec: EnvSpec, streams: int, plan: ReplayPlan) -> int:
-        """What a full replay takes: in memory, or on disk but for the priorities. ValueError as for the replay."""
-        rows = streams * (rows_of(streams, plan) + 1 + history(spec))
+        """Bytes of a full replay: in memory, or on disk except for the priorities. ValueError as for the replay."""
+        rows = streams * (rows_per_stream(streams, plan) + 1 + history(spec))
         return rows * row_bytes(spec) + (SumTree.bytes_needed(rows) if plan.alpha else 0)
 
     def __len__(self) -> int:
-        """Rows, or whole episodes, that can be sampled now."""
-        if not self.plan.whole_episodes:
-            return self._count
+        """The number of rows, or of complete episodes, that can be sampled now."""
+        return len(self._complete_episodes()[0]) if self.plan.whole_episodes else self._count
+
+    def _complete_episodes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Streams, first rows and lengths of the episodes that are stored from their first row to their end."""
         if self._episodes is None:
             self._episodes = self._ring.episodes()
-        return len(self._episodes[0])
+        return self._episodes
 
     def append(self, unroll: Trajectory) -> None:
-        """Keep an unroll of numpy arrays: any of the streams, each going on from its newest row.
+        """Stores an unroll of numpy arrays, of any of the streams. Each column continues at its stream's newest row.
 
-        A stream that does not go on (its actor died, or rows of it are missing) is cut there: its newest observation
-        is kept as the last one of what came before, and it begins anew.
+        If it does not (its actor was lost, or rows are missing), the stream is cut: its newest observation is kept as
+        the final one of the rows before, and the unroll starts a new section.
 
         Raises:
-            ValueError: rows that were appended before.
-            NoStack: stacks of frames that are none. Nothing of the unroll was kept.
+            ValueError: the rows were appended before.
+            NoStack: leaves declared as stacks of frames are not. Nothing of the unroll was stored.
         """
-        most = self._ring.rows - self.n_step
-        if len(unroll.reward) <= most:
+        limit = self._ring.rows - self.n_step
+        if unroll.rows <= limit:
             self._append(unroll)
         else:
-            for begin in range(0, len(unroll.reward), most):
-                self._append(cut_rows(unroll, begin, begin + most))
+            for begin in range(0, unroll.rows, limit):
+                self._append(cut_rows(unroll, begin, begin + limit))
 
     def _append(self, unroll: Trajectory) -> None:
         stream, first, obs = unroll.stream, unroll.first, leaves(unroll.obs)
-        rows = len(unroll.reward)
-        if self._ring.history and not self._ring.stacks(obs, first):
+        rows = unroll.rows
+        if self._ring.history and not self._ring.holds_stacks(obs, first):
             raise NoStack(
                 f"the observations of {self.spec.id} are not the newest frames of its episodes, although its outermost "
                 "wrapper, FrameStackObservation, makes them so: does the environment return the same array each time? "
@@ -112,11 +116,11 @@ class Replay:
         follows &= ~first[0] | ((ring.flag.take(ring.at(head, base), mode="clip") & FIRST) != 0)
         if not follows.all():
             for column in np.flatnonzero(~follows):
-                self._begin(unroll, int(column))
+                self._begin_section(unroll, int(column))
             head = ring.head[stream]
         self._retire(stream, head + rows)
         at = ring.at(head + np.arange(rows + 1)[:, None], base)  # [T+1, B]
-        begin = 0 if first[0].any() else 1  # row 0 is known, unless its actor died at a reset row
+        begin = 0 if first[0].any() else 1  # row 0 is stored already, unless its actor was lost at a reset row
         ring.write_obs(at[begin:], [leaf[begin:] for leaf in obs])
         for name, array in unroll.optional_fields().items():
             ring.flat[name][at[begin:]] = array[begin:]
@@ -136,30 +140,30 @@ class Replay:
         ring.head[stream] = head + rows
         ring.next[stream] = unroll.row + rows
         self._ends = self._episodes = None
-        self._ready(stream, head - self.n_step + 1, head + rows)
+        self._mark_ready(stream, head - self.n_step + 1, head + rows)
 
-    def _begin(self, unroll: Trajectory, column: int) -> None:
-        """A stream's first row, or the first after a cut. What came before keeps its last observation."""
+    def _begin_section(self, unroll: Trajectory, column: int) -> None:
+        """Stores row 0 of a column that does not continue its stream. The rows before keep their final observation."""
         ring, stream = self._ring, int(unroll.stream[column])
         base, head = stream * ring.size, int(ring.head[stream])
         if head >= 0 and unroll.row[column] < ring.next[stream]:
             raise ValueError(
-                f"stream {stream} was appended twice: it stands at row {ring.next[stream]}, and the unroll begins at "
+                f"stream {stream} was appended twice: it is at row {ring.next[stream]}, and the unroll begins at "
                 f"row {unroll.row[column]}"
             )
-        alone = np.array([stream])
+        streams = np.array([stream])
         if head >= 0 and not ring.flag[base + head % ring.size] & FIRST:
             last = base + (head - 1) % ring.size
             if head and not ring.flag[last] & ENDED:
                 ring.flag[last] |= TRUNCATED
                 if unroll.alive is not None:
                     ring.flat["truncated"][last] |= ring.flat["alive"][base + head % ring.size]
-                self._ready(alone, np.array([head - self.n_step]), np.array([head]))
+                self._mark_ready(streams, np.array([head - self.n_step]), np.array([head]))
             head += 1
         head = max(head, 0)
         obs = [leaf[:1, column] for leaf in leaves(unroll.obs)]
-        older = 0 if unroll.first[0, column] else ring.history  # in the midst of an episode: older frames, a row each
-        self._retire(alone, np.array([head + older]))
+        older = 0 if unroll.first[0, column] else ring.history  # within an episode: a row for each older frame
+        self._retire(streams, np.array([head + older]))
         if older:
             ring.write_older(base, head, obs)
             head += older
@@ -173,7 +177,7 @@ class Replay:
         ring.head[stream] = head
 
     def _retire(self, stream: np.ndarray, head: np.ndarray) -> None:
-        """Rows that are too old once the newest row of `stream` [B] is `head` [B] cannot be sampled any more."""
+        """Excludes the rows that are too old once the newest row of `stream` [B] is `head` [B]."""
         ring = self._ring
         low = ring.low[stream]
         new = np.maximum(head - ring.rows, low)
@@ -182,43 +186,46 @@ class Replay:
             return
         row = low + np.arange(most)[:, None]
         at = ring.at(row, stream * ring.size)[row < new]
-        gone = at[(ring.flag[at] & READY) != 0]
-        ring.flag[gone] &= ~READY
-        self._count -= len(gone)
+        retired = at[(ring.flag[at] & READY) != 0]
+        ring.flag[retired] &= ~READY
+        self._count -= len(retired)
         if self._tree is not None:
-            self._tree.set(gone, 0.0)
+            self._tree.set(retired, 0.0)
         ring.low[stream] = new
 
-    def _ready(self, stream: np.ndarray, begin: np.ndarray, end: np.ndarray) -> None:
-        """Mark what has become sampleable of rows begin to end [B] of `stream` [B]; row `end` is the newest."""
+    def _mark_ready(self, stream: np.ndarray, begin: np.ndarray, end: np.ndarray) -> None:
+        """Marks the rows from `begin` to `end` [B] of `stream` [B] that have become sampleable. `end` is the newest."""
         ring = self._ring
         row = begin + np.arange(int((end - begin).max()) + 1)[:, None]  # [W+1, B]
         at = ring.at(row, stream * ring.size)
         flags = ring.flag[at]
         row, at = row[:-1], at[:-1]
-        whole = row + self.n_step <= end  # n rows follow
+        complete = row + self.n_step <= end  # n rows follow
         if self.n_step > 1:
             ended = (flags[:-1] & ENDED) != 0
-            whole |= np.logical_or.accumulate(ended[::-1], 0)[::-1]  # or the episode ended before
-        ready = whole & ((flags[1:] & FIRST) == 0) & ((flags[:-1] & READY) == 0) & (row >= ring.low[stream])
+            complete |= np.logical_or.accumulate(ended[::-1], 0)[::-1]  # or the episode ended before
+        ready = complete & ((flags[1:] & FIRST) == 0) & ((flags[:-1] & READY) == 0) & (row >= ring.low[stream])
         new = at[ready]
         ring.flag[new] |= READY
         self._count += len(new)
         if self._tree is not None and len(new):
-            self._tree.set(new, self._top**self.plan.alpha)
+            self._tree.set(new, self._max_priority**self.plan.alpha)
 
     def sample(self, progress: float) -> Transition | Trajectory:
-        """A batch of numpy arrays that the replay does not touch again; progress in [0, 1] is the share of the run.
+        """A batch of numpy arrays, which the replay does not change later.
+
+        Args:
+            progress: the share of the run that is done, in [0, 1]: beta grows to 1 with it.
 
         Returns:
-            `plan.batch` transitions, with `weight` and `index` where there are priorities. `obs` and `next_obs` of
-            stacked frames may share memory: do not write into them. With `plan.length` above 1 a Trajectory [length,
-            batch] of consecutive rows: what lies after the end of the episode, or has not been seen yet, is not
-            `valid`; where that cuts an episode off, its last valid row is `truncated`. The same of several agents,
-            whatever the length. With `plan.whole_episodes` entire episodes, padded to the longest.
+            `plan.batch` transitions, with `weight` and `index` if there are priorities. `obs` and `next_obs` of stacked
+            frames may share memory: do not write into them. With `plan.length` above 1, and always with several
+            agents, a Trajectory [length, batch] of consecutive rows. Rows after the end of the episode, or not stored
+            yet, are not `valid`; if the latter cuts an episode off, its last valid row is `truncated`. With
+            `plan.whole_episodes` a Trajectory of complete episodes, with as many rows as the longest of the batch.
 
         Raises:
-            ValueError: nothing can be sampled yet.
+            ValueError: there is nothing to sample.
         """
         if not len(self):
             raise ValueError("the replay is empty: nothing can be sampled yet")
@@ -226,44 +233,38 @@ class Replay:
         if self._tree is not None:
             return self._prioritised(self._tree, progress)
         if plan.whole_episodes:
-            stream, row, length = self._whole(plan.batch)
+            episodes = self._complete_episodes()
+            number = (self._rng.random(plan.batch) * len(episodes[0])).astype(np.int64)
+            stream, row, length = (array[number] for array in episodes)
             return sequences(ring, stream, row, int(length.max()))
         stream, row, flag = self._draw(plan.batch)
         if plan.length > 1 or self.spec.groups:
             return sequences(ring, stream, row, plan.length)
         return transitions(ring, stream, row, flag, plan.gamma, self.n_step)
 
-    def _whole(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Streams, first rows and lengths [batch] each, uniform over the episodes that are there from end to end."""
-        if self._episodes is None:
-            self._episodes = self._ring.episodes()
-        number = (self._rng.random(batch) * len(self._episodes[0])).astype(np.int64)
-        stream, row, length = (array[number] for array in self._episodes)
-        return stream, row, length
-
     def _draw(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Streams, rows and flags [batch] each, uniform over the sampleable rows."""
+        """Streams, rows and flags [batch] each, uniform over the sampleable rows: by rejection, or from a list."""
         ring = self._ring
         if self._ends is None:
             self._ends = np.maximum(ring.head - ring.low, 0).cumsum()
         live = int(self._ends[-1])
-        if live > RARE * self._count:
+        if live > SPARSE * self._count:
             at = self._rng.choice(np.flatnonzero(ring.flag & READY), batch)
             return *self._rows_at(at), ring.flag[at]
-        found = self._live_rows(batch if live == self._count else batch + batch // 16 + 8, live)
+        drawn = self._live_rows(batch if live == self._count else batch + batch // 16 + 8, live)
         while live != self._count:
-            ready = found[2] & READY
-            bad = np.flatnonzero(ready[:batch] == 0)
-            if not len(bad):
+            ready = drawn[2] & READY
+            rejected = np.flatnonzero(ready[:batch] == 0)
+            if not len(rejected):
                 break
-            spare = np.flatnonzero(ready[batch:])[: len(bad)] + batch
-            for array in found:
-                array[bad[: len(spare)]] = array[spare]
-            if len(spare) == len(bad):
+            spare = np.flatnonzero(ready[batch:])[: len(rejected)] + batch
+            for array in drawn:
+                array[rejected[: len(spare)]] = array[spare]
+            if len(spare) == len(rejected):
                 break
             more = self._live_rows(batch, live)
-            found = [np.concatenate((array[:batch], new)) for array, new in zip(found, more, strict=True)]
-        stream, row, flag = (array[:batch] for array in found)
+            drawn = [np.concatenate((array[:batch], new)) for array, new in zip(drawn, more, strict=True)]
+        stream, row, flag = (array[:batch] for array in drawn)
         return stream, row, flag
 
     def _live_rows(self, count: int, live: int) -> list[np.ndarray]:
@@ -280,26 +281,26 @@ class Replay:
         return [stream, number, ring.flag.take(ring.at(number, stream * ring.size), mode="clip")]
 
     def _rows_at(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Streams and rows that lie at `at`."""
+        """Streams and rows at the positions `at` of the ring."""
         size = self._ring.size
         stream = at // size
         low = self._ring.low.take(stream)
         return stream, low + (at - stream * size - low) % size
 
     def _prioritised(self, tree: SumTree, progress: float) -> Transition:
-        plan, batch = self.plan, self.plan.batch
-        where = self._rng.random(batch)
+        plan = self.plan
+        where = self._rng.random(plan.batch)
         where += self._strata
         at, value = tree.sample(where)
         stream, row = self._rows_at(at)
         beta = plan.beta + (1.0 - plan.beta) * progress
-        weight = (value / value.min()) ** -beta  # N and the sum cancel in the division by the largest
+        weight = (value / value.min()) ** -beta  # N and the sum cancel in the division by the largest weight
         flag = self._ring.flag.take(at, mode="clip")
         index = stream << ROW_BITS | row
         return transitions(self._ring, stream, row, flag, plan.gamma, self.n_step, weight.astype(np.float32), index)
 
     def reprioritise(self, index: np.ndarray, error: np.ndarray) -> None:
-        """New priorities |error| [n] of the samples `index` [n]; those overwritten since are left out.
+        """Sets the priorities of the samples `index` [n] to |error| [n]; samples overwritten since are ignored.
 
         Raises:
             ValueError: an error is not finite.
@@ -307,61 +308,58 @@ class Replay:
         if self._tree is None:
             return
         priority = np.abs(error, dtype=np.float64) + self.plan.priority_eps
-        top = float(priority.max())
-        if not np.isfinite(top):
+        largest = float(priority.max())
+        if not np.isfinite(largest):
             raise ValueError("priorities must be finite")
-        self._top = max(self._top, top)
+        self._max_priority = max(self._max_priority, largest)
         stream, row = index >> ROW_BITS, index & ROW_MASK
         at = self._ring.at(row, stream * self._ring.size)
         value = priority**self.plan.alpha
-        there = row >= self._ring.low[stream]
-        if there.all():
+        stored = row >= self._ring.low[stream]
+        if stored.all():
             self._tree.set(at, value)
         else:
-            self._tree.set(at[there], value[there])
+            self._tree.set(at[stored], value[stored])
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold, to be written before the next `append`, `sample` or `reprioritise`.
+    def state(self) -> tuple[dict[str, Any], dict[str, Segment]]:
+        """The content of a checkpoint, to be written before the next `append`, `sample` or `reprioritise`.
 
         Returns:
-            {"small": nested dicts of plain data and arrays, to be written anew each time: pointers, the generator,
-                priorities, and the rows that are not in a segment yet;
-             "segments": {name: a function that makes a dict of arrays}}: blocks of rows that do not change any more.
-            What a name's function made once is good for ever after in this replay, and in one that loaded a state with
-            that name: a name that has been written before need not be made again. (A later call may give fewer rows of
-            the block, since older ones are overwritten.) Other replays may give the same name to other rows.
+            Plain data and arrays that are written each time: pointers, the generator, priorities, and the rows that are
+            not in a segment yet.
+            Segments, by name: functions that make the arrays of blocks of rows that do not change any more. A segment
+            that was written once need not be made again, in this replay and in one that loaded its state. (A later call
+            may give fewer rows of the block, since older ones are overwritten.) Other replays may use the same names.
         """
         small, segments = self._ring.state(settled=self.n_step)
         small["rng"] = self._rng.bit_generator.state
         if self._tree is not None:
-            small |= {"priority": self._tree.leaves.copy(), "top": self._top}
-        return {"small": small, "segments": segments}
+            small |= {"priority": self._tree.leaves.copy(), "top": self._max_priority}
+        return small, segments
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned, exactly: `state["segments"]` has its names and functions that give what was
-        made of each when it was written.
+    def load(self, small: dict[str, Any], segments: Mapping[str, Segment]) -> None:
+        """Restores exactly what `state` returned; `segments` return the arrays that were written.
 
         Raises:
-            ValueError: it does not fit this replay, or rows are missing.
+            ValueError: the state does not fit this replay, or rows are missing.
         """
-        small = state["small"]
-        then, now = (len(small["head"]), int(small["rows"])), (self._streams, self._ring.rows)
-        if then != now:
-            raise ValueError(f"the replay was {then[0]} streams of {then[1]} rows, and is {now[0]} of {now[1]} now")
+        saved, own = (len(small["head"]), int(small["rows"])), (self._streams, self._ring.rows)
+        if saved != own:
+            raise ValueError(f"the replay was {saved[0]} streams of {saved[1]} rows, and is {own[0]} of {own[1]} now")
         if ("priority" in small) != (self._tree is not None):
             raise ValueError("the replay was prioritised then or is now, but not both")
-        self._ring.load(small, state["segments"])
+        self._ring.load(small, segments)
         self._count = int(np.count_nonzero(self._ring.flag & READY))
         self._ends = self._episodes = None
         self._rng.bit_generator.state = small["rng"]
         if self._tree is not None:
             self._tree.leaves[:] = small["priority"]
             self._tree.rebuild()
-            self._top = float(small["top"])
+            self._max_priority = float(small["top"])
 
 
-def rows_of(streams: int, plan: ReplayPlan) -> int:
-    """Rows kept of each stream. ValueError where the plan asks for what cannot be."""
+def rows_per_stream(streams: int, plan: ReplayPlan) -> int:
+    """Rows kept of each stream. ValueError if parts of the plan contradict each other."""
     rows = -(-plan.capacity // streams)
     least = max(plan.n_step, plan.length) + 1
     if rows < least:

@@ -1,10 +1,10 @@
-"""The arrays of a replay: for each stream a ring of rows, in memory or in memory-mapped files, frames kept once."""
+"""The arrays of a replay: a ring of rows per stream, in memory or in memory-mapped files; frames are stored once."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,27 @@ from rltrain.rollout.tree import Tree, unflatten
 Segment = Callable[[], dict[str, np.ndarray]]
 TERMINATED, TRUNCATED, FIRST, READY, MIDST = (np.uint8(1 << bit) for bit in range(5))
 ENDED = TERMINATED | TRUNCATED
-SEGMENT_BYTES = 4 * 2**20  # of a finished block of rows, about
+SEGMENT_BYTES = 4 * 2**20  # approximate size of a block of rows that does not change any more
 
 
 class NoStack(ValueError):
-    """What the spec calls the newest frames of an episode are not those."""
+    """A leaf that the spec declares as a stack does not hold the newest frames of its episode."""
 
 
 def fields(spec: EnvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
-    """What one row holds: name -> (shape, dtype). A stack of frames is its newest frame."""
-    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    """The arrays of one row: name -> (shape, dtype). Of a stack of frames only the newest frame is stored."""
+    arrays: dict[str, tuple[tuple[int, ...], str]] = {}
     for number, leaf in enumerate(spec.leaves()):
-        found[f"obs.{number}"] = (leaf.shape[1:] if leaf.stack else leaf.shape), leaf.dtype
-    found |= spec.optional_fields()
-    found["action"] = spec.action.shape, spec.action.dtype
-    found["reward"] = spec.agents_shape, "float32"
-    found["flag"] = (), "uint8"
-    if spec.groups:  # the flag tells the ends of episodes, these of agents
-        found |= {"terminated": (spec.agents_shape, "bool"), "truncated": (spec.agents_shape, "bool")}
+        arrays[f"obs.{number}"] = (leaf.shape[1:] if leaf.stack else leaf.shape), leaf.dtype
+    arrays |= spec.optional_fields()
+    arrays["action"] = spec.action.shape, spec.action.dtype
+    arrays["reward"] = spec.agents_shape, "float32"
+    arrays["flag"] = (), "uint8"
+    if spec.groups:  # `flag` holds the ends of episodes, these the ends of agents
+        arrays |= {"terminated": (spec.agents_shape, "bool"), "truncated": (spec.agents_shape, "bool")}
     if history(spec):
-        found["age"] = (), "uint8"
-    return found
+        arrays["age"] = (), "uint8"
+    return arrays
 
 
 def row_bytes(spec: EnvSpec) -> int:
@@ -46,23 +46,24 @@ def row_bytes(spec: EnvSpec) -> int:
 
 
 def history(spec: EnvSpec) -> int:
-    """Rows before a row that its stack of frames is made of: k - 1, or 0."""
+    """Number of rows before a row that its stack of frames consists of: k - 1, or 0 without stacks."""
     return max((leaf.stack - 1 for leaf in spec.leaves() if leaf.stack), default=0)
 
 
 class Ring:
-    """The newest `rows` rows of each stream, and the few beside them that they need.
+    """The newest `rows` rows of each stream, and the older rows that their stacks of frames need.
 
-    Row r of stream s, counted from the stream's first, lies at s * size + r % size.
+    Row r of stream s, counted from the stream's first, has the position s * size + r % size. Methods take the position
+    of a stream's row 0 as `base`.
 
     Attributes:
-        flat: every field, [streams * size, ...].
-        flag: per row: TERMINATED, TRUNCATED, FIRST as in an unroll, READY where the row can be sampled,
-              MIDST beside FIRST where the episode had begun before.
-        head: [streams] each stream's newest row, whose action is not known yet; -1: none.
-        low: [streams] the oldest row that may be sampled.
-        next: [streams] what `Trajectory.row` must say next.
-        history: K, rows before a row that its stack of frames is made of; 0 where there are no stacks.
+        flat:    every field, [streams * size, ...].
+        flag:    per row: TERMINATED, TRUNCATED, FIRST as in an unroll; READY: the row can be sampled; MIDST with FIRST:
+                 the section starts within an episode.
+        head:    [streams] the newest row, whose action is not known yet; -1: none.
+        low:     [streams] the oldest row that may be sampled.
+        next:    [streams] the expected `Trajectory.row` of the next unroll.
+        history: see the function `history`.
     """
 
     def __init__(self, spec: EnvSpec, streams: int, rows: int, folder: Path | None) -> None:
@@ -76,47 +77,42 @@ class Ring:
         self.block = max(1, min(SEGMENT_BYTES // row_bytes(spec), max(64, rows // 8)))
         self.flat: dict[str, np.ndarray] = {}
         for name, (shape, dtype) in fields(spec).items():
-            whole = (streams * self.size, *shape)
+            full_shape = (streams * self.size, *shape)
             if folder is None:
-                self.flat[name] = np.zeros(whole, dtype)
+                self.flat[name] = np.zeros(full_shape, dtype)
             else:
                 folder.mkdir(parents=True, exist_ok=True)
-                mapped = np.memmap(_allocated(folder / f"{name}.rows", whole, dtype), dtype, "r+", shape=whole)
-                self.flat[name] = np.ndarray(whole, dtype, mapped)  # the same without memmap's slower methods
+                mapped = np.memmap(
+                    _allocated(folder / f"{name}.rows", full_shape, dtype), dtype, "r+", shape=full_shape
+                )
+                self.flat[name] = np.ndarray(full_shape, dtype, mapped)  # without the slower methods of memmap
         self.flag = self.flat["flag"]
         self._leaves = spec.leaves()
         self._depth = np.arange(self.history + 2, dtype=np.int64)
 
-    def _stack_of(self, number: int) -> Leaf | None:
-        leaf = self._leaves[number]
-        return leaf if leaf.stack else None
-
     def write_obs(self, at: np.ndarray, obs: Sequence[np.ndarray]) -> None:
-        """Keep observations, leaves [..., *O], in the rows `at` [...]; of a stack its newest frame."""
-        for number, array in enumerate(obs):
-            leaf = self._stack_of(number)
-            flat = self.flat[f"obs.{number}"]
-            flat[at] = array if leaf is None else array[(slice(None),) * at.ndim + (-1,)]
+        """Stores observations, leaves [..., *O], at the positions `at` [...]; of a stack its newest frame."""
+        for number, (leaf, array) in enumerate(zip(self._leaves, obs, strict=True)):
+            self.flat[f"obs.{number}"][at] = array[(slice(None),) * at.ndim + (-1,)] if leaf.stack else array
 
     def write_older(self, base: int, row: int, obs: Sequence[np.ndarray]) -> None:
-        """Keep the older frames of stacks, leaves [1, k, *frame], in the `history` rows from `row` on of one stream.
+        """Stores the older frames of stacks, leaves [1, k, *frame], in the `history` rows from `row` of one stream.
 
-        Each of those rows begins an episode, so that none of them is ever valid.
+        Each of those rows begins an episode, so that none of them can be sampled.
         """
         at = self.at(np.arange(row, row + self.history), base)
         for flat in self.flat.values():
             flat[at] = 0
         self.flag[at] = FIRST
-        for number, array in enumerate(obs):
-            leaf = self._stack_of(number)
-            if leaf is not None:
+        for number, (leaf, array) in enumerate(zip(self._leaves, obs, strict=True)):
+            if leaf.stack:
                 self.flat[f"obs.{number}"][at[len(at) - leaf.stack + 1 :]] = array[0, :-1]
 
     def write_ages(self, at: np.ndarray, first: np.ndarray) -> None:
-        """How many rows after its episode's first each row of an unroll is, at most history + 1; the row 0 is known.
+        """Stores the distance of rows 1 to T from the first row of their episodes, at most history + 1.
 
         Args:
-            at:    [T+1, B], where the rows lie.
+            at:    [T+1, B] positions of the rows.
             first: [T+1, B]
         """
         age = self.flat["age"]
@@ -124,49 +120,43 @@ class Ring:
         began = np.where(first[1:], count, -age[at[0]].astype(np.int64))
         age[at[1:]] = np.minimum(count - np.maximum.accumulate(began, 0), self.history + 1)
 
-    def stacks(self, obs: Sequence[np.ndarray], first: np.ndarray) -> bool:
-        """Whether the stacks of an unroll, leaves [T+1, B, k, *frame], are the newest frames of their episodes."""
-        for number, array in enumerate(obs):
-            leaf = self._stack_of(number)
-            if leaf is not None and not are_stacks(leaf, array, first):
-                return False
-        return True
+    def holds_stacks(self, obs: Sequence[np.ndarray], first: np.ndarray) -> bool:
+        """True if the stacks of an unroll, leaves [T+1, B, k, *frame], are the newest frames of their episodes."""
+        return all(are_stacks(leaf, array, first) for leaf, array in zip(self._leaves, obs, strict=True) if leaf.stack)
 
     def obs(self, row: np.ndarray, base: np.ndarray | int, at: np.ndarray | None = None) -> Tree:
-        """The observations of rows `row` [...] of the streams that begin at `base`: a tree of [..., *O].
+        """The observations of rows `row` [...]: a tree of [..., *O].
 
         Args:
-            at: [...], where the rows lie, if that is known.
+            at: [...] positions of the rows, if they are known.
         """
         if at is None:
             at = self.at(row, base)
-        found = []
-        for number in range(len(self._leaves)):
-            leaf = self._stack_of(number)
+        arrays = []
+        for number, leaf in enumerate(self._leaves):
             flat = self.flat[f"obs.{number}"]
-            found.append(flat.take(at, 0, mode="clip") if leaf is None else self._stacks(flat, leaf, row, base, at))
-        return self.tree(found)
+            arrays.append(self._stacks(flat, leaf, row, base, at) if leaf.stack else flat.take(at, 0, mode="clip"))
+        return self.tree(arrays)
 
     def obs_pair(self, row: np.ndarray, base: np.ndarray | int, at: np.ndarray) -> tuple[Tree, Tree]:
-        """The observations of rows `row` [B] and of the rows after them, which belong to the same episodes.
+        """The observations of rows `row` [B] and of the next rows, which belong to the same episodes.
 
-        A stack and its successor share k - 1 frames, so that they are two views of k + 1 frames.
+        A stack and its successor share k - 1 frames: they are two views of k + 1 frames.
 
         Args:
-            at: [2, B], where the rows and their successors lie.
+            at: [2, B] positions of the rows and of the next rows.
         """
         here, after = [], []
-        for number in range(len(self._leaves)):
-            leaf = self._stack_of(number)
+        for number, leaf in enumerate(self._leaves):
             flat = self.flat[f"obs.{number}"]
-            if leaf is None:
-                both = flat.take(at, 0, mode="clip")
-                here.append(both[0])
-                after.append(both[1])
-            else:
+            if leaf.stack:
                 frames = self._stacks(flat, leaf, row + 1, base, at[1], leaf.stack + 1)
                 here.append(frames[:, :-1])
                 after.append(frames[:, 1:])
+            else:
+                both = flat.take(at, 0, mode="clip")
+                here.append(both[0])
+                after.append(both[1])
         return self.tree(here), self.tree(after)
 
     def _stacks(
@@ -181,33 +171,33 @@ class Ring:
         return frames
 
     def at(self, row: np.ndarray, base: np.ndarray | int) -> np.ndarray:
-        """Where rows `row` of the streams that begin at `base` lie."""
+        """Positions of rows `row` of the streams that begin at `base`."""
         found: np.ndarray = row % self.size + base
         return found
 
     def episodes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Streams, first rows and lengths of all episodes that are there from their first row to their end."""
+        """Streams, first rows and lengths of the episodes that are stored from their first row to their end."""
         newest = np.maximum(self.head, 0)[:, None]  # [streams, 1]
         row = newest - self.size + 1 + np.arange(self.size)  # [streams, size], oldest first
         flag = self.flag.reshape(self.streams, self.size)[np.arange(self.streams)[:, None], row % self.size]
         flag = np.where(row >= self.low[:, None], flag, 0).ravel()
         begins, ends = np.flatnonzero(flag & FIRST), np.flatnonzero(flag & ENDED)
-        before = np.searchsorted(begins, ends, "right") - 1  # the last beginning before each end
+        before = np.searchsorted(begins, ends, "right") - 1  # the last first row before each end
         ends, before = ends[before >= 0], before[before >= 0]
         begin = begins[before] if len(begins) else before
-        whole = begin // self.size == ends // self.size
-        whole[1:] &= begin[1:] > ends[:-1]
-        whole &= (flag[begin] & MIDST) == 0
-        begin, ends = begin[whole], ends[whole]
+        complete = begin // self.size == ends // self.size
+        complete[1:] &= begin[1:] > ends[:-1]
+        complete &= (flag[begin] & MIDST) == 0
+        begin, ends = begin[complete], ends[complete]
         return begin // self.size, row.ravel()[begin], ends - begin + 1
 
     def read(self, stream: int, begin: int, end: int) -> dict[str, np.ndarray]:
-        """Copies of all fields of rows begin to end of a stream, [end - begin, ...] each."""
+        """Copies of all fields of rows `begin` to `end` of a stream, [end - begin, ...] each."""
         at = self.at(np.arange(begin, end), stream * self.size)
         return {name: flat.take(at, 0) for name, flat in self.flat.items()}
 
     def put(self, stream: int, begin: int, arrays: dict[str, np.ndarray]) -> None:
-        """The inverse of `read`. ValueError where the arrays are not of this ring's fields."""
+        """The inverse of `read`. ValueError if the arrays are not the fields of this ring."""
         count = len(arrays["flag"])
         at = self.at(np.arange(begin, begin + count), stream * self.size)
         for name, flat in self.flat.items():
@@ -219,7 +209,7 @@ class Ring:
         """Pointers and the newest rows, and segments: functions that read blocks of rows that do not change any more.
 
         Args:
-            settled: how many rows lie between a stream's newest and the last that does not change.
+            settled: number of rows between a stream's newest row and the newest one that does not change any more.
         """
         keep = np.maximum(self.low - self.history, 0)
         finished = np.maximum(self.head - settled, 0) // self.block
@@ -245,14 +235,14 @@ class Ring:
     def _segment(self, stream: int, begin: int, end: int) -> Segment:
         return lambda: {"row": np.array([begin]), **self.read(stream, begin, end)}
 
-    def load(self, small: dict[str, Any], segments: dict[str, Segment]) -> None:
-        """The inverse of `state`. ValueError where rows are missing or do not fit."""
+    def load(self, small: dict[str, Any], segments: Mapping[str, Segment]) -> None:
+        """The inverse of `state`. ValueError if rows are missing or do not fit."""
         self.block = int(small["block"])
-        for mine, name in ((self.head, "head"), (self.low, "low"), (self.next, "next")):
-            mine[:] = small[name]
+        for own, name in ((self.head, "head"), (self.low, "low"), (self.next, "next")):
+            own[:] = small[name]
         keep, tail = np.maximum(self.low - self.history, 0), small["tail"]
-        begun = np.flatnonzero(self.head >= 0).tolist()
-        missing = {stream: int(tail[stream] - keep[stream]) for stream in begun}
+        streams = np.flatnonzero(self.head >= 0).tolist()
+        missing = {stream: int(tail[stream] - keep[stream]) for stream in streams}
         self.flag[:] = 0
         for name, read in segments.items():
             stream, arrays = int(name.partition("-")[0]), dict(read())
@@ -264,23 +254,23 @@ class Ring:
         if any(missing.values()):
             raise ValueError("rows of the replay are missing")
         offset = 0
-        for stream in begun:
+        for stream in streams:
             count = int(self.head[stream] - tail[stream]) + 1
             self.put(stream, int(tail[stream]), {n: a[offset : offset + count] for n, a in small["newest"].items()})
             offset += count
             older = self.at(np.arange(keep[stream], self.low[stream]), stream * self.size)
             self.flag[older] &= ~READY
 
-    def tree(self, found: list[Any]) -> Tree:
-        """Leaves as the tree that the environment's observation is."""
-        return found[0] if isinstance(self.spec.obs, Leaf) else unflatten(self.spec.obs, found)
+    def tree(self, arrays: list[Any]) -> Tree:
+        """The leaves in the structure of the environment's observation."""
+        return arrays[0] if isinstance(self.spec.obs, Leaf) else unflatten(self.spec.obs, arrays)
 
 
 def _allocated(path: Path, shape: tuple[int, ...], dtype: Any) -> Path:
-    """A file of zeros whose room on the disk is taken now: a hole that finds none later ends the process.
+    """A file of zeros whose blocks are allocated now: on a full disk a write to a hole would end the process.
 
     Raises:
-        ValueError: there is no room.
+        ValueError: the disk is full.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     try:

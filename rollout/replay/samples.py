@@ -1,4 +1,4 @@
-"""What is handed out of a ring of rows: n-step transitions, and sequences."""
+"""Reads samples from the ring of rows: n-step transitions, and sequences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rltrain.rollout.replay.ring import ENDED, FIRST, TERMINATED, TRUNCATED, Rin
 from rltrain.rollout.types import Trajectory, Transition
 
 ENDS = ("terminated", "truncated")
-PAIR = np.array([[0], [1]])  # a row and the one after it
+PAIR = np.array([[0], [1]])  # a row and the next one
 ONGOING = (np.arange(256, dtype=np.uint8) & TERMINATED == 0).astype(np.float32)  # by flag
 
 
@@ -25,7 +25,7 @@ def transitions(
     weight: np.ndarray | None = None,
     index: np.ndarray | None = None,
 ) -> Transition:
-    """The n-step transitions that begin at these rows [B], of which `flag` [B] is known."""
+    """The n-step transitions that begin at rows `row` [B] of `stream` [B], with the flags `flag` [B]."""
     flat, base = ring.flat, stream * ring.size
     mask = flat.get("action_mask")
     if n_step == 1:
@@ -56,15 +56,15 @@ def transitions(
 def _n_step(
     ring: Ring, row: np.ndarray, base: np.ndarray, gamma: float, n_step: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Summed rewards, discounts and the rows that follow after m <= n steps, [B] each."""
+    """Summed rewards, discounts and the rows after m <= n steps, [B] each."""
     at = ring.at(row + np.arange(n_step)[:, None], base)  # [n, B]
     reward = ring.flat["reward"].take(at, mode="clip").astype(np.float64)
     flags = ring.flag.take(at, mode="clip")
     steps = np.ones(len(row), np.int64)  # m
-    going = np.ones(len(row), bool)
+    continues = np.ones(len(row), bool)
     for k in range(1, n_step):
-        going &= (flags[k - 1] & ENDED) == 0
-        steps += going
+        continues &= (flags[k - 1] & ENDED) == 0
+        steps += continues
     total = np.zeros(len(row))
     for k in range(n_step - 1, -1, -1):
         total = np.where(steps > k, reward[k] + gamma * total, 0.0)
@@ -74,50 +74,50 @@ def _n_step(
 
 
 def sequences(ring: Ring, stream: np.ndarray, row: np.ndarray, length: int) -> Trajectory:
-    """`length` rows from each of these rows [B] on, as long as their episode goes; the first ones can be sampled."""
+    """`length` rows from each row `row` [B] of `stream` [B] on, up to the end of the episode."""
     flat, base, batch = ring.flat, stream * ring.size, len(row)
     count = np.arange(length + 1)[:, None]
-    seen = row + count  # [L+1, B]
-    at = ring.at(seen, base)
+    wanted = row + count  # [L+1, B]
+    at = ring.at(wanted, base)
     flags = flat["flag"].take(at[:-1], mode="clip")
     first = np.zeros((length + 1, batch), bool)
     np.not_equal(flags[0] & FIRST, 0, out=first[0])
     valid = cut = None
-    if length > 1:  # one row is there as a whole
+    if length > 1:  # a single row is always complete
         valid = np.ones((length, batch), bool)
         valid[1:] = (flags[:-1] & ENDED) == 0
-        valid &= seen[:-1] < ring.head[stream]
+        valid &= wanted[:-1] < ring.head[stream]
         valid = np.logical_and.accumulate(valid, 0)
         np.logical_not(valid, out=first[1:])
         steps = valid.sum(0)
         cut = (count[:-1] == steps - 1) & (steps < length) & ((flags & ENDED) == 0)
-        seen = row + np.minimum(count, steps)
-        at = ring.at(seen, base)
+        wanted = row + np.minimum(count, steps)
+        at = ring.at(wanted, base)
 
-    def taken(name: str) -> np.ndarray:
-        found: np.ndarray = flat[name].take(at[:-1], 0, mode="clip")
+    def valid_rows(name: str) -> np.ndarray:
+        array: np.ndarray = flat[name].take(at[:-1], 0, mode="clip")
         if valid is not None:
-            found[~valid] = 0
-        return found
+            array[~valid] = 0
+        return array
 
-    beside: dict[str, Any] = {name: flat[name].take(at, 0, mode="clip") for name in OPTIONAL_FIELDS if name in flat}
-    if "alive" in beside:  # each agent has ends of its own, and the cut is one for those that would go on
-        terminated, truncated = (taken(name) for name in ENDS)
+    optional: dict[str, Any] = {name: flat[name].take(at, 0, mode="clip") for name in OPTIONAL_FIELDS if name in flat}
+    if "alive" in optional:  # each agent has its own end; a cut truncates the agents that are still alive
+        terminated, truncated = (valid_rows(name) for name in ENDS)
         if cut is not None:
-            truncated |= cut[..., None] & beside["alive"][1:]
+            truncated |= cut[..., None] & optional["alive"][1:]
     else:
         terminated, truncated = ((flags & bit) != 0 for bit in (TERMINATED, TRUNCATED))
         if valid is not None:
             terminated, truncated = terminated & valid, (truncated & valid) | cut
     return Trajectory(
-        obs=ring.obs(seen, base, at),
-        action=taken("action"),
-        reward=taken("reward"),
+        obs=ring.obs(wanted, base, at),
+        action=valid_rows("action"),
+        reward=valid_rows("reward"),
         terminated=terminated,
         truncated=truncated,
         first=first,
         version=np.zeros(batch, np.int64),
         stream=stream,
         row=row,
-        **beside,
+        **optional,
     )

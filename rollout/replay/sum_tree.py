@@ -1,20 +1,20 @@
-"""A sum tree: draws numbered leaves with probabilities in proportion to their values, all of a batch at once."""
+"""A sum tree: draws a batch of leaves with probabilities in proportion to their values."""
 
 from __future__ import annotations
 
 import numpy as np
 
-TOP = 2048  # sums at most on the uppermost level, which is searched by its running sum
-WIDTH = 8  # children of a node: their running sums fill one line of the processor's cache
+TOP = 2048  # at most so many nodes on the uppermost level, which is searched by binary search
+WIDTH = 8  # children of a node: their cumulative sums fill one cache line
 SHIFT, MASK = 3, WIDTH - 1
 ONES, BYTE = 0x0101010101010101, 56
 
 
 class SumTree:
-    """`size` leaves of float64, any number; a node above has 8 children and knows their running sums.
+    """`size` leaves of float64; each node above them has 8 children and stores their cumulative sums.
 
-    A node is always computed from its children, never by adding a difference, so that there is no drift: the tree is to
-    the bit what its leaves make of it.
+    A node is always computed from its children, never by adding a difference. So rounding errors do not accumulate: the
+    tree is a function of its leaves, to the bit.
     """
 
     def __init__(self, size: int) -> None:
@@ -24,16 +24,16 @@ class SumTree:
         top = -(-size >> SHIFT * depth)
         self.size = size
         self._sums = [np.zeros(top << SHIFT * level) for level in range(depth + 1)]  # of nodes; leaves last
-        self._before = [np.zeros((len(sums), WIDTH)) for sums in self._sums[:-1]]  # [node, child] sums left of a child
+        self._before = [np.zeros((len(sums), WIDTH)) for sums in self._sums[:-1]]  # [node, child] sum before the child
         self.leaves = self._sums[-1][:size]
 
     @staticmethod
     def bytes_needed(size: int) -> int:
-        """What a tree of `size` leaves takes, about."""
+        """Approximate bytes of a tree of `size` leaves."""
         return 8 * size * 16 // 7
 
     def set(self, index: np.ndarray, value: np.ndarray | float) -> None:
-        """Give the leaves `index` [n] the values `value` [n], none negative; of repeated ones the last value stays."""
+        """Sets the leaves `index` [n] to `value` [n], none negative. Of a repeated leaf the last value counts."""
         self.leaves[index] = value
         for level in range(len(self._before) - 1, -1, -1):
             index = index >> SHIFT
@@ -44,25 +44,25 @@ class SumTree:
             self._before[level][index] = before
 
     def rebuild(self) -> None:
-        """All sums anew, after `leaves` was written to."""
+        """Computes all sums, after `leaves` was written to."""
         for level in range(len(self._before) - 1, -1, -1):
             running = self._sums[level + 1].reshape(-1, WIDTH).cumsum(1)
             self._sums[level][:] = running[:, -1]
             self._before[level][:, 1:] = running[:, :-1]
 
     def sample(self, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The leaves at the shares where / n of the total: (index, value), [n] each. None is empty.
+        """The leaves at the shares where / n of the total sum: (index, value), [n] each. Their values are above 0.
 
         Args:
             where: [n] ascending, in [0, n).
 
         Raises:
-            ValueError: all leaves are empty.
+            ValueError: all leaves are 0.
         """
         running = np.zeros(len(self._sums[0]) + 1)
         self._sums[0].cumsum(out=running[1:])
         if not running[-1] > 0:
-            raise ValueError("all leaves of the sum tree are empty")
+            raise ValueError("all leaves of the sum tree are 0")
         rest = where * (running[-1] / len(where))
         index = running[1:].searchsorted(rest, "right")
         np.minimum(index, len(running) - 2, out=index)
@@ -70,21 +70,21 @@ class SumTree:
         rows = np.arange(0, WIDTH * len(where), WIDTH)
         for before in self._before:
             left = before.take(index, 0, mode="clip")
-            child = (left.ravel() <= rest.repeat(WIDTH)).view(np.int64)  # 8 bytes of 0 or 1, those up to the child 1
-            child *= ONES  # adds the bytes up, in the uppermost
+            child = (left.ravel() <= rest.repeat(WIDTH)).view(np.int64)  # 8 bytes: 1 up to the wanted child, 0 after it
+            child *= ONES  # the uppermost byte is the sum of the bytes
             child >>= BYTE
             child -= 1
             rest -= left.ravel().take(rows + child, mode="clip")
             index <<= SHIFT
             index += child
         value = self._sums[-1].take(index, mode="clip")
-        if np.count_nonzero(value) < len(value):  # rounding led past the end of a subtree
+        if np.count_nonzero(value) < len(value):  # rounding led to an empty leaf
             for bad in np.flatnonzero(value == 0):
-                index[bad] = self._filled(int(index[bad]))
+                index[bad] = self._nearest_nonzero(int(index[bad]))
             value = self.leaves.take(index)
         return index, value
 
-    def _filled(self, leaf: int) -> int:
-        """The last leaf up to `leaf` that is not empty, or the first after it."""
+    def _nearest_nonzero(self, leaf: int) -> int:
+        """The last leaf up to `leaf` that is not 0, or the first one after it."""
         before = np.flatnonzero(self.leaves[: leaf + 1])
         return int(before[-1]) if len(before) else int(leaf + np.flatnonzero(self.leaves[leaf:])[0])

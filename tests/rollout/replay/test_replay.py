@@ -118,12 +118,12 @@ def test_exactly_the_legal_transitions_are_sampled_after_every_append(kind: str,
 
 def reloaded(replay: Replay, disk: dict[str, dict[str, np.ndarray]]) -> Replay:
     """Through a checkpoint whose segments were written when they were first named, and never again."""
-    state = replay.state()
-    for name, read in state["segments"].items():
+    small, segments = replay.state()
+    for name, read in segments.items():
         if name not in disk:
             disk[name] = read()
-    fresh = Replay(replay.spec, len(state["small"]["head"]), replay.plan, seed=99)
-    fresh.load({"small": state["small"], "segments": {name: (lambda n=name: disk[n]) for name in state["segments"]}})
+    fresh = Replay(replay.spec, len(small["head"]), replay.plan, seed=99)
+    fresh.load(small, {name: (lambda n=name: disk[n]) for name in segments})
     return fresh
 
 
@@ -369,7 +369,7 @@ def test_rows_that_come_twice_are_refused() -> None:
     replay, world = Replay(PLAIN, 2, Plan(20), 0), World(PLAIN, 2, 0)
     unroll = world.unroll([0, 1], 4)
     replay.append(unroll)
-    with pytest.raises(ValueError, match="stream 0 was appended twice: it stands at row 4"):
+    with pytest.raises(ValueError, match="stream 0 was appended twice: it is at row 4"):
         replay.append(unroll)
 
 
@@ -492,14 +492,14 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
         replay.append(World(PLAIN, 1, 0).unroll([0], 9))
         return replay
 
-    state = kept(Plan(20)).state()
+    small, segments = kept(Plan(20)).state()
     with pytest.raises(ValueError, match="1 streams of 20 rows, and is 1 of 21 now"):
-        Replay(PLAIN, 1, Plan(21), 0).load(state)
+        Replay(PLAIN, 1, Plan(21), 0).load(small, segments)
     with pytest.raises(ValueError, match="prioritised"):
-        Replay(PLAIN, 1, Plan(20, alpha=0.5), 0).load(state)
-    state["small"]["tail"] = state["small"]["tail"] + 2
+        Replay(PLAIN, 1, Plan(20, alpha=0.5), 0).load(small, segments)
+    small["tail"] = small["tail"] + 2
     with pytest.raises(ValueError, match="missing"):
-        Replay(PLAIN, 1, Plan(20), 0).load(state)
+        Replay(PLAIN, 1, Plan(20), 0).load(small, segments)
 
 
 def test_room_on_the_disk_is_taken_when_the_replay_is_made(tmp_path):

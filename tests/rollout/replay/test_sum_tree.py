@@ -79,9 +79,9 @@ def test_no_draw_is_empty_whatever_rounding_does(size: int) -> None:
 def test_where_rounding_led_astray_the_leaf_before_is_taken() -> None:
     tree = SumTree(10)
     tree.set(np.array([2, 5]), np.array([1.0, 1.0]))
-    assert [tree._filled(leaf) for leaf in (0, 2, 4, 5, 9)] == [2, 2, 2, 5, 5]
+    assert [tree._nearest_nonzero(leaf) for leaf in (0, 2, 4, 5, 9)] == [2, 2, 2, 5, 5]
 
 
 def test_an_empty_tree_says_so() -> None:
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="all leaves of the sum tree are 0"):
         SumTree(9).sample(np.zeros(1))
