@@ -146,7 +146,7 @@ class EnvSource:
         if not colon:
             return self._registered_id(self.target)
         if left == "probe":
-            from rltrain.envs.problems.names import probe
+            from rltrain.envs.problems.probes import probe
 
             return probe(right)
         if left.endswith(".py"):
@@ -288,7 +288,7 @@ def load_entry_point(entry_point: str) -> Callable[..., Any]:
 
 def _known_names() -> list[str]:
     """All names of environments, for did_you_means."""
-    from rltrain.envs.problems.names import PROBES
+    from rltrain.envs.problems.probes import PROBES
 
     return [*gymnasium.registry, *_registered, *pettingzoo.GAMES, *(f"probe:{name}" for name in PROBES)]
 

@@ -1,4 +1,4 @@
-"""Multi-agent deep deterministic policy gradient: critics that see all, actors that see what their agent does."""
+"""MADDPG: deterministic policies that see what their agent sees, critics that see everything."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from rltrain.algorithms.multi_agent.global_state import GlobalState
 from rltrain.algorithms.multi_agent.maddpg_policy import allowed
 from rltrain.algorithms.multi_agent.settings import MADDPGConfig
 from rltrain.algorithms.networks.batched_mlp import BatchedMLP
-from rltrain.algorithms.off_policy.target_network import TargetNetwork
+from rltrain.algorithms.off_policy.target_network import TargetNetwork, replay_plan
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build, placed, policy_factory
 from rltrain.envs.spec import EnvSpec
-from rltrain.rollout.specs import ReplayPlan
-from rltrain.rollout.tree import Tree, tree_map
+from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory
 
 
 class Critics(nn.Module):
-    """Q_i(x, a_1 .. a_N) of each agent i, of the global state x and everybody's action.
+    """Q_i(x, a_1 .. a_N) of each agent i, of the global state x and the actions of all agents.
 
-    Agents of a group share a network, which then sees whose value is asked for, as one-hot.
+    Agents of a group share a network. Its additional input is the number of the agent i in the group, as one-hot.
 
     Args:
         spec:      of several agents.
         config:    widths and activation.
-        numbers:   K, of all actions together.
+        size:      K, numbers of the actions of all agents.
         generator: for the first weights.
     """
 
-    def __init__(self, spec: EnvSpec, config: Any, numbers: int, generator: torch.Generator) -> None:
+    def __init__(self, spec: EnvSpec, config: Any, size: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.seen = GlobalState(spec, generator)
+        self.seen = GlobalState(spec, generator)  # checkpoints have this name
         self.counts = [len(group.agents) for group in spec.groups]
         self.nets = nn.ModuleList()
         for number, count in enumerate(self.counts):
             ids = count if count > 1 else 0
             self.register_buffer(f"one_hot{number}", torch.eye(count)[:, :ids], persistent=False)
-            inputs = self.seen.features + numbers + ids
-            self.nets.append(BatchedMLP(inputs, config.widths, 1, 1, config.activation, generator))
+            self.nets.append(
+                BatchedMLP(self.seen.features + size + ids, config.widths, 1, 1, config.activation, generator)
+            )
 
     def forward(self, state: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
-        """[..., S] and [..., N, K], for each agent what everybody does, to [..., N].
+        """[..., S] states and [..., N, K], for each critic the actions of all agents, to values [..., N].
 
         With `frozen` only the actions get gradients.
         """
@@ -57,45 +57,36 @@ class Critics(nn.Module):
         values = []
         for number, (net, part) in enumerate(zip(self.nets, torch.split(x, self.counts, -2), strict=True)):
             lead = part.shape[:-1]  # [..., n]
-            ids = self.get_buffer(f"one_hot{number}")
-            whole = torch.cat([ids.expand(*lead, -1), part], -1)
-            values.append(net(whole.flatten(0, -2), frozen=frozen).view(lead))
+            inputs = torch.cat([self.get_buffer(f"one_hot{number}").expand(*lead, -1), part], -1)
+            values.append(net(inputs.flatten(0, -2), frozen=frozen).view(lead))
         return torch.cat(values, -1)
 
 
 class MADDPG:
     """Multi-agent DDPG, Lowe et al. 2017 (arXiv:1706.02275).
 
-    Each agent has a critic of its own reward that is told the global state and all actions, and an actor that sees what
-    the agent does. In the actor's step the agent's own action is made anew, with gradient, and the others' are those of
-    the batch, as in the authors' code. Discrete actions are sampled there by the straight-through Gumbel softmax (Jang
-    et al. 2017, arXiv:1611.01144): critics are only ever told one-hot actions. In the target everybody takes the target
-    actors' best legal action.
+        L(theta_i) = (Q_i(x, a_1 .. a_N) - y_i)^2,    y_i = r_i + gamma Q'_i(x', a'_1 .. a'_N),  a'_j = mu'_j(o'_j)
+        J(mu_i)    =  Q_i(x, a_1, .., mu_i(o_i), .., a_N)
 
-    Deviations: agents with equal spaces share networks, unless `--share none`; all critics step, then all actors, then
-    all targets. Who is not there does nothing (zeros) in what critics are told, and its rows do not count. A time limit
-    is no death: an agent that ran out of time is bootstrapped from what it saw last.
+    The other agents' actions in J are those of the batch, as in the authors' code. Discrete actions mu_i(o_i) in J are
+    samples of the straight-through Gumbel softmax (Jang et al. 2017, arXiv:1611.01144), so that critics see one-hot
+    actions only; in the target they are the best legal actions of the target policies.
+
+    Deviations: agents with equal spaces share networks, unless `--share none`. All critics take a step, then all
+    policies, then all targets. The actions of absent agents are zeros in the critics' input, and their rows are masked
+    in the losses. A time limit is not a death: the last observation of a truncated agent is bootstrapped from.
     """
 
     observes = False
 
     def __init__(self, spec: EnvSpec, config: MADDPGConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
-        self.plan = ReplayPlan(
-            unroll=config.unroll,
-            capacity=config.capacity,
-            batch=config.batch,
-            warmup=config.warmup,
-            updates_per_step=config.updates_per_step,
-            gamma=config.gamma,
-            random_start=config.random_start,
-            overlap=config.overlap,
-            clip_reward=config.clip_reward,
-        )
+        self.plan = replay_plan(config)
         self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
-        owners = [a for n, a in self.policy.shapes for _ in range(n)]
-        self.owner = torch.arange(len(owners)).repeat_interleave(torch.tensor(owners)).to(device)  # [K] whose number
-        self.mine = self.owner == torch.arange(len(owners), device=device)[:, None]  # [N, K]
+        sizes = [size for count, size in self.policy.shapes for _ in range(count)]  # of each agent's action
+        agents = torch.arange(len(sizes), device=device)
+        self.owner = agents.repeat_interleave(torch.tensor(sizes, device=device))  # [K] the agent of each number
+        self.own = self.owner == agents[:, None]  # [N, K] the numbers of each agent
         generator = torch.Generator().manual_seed(seed + 1)
         self.critics = Critics(spec, config, len(self.owner), generator).to(device)
         flat, critic_flat = flatten(self.policy), flatten(self.critics)
@@ -106,90 +97,85 @@ class MADDPG:
         self.rng = Rng(seed)
 
     def update(self, batch: Trajectory, progress: float) -> Update:
-        """One step of the critics, then of the actors; both targets follow."""
+        """One step of the critics, then of the policies; then both targets follow."""
         config = self.config
         self.policy.schedule(progress)
-        loss_q, q = self.critic_loss(batch)
+        loss_q, q_mean = self.critic_loss(batch)
         norm = step(self.critic_optimizer, loss_q, config.lr_q or config.lr, config.max_grad_norm)
         loss_policy = self.policy_loss(batch, self.noise(batch))
         step(self.optimizer, loss_policy, config.lr, config.max_grad_norm)
         self.target.follow(config.tau)
         self.critic_target.follow(config.tau)
-        told: dict[str, Tensor | float] = {
-            "loss_q": loss_q.detach(),
-            "loss_policy": loss_policy.detach(),
-            "q_mean": q,
-            "grad_norm": norm,
-        }
-        return Update(told)
+        losses = {"loss_q": loss_q.detach(), "loss_policy": loss_policy.detach()}
+        return Update({**losses, "q_mean": q_mean, "grad_norm": norm})
 
     def critic_loss(self, batch: Trajectory) -> tuple[Tensor, Tensor]:
-        """The squared error [] of what critics say of rows [T, B], and the mean of what they say."""
-        target, counts = self.targets(batch), self.counts(batch)
-        action = self.taken(batch).unsqueeze(-2).expand(*target.shape, -1)  # [T, B, N, K], the same to all
+        """The mean squared error [] of the critics at rows [T, B], and the mean of their values."""
+        target, valid = self.targets(batch), self.valid(batch)
+        action = (
+            self.batch_actions(batch).unsqueeze(-2).expand(*target.shape, -1)
+        )  # [T, B, N, K], equal for all critics
         q = self.critics.forward(self.critics.seen(batch)[:-1], action)  # [T, B, N]
-        return masked_mean((q - target).square(), counts), masked_mean(q.detach(), counts)
+        return masked_mean((q - target).square(), valid), masked_mean(q.detach(), valid)
 
     @torch.no_grad()
     def targets(self, batch: Trajectory) -> Tensor:
-        """[T, B, N] r_i + gamma Q'_i(x', a'_1 .. a'_N), and no Q' where agent i died.
+        """y [T, B, N]; without Q' for agents that terminated.
 
-        Those who are there at t+1 act in x'. To an agent whose clock ran out, whoever's clock did so too would go on.
+        Agents present at t+1 act in x'. For the critic of a truncated agent, all agents truncated in this step act too.
         """
         assert batch.alive is not None
-        there = batch.alive[1:]
-        bootstraps = (there | batch.truncated) & ~batch.terminated  # [T, B, N], whose value counts
-        acts = torch.where(there.unsqueeze(-1), there.unsqueeze(-2), bootstraps.unsqueeze(-2))  # [T, B, N, N] in i's, j
-        best = self.best(tree_map(lambda x: x[1:], batch.obs), _cut(batch.action_mask, slice(1, None)))  # [T, B, K]
+        alive, after = batch.alive[1:], slice(1, None)
+        bootstraps = (alive | batch.truncated) & ~batch.terminated  # [T, B, N]
+        acts = torch.where(alive.unsqueeze(-1), alive.unsqueeze(-2), bootstraps.unsqueeze(-2))  # [T, B, N, N] j for i
+        obs, action_mask = tree_map(lambda x: x[after], (batch.obs, batch.action_mask))
+        actions = []
+        for actor, legal in zip(self.target.module, self.policy.split(action_mask), strict=True):
+            x = actor(obs)
+            actions.append((_hard(allowed(x, legal)) if self.policy.discrete else torch.tanh(x)).flatten(-2))
+        action = torch.cat(actions, -1).unsqueeze(-2) * acts[..., self.owner]  # [T, B, N, K]
         critics = self.critic_target.module
-        follow = critics(critics.seen(batch)[1:], best.unsqueeze(-2) * acts[..., self.owner])
-        target: Tensor = batch.reward + self.config.gamma * follow.masked_fill(~bootstraps, 0.0)
+        value = critics(critics.seen(batch)[after], action).masked_fill(~bootstraps, 0.0)
+        target: Tensor = batch.reward + self.config.gamma * value
         return target
 
     def policy_loss(self, batch: Trajectory, noise: Tensor) -> Tensor:
-        """[] minus the mean of what critics say of each agent's own new action, and a weight on the logits' size.
+        """[] minus the mean of Q_i at each agent's own new action, plus a penalty on the size of its logits.
 
         Args:
             noise: [T, B, K] standard Gumbel, for Discrete actions.
         """
-        policy, config, counts = self.policy, self.config, self.counts(batch)
-        obs, action_mask = tree_map(lambda x: x[:-1], batch.obs), _cut(batch.action_mask, slice(None, -1))
-        new, size = [], []
+        policy, config = self.policy, self.config
+        obs, action_mask = tree_map(lambda x: x[:-1], (batch.obs, batch.action_mask))
+        actions, sizes = [], []
         for actor, legal, drawn in zip(policy.actors, policy.split(action_mask), policy.split(noise), strict=True):
             x = actor(obs)  # [T, B, n, a]
-            chosen = straight_through(x, drawn, legal, config.gumbel) if policy.discrete else torch.tanh(x)
-            new.append(chosen.flatten(-2))
-            size.append((x if legal is None else x.masked_fill(~legal, 0.0)).square().mean(-1))
-        own, others = torch.cat(new, -1).unsqueeze(-2), self.taken(batch).unsqueeze(-2)  # [T, B, 1, K]
+            new = straight_through(x, drawn, legal, config.gumbel) if policy.discrete else torch.tanh(x)
+            actions.append(new.flatten(-2))
+            sizes.append((x if legal is None else x.masked_fill(~legal, 0.0)).square().mean(-1))
+        own, others = torch.cat(actions, -1).unsqueeze(-2), self.batch_actions(batch).unsqueeze(-2)  # [T, B, 1, K]
         with torch.no_grad():
             state = self.critics.seen(batch)[:-1]
-        q = self.critics.forward(state, torch.where(self.mine, own, others), frozen=True)  # [T, B, N]
-        return masked_mean(config.regularize * torch.cat(size, -1) - q, counts)
+        q = self.critics.forward(state, torch.where(self.own, own, others), frozen=True)  # [T, B, N]
+        return masked_mean(config.regularize * torch.cat(sizes, -1) - q, self.valid(batch))
 
-    def taken(self, batch: Trajectory) -> Tensor:
-        """[T, B, K] the actions of the batch as critics see them: one-hot, or as they are; 0 of who was not there."""
-        policy = self.policy
+    def batch_actions(self, batch: Trajectory) -> Tensor:
+        """[T, B, K] the actions of the batch as critics see them: one-hot or Box; zeros for absent agents."""
+        shapes = self.policy.shapes
         assert batch.alive is not None
         action: Tensor = batch.action.flatten(2)
-        if policy.discrete:
-            each = torch.split(action, [n for n, _ in policy.shapes], -1)
-            action = torch.cat([F.one_hot(x, a).flatten(-2) for x, (_, a) in zip(each, policy.shapes, strict=True)], -1)
-        found: Tensor = action * batch.alive[:-1][..., self.owner].to(batch.reward.dtype)
-        return found
+        if self.policy.discrete:
+            parts = torch.split(action, [count for count, _ in shapes], -1)
+            one_hot = [F.one_hot(x, size).flatten(-2) for x, (_, size) in zip(parts, shapes, strict=True)]
+            action = torch.cat(one_hot, -1)
+        result: Tensor = action * batch.alive[:-1][..., self.owner].to(batch.reward.dtype)
+        return result
 
-    def best(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
-        """[..., K] what the target actors would do at obs {group: tree of [..., n, *O]}."""
-        policy, found = self.policy, []
-        for actor, legal in zip(self.target.module, policy.split(action_mask), strict=True):
-            x = actor(obs)
-            found.append((_hard(allowed(x, legal)) if policy.discrete else torch.tanh(x)).flatten(-2))
-        return torch.cat(found, -1)
-
-    def counts(self, batch: Trajectory) -> Tensor:
-        """[T, B, N] whether an agent really acted."""
+    def valid(self, batch: Trajectory) -> Tensor:
+        """[T, B, N] where an agent acted."""
         assert batch.alive is not None
-        found: Tensor = batch.valid.unsqueeze(-1) & batch.alive[:-1]
-        return found
+        valid: Tensor = batch.valid.unsqueeze(-1) & batch.alive[:-1]
+        return valid
 
     def noise(self, batch: Trajectory) -> Tensor:
         """[T, B, K] standard Gumbel."""
@@ -200,7 +186,7 @@ class MADDPG:
         return drawn.to(batch.reward.device)
 
     def observe(self, unrolls: Trajectory) -> None:
-        """There are no running statistics."""
+        """No running statistics."""
 
     def parts(self) -> dict[str, Stateful]:
         """Everything a checkpoint must hold."""
@@ -216,21 +202,17 @@ class MADDPG:
 
 
 def straight_through(logits: Tensor, noise: Tensor, legal: Tensor | None, temperature: float) -> Tensor:
-    """[..., a] a one-hot sample of a choice among the legal ones, with the gradient of its softmax.
+    """[..., a] one-hot samples of the legal choices, with the gradient of their softmax.
 
     Args:
         logits:      [..., a]  carry the gradient.
         noise:       [..., a]  standard Gumbel.
-        temperature: of the softmax; the sample does not hang on it.
+        temperature: of the softmax; it has no influence on the sample.
     """
     soft = torch.softmax(allowed((logits + noise) / temperature, legal), -1)
     return _hard(soft.detach()) + (soft - soft.detach())  # in this order it is exactly 0 or 1
 
 
 def _hard(score: Tensor) -> Tensor:
-    """[..., a] one-hot at the largest."""
+    """[..., a] one-hot at the largest score."""
     return F.one_hot(score.argmax(-1), score.shape[-1]).to(score.dtype)
-
-
-def _cut(action_mask: Tensor | None, rows: slice) -> Tensor | None:
-    return None if action_mask is None else action_mask[rows]

@@ -1,8 +1,7 @@
-"""What actors of MADDPG run: a network for each group, and for each agent what it puts out, with noise on it."""
+"""The policy of MADDPG: one network per group of agents, and noise for exploration."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,9 +17,9 @@ from rltrain.rollout.types import Trajectory
 
 
 class ActorNetwork(nn.Module):
-    """What each agent of a group puts out for its action, of what it alone sees. They share the network.
+    """Logits, or Box actions before the tanh, of each agent of a group, from its own observation; agents share it.
 
-    Agents that share see which of them they are, as one-hot, if `config.agent_ids`.
+    If `config.agent_ids`, the number of the agent in the group is an additional input, as one-hot.
     """
 
     one_hot: Tensor  # [n, n]
@@ -33,15 +32,15 @@ class ActorNetwork(nn.Module):
         self.ids = count if config.agent_ids and count > 1 else 0
         self.register_buffer("one_hot", torch.eye(self.ids), persistent=False)
         inputs = self.encoder.features + self.ids
-        self.dense = BatchedMLP(inputs, config.widths, numbers(group.action), 1, config.activation, generator)
+        self.dense = BatchedMLP(inputs, config.widths, action_size(group.action), 1, config.activation, generator)
 
     def forward(self, obs: Tree) -> Tensor:
-        """{group: tree of [..., n, *O]} to [..., n, a]: logits, or what the tanh is taken of."""
+        """{group: tree of [..., n, *O]} to [..., n, a]: logits, or actions before the tanh."""
         x = self.features(obs)
         return self.dense.forward(x.flatten(0, -2))[0].view(*x.shape[:-1], -1)
 
     def rows(self, obs: Tree) -> Tensor:
-        """The same where there is nothing to learn: what actors run."""
+        """`forward` without gradients, for actors."""
         return self.dense.rows(self.features(obs))
 
     def features(self, obs: Tree) -> Tensor:
@@ -51,23 +50,22 @@ class ActorNetwork(nn.Module):
 
 
 class MADDPGPolicy(nn.Module):
-    """Each agent acts by what it alone sees.
+    """Each agent acts on its own observation.
 
-    Discrete: the legal action of the highest logit, while exploring of the highest logit plus Gumbel noise, which is a
-    sample of their softmax. Box: tanh of the network's, while exploring plus noise of deviation `sigma`, clipped to
-    [-1, 1].
+    Discrete: the legal action of the highest logit; exploring, of the highest logit plus Gumbel noise, a sample of the
+    softmax. Box: tanh of the network's output; exploring, plus normal noise of deviation `sigma`, clipped to [-1, 1].
 
     Args:
         spec:      of several agents.
         config:    the settings of MADDPG.
-        streams:   not used.
+        streams:   unused.
         generator: for the first weights.
 
     Raises:
-        ValueError: there is one agent, or their actions are neither all Discrete nor all Box, or they act in turns.
+        ValueError: there is a single agent; the actions are neither all Discrete nor all Box; or agents act in turns.
     """
 
-    sigma: Tensor  # [] a buffer, so that it travels with the weights
+    sigma: Tensor  # [] a buffer, so that it is published with the weights
 
     def __init__(self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -75,13 +73,15 @@ class MADDPGPolicy(nn.Module):
         self.spec, self.config, self.sequence = spec, config, config.unroll
         self.core_size = 0
         self.discrete = spec.groups[0].action.kind == "discrete"
-        self.shapes = [(len(group.agents), numbers(group.action)) for group in spec.groups]  # (n, a) of each group
+        self.shapes = [
+            (len(group.agents), action_size(group.action)) for group in spec.groups
+        ]  # (n, a) of each group: agents, and numbers of an agent's action
         self.actors = nn.ModuleList(ActorNetwork(spec, group, config, generator) for group in spec.groups)
         self.noise = Noise("gumbel" if self.discrete else "normal", sum(n * a for n, a in self.shapes))
         self.register_buffer("sigma", torch.tensor(config.noise))
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
-        """Everybody's action, [B, *A], from noise [B, K]: a number for each logit, or for each of an action's."""
+        """The actions of all agents, [B, *A]. Noise [B, K]: one number per logit or element of a Box action."""
         actions = []
         for x, legal, drawn in zip(self._rows(obs), self.split(action_mask), self.split(noise), strict=True):
             assert drawn is not None
@@ -94,41 +94,41 @@ class MADDPGPolicy(nn.Module):
         return Act(torch.cat(actions, -1).view(-1, *self.spec.action.shape), {}, core)
 
     def score(self, obs: Tree, explore: bool = False) -> Tensor:
-        """[B, K] what `act` chooses by."""
+        """[B, K] the logits by which `act` chooses."""
         return torch.cat([x.flatten(1) for x in self._rows(obs)], -1)
 
     def split(self, joint: Tensor | None) -> list[Tensor | None]:
-        """[..., K] of all agents as [..., n, a] of each group; None as None of each."""
+        """[..., K] of all agents to [..., n, a] of each group; None to None of each."""
         if joint is None:
             return [None] * len(self.shapes)
         parts = torch.split(joint, [n * a for n, a in self.shapes], -1)
         return [part.view(*part.shape[:-1], *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def schedule(self, progress: float) -> None:
-        """Set sigma for the share of the run that is done."""
+        """Set sigma for this share of the run."""
         if self.config.noise_end is not None:
             self.sigma.fill_(linear(self.config.noise, self.config.noise_end, progress))
 
     def observe(self, unrolls: Trajectory) -> None:
-        """It keeps no running statistics."""
+        """No running statistics."""
 
     def _rows(self, obs: Tree) -> list[Tensor]:
         """[B, n, a] of each group."""
         return [actor.rows(obs) for actor in self.actors]  # type: ignore[operator]
 
 
-def numbers(action: ActionSpec) -> int:
-    """How many numbers say one agent's action: a one-hot, or those of a Box."""
-    return action.nvec[0] if action.kind == "discrete" else math.prod(action.shape)
+def action_size(action: ActionSpec) -> int:
+    """Numbers of one agent's action: of a one-hot, or of a Box."""
+    return action.nvec[0] if action.kind == "discrete" else action.size
 
 
 def allowed(logits: Tensor, legal: Tensor | None) -> Tensor:
-    """Logits [..., a], those that are not legal as small as they can be."""
+    """Logits [..., a] with the smallest finite value for illegal actions."""
     return logits if legal is None else logits.masked_fill(~legal, torch.finfo(logits.dtype).min)
 
 
 def _check(spec: EnvSpec) -> None:
-    """ValueError with one line where agents are not such as these."""
+    """Raises ValueError if MADDPG cannot train these agents."""
     kinds = sorted({group.action.kind for group in spec.groups})
     if not kinds:
         raise ValueError(f"maddpg is for several agents; {spec.id} has one agent. Use ddpg, sac or ppo")

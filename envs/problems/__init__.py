@@ -1,1 +1,1 @@
-"""Small environments with known answers: probes for each part of an algorithm, matrix games, faults."""
+"""Small environments with known answers: probes for parts of an algorithm, and games of several agents."""

@@ -1,6 +1,6 @@
-"""Tiny environments whose right answer is known: where an algorithm gets one wrong, the name says what is broken.
+"""Tiny environments with known answers: a wrong result tells which part of an algorithm is broken.
 
-`--env probe:two-steps`. V is the value of the first observation under the best policy. `PROBES` lists them all.
+`--env probe:two-steps`. V is the value of the first observation under the best policy. `PROBES` lists all probes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
+
+from rltrain.envs.errors import EnvError
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
 UNIT = spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -50,7 +52,7 @@ def constant() -> OneStep:
 
 
 def obs_reward() -> OneStep:
-    """One action, the observation (-1 or 1) is the reward: V = observation. Wrong: rows of a batch are mixed up."""
+    """One action; the reward is the observation, -1 or 1: V = observation. Wrong: rows of a batch are mixed up."""
     return OneStep(UNIT, spaces.Discrete(1), lambda rng: _unit(2.0 * rng.integers(2) - 1.0), lambda obs, action: obs[0])
 
 
@@ -80,7 +82,7 @@ def discrete_start() -> OneStep:
 
 
 def box(target: float = 1.5, low: float = -1.0, high: float = 3.0) -> OneStep:
-    """One action in [-1, 3], reward -(action - 1.5)^2: best 1.5, V = 0. Wrong: scaling to asymmetric bounds."""
+    """One action in [-1, 3], reward -(action - 1.5)^2: the best is 1.5, V = 0. Wrong: scaling to asymmetric bounds."""
     space = spaces.Box(low, high, (1,), np.float32)
     return OneStep(UNIT, space, lambda rng: _unit(0.0), lambda obs, action: -((action[0] - target) ** 2))
 
@@ -99,7 +101,7 @@ def box_given_obs() -> OneStep:
 
 
 def box3() -> OneStep:
-    """Three actions with bounds of their own, reward -|action - (0.5, -1, 3)|^2: V = 0. Wrong: sums over dimensions."""
+    """Three actions with different bounds, reward -|action - (0.5, -1, 3)|^2: V = 0. Wrong: sums over dimensions."""
     low, high = np.array([-1, -2, 0], np.float32), np.array([1, 0, 4], np.float32)
     target = np.array([0.5, -1.0, 3.0])
     return OneStep(
@@ -118,7 +120,7 @@ def multi_discrete() -> OneStep:
 
 
 def multi_binary() -> OneStep:
-    """MultiBinary(3), one reward for each bit like the observation's: V = 3. Wrong: bits are mixed up."""
+    """MultiBinary(3), reward 1 for each bit equal to the observation's: V = 3. Wrong: bits are mixed up."""
     return OneStep(
         spaces.MultiBinary(3),
         spaces.MultiBinary(3),
@@ -128,7 +130,7 @@ def multi_binary() -> OneStep:
 
 
 def tree() -> OneStep:
-    """A Dict of a Box, a Discrete and a Tuple; reward 1 for the action 0..3 they spell together: V = 1."""
+    """A Dict of a Box, a Discrete and a Tuple; reward 1 for the action 0..3 that they encode: V = 1."""
     space = spaces.Dict(
         {
             "box": spaces.Box(-1.0, 1.0, (2,), np.float32),
@@ -150,7 +152,7 @@ def tree() -> OneStep:
 
 
 def image(size: int = 36, high: int = 255, dtype: type[np.generic] = np.uint8) -> OneStep:
-    """uint8 [36, 36, 3], a white square left or right among noise; reward 1 for action 0 left, 1 right: V = 1."""
+    """uint8 [36, 36, 3], noise and a white square on one side; reward 1 for action 0 if left, 1 if right: V = 1."""
 
     def draw(rng: np.random.Generator) -> np.ndarray:
         pixels = rng.integers(0, max(1, 60 * high // 255), (size, size, 3)).astype(dtype)
@@ -162,12 +164,6 @@ def image(size: int = 36, high: int = 255, dtype: type[np.generic] = np.uint8) -
         return float(action == (obs[:, size // 2 :].sum(dtype=int) > obs[:, : size // 2].sum(dtype=int)))
 
     return OneStep(spaces.Box(0, high, (size, size, 3), dtype), spaces.Discrete(2), draw, reward)
-
-
-def unbounded() -> OneStep:
-    """A Box action without bounds: to be refused with a line that says so."""
-    space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
-    return OneStep(UNIT, space, lambda rng: _unit(0.0), lambda obs, action: 0.0)
 
 
 class TwoSteps(gymnasium.Env[Any, Any]):
@@ -186,9 +182,9 @@ class TwoSteps(gymnasium.Env[Any, Any]):
 
 
 class Masked(gymnasium.Env[Any, Any]):
-    """Four actions, two or three legal at random, an illegal one raises; reward is the action's number.
+    """Four actions, two or three of them legal at random; an illegal one raises. The reward is the action's number.
 
-    V is the expectation of the highest legal action. 3 steps. The mask comes in info, or as a key of the observation.
+    Episodes of 3 steps. A step is worth the expected highest legal action. The mask is in info or in the observation.
     """
 
     def __init__(self, in_obs: bool = False) -> None:
@@ -221,7 +217,7 @@ class Masked(gymnasium.Env[Any, Any]):
 
 
 class MemoryTask(gymnasium.Env[Any, Any]):
-    """A cue of -1 or 1 in the first of 4 observations; at the end reward 1 for action 0 or 1 to match it, else -1.
+    """A cue of -1 or 1 in the first of 4 observations; at the end reward 1 for the action 0 or 1 that matches, else -1.
 
     With memory V = gamma^3; without it the return is 0 on average. Observation: (cue, time).
     """
@@ -244,10 +240,10 @@ class MemoryTask(gymnasium.Env[Any, Any]):
 
 
 class Counter(gymnasium.Env[Any, Any]):
-    """Observation (step, length): the steps of this episode and its length, 3 to 9, from the seed. Reward is the step.
+    """Observation (step, length): the steps of this episode, and its length, 3 to 9, random. The reward is the step.
 
-    For exact tests: every row says what it must be. One episode in three is truncated, by its length. The action is
-    Discrete(3) and is ignored.
+    For exact tests, since each row determines the next. Episodes with a length divisible by 3 are truncated. The
+    action, Discrete(3), is ignored.
     """
 
     observation_space, action_space = spaces.Box(0.0, 100.0, (2,), np.float32), spaces.Discrete(3)
@@ -269,22 +265,8 @@ class Counter(gymnasium.Env[Any, Any]):
         return np.array([self._t, self._length], np.float32)
 
 
-class OfferingCounter(Counter):
-    """A Counter with get_state and set_state."""
-
-    def get_state(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"t": self._t, "length": self._length, "rng": dict(self.np_random.bit_generator.state)}
-
-    def set_state(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The observation and info of that moment."""
-        self._t, self._length = state["t"], state["length"]
-        self.np_random.bit_generator.state = state["rng"]
-        return self._obs(), {}
-
-
 class Endless(gymnasium.Env[Any, Any]):
-    """Reward 1 for ever, one observation; see `endless`."""
+    """Reward 1 in each step, always the same observation; see `endless`."""
 
     observation_space = UNIT
 
@@ -300,10 +282,42 @@ class Endless(gymnasium.Env[Any, Any]):
 
 
 def endless(limit: int = 10) -> gymnasium.Env[Any, Any]:
-    """Reward 1 each step, cut after 10: V = 1 / (1 - gamma), 10 at 0.9. Wrong (6.51): a time limit taken for death."""
+    """Reward 1 per step, truncated after 10: V = 1 / (1 - gamma), 10 at 0.9. Wrong (6.51): a time limit is a death."""
     return TimeLimit(Endless(spaces.Discrete(1)), limit)
 
 
 def endless_box(limit: int = 10) -> gymnasium.Env[Any, Any]:
-    """The same with a Box action, which is ignored."""
+    """`endless` with a Box action, which is ignored."""
     return TimeLimit(Endless(UNIT), limit)
+
+
+PROBES: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {
+    "constant": constant,
+    "obs-reward": obs_reward,
+    "two-steps": TwoSteps,
+    "choice": choice,
+    "choice-given-obs": choice_given_obs,
+    "discrete-start": discrete_start,
+    "box": box,
+    "box-given-obs": box_given_obs,
+    "box3": box3,
+    "multi-discrete": multi_discrete,
+    "multi-binary": multi_binary,
+    "masked": Masked,
+    "masked-obs": lambda: Masked(in_obs=True),
+    "memory": MemoryTask,
+    "dict": tree,
+    "image": image,
+    "board": lambda: image(10, 1, np.bool_),
+    "endless": endless,
+    "endless-box": endless_box,
+    "counter": Counter,
+}
+
+
+def probe(name: str) -> Callable[..., gymnasium.Env[Any, Any]]:
+    """The factory of the probe `name`; EnvError with a list of all probes if there is none."""
+    try:
+        return PROBES[name.replace("_", "-")]
+    except KeyError:
+        raise EnvError(f"there is no probe {name!r}; probes: {', '.join(PROBES)}") from None

@@ -11,8 +11,7 @@ from gymnasium import spaces
 from rltrain.envs.check import check_env
 from rltrain.envs.errors import EnvFault
 from rltrain.envs.make import read_spec, resolve
-from rltrain.envs.problems.names import PROBES
-from rltrain.envs.problems.probes import Counter
+from rltrain.envs.problems.probes import PROBES, Counter
 
 
 def seen(env):
@@ -20,7 +19,7 @@ def seen(env):
     return check_env(source, read_spec(source, 0), 0)
 
 
-@pytest.mark.parametrize("name", sorted(set(PROBES) - {"unbounded"}))
+@pytest.mark.parametrize("name", sorted(PROBES))
 def test_probes_are_without_fault(name):
     assert seen(f"probe:{name}") == []
 

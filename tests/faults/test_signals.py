@@ -227,7 +227,7 @@ def test_the_next_start_sweeps_what_a_killed_group_left(command: Callable[..., C
 
 
 def test_a_failing_run_ends_with_status_1_and_its_story(command: Callable[..., Command]) -> None:
-    one = command(*TINY, "--env", "probe:raises", "--env-arg", "at=500", "--steps", 10**6, "--max-restarts", 0)
+    one = command(*TINY, "--env", f"{FAULTY}:raises", "--env-arg", "at=500", "--steps", 10**6, "--max-restarts", 0)
     status, text = one.end()
     assert status == 1, text
     for word in ("worker", "stream", "seed", "step", "RuntimeError: the probe raises in step 500", "checkpoint"):

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from oracles.faulty import HangsInEvaluation, Picture, Slow, config_of, killed, open_rollout, pids
+from oracles.faulty import HangsInEvaluation, Picture, Slow, config_of, hangs, killed, open_rollout, pids, raises
 
-from rltrain.envs.problems.faults import hangs, raises
 from rltrain.errors import RunFailed
 from rltrain.evaluation.background import evaluation_seeds
 from rltrain.rollout.supervision import WorkerFailed

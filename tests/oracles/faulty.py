@@ -18,8 +18,7 @@ from gymnasium import spaces
 from rltrain.config.load import load
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.make import resolve
-from rltrain.envs.problems.faults import Faulty, made
-from rltrain.envs.problems.probes import Counter, Masked
+from rltrain.envs.problems.probes import Counter, Masked, Step
 from rltrain.learner.algorithm import make_algorithm
 from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.types import Weights
@@ -27,6 +26,53 @@ from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.process import ProcessHandle
 from rltrain.setup.environment import open_environment
 from rltrain.setup.rollout import rollout_spec
+
+
+def made(once: str) -> bool:
+    """Create the file `once`; True for the one caller that created it, among all processes."""
+    try:
+        os.close(os.open(once, os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return False
+    return True
+
+
+class Faulty(Counter):
+    """A Counter that calls `fault` in its `at`-th step, counted over the life of the instance.
+
+    Args:
+        at:   the step; below 1000 it may be reached by the checks before a run.
+        once: a file; the fault does not happen if it exists, and creates it: one fault in all processes.
+    """
+
+    def __init__(self, fault: Callable[[], None], at: int = 2000, once: str = "") -> None:
+        super().__init__()
+        self._fault, self._at, self._once, self._steps = fault, at, once, 0
+
+    def step(self, action: Any) -> Step:
+        self._steps += 1
+        if self._steps == self._at and (not self._once or made(self._once)):
+            self._fault()
+        return super().step(action)
+
+
+def raises(at: int = 2000, once: str = "") -> Faulty:
+    """Raises RuntimeError in its `at`-th step."""
+
+    def fault() -> None:
+        raise RuntimeError(f"the probe raises in step {at}, as it was asked to")
+
+    return Faulty(fault, at, once)
+
+
+def hangs(at: int = 2000, once: str = "") -> Faulty:
+    """Sleeps for ever in its `at`-th step."""
+
+    def fault() -> None:
+        while True:
+            time.sleep(3600)
+
+    return Faulty(fault, at, once)
 
 
 def killed(at: int = 200, once: str = "") -> Faulty:
@@ -61,6 +107,18 @@ class HangsInReset(Counter):
             Path(self._reached).touch()
             time.sleep(3600)
         return super().reset(seed=seed, options=options)
+
+
+class OfferingCounter(Counter):
+    """A Counter with get_state and set_state."""
+
+    def get_state(self) -> dict[str, Any]:
+        return {"t": self._t, "length": self._length, "rng": dict(self.np_random.bit_generator.state)}
+
+    def set_state(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        self._t, self._length = state["t"], state["length"]
+        self.np_random.bit_generator.state = state["rng"]
+        return self._obs(), {}
 
 
 class Slow(Counter):

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from oracles.faulty import killed
+from oracles.faulty import killed, raises
 
 import rltrain
 from rltrain.algorithms.on_policy.impala import IMPALA
-from rltrain.envs.problems.faults import raises
 from rltrain.envs.problems.probes import Counter
 from rltrain.errors import ConfigError
 from rltrain.learner.learner import Learner

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles.faulty import HangsInReset, killed, open_rollout, pids
+from oracles.faulty import HangsInReset, killed, open_rollout, pids, raises
 from oracles.replaying import Tiny
 
 import rltrain
-from rltrain.envs.problems.faults import raises
 from rltrain.errors import Interrupted
 from rltrain.learner.learner import Learner
 from rltrain.rollout.scheduler import Rollout
@@ -173,7 +172,7 @@ def test_an_actor_that_is_lost_meanwhile_is_replaced(
 
 
 def test_an_actor_that_hangs_meanwhile_is_replaced(tmp_path: Path, books: dict[int, list[tuple[int, int]]]) -> None:
-    from rltrain.envs.problems.faults import hangs
+    from oracles.faulty import hangs
 
     once = str(tmp_path / "once")
     asked = TINY | {"env": lambda: hangs(at=500, once=once), "steps": 4000, "actor_timeout": 2.0}

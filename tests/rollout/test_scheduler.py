@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles.faulty import Picture, config_of, opened, pids, weights_of
+from oracles.faulty import Picture, config_of, hangs, opened, pids, weights_of
 
 from rltrain.envs.make import resolve
-from rltrain.envs.problems.faults import hangs
 from rltrain.envs.vector.unroll_rows import UnrollBuffer, VectorEnv
 from rltrain.learner.algorithm import make_algorithm
 from rltrain.rollout.scheduler import Rollout

@@ -7,9 +7,10 @@ import os
 
 import numpy as np
 import pytest
+from oracles.faulty import raises
 
 from rltrain.envs.make import resolve
-from rltrain.envs.problems.names import PROBES
+from rltrain.envs.problems.probes import PROBES
 
 
 def best(name: str, actions, seeds: int = 30) -> list[tuple[float, object]]:
@@ -106,7 +107,7 @@ def test_an_illegal_action_raises(name):
 def test_a_fault_happens_once_if_it_is_asked_to(tmp_path):
     once = os.fspath(tmp_path / "once")
     for happens in (True, False):
-        env = resolve("probe:raises", {"at": 2, "once": once}).make()
+        env = resolve(raises, {"at": 2, "once": once}).make()
         env.reset(seed=0)
         env.step(0)
         if happens:

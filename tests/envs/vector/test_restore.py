@@ -32,7 +32,7 @@ def proven(env, **kwargs):
         ("HalfCheetah-v5", "rng", "mujoco"),
         ("LunarLander-v3", "rng", "Box2D"),
         ("BipedalWalker-v3", "none", "Box2D"),
-        ("probe:offering-counter", "offered", None),
+        ("oracles.faulty:OfferingCounter", "offered", None),
         ("probe:masked-obs", "rng", None),
         ("probe:endless", "rng", None),
     ],
@@ -101,7 +101,7 @@ def test_a_method_that_does_not_work_is_not_proven(env, method):
 
 def test_an_offer_is_wrapped_by_what_wraps_the_environment():
     """The time limit counts in a wrapper, which get_state of the inner environment does not know."""
-    make = lambda: gymnasium.wrappers.TimeLimit(resolve("probe:offering-counter").make(), 2)  # noqa: E731
+    make = lambda: gymnasium.wrappers.TimeLimit(resolve("oracles.faulty:OfferingCounter").make(), 2)  # noqa: E731
     old, new, log = make(), make(), EpisodeLog("offered")
     log.first_reset(old, 1)
     old.step(0)

@@ -144,7 +144,7 @@ def test_arrays_may_be_wider_than_the_streams():
 
 
 def test_a_fault_names_stream_seed_row_and_the_environments_own_line():
-    source = resolve("probe:raises", {"at": 5})
+    source = resolve("oracles.faulty:raises", {"at": 5})
     spec = read_spec(source, 0)
     env = SerialVectorEnv(lambda: source.make(), spec, [7, 9], [70, 90])
     env.envs[0].unwrapped._at = 1000
@@ -155,7 +155,7 @@ def test_a_fault_names_stream_seed_row_and_the_environments_own_line():
     assert (caught.value.stream, caught.value.seed) == (9, 90)
     assert "stream 9 (seed 90), row" in str(caught.value)
     assert "raises in step 5" in str(caught.value)
-    assert "faults.py" in caught.value.detail
+    assert "faulty.py" in caught.value.detail
 
 
 def test_a_fault_in_reset_and_in_the_constructor_is_blamed_on_its_stream():
@@ -181,7 +181,7 @@ def test_a_fault_in_reset_and_in_the_constructor_is_blamed_on_its_stream():
     assert "no constructor" in caught.value.detail
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "probe:offering-counter", "probe:counter"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "oracles.faulty:OfferingCounter", "probe:counter"])
 def test_a_stream_goes_on_exactly_where_it_was(env_id):
     source = resolve(env_id)
     spec = read_spec(source, 0)

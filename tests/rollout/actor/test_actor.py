@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from oracles.faulty import NotFinite, NothingLegal, open_rollout, weights_of
+from oracles.faulty import NotFinite, NothingLegal, open_rollout, raises, weights_of
 from oracles.replaying import NAME
 
-from rltrain.envs.problems.faults import raises
 from rltrain.envs.problems.probes import Counter, Masked
 from rltrain.envs.seeding import stream_seed
 from rltrain.rollout.actor.noise import StreamNoise
