@@ -1,82 +1,54 @@
-"""Learners that share each update: what an algorithm asks of the others. Alone, it has nothing to ask.
+"""Averages gradients, metrics and moments over the learners that share an update. With one learner it does nothing.
 
-Every learner holds the same weights and gets a part of each batch: some of its columns, or rows of a sample. Losses
-are means over a learner's own rows; `over` makes the mean gradient of all of them, so that K learners do what one
-would do with the whole batch.
+All learners hold the same weights, and each holds a part of the batch. A learner's loss is the mean over its own rows,
+so the gradient of the whole batch is the mean of the learners' gradients, weighted by their numbers of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from rltrain.rollout.types import Trajectory
-
-Merge = Callable[[Tensor], None]
-
 
 class Moments(NamedTuple):
-    """Of numbers that lie with several learners."""
+    """Mean and variance of a set of numbers."""
 
-    rows: int
     mean: Tensor  # []
-    variance: Tensor  # []  with rows - 1
+    variance: Tensor  # []  the sum of squares divided by n - 1; 0 if n < 2
 
 
 class GradientSync(Protocol):
-    """The learners of a run, seen from one of them."""
+    """What an algorithm gives to `step` and `normalised`, as its attribute `sync`."""
 
-    size: int
-
-    def whole(self, valid: Tensor) -> Tensor:
-        """[T, B'] of the batch that all have together, where [T, B] is this one's `Trajectory.valid`."""
-
-    def places(self, unrolls: Trajectory) -> Tensor | None:
-        """[N'] of all valid rows of the whole batch, or of all sequences where there is memory, in their order: where
-        each lies among those of this learner, -1 where another has it. None: all are here, as they lie."""
-
-    def part(self, draw: Callable[[int], Tensor], rows: int, dim: int = 0) -> Tensor:
-        """Of what `draw(B')` gives for the samples of the whole batch, those along `dim` that this learner has.
+    def average(self, grad: Tensor, rows: int | Tensor, metrics: dict[str, Tensor]) -> None:
+        """Replace the gradient [P] and the metrics [] by their means over all learners, weighted by their rows.
 
         Args:
-            rows: B, how many it has.
+            rows: how many rows the loss and the metrics are means of; or bool, True for each of these rows.
         """
 
-    def over(self, rows: int | Tensor, told: dict[str, Tensor]) -> Merge | None:
-        """What makes of this learner's gradient, in place, that of all: their mean, weighted with `rows`.
-
-        Args:
-            rows: that were averaged here, or bool, which of them.
-            told: more means over the same rows, [] each, replaced by those of all learners. None: there is only one.
-        """
-
-    def moments(self, x: Tensor) -> Moments:
-        """Of the numbers x [n] here and those of the others."""
+    def moments(self, x: Tensor, valid: Tensor | None = None) -> Moments:
+        """Moments of the valid entries of x [...] of all learners; None: all entries are valid."""
 
 
 class SingleLearner:
-    """One learner that has everything: all of this costs it nothing."""
+    """The only learner: its gradient, its metrics and its moments are those of the whole batch."""
 
-    size = 1
+    def average(self, grad: Tensor, rows: int | Tensor, metrics: dict[str, Tensor]) -> None:
+        pass
 
-    def whole(self, valid: Tensor) -> Tensor:
-        return valid
-
-    def places(self, unrolls: Trajectory) -> None:
-        return None
-
-    def part(self, draw: Callable[[int], Tensor], rows: int, dim: int = 0) -> Tensor:
-        return draw(rows)
-
-    def over(self, rows: int | Tensor, told: dict[str, Tensor]) -> None:
-        return None
-
-    def moments(self, x: Tensor) -> Moments:
-        variance, mean = torch.var_mean(x)
-        return Moments(x.numel(), mean, variance)
+    def moments(self, x: Tensor, valid: Tensor | None = None) -> Moments:
+        if valid is None:
+            if x.numel() < 2:
+                return Moments(x.mean(), x.new_zeros(()))
+            variance, mean = torch.var_mean(x)
+            return Moments(mean, variance)
+        count = valid.sum()
+        mean = x.masked_fill(~valid, 0.0).sum() / count.clamp(min=1)
+        squares = (x - mean).masked_fill(~valid, 0.0).square()
+        return Moments(mean, squares.sum() / (count - 1).clamp(min=1))
 
 
 SINGLE = SingleLearner()

@@ -72,25 +72,20 @@ def squared_error(value: Tensor, target: Tensor, valid: Tensor | None = None) ->
     return 0.5 * masked_mean((value - target).square(), valid)
 
 
-def normalised(advantage: Tensor, valid: Tensor | None = None, group: GradientSync = SINGLE) -> Tensor:
-    """Advantages [...] with mean 0 and standard deviation 1 over the valid rows; the others become 0.
+def normalised(advantage: Tensor, valid: Tensor | None = None, sync: GradientSync = SINGLE) -> Tensor:
+    """Advantages [...] with mean 0 and standard deviation 1 over the valid rows of all learners; other rows become 0.
 
-    A single row has no spread and becomes 0, and so do equal ones. What counts are the rows of all learners of `group`.
+    Equal advantages, and a single one, become 0.
     """
-    if group.size > 1:
-        rows, mean, variance = group.moments(advantage.reshape(-1) if valid is None else advantage[valid])
-        if rows < 2:
-            return torch.zeros_like(advantage)
-        scaled = (advantage - mean) / (variance.sqrt() + 1e-8)
-        return scaled if valid is None else scaled.masked_fill(~valid, 0.0)
-    if valid is None:
-        if advantage.numel() < 2:
-            return torch.zeros_like(advantage)
-        variance, mean = torch.var_mean(advantage)
-        return (advantage - mean) / (variance.sqrt() + 1e-8)
-    centred = (advantage - masked_mean(advantage, valid)).masked_fill(~valid, 0.0)
-    variance = centred.square().sum() / (valid.sum() - 1).clamp(min=1)
-    return centred / (variance.sqrt() + 1e-8)
+    mean, variance = sync.moments(advantage, valid)
+    scaled = (advantage - mean) / (variance.sqrt() + 1e-8)
+    return scaled if valid is None else scaled.masked_fill(~valid, 0.0)
+
+
+def explained_variance(value: Tensor, target: Tensor, valid: Tensor, sync: GradientSync = SINGLE) -> Tensor:
+    """[] 1 - Var(target - value) / Var(target) over the valid rows [...] of all learners; 1 if there is one row."""
+    residual = sync.moments((target - value)[valid]).variance
+    return 1 - residual / sync.moments(target[valid]).variance.clamp_min(1e-8)
 
 
 def masked_mean(x: Tensor, valid: Tensor | None = None) -> Tensor:

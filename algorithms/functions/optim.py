@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
+
 
 class Flat(NamedTuple):
     """All parameters of a module, and their gradient, as one vector each; the module's own are views of them."""
@@ -114,22 +116,30 @@ def step(
     lr: float,
     max_grad_norm: float,
     merge: Callable[[Tensor], None] | None = None,
+    *,
+    sync: GradientSync = SINGLE,
+    rows: int | Tensor = 1,
+    metrics: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """Zero, backward, clip by the global norm, update.
+    """Compute the gradient of the loss, average it over learners, clip it by its global norm, update the parameters.
 
     Args:
         loss:          []  its graph is freed.
         max_grad_norm: L2 norm over all parameters; 0 turns clipping off.
         merge:         makes of the gradient, in place, that of all learners, where there are several: `Group.over`.
+        sync:          averages the gradient and the metrics over the learners that share the update.
+        rows:          how many rows the loss is a mean of; or bool, True for each of these rows.
+        metrics:       [] each, means over the same rows; replaced by those over the rows of all learners.
 
     Returns:
-        [] the norm before clipping.
+        [] the norm of the gradient before clipping.
     """
     grad = optimizer.grad
     grad.zero_()
     loss.backward()  # type: ignore[no-untyped-call]
     if merge is not None:
         merge(grad)
+    sync.average(grad, rows, {} if metrics is None else metrics)
     norm: Tensor = torch.linalg.vector_norm(grad)
     on_cpu = grad.device.type == "cpu"  # where it costs nothing to look at a number
     if max_grad_norm > 0 and not (on_cpu and float(norm) + 1e-6 <= max_grad_norm):

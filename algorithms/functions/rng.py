@@ -1,20 +1,72 @@
-"""A random generator that can be written into a checkpoint."""
+"""A random generator that can be written into a checkpoint, and that learners can share."""
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+
+class Shard(NamedTuple):
+    """The part of a batch that one of several learners holds: columns of a Trajectory, or samples of a replay."""
+
+    total: int  # columns of the whole batch
+    begin: int
+    end: int  # columns [begin, end) are here
+    items: Tensor | None = None  # [R, total] bool, what minibatches consist of: valid rows, or all sequences
 
 
 class Rng:
-    """Torch's generator on the CPU, with a state_dict. Every device then shuffles alike."""
+    """Torch's generator on the CPU, so that every device draws the same numbers, with a state_dict.
+
+    Learners that share an update have generators in the same state. Each draws the numbers of the whole batch and keeps
+    those of its own shard, so together they draw what one learner would.
+    """
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
+        self.shard: Shard | None = None  # of the update under way; None: the whole batch is here
+
+    def normal(self, *shape: int, batch_dim: int = 0) -> Tensor:
+        """Standard normal numbers of this shape, on the CPU. `batch_dim` is the dimension of the samples."""
+        if self.shard is None:
+            return torch.randn(shape, generator=self.generator)
+        rows, whole = shape[batch_dim], list(shape)
+        whole[batch_dim] = self.shard.total
+        numbers = torch.randn(whole, generator=self.generator)
+        return numbers.narrow(batch_dim, min(self.shard.begin, self.shard.total - rows), rows)
+
+    def shuffle(self, count: int, pieces: int) -> tuple[Tensor, list[int]]:
+        """A random order of `count` items, in pieces whose sizes differ by one at most.
+
+        Returns:
+            order: [count] int64 on the CPU, the items of the first piece first.
+            sizes: items of each piece. No piece of the whole batch is empty, but a learner may have no item of it.
+        """
+        shard = self.shard
+        order = torch.randperm(count if shard is None else _items(shard), generator=self.generator)
+        number = len(order)
+        pieces = max(1, min(pieces, number))
+        bounds = [number * piece // pieces for piece in range(pieces + 1)]
+        if shard is not None:
+            assert shard.items is not None
+            column = torch.arange(shard.total).expand(shard.items.shape)[shard.items]  # [number]
+            here = (column >= shard.begin) & (column < shard.end)
+            before = [0, *here[order].cumsum(0).tolist()]
+            bounds = [before[bound] for bound in bounds]
+            order = (here.cumsum(0) - 1)[order][here[order]]
+        return order, [end - begin for begin, end in pairwise(bounds)] if number else []
 
     def state_dict(self) -> dict[str, Any]:
         return {"state": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["state"])
+
+
+def _items(shard: Shard) -> int:
+    if shard.items is None:
+        raise ValueError("a sample of a replay has no minibatches")
+    return int(shard.items.sum())
