@@ -24,10 +24,11 @@ Target networks are copies of `net`, `actor` and `actors`, so these must survive
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor, nn
 
+from rltrain.algorithms.functions.gradient_sync import GradientSync
 from rltrain.rollout.specs import DataPlan
 from rltrain.rollout.types import Act, Noise, Policy, PolicyHooks, hooks_of
 
@@ -37,6 +38,7 @@ __all__ = [
     "Noise",
     "Policy",
     "PolicyHooks",
+    "SharesUpdates",
     "Stateful",
     "Update",
     "hooks_of",
@@ -79,14 +81,20 @@ class Algorithm(Protocol):
     def parts(self) -> dict[str, Stateful]: ...
 
 
+class SharesUpdates(Algorithm, Protocol):
+    """An algorithm whose updates several learners can share."""
+
+    sync: GradientSync
+
+
 def observes(algorithm: Algorithm) -> bool:
     """Whether `observe` of the algorithm has something to do; True if it does not say."""
     return bool(getattr(algorithm, "observes", True))
 
 
-def shares_updates(algorithm: Algorithm) -> bool:
-    """Whether several learners can share an update of the algorithm: it then has a `sync`."""
-    return hasattr(algorithm, "group")
+def shares_updates(algorithm: Algorithm) -> TypeGuard[SharesUpdates]:
+    """Whether several learners can share an update of the algorithm: whether it has a `sync`."""
+    return hasattr(algorithm, "sync")
 
 
 def modules_of(algorithm: Algorithm) -> list[nn.Module]:

@@ -31,7 +31,7 @@ ORDER = {  # inside a package, top to bottom: a line may import those after it; 
         "types buffers",
         "tree workers",
     ],
-    "algorithms": ["multi_agent", "off_policy", "on_policy", "networks", "functions", "protocol registry settings"],
+    "algorithms": ["multi_agent", "off_policy", "on_policy", "networks", "protocol registry", "functions settings"],
     "rl": [
         "__main__ train",
         "cli",

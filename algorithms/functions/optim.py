@@ -7,7 +7,6 @@ Schedules: pure functions of progress, the share of the run that is done, in [0,
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -115,8 +114,6 @@ def step(
     loss: Tensor,
     lr: float,
     max_grad_norm: float,
-    merge: Callable[[Tensor], None] | None = None,
-    *,
     sync: GradientSync = SINGLE,
     rows: int | Tensor = 1,
     metrics: dict[str, Tensor] | None = None,
@@ -126,7 +123,6 @@ def step(
     Args:
         loss:          []  its graph is freed.
         max_grad_norm: L2 norm over all parameters; 0 turns clipping off.
-        merge:         makes of the gradient, in place, that of all learners, where there are several: `Group.over`.
         sync:          averages the gradient and the metrics over the learners that share the update.
         rows:          how many rows the loss is a mean of; or bool, True for each of these rows.
         metrics:       [] each, means over the same rows; replaced by those over the rows of all learners.
@@ -137,8 +133,6 @@ def step(
     grad = optimizer.grad
     grad.zero_()
     loss.backward()  # type: ignore[no-untyped-call]
-    if merge is not None:
-        merge(grad)
     sync.average(grad, rows, {} if metrics is None else metrics)
     norm: Tensor = torch.linalg.vector_norm(grad)
     on_cpu = grad.device.type == "cpu"  # where it costs nothing to look at a number

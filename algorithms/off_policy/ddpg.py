@@ -37,7 +37,7 @@ class DDPG:
         self.critic_optimizer = Adam(critic_flat, eps=config.adam_eps)
         self.target = TargetNetwork(self.policy.actor, flat)
         self.critic_target = TargetNetwork(self.critic, critic_flat)
-        self.group: GradientSync = SINGLE
+        self.sync: GradientSync = SINGLE
 
     def update(self, batch: Transition, progress: float) -> Update:
         """One step of the critic, then of the policy, then of both targets."""
@@ -54,14 +54,20 @@ class DDPG:
         error = q - target
         loss_q = critic_loss(error, batch.weight)
         metrics = {"loss_q": loss_q.detach(), "q_mean": q.detach().mean()}
-        merge = self.group.over(len(target), metrics)
         lr_q = lr_fraction * (config.lr_q or config.lr)
-        grad_norm = step(self.critic_optimizer, loss_q, lr_q, config.max_grad_norm, merge)
+        grad_norm = step(self.critic_optimizer, loss_q, lr_q, config.max_grad_norm, self.sync, len(target), metrics)
 
         loss_policy = -critic(obs, deterministic(policy.actor, obs), frozen=True).mean()
         policy_metrics = {"loss_policy": loss_policy.detach()}
-        merge = self.group.over(len(target), policy_metrics)
-        step(self.optimizer, loss_policy, lr_fraction * config.lr, config.max_grad_norm, merge)
+        step(
+            self.optimizer,
+            loss_policy,
+            lr_fraction * config.lr,
+            config.max_grad_norm,
+            self.sync,
+            len(target),
+            policy_metrics,
+        )
 
         self.target.follow(config.tau)
         self.critic_target.follow(config.tau)

@@ -38,7 +38,7 @@ class DiscreteSAC:
         self.critics_optimizer = Adam(flat, eps=config.adam_eps)
         self.target = TargetNetwork(self.critics, flat)
         self.temperature = Temperature(config, device)
-        self.group: GradientSync = SINGLE
+        self.sync: GradientSync = SINGLE
 
     def update(self, batch: Transition, progress: float) -> Update:
         """One step of the critics, then of the policy, then of the temperature, then of the target critics."""
@@ -55,9 +55,8 @@ class DiscreteSAC:
         error = gather_action(critics(obs), batch.action.expand(2, -1)) - target  # [2, B]
         loss_q = critic_loss(error, batch.weight)
         metrics = {"loss_q": loss_q.detach()}
-        merge = self.group.over(rows, metrics)
         lr_q = lr_fraction * (config.lr_q or config.lr)
-        grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, merge)
+        grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, self.sync, rows, metrics)
 
         with torch.no_grad():
             q = critics(obs).amin(0)  # [B, n]
@@ -70,8 +69,9 @@ class DiscreteSAC:
             "entropy": entropy.mean(),
             "surplus": (entropy - self.target_entropy(batch.action_mask, entropy)).mean(),
         }
-        merge = self.group.over(rows, policy_metrics)
-        step(self.optimizer, loss_policy, lr_fraction * config.lr, config.max_grad_norm, merge)
+        step(
+            self.optimizer, loss_policy, lr_fraction * config.lr, config.max_grad_norm, self.sync, rows, policy_metrics
+        )
 
         surplus = policy_metrics.pop("surplus")
         if config.learn_temperature:

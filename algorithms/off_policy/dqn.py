@@ -45,7 +45,7 @@ class DQN:
         self.target = TargetNetwork(self.net, flat)
         self.optimizer = Adam(flat, eps=config.adam_eps)
         self.rng = Rng(seed)
-        self.group: GradientSync = SINGLE
+        self.sync: GradientSync = SINGLE
         self.last_progress: float | None = None  # of the previous update, for target_every = 0
         self.net.draw(self.rng.generator)  # the noise of actors until the first update
 
@@ -69,8 +69,7 @@ class DQN:
             loss = weighted_mean(error, batch.weight)
             q = torch.softmax(logits.detach(), -1) @ self.net.support
         metrics = {"loss_q": loss.detach(), "q_mean": q.mean()}
-        merge = self.group.over(len(target), metrics)
-        metrics["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, merge)
+        metrics["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, self.sync, len(target), metrics)
         every, tau = (config.target_every, 1.0) if config.tau is None else (1, config.tau)
         if every and self.optimizer.steps % every == 0:
             self.target.follow(tau)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.losses import critic_loss
@@ -44,7 +43,7 @@ class SAC:
         self.target_entropy = -float(self.size) if config.target_entropy is None else config.target_entropy
         self.temperature = Temperature(config, device)
         self.rng = Rng(seed)
-        self.group: GradientSync = SINGLE
+        self.sync: GradientSync = SINGLE
 
     def update(self, batch: Transition, progress: float) -> Update:
         """One step of the critics, then of the policy, then of the temperature, then of the target critics."""
@@ -52,7 +51,7 @@ class SAC:
         lr_fraction = linear(1.0, config.lr_end_share, progress)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
         rows = len(batch.reward)
-        noise = self.group.part(self.draw, rows, dim=1).to(batch.reward.device)  # [2, B, A]
+        noise = self.rng.normal(2, rows, self.size, batch_dim=1).to(batch.reward.device)  # [2, B, A]
         temperature = self.temperature.value()  # []
 
         with torch.no_grad():
@@ -63,16 +62,16 @@ class SAC:
         error = q - target
         loss_q = critic_loss(error, batch.weight)
         metrics = {"loss_q": loss_q.detach(), "q_mean": q.detach().mean()}
-        merge = self.group.over(rows, metrics)
         lr_q = lr_fraction * (config.lr_q or config.lr)
-        grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, merge)
+        grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, self.sync, rows, metrics)
 
         action, log_prob = policy.sample(obs, noise[1])
         q = critics(obs, action.reshape(rows, -1), frozen=True).min(0).values.squeeze(-1)  # [B]
         loss_policy = (temperature * log_prob - q).mean()
         policy_metrics = {"loss_policy": loss_policy.detach(), "entropy": -log_prob.detach().mean()}
-        merge = self.group.over(rows, policy_metrics)
-        step(self.optimizer, loss_policy, lr_fraction * config.lr, config.max_grad_norm, merge)
+        step(
+            self.optimizer, loss_policy, lr_fraction * config.lr, config.max_grad_norm, self.sync, rows, policy_metrics
+        )
 
         if config.learn_temperature:
             self.temperature.update(policy_metrics["entropy"] - self.target_entropy, lr_fraction)
@@ -80,10 +79,6 @@ class SAC:
             self.target.follow(config.tau)
         metrics |= policy_metrics | {"temperature": temperature, "grad_norm": grad_norm}
         return Update({**metrics}, priority(error, batch.index))
-
-    def draw(self, rows: int) -> Tensor:
-        """[2, rows, A] noise of one update: for the actions of the target, and for those of the policy loss."""
-        return torch.randn(2, rows, self.size, generator=self.rng.generator)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Running statistics, once per delivery and after its updates: the next unroll acts with them."""

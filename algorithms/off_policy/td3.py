@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.losses import critic_loss
@@ -39,7 +38,7 @@ class TD3:
         self.target = TargetNetwork(self.policy.actor, flat)
         self.critics_target = TargetNetwork(self.critics, critics_flat)
         self.rng = Rng(seed)
-        self.group: GradientSync = SINGLE
+        self.sync: GradientSync = SINGLE
 
     def update(self, batch: Transition, progress: float) -> Update:
         """One step of the critics; at every `policy_delay`-th one also a step of the policy and of both targets."""
@@ -48,7 +47,7 @@ class TD3:
         lr_fraction = linear(1.0, config.lr_end_share, progress)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
         action = batch.action.flatten(1)  # [B, A]
-        noise = self.group.part(self.draw, len(action)).to(action.device)  # [B, A]
+        noise = self.rng.normal(*action.shape).to(action.device)  # [B, A]
 
         with torch.no_grad():
             smoothing = noise.mul_(config.smoothing).clamp_(-config.smoothing_clip, config.smoothing_clip)
@@ -59,23 +58,25 @@ class TD3:
         error = q - target
         loss_q = critic_loss(error, batch.weight)
         metrics = {"loss_q": loss_q.detach(), "q_mean": q.detach().mean()}
-        merge = self.group.over(len(action), metrics)
         lr_q = lr_fraction * (config.lr_q or config.lr)
-        grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, merge)
+        grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, self.sync, len(action), metrics)
 
         if self.critics_optimizer.steps % config.policy_delay == 0:
             loss_policy = -critics(obs, deterministic(policy.actor, obs), frozen=True, first=True).mean()
             policy_metrics = {"loss_policy": loss_policy.detach()}
-            merge = self.group.over(len(action), policy_metrics)
-            step(self.optimizer, loss_policy, lr_fraction * config.lr, config.max_grad_norm, merge)
+            step(
+                self.optimizer,
+                loss_policy,
+                lr_fraction * config.lr,
+                config.max_grad_norm,
+                self.sync,
+                len(action),
+                policy_metrics,
+            )
             self.target.follow(config.tau)
             self.critics_target.follow(config.tau)
             metrics |= policy_metrics
         return Update({**metrics, "grad_norm": grad_norm}, priority(error, batch.index))
-
-    def draw(self, rows: int) -> Tensor:
-        """[rows, A] smoothing noise for the actions of the target policy, before it is scaled and clipped."""
-        return torch.randn(rows, self.policy.size, generator=self.rng.generator)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Running statistics, once per delivery and after its updates: the next unroll acts with them."""

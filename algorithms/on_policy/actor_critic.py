@@ -169,6 +169,14 @@ class ActorCritic(nn.Module):
         return self.memory.unroll(x, core, first, self.sequence)
 
 
+def evaluate_actions(policy: ActorCritic, unrolls: Trajectory) -> tuple[Distribution, Tensor, Tensor]:
+    """The policy's distributions [T+1, B], log pi(a_t|o_t) [T, B] and V(o_t) [T+1, B], for whole unrolls."""
+    core = None if unrolls.core is None else unrolls.core[0]  # [B, H] before row 0
+    dist, value = policy.forward(unrolls.obs, unrolls.action_mask, core, unrolls.first)
+    action = torch.cat([unrolls.action, unrolls.action[-1:]])  # [T+1, B, *A]; the last row has no action of its own
+    return dist, dist.log_prob(action)[:-1], value
+
+
 def _without(spec: EnvSpec, private: str | None) -> EnvSpec:
     """The same without a key of its Dict observation."""
     if private is None:

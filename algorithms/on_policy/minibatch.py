@@ -66,9 +66,7 @@ class Batch:
             return x.reshape(length, -1, *x.shape[3:])
 
         batch = _batch(unrolls, cut, value=value, advantage=advantage, target=target)
-        return replace(
-            batch, first=cut(unrolls.first[:-1]), valid=cut(unrolls.valid), core=unrolls.core.flatten(0, 1)
-        )
+        return replace(batch, first=cut(unrolls.first[:-1]), valid=cut(unrolls.valid), core=unrolls.core.flatten(0, 1))
 
     def __len__(self) -> int:
         return self.advantage.shape[-1]
@@ -107,7 +105,11 @@ class Batch:
         """Apply `function(array, the dimension N)` to every array."""
         arrays = {name: value for name in FIELDS if (value := getattr(self, name)) is not None}
         dims = dict.fromkeys(arrays, 0 if self.core is None else 1) | {"core": 0}
-        return Batch(**{name: _on_leaves(function, value, dims[name]) for name, value in arrays.items()})
+
+        def mapped(name: str, tree: Tree) -> Tree:
+            return tree_map(lambda x: function(x, dims[name]), tree)
+
+        return Batch(**{name: mapped(name, tree) for name, tree in arrays.items()})
 
 
 FIELDS = tuple(field.name for field in fields(Batch))
@@ -139,10 +141,6 @@ def _batch(unrolls: Trajectory, rows: Callable[[Tensor], Tensor], **values: Tens
         action_mask=None if mask is None else rows(mask[:-1]),
         **{name: rows(x) for name, x in values.items()},
     )
-
-
-def _on_leaves(function: Callable[[Tensor, int], Tensor], tree: Tree, dim: int) -> Tree:
-    return function(tree, dim) if isinstance(tree, Tensor) else tree_map(lambda x: function(x, dim), tree)
 
 
 def _gather(x: Tensor, dim: int, index: Tensor) -> Tensor:

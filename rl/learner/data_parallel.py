@@ -1,9 +1,9 @@
-"""Several learners that share each update.
+"""Data-parallel learners: each holds a part of every batch, and the gradients are averaged.
 
-The first one is the run: it has the actors and the feed, publishes, logs and writes checkpoints. The others hold a copy
-of the algorithm and nothing else. For each update every learner gets its part of the batch, and the gradients are
-averaged; running statistics are taken by the first, of the whole delivery, and sent along. So all of them hold the same
-weights after each update, and a checkpoint does not tell how many there were.
+The learner of rank 0 is the run: it has the actors and the feed, publishes weights, logs and writes checkpoints. The
+others hold a copy of the algorithm only. Rank 0 updates running statistics on the whole delivery and sends them with
+the next update. So all learners hold the same weights after each update, and a checkpoint does not depend on their
+number.
 """
 
 from __future__ import annotations
@@ -21,56 +21,54 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rltrain import algorithms
-from rltrain.algorithms.protocol import Algorithm, Update, modules_of, shares_updates
+from rltrain.algorithms.protocol import Algorithm, SharesUpdates, Update, modules_of, shares_updates
 from rltrain.algorithms.registry import policy_factory, register_policy
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError, LearnerLost
 from rltrain.learner.algorithm import make_algorithm, torch_device
 from rltrain.learner.batches import tensors
-from rltrain.learner.process_group import Shared, as_arrays, dissolve, form, parts_of
+from rltrain.learner.process_group import ProcessGroupSync, as_arrays, dissolve, form, shards_of
 from rltrain.rollout.specs import DataPlan, GradientPlan, ReplayPlan
 from rltrain.rollout.trajectories import map_arrays
-from rltrain.rollout.types import Trajectory
+from rltrain.rollout.types import Trajectory, Transition
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.process import ProcessHandle
 from rltrain.storage.checkpoint import to_tensors
 from rltrain.system.torchrun import Rank
 
-FOREVER = timedelta(days=365)  # that a learner waits for the first one, which may wait for its actors
-ENDING_SECONDS = 2.0  # that a learner's process may take to tell how it ended
+FOREVER = timedelta(days=365)  # ranks above 0 wait for rank 0, which may wait for its actors
+EXIT_SECONDS = 2.0  # how long to wait for the error report of a learner's process
 
 
-class LearnerGroup(Shared):
-    """All learners of a run, seen from the first.
+class LearnerGroup(ProcessGroupSync):
+    """All learners of a run, seen from rank 0.
 
     Args:
-        place: of this process among those that torchrun started; None: the others are started here.
+        place: of this process in torchrun; None: this process starts the others.
     """
 
     def __init__(self, config: RunConfig, spec: EnvSpec, place: Rank | None) -> None:
         super().__init__(0, config.learners)
         self._config, self._spec = config, spec
         self._handles: list[ProcessHandle] = []
-        self._algorithm: Any = None
-        self._buffers: list[Tensor] | None = None  # what the others do not know yet
-        self._formed = False  # there is a group of torch.distributed
-        self._well = False  # and all of it listens
-        self._meeting: tempfile.TemporaryDirectory[str] | None = None
+        self._algorithm: SharesUpdates | None = None
+        self._buffers: list[Tensor] | None = None  # running statistics that the other learners do not have yet
+        self._formed = False  # the group of torch.distributed exists
+        self._healthy = False  # and all its members listen
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # the meeting point, private to this user
         if place is None:
-            self._meeting = tempfile.TemporaryDirectory(prefix="rltrain-")  # where nobody else may look
+            self._folder = tempfile.TemporaryDirectory(prefix="rltrain-")
             for rank in range(1, self.size):
-                handle = ProcessHandle(
-                    rank, functools.partial(LearnerRank, Rank(rank, self.size, rank), self._meeting.name)
-                )
-                self._handles.append(handle)
-                handle.call("ready")
+                make = functools.partial(LearnerRank, Rank(rank, self.size, rank), self._folder.name)
+                self._handles.append(ProcessHandle(rank, make))
+                self._handles[-1].call("ready")
 
-    def join(self, algorithm: Any) -> None:
-        """Wait for all of them, and let them have this one's state; afterwards they go with each update.
+    def join(self, algorithm: SharesUpdates) -> None:
+        """Wait until all learners have started, and send them the state of the algorithm.
 
         Raises:
-            LearnerLost: one did not start.
+            LearnerLost: a learner did not start.
         """
         config = self._config
         for handle in self._handles:
@@ -82,9 +80,9 @@ class LearnerGroup(Shared):
                 raise LearnerLost(f"learner {handle.worker} of {self.size} did not start: {_last(lost)}") from None
             handle.call("serve")
         self._formed = True
-        folder = None if self._meeting is None else self._meeting.name
+        folder = None if self._folder is None else self._folder.name
         form(0, self.size, folder, timedelta(seconds=config.actor_timeout))
-        self._well = True
+        self._healthy = True
         import cloudpickle
 
         maker = algorithms.algorithm_class(config.algo), type(config.settings), algorithms.for_several(config.algo)
@@ -92,44 +90,47 @@ class LearnerGroup(Shared):
         outline = config.model_copy(update={"env": "", "env_args": {}, "cluster": None})
         state = {name: as_arrays(part.state_dict()) for name, part in algorithm.parts().items()}
         job = cloudpickle.dumps((outline, self._spec, maker, policy, policy_factory(policy), state))
-        for rank in range(1, self.size):
-            self._tell(job, rank)
-        self._algorithm = algorithm
-        algorithm.group = self
-
-    def update(self, batch: Any, progress: float) -> Update:
-        """One update of all learners, each with its part of the batch."""
-        parts = parts_of(batch, self.size)
-        valid = batch.valid if isinstance(batch, Trajectory) else None
-        known = None if valid is None else valid.cpu().numpy()
-        buffers = None if self._buffers is None else [buffer.cpu().numpy() for buffer in self._buffers]
-        before = self.seconds
         try:
-            for rank, (split, part) in enumerate(parts[1:], 1):
-                self._send(("update", progress, split, known, map_arrays(_array, part), buffers), rank)
+            for rank in range(1, self.size):
+                self._send(job, rank)
+        except LearnerLost as lost:
+            raise self._explained(lost) from None
+        self._algorithm = algorithm
+        self.attach(algorithm)
+
+    def update(self, batch: Trajectory | Transition, progress: float) -> Update:
+        """One update by all learners, each with its shard of the batch."""
+        assert self._algorithm is not None
+        shards = shards_of(batch, self.size)
+        buffers = None if self._buffers is None else [buffer.cpu().numpy() for buffer in self._buffers]
+        seconds = self.seconds
+        try:
+            for rank, (shard, part) in enumerate(shards[1:], 1):
+                self._send(("update", progress, shard, map_arrays(_array, part), buffers), rank)
             self._buffers = None
-            split, part = parts[0]
-            self.take(split, valid)
-            update: Update = self._algorithm.update(part, progress)
+            shard, part = shards[0]
+            self.take(shard)
+            update = self._algorithm.update(part, progress)
             priority = update.priority
             if priority is not None:
-                rest = [torch.from_numpy(self._receive(rank)).to(priority) for rank in range(1, self.size)]
-                priority = torch.cat([priority, *rest])
+                others = [torch.from_numpy(self._receive(rank)).to(priority) for rank in range(1, self.size)]
+                priority = torch.cat([priority, *others])
         except LearnerLost as lost:
-            raise self._told(lost) from None
-        except BaseException:  # the others wait within the update, and would not hear that it is over
-            self._well = False
+            raise self._explained(lost) from None
+        except BaseException:  # the others wait inside the update and would not learn that it has ended
+            self._healthy = False
             dissolve()
             raise
-        return Update({**update.metrics, "exchange_seconds": self.seconds - before}, priority)
+        return Update({**update.metrics, "exchange_seconds": self.seconds - seconds}, priority)
 
     def observed(self) -> None:
-        """Running statistics have changed here: the others hear of it with the next update."""
+        """Send the running statistics, which have changed here, with the next update."""
+        assert self._algorithm is not None
         self._buffers = _buffers(self._algorithm)
 
     def close(self) -> None:
-        """Let the others go."""
-        if self._well:
+        """End the other learners."""
+        if self._healthy:
             for rank in range(1, self.size):
                 with contextlib.suppress(LearnerLost):
                     self._send(("end",), rank)
@@ -139,20 +140,14 @@ class LearnerGroup(Shared):
             handle.stop()
         for handle in self._handles:
             handle.close()
-        if self._meeting is not None:
-            self._meeting.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()
 
-    def _tell(self, message: Any, rank: int) -> None:
-        try:
-            self._send(message, rank)
-        except LearnerLost as lost:
-            raise self._told(lost) from None
-
-    def _told(self, lost: LearnerLost) -> LearnerLost:
-        """The same, with what the processes have to say: whoever failed, not who only missed the others."""
-        self._well = False
-        dissolve()  # those that wait for this one hear of it
-        silent, until = {handle.waitable: handle for handle in self._handles}, time.monotonic() + ENDING_SECONDS
+    def _explained(self, lost: LearnerLost) -> LearnerLost:
+        """`lost` with the error of the process that failed first, not of those that only lost their peer."""
+        self._healthy = False
+        dissolve()  # so that learners that wait for this one end
+        silent, until = {handle.waitable: handle for handle in self._handles}, time.monotonic() + EXIT_SECONDS
         while silent and (ready := wait(list(silent), max(0.0, until - time.monotonic()))):
             for pipe in ready:
                 handle = silent.pop(pipe)
@@ -170,11 +165,11 @@ class LearnerGroup(Shared):
         return LearnerLost(f"{f'learner {hung}' if hung else 'a learner'} of {self.size} was lost: {why}")
 
 
-class LearnerRank(Shared):
-    """A learner that is not the first: it does what it is told, until it is told to end.
+class LearnerRank(ProcessGroupSync):
+    """A learner of rank above 0: takes part in the updates of rank 0 until that ends.
 
     Args:
-        folder: where all of them meet; None: where torchrun says.
+        folder: meeting point of the process group; None: torchrun's.
     """
 
     def __init__(self, place: Rank, folder: str | None) -> None:
@@ -182,13 +177,13 @@ class LearnerRank(Shared):
         self._place, self._folder = place, folder
 
     def ready(self) -> None:
-        """All is imported."""
+        """Answers when everything has been imported."""
 
     def serve(self) -> None:
         """Take part in every update.
 
         Raises:
-            LearnerLost: the first one is gone.
+            LearnerLost: rank 0 is gone.
         """
         try:
             form(self.rank, self.size, self._folder, FOREVER)
@@ -203,34 +198,34 @@ class LearnerRank(Shared):
         if config.device == "cuda":
             config = config.model_copy(update={"device": f"cuda:{self._place.local % torch.cuda.device_count()}"})
         torch.set_num_threads(config.learner_threads)
-        algorithms.register(config.algo, *maker)  # it may be a user's, under a name of ours
+        algorithms.register(config.algo, *maker)  # a user's algorithm may have the name of a built-in one
         register_policy(policy, factory)
         algorithm, device = make_algorithm(config, spec), torch_device(config.device)
-        algorithm.group = self
+        self.attach(algorithm)
         for name, part in algorithm.parts().items():
             part.load_state_dict(to_tensors(state[name]))
         while True:
-            what, *words = self._receive(0)
-            if what == "end":
+            command, *arguments = self._receive(0)
+            if command == "end":
                 break
-            progress, split, valid, part, buffers = words
+            progress, shard, part, buffers = arguments
             if buffers is not None:
-                for mine, theirs in zip(_buffers(algorithm), buffers, strict=True):
-                    mine.copy_(torch.from_numpy(theirs))
-            self.take(split, None if valid is None else torch.from_numpy(valid).to(device))
+                for mine, new in zip(_buffers(algorithm), buffers, strict=True):
+                    mine.copy_(torch.from_numpy(new))
+            self.take(shard)
             update = algorithm.update(tensors(part, device), progress)
             if update.priority is not None:
                 self._send(update.priority.detach().cpu().numpy(), 0)
 
     def close(self) -> None:
-        """Nothing is left when `serve` has ended."""
+        """Nothing is open after `serve`."""
 
 
-def open_learners(config: RunConfig, spec: EnvSpec, algorithm: Any, place: Rank | None) -> LearnerGroup:
-    """The learners of a run, started but not joined yet.
+def open_learners(config: RunConfig, spec: EnvSpec, algorithm: Algorithm, place: Rank | None) -> LearnerGroup:
+    """Start the learners of a run; see `LearnerGroup.join`.
 
     Raises:
-        ConfigError: the algorithm does not share its updates, or there is nothing to share.
+        ConfigError: the algorithm does not share its updates, or a batch is too small for so many learners.
     """
     plan: DataPlan = algorithm.plan
     if isinstance(plan, GradientPlan):
@@ -241,9 +236,9 @@ def open_learners(config: RunConfig, spec: EnvSpec, algorithm: Any, place: Rank 
             + (" between learners where there are several agents" if spec.groups else "")
             + "; ask for 1"
         )
-    least, what = (plan.batch, "--batch") if isinstance(plan, ReplayPlan) else (config.streams, "--streams")
-    if least < config.learners:
-        raise ConfigError(f"--learners {config.learners}: a batch has {least} to share ({what}); ask for fewer")
+    width, flag = (plan.batch, "--batch") if isinstance(plan, ReplayPlan) else (config.streams, "--streams")
+    if width < config.learners:
+        raise ConfigError(f"--learners {config.learners}: a batch has {width} to share ({flag}); ask for fewer")
     if config.device != "cpu" and (config.device != "cuda" or (place is None and cuda_devices() < config.learners)):
         raise ConfigError(
             f"--learners {config.learners}: with --device {config.device} there is none for each; it may be cpu, "
@@ -263,12 +258,12 @@ def open_learners(config: RunConfig, spec: EnvSpec, algorithm: Any, place: Rank 
 
 
 def cuda_devices() -> int:
-    """How many there are here."""
+    """The number of CUDA devices of this machine."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _last(lost: ActorLost) -> str:
-    """The last line of why: of a traceback, what was raised."""
+    """The last line of the detail: of a traceback, the exception."""
     return lost.detail.strip().splitlines()[-1]
 
 

@@ -1,12 +1,11 @@
-"""A group of torch.distributed that shares updates: gloo between CPUs, nccl between CUDA devices.
+"""The process group of learners that share updates: gloo between CPUs, nccl between CUDA devices.
 
-What each process does in it, whichever of them it is: forming it, taking a part of a batch, merging gradients.
+What every learner needs: forming the group, its shard of a batch, averaging, messages.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
 import pickle
@@ -14,9 +13,9 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,93 +24,67 @@ from torch import Tensor
 from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from rltrain.algorithms.functions.gradient_sync import Merge, Moments
+from rltrain.algorithms.functions.gradient_sync import Moments
+from rltrain.algorithms.functions.rng import Rng, Shard
+from rltrain.algorithms.protocol import SharesUpdates
 from rltrain.errors import LearnerLost
 from rltrain.rollout.trajectories import select_columns
-from rltrain.rollout.types import Trajectory
+from rltrain.rollout.types import Trajectory, Transition
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
-class Split(NamedTuple):
-    """Which of the B' columns, or rows, of a batch are a learner's own."""
-
-    total: int
-    begin: int
-    end: int
-
-
-class Shared:
-    """The learners of a run, seen from one of them: an `Group` between processes."""
+class ProcessGroupSync:
+    """A `GradientSync` between processes, seen from one of them."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        self._split = Split(0, 0, 0)
-        self._valid: Tensor | None = None  # [T, B'] of the whole batch, where it is a Trajectory
+        self.seconds = 0.0  # spent in exchanges: sending, receiving, waiting
+        self._shard = Shard(0, 0, 0)
+        self._rngs: list[Rng] = []
         self._buffer = torch.empty(0)
-        self.seconds = 0.0  # spent with the others: sending, receiving, waiting
 
-    @contextlib.contextmanager
-    def _exchange(self) -> Iterator[None]:
-        """Around all that is done with the others; LearnerLost, in one line, where one is gone."""
-        began = time.perf_counter()
-        with lost():
-            yield
-        self.seconds += time.perf_counter() - began
+    def attach(self, algorithm: SharesUpdates) -> None:
+        """Let the algorithm share its updates through this object."""
+        self._rngs = [part for part in algorithm.parts().values() if isinstance(part, Rng)]
+        algorithm.sync = self
 
-    def take(self, split: Split, valid: Tensor | None) -> None:
-        """The next update's part."""
-        self._split, self._valid = split, valid
+    def take(self, shard: Shard) -> None:
+        """Set the part of the next batch that this learner holds."""
+        self._shard = shard
+        for rng in self._rngs:
+            rng.shard = shard
 
     @property
     def _idle(self) -> bool:
-        """Whether the batch had nothing for this one: it looks at another's column, which does not count."""
-        return self._split.begin == self._split.end
+        """True if no row of the batch belongs to this learner: the rows that it has got have weight 0."""
+        return self._shard.begin == self._shard.end
 
-    def whole(self, valid: Tensor) -> Tensor:
-        assert self._valid is not None
-        return self._valid
-
-    def places(self, unrolls: Trajectory) -> Tensor:
-        total, begin, end = self._split
-        counts = self.whole(unrolls.valid)
-        if unrolls.core is not None:
-            counts = torch.ones(len(unrolls.core), total, dtype=torch.bool)
-        column = torch.arange(total).expand(counts.shape)[counts.cpu()]
-        here = (column >= begin) & (column < end)
-        return (here.cumsum(0) - 1).masked_fill_(~here, -1)
-
-    def part(self, draw: Callable[[int], Tensor], rows: int, dim: int = 0) -> Tensor:
-        total, begin, _ = self._split
-        return draw(total).narrow(dim, begin, rows)
-
-    def over(self, rows: int | Tensor, told: dict[str, Tensor]) -> Merge:
-        return functools.partial(self._merge, rows, told)
-
-    def _merge(self, rows: int | Tensor, told: dict[str, Tensor], grad: Tensor) -> None:
+    def average(self, grad: Tensor, rows: int | Tensor, metrics: dict[str, Tensor]) -> None:
         count = 0 if self._idle else int(rows.sum()) if isinstance(rows, Tensor) else rows
         size = len(grad)
-        if len(self._buffer) < size + len(told) + 1 or self._buffer.dtype != grad.dtype:
-            self._buffer = torch.empty(size + len(told) + 1, dtype=grad.dtype, device=grad.device)
-        buffer = self._buffer[: size + len(told) + 1]
+        if len(self._buffer) < size + len(metrics) + 1 or self._buffer.dtype != grad.dtype:
+            self._buffer = torch.empty(size + len(metrics) + 1, dtype=grad.dtype, device=grad.device)
+        buffer = self._buffer[: size + len(metrics) + 1]
         if count:
             torch.mul(grad, count, out=buffer[:size])
-            if told:
-                torch.mul(torch.stack([x.detach().to(grad.dtype) for x in told.values()]), count, out=buffer[size:-1])
+            if metrics:
+                values = torch.stack([value.detach().to(grad.dtype) for value in metrics.values()])
+                torch.mul(values, count, out=buffer[size:-1])
             buffer[-1] = count
-        else:  # means over nothing are no numbers
+        else:  # a mean over no rows is nan
             buffer.zero_()
         with self._exchange():
             dist.all_reduce(buffer)
         means = buffer[:-1].div_(buffer[-1].clamp(min=1))
         grad.copy_(means[:size])
-        for name, mean in zip(list(told), means[size:].clone(), strict=True):
-            told[name] = mean
+        metrics.update(zip(metrics, means[size:].clone(), strict=True))
 
-    def moments(self, x: Tensor) -> Moments:
+    def moments(self, x: Tensor, valid: Tensor | None = None) -> Moments:
+        x = x.reshape(-1) if valid is None else x[valid]
         if self._idle:
             x = x[:0]
-        wide = x.double()  # so that equal numbers have no spread
+        wide = x.double()  # so that equal numbers have variance 0
         mean = wide.mean() if len(x) else wide.sum()
         own = torch.stack([torch.full_like(mean, len(x)), mean, (wide - mean).square().sum()])
         each = [torch.empty_like(own) for _ in range(self.size)]
@@ -119,9 +92,17 @@ class Shared:
             dist.all_gather(each, own)
         counts, means, squares = torch.stack(each, 1)  # [K] each
         count = counts.sum()
-        middle = (counts * means).sum() / count.clamp(min=1)
-        spread = squares.sum() + (counts * (means - middle).square()).sum()
-        return Moments(int(count), middle.to(x.dtype), (spread / (count - 1).clamp(min=1)).to(x.dtype))
+        mean = (counts * means).sum() / count.clamp(min=1)
+        total = squares.sum() + (counts * (means - mean).square()).sum()
+        return Moments(mean.to(x.dtype), (total / (count - 1).clamp(min=1)).to(x.dtype))
+
+    @contextlib.contextmanager
+    def _exchange(self) -> Iterator[None]:
+        """Measures an exchange with the other learners; LearnerLost, with one line, if one of them is gone."""
+        began = time.perf_counter()
+        with lost():
+            yield
+        self.seconds += time.perf_counter() - began
 
     def _send(self, message: Any, to: int) -> None:
         data = np.frombuffer(pickle.dumps(message, protocol=5), np.uint8).copy()
@@ -201,15 +182,28 @@ def lost() -> Iterator[None]:
         raise LearnerLost(where.sub("", str(error).strip().splitlines()[0])) from None
 
 
-def parts_of(batch: Any, size: int) -> list[tuple[Split, Any]]:
-    """A batch in `size` parts along B, as even as can be; one that would be empty gets the first column to look at."""
-    total = len(batch.stream if isinstance(batch, Trajectory) else batch.reward)
+def shards_of(batch: Trajectory | Transition, size: int) -> list[tuple[Shard, Any]]:
+    """`size` shards of a batch, of equal size as far as possible, each with its columns or samples.
+
+    A shard without a valid row is empty. So that its learner can go through the same code as all others, it gets the
+    first column that has a valid row, with weight 0.
+    """
+    items, first = None, 0
+    total = len(batch.reward)
+    if isinstance(batch, Trajectory):
+        total = len(batch.stream)
+        valid = batch.valid.cpu()
+        items = valid if batch.core is None else torch.ones(len(batch.core), total, dtype=torch.bool)
+        filled = valid.any(0)  # [B]
+        first = int(filled.int().argmax())
     bounds = [total * rank // size for rank in range(size + 1)]
-    found = []
+    shards = []
     for begin, end in itertools.pairwise(bounds):
-        seen = (begin, end) if begin < end else (0, 1)
-        found.append((Split(total, begin, end), select_columns(batch, *seen)))
-    return found
+        if begin == end or (items is not None and not filled[begin:end].any()):
+            shards.append((Shard(total, begin, begin, items), select_columns(batch, first, first + 1)))
+        else:
+            shards.append((Shard(total, begin, end, items), select_columns(batch, begin, end)))
+    return shards
 
 
 def as_arrays(node: Any) -> Any:

@@ -1,6 +1,6 @@
 """Ten updates in float64, by one learner or by one of several in a process of its own: shared.py RANK SIZE FOLDER.
 
-Every learner sees whole batches, and takes its part as `rltrain.learner.data_parallel` cuts it.
+Every learner sees whole batches, and takes its shard as `rltrain.learner.data_parallel` cuts it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ REPLAYS: dict[str, tuple[Any, Any, Any]] = {
 NAMES = [*STREAMS, *REPLAYS]
 
 
-def updated(name: str, group: Any = None) -> dict[str, Tensor]:
+def updated(name: str, sync: Any = None) -> dict[str, Tensor]:
     """All tensors of an algorithm after its updates, the numbers it told, and its priorities, by name."""
     if name in STREAMS:
         make, config, spec, streams = STREAMS[name]
@@ -84,7 +84,7 @@ def updated(name: str, group: Any = None) -> dict[str, Tensor]:
             batch = replace(batch, version=torch.zeros(streams, dtype=torch.int64), stream=torch.arange(streams))
         else:
             batch = off_policy.batch_of(spec, seed, ROWS)
-        update = step(algorithm, batch, seed / UPDATES, group)
+        update = step(algorithm, batch, seed / UPDATES, sync)
         if name in STREAMS:
             algorithm.observe(batch)
         for key, value in update.metrics.items():
@@ -107,14 +107,14 @@ def pictures(seed: int, streams: int) -> Any:
     return replace(plain, obs=images, extras={"log_prob": log_prob}, core=core)
 
 
-def step(algorithm: Any, batch: Any, progress: float, group: Any) -> Any:
-    if group is None:
+def step(algorithm: Any, batch: Any, progress: float, sync: Any) -> Any:
+    if sync is None:
         return algorithm.update(batch, progress)
-    from rltrain.learner.process_group import parts_of
+    from rltrain.learner.process_group import shards_of
 
-    algorithm.group = group
-    split, part = parts_of(batch, group.size)[group.rank]
-    group.take(split, getattr(batch, "valid", None))
+    sync.attach(algorithm)
+    shard, part = shards_of(batch, sync.size)[sync.rank]
+    sync.take(shard)
     return algorithm.update(part, progress)
 
 
@@ -129,16 +129,17 @@ def flatten(node: Any, name: str, found: dict[str, Tensor]) -> None:
 def main(rank: int, size: int, folder: Path) -> None:
     import torch.distributed as dist
 
-    from rltrain.learner.process_group import Shared, Split
+    from rltrain.algorithms.functions.rng import Shard
+    from rltrain.learner.process_group import ProcessGroupSync
 
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / f"store-{size}"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
-    group = Shared(rank, size)
-    found = {name: updated(name, group) for name in NAMES}
-    group.take(Split(7 * size, 7 * rank, 7 * rank + 7), None)
-    found["equal"] = {"normalised": normalised(torch.full((7,), 2.7, dtype=torch.float32), None, group)}
+    sync = ProcessGroupSync(rank, size)
+    found = {name: updated(name, sync) for name in NAMES}
+    sync.take(Shard(7 * size, 7 * rank, 7 * rank + 7))
+    found["equal"] = {"normalised": normalised(torch.full((7,), 2.7, dtype=torch.float32), None, sync)}
     torch.save(found, folder / f"{rank}-of-{size}.pt")
     dist.destroy_process_group()
 

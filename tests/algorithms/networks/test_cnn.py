@@ -9,11 +9,12 @@ import torch
 from oracles.acting import Bench
 from torch.testing import assert_close
 
+from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.multi_agent.settings import MAPPOConfig
 from rltrain.algorithms.networks.cnn import numbers
 from rltrain.algorithms.networks.encoder import Encoder
 from rltrain.algorithms.on_policy.actor_critic import ActorCritic
-from rltrain.algorithms.on_policy.minibatch import FlatBatch
+from rltrain.algorithms.on_policy.minibatch import Batch
 from rltrain.algorithms.registry import POLICIES
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
@@ -158,11 +159,11 @@ def test_images_are_arranged_once_for_all_passes():
     obs = {"a": torch.randint(256, (6, 4, 40, 44), dtype=torch.uint8, generator=rng), "b": torch.randn(6, 3)}
     flat = torch.zeros(6)
     arranged = encoder.fast_layout(obs)
-    rows = FlatBatch(arranged, torch.arange(6), flat, flat, flat, flat, None)
+    rows = Batch(arranged, torch.arange(6), flat, flat, flat, flat, None)
 
     assert torch.equal(arranged["a"], obs["a"])
     assert torch.equal(encoder.forward(arranged), encoder.forward(obs))
-    for batch in rows.shuffled(2, rng):
+    for batch in rows.shuffled(2, Rng(1)):
         image = batch.obs["a"]
         assert torch.equal(image, obs["a"][batch.action])
         assert image.is_contiguous(memory_format=torch.channels_last)

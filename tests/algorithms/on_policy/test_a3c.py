@@ -133,7 +133,7 @@ def test_dropout_drops_while_gradients_are_made_and_not_while_acting(torsos: str
     for other in (later, elsewhere, seeded):
         assert not np.array_equal(other[name], found[name])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(reduce.drawn(arrays(unroll)))
+        torch.manual_seed(reduce.dropout_seed(arrays(unroll)))
         made.algorithm.update(unroll, 0.0)
     for name, param in made.policy.named_parameters():
         np.testing.assert_allclose(found[name], param.grad, rtol=1e-3, atol=1e-5, err_msg=name)

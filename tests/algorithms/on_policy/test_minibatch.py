@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from oracles.streams import RUN, TERMINATED, make, streams
 from torch.testing import assert_close
 
-from rltrain.algorithms.on_policy.minibatch import FlatBatch, Mean, Sequences
+from rltrain.algorithms.functions.rng import Rng, Shard
+from rltrain.algorithms.on_policy.minibatch import Batch, Mean
 
 
 def numbered(stream):
@@ -41,9 +42,9 @@ def names_agree(batch) -> bool:
 @given(streams(), st.integers(1, 7), st.integers(0, 99))
 def test_every_valid_row_is_used_once_in_pieces_of_nearly_equal_size(case, minibatches, seed):
     stream, name = numbered(case[0])
-    rows = FlatBatch.of(stream, value=name, advantage=name, target=name)
+    rows = Batch.of(stream, value=name, advantage=name, target=name)
 
-    batches = list(rows.shuffled(minibatches, torch.Generator().manual_seed(seed)))
+    batches = list(rows.shuffled(minibatches, Rng(seed)))
 
     assert len(rows) == stream.valid.sum()
     assert all(names_agree(batch) for batch in batches)
@@ -56,15 +57,15 @@ def test_every_valid_row_is_used_once_in_pieces_of_nearly_equal_size(case, minib
 
 def test_reset_rows_alone_leave_no_row_and_a_learner_without_one_gets_one_that_does_not_count():
     stream, name = numbered(make([[RUN] * 2], [2, 2], 0)[0])
-    rows = FlatBatch.of(stream, value=name, advantage=name, target=name)
-    elsewhere = torch.full((3,), -1)  # another learner has all three rows of the batch
-
+    rows = Batch.of(stream, value=name, advantage=name, target=name)
     assert len(rows) == 0
-    assert list(rows.shuffled(2, torch.Generator().manual_seed(0))) == []
-    batches = list(rows.shuffled(2, torch.Generator().manual_seed(0), elsewhere))
-    assert [(len(batch), batch.count.tolist(), batch.action_mask.tolist()) for batch in batches] == [
-        (1, [False], [[True]])
-    ] * 2
+    assert list(rows.shuffled(2, Rng(0))) == []
+
+    stream, name = numbered(make([[RUN] * 2], [2, 0], 0)[0])
+    rows, rng = Batch.of(stream, value=name, advantage=name, target=name), Rng(0)
+    rng.shard = Shard(3, 1, 1, torch.ones(1, 3, dtype=torch.bool))  # other learners have all three rows of the batch
+    batches = list(rows.shuffled(2, rng))
+    assert [(len(batch), batch.counted.tolist(), batch.action.tolist()) for batch in batches] == [(1, [False], [1])] * 2
 
 
 def big():
@@ -74,13 +75,13 @@ def big():
 
 def test_each_epoch_has_an_order_of_its_own_that_its_generator_repeats():
     stream, name = big()
-    rows = FlatBatch.of(stream, value=name, advantage=name, target=name)
+    rows = Batch.of(stream, value=name, advantage=name, target=name)
 
     def order(generator):
         return torch.cat([batch.action for batch in rows.shuffled(4, generator)])
 
-    g = torch.Generator().manual_seed(0)
-    one, two, again = order(g), order(g), order(torch.Generator().manual_seed(0))
+    g = Rng(0)
+    one, two, again = order(g), order(g), order(Rng(0))
 
     assert not torch.equal(one, two)
     assert torch.equal(one, again)
@@ -89,9 +90,9 @@ def test_each_epoch_has_an_order_of_its_own_that_its_generator_repeats():
 
 def test_minibatches_are_contiguous():
     stream, name = big()
-    rows = FlatBatch.of(stream, value=name, advantage=name, target=name)
+    rows = Batch.of(stream, value=name, advantage=name, target=name)
 
-    for batch in rows.shuffled(4, torch.Generator().manual_seed(0)):
+    for batch in rows.shuffled(4, Rng(0)):
         assert len(batch) == 256
         assert batch.obs["b"][0].is_contiguous()
 
@@ -114,9 +115,9 @@ def test_sequences_keep_their_order_and_begin_with_their_core(case, length, mini
         **cut,
     )
     name = name[:rows]
-    sequences = Sequences.of(stream, value=name, advantage=name, target=name)
+    sequences = Batch.sequences(stream, value=name, advantage=name, target=name)
 
-    batches = list(sequences.shuffled(minibatches, torch.Generator().manual_seed(0)))
+    batches = list(sequences.shuffled(minibatches, Rng(0)))
 
     for batch in batches:
         assert names_agree(batch)
@@ -132,9 +133,9 @@ def test_sequences_keep_their_order_and_begin_with_their_core(case, length, mini
 def test_sequences_need_a_core_that_fits():
     stream, name = numbered(make([[RUN], [TERMINATED], [RUN]], [1], 0)[0])
     with pytest.raises(ValueError, match="no core"):
-        Sequences.of(stream, name, name, name)
+        Batch.sequences(stream, name, name, name)
     with pytest.raises(ValueError, match="3 rows cannot be cut into 2"):
-        Sequences.of(replace(stream, core=torch.zeros(2, 1, 4)), name, name, name)
+        Batch.sequences(replace(stream, core=torch.zeros(2, 1, 4)), name, name, name)
 
 
 def test_mean_of_metrics_lets_the_graphs_go():

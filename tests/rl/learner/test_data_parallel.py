@@ -41,7 +41,8 @@ Found = dict[str, dict[str, Tensor]]
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    folders = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +263,7 @@ from rltrain.algorithms.on_policy.settings import PPOConfig
 
 class Mine(PPO):
     def update(self, unrolls, progress):
-        if self.group.rank == FAULTY:
+        if self.sync.rank == FAULTY:
             raise ValueError("it is mine")
         return super().update(unrolls, progress)
 
