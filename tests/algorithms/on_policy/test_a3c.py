@@ -86,7 +86,7 @@ def test_they_are_clipped_before_they_are_sent() -> None:
     made, _ = bench("discrete")
     norms = []
     for bound in (0.0, 0.01):
-        found = Reduce(config("discrete", max_grad_norm=bound))(made.policy, arrays(unroll))
+        found = Reduce(config("discrete", max_grad_norm=bound))(copy.deepcopy(made.policy), arrays(unroll))
         norms.append(float(np.sqrt(sum((array**2).sum() for array in found.arrays.values()))))
         assert found.metrics["grad_norm"] == pytest.approx(norms[0], rel=1e-4), "the norm before clipping"
     assert norms[0] > 0.02
@@ -156,7 +156,7 @@ def test_what_does_not_learn_is_left_alone(torsos: str) -> None:
     frozen = A3C(spec, A3CConfig(widths=(16,), torso=f"{torsos}:Frozen"), CPU, 3, 4)
     still = {name for name, param in frozen.policy.named_parameters() if not param.requires_grad}
     assert still
-    found = Reduce(config("discrete"))(frozen.policy, arrays(bench("discrete")[1]))
+    found = Reduce(config("discrete"))(copy.deepcopy(frozen.policy), arrays(bench("discrete")[1]))
     before = {name: param.clone() for name, param in frozen.policy.named_parameters()}
     frozen.update(found, 0.0)
     for name, param in frozen.policy.named_parameters():
