@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -44,28 +40,6 @@ def test_every_tuned_file_loads(file: Path) -> None:
     config = load({"algo": file.parent.name, "env": "Nothing-v0", "workers": 0}, file)
 
     assert config.streams >= 8 or "CartPole" not in file.name
-
-
-@pytest.mark.slow
-def test_a_wheel_holds_the_tuned_settings_and_nothing_else_of_the_house(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("rl", "algorithms", "rollout", "envs", "scripts"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source / name)
-    tuned = source / "configs" / "ppo" / "Task-v0.toml"
-    tuned.parent.mkdir(parents=True)
-    tuned.write_text("steps = 1\n")
-
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), "."]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
-
-    assert done.returncode == 0, done.stdout + done.stderr
-    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert "rltrain/configs/ppo/Task-v0.toml" in names
-    assert "rltrain/py.typed" in names
-    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"rltrain"}
 
 
 def test_games_without_a_file_of_their_own_share_one() -> None:
