@@ -13,9 +13,9 @@ from typing import Any
 from paired import HERE, Bench, Ratio, Variant, arguments
 
 METRICS = {"steps_per_second": "1/s", "wall_s": "s"}
-ENVS = {"CartPole-v1": 0.55, "HalfCheetah-v5": 0.8}  # and the bar of each
+ENVS = {"CartPole-v1": 0.55, "HalfCheetah-v5": 0.8}  # environment: bar
 WORKERS, STREAMS, UNROLL = 2, 16, 256  # streams of each worker
-READY_SECONDS = 8.0  # that the two plain loops have before they begin together
+READY_SECONDS = 8.0  # the two plain loops have this time before they start together
 NOTE = (
     "Ours: 2 workers x 16 streams, unrolls of 256, 2x64 tanh nets; actions are sampled with their log-probabilities, "
     "unrolls delivered and joined, values computed for all rows in the learner's process, weights published anew. "
@@ -26,7 +26,7 @@ NOTE = (
 
 
 def act(env: str, seconds: float, overlap: bool) -> dict[str, Any]:
-    """Act, deliver, join, value, publish, for so many seconds after a warm-up."""
+    """Acts, joins unrolls, computes values and publishes weights for this number of seconds, after a warm-up."""
     from rltrain.config.run_config import PRELOAD
     from rltrain.rollout.workers.fork_server import start_fork_server
 
@@ -86,12 +86,12 @@ def act(env: str, seconds: float, overlap: bool) -> dict[str, Any]:
 
 
 def run(bench: Bench, command: list[str], _: int) -> dict[str, Any]:
-    """One run of a command."""
+    """A function that runs the command once."""
     return bench.call(command)
 
 
 def plain(bench: Bench, env: str, seconds: float, _: int) -> dict[str, Any]:
-    """Two plain loops that begin together."""
+    """Two plain loops that start together."""
     start = time.time() + READY_SECONDS
     command = [sys.executable, str(HERE / "peers" / "plain_loop.py"), env, str(STREAMS), str(seconds), str(start)]
     loops = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=bench.scratch) for _ in range(2)]
@@ -104,7 +104,7 @@ def plain(bench: Bench, env: str, seconds: float, _: int) -> dict[str, Any]:
 def main() -> None:
     options = arguments(
         __doc__,
-        act={"choices": ENVS, "help": argparse.SUPPRESS},  # ours, in a process of its own
+        act={"choices": ENVS, "help": argparse.SUPPRESS},  # our variant, in its own process
         overlap={"action": "store_true", "help": argparse.SUPPRESS},
         seconds={"type": float, "help": "of each measurement [5; 1 with --quick]"},
     )

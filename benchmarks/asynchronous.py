@@ -7,7 +7,7 @@ from typing import Any
 from paired import BIN, Bench, Ratio, Variant, arguments, ours
 
 METRICS = {"steady_steps_per_second": "1/s", "trained": "share of steps", "wall_s": "s"}
-ENVS = {"CartPole-v1": (4.0, 2.5), "HalfCheetah-v5": (2.0, 2.0)}  # and the bars: RLlib, Sample Factory
+ENVS = {"CartPole-v1": (4.0, 2.5), "HalfCheetah-v5": (2.0, 2.0)}  # environment: bars against RLlib and Sample Factory
 # 2 workers x 16 streams, unrolls of 32, batches of 512 rows, each used once, two nets of two layers of 64, tanh, Adam.
 SETTINGS = """--preset none --workers 2 --streams 32 --vector serial --unroll 32 --wait 16 --lr 5e-4 --lr-end none
     --gamma 0.99 --value 0.5 --entropy 0.01 --max-grad-norm 0.5 --widths 64,64 --activation tanh

@@ -37,7 +37,7 @@ NOTE = (
 
 @contextlib.contextmanager
 def fleet(folder: Path, nodes: int) -> Iterator[str]:
-    """A scheduler and nodes of one slot each, as its scheduler file."""
+    """Starts a scheduler and nodes with one slot each; yields the scheduler file."""
     file = folder / "scheduler.json"
     common = ["--scheduler-file", str(file), "--no-dashboard"]
     words = [["scheduler", "--host", "127.0.0.1", "--port", "0"]]
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def wire(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """What went over the wire, from the metrics of a run."""
+    """The network traffic, from the metrics of a run."""
     lines = [line for line in lines if "cluster/unrolls_bytes" in line]
     if len(lines) < 2:
         return {}

@@ -1,4 +1,4 @@
-"""A step of PettingZoo's environments that are made in turns and shown as parallel ones: its own view against ours."""
+"""Time per step of turn-based PettingZoo environments in parallel form: PettingZoo's own wrapper against ours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from paired import HERE, Bench, Numbers, Ratio, Variant, arguments
 
 METRICS = {"us_per_step": "us"}
-GAMES = {  # by module: its settings
+GAMES = {  # module: settings
     "mpe2.simple_spread_v3": {"max_cycles": 100},
     "mpe2.simple_tag_v3": {"max_cycles": 100},
     "mpe2.simple_crypto_v3": {"max_cycles": 100},
@@ -26,7 +26,7 @@ NOTE = (
 
 
 def stepped(module: str, view: str, steps: int, seed: int) -> Numbers:
-    """The time of a step in this process."""
+    """Measures the time per step in this process."""
     sys.path.append(str(HERE.parent))
     from rltrain.envs.suites.pettingzoo_parallel import faster_view
 
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def run(bench: Bench, command: list[str], _: int) -> Numbers:
-    """One run of a command."""
+    """A function that runs the command once."""
     return bench.call(command, env={"OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy"})
 
 

@@ -25,5 +25,5 @@ class Vector(gymnasium.ObservationWrapper[np.ndarray, Any, Any]):
 
 
 def DoorKey5x5(**settings: Any) -> gymnasium.Env[Any, Any]:
-    """The environment; `settings` go to gymnasium.make, render_mode among them."""
+    """Makes the environment; `settings` are keyword arguments of gymnasium.make, such as render_mode."""
     return Vector(gymnasium.make("MiniGrid-DoorKey-5x5-v0", **settings))

@@ -11,8 +11,8 @@ from paired import BIN, RESULTS, Bench, Numbers, Ratio, Variant, arguments
 
 GOAL = 475.0
 RUN = "--algo dqn --env CartPole-v1 --json --quiet --checkpoint-every 0".split()
-# RL Zoo's settings. Its target_update_interval counts environment steps, of which 256 lie between two rounds of 128
-# updates: within a round the target stands still, and it is copied before the next one.
+# RL Zoo's settings. Its target_update_interval counts environment steps, and 256 steps lie between two rounds of 128
+# updates: the target network is constant within a round and is copied before the next one.
 ZOO = """--preset none --vector serial --streams 1 --unroll 256 --capacity 100000 --warmup 1000 --batch 64
     --updates-per-step 0.5 --lr 2.3e-3 --gamma 0.99 --target-every 0 --epsilon-share 0.16 --epsilon-end 0.04
     --widths 256,256 --activation relu""".split()
@@ -52,7 +52,7 @@ SOLVE_NOTE = (
     "own. `fresh_return` is what `rleval` finds over 100 other episodes afterwards, and `solved` on our side asks for "
     "that as well."
 )
-# Runs a command, and adds the processor's seconds to the JSON on its last line.
+# Runs a command, and adds its CPU seconds to the JSON in its last line.
 TIMED = """
 import json, resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, text=True)
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def updates(bench: Bench) -> None:
-    """The same settings on both sides; ours in one process, and with acting beside."""
+    """The same settings on both sides; ours in one process, and with separate actors."""
     options = bench.options
     steps = "6000" if options.quick else "20000"
     command = [str(BIN / "rltrain"), *RUN, *ZOO, "--eval-every", "0", "--steps", steps, "--seed", "{seed}"]
@@ -97,7 +97,7 @@ def updates(bench: Bench) -> None:
 
 
 def solve(bench: Bench) -> None:
-    """Whole commands: RL Zoo's settings on both sides, and our preset."""
+    """Entire commands: RL Zoo's settings on both sides, and our preset."""
     options = bench.options
     seeds = [int(word) for word in options.seeds.split(",")]
     options.runs = 1 if options.quick else len(seeds)
@@ -152,7 +152,7 @@ def solve(bench: Bench) -> None:
 
 
 def ours(bench: Bench, command: list[str]) -> Numbers:
-    """A run of ours: its numbers, and its updates from metrics.jsonl."""
+    """Our run: its numbers, and its updates from metrics.jsonl."""
     numbers = bench.call(command)
     text = (bench.scratch / numbers["run"] / "metrics.jsonl").read_text()
     lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
@@ -166,22 +166,22 @@ def ours(bench: Bench, command: list[str]) -> Numbers:
 
 
 def timed(command: list[str]) -> list[str]:
-    """The command, and the processor's seconds that it used."""
+    """Runs the command, and measures its CPU seconds."""
     return [sys.executable, "-c", TIMED, *command]
 
 
 def per_cpu_second(numbers: Numbers) -> Numbers:
-    """The same, with the updates for each of the processor's seconds."""
+    """Runs the command, and computes the updates per CPU second."""
     return numbers | {"updates_per_cpu_s": numbers["updates"] / numbers["cpu_s"]}
 
 
 def seeded(command: list[str], seed: int) -> list[str]:
-    """The command with its seed filled in."""
+    """The command with the seed filled in."""
     return [word.replace("{seed}", str(seed)) for word in command]
 
 
 def merged(name: str, runs: list[Numbers]) -> list[Numbers]:
-    """These runs and those of other seeds that were kept, in the order of seeds."""
+    """These runs and the stored runs of other seeds, sorted by seed."""
     file = RESULTS / "dqn_solve.json"
     kept = json.loads(file.read_text())["runs"].get(name, []) if file.exists() else []
     mine = {run["seed"] for run in runs}

@@ -1,4 +1,4 @@
-"""Two learners that share each update against one, a thread each: SAC with layers of 1,024 and batches of 1,024."""
+"""Two learners that share each update against one learner, one thread each: SAC with layers and batches of 1,024."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WARMUP = 100
 SETTINGS = f"""--algo sac --env HalfCheetah-v5 --preset none --workers 0 --streams 1 --unroll 1 --capacity 100000
     --warmup {WARMUP} --updates-per-step 1 --lr 3e-4 --tau 0.005 --gamma 0.99 --eval-every 0 --checkpoint-every 0
     --quiet --json""".split()
-SIZES = ((1024, 1024, 1.0), (256, 256, 8.0))  # widths, batch, and how many times the updates
+SIZES = ((1024, 1024, 1.0), (256, 256, 8.0))  # widths, batch, factor of the number of updates
 NOTE = (
     "One environment, stepped once for each update; two layers of the width, and as large a batch. `exchange`: the "
     "share of the time that the first learner sends, receives and waits for the other."

@@ -1,4 +1,4 @@
-"""What acting and learning at once gives, where both cost the same: 1 worker and a learner of one thread.
+"""The gain of acting while learning, if both take the same time: 1 worker and a learner with one thread.
 
 The environment is CartPole-v1 with arithmetic added to its step, as much as makes acting as long as learning.
 """
@@ -20,10 +20,10 @@ METRICS = {
     "wall_s": "s",
 }
 BAR = 1.6
-GUESS = 500  # turns of the environment's loop, where the search for as many as are needed begins
+GUESS = 500  # start value of the search for the iterations of the environment's loop
 COMMON = """--preset none --workers 1 --learner-threads 1 --streams 16 --vector serial --lr-end none
     --steps 1000000000 --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
-SETTINGS = {  # each learner is dearer than CartPole alone, so that something can be added to the environment
+SETTINGS = {  # each learner takes more time than CartPole, so that the environment can be slowed down to match
     "impala": "--unroll 32 --wait 16 --optimizer adam --widths 512,512".split(),
     "appo": "--unroll 32 --wait 16 --buffer-size 1 --reuse 2 --widths 256,256".split(),
     "ppo": "--unroll 128 --epochs 4 --minibatches 8 --widths 64,64".split(),
@@ -52,7 +52,7 @@ def main() -> None:
 
     @functools.cache
     def balanced(algo: str) -> int:
-        """Turns of the loop that make acting as dear as learning: a line through two trials, and a third to see."""
+        """Iterations with which acting takes as long as learning: by a line through two trials, then a check."""
         kept = bench.kept(f"{algo} --overlap")
         if options.work is not None or kept:
             return int(kept[0]["work"] if options.work is None else options.work)
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def _root(a: tuple[int, float], b: tuple[int, float]) -> int:
-    """Where the line through two points is 0."""
+    """The zero of the line through two points."""
     return max(0, round(a[0] - a[1] * (b[0] - a[0]) / (b[1] - a[1])))
 
 

@@ -1,4 +1,4 @@
-"""Environments whose steps take as long as a benchmark wants: CartPole-v1 that works, or sleeps, beside."""
+"""CartPole-v1 whose steps take additional time: computing, or sleeping."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rltrain.envs.seeding import stream_seed
 
 
 class Working(gymnasium.Wrapper):  # type: ignore[misc]
-    """Adds arithmetic to every step: `work` turns of a Python loop, so that it needs a core as any environment does."""
+    """Adds `work` iterations of a Python loop to every step, which need a CPU core."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], work: int) -> None:
         super().__init__(env)
@@ -25,7 +25,7 @@ class Working(gymnasium.Wrapper):  # type: ignore[misc]
 
 
 class Sleeping(gymnasium.Wrapper):  # type: ignore[misc]
-    """Adds a pause to every step, of which the processor knows nothing; a longer one in some streams.
+    """Adds a pause without CPU load to every step, and a longer one in some streams.
 
     Args:
         pause: seconds.

@@ -1,4 +1,4 @@
-"""What all benchmarks share: commands run in turn, ours and a peer's, and a report with medians and ratios."""
+"""Shared by all benchmarks: runs our commands and those of peers alternately, reports medians and ratios."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ import psutil
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 RESULTS = HERE / "results"
-BIN = Path(sys.executable).parent  # of the environment that runs this: rltrain and rleval stand there too
+BIN = Path(sys.executable).parent  # of the current environment, with rltrain and rleval
 OURS = "rltrain torch gymnasium numpy loky".split()
 
-Numbers = dict[str, Any]  # what one run says about itself
-TRAINING = {  # metrics of `ours`, and their units
+Numbers = dict[str, Any]  # the numbers of one run
+TRAINING = {  # metric of `ours`: unit
     "steps_per_second": "1/s",
     "steady_steps_per_second": "1/s",
     "acting": "share of time",
@@ -40,17 +40,17 @@ TRAINING = {  # metrics of `ours`, and their units
 
 @dataclass(frozen=True)
 class Variant:
-    """One side of a comparison. `run(i)` makes the i-th run; `shown` is its command, for people."""
+    """One side of a comparison. `run(i)` makes the i-th run; `shown` is its command in reports."""
 
     name: str
     shown: str
     run: Callable[[int], Numbers]
-    runs: int | None = None  # fewer than the others', where one takes long
+    runs: int | None = None  # fewer runs than the others, if one takes long
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A claim: the best of our variants against a peer, run by run; `bar` is what is wanted of the median."""
+    """A claim: the best of our variants against a peer, run by run. The median ratio must reach `bar`."""
 
     what: str
     ours: Sequence[str]
@@ -66,12 +66,12 @@ class Bench:
 
     name: str
     options: argparse.Namespace
-    metrics: Mapping[str, str]  # names of a run's numbers, and their units, in the order of the table
+    metrics: Mapping[str, str]  # name of a number: unit, in the order of the table
     versions: dict[str, str] = field(default_factory=dict)
     scratch: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="rltrain-bench-")))
 
     def python(self, peer: str) -> Path:
-        """The interpreter of a peer's environment, which is made when it is missing."""
+        """The interpreter of a peer's environment, which is made if necessary."""
         folder = Path(self.options.peers).resolve()
         python = folder / peer / "bin" / "python"
         if not python.exists():
@@ -79,19 +79,19 @@ class Bench:
         return python
 
     def peer(self, program: str, *words: object) -> list[str]:
-        """The command that runs one of peers/*.py, in the environment that its name's end tells."""
+        """The command for one of peers/*.py, in the environment that the end of its name identifies."""
         environment = program.removesuffix(".py").rpartition("_")[2]
         return [str(self.python(environment)), str(HERE / "peers" / program), *map(str, words)]
 
     def shown(self, command: Sequence[str]) -> str:
-        """A command without this machine's paths."""
+        """The command without local paths."""
         text = shlex.join(command)
         for path, short in ((BIN, ""), (HERE, "benchmarks"), (self.scratch, "RUNS")):
             text = text.replace(f"{path}/" if not short else str(path), short)
         return text.replace(str(Path(self.options.peers).resolve()), "PEERS") if self.options.peers else text
 
     def call(self, command: Sequence[str], env: Mapping[str, str] | None = None, timeout: float = 900) -> Numbers:
-        """Run a command; its last line is JSON. `wall_s` is added: from exec to exit."""
+        """Runs a command whose last line is JSON, and adds its wall time as `wall_s`."""
         began = time.time()
         done = subprocess.run(
             command,
@@ -107,14 +107,14 @@ class Bench:
         return self.numbers(done.stdout) | {"wall_s": wall, "exec_at": began}
 
     def numbers(self, stdout: str) -> Numbers:
-        """The JSON object on the last line that holds one."""
+        """The JSON object in the last line that has one."""
         line = [line for line in stdout.splitlines() if line.startswith("{")][-1]
         found: Numbers = json.loads(line)
         self.versions.update(found.pop("versions", {}))
         return found
 
     def alternate(self, variants: Sequence[Variant]) -> dict[str, list[Numbers]]:
-        """First runs of all variants, then second runs of all: what disturbs the machine disturbs all sides."""
+        """Makes the first runs of all variants, then the second runs: disturbances of the machine affect all."""
         skipped = [word for word in (self.options.skip or "").split(",") if word]
         found = {variant.name: self.kept(variant.name) for variant in variants}
         for _ in range(self.options.runs):
@@ -131,7 +131,7 @@ class Bench:
         return {name: runs for name, runs in found.items() if runs}
 
     def kept(self, name: str) -> list[Numbers]:
-        """With --add: the runs of a variant that are in results/ already."""
+        """With --add: the stored runs of a variant in results/."""
         file = RESULTS / f"{self.name}.json"
         if not self.options.add or self.options.quick or not file.exists():
             return []
@@ -140,14 +140,14 @@ class Bench:
         return list(data["runs"].get(name, []))
 
     def lines(self, numbers: Numbers) -> list[Numbers]:
-        """The lines of metrics.jsonl of a run of ours that tell where the time went."""
+        """The lines with shares of time in the metrics.jsonl of our run."""
         text = (self.scratch / numbers["run"] / "metrics.jsonl").read_text()
         return [line for line in map(json.loads, text.splitlines()) if "time/acting" in line]
 
     def report(
         self, variants: Sequence[Variant], found: Mapping[str, list[Numbers]], ratios: Sequence[Ratio], note: str = ""
     ) -> Numbers:
-        """Print the table and the JSON; keep the JSON in results/ unless this was a smoke run."""
+        """Prints the table and the JSON; stores the JSON in results/, except for a smoke run."""
         medians = {name: {key: median(runs, key) for key in self.metrics} for name, runs in found.items()}
         data: Numbers = {
             "name": self.name,
@@ -176,7 +176,7 @@ class Bench:
 
 
 def arguments(doc: str | None, **more: Any) -> argparse.Namespace:
-    """The flags that all benchmarks take, and those in `more`: name=keywords of add_argument."""
+    """The flags of all benchmarks, and those in `more`: name=keyword arguments of add_argument."""
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--peers", help="folder of the peers' environments sb3/, rllib/, ..., made there when missing")
     parser.add_argument("--runs", type=int, help="runs of each variant [3; 1 with --quick]")
@@ -194,25 +194,25 @@ def arguments(doc: str | None, **more: Any) -> argparse.Namespace:
 
 
 def ours(bench: Bench, command: Sequence[str]) -> Numbers:
-    """A training run of ours with --json: its numbers, and the shares of its time from metrics.jsonl."""
+    """Our training run with --json: its numbers, and its shares of time from metrics.jsonl."""
     numbers = bench.call(command)
     timed = bench.lines(numbers)
     for share in "acting learning other".split():
         numbers[share] = timed[-1].get(f"time/{share}")
     first, last = timed[0], timed[-1]
-    if last["seconds"] - first["seconds"] > 1.0:  # what remains when processes have started
+    if last["seconds"] - first["seconds"] > 1.0:  # without the start of the processes
         numbers["steady_steps_per_second"] = (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])
     return numbers
 
 
 def median(runs: Sequence[Numbers], key: str) -> float | None:
-    """Of the runs that have the number."""
+    """The median over the runs that have the number."""
     values = [run[key] for run in runs if run.get(key) is not None]
     return statistics.median(values) if values else None
 
 
 def compare(ratio: Ratio, found: Mapping[str, list[Numbers]]) -> Numbers:
-    """The ratio of each pair of runs, its median, and whether that meets the bar."""
+    """The ratio of each pair of runs, the median, and whether it reaches the bar."""
     best = max if ratio.sense == "at least" else min
     candidates = {name: median(found[name], ratio.metric) for name in ratio.ours if found.get(name)}
     known = {name: value for name, value in candidates.items() if value is not None}
@@ -268,7 +268,7 @@ def _short(value: Any) -> str:
 
 
 def machine() -> Numbers:
-    """What the numbers were taken on."""
+    """The machine of the measurement."""
     model = platform.processor() or "unknown"
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -280,7 +280,7 @@ def machine() -> Numbers:
 
 
 def commit() -> str:
-    """The commit that was measured; -dirty if files that are tracked have changed."""
+    """The measured commit, with -dirty if tracked files have changed."""
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.check_output([*git, "rev-parse", "--short=10", "HEAD"], text=True).strip()
@@ -291,7 +291,7 @@ def commit() -> str:
 
 
 def installed(names: Sequence[str]) -> dict[str, str]:
-    """Versions, of what is there."""
+    """Versions of the installed packages."""
     found = {"python": platform.python_version()}
     for name in names:
         try:

@@ -1,4 +1,4 @@
-"""PPO with Nature CNN on Pong, learning on: against what the network alone allows on the cores, and against peers."""
+"""PPO with Nature CNN on Pong, with learning: against the limit that the network sets, and against peers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main() -> None:
     variants = []
 
     def add(name: str, command: list[str], mine: bool) -> None:
-        """`{seed}` in a command stands for the number of the run."""
+        """Replaces `{seed}` in the command by the number of the run."""
 
         def run(index: int) -> dict[str, object]:
             words = [word.replace("{seed}", str(index)) for word in command]

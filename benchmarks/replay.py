@@ -1,4 +1,4 @@
-"""Sampling 256 transitions from a full replay, vectors and images: microseconds a batch against the peers' buffers."""
+"""Sampling 256 transitions from a full replay, vectors and images: microseconds per batch against peers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import numpy as np
 from paired import HERE, Bench, Ratio, Variant, arguments
 
 METRICS = {"us_per_batch": "us", "us_per_update": "us", "memory_gib": "GiB"}
-ROWS = {"vector": 1_000_000, "images": 50_000}  # of images fewer: most peers keep each frame eight times, 2.6 GiB here
-ALL = 1_000_000  # images of ours in a variant alone, for its memory
+ROWS = {
+    "vector": 1_000_000,
+    "images": 50_000,
+}  # fewer images, since most peers store each frame eight times: 2.6 GiB here
+ALL = 1_000_000  # images in a variant of ours that measures memory
 NOTE = (
     "A batch is 256 transitions, tensors on the CPU, one thread. `vector`: 1,000,000 rows of 17 floats and 6 actions. "
     "`images`: 50,000 rows of 84x84x4 uint8 for all sides, since most peers keep four frames twice for each row; ours "
@@ -25,7 +28,7 @@ NOTE = (
 
 
 def sample(obs: str, rows: int, priorities: bool, seconds: float) -> dict[str, Any]:
-    """Ours: a full replay, and the time of a batch."""
+    """Measures the time of a batch of our replay when it is full."""
     sys.path.insert(0, str(HERE / "peers"))
     import torch
     from sampling import ALPHA, BATCH, BETA, GAMMA, errors, memory_gib, timed
@@ -64,7 +67,7 @@ def sample(obs: str, rows: int, priorities: bool, seconds: float) -> dict[str, A
 
 
 def spec(obs: str) -> Any:
-    """Of the environment that the rows are of."""
+    """The spec of the environment of the rows."""
     from sampling import ACTION, OBS, PIXELS, STACK
 
     from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
@@ -77,7 +80,7 @@ def spec(obs: str) -> Any:
 
 
 def unroll(obs: str, begin: int, count: int) -> Any:
-    """Rows `begin` to `begin + count` of one stream, whose episodes end after EPISODE steps; no two frames alike."""
+    """Rows `begin` to `begin + count` of one stream, whose episodes have EPISODE steps; all frames differ."""
     from sampling import ACTION, EPISODE, OBS, PIXELS, STACK
 
     from rltrain.rollout.types import Trajectory
@@ -88,7 +91,7 @@ def unroll(obs: str, begin: int, count: int) -> Any:
         seen = np.sin(row[:, None] * np.arange(1, OBS + 1), dtype=np.float64).astype(np.float32)
         action = np.cos(row[:-1, None] * np.arange(1, ACTION + 1)).astype(np.float32)
     else:
-        frame = row[:, None] - np.minimum(np.arange(STACK)[::-1], step[:, None])  # [T+1, 4] whose row's
+        frame = row[:, None] - np.minimum(np.arange(STACK)[::-1], step[:, None])  # [T+1, 4] row of each frame
         line = (frame * 7).astype(np.uint8)[..., None, None] + np.arange(PIXELS, dtype=np.uint8)
         seen, action = np.broadcast_to(line, (*frame.shape, PIXELS, PIXELS)), row[:-1] % 6
     return Trajectory(
@@ -105,14 +108,14 @@ def unroll(obs: str, begin: int, count: int) -> Any:
 
 
 def run(bench: Bench, command: list[str], _: int) -> dict[str, Any]:
-    """One run of a command."""
+    """A function that runs the command once."""
     return bench.call(command, env={"OMP_NUM_THREADS": "1"})
 
 
 def main() -> None:
     options = arguments(
         __doc__,
-        sample={"choices": ROWS, "help": argparse.SUPPRESS},  # ours, in a process of its own
+        sample={"choices": ROWS, "help": argparse.SUPPRESS},  # our variant, in its own process
         rows={"type": int, "help": argparse.SUPPRESS},
         priorities={"action": "store_true", "help": argparse.SUPPRESS},
         seconds={"type": float, "help": "of each measurement [4; 0.5 with --quick]"},

@@ -1,4 +1,4 @@
-"""Throughput of IMPALA against actors, streams and nodes, what each step costs where, and a model that this gives.
+"""Throughput of IMPALA over actors, streams and nodes, the costs of a step, and a model made from them.
 
 A node is a Dask worker on loopback, or one in a network namespace behind a wire of 100 Mbit/s and 20 ms: see wire.py.
 """
@@ -31,8 +31,8 @@ METRICS = {
 }
 BAR = 0.8
 MBITS, DELAY = 100.0, 0.02
-CORES, GBITS = 16, 10.0  # of the nodes and the network of the forecast
-SLEEP = 0.01  # seconds that a step of the simulator takes which needs no core
+CORES, GBITS = 16, 10.0  # cores of a node and bandwidth of the network in the forecast
+SLEEP = 0.01  # seconds per step of the simulator that needs no core
 MAX_IN_FLIGHT = 4  # unrolls an actor may be ahead of the learner, so that it does not wait for the network
 COMMON = f"""--algo impala --preset none --vector serial --lr-end none --optimizer adam --lr 5e-4
     --max-in-flight {MAX_IN_FLIGHT} --steps 1000000000 --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
@@ -60,7 +60,7 @@ class Point:
     work: str
     place: str  # processes, nodes, wire, far
     workers: int
-    streams: int  # in all
+    streams: int  # in total
 
     @property
     def name(self) -> str:
@@ -79,7 +79,7 @@ POINTS = [
 
 @contextlib.contextmanager
 def fleet(folder: Path, place: str) -> Iterator[tuple[str, list[psutil.Process]]]:
-    """A scheduler and its nodes: the scheduler file, and the Dask workers."""
+    """Starts a scheduler and its nodes; yields the scheduler file and the Dask workers."""
     with contextlib.ExitStack() as stack:
         inside: list[str] = []
         if place in ("wire", "far"):
@@ -113,7 +113,7 @@ def _wait(process: subprocess.Popen[bytes], log: Path, until: Callable[[], bool]
 
 
 def seconds_of(processes: Sequence[psutil.Process]) -> float:
-    """Processor time that they have used."""
+    """CPU time of these processes."""
     total = 0.0
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -127,7 +127,7 @@ def children_of(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
 
 
 def measure(bench: Bench, command: Sequence[str], nodes: Sequence[psutil.Process], seconds: float) -> Numbers:
-    """Run a command for a while after its first updates, and see what it does meanwhile."""
+    """Runs a command for a while after its first updates, and measures it."""
     runs = bench.scratch / "runs"
     before = set(runs.glob("*")) if runs.exists() else set()
     run = subprocess.Popen(command, cwd=bench.scratch, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -140,7 +140,7 @@ def measure(bench: Bench, command: Sequence[str], nodes: Sequence[psutil.Process
             text = files[0].read_text() if files else ""
             return [json.loads(line) for line in text.splitlines() if '"time/acting"' in line and line.endswith("}")]
 
-        while len(lines()) < 3:  # of which the first tell of the start
+        while len(lines()) < 3:  # the first lines include the start
             if run.poll() is not None:
                 assert run.stderr is not None
                 raise RuntimeError(f"{bench.shown(command)} ended with {run.returncode}:\n{run.stderr.read()[-2000:]}")
@@ -172,7 +172,7 @@ def measure(bench: Bench, command: Sequence[str], nodes: Sequence[psutil.Process
 
 
 def modelled(point: Point, numbers: Numbers) -> float:
-    """Steps per second: the least of what the learner, the cores, the simulators and the wire allow."""
+    """Steps per second: the minimum of the limits by the learner, the cores, the simulators and the network."""
     learner, actors, nodes = (numbers[f"{who}_us"] / 1e6 for who in ("learner", "actors", "nodes"))
     allowed = [1 / learner, psutil.cpu_count() / (learner + actors + nodes)]
     if point.work == "simulator":
@@ -180,7 +180,7 @@ def modelled(point: Point, numbers: Numbers) -> float:
     else:
         allowed.append(point.workers / actors)
     if point.place == "far":
-        sent = 8 * numbers["bytes"] / (1e6 * MBITS)  # seconds a step
+        sent = 8 * numbers["bytes"] / (1e6 * MBITS)  # seconds per step
         words = WORK[point.work]
         steps = int(words[words.index("--unroll") + 1]) * point.streams // point.workers  # of an actor's unroll
         busy = (
@@ -191,7 +191,7 @@ def modelled(point: Point, numbers: Numbers) -> float:
 
 
 def forecast(medians: Mapping[str, Mapping[str, float]]) -> str:
-    """What the measured costs foretell of nodes of CORES cores on a network of GBITS: a table for people."""
+    """A table of the throughput that the model predicts for nodes with CORES cores on a network of GBITS."""
     lines = ["| steps per second | learner allows | wire allows | 1 node | 16 nodes | 64 nodes | 256 nodes |"]
     lines.append("| --- " * 7 + "|")
     for work, place in (("mlp", "nodes 2 x 8"), ("pixels", "nodes 2 x 8"), ("simulator", "nodes 4 x 8")):

@@ -1,4 +1,4 @@
-"""What one actor costs that is 20 times slower than the others: steps per second with it, and without it."""
+"""The cost of one actor that is 20 times slower than the others: steps per second with it and without it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ METRICS = {
     "learning": "share of time",
     "wall_s": "s",
 }
-WORKERS, STREAMS = 4, 4  # and the streams of each
+WORKERS, STREAMS = 4, 4  # streams per worker
 SETTINGS = f"""--preset none --vector serial --unroll 20 --wait {STREAMS} --lr-end none --steps 1000000000
     --eval-every 0 --checkpoint-every 0 --quiet --json --seed 0""".split()
-# workers, and how many streams, the first ones, sleep 20 times longer
+# workers, and the number of streams that sleep 20 times longer
 SIDES = {"4 alike": (4, 0), "3 alike": (3, 0), "3 alike, 1 slow": (4, STREAMS)}
 NOTE = (
     "4 workers x 4 streams, unrolls of 20, an update for each; every environment sleeps 1 ms a step, those of the slow "

@@ -1,4 +1,4 @@
-"""From the shell to the first step of all 8 actors, and the memory of 8 actors, against Stable-Baselines3."""
+"""Time of a command until all 8 actors have made a step, and their memory, against Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 from paired import BIN, HERE, Bench, Ratio, Variant, arguments
 
 METRICS = {"first_step_s": "s", "pss_mib": "MiB", "processes": "", "wall_s": "s"}
-STAMPED = HERE / "peers" / "stamped.py"  # an environment that writes down its first step
+STAMPED = HERE / "peers" / "stamped.py"  # an environment that records the time of its first step
 ACTORS = 8
 SAMPLE_SECONDS = 0.2
 NOTE = (
@@ -24,7 +24,7 @@ NOTE = (
 
 
 def first_step(bench: Bench, command: Sequence[str]) -> dict[str, Any]:
-    """Seconds until the last of the actors has made a step. Steps in the command's own process do not count."""
+    """Seconds until all actors have made a step. Steps in the command's own process do not count."""
     stamps = bench.scratch / f"stamps-{time.time_ns()}"
     began = time.time()
     process = subprocess.Popen(
@@ -47,12 +47,12 @@ def first_step(bench: Bench, command: Sequence[str]) -> dict[str, Any]:
             first[pid] = min(stamp, first.get(pid, stamp))
     if len(first) < ACTORS:
         raise RuntimeError(f"{bench.shown(command)}: {len(first)} processes made a step, not {ACTORS}")
-    # The evaluating actor may have stepped too, but only after all others.
+    # The evaluation process may also have stepped, but later than the actors.
     return {"first_step_s": sorted(first.values())[ACTORS - 1] - began, "wall_s": wall}
 
 
 def memory(bench: Bench, command: Sequence[str]) -> dict[str, Any]:
-    """The peak of the tree's PSS during the run."""
+    """The peak PSS of the process tree during the run."""
     env = {**os.environ, "BENCH_STAMPS": os.devnull}
     with (bench.scratch / "memory.log").open("w+") as log:
         process = psutil.Popen(command, cwd=bench.scratch, env=env, stdout=log, stderr=log)

@@ -16,7 +16,7 @@ ORDER = """throughput throughput_overlap native acting start solve solve_native 
 
 
 def section(data: dict[str, Any]) -> str:
-    """One benchmark: where and with what it was measured, the numbers, the commands."""
+    """One benchmark: machine, versions, numbers and commands."""
     machine = data["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in sorted(data["versions"].items()))
     commands = "\n".join(f"{name}:\n    {command}" for name, command in data["commands"].items())

@@ -6,7 +6,7 @@ from dqn import seeded, timed
 from paired import BIN, TRAINING, Bench, Numbers, Ratio, Variant, arguments, ours
 
 METRICS = {"steps_per_cpu_s": "1/s of the processor", **TRAINING}
-STREAMS, ROUND, UPDATES = 10, 6_000, 1_000  # BenchMARL's defaults: environments, steps a round, updates a round
+STREAMS, ROUND, UPDATES = 10, 6_000, 1_000  # BenchMARL's defaults: environments, steps per round, updates per round
 SETTINGS = f"""--algo qmix --env pettingzoo:mpe2.simple_spread_v3 --env-arg max_cycles=100 --preset none
     --streams {STREAMS} --unroll {ROUND // STREAMS} --capacity 100000 --batch 128 --warmup 0 --no-random-start
     --updates-per-step {UPDATES / ROUND} --widths 256,256 --activation tanh --mixer-width 32 --hyper-width 32

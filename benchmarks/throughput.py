@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from paired import BIN, TRAINING, Bench, Ratio, Variant, arguments, ours
 
-SLOW = 49_152  # steps for the peers that need minutes for 200,000; their rate does not depend on the number
+SLOW = 49_152  # steps for peers that need minutes for 200,000; their rate does not depend on it
 # 8 streams, 128 steps, 4 epochs of 4 minibatches of 256, two separate nets of two layers of 64, tanh.
 SETTINGS = """--algo ppo --env CartPole-v1 --preset none --streams 8 --vector serial --unroll 128
     --epochs 4 --minibatches 4 --lr 2.5e-4 --lr-end none --gamma 0.99 --lam 0.95 --clip 0.2 --entropy 0.01
@@ -30,7 +30,7 @@ def main() -> None:
     variants = []
 
     def add(name: str, command: list[str], mine: bool) -> None:
-        """`{seed}` in a command stands for the number of the run."""
+        """Replaces `{seed}` in the command by the number of the run."""
 
         def run(index: int) -> dict[str, object]:
             words = [word.replace("{seed}", str(index)) for word in command]

@@ -19,7 +19,7 @@ METRICS = {
     "wall_s": "s",
 }
 WARMUP = 100
-PRODUCTS = {"sac": 16.0, "td3": 11.5}  # of 256-cubes that an update cannot do without
+PRODUCTS = {"sac": 16.0, "td3": 11.5}  # products of 256 x 256 matrices that an update needs at least
 SETTINGS = f"""--env Pendulum-v1 --preset none --workers 0 --streams 1 --unroll 1 --capacity 100000
     --warmup {WARMUP} --updates-per-step 1 --batch 256 --widths 256,256 --lr 3e-4 --tau 0.005 --gamma 0.99
     --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
@@ -32,7 +32,7 @@ NOTE = (
 
 
 def arithmetic(products: float) -> Numbers:
-    """Updates per second, if they were nothing but matrix products."""
+    """Updates per second if they consisted of matrix products only."""
     torch.set_num_threads(1)
     a, b = torch.randn(256, 256), torch.randn(256, 256)
     out, count = torch.empty(256, 256), 1500

@@ -1,4 +1,4 @@
-"""This checkout against another version of rltrain, run by run in turns: did a change cost speed?
+"""This checkout against another version of rltrain, in alternating runs: does a change cost speed?
 
 scripts/bench versions --before OTHER/.venv/bin/rltrain [--only throughput,start]
 """

@@ -1,8 +1,8 @@
-"""A host of its own on this machine: a network namespace behind a wire of a given rate and delay. Linux, as root.
+"""A simulated host: a network namespace behind a link with a given rate and delay. Linux, as root.
 
-The kernel's own delay (netem) is not everywhere, so the wire is a process between two TUN devices: what comes out of
-one goes into the other when its bits have passed and its delay is over. Packets that would wait for more than a second
-are dropped, as by any router.
+The kernel's own delay (netem) is not available everywhere. Here the link is a process between two TUN devices: it
+passes a packet from one to the other after the transmission time of its bits and the delay. Packets that would wait
+for more than a second are dropped, as by any router.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from collections import deque
 from collections.abc import Iterator
 
 HERE, THERE = "10.77.0.1", "10.77.0.2"
-MTU = 9000  # few large packets, so that the wire itself takes little of the cores
+MTU = 9000  # few large packets, so that the simulation needs little CPU time
 QUEUE_SECONDS = 1.0
 
 
 def possible() -> str | None:
-    """Why there can be no such host here; None if there can."""
+    """The reason why the simulation is not possible here, or None."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return "needs Linux and root"
     if not os.path.exists("/dev/net/tun"):
@@ -38,7 +38,7 @@ def possible() -> str | None:
 
 @contextlib.contextmanager
 def host(name: str, bits_per_second: float | None, delay: float) -> Iterator[list[str]]:
-    """The words to put before a command that is to run there.
+    """The command prefix for the simulated host.
 
     Args:
         bits_per_second: in each direction; None: as fast as the wire can.
@@ -68,7 +68,7 @@ def host(name: str, bits_per_second: float | None, delay: float) -> Iterator[lis
 
 
 def _tun(name: str) -> int:
-    """A new device of that name, as a file of packets."""
+    """Makes a network device; returns its file descriptor, which reads and writes packets."""
     file = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(file, 0x400454CA, struct.pack("16sH", name.encode(), 0x0001 | 0x1000))  # TUNSETIFF: TUN, NO_PI
     return file
@@ -83,9 +83,9 @@ def _run(*words: str) -> None:
 
 
 def relay(ends: tuple[int, int], bits_per_second: float, delay: float) -> None:
-    """Carry packets for ever."""
+    """Forwards packets without end."""
     waiting: tuple[deque[tuple[float, bytes]], ...] = (deque(), deque())  # (due, packet) from each end
-    free = [0.0, 0.0]  # when the bits of all packets from that end have passed
+    free = [0.0, 0.0]  # time at which the link from that end is free
     poll = select.poll()
     for end in ends:
         poll.register(end, select.POLLIN)
