@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracles.faulty import config_of
 
-from rltrain.algorithms.networks.mlp import BIG
+from rltrain.algorithms.networks.mlp import LARGE
 from rltrain.algorithms.protocol import Act
 from rltrain.config.load import load
 from rltrain.envs.make import read_spec, resolve
@@ -46,7 +46,7 @@ def test_networks_of_atari_agree(torso: str) -> None:
     config = load({"algo": "ppo", "env": "ALE/Pong-v5", "preset": "none", "streams": 32, **given})
     spec = read_spec(resolve("ALE/Pong-v5"), 0)
     policy = rollout_spec(config, open_environment(config)[0], StreamPlan(8)).make_policy()
-    wide = [x for x in policy.parameters() if x.ndim == 2 and x.numel() >= BIG]
+    wide = [x for x in policy.parameters() if x.ndim == 2 and x.numel() >= LARGE]
 
     assert len(wide) == 1
     assert all(x.t().is_contiguous() for x in wide)
