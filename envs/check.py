@@ -57,7 +57,7 @@ def check_env(source: EnvSource, spec: EnvSpec, seed: int, steps: int = 20, seco
             before, info = again
         if fatal():
             return list(problems.values())
-        rng, reader = np.random.default_rng(seed), action_reader(env.action_space, spec.action)
+        rng, reader = np.random.default_rng(seed), action_reader(spec.action, env.action_space.dtype)
         in_obs = mask_in_obs(env.observation_space)
         for row in range(steps):  # noqa: B007  used in the EnvFault
             if time.monotonic() > end:

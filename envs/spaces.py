@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import DTypeLike
 
 from rltrain.envs.errors import EnvError
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, Padding
@@ -172,29 +173,41 @@ def obs_writer(space: spaces.Space[Any]) -> Writer:
     return write
 
 
-def action_reader(space: spaces.Space[Any], spec: ActionSpec) -> Callable[[np.ndarray], Any]:
+def action_reader(spec: ActionSpec, dtype: DTypeLike | None = None) -> Callable[[np.ndarray], Any]:
     """A function from the policy's actions [B, *A] to a sequence of B actions for `env.step`.
 
     A policy's Box actions are in [-1, 1]: they are clipped to that range and scaled to the bounds of the space.
+
+    Args:
+        dtype: of the environment's action space; default: `spec.takes` for Box, else int64.
     """
     if spec.kind == "box":
         low = np.asarray(spec.low, np.float32).reshape(spec.shape)
         high = np.asarray(spec.high, np.float32).reshape(spec.shape)
-        dtype = space.dtype if space.dtype is not None else np.dtype(np.float32)
-        if (low == -1).all() and (high == 1).all() and dtype == np.float32:
+        kind = np.dtype(spec.takes if dtype is None else dtype)
+        if (low == -1).all() and (high == 1).all() and kind == np.float32:
             return lambda action: np.clip(action, -1.0, 1.0)
         half, middle = (high - low) / 2, (high + low) / 2
-        if np.issubdtype(dtype, np.integer):
-            return lambda action: np.rint(np.clip(action, -1.0, 1.0) * half + middle).astype(dtype)
-        return lambda action: np.clip(np.clip(action, -1.0, 1.0) * half + middle, low, high).astype(dtype, copy=False)
-    start = np.asarray(getattr(space, "start", 0))
+        if np.issubdtype(kind, np.integer):
+            return lambda action: np.rint(np.clip(action, -1.0, 1.0) * half + middle).astype(kind)
+        return lambda action: np.clip(np.clip(action, -1.0, 1.0) * half + middle, low, high).astype(kind, copy=False)
+    start = np.array(spec.start, np.int64).reshape(spec.shape) if spec.start else np.int64(0)
     if spec.kind == "discrete":
-        first = int(start)
-        if first:
-            return lambda action: list(action + first)
-        return list  # numpy integers, as `action_space.sample` returns them
-    dtype = np.dtype(space.dtype) if space.dtype is not None else np.dtype(np.int64)
-    return lambda action: (action + start).astype(dtype)
+        return lambda action: list(action + start)  # numpy integers, as `action_space.sample` returns them
+    integer = np.dtype(np.int64 if dtype is None else dtype)
+    return lambda action: (action + start).astype(integer)
+
+
+def split_mask(obs: Any, spec: ObsSpec) -> tuple[Any, Any]:
+    """An observation without the key `action_mask`, and that mask; None if it has no mask.
+
+    Args:
+        spec: of the observation without the mask.
+    """
+    if not (isinstance(obs, dict) and MASK in obs):
+        return obs, None
+    rest = {key: value for key, value in obs.items() if key != MASK}
+    return rest if isinstance(spec, dict) else next(iter(rest.values())), obs[MASK]
 
 
 def mask_of(obs: Any, info: dict[str, Any], in_obs: bool) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`python -m rltrain`: the same as the command `rltrain`."""
+"""`python -m rltrain` is the command `rltrain`."""
 
 from rltrain.cli import main
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,17 +42,10 @@ Part = TypeVar("Part")
 class Run:
     """The parts of a run, as the training loop uses them. Created by `open_run`."""
 
-    def __init__(self, config: RunConfig, resume: Path | None, signals: Signals) -> None:
+    def __init__(self, config: RunConfig, resume: Path | None, signals: Signals, closing: ExitStack) -> None:
         self.config, self.signals = config, signals
-        self._started = time.monotonic()
-        self._out_of_time = False
-        with contextlib.ExitStack() as closing:
-            self._open_parts(resume, closing)
-            self.close = closing.pop_all().close  # ends all workers and closes all files, the newest part first
-
-    def _open_parts(self, resume: Path | None, closing: contextlib.ExitStack) -> None:
-        """Create every part of the run. A signal until then ends the start."""
-        config, notes = self.config, list[str]()
+        self._started, self._out_of_time = time.monotonic(), False
+        notes: list[str] = []
 
         def add(created: tuple[Part, list[str]]) -> Part:
             notes.extend(created[1])
@@ -74,25 +67,22 @@ class Run:
             self.folder / CHECKPOINTS, config, spec, environment.restore_method, saved.checkpoint
         )
         self.learner = add(open_learner(config, spec, algorithm, data, self.folder, saved, closing))
-        weights = self.learner.weights(0)
-        self.rollout = add(open_actors(config, plan, weights, cluster, self._note_restart, closing))
-        self.evaluation = BackgroundEvaluation(config, environment, self.checkpoints, self._note_restart, closing)
+        on_restart = self.console.note_restart
+        self.rollout = add(open_actors(config, plan, self.learner, cluster, saved, on_restart, closing))
+        self.evaluation = BackgroundEvaluation(config, environment, self.checkpoints, on_restart, closing)
         self.window = Window()
-        self.self_play = SelfPlay(config.pool_size, config.pool_every) if config.opponents == "pool" else None
+        self.self_play = SelfPlay(config.pool_size if config.opponents == "pool" else 0, config.pool_every)
         if saved.restore(self._load) and config.steps > saved.steps:
             self.evaluation.goal_reached = False  # the run was extended
         self._add_opponent()
         self.learner.join()
-        self._checkpoint_step = self.rollout.steps  # of the newest checkpoint
         self.metrics = Metrics(self.folder, self.rollout.steps)
         closing.callback(self.metrics.close)
-        self.report = Report(config.steps, self.rollout.steps, self.metrics, self.console)
+        self.report = Report(config.steps, self.learner, self.rollout, self.window, self.metrics, self.console)
         if saved.folder is not None:
             write_run_file(self.folder, config, spec, mark)  # last: a resume that fails leaves the file as it was
         self.console.start(config, config.preset_file, notes)
         self.signals.ask = self._set_deadline
-
-    # --- for the training loop ---
 
     @property
     def progress(self) -> float:
@@ -103,6 +93,10 @@ class Run:
     def overlaps(self) -> bool:
         """True if actors act while the learner learns; actors in this process cannot."""
         return bool(self.learner.algorithm.plan.overlap) and self.config.backend != "local"
+
+    @property
+    def restarts(self) -> int:
+        return self.rollout.restarts + self.evaluation.restarts
 
     @property
     def stopped(self) -> str | None:
@@ -121,13 +115,13 @@ class Run:
         if steps < config.steps and self.evaluation.due(steps):
             self.drain()
             self.evaluation.launch(self.learner.frozen(self.rollout.steps))
-        self._collect_evaluations(wait=config.stop_return is not None)
+        self.evaluation.collect(self.rollout.steps, self.metrics, config.stop_return is not None, self.signals.received)
         seconds = time.monotonic() - self._started
         self._out_of_time = config.max_seconds is not None and seconds >= config.max_seconds
-        if self._signalled():
+        if self.signals.received():
             raise self.interrupted()
         every = config.checkpoint_every
-        if every and steps < config.steps and steps // every > self._checkpoint_step // every:
+        if every and steps < config.steps and steps // every > self.checkpoints.step // every:
             self.checkpoint()
         if self.report.due:
             self._log()
@@ -147,69 +141,46 @@ class Run:
         steps = self.rollout.steps
         if self.config.eval_every and self.evaluation.launched_step != steps:
             self.evaluation.launch(self.learner.frozen(steps))
-        self._collect_evaluations(wait=True)
+        self.evaluation.collect(steps, self.metrics, wait=True, stop=self.signals.received)
         if self.evaluation.pending:
             raise self.interrupted()
         self._log()
         path = self.checkpoint()
         if self.stopped == "return":
             self.evaluation.save_final(self.learner.weights(steps))
-        self.console.finish(self.report.shares(self.learner, self.rollout))
+        self.report.finish()
         return Result(
             steps=steps,
             seconds=time.monotonic() - self._started,
-            steps_per_second=self.report.speed(steps),
+            steps_per_second=self.report.speed,
             episodes=self.window.count,
             train_return=self.window.return_mean,
             eval_return=self.evaluation.return_mean,
             stopped=self.stopped or "steps",
             run=self.folder,
             checkpoint=path,
-            restarts=self._restarts,
+            restarts=self.restarts,
             fingerprint=fingerprint(self.learner.parts()),
         )
-
-    # --- between updates ---
 
     def _add_unrolls(self, unrolls: list[Trajectory]) -> None:
         if self.recorder is not None:
             self.recorder.add(unrolls)
         for unroll in unrolls:
             self.window.add(unroll.episodes)
-            if self.self_play is not None:
-                self.self_play.add(unroll.episodes)
+            self.self_play.add(unroll.episodes)
 
     def _add_opponent(self) -> None:
         """Add the newest policy to the pool of opponents when that is due."""
-        if self.self_play is not None and self.self_play.due(self.rollout.steps):
+        if self.self_play.due(self.rollout.steps):
             self.rollout.publish_opponent(*self.self_play.take(self.learner.frozen(self.rollout.steps)))
 
-    def _collect_evaluations(self, wait: bool) -> None:
-        self.evaluation.collect(self.rollout.steps, self.metrics, wait, self._signalled)
-
-    @property
-    def _restarts(self) -> int:
-        return self.rollout.restarts + self.evaluation.restarts
-
     def _log(self) -> None:
-        more = return_metrics("rollout", self.spec, self.window.episodes)
-        if self.self_play is not None:
-            more |= self.self_play.metrics()
-        self.report.log(self.learner, self.rollout, self.window, self.evaluation.return_mean, self._restarts, more)
-
-    def _note_restart(self, lost: ActorLost) -> None:
-        lines = lost.detail.strip().splitlines()
-        text = lines[0] if len(lines) == 1 else f"{lines[0].rstrip(':')}: {lines[-1]}"
-        self.console.note(f"{lost.who} was lost and is replaced: {text}")
-
-    # --- checkpoints ---
+        more = return_metrics("rollout", self.spec, self.window.episodes) | self.self_play.metrics()
+        self.report.log(self.evaluation.return_mean, self.restarts, more)
 
     def checkpoint(self, actors_lost: bool = False) -> Path:
-        """Write the complete state of the run.
-
-        Args:
-            actors_lost: actors cannot report their state, so their streams will start a new episode on resume.
-        """
+        """Write the complete state. With `actors_lost` every stream starts a new episode on resume."""
         if not actors_lost:
             self.drain()
         feed, blocks = self.learner.feed.state()
@@ -222,34 +193,23 @@ class Run:
             "rollout": self.rollout.state_without_actors() if actors_lost else self.rollout.state(),
             "window": self.window.state(),
             **self.evaluation.state(),
-            "self_play": None if self.self_play is None else self.self_play.state(),
+            "self_play": self.self_play.state(),
         }
-        self._checkpoint_step = self.rollout.steps
-        path = self.checkpoints.save(self._checkpoint_step, self.learner.version, state, blocks, actors_lost)
+        path = self.checkpoints.save(self.rollout.steps, self.learner.version, state, blocks, actors_lost)
         self.metrics.flush()
         return path
 
     def _load(self, state: dict[str, Any]) -> None:
-        """Restore everything except the learner and its feed from a checkpoint's state."""
-        exact = self.rollout.load(state["rollout"])
-        if not exact:
-            self.console.note("not every stream could be brought back: those begin a new episode (exact: false)")
-        self.rollout.publish(self.learner.weights(self.rollout.steps))
+        """Restore what happens between updates; the learner and the rollout are restored already."""
         self.window.load(state["window"])
-        if self.self_play is not None:
-            for place, snapshot in enumerate(self.self_play.load(state["self_play"])):
-                self.rollout.publish_opponent(place, snapshot)
+        for place, snapshot in enumerate(self.self_play.load(state["self_play"])):
+            self.rollout.publish_opponent(place, snapshot)
         self.evaluation.load(state, self.rollout.steps)
-
-    # --- stops and failures ---
 
     def _set_deadline(self, again: bool) -> None:
         """After a signal: give up the unrolls under way after some seconds; at once if it came again."""
         deadline = 0.0 if again else time.monotonic() + GRACE_SECONDS
         self.rollout.deadline = min(self.rollout.deadline, deadline)
-
-    def _signalled(self) -> bool:
-        return self.signals.signum is not None
 
     def interrupted(self, actors_lost: bool = False) -> Interrupted:
         """Write a checkpoint of a run that was ended by a signal; returns the exception to raise."""
@@ -267,12 +227,12 @@ class Run:
         return RunFailed(f"{cause}\ncheckpoint {path}")
 
 
-@contextlib.contextmanager
+@contextmanager
 def open_run(config: RunConfig, resume: str | Path | None = None) -> Iterator[Run]:
-    """A run that is always closed; failures and signals leave a checkpoint behind."""
-    with Signals() as signals:
+    """A run whose parts are closed in any case; failures and signals leave a checkpoint behind."""
+    with Signals() as signals, ExitStack() as closing:
         try:
-            run = Run(config, None if resume is None else Path(resume), signals)
+            run = Run(config, None if resume is None else Path(resume), signals, closing)
         except (WorkerFailed, ActorLost, ClusterLost, LearnerLost) as failed:
             what = "started" if resume is None else "resumed; its checkpoints are as they were"
             raise RunFailed(f"it could not be {what}: {failed}") from None
@@ -286,5 +246,3 @@ def open_run(config: RunConfig, resume: str | Path | None = None) -> Iterator[Ru
             raise run.failed(failed, actors_lost=False) from None
         except InterruptedError:
             raise run.interrupted(actors_lost=True) from None
-        finally:
-            run.close()

@@ -33,7 +33,7 @@ class SelfPlay:
     """The pool of opponents of a run, and the ratings.
 
     Args:
-        size:  snapshots in the full pool; a new one then replaces the oldest.
+        size:  largest number of snapshots; a new one then replaces the oldest. 0: the run has no pool.
         every: steps between two snapshots.
     """
 
@@ -47,7 +47,7 @@ class SelfPlay:
 
     def due(self, steps: int) -> bool:
         """True if the next snapshot is due."""
-        return steps >= self._next
+        return self._size > 0 and steps >= self._next
 
     def take(self, weights: Weights) -> tuple[int, Weights]:
         """Adds a snapshot of weights, which must not change later. Returns its place and the weights to publish."""
@@ -70,19 +70,25 @@ class SelfPlay:
 
     def metrics(self) -> dict[str, float]:
         """The metrics to log; shares of outcomes are missing before the first game against a snapshot."""
+        if not self._size:
+            return {}
         metrics = {"selfplay/elo": self.elo, "selfplay/pool": float(len(self.places))}
         return metrics | {f"selfplay/{name}": share for name, share in _shares(list(self._recent)).items()}
 
-    def state(self) -> dict[str, Any]:
-        """The state for a checkpoint."""
+    def state(self) -> dict[str, Any] | None:
+        """The state for a checkpoint; None without a pool."""
+        if not self._size:
+            return None
         places = [
             {"number": one.weights.version, "step": one.weights.step, "elo": one.elo, "arrays": one.weights.arrays}
             for one in self.places
         ]
         return {"places": places, "taken": self._taken, "elo": self.elo, "recent": list(self._recent)}
 
-    def load(self, state: dict[str, Any]) -> list[Weights]:
+    def load(self, state: dict[str, Any] | None) -> list[Weights]:
         """Restores `state`. Returns the weights to publish, by place."""
+        if state is None or not self._size:
+            return []
         self.places = [
             Snapshot(Weights(int(one["number"]), int(one["step"]), one["arrays"]), float(one["elo"]))
             for one in state["places"]

@@ -174,7 +174,7 @@ def native_actions(space: spaces.Space[Any], spec: EnvSpec) -> Callable[[np.ndar
     if isinstance(space, spaces.Discrete):
         start, dtype = int(space.start), np.dtype(space.dtype)
         return lambda action: np.asarray(action + start, dtype)
-    return action_reader(space, spec.action)
+    return action_reader(spec.action, space.dtype)
 
 
 def check_autoreset(make: MakeBlock, spec: EnvSpec, steps: int = 2_000) -> None:

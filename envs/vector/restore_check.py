@@ -88,7 +88,7 @@ class _RandomStream:
     def __init__(self, env: Env, method: str, spec: EnvSpec, seed: int) -> None:
         self.env, self.spec, self.seed = env, spec, seed
         self.log = EpisodeLog(method)
-        self.reader = action_reader(env.action_space, spec.action)
+        self.reader = action_reader(spec.action, env.action_space.dtype)
         self.mask_in_obs = mask_in_obs(env.observation_space)
         self.over = False
         self.mask: np.ndarray | None = None

@@ -52,7 +52,7 @@ class SerialVectorEnv:
                 self.envs.append(make())
         space = self.envs[0].observation_space
         self._write = obs_writer(space)
-        self._actions = action_reader(self.envs[0].action_space, spec.action)
+        self._actions = action_reader(spec.action, self.envs[0].action_space.dtype)
         self._mask_in_obs = mask_in_obs(space)
         self._active = list(enumerate(self.envs))
         self._over = [False] * len(self.envs)

@@ -1,4 +1,4 @@
-"""Evaluations during a run: a worker of its own plays whole episodes with frozen weights; the learner does not wait."""
+"""Evaluations during a run: a worker plays complete episodes with frozen weights while the learner continues."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from rltrain.rollout.workers.in_process import LocalHandle
 from rltrain.setup.environment import Environment
 from rltrain.storage.checkpoints import CheckpointWriter
 
-MOST = 4  # evaluations that may wait for the worker; with more, the learner waits
+MAX_QUEUE = 4  # evaluations that may wait for the worker; with more, the learner waits
 RESTART_POLL = 0.05  # seconds between two checks of whether a lost worker may be restarted
 
 
 class EvaluationFailed(Exception):
-    """The evaluating worker was lost more often in a row than allowed; the actors are well."""
+    """The evaluation worker was lost more often in a row than allowed. The actors are not affected."""
 
 
 class BackgroundEvaluation:
@@ -39,7 +39,7 @@ class BackgroundEvaluation:
 
     Args:
         checkpoints: writes the best policy.
-        on_restart: called with each failure of the worker that is followed by a restart.
+        on_restart:  called with each failure of the worker that is followed by a restart.
 
     Attributes:
         launched_step: step of the newest evaluation that was launched; -1 if there was none.
@@ -56,14 +56,10 @@ class BackgroundEvaluation:
         closing: ExitStack,
     ) -> None:
         self._config, self._spec, self._checkpoints = config, environment.spec, checkpoints
-        worker = EvaluationWorker(config, environment)
-        closing.callback(worker.close)
-        seeds = evaluation_seeds(config.seed, config.eval_episodes)
-        limits = config.actor_timeout, config.max_restarts
-        self._evaluations = Evaluations(worker.open, seeds, *limits, worker.alive, on_restart)
-        closing.callback(self._evaluations.close)
+        self._queue = EvaluationQueue(config, environment, on_restart)
+        closing.callback(self._queue.close)
         if config.eval_every:
-            self._evaluations.open()
+            self._queue.open()
         self.return_mean: float | None = None
         self.goal_reached = False
         self.launched_step = -1
@@ -73,12 +69,12 @@ class BackgroundEvaluation:
 
     @property
     def restarts(self) -> int:
-        return self._evaluations.restarts
+        return self._queue.restarts
 
     @property
     def pending(self) -> bool:
         """True if an evaluation was launched and its result was not collected."""
-        return bool(self._evaluations.pending)
+        return bool(self._queue.pending)
 
     def due(self, steps: int) -> bool:
         """True if an evaluation is due at this step."""
@@ -88,7 +84,7 @@ class BackgroundEvaluation:
     def launch(self, weights: Weights) -> None:
         """Start the evaluation of these weights, which must not change any more."""
         self.launched_step = self._scheduled_from = weights.step
-        self._evaluations.launch(weights)
+        self._queue.launch(weights)
 
     def collect(self, steps: int, metrics: Metrics, wait: bool, stop: Callable[[], bool]) -> None:
         """Log the finished evaluations in the order of their steps, and save the policy if it is the best so far.
@@ -97,7 +93,7 @@ class BackgroundEvaluation:
             steps: of the run now.
             wait:  wait for all evaluations that were launched, until `stop` returns True.
         """
-        for weights, episodes in self._evaluations.collect(wait, stop):
+        for weights, episodes in self._queue.collect(wait, stop):
             returns = np.array([episode.ret for episode in episodes])
             lengths = np.array([episode.length for episode in episodes])
             self.return_mean = float(returns.mean())
@@ -132,7 +128,7 @@ class BackgroundEvaluation:
             "best": self._best,
             "good": self._successes,
             "evaluated": self.launched_step,
-            "pending": [{"version": w.version, "step": w.step, "arrays": w.arrays} for w in self._evaluations.pending],
+            "pending": [{"version": w.version, "step": w.step, "arrays": w.arrays} for w in self._queue.pending],
         }
         return {"evaluation": evaluation, "restarts": self.restarts}
 
@@ -145,36 +141,31 @@ class BackgroundEvaluation:
         evaluation = state["evaluation"]
         self.return_mean, self._best = evaluation["return"], evaluation["best"]
         self._successes, launched_step = int(evaluation["good"]), int(evaluation["evaluated"])
-        self._evaluations.restarts = int(state["restarts"])
+        self._queue.restarts = int(state["restarts"])
         for weights in evaluation["pending"]:
-            self._evaluations.launch(Weights(int(weights["version"]), int(weights["step"]), weights["arrays"]))
+            self._queue.launch(Weights(int(weights["version"]), int(weights["step"]), weights["arrays"]))
         self.launched_step, self._scheduled_from = launched_step, steps
         self.goal_reached = self._successes >= 2 and launched_step == steps
 
 
-class Evaluations:
+class EvaluationQueue:
     """A queue of frozen weights that one worker evaluates; results come in the order of their steps.
 
     Args:
-        open_worker:  starts a worker.
-        seeds:        one episode each, the same for all evaluations.
-        timeout:      seconds without a step after which the worker is replaced.
-        max_restarts: failures in a row that are followed by a restart.
-        steps:        number of steps that the workers have made.
-        on_restart:   called with each failure that is followed by a restart.
+        on_restart: called with each failure that is followed by a restart.
     """
 
-    def __init__(
-        self,
-        open_worker: Callable[[], Handle],
-        seeds: list[int],
-        timeout: float,
-        max_restarts: int,
-        steps: Callable[[], int],
-        on_restart: Callable[[ActorLost], None],
-    ) -> None:
-        self._worker = SupervisedWorker(open_worker, steps, timeout, max_restarts)
-        self._seeds, self._on_restart = seeds, on_restart
+    def __init__(self, config: RunConfig, environment: Environment, on_restart: Callable[[ActorLost], None]) -> None:
+        spec, against_random = environment.spec, config.opponents == "pool"
+        self._job = EvaluatorJob(spec, environment.source.make, make_policy(config, spec), against_random)
+        self._local = config.backend == "local" or config.workers == 0
+        self._memory = SharedMemory(8)
+        steps = self._memory.array(0, (1,), "int64")  # that the workers have made
+        self._worker = SupervisedWorker(
+            self._open_worker, lambda: int(steps[0]), config.actor_timeout, config.max_restarts
+        )
+        self._seeds = evaluation_seeds(config.seed, config.eval_episodes)
+        self._on_restart = on_restart
         self._queue: deque[Weights] = deque()
         self._busy = False
         self.restarts = 0
@@ -192,7 +183,7 @@ class Evaluations:
     def collect(self, wait: bool, stop: Callable[[], bool] = lambda: False) -> list[tuple[Weights, list[Episode]]]:
         """The finished evaluations; with `wait`, or if the queue is too long, wait for the others, until `stop`."""
         done: list[tuple[Weights, list[Episode]]] = []
-        while self._queue and (wait or len(self._queue) > MOST or self._ready(0.0)):
+        while self._queue and (wait or len(self._queue) > MAX_QUEUE or self._ready(0.0)):
             if not self._ready(0.25):
                 if stop():
                     break
@@ -218,6 +209,14 @@ class Evaluations:
         if self._worker.handle is not None and self._busy:
             self._worker.handle.kill("the run ended")
         self._worker.close()
+        self._memory.close()
+
+    def _open_worker(self) -> Handle:
+        if self._local:
+            return LocalHandle(EVALUATOR, functools.partial(Evaluator, self._job, self._memory))
+        from rltrain.rollout.workers.process import ProcessHandle
+
+        return ProcessHandle(EVALUATOR, functools.partial(Evaluator, self._job), self._memory.ticket())
 
     def _next(self) -> None:
         if self._queue and not self._busy and (self._worker.handle is not None or self._worker.restart_due):
@@ -253,33 +252,5 @@ class Evaluations:
 
 
 def evaluation_seeds(seed: int, episodes: int) -> list[int]:
-    """The seeds of evaluation episodes: the same each time, and none that training uses."""
+    """The seeds of the episodes: the same for all evaluations of a run, and different from those of training."""
     return [evaluation_seed(seed, episode) for episode in range(episodes)]
-
-
-class EvaluationWorker:
-    """Opens the evaluating worker, and watches that it makes steps."""
-
-    def __init__(self, config: RunConfig, environment: Environment) -> None:
-        at_random = config.opponents == "pool"
-        self._job = EvaluatorJob(
-            environment.spec, environment.source.make, make_policy(config, environment.spec), at_random
-        )
-        self._local = config.backend == "local" or config.workers == 0
-        self._progress = SharedMemory(8)
-        self._steps = self._progress.array(0, (1,), "int64")
-
-    def open(self) -> Handle:
-        """A new worker."""
-        if self._local:
-            return LocalHandle(EVALUATOR, functools.partial(Evaluator, self._job, self._progress))
-        from rltrain.rollout.workers.process import ProcessHandle
-
-        return ProcessHandle(EVALUATOR, functools.partial(Evaluator, self._job), self._progress.ticket())
-
-    def alive(self) -> int:
-        """How many vector steps were made."""
-        return int(self._steps[0])
-
-    def close(self) -> None:
-        self._progress.close()

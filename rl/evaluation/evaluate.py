@@ -1,4 +1,4 @@
-"""Trained policies: load one from a checkpoint, act with it, evaluate it on episodes training never saw."""
+"""Evaluates a trained policy on complete episodes whose seeds training never used: `rltrain.evaluate`."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from rltrain.evaluation.video import VideoWriter
 from rltrain.rollout.actor.play import play
 from rltrain.rollout.types import Episode
 
-RESAMPLES = 10_000  # of the bootstrap
+RESAMPLES = 10_000  # for the bootstrap
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found. Returns are undiscounted sums of untouched rewards."""
+    """Result of an evaluation. Returns are undiscounted sums of the environment's rewards."""
 
     return_mean: float
     return_std: float
-    return_ci95: tuple[float, float]  # bootstrap interval of the mean
+    return_ci95: tuple[float, float]  # bootstrap confidence interval of the mean
     length_mean: float  # steps
     episodes: int
     checkpoint: Path
     returns: tuple[float, ...]
-    agents: dict[str, float] = field(default_factory=dict)  # of several agents, the mean return of each
-    groups: dict[str, float] = field(default_factory=dict)  # and of each group, the sum over its agents
-    outcomes: dict[str, float] = field(default_factory=dict)  # after self-play: shares of win, draw and loss
+    agents: dict[str, float] = field(default_factory=dict)  # mean return of each agent; {} for a single agent
+    groups: dict[str, float] = field(default_factory=dict)  # mean over episodes of the sum over a group's agents
+    outcomes: dict[str, float] = field(default_factory=dict)  # after self-play: fractions of win, draw and loss
 
 
 def evaluate(
@@ -47,16 +47,16 @@ def evaluate(
     video: str | Path | None = None,
     env: str | Callable[..., Any] | None = None,
 ) -> Evaluation:
-    """Whole episodes without exploration, on seeds that neither training nor its evaluations use.
+    """Play complete episodes without exploration, on seeds that neither training nor its evaluations use.
+
+    A policy that was trained with `--opponents pool` plays against random moves, as each of the two players in turn;
+    the returns are those of the policy.
 
     Args:
-        what:       a run's folder, a checkpoint, or what `load` returned.
+        what:       a run's folder, a checkpoint, or a `Trained`.
         stochastic: sample actions, as in training.
-        video:      film the first episode into this file (.mp4, .gif).
-        env:        an environment with the same spaces, in place of the one it was trained on.
-
-    What played against a pool of opponents plays against somebody who moves at random, from both seats in turn; the
-    returns are its own.
+        video:      file (.mp4, .gif) for a video of the first episode.
+        env:        an environment with the same spaces, in place of the one that the policy was trained on.
     """
     trained = what if isinstance(what, Trained) else load(what)
     source = _source(trained, env)
@@ -64,35 +64,33 @@ def evaluate(
     if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
         raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
     seeds = [seed_of(seed, FRESH, episode) for episode in range(episodes)]
-    film: VideoWriter | None = None
     at_random = trained.config.opponents == "pool"
+    played: list[Episode] = []
     if video is not None:
-        film = VideoWriter(Path(video))
-        source = replace(source, kwargs={**source.kwargs, "render_mode": "rgb_array"})
-        first = play(source.make, spec, trained.policy, seeds[:1], stochastic, frame=film.add, at_random=at_random)
-        film.write()
-        source, seeds = _source(trained, env), seeds[1:]
-    else:
-        first = []
-    found: list[Episode] = [*first, *play(source.make, spec, trained.policy, seeds, stochastic, at_random=at_random)]
-    returns = np.array([episode.ret for episode in found])
-    by_agent, by_group = mean_returns(spec, found)
+        writer = VideoWriter(Path(video))
+        filmed = replace(source, kwargs={**source.kwargs, "render_mode": "rgb_array"})
+        played = play(filmed.make, spec, trained.policy, seeds[:1], stochastic, frame=writer.add, at_random=at_random)
+        writer.write()
+    rest = seeds[len(played) :]
+    played += play(source.make, spec, trained.policy, rest, stochastic, at_random=at_random)
+    returns = np.array([episode.ret for episode in played])
+    by_agent, by_group = mean_returns(spec, played)
     return Evaluation(
         return_mean=float(returns.mean()),
         return_std=float(returns.std()),
         return_ci95=bootstrap(returns),
-        length_mean=float(np.mean([episode.length for episode in found])),
-        episodes=len(found),
+        length_mean=float(np.mean([episode.length for episode in played])),
+        episodes=len(played),
         checkpoint=trained.path,
         returns=tuple(float(r) for r in returns),
         agents=by_agent,
         groups=by_group,
-        outcomes=self_play.shares(found) if at_random else {},
+        outcomes=self_play.shares(played) if at_random else {},
     )
 
 
 def bootstrap(returns: np.ndarray) -> tuple[float, float]:
-    """95% percentile interval of the mean of returns [N]."""
+    """95% confidence interval of the mean of returns [N], by the percentile bootstrap."""
     rng = np.random.default_rng(0)
     means = returns[rng.integers(0, len(returns), (RESAMPLES, len(returns)))].mean(1)
     low, high = np.quantile(means, (0.025, 0.975))
@@ -100,7 +98,7 @@ def bootstrap(returns: np.ndarray) -> tuple[float, float]:
 
 
 def _source(trained: Trained, env: str | Callable[..., Any] | None) -> EnvSource:
-    if env is None and not trained.config.reloadable:
-        raise ConfigError(f"{trained.path} was trained on {trained.spec.id}, an object of a program: give it as `env`")
     config = trained.config
+    if env is None and not config.reloadable:
+        raise ConfigError(f"{trained.path} was trained on {trained.spec.id}, an object of a program: give it as `env`")
     return resolve(config.env if env is None else env, config.env_args, config.share)

@@ -11,7 +11,7 @@ from rltrain.errors import ConfigError
 
 
 class VideoWriter:
-    """Frames of an episode, and their writing. ConfigError where a package for it is missing."""
+    """Collects the frames of an episode. ConfigError if the package that writes videos is missing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -22,21 +22,21 @@ class VideoWriter:
             raise ConfigError("--video needs imageio: pip install 'rltrain[video]'") from None
 
     def add(self, env: Any) -> None:
-        """The picture of the environment now."""
+        """Add the current frame of the environment."""
         try:
             frame = env.render()
         except Exception as error:
-            raise ConfigError(f"--video: the environment cannot be filmed: {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"--video: the environment cannot be rendered: {str(error).splitlines()[0]}") from None
         if frame is not None:
             self.frames.append(np.asarray(frame))
         self.rate = int(env.metadata.get("render_fps", 30))
 
     def write(self) -> None:
-        """Into the file; its ending tells the format."""
+        """Write the file; its suffix determines the format."""
         import imageio.v3
 
         if not self.frames:
-            raise ConfigError("--video: the environment returned no pictures (render_mode rgb_array)")
+            raise ConfigError("--video: the environment returned no frames (render_mode rgb_array)")
         try:
             imageio.v3.imwrite(self.path, np.stack(self.frames), **self._options())
         except Exception as error:

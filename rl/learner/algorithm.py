@@ -1,4 +1,4 @@
-"""Creates the algorithm of a run on its device, and the policy that actors hold."""
+"""Creates the algorithm of a run, and the policy that actors and evaluations use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rltrain import algorithms
 from rltrain.algorithms.multi_agent.independent import Independent, joint_policy
 from rltrain.algorithms.networks.encoder import Encoder
 from rltrain.algorithms.protocol import Algorithm, modules_of
-from rltrain.algorithms.registry import build, policy_factory
+from rltrain.algorithms.registry import PolicyFactory, build, policy_factory
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.seeding import LEARNER, seed_of
 from rltrain.envs.spec import EnvSpec
@@ -23,41 +23,33 @@ DEVICES = ("cpu", "cuda", "mps")
 
 
 def make_algorithm(config: RunConfig, spec: EnvSpec) -> Any:
-    """The algorithm, on its device, its first weights drawn from the run's seed."""
+    """The algorithm on its device, with initial weights drawn from the run's seed.
+
+    Raises:
+        ConfigError: the environment, the settings or the device do not suit the algorithm.
+    """
     device = torch_device(config.device)
     seed = seed_of(config.seed, LEARNER)
     try:
         make: Any = algorithms.algorithm_class(config.algo)
-        if as_if_alone(config, spec):
+        if spec.groups and not algorithms.for_several(config.algo):
             make = functools.partial(Independent, make)
-        algorithm = make(spec, config.settings, device, seed, config.streams)
+        algorithm: Algorithm = make(spec, config.settings, device, seed, config.streams)
     except (TypeError, ValueError) as error:
-        if isinstance(error, TypeError) and "float64" not in str(error):  # else a device that cannot hold it
+        if isinstance(error, TypeError) and "float64" not in str(error):  # a device without float64
             raise
         raise ConfigError(str(error).splitlines()[0]) from None
-    hasten(algorithm, config)
+    precision = torch.bfloat16 if config.precision == "bfloat16" else None
+    for module in (module for part in modules_of(algorithm) for module in part.modules()):
+        if isinstance(module, Encoder):
+            module.hasten(precision, config.compile)
     if any(leaf.kind == "image" for leaf in spec.leaves()):
         keep_memory()
     return algorithm
 
 
-def as_if_alone(config: RunConfig, spec: EnvSpec) -> bool:
-    """Whether an algorithm for one agent is to teach several."""
-    return bool(spec.groups) and not algorithms.for_several(config.algo)
-
-
-def hasten(algorithm: Algorithm, config: RunConfig) -> None:
-    """Let the learner's networks of images, target networks included, compute as the run asks."""
-    precision = torch.bfloat16 if config.precision == "bfloat16" else None
-    if precision is None and not config.compile:
-        return
-    for module in (module for part in modules_of(algorithm) for module in part.modules()):
-        if isinstance(module, Encoder):
-            module.hasten(precision, config.compile)
-
-
 def torch_device(name: str) -> torch.device:
-    """The device called `name`; ConfigError if it is unknown or not there."""
+    """The device with this name; ConfigError if the name is unknown or the machine has no such device."""
     if name.partition(":")[0] not in DEVICES:
         raise ConfigError(f"--device {name} is not known; it may be {', '.join(DEVICES)}, or with a number, cuda:1")
     try:
@@ -70,16 +62,15 @@ def torch_device(name: str) -> torch.device:
 
 
 def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Any]:
-    """A picklable maker of the policy, for actors and evaluation."""
+    """A picklable function that creates the policy in eval mode, with the initial weights of the run."""
     settings: Any = config.settings
     factory = policy_factory(getattr(settings, "policy", "actor_critic"))
     seed = seed_of(config.seed, LEARNER)
     if spec.groups and algorithms.acts_for_one(config.algo):
         factory = functools.partial(joint_policy, factory)
-    return functools.partial(_acting, factory, spec, settings, config.streams, seed)
+    return functools.partial(_build, factory, spec, settings, config.streams, seed)
 
 
-def _acting(*words: Any) -> Any:
-    """A policy that acts: whatever of a user's network differs between learning and use is in use."""
-    policy = build(*words)
+def _build(factory: PolicyFactory, spec: EnvSpec, settings: Any, streams: int, seed: int) -> Any:
+    policy = build(factory, spec, settings, streams, seed)
     return policy.eval() if isinstance(policy, torch.nn.Module) else policy

@@ -11,7 +11,10 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rltrain.rollout.workers.handle import ActorLost
 
 EVERY_SECONDS = 5.0  # between two plain lines
 EVERY_SHARE = 0.1  # share of the run between two plain lines
@@ -72,6 +75,12 @@ class Console:
         """Prints a permanent line."""
         if not self.quiet:
             self._print(text)
+
+    def note_restart(self, lost: ActorLost) -> None:
+        """A line about a worker that was lost and is replaced."""
+        lines = lost.detail.strip().splitlines()
+        text = lines[0] if len(lines) == 1 else f"{lines[0].rstrip(':')}: {lines[-1]}"
+        self.note(f"{lost.who} was lost and is replaced: {text}")
 
     def finish(self, text: str) -> None:
         """Ends the live line and prints `text`."""

@@ -34,65 +34,72 @@ class Result:
 
 
 class Report:
-    """Reports progress. Its clock starts when it is made.
+    """Writes the metrics, the progress line, and how the time was spent. Its clock starts when it is created.
 
     Args:
-        total: steps of the entire run.
-        steps: steps before the clock started.
+        total: steps of the complete run.
     """
 
-    def __init__(self, total: int, steps: int, metrics: Metrics, console: Console) -> None:
-        self._total, self._start = total, steps
+    def __init__(
+        self,
+        total: int,
+        learner: Learner,
+        rollout: Rollout | OfflineRollout,
+        window: Window,
+        metrics: Metrics,
+        console: Console,
+    ) -> None:
+        self._total, self._start = total, rollout.steps
+        self._learner, self._rollout, self._window = learner, rollout, window
         self._metrics, self._console = metrics, console
         self._began = self._logged = time.monotonic()
 
     @property
     def due(self) -> bool:
-        """True if the next line is due."""
+        """True if the next line of metrics is due."""
         return time.monotonic() - self._logged >= LOG_SECONDS
 
-    def speed(self, steps: int) -> float:
+    @property
+    def speed(self) -> float:
         """Steps per second since the clock started."""
-        return (steps - self._start) / max(time.monotonic() - self._began, 1e-9)
+        return (self._rollout.steps - self._start) / max(time.monotonic() - self._began, 1e-9)
 
-    def log(
-        self,
-        learner: Learner,
-        rollout: Rollout | OfflineRollout,
-        window: Window,
-        eval_return: float | None,
-        restarts: int,
-        more: Mapping[str, float],
-    ) -> None:
-        """Writes the metrics line and the console line."""
-        steps, speed = rollout.steps, self.speed(rollout.steps)
-        values = learner.metrics() | rollout.metrics()
+    def log(self, eval_return: float | None, restarts: int, more: Mapping[str, float]) -> None:
+        """Write a line of metrics and update the progress line.
+
+        Args:
+            restarts: of all workers.
+            more:     further metrics, by name.
+        """
+        rollout, window, speed = self._rollout, self._window, self.speed
+        values = self._learner.metrics() | rollout.metrics()
         values |= {"rollout/steps_per_second": speed, "rollout/restarts": float(restarts)}
         values |= {"rollout/episodes": float(window.count), **more}
         if window.return_mean is not None and window.length_mean is not None:
             values |= {"rollout/return_mean": window.return_mean, "rollout/length_mean": window.length_mean}
-        values |= {f"time/{name}": share for name, share in self._times(learner, rollout).items()}
+        values |= {f"time/{name}": fraction for name, fraction in self._times().items()}
         values |= {"time/actors_waiting": rollout.waited}
-        self._metrics.log(steps, values)
+        self._metrics.log(rollout.steps, values)
         self._logged = time.monotonic()
         self._console.update(
             {
-                "steps": steps,
+                "steps": rollout.steps,
                 "total": self._total,
                 "steps_per_second": speed,
-                "seconds_left": (self._total - steps) / speed if speed else None,
+                "seconds_left": (self._total - rollout.steps) / speed if speed else None,
                 "train_return": window.return_mean,
                 "eval_return": eval_return,
                 "restarts": restarts,
             }
         )
 
-    def shares(self, learner: Learner, rollout: Rollout | OfflineRollout) -> str:
-        """The shares of time of acting and learning, for a person."""
-        text = ", ".join(f"{name} {share:.0%}" for name, share in self._times(learner, rollout).items())
-        return f"time: {text}; actors waited {rollout.waited:.0%} of theirs"
+    def finish(self) -> None:
+        """End the progress line and print how the time was spent."""
+        text = ", ".join(f"{name} {fraction:.0%}" for name, fraction in self._times().items())
+        self._console.finish(f"time: {text}; actors waited {self._rollout.waited:.0%} of theirs")
 
-    def _times(self, learner: Learner, rollout: Rollout | OfflineRollout) -> dict[str, float]:
+    def _times(self) -> dict[str, float]:
+        """Fractions of the time since the clock started."""
         total = max(time.monotonic() - self._began, 1e-9)
-        acting, learning = rollout.seconds / total, learner.seconds / total
+        acting, learning = self._rollout.seconds / total, self._learner.seconds / total
         return {"acting": acting, "learning": learning, "other": max(0.0, 1 - acting - learning)}

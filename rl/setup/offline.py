@@ -1,8 +1,9 @@
-"""Training from recorded unrolls: what stands where actors would be."""
+"""Trains from recorded unrolls: the feed and the rollout of a run without actors, and filling the replay."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from rltrain.errors import CheckpointError, ConfigError
 from rltrain.learner.batches import tensors
 from rltrain.learner.feed import ReplayFeed
 from rltrain.learner.learner import Learner
+from rltrain.rollout.replay.replay import Replay
 from rltrain.rollout.replay.ring import NoStack
 from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.types import Trajectory, Weights
@@ -19,25 +21,25 @@ from rltrain.storage.recording import Recording
 
 
 class OfflineFeed(ReplayFeed):
-    """A replay that was filled beforehand: a delivery brings nothing new, and counts for `steps_each` steps.
+    """A replay that was filled before training. Each delivery is empty and counts for `steps_each` steps.
 
-    So `--steps`, schedules, evaluations and checkpoints mean what they mean online. Nothing is warmed up.
+    So `--steps`, schedules, evaluations and checkpoints have the same meaning as online. There is no warmup.
     """
 
-    def __init__(self, replay: Any, plan: ReplayPlan, device: torch.device, steps_each: int) -> None:
+    def __init__(self, replay: Replay, plan: ReplayPlan, device: torch.device, steps_each: int) -> None:
         super().__init__(replay, dataclasses.replace(plan, warmup=0), device)
         self._each = steps_each
 
-    def __call__(self, unrolls: list[Trajectory], progress: float) -> Any:
+    def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Any]:
         self.steps += self._each
         return super().__call__(unrolls, progress)
 
 
 class OfflineRollout:
-    """Has the interface of `rltrain.rollout.scheduler.Rollout`, and no actors: a round counts steps that nobody makes.
+    """Has the interface of `rltrain.rollout.scheduler.Rollout` without actors: each round only counts steps.
 
     Args:
-        steps_each: steps that a round counts.
+        steps_each: steps that one round counts.
     """
 
     def __init__(self, steps_each: int) -> None:
@@ -47,22 +49,22 @@ class OfflineRollout:
         self._each = steps_each
 
     def start(self) -> None:
-        """Nobody acts."""
+        """No-op: there are no actors."""
 
     def gather(self, streams: int | Literal["all"] = "all") -> list[Trajectory]:
-        """Nothing; the round is counted."""
+        """Counts the steps of a round and returns no unrolls."""
         self.steps += self._each
         return []
 
     def drain(self) -> list[Trajectory]:
-        """Nothing is under way."""
+        """No unrolls are under way."""
         return []
 
     def publish_opponent(self, index: int, snapshot: Weights) -> None:
-        """Nobody plays."""
+        """No-op: offline runs have no opponents."""
 
     def publish(self, weights: Weights) -> None:
-        """Nobody acts with them."""
+        """No-op: there are no actors."""
 
     def metrics(self) -> dict[str, float]:
         return {}
@@ -78,28 +80,28 @@ class OfflineRollout:
         return True
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """No-op."""
 
 
 def fill(learner: Learner, recording: Recording, device: torch.device) -> str:
-    """Show all that was recorded to the replay, and to running statistics; returns a line about it.
+    """Add all recorded unrolls to the replay and to running statistics; returns a note about it.
 
     Raises:
-        CheckpointError: a file of it is missing, cut or changed, by name; or it is not what its spec says.
-        ConfigError: it holds nothing to learn from.
+        CheckpointError: a file is missing, truncated or changed, by name; or its data do not match its spec.
+        ConfigError: the recording holds nothing to learn from.
     """
     feed = learner.feed
     assert isinstance(feed, ReplayFeed)
     for piece in recording.pieces():
-        if piece.action.dtype == np.float32:  # a Gaussian's, as it was drawn: the environment was given less
+        if piece.action.dtype == np.float32:  # a Gaussian sample; the environment received it clipped
             piece = dataclasses.replace(piece, action=np.clip(piece.action, -1.0, 1.0))
         try:
             feed.replay.append(piece)
         except NoStack as error:
             raise CheckpointError(f"{recording.folder}: {error}") from None
         learner.algorithm.observe(tensors(piece, device))
-    kept = len(feed.replay)
-    if not kept:
+    rows = len(feed.replay)
+    if not rows:
         raise ConfigError(f"--replay-from {recording.folder}: it holds no row that can be learned from")
     line = f"{recording.steps:,} steps of {recording.spec.id} were recorded in {recording.folder}"
-    return line if kept >= recording.steps else f"{line}; the replay holds the newest {kept:,} (--capacity)"
+    return line if rows >= recording.steps else f"{line}; the replay holds the newest {rows:,} (--capacity)"

@@ -14,16 +14,17 @@ from rltrain.envs.pickling import self_contained
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
 from rltrain.learner.algorithm import make_policy
+from rltrain.learner.learner import Learner
 from rltrain.rollout.actor.batch_invariance import InBlocks, rows_agree, rows_move
 from rltrain.rollout.actor.opponents import PLAYERS
 from rltrain.rollout.inference.client import inference_of
 from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.specs import DataPlan, GradientPlan, OpponentPool, ReplayPlan, RolloutSpec, StreamPlan
-from rltrain.rollout.types import Weights
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.setup.cluster import cluster_options, remarks
 from rltrain.setup.environment import Environment
 from rltrain.setup.offline import OfflineRollout
+from rltrain.setup.run_folder import Saved
 from rltrain.system.torch_setup import one_thread
 
 if TYPE_CHECKING:
@@ -91,24 +92,32 @@ def rollout_spec(
 def open_actors(
     config: RunConfig,
     plan: RolloutSpec,
-    weights: Weights,
+    learner: Learner,
     cluster: Cluster | None,
+    saved: Saved,
     on_restart: Callable[[ActorLost], None],
     closing: ExitStack,
 ) -> tuple[Rollout | OfflineRollout, list[str]]:
-    """Start the actors; a run that learns from a recording gets an `OfflineRollout` in their place.
+    """Start the actors and restore their streams; a run that learns from a recording gets an `OfflineRollout`.
 
     Args:
-        weights:    the first ones.
-        on_restart: is called with each failure that is answered with a new actor.
+        on_restart: is called with each failure that is followed by a restart.
     """
     rollout: Rollout | OfflineRollout
     if config.replay_from is not None:
         rollout = OfflineRollout(config.streams * plan.unroll)
     else:
-        rollout = Rollout(plan, weights, on_restart)
+        rollout = Rollout(plan, learner.weights(0), on_restart)
     closing.callback(rollout.close)
-    return rollout, [] if cluster is None else remarks(config, cluster)
+    notes = [] if cluster is None else remarks(config, cluster)
+
+    def load(state: dict[str, Any]) -> None:
+        if not rollout.load(state["rollout"]):
+            notes.append("not every stream could be brought back: those begin a new episode (exact: false)")
+        rollout.publish(learner.weights(rollout.steps))
+
+    saved.restore(load)
+    return rollout, notes
 
 
 def random_rows(plan: DataPlan, streams: int) -> int:

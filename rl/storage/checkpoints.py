@@ -36,6 +36,9 @@ class CheckpointWriter:
         folder:         the run's folder of checkpoints.
         restore_method: how streams are restored on resume; with "none" a resumed run is not exact.
         resumed:        the checkpoint from which the run continues.
+
+    Attributes:
+        step: of the newest checkpoint; 0 if there is none.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class CheckpointWriter:
         self.folder, self._config, self._spec, self._restore_method = folder, config, spec, restore_method
         listed: Listed = {} if resumed is None else resumed.meta.get("segments", {})
         self._segments = Segments(folder, listed)
+        self.step = 0 if resumed is None else int(resumed.meta["step"])
 
     def save(self, step: int, version: int, state: Any, segments: Mapping[str, Any], blind: bool) -> Path:
         """Writes a complete checkpoint, to which `latest` points afterwards; removes old ones and unused segments.
@@ -61,6 +65,7 @@ class CheckpointWriter:
         point(self.folder, "latest", path.name)
         prune(self.folder, self._config.keep)
         self._segments.collect()
+        self.step = step
         return path
 
     def save_best(self, weights: Weights, value: float | None) -> None:

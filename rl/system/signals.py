@@ -20,6 +20,10 @@ class Signals:
         self.ask: Callable[[bool], None] | None = None  # called with False at the first signal, then with True
         self._before: dict[int, Any] = {}
 
+    def received(self) -> bool:
+        """True after the first signal."""
+        return self.signum is not None
+
     def __enter__(self) -> Self:
         with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals
             for number in NUMBERS:

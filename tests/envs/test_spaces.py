@@ -111,7 +111,7 @@ def test_the_mask_is_no_part_of_what_networks_see():
 
 def test_asymmetric_bounds_are_reached_and_not_passed():
     space = spaces.Box(np.array([-1, -2], np.float32), np.array([3, 0], np.float32))
-    read = action_reader(space, action_spec(space, ""))
+    read = action_reader(action_spec(space, ""), space.dtype)
 
     taken = read(np.array([[-1, -1], [1, 1], [0, 0], [-7, 9], [0.5, -0.5]], np.float32))
 
@@ -124,7 +124,7 @@ def test_a_plain_box_is_clipped_without_changing_the_policys_action():
     space = spaces.Box(-1, 1, (1,), np.float32)
     action = np.array([[2.5]], np.float32)
 
-    assert action_reader(space, action_spec(space, ""))(action)[0, 0] == 1.0
+    assert action_reader(action_spec(space, ""), space.dtype)(action)[0, 0] == 1.0
     assert action[0, 0] == 2.5
 
 
@@ -138,7 +138,7 @@ def test_a_plain_box_is_clipped_without_changing_the_policys_action():
     ],
 )
 def test_actions_are_what_the_space_contains(space, action, expected):
-    taken = action_reader(space, action_spec(space, ""))(action)
+    taken = action_reader(action_spec(space, ""), space.dtype)(action)
 
     assert np.asarray(taken).tolist() == expected
     assert all(space.contains(one) for one in taken)

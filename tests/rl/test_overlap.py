@@ -57,7 +57,7 @@ def test_actors_act_while_the_learner_learns(tmp_path: Path, monkeypatch: pytest
     from multiprocessing.connection import wait
 
     found: dict[str, Any] = {}
-    real_open, real_update = Run._open_parts, Tiny.update
+    real_open, real_update = Run.__init__, Tiny.update
 
     def opened(self: Run, *args: Any) -> None:
         real_open(self, *args)
@@ -70,7 +70,7 @@ def test_actors_act_while_the_learner_learns(tmp_path: Path, monkeypatch: pytest
             found["ready"] = [bool(wait([actor.handle.waitable], 60)) for actor in seats]
         return real_update(self, batch, progress)
 
-    monkeypatch.setattr(Run, "_open_parts", opened)
+    monkeypatch.setattr(Run, "__init__", opened)
     monkeypatch.setattr(Tiny, "update", update)
     rltrain.train(**TINY, out=str(tmp_path))
 

@@ -61,17 +61,17 @@ def test_it_stops_after_two_good_evaluations_in_a_row(quick: dict[str, Any]) -> 
 
 
 def test_one_good_evaluation_is_not_enough(quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from rltrain.evaluation.background import Evaluations
+    from rltrain.evaluation.background import EvaluationQueue
     from rltrain.rollout.types import Episode
 
     returns = iter([9.0, 1.0, 9.0, 9.0, 9.0])
-    real = Evaluations.collect
+    real = EvaluationQueue.collect
 
-    def fake(self: Evaluations, *args: Any) -> Any:
+    def fake(self: EvaluationQueue, *args: Any) -> Any:
         done = real(self, *args)
         return [(weights, [Episode(next(returns), 1)] * 50) for weights, _ in done]
 
-    monkeypatch.setattr(Evaluations, "collect", fake)
+    monkeypatch.setattr(EvaluationQueue, "collect", fake)
 
     result = rltrain.train(**{**quick, "steps": 5000, "eval_every": 130, "stop_return": 5.0})
 
@@ -90,19 +90,19 @@ def test_the_goal_must_be_reached(quick: dict[str, Any]) -> None:
 def test_best_is_the_first_of_the_highest_in_the_order_of_steps(
     quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rltrain.evaluation.background import Evaluations
+    from rltrain.evaluation.background import EvaluationQueue
     from rltrain.rollout.types import Episode
 
-    real, seen = Evaluations.collect, []
+    real, seen = EvaluationQueue.collect, []
 
-    def fake(self: Evaluations, *args: Any) -> Any:
+    def fake(self: EvaluationQueue, *args: Any) -> Any:
         done = []
         for weights, _ in real(self, *args):
             seen.append(weights.step)
             done.append((weights, [Episode([3.0, 7.0, 7.0, 5.0][len(seen) - 1], 1)]))
         return done
 
-    monkeypatch.setattr(Evaluations, "collect", fake)
+    monkeypatch.setattr(EvaluationQueue, "collect", fake)
 
     result = rltrain.train(**{**quick, "steps": 500, "eval_every": 130})
 

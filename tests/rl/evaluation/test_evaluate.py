@@ -156,9 +156,9 @@ def test_actions_of_whole_numbers_are_those_of_training(tmp_path: Path) -> None:
     points = np.stack(np.meshgrid(np.linspace(-1.2, 1.2, 25), np.linspace(-1.2, 1.2, 25)), -1).reshape(-1, 2)
     points = points.astype(np.float32)
 
-    actions = policy._for_env(points)
+    actions = policy._read_actions(points)
 
-    np.testing.assert_array_equal(actions, action_reader(Whole.action_space, policy.spec.action)(points))
+    np.testing.assert_array_equal(actions, action_reader(policy.spec.action, Whole.action_space.dtype)(points))
     assert actions.dtype == np.int32
     assert set(actions[:, 0]) == {0, 1, 2, 3, 4}
     assert Whole.action_space.contains(policy.act(np.zeros(3, np.float32)))

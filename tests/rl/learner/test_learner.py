@@ -14,6 +14,7 @@ from oracles.acting import Bench
 import rltrain
 from rltrain.learner.feed import StreamFeed
 from rltrain.learner.learner import Learner
+from rltrain.rollout.specs import StreamPlan
 from rltrain.storage import checkpoint
 
 
@@ -38,7 +39,7 @@ class Rebinds(torch.nn.Module):
 
 def test_weights_are_those_of_now_whatever_an_update_did_to_their_tensors() -> None:
     policy = Rebinds()
-    learner = Learner(SimpleNamespace(policy=policy), torch.device("cpu"))
+    learner = Learner(SimpleNamespace(policy=policy, plan=StreamPlan(1)), torch.device("cpu"))
     learner.weights(0)
     changes: list[Callable[[], object]] = [
         lambda: policy.weight.data.fill_(1.0),  # in place
