@@ -38,12 +38,17 @@ def open_learner(
 
     Raises:
         CheckpointError: the checkpoint does not fit, or the recording is damaged.
-        ConfigError: the recording holds nothing to learn from.
+        ConfigError: the recording holds nothing to learn from, or the algorithm cannot share its updates.
     """
     files = folder / REPLAY
     closing.callback(shutil.rmtree, files, ignore_errors=True)
+    learners: LearnerGroup | None = None
+    if config.learners > 1:
+        from rltrain.learner.data_parallel import open_learners
+
+        learners = open_learners(config, spec, algorithm, current_rank())
     device, feed = torch_device(config.device), make_feed(config, data, files)
-    learner = Learner(algorithm, device, feed, learner_group(config, spec, algorithm))
+    learner = Learner(algorithm, device, feed, learners)
     closing.callback(learner.close)
 
     def load(state: dict[str, Any]) -> None:
@@ -53,16 +58,3 @@ def open_learner(
     if saved.restore(load) or data.recording is None:
         return learner, []
     return learner, [fill(learner, data.recording, device)]
-
-
-def learner_group(config: RunConfig, spec: EnvSpec, algorithm: Algorithm) -> LearnerGroup | None:
-    """The learners that share each update, started but not joined; None if there is one learner.
-
-    Raises:
-        ConfigError: the algorithm cannot share its updates, or there is nothing to share.
-    """
-    if config.learners == 1:
-        return None
-    from rltrain.learner.data_parallel import open_learners
-
-    return open_learners(config, spec, algorithm, current_rank())
