@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rltrain.algorithms.protocol import Algorithm, observes
+from rltrain.algorithms.protocol import Algorithm, observes, shares_updates
 from rltrain.errors import diverged
 from rltrain.learner.feed import Feed, ReplayFeed, StreamFeed
 from rltrain.rollout.specs import ReplayPlan
@@ -60,7 +60,7 @@ class Learner:
 
     def join(self) -> None:
         """Wait for the other learners, if there are any; from now on they take part in each update."""
-        if self.learners is not None:
+        if self.learners is not None and shares_updates(self.algorithm):
             self.learners.join(self.algorithm)
 
     def close(self) -> None:
