@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -44,8 +45,16 @@ def map_arrays(function: Callable[[Any], Any], batch: Batch, **changes: Any) -> 
     Args:
         changes: new values of fields, to which `function` is not applied.
     """
-    names = (field.name for field in fields(batch) if field.name != EPISODES and field.name not in changes)
-    return replace(batch, **{name: tree_map(function, getattr(batch, name)) for name in names}, **changes)
+    values = {name: getattr(batch, name) for name in _field_names(type(batch))}
+    for name, value in values.items():
+        if name != EPISODES and name not in changes:
+            values[name] = tree_map(function, value)
+    return type(batch)(**(values | changes))
+
+
+@functools.cache
+def _field_names(batch_type: type[DataclassInstance]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(batch_type))
 
 
 def map_axes(functions: Mapping[Axes, Callable[..., Any]], *unrolls: Trajectory, **changes: Any) -> Trajectory:
@@ -54,12 +63,11 @@ def map_axes(functions: Mapping[Axes, Callable[..., Any]], *unrolls: Trajectory,
     Args:
         changes: new values of fields, to which no function is applied. `episodes` are those of the first unroll.
     """
-    values = {
-        name: tree_map(functions[axes], *(getattr(unroll, name) for unroll in unrolls))
-        for name, axes in AXES.items()
-        if name not in changes
-    }
-    return replace(unrolls[0], **values, **changes)
+    values: dict[str, Any] = {EPISODES: unrolls[0].episodes, **changes}
+    for name, axes in AXES.items():
+        if name not in changes:
+            values[name] = tree_map(functions[axes], *[getattr(unroll, name) for unroll in unrolls])
+    return Trajectory(**values)
 
 
 def select_columns(batch: Trajectory | Transition, begin: int, end: int) -> Any:

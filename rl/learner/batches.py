@@ -36,6 +36,8 @@ def on_device(arrays: Sequence[np.ndarray], axis: int, device: torch.device) -> 
 
 def tensors(batch: Batch, device: torch.device) -> Batch:
     """The batch with tensors on the device for arrays; on the CPU they share the arrays' memory."""
+    if device.type == "cpu":
+        return map_arrays(torch.from_numpy, batch)
     return map_arrays(lambda array: torch.from_numpy(array).to(device), batch)
 
 

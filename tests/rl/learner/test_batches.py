@@ -16,7 +16,7 @@ from rltrain.learner.batches import join
 from rltrain.learner.feed import StreamFeed, in_batches
 from rltrain.learner.learner import Learner
 from rltrain.rollout.specs import StreamPlan
-from rltrain.rollout.trajectories import rounds, stretch
+from rltrain.rollout.trajectories import cut_rows, rounds, stretch
 from rltrain.rollout.tree import leaves
 from rltrain.rollout.types import Trajectory
 
@@ -51,15 +51,8 @@ def acted(
 
 def first_rows(unroll: Trajectory, rows: int) -> Trajectory:
     """The unroll as it would be if it had ended after so many rows; cores before every 4th row."""
-    return replace(
-        unroll,
-        obs=unroll.obs[: rows + 1],
-        first=unroll.first[: rows + 1],
-        **{name: getattr(unroll, name)[:rows] for name in ("action", "reward", "terminated", "truncated")},
-        extras={name: value[:rows] for name, value in unroll.extras.items()},
-        action_mask=None if unroll.action_mask is None else unroll.action_mask[: rows + 1],
-        core=None if unroll.core is None else unroll.core[: -(-rows // 4)],
-    )
+    core = None if unroll.core is None else unroll.core[: -(-rows // 4)]
+    return replace(cut_rows(unroll, 0, rows), core=core)
 
 
 @pytest.mark.parametrize("algo", ALGOS)

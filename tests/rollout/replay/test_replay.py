@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,16 @@ from rltrain.rollout.buffers import empty_rows, obs_arrays
 from rltrain.rollout.replay import ring
 from rltrain.rollout.replay.replay import ROW_BITS, ROW_MASK, Replay
 from rltrain.rollout.replay.ring import NoStack
+from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.tree import leaves, tree_map
 from rltrain.rollout.types import Trajectory, Transition
 
 GAMMA = 0.9
 
 
-@dataclass(frozen=True)
-class Plan:
-    capacity: int
-    batch: int = 1000
-    gamma: float = GAMMA
-    n_step: int = 1
-    length: int = 1
-    alpha: float = 0.0
-    beta: float = 0.4
-    priority_eps: float = 1e-6
-    whole_episodes: bool = False
+def plan_for(capacity: int, batch: int = 1000, **given: Any) -> ReplayPlan:
+    """A plan of which only the replay's part matters."""
+    return ReplayPlan(unroll=1, capacity=capacity, batch=batch, warmup=0, updates_per_step=1.0, gamma=GAMMA, **given)
 
 
 def happen(world: World, expected: Expected, replay: Replay, rng: np.random.Generator) -> None:
@@ -105,7 +98,7 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exactly_the_legal_transitions_are_sampled_after_every_append(kind: str, n_step: int, alpha: float) -> None:
     for seed in range(2):
         streams, keep = (1, 3)[seed], (17, 20)[seed]
-        plan = Plan(streams * keep, n_step=n_step, alpha=alpha)
+        plan = plan_for(streams * keep, n_step=n_step, alpha=alpha)
         world, expected = World(SPECS[kind], streams, seed), Expected(SPECS[kind], streams)
         replay, rng = Replay(SPECS[kind], streams, plan, seed), np.random.default_rng(seed)
         disk: dict[str, dict[str, np.ndarray]] = {}
@@ -152,7 +145,7 @@ PLAIN = EnvSpec("plain", Leaf("box", (3,), "float32"), DISCRETE)
 @pytest.mark.parametrize("end", ["terminated", "truncated"])
 def test_n_step_rewards_of_the_golden_case(end: str) -> None:
     """n = 3, r = (1, 2, 3, 4), then the episode ends: the tail is flushed."""
-    replay = Replay(PLAIN, 1, Plan(20, batch=400, n_step=3), 0)
+    replay = Replay(PLAIN, 1, plan_for(20, batch=400, n_step=3), 0)
     replay.append(one_stream([1.0, 2.0, 3.0, 4.0], end))
     batch = replay.sample(0.0)
     assert isinstance(batch, Transition)
@@ -167,7 +160,7 @@ def test_n_step_rewards_of_the_golden_case(end: str) -> None:
 
 def test_weights_of_the_golden_case() -> None:
     """p = (1, 2, 3, 4), alpha = 1: w = (1, 1/2, 1/3, 1/4) at beta 1, and their 0.4th powers at beta 0.4."""
-    plan = Plan(20, batch=400, alpha=1.0, priority_eps=0.0)
+    plan = plan_for(20, batch=400, alpha=1.0, priority_eps=0.0)
     replay = Replay(PLAIN, 1, plan, 0)
     replay.append(one_stream([1.0, 2.0, 3.0, 4.0], "terminated"))
     replay.reprioritise(np.arange(4), np.array([1.0, -2.0, 3.0, -4.0]))
@@ -184,7 +177,7 @@ def test_weights_of_the_golden_case() -> None:
 
 def test_beta_goes_to_one_with_the_run_and_n_counts_rows_that_are_there() -> None:
     """w = (N P)^-beta / max, written out with N = len(replay); the capacity is ten times that."""
-    replay = Replay(PLAIN, 1, Plan(100, batch=64, alpha=0.7, beta=0.5, priority_eps=0.01), 0)
+    replay = Replay(PLAIN, 1, plan_for(100, batch=64, alpha=0.7, beta=0.5, priority_eps=0.01), 0)
     replay.append(one_stream([0.0] * 9, "truncated"))
     error = np.linspace(0.0, 2.0, 9)
     replay.reprioritise(np.arange(9), error)
@@ -199,7 +192,7 @@ def test_beta_goes_to_one_with_the_run_and_n_counts_rows_that_are_there() -> Non
 
 def test_new_rows_have_the_largest_priority_seen() -> None:
     world = World(PLAIN, 1, 0, ends=0.0)
-    replay = Replay(PLAIN, 1, Plan(50, batch=100, alpha=0.5, priority_eps=0.0), 0)
+    replay = Replay(PLAIN, 1, plan_for(50, batch=100, alpha=0.5, priority_eps=0.0), 0)
     replay.append(world.unroll([0], 4))
     assert replay._tree is not None
     np.testing.assert_array_equal(replay._tree.leaves[:4], 1.0)
@@ -212,7 +205,7 @@ def test_new_rows_have_the_largest_priority_seen() -> None:
 def test_a_priority_that_comes_too_late_is_dropped() -> None:
     """Its row was overwritten between sample and update; the row that lies there now keeps its own."""
     world = World(PLAIN, 2, 0, ends=0.0)
-    replay = Replay(PLAIN, 2, Plan(20, batch=40, alpha=1.0, priority_eps=0.0), 0)
+    replay = Replay(PLAIN, 2, plan_for(20, batch=40, alpha=1.0, priority_eps=0.0), 0)
     replay.append(world.unroll([0, 1], 8))
     index = np.array([stream << ROW_BITS | row for stream in (0, 1) for row in range(8)])
     replay.append(world.unroll([0], 6))  # rows 0 to 3 of stream 0 are gone
@@ -235,7 +228,7 @@ def rows_with_leaves(replay: Replay) -> tuple[list[int], list[int], list[float]]
 
 
 def test_priorities_that_are_no_numbers_are_refused() -> None:
-    replay = Replay(PLAIN, 1, Plan(20, alpha=1.0), 0)
+    replay = Replay(PLAIN, 1, plan_for(20, alpha=1.0), 0)
     replay.append(one_stream([1.0, 2.0], "terminated"))
     for wrong in (np.nan, np.inf):
         with pytest.raises(ValueError, match="finite"):
@@ -246,7 +239,7 @@ def test_priorities_that_are_no_numbers_are_refused() -> None:
 def test_every_row_is_drawn_as_often_as_any_other(streams: int, ends: float) -> None:
     """Streams with unequal numbers of rows, reset rows among them: expected 400 of each, sigma 20."""
     world = World(PLAIN, streams, 0, ends)
-    replay = Replay(PLAIN, streams, Plan(40 * streams, batch=400), 0)
+    replay = Replay(PLAIN, streams, plan_for(40 * streams, batch=400), 0)
     for stream in range(streams):
         for _ in range(1 + 3 * stream):
             replay.append(world.unroll([stream], 7))
@@ -264,7 +257,7 @@ def test_every_row_is_drawn_as_often_as_any_other(streams: int, ends: float) -> 
 def test_few_sampleable_rows_among_many_are_found() -> None:
     """n_step close to the number of rows: only a few are complete."""
     world = World(PLAIN, 1, 0, ends=0.0)
-    replay = Replay(PLAIN, 1, Plan(100, batch=300, n_step=97), 0)
+    replay = Replay(PLAIN, 1, plan_for(100, batch=300, n_step=97), 0)
     for _ in range(14):
         replay.append(world.unroll([0], 7))
     batch = replay.sample(0.0)
@@ -275,7 +268,7 @@ def test_few_sampleable_rows_among_many_are_found() -> None:
 
 @pytest.mark.parametrize("end", ["terminated", "truncated"])
 def test_whole_episodes_of_one_step_are_one_row(end: str) -> None:
-    replay = Replay(PLAIN, 1, Plan(20, batch=8, whole_episodes=True), 0)
+    replay = Replay(PLAIN, 1, plan_for(20, batch=8, whole_episodes=True), 0)
     replay.append(one_stream([3.0], end))
 
     sample = replay.sample(0.0)
@@ -293,7 +286,7 @@ def test_whole_episodes_of_one_step_are_one_row(end: str) -> None:
 def test_sequences_are_what_follows_as_far_as_it_goes(kind: str) -> None:
     """Against the episodes written out: nothing of another episode, stream or life, nothing overwritten."""
     length, streams, keep = 4, 2, 16
-    replay = Replay(SPECS[kind], streams, Plan(streams * keep, batch=600, length=length), 0)
+    replay = Replay(SPECS[kind], streams, plan_for(streams * keep, batch=600, length=length), 0)
     world, expected, rng = World(SPECS[kind], streams, 0), Expected(SPECS[kind], streams), np.random.default_rng(0)
     disk: dict[str, dict[str, np.ndarray]] = {}
     for round_ in range(20):
@@ -332,7 +325,7 @@ def test_sequences_are_what_follows_as_far_as_it_goes(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "alpha"), [("tree", 0.0), ("zeros", 0.6), ("box", 0.6)])
 @pytest.mark.usefixtures("small_segments")
 def test_memory_files_and_a_resumed_replay_give_the_same_bits(kind: str, alpha: float, tmp_path: Path) -> None:
-    plan = Plan(60, batch=32, n_step=3, alpha=alpha)
+    plan = plan_for(60, batch=32, n_step=3, alpha=alpha)
     worlds = [World(SPECS[kind], 3, 5) for _ in range(3)]
     replays = [Replay(SPECS[kind], 3, plan, 7, tmp_path if mapped else None) for mapped in (False, True, False)]
     disk: dict[str, dict[str, np.ndarray]] = {}
@@ -357,7 +350,7 @@ def test_memory_files_and_a_resumed_replay_give_the_same_bits(kind: str, alpha: 
 
 
 def test_a_sample_shares_nothing_with_the_replay() -> None:
-    replay = Replay(SPECS["masked"], 1, Plan(10), 0)
+    replay = Replay(SPECS["masked"], 1, plan_for(10), 0)
     replay.append(World(SPECS["masked"], 1, 0).unroll([0], 9))
     batch = replay.sample(0.0)
     assert isinstance(batch, Transition)
@@ -366,7 +359,7 @@ def test_a_sample_shares_nothing_with_the_replay() -> None:
 
 
 def test_rows_that_come_twice_are_refused() -> None:
-    replay, world = Replay(PLAIN, 2, Plan(20), 0), World(PLAIN, 2, 0)
+    replay, world = Replay(PLAIN, 2, plan_for(20), 0), World(PLAIN, 2, 0)
     unroll = world.unroll([0, 1], 4)
     replay.append(unroll)
     with pytest.raises(ValueError, match="stream 0 was appended twice: it is at row 4"):
@@ -375,7 +368,7 @@ def test_rows_that_come_twice_are_refused() -> None:
 
 def test_a_long_unroll_is_kept_in_pieces() -> None:
     """30 rows into room for 10: the newest are there."""
-    replay, world, expected = Replay(PLAIN, 1, Plan(10, n_step=3), 0), World(PLAIN, 1, 3), Expected(PLAIN, 1)
+    replay, world, expected = Replay(PLAIN, 1, plan_for(10, n_step=3), 0), World(PLAIN, 1, 3), Expected(PLAIN, 1)
     unroll = world.unroll([0], 30)
     replay.append(unroll)
     expected.append(unroll)
@@ -385,7 +378,7 @@ def test_a_long_unroll_is_kept_in_pieces() -> None:
 @pytest.mark.parametrize("kind", ["stack", "zeros"])
 @pytest.mark.parametrize("at", [0, 2], ids=["where an episode begins", "in the midst of one"])
 def test_stacks_that_are_none_are_refused_and_change_nothing(kind: str, at: int) -> None:
-    spec, plan = SPECS[kind], Plan(12, alpha=0.5)
+    spec, plan = SPECS[kind], plan_for(12, alpha=0.5)
     for before in (0, 3):  # at the first unroll, or later
         good, replay, expected = World(spec, 1, 0, ends=0.0), Replay(spec, 1, plan, 0), Expected(spec, 1)
         for _ in range(before):
@@ -435,7 +428,7 @@ def test_frames_that_gymnasium_stacked_come_back_as_they_were(padding: str) -> N
     assert spec.obs.stack == 4
     env, rng = vector(source, spec, [0, 1], [5, 6], "none"), np.random.default_rng(0)
     rows = empty_rows(spec, 8, 2, obs_arrays(spec, 9, 2))
-    replay, expected = Replay(spec, 2, Plan(60, n_step=3), 0), Expected(spec, 2)
+    replay, expected = Replay(spec, 2, plan_for(60, n_step=3), 0), Expected(spec, 2)
     env.reset(rows)
     for begin in range(0, 80, 8):
         if begin:
@@ -462,7 +455,7 @@ def test_frames_that_gymnasium_stacked_come_back_as_they_were(padding: str) -> N
 
 def test_frames_of_a_stack_are_kept_once() -> None:
     spec, whole = SPECS["stack"], replace(SPECS["stack"], obs=Leaf("image", (4, 2, 2), "uint8"))
-    plan = Plan(1000)
+    plan = plan_for(1000)
     frames, all_of_it = Replay.bytes_needed(spec, 1, plan), Replay.bytes_needed(whole, 1, plan)
     assert all_of_it - frames == 1001 * 3 * 4 - 1001 - 3 * (4 + 1 + 8 + 4 + 1)  # an age each, and 3 rows more
     replay = Replay(spec, 1, plan, 0)
@@ -471,7 +464,7 @@ def test_frames_of_a_stack_are_kept_once() -> None:
 
 def test_what_a_replay_takes_is_told_beforehand() -> None:
     for alpha in (0.0, 0.6):
-        plan = Plan(30_000, alpha=alpha)
+        plan = plan_for(30_000, alpha=alpha)
         replay = Replay(SPECS["tree"], 3, plan, 0)
         held = sum(flat.nbytes for flat in replay._ring.flat.values())
         if replay._tree is not None:
@@ -481,30 +474,30 @@ def test_what_a_replay_takes_is_told_beforehand() -> None:
 
 def test_plans_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="keeps 3 of each of 4 streams, and needs 6 at least"):
-        Replay(PLAIN, 4, Plan(10, n_step=5), 0)
+        Replay(PLAIN, 4, plan_for(10, n_step=5), 0)
     with pytest.raises(ValueError, match="sequences are sampled uniformly"):
-        Replay(PLAIN, 1, Plan(100, length=5, alpha=0.6), 0)
+        Replay(PLAIN, 1, plan_for(100, length=5, alpha=0.6), 0)
 
 
 def test_a_state_that_does_not_fit_is_refused() -> None:
-    def kept(plan: Plan, streams: int = 1) -> Replay:
+    def kept(plan: ReplayPlan, streams: int = 1) -> Replay:
         replay = Replay(PLAIN, streams, plan, 0)
         replay.append(World(PLAIN, 1, 0).unroll([0], 9))
         return replay
 
-    small, segments = kept(Plan(20)).state()
+    small, segments = kept(plan_for(20)).state()
     with pytest.raises(ValueError, match="1 streams of 20 rows, and is 1 of 21 now"):
-        Replay(PLAIN, 1, Plan(21), 0).load(small, segments)
+        Replay(PLAIN, 1, plan_for(21), 0).load(small, segments)
     with pytest.raises(ValueError, match="prioritised"):
-        Replay(PLAIN, 1, Plan(20, alpha=0.5), 0).load(small, segments)
+        Replay(PLAIN, 1, plan_for(20, alpha=0.5), 0).load(small, segments)
     small["tail"] = small["tail"] + 2
     with pytest.raises(ValueError, match="missing"):
-        Replay(PLAIN, 1, Plan(20), 0).load(small, segments)
+        Replay(PLAIN, 1, plan_for(20), 0).load(small, segments)
 
 
 def test_room_on_the_disk_is_taken_when_the_replay_is_made(tmp_path):
     """A hole in a mapped file that finds the disk full ends the process without a word."""
-    Replay(PLAIN, 2, Plan(40_000), 0, tmp_path)
+    Replay(PLAIN, 2, plan_for(40_000), 0, tmp_path)
     for file in tmp_path.iterdir():
         assert file.stat().st_blocks * 512 >= file.stat().st_size
 
@@ -515,4 +508,4 @@ def test_a_disk_without_room_is_told_in_a_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr("rltrain.rollout.replay.ring.os.posix_fallocate", full)
     with pytest.raises(ValueError, match="No space left"):
-        Replay(PLAIN, 2, Plan(40_000), 0, tmp_path)
+        Replay(PLAIN, 2, plan_for(40_000), 0, tmp_path)
