@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
+from gymnasium.wrappers import FrameStackObservation
 
 from rltrain.envs.errors import EnvError, EnvFault
 from rltrain.envs.source import FORMS, EnvSource, registered
 from rltrain.envs.spaces import MASK, env_spec, stacked
-from rltrain.envs.spec import EnvSpec
-from rltrain.envs.suites.frame_stack import frames
+from rltrain.envs.spec import EnvSpec, Padding
+from rltrain.envs.suites import atari
 from rltrain.envs.vector.native import NativeVectorEnv, blocks, check_autoreset
 from rltrain.envs.vector.serial import SerialVectorEnv
 from rltrain.envs.vector.unroll_rows import VectorEnv
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
     from rltrain.envs.multi_agent.joint_spaces import Share
 
 NATIVE_FROM = 128  # streams of a run from which "auto" chooses a native vector environment if there is one
+
+PASS_ON = {  # modules of Gymnasium's wrappers that neither change nor drop observations
+    f"gymnasium.wrappers.{name}"
+    for name in ("common", "rendering", "stateful_reward", "transform_action", "transform_reward")
+}
 
 
 def resolve(
@@ -72,9 +78,30 @@ def read_spec(source: EnvSource, seed: int) -> EnvSpec:
         info = result[1] if isinstance(result, tuple) and len(result) == 2 else None
         mask_in_info = isinstance(info, dict) and MASK in info
         spec = env_spec(source.name, env.observation_space, env.action_space, limit, mask_in_info)
-        return replace(spec, obs=stacked(spec.obs, *frames(env)))
+        return replace(spec, obs=stacked(spec.obs, *_frames(env)))
     finally:
         env.close()
+
+
+def _frames(env: gymnasium.Env[Any, Any]) -> tuple[int, Padding]:
+    """The number of frames in an observation, 0 if unknown, and the padding before the first frame of an episode."""
+    if isinstance(env, atari.Atari):
+        return env.stack, "reset"
+    while isinstance(env, gymnasium.Wrapper) and _passes_on(type(env)):
+        env = env.env
+    if type(env) is FrameStackObservation:
+        if env.padding_type == "zero":
+            return env.stack_size, "zero"
+        return (env.stack_size if env.padding_type == "reset" else 0), "reset"
+    return 0, "reset"
+
+
+def _passes_on(wrapper: type) -> bool:
+    """Whether a wrapper passes on each observation: it is in PASS_ON, or does not override `step` and `reset`."""
+    if wrapper.__module__ in PASS_ON:
+        return True
+    base = (gymnasium.Wrapper, gymnasium.ActionWrapper, gymnasium.RewardWrapper)
+    return all(any(getattr(wrapper, name) is getattr(kind, name) for kind in base) for name in ("step", "reset"))
 
 
 def vector_kind(source: EnvSource, total_streams: int, asked: str = "auto") -> str:

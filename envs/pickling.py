@@ -33,7 +33,7 @@ def self_contained(source: EnvSource) -> EnvSource:
     if callable(entry):
         return replace(source, target=entry) if modules_of(entry) else source
     spec = gymnasium.registry[entry]
-    creator = load_entry_point(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    creator = None if spec.entry_point is None else load_entry_point(spec.entry_point)
     if creator is None or not modules_of(creator):
         return source
     fields = {**_fields(spec), "entry_point": creator, "vector_entry_point": None}

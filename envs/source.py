@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -24,7 +25,6 @@ from gymnasium.spaces import Tuple
 
 from rltrain.envs.errors import EnvError, EnvFault, did_you_mean
 from rltrain.envs.suites import atari, envpool, pettingzoo
-from rltrain.envs.suites.mujoco_log import filter_mujoco_log
 
 if TYPE_CHECKING:
     from rltrain.envs.multi_agent.joint_spaces import Share
@@ -36,6 +36,7 @@ FORMS = (
     "atari:game, envpool:Id, probe:name, pettingzoo:module or a built-in game of several agents (two-step)"
 )
 EXTRAS = ("box2d", "minatar", "mujoco")  # extras of this package, as they appear in entry points and namespaces
+MUJOCO_DEPRECATION = "is deprecated and will be removed in a future release"  # in warnings about model files
 MAKE_ARGUMENTS = {"max_episode_steps", "disable_env_checker"}  # of gymnasium.make itself
 _registered: dict[str, Callable[..., Any]] = {}
 
@@ -80,17 +81,15 @@ class EnvSource:
         entry = self.lookup()
         if isinstance(entry, str):
             env_id, spec = entry, gymnasium.registry[entry]
-            entry_point, own = spec.entry_point, {k: v for k, v in self.kwargs.items() if k not in MAKE_ARGUMENTS}
-            creator = self._call(
-                lambda: entry_point if callable(entry_point) else load_entry_point(str(entry_point)), env_id
-            )
+            creator = self._call(lambda: load_entry_point(spec.entry_point), env_id)
+            own = {key: value for key, value in self.kwargs.items() if key not in MAKE_ARGUMENTS}
             self._check_arguments(creator, {**spec.kwargs, **own})
-            filter_mujoco_log()
+            _filter_mujoco_log()
             env = self._call(lambda: gymnasium.make(env_id, **{"disable_env_checker": True, **self.kwargs}), env_id)
         else:
             factory = entry
             self._check_arguments(factory, self.kwargs)
-            filter_mujoco_log()
+            _filter_mujoco_log()
             env = self._call(lambda: factory(**self.kwargs))
         if not isinstance(env, gymnasium.Env) or isinstance(getattr(env, "action_space", None), Tuple):
             from rltrain.envs.multi_agent.joint_env import as_joint_env
@@ -117,11 +116,10 @@ class EnvSource:
         if not isinstance(env_id, str):
             return None
         spec = gymnasium.registry[env_id]
-        entry = spec.vector_entry_point
-        if entry is None or spec.additional_wrappers:
+        if spec.vector_entry_point is None or spec.additional_wrappers:
             return None
         try:
-            creator = entry if callable(entry) else load_entry_point(str(entry))
+            creator = load_entry_point(spec.vector_entry_point)
             inspect.signature(creator).bind(num_envs=1, **{**spec.kwargs, **self.kwargs})
         except Exception:  # its imports may raise anything
             return None
@@ -279,9 +277,11 @@ class EnvSource:
             raise EnvFault(-1, -1, 0, traceback.format_exc()) from error
 
 
-def load_entry_point(entry_point: str) -> Callable[..., Any]:
-    """The class or function of a text "module:name"."""
-    module, _, name = entry_point.partition(":")
+def load_entry_point(entry_point: str | Callable[..., Any] | None) -> Callable[..., Any]:
+    """The class or function of an entry point of Gymnasium, which may be a text "module:name"."""
+    if callable(entry_point):
+        return entry_point
+    module, _, name = str(entry_point).partition(":")
     creator: Callable[..., Any] = getattr(importlib.import_module(module), name)
     return creator
 
@@ -291,6 +291,29 @@ def _known_names() -> list[str]:
     from rltrain.envs.problems.probes import PROBES
 
     return [*gymnasium.registry, *_registered, *pettingzoo.GAMES, *(f"probe:{name}" for name in PROBES)]
+
+
+def _filter_mujoco_log() -> None:
+    """Write deprecation warnings of model files only to MuJoCo's log file, each once; print other warnings as before.
+
+    Nothing changes if MuJoCo is not imported or already has a handler for warnings.
+    """
+    mujoco: Any = sys.modules.get("mujoco")
+    if mujoco is None or mujoco.get_mju_user_warning() is not None:
+        return
+    logged: set[str] = set()
+
+    def warning(text: str) -> None:
+        if MUJOCO_DEPRECATION in text:
+            if text in logged:
+                return
+            logged.add(text)
+        else:
+            with contextlib.suppress(OSError, ValueError):  # no exception may reach MuJoCo's C code
+                print(f"WARNING: {text}\n", file=sys.stderr, flush=True)
+        mujoco.mju_writeLog("WARNING", text)
+
+    mujoco.set_mju_user_warning(warning)
 
 
 def _line(error: BaseException) -> str:

@@ -1,6 +1,6 @@
-"""Small games of several agents, with what the best play of each is worth. They need nothing beside PettingZoo.
+"""Small games of several agents with known optimal returns. They only need PettingZoo.
 
-`--env two-step`. What a team earns together is shared out equally, so that the returns of its agents add up to it.
+`--env two-step`. A team's reward is divided equally, so that the returns of its agents add up to the team's return.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Dicts = tuple[dict[str, Any], ...]
 
 
 class MatrixGame(ParallelEnv[str, np.ndarray, int]):  # type: ignore[misc]
-    """Two agents earn `payoff[first's action][second's action]` together.
+    """Two agents get the reward `payoff[action of the first][action of the second]` together.
 
-    Of several matrices the first agent's first action chooses one; then that one is played once. Everybody sees which
-    state the game is in, as one-hot: the beginning, or one of the matrices.
+    If there are several matrices, the first agent's first action chooses one, which is then played once. All agents
+    observe the state of the game as one-hot: the beginning, or one of the matrices.
 
     Args:
         payoffs: one or more matrices.
-        rounds:  steps of an episode, where there is one matrix.
-        swap:    actions that mean their opposite: of the first agent's choice, and of either agent in the matrices.
+        rounds:  steps of an episode with a single matrix.
+        swap:    whether to reverse the order of the actions: of the choice, and of each agent in the matrices.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "matrix_game", "render_modes": []}
@@ -40,8 +40,9 @@ class MatrixGame(ParallelEnv[str, np.ndarray, int]):  # type: ignore[misc]
         self.rounds, self.render_mode = rounds, None
         self.possible_agents = ["agent_0", "agent_1"]
         self.agents: list[str] = []
-        sees = spaces.Box(0.0, 1.0, (1 if len(self.payoffs) == 1 else 1 + len(self.payoffs),), np.float32)
-        self.observation_spaces = dict.fromkeys(self.possible_agents, sees)
+        states = 1 if len(self.payoffs) == 1 else 1 + len(self.payoffs)
+        one_hot = spaces.Box(0.0, 1.0, (states,), np.float32)
+        self.observation_spaces = dict.fromkeys(self.possible_agents, one_hot)
         sizes = zip(self.possible_agents, self.payoffs[0].shape, strict=True)
         self.action_spaces = {agent: spaces.Discrete(size) for agent, size in sizes}
 
@@ -57,17 +58,17 @@ class MatrixGame(ParallelEnv[str, np.ndarray, int]):  # type: ignore[misc]
         return self._all(self.state()), self._all({})
 
     def step(self, actions: dict[str, int]) -> Dicts:
-        one, other = (int(actions[agent]) for agent in self.possible_agents)
+        first, second = (int(actions[agent]) for agent in self.possible_agents)
         chooses = len(self.payoffs) > 1 and self._at == 0
-        reward = 0.0 if chooses else float(self.payoffs[max(self._at - 1, 0)][one, other])
+        reward = 0.0 if chooses else float(self.payoffs[max(self._at - 1, 0)][first, second])
         self._time += 1
         if chooses:
-            self._at = 1 + one
+            self._at = 1 + first
         over = not chooses and (len(self.payoffs) > 1 or self._time == self.rounds)
-        back = self._all(self.state()), self._all(reward / 2), self._all(over), self._all(False), self._all({})
+        result = self._all(self.state()), self._all(reward / 2), self._all(over), self._all(False), self._all({})
         if over:
             self.agents = []
-        return back
+        return result
 
     def state(self) -> np.ndarray:
         state = np.zeros(self.observation_spaces["agent_0"].shape, np.float32)
@@ -83,10 +84,10 @@ class MatrixGame(ParallelEnv[str, np.ndarray, int]):  # type: ignore[misc]
 
 
 def two_step(permutation: int = 0) -> MatrixGame:
-    """The game of the QMIX paper, appendix: 8 is the best, 7 what a sum of values finds.
+    """The two-step game of the QMIX paper, appendix: the best return is 8; methods that sum values find 7.
 
     Args:
-        permutation: 0 to 7; its bits turn round what the first agent's choice means, and the actions in the matrices.
+        permutation: 0 to 7; each bit reverses the actions of a decision: the choice, and each agent's in the matrices.
     """
     if not 0 <= permutation < 8:
         raise ValueError(f"permutation must lie between 0 and 7, got {permutation}")
@@ -94,20 +95,20 @@ def two_step(permutation: int = 0) -> MatrixGame:
 
 
 def climbing(rounds: int = 1) -> MatrixGame:
-    """The climbing game: 11 is the best, and whoever of the two goes for it alone costs 30."""
+    """The climbing game: the best reward is 11; if only one of the agents tries for it, the reward is -30."""
     return MatrixGame((CLIMBING,), rounds)
 
 
 def penalty(k: float = -100.0, rounds: int = 1) -> MatrixGame:
-    """The penalty game (Claus and Boutilier 1998): 10 where both choose the same end, `k` where they miss."""
+    """The penalty game (Claus and Boutilier 1998): 10 if both choose the same corner, `k` for different corners."""
     return MatrixGame((((10, 0, k), (0, 2, 0), (k, 0, 10)),), rounds)
 
 
 class Spread(ParallelEnv[str, np.ndarray, np.ndarray]):  # type: ignore[misc]
-    """Agents cover as many places in the plane; together they lose the distance from each place to whoever is nearest.
+    """Agents cover as many places in the plane. Team reward: minus the distances from each place to the nearest agent.
 
-    An action is a velocity. An agent sees itself, the places and the others from where it is. Out of time after
-    `max_cycles` steps; nothing else ends it. Three agents that stand still lose 48 on average.
+    An action is a velocity. An agent observes its position, and the places and other agents relative to it. Episodes
+    are truncated after `max_cycles` steps. The return of three agents that do not move is -48 on average.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "spread", "render_modes": []}
@@ -117,8 +118,8 @@ class Spread(ParallelEnv[str, np.ndarray, np.ndarray]):  # type: ignore[misc]
         self.max_cycles, self.render_mode = max_cycles, None
         self.possible_agents = [f"agent_{number}" for number in range(agents)]
         self.agents: list[str] = []
-        sees = spaces.Box(-np.inf, np.inf, (4 * agents,), np.float32)
-        self.observation_spaces = dict.fromkeys(self.possible_agents, sees)
+        positions = spaces.Box(-np.inf, np.inf, (4 * agents,), np.float32)
+        self.observation_spaces = dict.fromkeys(self.possible_agents, positions)
         self.action_spaces = {agent: spaces.Box(-1.0, 1.0, (2,), np.float32) for agent in self.possible_agents}
         self.np_random = seeding.np_random(0)[0]
 
@@ -132,31 +133,30 @@ class Spread(ParallelEnv[str, np.ndarray, np.ndarray]):  # type: ignore[misc]
         if seed is not None:
             self.np_random = seeding.np_random(seed)[0]
         self.agents, self._time = list(self.possible_agents), 0
-        self._where = self.np_random.uniform(-1.0, 1.0, (len(self.agents), 2))
+        self._positions = self.np_random.uniform(-1.0, 1.0, (len(self.agents), 2))
         self._places = self.np_random.uniform(-1.0, 1.0, (len(self.agents), 2))
-        return self._seen(), {agent: {} for agent in self.possible_agents}
+        return self._observations(), {agent: {} for agent in self.possible_agents}
 
     def step(self, actions: dict[str, np.ndarray]) -> Dicts:
         moves = np.stack([actions[agent] for agent in self.possible_agents])
-        self._where = np.clip(self._where + self.SPEED * np.clip(moves, -1.0, 1.0), -1.5, 1.5)
+        self._positions = np.clip(self._positions + self.SPEED * np.clip(moves, -1.0, 1.0), -1.5, 1.5)
         self._time += 1
-        apart = np.linalg.norm(self._places[:, None] - self._where, axis=-1)  # [places, agents]
-        reward = -float(apart.min(1).sum()) / len(self.possible_agents)
+        distance = np.linalg.norm(self._places[:, None] - self._positions, axis=-1)  # [places, agents]
+        reward = -float(distance.min(1).sum()) / len(self.possible_agents)
         over = self._time >= self.max_cycles
         if over:
             self.agents = []
-        each = self.possible_agents
-        truncated = dict.fromkeys(each, over)
-        return self._seen(), dict.fromkeys(each, reward), dict.fromkeys(each, False), truncated, {a: {} for a in each}
+        rewards, terminated, truncated = (dict.fromkeys(self.possible_agents, x) for x in (reward, False, over))
+        return self._observations(), rewards, terminated, truncated, {agent: {} for agent in self.possible_agents}
 
-    def _seen(self) -> dict[str, np.ndarray]:
-        seen = {}
+    def _observations(self) -> dict[str, np.ndarray]:
+        observations = {}
         for number, agent in enumerate(self.possible_agents):
-            mine = self._where[number]
-            others = np.delete(self._where, number, 0)
-            parts = [mine[None], self._places - mine, others - mine]
-            seen[agent] = np.concatenate(parts).ravel().astype(np.float32)
-        return seen
+            own = self._positions[number]
+            others = np.delete(self._positions, number, 0)
+            parts = [own[None], self._places - own, others - own]
+            observations[agent] = np.concatenate(parts).ravel().astype(np.float32)
+        return observations
 
     def render(self) -> None: ...
 
@@ -164,14 +164,15 @@ class Spread(ParallelEnv[str, np.ndarray, np.ndarray]):  # type: ignore[misc]
 
 
 class Generations(ParallelEnv[str, np.ndarray, int]):  # type: ignore[misc]
-    """Agents that leave and come in the midst of an episode. What each earns is known in advance.
+    """Agents that join and leave during an episode, with known returns.
 
-    Agent i gets `WAGE[i]` for each step, 1 more for action 1, and `PARTING[i]` with the last one. It sees the time, and
-    how long it will stay. Those of `LATE` run out of time, the others die. With action 1 always, they earn `BEST`.
+    Agent i gets the reward `WAGE[i]` per step, 1 more for action 1, and `PARTING[i]` in its last step. It observes the
+    time and its remaining steps. Agents in `LATE` are truncated, the others terminated. The best action is always 1,
+    with the returns `BEST`.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "generations", "render_modes": []}
-    LIVES = ((0, 6), (0, 2), (1, 4), (3, 6))  # the step an agent comes with (0: it is there at first), and leaves with
+    LIVES = ((0, 6), (0, 2), (1, 4), (3, 6))  # the steps before which an agent joins and after which it leaves
     WAGE = (1.0, 2.0, 3.0, 4.0)
     PARTING = (10.0, 20.0, 30.0, 40.0)
     LATE = ("agent_0", "agent_2")
@@ -181,8 +182,8 @@ class Generations(ParallelEnv[str, np.ndarray, int]):  # type: ignore[misc]
         self.render_mode = None
         self.possible_agents = [f"agent_{number}" for number in range(len(self.LIVES))]
         self.agents: list[str] = []
-        sees = spaces.Box(0.0, 1.0, (2,), np.float32)
-        self.observation_spaces = dict.fromkeys(self.possible_agents, sees)
+        times = spaces.Box(0.0, 1.0, (2,), np.float32)
+        self.observation_spaces = dict.fromkeys(self.possible_agents, times)
         self.action_spaces = {agent: spaces.Discrete(2) for agent in self.possible_agents}
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
@@ -194,7 +195,7 @@ class Generations(ParallelEnv[str, np.ndarray, int]):  # type: ignore[misc]
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         self._time = 0
         self.agents = [agent for agent in self.possible_agents if self._life(agent)[0] == 0]
-        return {agent: self._sees(agent) for agent in self.agents}, {agent: {} for agent in self.agents}
+        return {agent: self._observation(agent) for agent in self.agents}, {agent: {} for agent in self.agents}
 
     def step(self, actions: dict[str, int]) -> Dicts:
         self._time += 1
@@ -203,12 +204,12 @@ class Generations(ParallelEnv[str, np.ndarray, int]):  # type: ignore[misc]
             number = self.possible_agents.index(agent)
             rewards[agent] = self.WAGE[number] + float(actions[agent]) + self.PARTING[number] * self._leaves(agent)
         born = [agent for agent in self.possible_agents if self._life(agent)[0] == self._time]
-        there = [*self.agents, *born]
-        terminated = {agent: self._leaves(agent) and agent not in self.LATE for agent in there}
-        truncated = {agent: self._leaves(agent) and agent in self.LATE for agent in there}
-        self.agents = [agent for agent in there if not self._leaves(agent)]
-        obs = {agent: self._sees(agent) for agent in there}
-        return obs, {**dict.fromkeys(born, 0.0), **rewards}, terminated, truncated, {agent: {} for agent in there}
+        present = [*self.agents, *born]
+        terminated = {agent: self._leaves(agent) and agent not in self.LATE for agent in present}
+        truncated = {agent: self._leaves(agent) and agent in self.LATE for agent in present}
+        self.agents = [agent for agent in present if not self._leaves(agent)]
+        obs = {agent: self._observation(agent) for agent in present}
+        return obs, {**dict.fromkeys(born, 0.0), **rewards}, terminated, truncated, {agent: {} for agent in present}
 
     def _life(self, agent: str) -> tuple[int, int]:
         return self.LIVES[self.possible_agents.index(agent)]
@@ -216,7 +217,7 @@ class Generations(ParallelEnv[str, np.ndarray, int]):  # type: ignore[misc]
     def _leaves(self, agent: str) -> bool:
         return self._life(agent)[1] == self._time
 
-    def _sees(self, agent: str) -> np.ndarray:
+    def _observation(self, agent: str) -> np.ndarray:
         last = max(end for _, end in self.LIVES)
         return np.array([self._time / last, (self._life(agent)[1] - self._time) / last], np.float32)
 
@@ -226,9 +227,9 @@ class Generations(ParallelEnv[str, np.ndarray, int]):  # type: ignore[misc]
 
 
 class TicTacToe(AECEnv[str, dict[str, np.ndarray], int]):  # type: ignore[misc]
-    """Two agents in turns; 1 for three in a row, -1 for the other, 0 for a draw. The best play is worth 0.
+    """Two agents in turns: reward 1 for three in a row, -1 for the other agent, 0 for a draw, the optimal result.
 
-    An agent sees its own marks, the other's and the free cells; its `action_mask` has these when it is its turn.
+    An agent observes its own marks, the other's, and the free cells, which are its legal actions when it is its turn.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "tic_tac_toe", "render_modes": [], "is_parallelizable": False}
