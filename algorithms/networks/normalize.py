@@ -1,6 +1,6 @@
-"""Running statistics as module buffers, so that they travel with weights and checkpoints.
+"""Running statistics of observations and returns, as buffers: they are part of weights and checkpoints.
 
-The learner updates them once per delivery, in the order of streams; actors only read.
+The learner updates them once per delivery, in the order of streams; actors only read them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from rltrain.envs.spec import EnvSpec
-from rltrain.rollout.tree import Tree, leaves, unflatten
+from rltrain.rollout.tree import Tree, leaves, tree_map, unflatten
+from rltrain.rollout.types import Trajectory
 
 EPSILON = 1e-8  # added to a variance
 LIMIT = 10.0  # observations are clipped to this many standard deviations
 
 
 class Normalizer(nn.Module):
-    """Box leaves of an observation to mean 0 and deviation 1; the other leaves pass.
+    """Scales Box leaves of an observation to mean 0 and standard deviation 1, and leaves the others unchanged.
 
-    Until the first update observations pass as they are, clipped.
+    Before the first update it only clips them.
     """
 
     def __init__(self, spec: EnvSpec) -> None:
@@ -37,7 +38,7 @@ class Normalizer(nn.Module):
             self.register_buffer(f"scale{i}", torch.ones(shape))
 
     def forward(self, obs: Tree) -> Tree:
-        """tree of [..., *O] to the same tree, new where it differs"""
+        """tree of [..., *O] to the same tree; leaves that change are new tensors."""
         if self.single:
             return self._normal(0, obs) if self.boxes else obs
         flat = leaves(obs)
@@ -52,7 +53,7 @@ class Normalizer(nn.Module):
 
     @torch.no_grad()
     def update(self, obs: Tree, valid: Tensor) -> None:
-        """Take in observations: a tree of [..., *O], of which the rows where `valid` [...] is True count."""
+        """Update the statistics with those rows of a tree of [..., *O] where `valid` [...] is True."""
         keep = valid.reshape(-1)
         flat = leaves(obs)
         for i in self.boxes:
@@ -68,18 +69,38 @@ class Normalizer(nn.Module):
         return self.get_buffer(name)
 
 
+class NormalizedPolicy(nn.Module):
+    """What off-policy policies share: the normalisation of observations, if the settings ask for it."""
+
+    core_size = 0
+
+    def __init__(self, spec: EnvSpec, config: Any) -> None:
+        super().__init__()
+        self.spec, self.config, self.sequence = spec, config, config.unroll
+        self.normalizer = Normalizer(spec) if config.normalize_obs else None
+
+    def normalised(self, obs: Tree) -> Tree:
+        """The observation as all networks get it, those of the critics too."""
+        return obs if self.normalizer is None else self.normalizer.forward(obs)
+
+    def observe(self, unrolls: Trajectory) -> None:
+        """Update the running statistics with each observation that an actor acted on."""
+        if self.normalizer is not None:
+            self.normalizer.update(tree_map(lambda x: x[:-1], unrolls.obs), unrolls.valid)
+
+
 class ReturnScale(nn.Module):
-    """What to multiply rewards with so that discounted returns have deviation 1. For training only.
+    """The factor of rewards that gives discounted returns a standard deviation of 1. For training only.
 
     Args:
-        streams: their total; each has an accumulator of its own.
+        streams: number of streams; each has an accumulator of its own.
     """
 
     count: Tensor
     mean: Tensor
     m2: Tensor
-    running: Tensor  # [streams] discounted return of the episode so far
-    follows: Tensor  # [streams] int64, the stream's own count of rows where it goes on; -1: not known
+    running: Tensor  # [streams] discounted sum of rewards of the episode so far
+    follows: Tensor  # [streams] int64, row counter of the stream at which its next unroll should begin; -1: unknown
 
     def __init__(self, streams: int) -> None:
         super().__init__()
@@ -99,17 +120,17 @@ class ReturnScale(nn.Module):
         begins: Tensor | None = None,
         went: tuple[Tensor, Tensor | int] | None = None,
     ) -> None:
-        """Take in T steps of B streams.
+        """Update the statistics with T steps of B streams.
 
         Args:
-            reward: [T, B]  as the environment gave it.
+            reward: [T, B]  as the environment returned it.
             ended:  [T, B]  bool, terminated or truncated.
-            valid:  [T, B]  bool, not a reset row, and not one that an unroll was stretched by.
-            stream: [B]     int64, the streams these columns are, each once.
+            valid:  [T, B]  bool, neither a reset row nor padding.
+            stream: [B]     int64, indices of the streams, without duplicates.
             gamma:  discount per step.
-            begins: [B]     bool, streams that begin an episode at row 0 (`first[0]`), broken ones included.
-            went:   [B] each, int64: the streams' own counts of rows at row 0, and how many of the T rows they made.
-                    Where some were missed (their unroll was too old) the sum of the episode so far is not known: it
+            begins: [B]     bool, streams whose row 0 begins an episode (`first[0]`).
+            went:   [B] each, int64: the row counters of the streams at row 0, and the number of rows without padding.
+                    If rows are missing (their unroll was too old), the sum of the episode so far is unknown and
                     begins at 0.
         """
         carry = self.running[stream]  # [B]
@@ -121,7 +142,7 @@ class ReturnScale(nn.Module):
             carry = carry.masked_fill((follows >= 0) & (follows != row), 0.0)
             self.follows[stream] = row + made
         returns = reward.double().masked_fill(~valid, 0.0)  # [T, B]
-        decay = valid.double().mul_(gamma).add_((~valid).double())  # [T, B] rows that do not count change nothing
+        decay = valid.double().mul_(gamma).add_((~valid).double())  # [T, B] invalid rows change nothing
         decay[1:].masked_fill_(ended[:-1], 0.0)
         returns[0] += decay[0] * carry
         rows, decays = returns.cpu().numpy(), decay.cpu().numpy()  # as in returns.py; on the CPU a view
@@ -132,12 +153,12 @@ class ReturnScale(nn.Module):
         _merge(self.count, self.mean, self.m2, returns[valid])
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Checkpoints of before rows were counted: each stream is taken to go on where it stood."""
+        """Older checkpoints have no row counters: assume that no rows are missing."""
         state_dict.setdefault(f"{prefix}follows", torch.full_like(self.follows, -1))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def scale(self) -> Tensor:
-        """[] float32, to multiply rewards with; 1 until there is a spread to speak of."""
+        """[] float32, the factor of rewards; 1 while the returns have no variance."""
         if self.count < 2 or self.m2 == 0:
             return torch.ones((), device=self.m2.device)
         return (self.m2 / self.count + EPSILON).rsqrt().float()

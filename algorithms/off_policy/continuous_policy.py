@@ -1,4 +1,4 @@
-"""What actors of SAC, TD3 and DDPG run: a squashed Gaussian, a soft choice, and a deterministic action with noise."""
+"""Policies of SAC, TD3 and DDPG: squashed Gaussian, categorical, and deterministic with exploration noise."""
 
 from __future__ import annotations
 
@@ -6,42 +6,21 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rltrain.algorithms.functions.optim import linear
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.networks.distributions import Categorical, TanhGaussian
-from rltrain.algorithms.networks.normalize import Normalizer
+from rltrain.algorithms.networks.normalize import NormalizedPolicy
 from rltrain.algorithms.protocol import Act, Noise
 from rltrain.envs.spec import EnvSpec
-from rltrain.rollout.tree import Tree, tree_map
-from rltrain.rollout.types import Trajectory
+from rltrain.rollout.tree import Tree
 
-LOG_STD = (-20.0, 2.0)  # the authors' bounds for the log of the Gaussian's deviation
-
-
-class _Sees(nn.Module):
-    """The running statistics of observations, where they are asked for."""
-
-    core_size = 0
-
-    def __init__(self, spec: EnvSpec, config: Any) -> None:
-        super().__init__()
-        self.spec, self.sequence = spec, config.unroll
-        self.normalizer = Normalizer(spec) if config.normalize_obs else None
-
-    def normalised(self, obs: Tree) -> Tree:
-        """The observation as networks see it, the critics' too."""
-        return obs if self.normalizer is None else self.normalizer.forward(obs)
-
-    def observe(self, unrolls: Trajectory) -> None:
-        """Show a delivery to the running statistics: every observation that was acted on, once."""
-        if self.normalizer is not None:
-            self.normalizer.update(tree_map(lambda x: x[:-1], unrolls.obs), unrolls.valid)
+LOG_STD = (-20.0, 2.0)  # the authors' bounds of the log standard deviation
 
 
-class SquashedGaussian(_Sees):
-    """Box actions: tanh of a Gaussian whose mean and deviation the network gives; without exploration tanh(mean)."""
+class SquashedGaussian(NormalizedPolicy):
+    """Box actions: tanh of a Gaussian with mean and log_std from the network; without exploration tanh(mean)."""
 
     def __init__(self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> None:
         super().__init__(spec, config)
@@ -55,7 +34,7 @@ class SquashedGaussian(_Sees):
         return Act(dist.sample(noise) if explore else dist.mode(), {}, core)
 
     def sample(self, obs: Tree, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions [B, *A] and their log densities [B] at normalised obs, from noise [B, A]; both carry gradients."""
+        """Actions [B, *A] and their log densities [B] at normalised obs, from noise [B, A]; both with gradients."""
         return self._distribution(self.actor.forward(obs)[0]).sample_with_log_prob(noise)
 
     def _distribution(self, head: Tensor) -> TanhGaussian:
@@ -63,8 +42,8 @@ class SquashedGaussian(_Sees):
         return TanhGaussian(mean, log_std.clamp(*LOG_STD), self.spec.action.shape)
 
 
-class SoftCategorical(_Sees):
-    """Discrete actions: a choice among the legal ones by probabilities; without exploration the likeliest."""
+class SoftCategorical(NormalizedPolicy):
+    """Discrete actions: a sample of the softmax over the legal actions; without exploration the most likely one."""
 
     def __init__(self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> None:
         super().__init__(spec, config)
@@ -78,16 +57,16 @@ class SoftCategorical(_Sees):
         return Act(dist.sample(noise) if explore else dist.mode(), {}, core)
 
     def score(self, obs: Tree, explore: bool) -> Tensor:
-        """[B, n] what `act` chooses by: logits."""
+        """[B, n] logits of the actions."""
         return self.actor.rows(self.normalised(obs))
 
     def distribution(self, obs: Tree, action_mask: Tensor | None) -> Categorical:
-        """The choice at normalised obs; it carries gradients."""
+        """The distribution over actions at normalised obs, with gradients."""
         return Categorical(self.actor.forward(obs)[0], action_mask)
 
 
 def soft(spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> SquashedGaussian | SoftCategorical:
-    """The policy of SAC for an environment's actions; ValueError with one line if it has none."""
+    """The policy of SAC for the action space; ValueError with one line if there is none."""
     if spec.action.kind == "box":
         return SquashedGaussian(spec, config, streams, generator)
     if spec.action.kind == "discrete":
@@ -95,15 +74,15 @@ def soft(spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -
     raise ValueError(f"sac needs Box or Discrete actions; {spec.id} has {spec.action.kind} actions. Use ppo or a2c")
 
 
-class Deterministic(_Sees):
-    """Box actions: tanh of what the network gives, and while exploring noise of deviation `sigma` on it.
+class Deterministic(NormalizedPolicy):
+    """Box actions: tanh of the network's output, plus noise of standard deviation `sigma` during exploration.
 
     The noise is independent in each step, or Ornstein-Uhlenbeck: x' = (1 - theta) x + sigma * normal. Its state x is
-    the stream's `core`, which is 0 where an episode begins. The action is then clipped to [-1, 1]: what is kept is what
-    the environment was given.
+    the `core` of the stream, 0 at the start of an episode. The sum is clipped to [-1, 1], and the clipped action is
+    what the replay stores.
     """
 
-    sigma: Tensor  # [] a buffer, so that it travels with the weights
+    sigma: Tensor  # [] a buffer, so that actors receive it with the weights
 
     def __init__(self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> None:
         super().__init__(spec, config)
@@ -114,8 +93,7 @@ class Deterministic(_Sees):
             )
         self.size = math.prod(spec.action.shape)
         self.noise = Noise("normal", self.size)
-        self.config = config
-        self.keeps = 1.0 - config.ou_theta
+        self.decay = 1.0 - config.ou_theta
         self.core_size = self.size if config.noise_kind == "ou" else 0
         self.actor = EncoderMLP(spec, config, 0, self.size, 1, generator)
         self.register_buffer("sigma", torch.tensor(config.noise))
@@ -126,16 +104,16 @@ class Deterministic(_Sees):
         if explore:
             noise = noise * self.sigma
             if core is not None:
-                noise = core = core * self.keeps + noise
+                noise = core = core * self.decay + noise
             action = (action + noise).clamp(-1.0, 1.0)
         return Act(action.reshape(-1, *self.spec.action.shape), {}, core)
 
     def schedule(self, progress: float) -> None:
-        """Set sigma for the share of the run that is done."""
+        """Set sigma for `progress`, the completed share of the run."""
         if self.config.noise_end is not None:
             self.sigma.fill_(linear(self.config.noise, self.config.noise_end, progress))
 
 
 def deterministic(actor: EncoderMLP, obs: Tree) -> Tensor:
-    """[B, A] the actions of a deterministic policy's network (or of its slow copy) at normalised obs."""
-    return torch.tanh(actor.forward(obs)[0])
+    """[B, A] the actions of a deterministic policy's network, or of its target network, at normalised obs."""
+    return torch.tanh(actor.forward(obs).squeeze(0))

@@ -52,8 +52,8 @@ class DiscreteSAC:
             log_probs = policy.distribution(next_obs, batch.next_action_mask).log_probs  # [B, n]
             next_value = expected(self.target.module(next_obs).amin(0) - temperature * log_probs, log_probs)  # [B]
             target = batch.reward + batch.discount * next_value
-        error = gather_action(critics(obs), batch.action.expand(2, -1)) - target  # [2, B]
-        loss_q = critic_loss(error, batch.weight)
+        q = gather_action(critics(obs), batch.action.expand(2, -1))  # [2, B]
+        loss_q, error = critic_loss(q, target, batch.weight)
         metrics = {"loss_q": loss_q.detach()}
         lr_q = lr_fraction * (config.lr_q or config.lr)
         grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, self.sync, rows, metrics)

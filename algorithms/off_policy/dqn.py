@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
-from rltrain.algorithms.functions.losses import cross_entropy, q_loss, weighted_mean
+from rltrain.algorithms.functions.losses import categorical_loss, q_loss
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.returns import project
 from rltrain.algorithms.functions.rng import Rng
@@ -65,8 +65,7 @@ class DQN:
             q = target + error
         else:
             logits = _select(out, batch.action)  # [B, atoms]
-            error = cross_entropy(logits, target)  # [B]
-            loss = weighted_mean(error, batch.weight)
+            loss, error = categorical_loss(logits, target, batch.weight)
             q = torch.softmax(logits.detach(), -1) @ self.net.support
         metrics = {"loss_q": loss.detach(), "q_mean": q.mean()}
         metrics["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, self.sync, len(target), metrics)
@@ -74,7 +73,7 @@ class DQN:
         if every and self.optimizer.steps % every == 0:
             self.target.follow(tau)
         schedules = {"lr": lr} if config.noisy else {"lr": lr, "epsilon": epsilon}
-        return Update({**metrics, **schedules}, None if batch.index is None else error.detach().abs())
+        return Update({**metrics, **schedules}, None if batch.index is None else error.abs())
 
     @torch.no_grad()
     def targets(self, batch: Transition, next_obs: Tree) -> Tensor:

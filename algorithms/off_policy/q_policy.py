@@ -1,4 +1,4 @@
-"""What actors of the DQN family run: values of the actions, and a choice among them."""
+"""The network and the policy of DQN: action values, and epsilon-greedy or noisy exploration."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ from rltrain.algorithms.functions.optim import linear
 from rltrain.algorithms.networks.encoder import Encoder, load_torso
 from rltrain.algorithms.networks.mlp import MLP
 from rltrain.algorithms.networks.noisy import NoisyMLP
-from rltrain.algorithms.networks.normalize import Normalizer
+from rltrain.algorithms.networks.normalize import NormalizedPolicy
 from rltrain.algorithms.protocol import Act, Noise
 from rltrain.envs.spec import EnvSpec
-from rltrain.rollout.tree import Tree, tree_map
-from rltrain.rollout.types import Trajectory
+from rltrain.rollout.tree import Tree
 
-SPREAD = 7.0  # alpha of Ape-X: how far apart the exponents of the streams' epsilons lie
+SPREAD = 7.0  # alpha of Ape-X: range of the exponents of the streams' epsilons
 
 
 class QNetwork(nn.Module):
     """Values Q(o, a) of n actions, or their distributions over `atoms` returns (C51, Bellemare et al. 2017).
 
-    Dueling (Wang et al. 2016): the last of `widths` exists twice, once for the value and once for the advantages, and
-    Q = V + A - mean(A) over all n actions, legal or not; for C51 the same on logits, as in Rainbow.
+    Dueling (Wang et al. 2016): value and advantages have a last hidden layer each, and Q = V + A - mean(A) over all n
+    actions, legal or not; C51 computes this on logits, as Rainbow does.
 
     Args:
         spec:      an environment with discrete actions.
-        config:    the settings of an algorithm of the family.
-        generator: for the first weights.
+        config:    a `DQNConfig`.
+        generator: for the initial weights.
     """
 
-    support: Tensor  # [atoms] the returns that a distribution is over
+    support: Tensor  # [atoms] the returns that distributions are over
 
     def __init__(self, spec: EnvSpec, config: Any, generator: torch.Generator) -> None:
         super().__init__()
@@ -58,61 +57,57 @@ class QNetwork(nn.Module):
         """tree of [B, *O], normalised, to [B, n] values, or to [B, n, atoms] logits."""
         x = self.encoder.forward(obs)
         if self.trunk is not None:
-            x = self._pass(self.trunk, x, noisy)
-        out = self._pass(self.advantage, x, noisy)
+            x = _apply(self.trunk, x, noisy)
+        out = _apply(self.advantage, x, noisy)
         if self.atoms > 1:
             out = out.view(*out.shape[:-1], self.actions, self.atoms)
         if self.value is None:
             return out
-        value = self._pass(self.value, x, noisy)  # [B, 1] or [B, atoms]
+        value = _apply(self.value, x, noisy)  # [B, 1] or [B, atoms]
         if self.atoms > 1:
             return value.unsqueeze(-2) + out - out.mean(-2, keepdim=True)
         return value + out - out.mean(-1, keepdim=True)
 
     def expected(self, out: Tensor) -> Tensor:
-        """[B, n] values of what `forward` returns."""
+        """[B, n] values, from the result of `forward`."""
         return out if self.atoms == 1 else torch.softmax(out, -1) @ self.support
 
     def draw(self, generator: torch.Generator) -> None:
-        """New noise for all noisy layers."""
+        """Draw new noise for all noisy layers."""
         for layers in (self.trunk, self.value, self.advantage):
             if isinstance(layers, NoisyMLP):
                 layers.draw(generator)
 
-    @staticmethod
-    def _pass(layers: MLP | NoisyMLP, x: Tensor, noisy: bool) -> Tensor:
-        return layers.forward(x, noisy) if isinstance(layers, NoisyMLP) else layers.forward(x)
+
+def _apply(layers: MLP | NoisyMLP, x: Tensor, noisy: bool) -> Tensor:
+    return layers.forward(x, noisy) if isinstance(layers, NoisyMLP) else layers.forward(x)
 
 
-class QPolicy(nn.Module):
-    """Takes the legal action of highest value; exploring, any legal one with probability epsilon, or by noisy weights.
+class QPolicy(NormalizedPolicy):
+    """Chooses the legal action of highest value. Exploration: a uniform legal one with probability epsilon, or noise.
 
-    Epsilon and the statistics of observations are buffers, so they travel with the weights.
+    Epsilon and the statistics of observations are buffers, so actors receive them with the weights.
 
     Args:
         spec:      the environment.
-        config:    the settings of an algorithm of the family.
-        streams:   their number, for an epsilon each.
-        generator: for the first weights.
+        config:    a `DQNConfig`.
+        streams:   number of streams, which may have an epsilon each.
+        generator: for the initial weights.
 
     Raises:
         ValueError: the actions are not Discrete.
     """
 
-    epsilon: Tensor  # [1] for all, or [streams]
-    core_size = 0
+    epsilon: Tensor  # [1], or [streams]
 
     def __init__(self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> None:
-        super().__init__()
+        super().__init__(spec, config)
         if spec.action.kind != "discrete":
             raise ValueError(
                 f"this algorithm needs Discrete actions; {spec.id} has {spec.action.kind} actions. "
                 "Use ppo, or for Box actions sac, td3 or ddpg"
             )
-        self.spec, self.config = spec, config
-        self.sequence = config.unroll
         self.net = QNetwork(spec, config, generator)
-        self.normalizer = Normalizer(spec) if config.normalize_obs else None
         self.each = config.epsilon_per_stream and not config.noisy
         width = 0 if config.noisy else 1 + self.net.actions
         self.noise = Noise("uniform", width, stream=self.each)
@@ -120,9 +115,9 @@ class QPolicy(nn.Module):
         self.explore(0.0)
 
     def explore(self, progress: float) -> float:
-        """Set epsilon for the share of the run that is done, and return that of stream 0, the largest.
+        """Set epsilon for `progress`, the completed share of the run, and return that of stream 0, the largest.
 
-        Stream i of N has epsilon^(1 + 7 i / (N - 1)) as in Ape-X (Horgan et al. 2018), if each has its own.
+        With `epsilon_per_stream`, stream i of N has epsilon^(1 + 7 i / (N - 1)), as in Ape-X (Horgan et al. 2018).
         """
         config = self.config
         epsilon = linear(config.epsilon, config.epsilon_end, progress / config.epsilon_share)
@@ -139,17 +134,17 @@ class QPolicy(nn.Module):
             self.net.encoder.set_active_rows(rows)
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
-        """One decision for B streams. Noise [B, 1 + n], uniform: whether to explore, then a score for each action."""
+        """One decision for B streams. Noise [B, 1 + n], uniform: the decision to explore, and a score per action."""
         score = self.score(obs, explore)  # [B, n]
         if explore and not self.net.noisy:
             epsilon = self.epsilon
-            if self.each:  # the last column says which stream it is
+            if self.each:  # the last column of noise is the index of the stream
                 epsilon = epsilon[noise[:, -1].long().clamp(0, len(epsilon) - 1)].unsqueeze(-1)  # [B, 1]
             score = torch.where(noise[:, :1] < epsilon, noise[:, 1 : 1 + self.net.actions], score)
         return Act(greedy(score, action_mask), {}, core)
 
     def score(self, obs: Tree, explore: bool) -> Tensor:
-        """[B, n] what `act` chooses by."""
+        """[B, n] the values that `act` maximises."""
         return self.q(obs, noisy=explore)
 
     def q(self, obs: Tree, noisy: bool = False) -> Tensor:
@@ -157,21 +152,12 @@ class QPolicy(nn.Module):
         return self.net.expected(self.net.forward(self.normalised(obs), noisy))
 
     def value(self, obs: Tree) -> Tensor:
-        """[B] the highest value, of all actions."""
+        """[B] the highest value over all actions."""
         return self.q(obs).amax(-1)
-
-    def normalised(self, obs: Tree) -> Tree:
-        """The observation as the network sees it."""
-        return obs if self.normalizer is None else self.normalizer.forward(obs)
-
-    def observe(self, unrolls: Trajectory) -> None:
-        """Show a delivery to the running statistics: every observation that was acted on, once."""
-        if self.normalizer is not None:
-            self.normalizer.update(tree_map(lambda x: x[:-1], unrolls.obs), unrolls.valid)
 
 
 def greedy(score: Tensor, action_mask: Tensor | None) -> Tensor:
-    """[B] int64, the legal action of highest score [B, n]; 0 where none is legal, as after the end of an episode."""
+    """[B] int64, the legal action of highest score [B, n]; 0 if none is legal, as after the end of an episode."""
     if action_mask is not None:
         score = score.masked_fill(~action_mask, -torch.inf)
     return score.argmax(-1)

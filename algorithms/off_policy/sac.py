@@ -58,16 +58,15 @@ class SAC:
             next_action, next_log_prob = policy.sample(next_obs, noise[0])
             next_q = self.target.module(next_obs, next_action.reshape(rows, -1)).amin(0).squeeze(-1)  # [B]
             target = torch.addcmul(batch.reward, batch.discount, next_q - temperature * next_log_prob)
-        q = critics(obs, batch.action.reshape(rows, -1)).squeeze(-1)  # [2, B]
-        error = q - target
-        loss_q = critic_loss(error, batch.weight)
+        q = critics(obs, batch.action.reshape(rows, -1))  # [2, B, 1]
+        loss_q, error = critic_loss(q, target, batch.weight)
         metrics = {"loss_q": loss_q.detach(), "q_mean": q.detach().mean()}
         lr_q = lr_fraction * (config.lr_q or config.lr)
         grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, self.sync, rows, metrics)
 
         action, log_prob = policy.sample(obs, noise[1])
-        q = critics(obs, action.reshape(rows, -1), frozen=True).min(0).values.squeeze(-1)  # [B]
-        loss_policy = (temperature * log_prob - q).mean()
+        q = critics(obs, action.reshape(rows, -1), frozen=True).min(0).values  # [B, 1]
+        loss_policy = (temperature * log_prob).mean() - q.mean()
         policy_metrics = {"loss_policy": loss_policy.detach(), "entropy": -log_prob.detach().mean()}
         step(
             self.optimizer, loss_policy, lr_fraction * config.lr, config.max_grad_norm, self.sync, rows, policy_metrics

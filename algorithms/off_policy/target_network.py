@@ -65,4 +65,4 @@ def replay_plan(config: BaseModel, **changes: Any) -> ReplayPlan:
 
 def priority(error: Tensor, index: Tensor | None) -> Tensor | None:
     """[B] mean over the critics of their absolute errors [n, B], for prioritized replay; None if it is off."""
-    return None if index is None else error.detach().abs().mean(0)
+    return None if index is None else error.abs().mean(0)

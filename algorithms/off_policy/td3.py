@@ -54,9 +54,8 @@ class TD3:
             next_action = deterministic(self.target.module, next_obs).add_(smoothing).clamp_(-1.0, 1.0)
             next_q = self.critics_target.module(next_obs, next_action).amin(0).squeeze(-1)  # [B]
             target = torch.addcmul(batch.reward, batch.discount, next_q)
-        q = critics(obs, action).squeeze(-1)  # [2, B]
-        error = q - target
-        loss_q = critic_loss(error, batch.weight)
+        q = critics(obs, action)  # [2, B, 1]
+        loss_q, error = critic_loss(q, target, batch.weight)
         metrics = {"loss_q": loss_q.detach(), "q_mean": q.detach().mean()}
         lr_q = lr_fraction * (config.lr_q or config.lr)
         grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, self.sync, len(action), metrics)

@@ -9,7 +9,19 @@ from hypothesis import strategies as st
 from oracles import losses as oracle
 from torch.testing import assert_close
 
-from rltrain.algorithms.functions.losses import clipped_surrogate, clipped_value, gather_action, masked_mean, normalised
+from rltrain.algorithms.functions.losses import (
+    categorical_loss,
+    clipped_surrogate,
+    clipped_value,
+    critic_loss,
+    gather_action,
+    masked_mean,
+    normalised,
+    q_loss,
+)
+from rltrain.algorithms.functions.optim import Adam, flatten, step
+from rltrain.algorithms.networks.batched_mlp import BatchedMLP
+from rltrain.algorithms.networks.mlp import MLP
 
 number = st.floats(-3, 3, width=32)
 rows = st.lists(st.tuples(number, number, number), min_size=1, max_size=20)
@@ -131,3 +143,63 @@ def test_chosen_picks_by_action():
     q = torch.arange(12.0).reshape(2, 2, 3)
 
     assert gather_action(q, torch.tensor([[0, 2], [1, 1]])).tolist() == [[0.0, 5.0], [7.0, 10.0]]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", ["critics", "huber", "squared", "categorical"])
+def test_known_gradients_are_those_that_autograd_finds_in_the_formula(name, weighted):
+    generator = torch.Generator().manual_seed(4)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    weight = torch.rand(6, generator=generator, dtype=torch.float64) if weighted else None
+    factor = 1.0 if weight is None else weight
+    x, target, action = normal(*{"critics": (2, 6, 1)}.get(name, (6, 4))), normal(6), torch.tensor([0, 3, 1, 1, 2, 0])
+    x.requires_grad_()
+    if name == "critics":
+        loss, error = critic_loss(x, target, weight)
+        expected_error = x.squeeze(-1) - target
+        each = 0.5 * expected_error.square().sum(0)
+    elif name == "categorical":
+        probs = torch.softmax(normal(6, 4), -1)
+        loss, error = categorical_loss(x, probs, weight)
+        each = expected_error = torch.nn.functional.cross_entropy(x, probs, reduction="none")
+    else:
+        loss, error = q_loss(x, action, target, weight, name)
+        q = x[torch.arange(6), action]
+        expected_error = q - target
+        function = getattr(torch.nn.functional, {"huber": "huber_loss", "squared": "mse_loss"}[name])
+        each = function(q, target, reduction="none")
+    expected = (each * factor).mean()
+
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(error, expected_error.detach())
+    assert not error.requires_grad
+    (gradient,) = torch.autograd.grad(3 * loss, x)
+    torch.testing.assert_close(gradient, torch.autograd.grad(3 * expected, x)[0])
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_step_along_a_known_gradient_is_that_of_the_whole_graph(batched, behind):
+    """With the network as the last node, and with another one before it, which learns too."""
+    generator = torch.Generator().manual_seed(4)
+    net = BatchedMLP(3, (5,), 1, 2, generator=generator) if batched else MLP(3, (5,), 4, generator=generator)
+    first = torch.nn.Linear(3, 3)
+    module = torch.nn.ModuleList([first, net] if behind else [net]).double()
+    optimizer = Adam(flatten(module))
+    x, target = torch.randn(6, 3, generator=generator).double(), torch.zeros(6).double()
+    action = torch.tensor([0, 3, 1, 1, 2, 0])
+
+    def loss():
+        out = net(first(x) if behind else x)
+        return critic_loss(out, target, None)[0] if batched else q_loss(out, action, target, None, "huber")[0]
+
+    assert (loss().grad_fn.network is None) == behind
+    loss().backward()
+    expected = optimizer.grad.clone()
+    norm = step(optimizer, loss(), 1e-3, 0.0)
+
+    torch.testing.assert_close(optimizer.grad, expected)
+    assert norm > 0.1
