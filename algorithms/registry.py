@@ -1,4 +1,4 @@
-"""Policies by name: which network acts for an algorithm, and how a user adds one."""
+"""Policies by name: which policy an algorithm uses, and how a user adds one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from rltrain.envs.spec import EnvSpec
 
 PolicyFactory = Callable[[EnvSpec, Any, int, torch.Generator], nn.Module]
-POLICIES: dict[str, str | PolicyFactory] = {  # a factory, or "module:name", imported when it is asked for
+POLICIES: dict[str, str | PolicyFactory] = {  # a factory, or "module:name", imported on first use
     "actor_critic": "rltrain.algorithms.on_policy.actor_critic:ActorCritic",
     "central": "rltrain.algorithms.on_policy.actor_critic:central",
     "deterministic": "rltrain.algorithms.off_policy.continuous_policy:Deterministic",
@@ -24,7 +24,7 @@ POLICIES: dict[str, str | PolicyFactory] = {  # a factory, or "module:name", imp
 
 
 def register_policy(name: str, factory: PolicyFactory) -> None:
-    """Let `--policy name` build `factory(spec, settings, streams, generator)`; see `protocol.Policy`."""
+    """Let `--policy name` build `factory(spec, settings, streams, generator)`; see `Policy`."""
     POLICIES[name] = factory
 
 
@@ -32,20 +32,25 @@ def policy_factory(name: str) -> PolicyFactory:
     """The factory registered under `name`; ValueError with one line if there is none."""
     if name not in POLICIES:
         raise ValueError(f"unknown policy {name!r}. Known: {', '.join(sorted(POLICIES))}")
-    found = POLICIES[name]
-    if isinstance(found, str):
-        module, _, attribute = found.partition(":")
-        found = POLICIES[name] = getattr(importlib.import_module(module), attribute)
-    return found
+    factory = POLICIES[name]
+    if isinstance(factory, str):
+        module, _, attribute = factory.partition(":")
+        factory = POLICIES[name] = getattr(importlib.import_module(module), attribute)
+    return factory
 
 
 def build(factory: PolicyFactory, spec: EnvSpec, config: Any, streams: int, seed: int) -> Any:
-    """A policy with its first weights drawn from `seed`, the same in every process."""
+    """A policy on the CPU. Its first weights depend on `seed` only, so they are the same in every process."""
     return factory(spec, config, streams, torch.Generator().manual_seed(seed))
 
 
-def placed(policy: Any, device: torch.device) -> Any:
-    """The policy on `device`; ValueError with one line if the device cannot hold it, as MPS cannot hold float64."""
+def build_policy(spec: EnvSpec, config: Any, device: torch.device, seed: int, streams: int) -> Any:
+    """The policy `config.policy` of an algorithm, on its device.
+
+    Raises:
+        ValueError: one line: the policy is unknown, or the device cannot hold it, as MPS cannot hold float64.
+    """
+    policy = build(policy_factory(config.policy), spec, config, streams, seed)
     try:
         return policy.to(device)
     except TypeError as error:

@@ -17,7 +17,7 @@ from rltrain.algorithms.multi_agent.settings import MADDPGConfig
 from rltrain.algorithms.networks.batched_mlp import BatchedMLP
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, replay_plan
 from rltrain.algorithms.protocol import Stateful, Update
-from rltrain.algorithms.registry import build, placed, policy_factory
+from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory
@@ -82,7 +82,7 @@ class MADDPG:
     def __init__(self, spec: EnvSpec, config: MADDPGConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
         self.plan = replay_plan(config)
-        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        self.policy = build_policy(spec, config, device, seed, streams)
         sizes = [size for count, size in self.policy.shapes for _ in range(count)]  # of each agent's action
         agents = torch.arange(len(sizes), device=device)
         self.owner = agents.repeat_interleave(torch.tensor(sizes, device=device))  # [K] the agent of each number

@@ -17,7 +17,7 @@ from rltrain.algorithms.multi_agent.turns import bootstrap_weights, up_to_next_t
 from rltrain.algorithms.off_policy.q_policy import greedy
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, replay_plan
 from rltrain.algorithms.protocol import Stateful, Update
-from rltrain.algorithms.registry import build, placed, policy_factory
+from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.types import Trajectory
 
@@ -44,7 +44,7 @@ class MixedQ:
         self.config, self.recurrent = config, config.memory != "none"
         length = max(config.length, 2 * len(spec.agents)) if spec.turns and not mixer.joint else config.length
         self.plan = replay_plan(config, length=length, whole_episodes=self.recurrent or config.last_action)
-        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        self.policy = build_policy(spec, config, device, seed, streams)
         self.mixer = mixer.to(device)
         self.learned = nn.ModuleDict({"net": self.policy.net, "mixer": self.mixer})
         flat = flatten(self.learned)

@@ -14,7 +14,7 @@ from rltrain.algorithms.off_policy.q_policy import QNetwork, greedy
 from rltrain.algorithms.off_policy.settings import DQNConfig
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, replay_plan
 from rltrain.algorithms.protocol import Stateful, Update
-from rltrain.algorithms.registry import build, placed, policy_factory
+from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree
 from rltrain.rollout.types import Trajectory, Transition
@@ -39,7 +39,7 @@ class DQN:
         self.config = config
         self.plan = replay_plan(config)
         self.observes = config.normalize_obs
-        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        self.policy = build_policy(spec, config, device, seed, streams)
         self.net: QNetwork = self.policy.net
         flat = flatten(self.policy)
         self.target = TargetNetwork(self.net, flat)

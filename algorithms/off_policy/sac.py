@@ -15,7 +15,7 @@ from rltrain.algorithms.off_policy.settings import SACConfig
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan
 from rltrain.algorithms.off_policy.temperature import Temperature
 from rltrain.algorithms.protocol import Stateful, Update
-from rltrain.algorithms.registry import build, placed, policy_factory
+from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.types import Trajectory, Transition
 
@@ -32,7 +32,7 @@ class SAC:
         self.config = config
         self.plan = replay_plan(config)
         self.observes = config.normalize_obs
-        self.policy = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        self.policy = build_policy(spec, config, device, seed, streams)
         self.size = math.prod(spec.action.shape)
         generator = torch.Generator().manual_seed(seed + 1)
         self.critics = EncoderMLP(spec, config, self.size, 1, 2, generator).to(device)

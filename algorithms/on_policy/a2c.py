@@ -11,7 +11,7 @@ from rltrain.algorithms.functions.returns import gae
 from rltrain.algorithms.on_policy.actor_critic import ActorCritic, evaluate_actions
 from rltrain.algorithms.on_policy.settings import A2CConfig
 from rltrain.algorithms.protocol import Stateful, Update
-from rltrain.algorithms.registry import build, placed, policy_factory
+from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import StreamPlan
 from rltrain.rollout.types import Trajectory, discounts, traces
@@ -27,7 +27,7 @@ class A2C:
     def __init__(self, spec: EnvSpec, config: A2CConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
         self.plan = StreamPlan(unroll=config.unroll)
-        self.policy: ActorCritic = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        self.policy: ActorCritic = build_policy(spec, config, device, seed, streams)
         self.optimizer = make_optimizer(flatten(self.policy), config)
         self.sync: GradientSync = SINGLE
 

@@ -17,7 +17,7 @@ from rltrain.algorithms.functions.returns import lambda_returns
 from rltrain.algorithms.on_policy.actor_critic import ActorCritic, evaluate_actions
 from rltrain.algorithms.on_policy.settings import A3CConfig
 from rltrain.algorithms.protocol import Stateful, Update
-from rltrain.algorithms.registry import build, placed, policy_factory
+from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import GradientPlan
 from rltrain.rollout.trajectories import map_arrays
@@ -46,13 +46,12 @@ class A3C:
             max_in_flight=config.max_in_flight,
             max_lag=config.max_lag,
         )
-        policy = build(policy_factory(config.policy), spec, config, streams, seed)
-        if buffers := updated_buffers(policy, spec):
+        self.policy: ActorCritic = build_policy(spec, config, device, seed, streams)
+        if buffers := updated_buffers(self.policy, spec):
             raise ValueError(
                 f"a3c: {buffers[0]} is a running statistic, as batch normalisation keeps them; it would stay with the "
                 "actor that made the gradient: use layer or group normalisation, or another algorithm"
             )
-        self.policy: ActorCritic = placed(policy, device)
         self.optimizer = make_optimizer(flatten(self.policy), config)
         self._grads = {name: param.grad for name, param in self.policy.named_parameters() if param.requires_grad}
 
@@ -140,7 +139,7 @@ def train_mode(policy: ActorCritic, seed: int) -> Iterator[None]:
 
 def updated_buffers(policy: ActorCritic, spec: EnvSpec) -> list[str]:
     """The names of buffers that a forward pass in train mode changes."""
-    policy = copy.deepcopy(policy)
+    policy = copy.deepcopy(policy).cpu()
     before = {name: buffer.clone() for name, buffer in policy.named_buffers()}
     if before:
         rows = [torch.zeros(2, 4, *leaf.shape, dtype=getattr(torch, leaf.dtype)) for leaf in spec.leaves()]

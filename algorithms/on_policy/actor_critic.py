@@ -1,10 +1,9 @@
-"""The modules that actors run. One so far: ActorCritic, for every space, with or without memory."""
+"""The policy of the on-policy algorithms: actor and critic, for every space, with or without memory."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,30 +13,32 @@ from rltrain.algorithms.networks.encoder import Encoder, load_torso
 from rltrain.algorithms.networks.mlp import MLP
 from rltrain.algorithms.networks.normalize import Normalizer, ReturnScale
 from rltrain.algorithms.networks.recurrent import RecurrentCore, core_size
-from rltrain.algorithms.on_policy.settings import PPOConfig
+from rltrain.algorithms.on_policy.settings import A2CConfig, A3CConfig, APPOConfig, IMPALAConfig, PPOConfig
 from rltrain.algorithms.protocol import Act
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree, tree_map
 from rltrain.rollout.types import Trajectory
 
+Config = PPOConfig | A2CConfig | IMPALAConfig | APPOConfig | A3CConfig
+
 
 class ActorCritic(nn.Module):
     """A stochastic policy and a value function.
 
-    Observations are encoded (`networks.Encoder`, or the user's torso) and pass through hidden layers, each for policy
-    and value apart, or shared, and through a GRU or an LSTM if there is memory, which is always shared. An encoder that
-    has nothing to learn serves both. Statistics are buffers, so they travel with the weights.
+    Observations pass through an encoder (`Encoder`, or the user's torso), hidden layers, and with memory a GRU or an
+    LSTM. Policy and value have encoder and hidden layers of their own, or share them; they always share the memory, and
+    an encoder without parameters. Running statistics are buffers, so they are published with the weights.
 
     Args:
         spec:      the environment.
         config:    the settings of an on-policy algorithm.
-        streams:   their number, for the statistics of returns.
-        generator: for the first weights.
-        private:   key of a Dict observation that only the value sees; the value then has layers of its own.
+        streams:   number of streams, for the statistics of returns.
+        generator: draws the first weights.
+        private:   key of a Dict observation that only the value gets; the value then has layers of its own.
     """
 
     def __init__(
-        self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator, private: str | None = None
+        self, spec: EnvSpec, config: Config, streams: int, generator: torch.Generator, private: str | None = None
     ) -> None:
         super().__init__()
         self.spec, self.private = spec, private
@@ -51,8 +52,8 @@ class ActorCritic(nn.Module):
         self.encoder = load_torso(config.torso, _without(spec, private), generator)
         shared = self.recurrent or config.shared_torso
         learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
-        apart = private is not None or (learns and not shared)
-        self.value_encoder = load_torso(config.torso, spec, generator) if apart else None
+        separate = private is not None or (learns and not shared)
+        self.value_encoder = load_torso(config.torso, spec, generator) if separate else None
         mlp = partial(MLP, activation=config.activation, generator=generator)
         features, outputs = self.encoder.features, head_size(spec.action)
         self.trunk: MLP | None = None
@@ -61,7 +62,7 @@ class ActorCritic(nn.Module):
         if shared:
             self.trunk = mlp(features, widths)
             features, widths = self.trunk.features, ()
-        if self.recurrent:
+        if config.memory != "none":
             self.memory = RecurrentCore(features, config.memory_size, generator, config.memory)
             features = config.memory_size
         self.actor = mlp(features, widths, outputs, gain=0.01)
@@ -104,22 +105,22 @@ class ActorCritic(nn.Module):
     def forward(
         self, obs: Tree, action_mask: Tensor | None = None, core: Tensor | None = None, first: Tensor | None = None
     ) -> tuple[Distribution, Tensor]:
-        """The distribution over actions and the value, for obs with any leading dims.
+        """The distributions over actions and the values, for obs with any leading dims.
 
-        With memory obs is [L, N, *O], core [N, H] before the first row, first [L, N] where it is forgotten.
+        With memory obs is [L, N, *O], core [N, H] belongs to the first row, and is reset where first [L, N] is True.
         """
         if self.value_encoder is None:
-            x = of_value = self.recall(obs, core, first)
+            x = x_value = self.recall(obs, core, first)
         elif self.private is None:
-            seen = self.normalised(obs)
-            x, of_value = self.encoder.forward(seen), self.value_encoder.forward(seen)
+            inputs = self.normalised(obs)
+            x, x_value = self.encoder.forward(inputs), self.value_encoder.forward(inputs)
         else:
-            x, of_value = self.recall(obs, core, first), self.value_encoder.forward(self.normalised(obs))
+            x, x_value = self.recall(obs, core, first), self.value_encoder.forward(self.normalised(obs))
         dist = distribution(self.spec.action, self.actor.forward(x), action_mask, self.log_std)
-        return dist, self.critic.forward(of_value).squeeze(-1)
+        return dist, self.critic.forward(x_value).squeeze(-1)
 
     def value(self, obs: Tree, core: Tensor | None = None, first: Tensor | None = None) -> Tensor:
-        """V(obs) alone; arguments as in `forward`."""
+        """V(obs) only; arguments as in `forward`."""
         encoder = self.value_encoder
         x = self.recall(obs, core, first) if encoder is None else encoder.forward(self.normalised(obs))
         return self.critic.forward(x).squeeze(-1)
@@ -131,36 +132,36 @@ class ActorCritic(nn.Module):
         return self.encoder.fast_layout(obs)
 
     def scaled(self, reward: Tensor) -> Tensor:
-        """[T, B] rewards in the unit that values are learnt in: clipped to [-1, 1] first, where that is asked for."""
+        """[T, B] rewards in the unit of the value function: clipped to [-1, 1], then scaled, each if configured."""
         if self.clip_reward:
             reward = reward.clamp(-1.0, 1.0)
         return reward if self.return_scale is None else reward * self.return_scale.scale()
 
     def observe(self, unrolls: Trajectory, gamma: float) -> None:
-        """Show a delivery to the running statistics: every observation that was acted on, once."""
+        """Update the running statistics on a delivery: each observation that was acted on counts once."""
         if self.normalizer is not None:
             self.normalizer.update(tree_map(lambda x: x[:-1], unrolls.obs), unrolls.valid)
         if self.return_scale is not None:
             ended = unrolls.terminated | unrolls.truncated
             begins = unrolls.first[0]
             reward = unrolls.reward.clamp(-1.0, 1.0) if self.clip_reward else unrolls.reward
-            went = unrolls.row, unrolls.rows if unrolls.num_rows is None else unrolls.num_rows
-            self.return_scale.update(reward, ended, unrolls.valid, unrolls.stream, gamma, begins, went)
+            span = unrolls.row, unrolls.rows if unrolls.num_rows is None else unrolls.num_rows
+            self.return_scale.update(reward, ended, unrolls.valid, unrolls.stream, gamma, begins, span)
 
     def normalised(self, obs: Tree) -> Tree:
-        """The observation as encoders see it."""
+        """The observation as the encoders get it."""
         return obs if self.normalizer is None else self.normalizer.forward(obs)
 
     def features(self, obs: Tree) -> Tensor:
-        """What the policy's head (or the memory) sees of an observation, and the value's where they share it."""
-        seen = self.normalised(obs)
+        """The input of the policy's head (or of the memory), and of the value's head if they share layers."""
+        inputs = self.normalised(obs)
         if self.private is not None:
-            seen = {key: x for key, x in seen.items() if key != self.private}
-        x = self.encoder.forward(seen)
+            inputs = {key: x for key, x in inputs.items() if key != self.private}
+        x = self.encoder.forward(inputs)
         return x if self.trunk is None else self.trunk.forward(x)
 
     def recall(self, obs: Tree, core: Tensor | None, first: Tensor | None) -> Tensor:
-        """Features, remembered through the rows where there is memory."""
+        """Features; with memory, its outputs along the rows."""
         x = self.features(obs)
         if self.memory is None:
             return x
@@ -178,7 +179,7 @@ def evaluate_actions(policy: ActorCritic, unrolls: Trajectory) -> tuple[Distribu
 
 
 def _without(spec: EnvSpec, private: str | None) -> EnvSpec:
-    """The same without a key of its Dict observation."""
+    """`spec` without the key `private` of its Dict observation."""
     if private is None:
         return spec
     if not isinstance(spec.obs, dict) or private not in spec.obs:
@@ -186,6 +187,6 @@ def _without(spec: EnvSpec, private: str | None) -> EnvSpec:
     return replace(spec, obs={key: obs for key, obs in spec.obs.items() if key != private})
 
 
-def central(spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> ActorCritic:
-    """The policy of MAPPO: actors see an agent's own observation, the critic also the global state."""
+def central(spec: EnvSpec, config: Config, streams: int, generator: torch.Generator) -> ActorCritic:
+    """The policy of MAPPO: the actor gets an agent's own observation, the critic also the global state."""
     return ActorCritic(spec, config, streams, generator, private="state")

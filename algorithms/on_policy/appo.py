@@ -15,7 +15,7 @@ from rltrain.algorithms.networks.distributions import kl_divergence
 from rltrain.algorithms.on_policy.actor_critic import ActorCritic, evaluate_actions
 from rltrain.algorithms.on_policy.settings import APPOConfig
 from rltrain.algorithms.protocol import Stateful, Update
-from rltrain.algorithms.registry import build, placed, policy_factory
+from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import StreamPlan
 from rltrain.rollout.types import Trajectory, discounts, traces
@@ -49,7 +49,7 @@ class APPO:
             buffer_size=config.buffer_size,
             reuse=config.reuse,
         )
-        self.policy: ActorCritic = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        self.policy: ActorCritic = build_policy(spec, config, device, seed, streams)
         self.target = copy.deepcopy(self.policy)
         self.flat, self.target_flat = flatten(self.policy), flatten(self.target).param
         self.target.requires_grad_(False)

@@ -11,7 +11,7 @@ from rltrain.algorithms.functions.returns import vtrace
 from rltrain.algorithms.on_policy.actor_critic import ActorCritic, evaluate_actions
 from rltrain.algorithms.on_policy.settings import IMPALAConfig
 from rltrain.algorithms.protocol import Stateful, Update
-from rltrain.algorithms.registry import build, placed, policy_factory
+from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import StreamPlan
 from rltrain.rollout.types import Trajectory, discounts, traces
@@ -37,7 +37,7 @@ class IMPALA:
             max_in_flight=config.max_in_flight,
             max_lag=config.max_lag,
         )
-        self.policy: ActorCritic = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        self.policy: ActorCritic = build_policy(spec, config, device, seed, streams)
         self.optimizer = make_optimizer(flatten(self.policy), config)
         self.sync: GradientSync = SINGLE
 

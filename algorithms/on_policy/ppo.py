@@ -23,7 +23,7 @@ from rltrain.algorithms.on_policy.actor_critic import ActorCritic
 from rltrain.algorithms.on_policy.minibatch import Batch, Mean
 from rltrain.algorithms.on_policy.settings import PPOConfig
 from rltrain.algorithms.protocol import Stateful, Update
-from rltrain.algorithms.registry import build, placed, policy_factory
+from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import StreamPlan
 from rltrain.rollout.tree import tree_map
@@ -44,7 +44,7 @@ class PPO:
     def __init__(self, spec: EnvSpec, config: PPOConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
         self.plan = StreamPlan(unroll=config.unroll, overlap=config.overlap)
-        self.policy: ActorCritic = placed(build(policy_factory(config.policy), spec, config, streams, seed), device)
+        self.policy: ActorCritic = build_policy(spec, config, device, seed, streams)
         self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
         self.rng = Rng(seed)
         self.sync: GradientSync = SINGLE
