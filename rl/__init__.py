@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from rltrain.algorithms.off_policy.settings import DDPGConfig, DQNConfig, SACConfig, TD3Config
     from rltrain.algorithms.on_policy.settings import A2CConfig, A3CConfig, APPOConfig, IMPALAConfig, PPOConfig
     from rltrain.algorithms.protocol import Algorithm, Update
-    from rltrain.algorithms.registry import build as build_policy
-    from rltrain.algorithms.registry import policy_factory, register_policy
+    from rltrain.algorithms.registry import build_policy, policy_factory, register_policy
     from rltrain.config.run_config import RunConfig
     from rltrain.envs.errors import EnvError, EnvFault
     from rltrain.envs.make import make_env
@@ -123,7 +122,7 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "algorithms.off_policy.settings": "DDPGConfig DQNConfig SACConfig TD3Config",
     "algorithms.on_policy.settings": "A2CConfig A3CConfig APPOConfig IMPALAConfig PPOConfig",
     "algorithms.protocol": "Algorithm Update",
-    "algorithms.registry": "build_policy=build policy_factory register_policy",
+    "algorithms.registry": "build_policy policy_factory register_policy",
     "config.run_config": "RunConfig",
     "envs.errors": "EnvError EnvFault",
     "envs.make": "make_env",
