@@ -57,8 +57,6 @@ def line_of(text: str, table: str, key: str) -> int:
             if not table and current.split(".")[0] == key:
                 return number
         name = re.match(r"\s*[\"']?([\w.-]+)[\"']?\s*=", line)
-        if name and (
-            (name[1] == key and current == table) or f"{current}.{name[1]}".strip(".") == f"{table}.{key}".strip(".")
-        ):
+        if name and f"{current}.{name[1]}".strip(".") == f"{table}.{key}".strip("."):
             return number
     return 1

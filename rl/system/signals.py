@@ -18,26 +18,23 @@ class Signals:
     def __init__(self) -> None:
         self.signum: int | None = None  # of the newest signal
         self.ask: Callable[[bool], None] | None = None  # called with False at the first signal, then with True
-        self._before: dict[int, Any] = {}
+        self._handlers = _handled_by(self._on, NUMBERS)
 
     def received(self) -> bool:
         """True after the first signal."""
         return self.signum is not None
 
     def __enter__(self) -> Self:
-        with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals
-            for number in NUMBERS:
-                self._before[number] = signal.signal(number, self._on)
+        self._handlers.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    def __exit__(self, *error: Any) -> None:
+        self._handlers.__exit__(*error)
 
     def _on(self, signum: int, _: Any) -> None:
         again, self.signum = self.signum is not None, signum
         if again:  # the default handler ends the process at the third, even in C code that hangs
-            for number in self._before:
+            for number in NUMBERS:
                 signal.signal(number, signal.SIG_DFL)
         if self.ask is not None:
             self.ask(again)
@@ -49,15 +46,8 @@ class Signals:
 def held() -> Iterator[None]:
     """Delays Ctrl-C and SIGTERM to the end of the block: torch's C++ code aborts if its import is interrupted."""
     received: list[int] = []
-    before: dict[int, Any] = {}
-    with contextlib.suppress(ValueError):  # not the main thread
-        for number in NUMBERS:
-            before[number] = signal.signal(number, lambda which, _: received.append(which))
-    try:
+    with _handled_by(lambda signum, _: received.append(signum), NUMBERS):
         yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
     if received:
         signal.raise_signal(received[0])
 
@@ -69,11 +59,19 @@ def sigterm_stops() -> Iterator[None]:
     def stop(signum: int, _: Any) -> None:
         raise Stop(signum)
 
-    before: Any = None
-    with contextlib.suppress(ValueError):  # not the main thread
-        before = signal.signal(signal.SIGTERM, stop)
+    with _handled_by(stop, (signal.SIGTERM,)):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, Any], Any], numbers: tuple[int, ...]) -> Iterator[None]:
+    """Signals call `handler` in the block. Outside the main thread, where that is not possible, nothing changes."""
+    before: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):
+        for number in numbers:
+            before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, former in before.items():
+            signal.signal(number, signal.SIG_DFL if former is None else former)
