@@ -28,7 +28,7 @@ HELP_ORDER = """
 
 def default(value: Any, note: str) -> Any:
     """A default value with a note on its origin, which `--help` adds to the description of the setting."""
-    return Field(value, json_schema_extra={"note": note})
+    return Field(default=value, json_schema_extra={"note": note})
 
 
 # data
@@ -92,7 +92,7 @@ class Network(Settings):
 
     policy: PolicyName
     torso: str = Field(
-        "auto", description="auto, nature, impala, or module:Class of an nn.Module: observations to features"
+        default="auto", description="auto, nature, impala, or module:Class of an nn.Module: observations to features"
     )
     widths: Widths
     activation: Activation

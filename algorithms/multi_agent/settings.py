@@ -46,7 +46,9 @@ class VDNConfig(QLearning):
 
     capacity: Capacity = default(100_000, "our choice")
     batch: Batch = default(32, "each a sequence; with memory or last_action, an entire episode")
-    length: int = Field(1, ge=1, description="steps of a sequence; with memory or last_action, of the entire episode")
+    length: int = Field(
+        default=1, ge=1, description="steps of a sequence; with memory or last_action, of the entire episode"
+    )
     warmup: Warmup = default(1000, "our choice")
     updates_per_step: UpdatesPerStep = default(0.25, "our choice")
     lr: Lr = 5e-4
@@ -58,17 +60,21 @@ class VDNConfig(QLearning):
     epsilon_share: EpsilonShare = default(0.1, "our choice")
     policy: PolicyName = "team_q"
     agent_ids: AgentIds = True
-    last_action: bool = Field(False, description="agents observe their previous action; our choice, EPyMARL uses it")
-    memory: Literal["none", "gru"] = Field("none", description="recurrent core after an agent's hidden layers")
-    memory_size: int = Field(64, ge=1, description="H, units of the recurrent core")
+    last_action: bool = Field(
+        default=False, description="agents observe their previous action; our choice, EPyMARL uses it"
+    )
+    memory: Literal["none", "gru"] = Field(default="none", description="recurrent core after an agent's hidden layers")
+    memory_size: int = Field(default=64, ge=1, description="H, units of the recurrent core")
 
 
 class QMIXConfig(VDNConfig):
     """QMIX: VDN with a mixing network."""
 
-    mixer_width: int = Field(32, ge=1, description="units of the mixer's hidden layer; the paper's 32")
+    mixer_width: int = Field(default=32, ge=1, description="units of the mixer's hidden layer; the paper's 32")
     hyper_width: int = Field(
-        64, ge=0, description="hidden units from the state to the mixer's weights; 0: no hidden layer, as in the paper"
+        default=64,
+        ge=0,
+        description="hidden units from the state to the mixer's weights; 0: no hidden layer, as in the paper",
     )
 
 
@@ -105,8 +111,10 @@ class MADDPGConfig(Replay):
     gamma: Gamma = 0.95
     tau: Share = 0.01
     clip_reward: ClipReward = False
-    gumbel: float = Field(1.0, gt=0, description="temperature of the Gumbel softmax; Discrete actions only")
-    regularize: float = Field(1e-3, ge=0, description="weight of the mean square of the actors' outputs, as logits")
+    gumbel: float = Field(default=1.0, gt=0, description="temperature of the Gumbel softmax; Discrete actions only")
+    regularize: float = Field(
+        default=1e-3, ge=0, description="weight of the mean square of the actors' outputs, as logits"
+    )
     noise: ActionNoise = default(0.1, "Box actions only; our choice")
     noise_end: NoiseEnd = None
     policy: PolicyName = "team_actors"

@@ -69,10 +69,16 @@ class Prioritized(Settings):
     """What replays for one agent offer: n-step returns, priorities (Schaul et al. 2016, the proportional variant)."""
 
     n_step: NStep = 1
-    prioritized: bool = Field(False, description="draw samples with probabilities that follow from their last error")
+    prioritized: bool = Field(
+        default=False, description="draw samples with probabilities that follow from their last error"
+    )
     alpha: Alpha = 0.6
-    beta: float = Field(0.4, ge=0, le=1, description="exponent of importance weights at the start; 1 at the end")
-    priority_eps: float = Field(1e-6, gt=0, description="added to each error, so that every sample can be drawn")
+    beta: float = Field(
+        default=0.4, ge=0, le=1, description="exponent of importance weights at the start; 1 at the end"
+    )
+    priority_eps: float = Field(
+        default=1e-6, gt=0, description="added to each error, so that every sample can be drawn"
+    )
     normalize_obs: NormalizeObs = False
 
 
@@ -89,7 +95,9 @@ class QLearning(Replay, TargetNetwork):
     double: Double = False
     loss: ValueLoss
     epsilon: Epsilon = 1.0
-    epsilon_end: float = Field(0.05, ge=0, le=1, description="probability of a random action after epsilon_share")
+    epsilon_end: float = Field(
+        default=0.05, ge=0, le=1, description="probability of a random action after epsilon_share"
+    )
     epsilon_share: EpsilonShare = 0.1
     widths: Widths = (64, 64)
     init: Init = "uniform"
@@ -103,23 +111,29 @@ class DQNConfig(QLearning, Prioritized):
     adam_eps: AdamEps = default(1e-8, "Rainbow uses 1.5e-4")
     n_step: NStep = default(1, "Rainbow uses 3")
     target_every: int | None = Field(
-        1000,
+        default=1000,
         ge=0,
         description="updates between two copies of the target network; 0: one before each round of updates; "
         "none: use tau",
     )
     loss: ValueLoss = default("huber", "C51 uses the cross-entropy")
-    atoms: int = Field(1, ge=1, description="atoms of the distribution of returns; 1: plain values, C51 uses 51")
-    v_min: float = Field(-10.0, description="return of the lowest atom")
-    v_max: float = Field(10.0, description="return of the highest atom")
+    atoms: int = Field(
+        default=1, ge=1, description="atoms of the distribution of returns; 1: plain values, C51 uses 51"
+    )
+    v_min: float = Field(default=-10.0, description="return of the lowest atom")
+    v_max: float = Field(default=10.0, description="return of the highest atom")
     alpha: Alpha = default(0.6, "Rainbow uses 0.5")
     epsilon_per_stream: bool = Field(
-        False, description="stream i of N explores with epsilon^(1 + 7 i / (N - 1)), as in Ape-X"
+        default=False, description="stream i of N explores with epsilon^(1 + 7 i / (N - 1)), as in Ape-X"
     )
-    noisy: bool = Field(False, description="noisy layers instead of epsilon; their noise is drawn at each update")
+    noisy: bool = Field(
+        default=False, description="noisy layers instead of epsilon; their noise is drawn at each update"
+    )
     policy: PolicyName = "q"
     init: Init = default("uniform", "not of noisy layers")
-    dueling: bool = Field(False, description="separate value and advantages, each with its own last hidden layer")
+    dueling: bool = Field(
+        default=False, description="separate value and advantages, each with its own last hidden layer"
+    )
 
     @model_validator(mode="after")
     def _atoms_have_a_range(self) -> Self:
@@ -133,7 +147,10 @@ class Continuous(Replay, Prioritized):
 
     lr_q: LrQ = None
     lr_end_share: float | None = Field(
-        None, ge=0, le=1, description="share of all step sizes at the last step, reached linearly; none keeps them"
+        default=None,
+        ge=0,
+        le=1,
+        description="share of all step sizes at the last step, reached linearly; none keeps them",
     )
     max_grad_norm: MaxGradNorm = default(0.0, "for each network")
     tau: Share
@@ -145,8 +162,10 @@ class NoisyActions(Settings):
 
     noise: ActionNoise = 0.1
     noise_end: NoiseEnd = None
-    noise_kind: Literal["normal", "ou"] = Field("normal", description="independent, or Ornstein-Uhlenbeck")
-    ou_theta: float = Field(0.15, gt=0, le=1, description="share of Ornstein-Uhlenbeck noise that decays per step")
+    noise_kind: Literal["normal", "ou"] = Field(default="normal", description="independent, or Ornstein-Uhlenbeck")
+    ou_theta: float = Field(
+        default=0.15, gt=0, le=1, description="share of Ornstein-Uhlenbeck noise that decays per step"
+    )
 
 
 class SACConfig(Continuous):
@@ -154,17 +173,23 @@ class SACConfig(Continuous):
 
     warmup: Warmup = default(1000, "Stable-Baselines3 uses 100")
     lr: Lr = default(3e-4, "of the policy, and of the others without their own")
-    lr_temperature: float | None = Field(None, gt=0, description="Adam step size of log temperature; none: lr")
+    lr_temperature: float | None = Field(default=None, gt=0, description="Adam step size of log temperature; none: lr")
     n_step: NStep = default(1, "without their entropy bonus")
     tau: Share = 0.005
-    target_every: int = Field(1, ge=1, description="updates between two steps of the target networks")
-    temperature: float = Field(1.0, ge=0, description="weight of the entropy; at the start, if it is learned")
-    learn_temperature: bool = Field(True, description="adjust the temperature until the entropy is target_entropy")
+    target_every: int = Field(default=1, ge=1, description="updates between two steps of the target networks")
+    temperature: float = Field(default=1.0, ge=0, description="weight of the entropy; at the start, if it is learned")
+    learn_temperature: bool = Field(
+        default=True, description="adjust the temperature until the entropy is target_entropy"
+    )
     target_entropy: float | None = Field(
-        None, description="nats; none: minus the dimensions of a Box action; for Discrete ones target_entropy_share"
+        default=None,
+        description="nats; none: minus the dimensions of a Box action; for Discrete ones target_entropy_share",
     )
     target_entropy_share: float = Field(
-        0.89, gt=0, le=1, description="of the log of the number of legal Discrete actions; the paper's 0.98 is too high"
+        default=0.89,
+        gt=0,
+        le=1,
+        description="of the log of the number of legal Discrete actions; the paper's 0.98 is too high",
     )
     policy: PolicyName = "soft"
 
@@ -182,9 +207,13 @@ class TD3Config(Continuous, NoisyActions):
     warmup: Warmup = default(10_000, "the authors' code uses 25_000")
     lr: Lr = default(3e-4, "of the policy, and of critics without their own")
     tau: Share = default(0.005, "each update of the policy")
-    policy_delay: int = Field(2, ge=1, description="updates of the critics for one of the policy and all targets")
-    smoothing: float = Field(0.2, ge=0, description="deviation of the noise on target actions, which are in [-1, 1]")
-    smoothing_clip: float = Field(0.5, ge=0, description="largest absolute value of that noise")
+    policy_delay: int = Field(
+        default=2, ge=1, description="updates of the critics for one of the policy and all targets"
+    )
+    smoothing: float = Field(
+        default=0.2, ge=0, description="deviation of the noise on target actions, which are in [-1, 1]"
+    )
+    smoothing_clip: float = Field(default=0.5, ge=0, description="largest absolute value of that noise")
     policy: PolicyName = "deterministic"
 
 

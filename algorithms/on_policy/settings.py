@@ -65,11 +65,13 @@ class ActorCritic(Collect, Optimise, Network):
     widths: Widths = (64, 64)
     activation: Activation = "tanh"
     shared_torso: bool = Field(
-        False, description="policy and value share torso and hidden layers; with memory they always do"
+        default=False, description="policy and value share torso and hidden layers; with memory they always do"
     )
-    log_std_init: float = Field(0.0, description="log of the Gaussian's deviation at the start, for Box actions")
-    memory: Literal["none", "gru", "lstm"] = Field("none", description="recurrent core after the hidden layers")
-    memory_size: int = Field(64, ge=1, description="H, units of the recurrent core")
+    log_std_init: float = Field(
+        default=0.0, description="log of the Gaussian's deviation at the start, for Box actions"
+    )
+    memory: Literal["none", "gru", "lstm"] = Field(default="none", description="recurrent core after the hidden layers")
+    memory_size: int = Field(default=64, ge=1, description="H, units of the recurrent core")
     sequence: SequenceLength
 
     @model_validator(mode="after")
@@ -83,7 +85,7 @@ class LearnerActorCritic(ActorCritic):
     """Actor-critic algorithms whose learner has the observations: it can keep running statistics of them."""
 
     entropy_end: float | None = Field(
-        None, ge=0, description="entropy at the last step, reached linearly; none keeps it"
+        default=None, ge=0, description="entropy at the last step, reached linearly; none keeps it"
     )
     normalize_obs: NormalizeObs = False
     normalize_return: NormalizeReturn = False
@@ -92,8 +94,8 @@ class LearnerActorCritic(ActorCritic):
 class RMSprop(Settings):
     """RMSprop, with Adam as the alternative."""
 
-    optimizer: Literal["rmsprop", "adam"] = Field("rmsprop", description="optimiser of the learner")
-    rms_alpha: float = Field(0.99, gt=0, lt=1, description="RMSprop's decay of squared gradients")
+    optimizer: Literal["rmsprop", "adam"] = Field(default="rmsprop", description="optimiser of the learner")
+    rms_alpha: float = Field(default=0.99, gt=0, lt=1, description="RMSprop's decay of squared gradients")
     rms_eps: RmsEps = default(1e-5, "the paper uses 0.1")
 
 
@@ -103,7 +105,9 @@ class Asynchronous(Settings):
     overlap: Overlap = True
     max_in_flight: MaxInFlight = default(1, "our choice")
     max_lag: int | None = Field(
-        None, ge=1, description="unrolls whose weights are older than this number of updates are dropped; none: never"
+        default=None,
+        ge=1,
+        description="unrolls whose weights are older than this number of updates are dropped; none: never",
     )
 
 
@@ -112,10 +116,12 @@ class VTrace(Asynchronous):
 
     wait: Wait
     rho_bar: float = Field(
-        1.0, gt=0, description="upper bound of importance weights in the errors; decides what V converges to"
+        default=1.0, gt=0, description="upper bound of importance weights in the errors; decides what V converges to"
     )
-    c_bar: float = Field(1.0, gt=0, description="upper bound of importance weights in the trace; at most rho_bar")
-    rho_bar_pg: float = Field(1.0, gt=0, description="upper bound of importance weights of the policy gradient")
+    c_bar: float = Field(
+        default=1.0, gt=0, description="upper bound of importance weights in the trace; at most rho_bar"
+    )
+    rho_bar_pg: float = Field(default=1.0, gt=0, description="upper bound of importance weights of the policy gradient")
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -141,7 +147,9 @@ class PPOConfig(LearnerActorCritic):
     value_clip: ValueClip = None
     value: Value = default(0.5, "the paper uses 1.0")
     entropy: Entropy = default(0.01, "the value for Atari")
-    max_kl: float | None = Field(None, gt=0, description="approximate KL divergence, in nats, that ends the epochs")
+    max_kl: float | None = Field(
+        default=None, gt=0, description="approximate KL divergence, in nats, that ends the epochs"
+    )
     sequence: SequenceLength = 16
 
 
@@ -174,8 +182,8 @@ class APPOConfig(LearnerActorCritic, TargetNetwork, VTrace):
     streams: Streams = default(16, "our choice")
     unroll: Unroll = 50
     wait: Wait = default(8, "RLlib's batch has 10")
-    buffer_size: int = Field(4, ge=1, description="batches in the circular buffer")
-    reuse: int = Field(2, ge=1, description="updates for each new batch, over the batches in the buffer")
+    buffer_size: int = Field(default=4, ge=1, description="batches in the circular buffer")
+    reuse: int = Field(default=2, ge=1, description="updates for each new batch, over the batches in the buffer")
     lr: Lr = 5e-4
     lr_end: LrEnd = None
     adam_eps: AdamEps = default(1e-5, "from the code of PPO's authors")
@@ -183,8 +191,10 @@ class APPOConfig(LearnerActorCritic, TargetNetwork, VTrace):
     target_every: TargetEvery = 2
     clip: Clip = 0.4
     clip_end: ClipEnd = None
-    ratio_bar: float = Field(2.0, ge=1, description="upper bound of the actor's probability over the target network's")
-    kl: float = Field(0.0, ge=0, description="weight of KL(target network || policy); 0: not computed")
+    ratio_bar: float = Field(
+        default=2.0, ge=1, description="upper bound of the actor's probability over the target network's"
+    )
+    kl: float = Field(default=0.0, ge=0, description="weight of KL(target network || policy); 0: not computed")
     sequence: SequenceLength = 25
 
 
