@@ -234,7 +234,7 @@ def open_run(config: RunConfig, resume: str | Path | None = None) -> Iterator[Ru
         try:
             run = Run(config, None if resume is None else Path(resume), signals, closing)
         except (WorkerFailed, ActorLost, ClusterLost, LearnerLost) as failed:
-            what = "started" if resume is None else "resumed; its checkpoints are as they were"
+            what = "started" if resume is None else "resumed; its checkpoints are unchanged"
             raise RunFailed(f"it could not be {what}: {failed}") from None
         except Stop as stop:
             raise Interrupted(stop.signum, "interrupted while it started") from None

@@ -181,6 +181,8 @@ class Policy(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object: ...
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyHooks:

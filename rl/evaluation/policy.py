@@ -28,7 +28,7 @@ class Trained:
 
     Attributes:
         spec:   the environment that the policy was trained on.
-        policy: the nn.Module.
+        policy: the nn.Module; it has the methods of `rltrain.Policy`.
         path:   the checkpoint that it was loaded from.
     """
 
@@ -82,8 +82,8 @@ class Trained:
         spec = self.spec
         if spec.turns and self.policy.core_size and self._core is None and len(obs) == 1 < len(spec.agents):
             raise ValueError(
-                f"the agents of {spec.id} remember what they see while others act: give the observations of all that "
-                "are there each time, not only of whose turn it is"
+                f"the agents of {spec.id} have a memory of every step: give the observations of all agents that are "
+                "present at each step, not only of the agent whose turn it is"
             )
         rows, mask = self._empty(1)
         write_observations(spec, obs, action_masks, rows, mask)

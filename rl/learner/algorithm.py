@@ -11,7 +11,7 @@ import torch
 from rltrain import algorithms
 from rltrain.algorithms.multi_agent.independent import Independent, joint_policy
 from rltrain.algorithms.networks.encoder import Encoder
-from rltrain.algorithms.protocol import Algorithm, modules_of
+from rltrain.algorithms.protocol import Algorithm, Policy, modules_of
 from rltrain.algorithms.registry import PolicyFactory, build, policy_factory
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.seeding import LEARNER, seed_of
@@ -22,7 +22,7 @@ from rltrain.system.torch_setup import keep_memory
 DEVICES = ("cpu", "cuda", "mps")
 
 
-def make_algorithm(config: RunConfig, spec: EnvSpec) -> Any:
+def make_algorithm(config: RunConfig, spec: EnvSpec) -> Algorithm:
     """The algorithm on its device, with initial weights drawn from the run's seed.
 
     Raises:
@@ -57,11 +57,11 @@ def torch_device(name: str) -> torch.device:
         if device.type != "cpu":
             torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {name} is not there: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"--device {name} is not available: {str(error).splitlines()[0]}") from None
     return device
 
 
-def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Any]:
+def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Policy]:
     """A picklable function that creates the policy in eval mode, with the initial weights of the run."""
     settings: Any = config.settings
     factory = policy_factory(getattr(settings, "policy", "actor_critic"))

@@ -201,6 +201,7 @@ class LearnerRank(ProcessGroupSync):
         algorithms.register(config.algo, *maker)  # a user's algorithm may have the name of a built-in one
         register_policy(policy, factory)
         algorithm, device = make_algorithm(config, spec), torch_device(config.device)
+        assert shares_updates(algorithm)
         self.attach(algorithm)
         for name, part in algorithm.parts().items():
             part.load_state_dict(to_tensors(state[name]))

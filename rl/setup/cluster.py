@@ -26,7 +26,7 @@ def open_cluster(config: RunConfig, note: Callable[[str], None], closing: ExitSt
     """Connect to the cluster of `--backend dask`; None if actors run on this machine.
 
     Args:
-        note: prints a message for the user while the run goes on.
+        note: prints a message for the user during the run.
 
     Raises:
         ConfigError: the cluster cannot be reached, or a node has other versions; one line for each node.

@@ -77,5 +77,5 @@ def open_environment(config: RunConfig, saved: Saved = NEW_RUN) -> tuple[Environ
     saved.check(spec)
     notes = [problem.text for problem in problems]
     if restore_method == "none":
-        notes.append(f"{spec.id} cannot be brought back in mid-episode: a resumed run is not exact (exact: false)")
+        notes.append(f"{spec.id} cannot be restored in mid-episode: a resumed run is not exact (exact: false)")
     return Environment(source, spec, kind, units, restore_method), notes

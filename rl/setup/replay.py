@@ -67,8 +67,8 @@ def open_data(
     rows = rows_per_stream(data.streams, plan)
     if plan.whole_episodes and spec.max_steps is not None and spec.max_steps > rows:
         raise ConfigError(
-            f"--capacity {plan.capacity} keeps {rows} steps of each of {data.streams} streams, and an "
-            f"episode may have {spec.max_steps}: agents that remember learn from whole ones. Ask for more, or for "
+            f"--capacity {plan.capacity} keeps {rows} steps of each of {data.streams} streams, and an episode may have "
+            f"{spec.max_steps} steps: agents with memory learn from complete episodes. Ask for a larger --capacity or "
             "fewer --streams"
         )
     return data, [make_sure(needed, (folder or Path(config.out)) if config.replay_on_disk else None)]

@@ -113,7 +113,7 @@ def open_actors(
 
     def load(state: dict[str, Any]) -> None:
         if not rollout.load(state["rollout"]):
-            notes.append("not every stream could be brought back: those begin a new episode (exact: false)")
+            notes.append("some streams could not be restored: they begin a new episode (exact: false)")
         rollout.publish(learner.weights(rollout.steps))
 
     saved.restore(load)

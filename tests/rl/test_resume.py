@@ -254,7 +254,7 @@ def test_what_cannot_be_brought_back_says_so(launch: Any, tmp_path: Path) -> Non
     argv = [*SHORT, "--env", "BipedalWalker-v3", "--workers", "0", "--eval-every", "0", "--steps", "500"]
     argv.remove("--quiet")
     done = launch(tmp_path, *argv, "--out", "cut", kill=("step", 3))
-    assert "BipedalWalker-v3 cannot be brought back in mid-episode: a resumed run is not exact" in done.err
+    assert "BipedalWalker-v3 cannot be restored in mid-episode: a resumed run is not exact" in done.err
     run = folder_of(tmp_path / "cut")
     assert checkpoint.load(checkpoints.locate(run)).meta["exact"] is False
 

@@ -298,7 +298,7 @@ def not_an_env(): return 3
         (["--algo", "ppo", "--env", "CartPole-v1", "--steps", "0"], ["--steps must be at least 1, got 0"]),
         (["--algo", "ppo", "--env", "CartPole-v1", "--gamma", "1.1"], ["--gamma must be at most 1, got 1.1"]),
         (["--algo", "ppo", "--env", "CartPole-v1", "--streams", "2", "--workers", "3"], ["3 workers for 2 streams"]),
-        (["--algo", "ppo", "--env", "CartPole-v1", "--device", "cuda:99"], ["--device cuda:99 is not there"]),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--device", "cuda:99"], ["--device cuda:99 is not available"]),
         (["--algo", "ppo", "--env", "CartPole-v1", "--device", "gpu"], ["--device gpu is not known", "cuda:1"]),
         (["--algo", "ppo", "--env", "CartPole-v1", "--device", "meta"], ["--device meta is not known"]),
         (["--algo", "ppo", "--env", "CartPole-v1", "--torso", "no.such:Net"], ["no.such:Net"]),

@@ -145,12 +145,12 @@ def test_whole_episodes_must_find_room(tmp_path: Path) -> None:
         train(tmp_path, "vdn", "generations", capacity=40, steps=600, **small)
 
 
-def test_who_remembers_in_turns_is_shown_all_that_are_there(tmp_path: Path) -> None:
+def test_agents_with_memory_that_take_turns_need_all_observations(tmp_path: Path) -> None:
     result = train(tmp_path, "vdn", "tic-tac-toe", memory="gru", steps=100)
     policy = rltrain.load(result.checkpoint)
     obs = {agent: np.zeros((3, 9), np.int8) for agent in ("player_0", "player_1")}
 
-    with pytest.raises(ValueError, match="give the observations of all that are there"):
+    with pytest.raises(ValueError, match="give the observations of all agents that are present"):
         policy.act({"player_0": obs["player_0"]})
     assert set(policy.act(obs)) == set(obs)
 
