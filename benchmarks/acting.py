@@ -18,7 +18,7 @@ WORKERS, STREAMS, UNROLL = 2, 16, 256  # streams of each worker
 READY_SECONDS = 8.0  # the two plain loops have this time before they start together
 NOTE = (
     "Ours: 2 workers x 16 streams, unrolls of 256, 2x64 tanh nets; actions are sampled with their log-probabilities, "
-    "unrolls delivered and joined, values computed for all rows in the learner's process, weights published anew. "
+    "unrolls delivered and joined, values computed for all rows in the learner's process, and weights published. "
     "`in turn`: actors wait meanwhile; `overlapped`: they go on. Plain loops: two processes side by side, 16 "
     "environments each in turn, gymnasium.make's defaults, random actions drawn beforehand, nothing kept; their rates "
     "are added."

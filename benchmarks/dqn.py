@@ -38,19 +38,17 @@ SOLVED = {
 UPDATES_NOTE = (
     "RL Zoo's settings on both sides: two layers of 256, batch 64, 1 environment, rounds of 256 steps and 128 updates; "
     "one torch thread. The rate is that of the whole loop, acting included. Ours counts from the start of training; "
-    "`steady` counts from the first line of metrics on, about a second later. `overlap`: acting in a process beside. "
-    "Seconds of the processor are those of the whole command, imports included, and hardly depend on what else the "
-    "machine does."
+    "`steady` counts from the first line of metrics on, about a second later. `overlap`: acting in a separate process. "
+    "CPU seconds are those of the entire command, including imports; other processes hardly affect them."
 )
 SOLVE_NOTE = (
     "`zoo`: RL Zoo's settings on both sides. `preset`: configs/dqn/CartPole-v1.toml. The rule is the same on both "
-    "sides: two greedy evaluations in a row of 50 episodes, always the same ones, reach 475; one is made every 1,024 "
-    "steps, and who has not got there by 50,000 steps (`preset`: by its own end) has not solved it. Each command is "
-    "one process with one thread; seconds are of the whole command, imports included. Evaluations take turns with "
-    "training: `lean` leaves the peer's out, ours stay in. The three commands of a seed run at the same time, so that "
-    "what else the machine does disturbs all; seconds of the processor are what they would take on a core of their "
-    "own. `fresh_return` is what `rleval` finds over 100 other episodes afterwards, and `solved` on our side asks for "
-    "that as well."
+    "sides: two consecutive greedy evaluations with the same 50 episodes reach 475. There is one every 1,024 steps; a "
+    "run that does not reach 475 within 50,000 steps (`preset`: before its end) has not solved it. Each command is one "
+    "process with one thread; seconds are of the entire command, including imports. Evaluations alternate with "
+    "training: `lean` is without the peer's evaluations, ours are included. The three commands of a seed run at the "
+    "same time, so that a disturbance affects all; CPU seconds are the time on a core of their own. `fresh_return` is "
+    "the result of `rleval` over 100 other episodes, and `solved` on our side requires that it reaches 475 too."
 )
 # Runs a command, and adds its CPU seconds to the JSON in its last line.
 TIMED = """

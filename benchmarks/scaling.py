@@ -155,7 +155,7 @@ def measure(bench: Bench, command: Sequence[str], nodes: Sequence[psutil.Process
             run.communicate(timeout=20)
         run.kill()
     steps, wall = last["step"] - first["step"], last["seconds"] - first["seconds"]
-    told = [line for line in lines() if first["step"] < line["step"] <= last["step"]]
+    measured = [line for line in lines() if first["step"] < line["step"] <= last["step"]]
     learner, acting, relays = (
         1e6 * (end - begin) / steps * wall / seconds for begin, end in zip(began, ended, strict=True)
     )
@@ -164,8 +164,8 @@ def measure(bench: Bench, command: Sequence[str], nodes: Sequence[psutil.Process
         "learner_us": learner,
         "actors_us": acting,
         "nodes_us": relays,
-        "bytes": sum(line.get("cluster/unrolls_bytes", 0.0) for line in told) / steps,
-        "lag_mean": sum(line["rollout/policy_lag_mean"] for line in told) / len(told),
+        "bytes": sum(line.get("cluster/unrolls_bytes", 0.0) for line in measured) / steps,
+        "lag_mean": sum(line["rollout/policy_lag_mean"] for line in measured) / len(measured),
         "actors_waiting": last["time/actors_waiting"],
         "wall_s": wall,
     }

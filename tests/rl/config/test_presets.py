@@ -18,20 +18,20 @@ def test_names_with_slashes_and_colons_have_files() -> None:
     assert presets.file_name("probe:two-steps") == "probe-two-steps.toml"
 
 
-def test_both_places_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_the_checkout_comes_before_one_in_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(presets, "PACKAGE", tmp_path / "rl")
     assert presets.find("ppo", "Task-v0") is None
 
-    inside = tmp_path / "rl" / "configs" / "ppo" / "Task-v0.toml"
-    inside.parent.mkdir(parents=True)
-    inside.write_text("steps = 1\n")
-    assert presets.find("ppo", "Task-v0") == inside
+    in_wheel = tmp_path / "rl" / "configs" / "ppo" / "Task-v0.toml"
+    in_wheel.parent.mkdir(parents=True)
+    in_wheel.write_text("steps = 1\n")
+    assert presets.find("ppo", "Task-v0") == in_wheel
 
-    beside = tmp_path / "configs" / "ppo" / "Task-v0.toml"
-    beside.parent.mkdir(parents=True)
-    beside.write_text("steps = 2\n")
-    assert presets.find("ppo", "Task-v0") == beside
-    assert presets.shown(beside) == presets.shown(inside) == "configs/ppo/Task-v0.toml"
+    in_checkout = tmp_path / "configs" / "ppo" / "Task-v0.toml"
+    in_checkout.parent.mkdir(parents=True)
+    in_checkout.write_text("steps = 2\n")
+    assert presets.find("ppo", "Task-v0") == in_checkout
+    assert presets.shown(in_checkout) == presets.shown(in_wheel) == "configs/ppo/Task-v0.toml"
 
 
 @pytest.mark.parametrize("file", FILES, ids=[f"{file.parent.name}-{file.stem}" for file in FILES])
@@ -42,7 +42,7 @@ def test_every_tuned_file_loads(file: Path) -> None:
     assert config.streams >= 8 or "CartPole" not in file.name
 
 
-def test_games_without_a_file_of_their_own_share_one() -> None:
+def test_games_without_their_own_file_share_one() -> None:
     for env in ("ALE/NoSuchGame-v5", "atari:pong"):
         found = presets.find("ppo", env)
         assert found is not None
