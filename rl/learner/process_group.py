@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import FileStore, PrefixStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore, PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from rltrain.algorithms.functions.gradient_sync import Moments
@@ -116,21 +116,21 @@ class ProcessGroupSync:
             dist.recv(length, sender)
             data = torch.empty(int(length), dtype=torch.uint8)
             dist.recv(data, sender)
-        return pickle.loads(data.numpy().data)  # of this run's own processes
+        return pickle.loads(data.numpy().data)  # sent by a process of this run
 
 
 def form(rank: int, size: int, folder: str | None, timeout: timedelta) -> None:
-    """Form the group of torch.distributed.
+    """Form the process group of torch.distributed.
 
     Args:
-        folder: where all of its processes meet, if they are on this machine; None: where torchrun says.
+        folder: where its processes meet, if they are all on this machine; None: at torchrun's rendezvous.
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     name, before = "GLOO_SOCKET_IFNAME", os.environ.get("GLOO_SOCKET_IFNAME")
     with lost():
         if folder is None:
-            theirs, _, _ = next(iter(rendezvous("env://", rank, size, timeout=timeout)))
-            store: Any = PrefixStore(_attempt(theirs, rank, size, timeout), theirs)
+            shared, _, _ = next(iter(rendezvous("env://", rank, size, timeout=timeout)))
+            store: Store = PrefixStore(_attempt(shared, rank, size, timeout), shared)
         else:
             store = FileStore(f"{folder}/store", size)
             os.environ[name] = LOOPBACK
@@ -141,16 +141,16 @@ def form(rank: int, size: int, folder: str | None, timeout: timedelta) -> None:
                 os.environ.pop(name) if before is None else os.environ.__setitem__(name, before)
 
 
-def _attempt(store: Any, rank: int, size: int, timeout: timedelta) -> str:
-    """A name for what begins now, on which all processes agree that are there now.
+def _attempt(store: Store, rank: int, size: int, timeout: timedelta) -> str:
+    """A name for this start of the group, on which all running processes agree.
 
-    torchrun's store outlives restarts, and so do addresses of processes that are gone; its own counts of restarts
-    differ between machines. So each process says who it is, and the first tells each of them the name.
+    torchrun's store survives restarts, and so do the addresses of processes that have ended; its own restart counts
+    differ between machines. So each process writes an id of its own, and rank 0 answers each of them with the name.
     """
     mine, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
     if rank > 0:
         store.set(f"rltrain-hello-{rank}", mine)
-        name = str(store.get(f"rltrain-welcome-{mine}").decode())  # waits for it
+        name = str(store.get(f"rltrain-welcome-{mine}").decode())  # blocks until rank 0 has answered
         store.set(f"rltrain-agreed-{name}-{rank}", "")
         return name
     missing = set(range(1, size))
@@ -158,7 +158,7 @@ def _attempt(store: Any, rank: int, size: int, timeout: timedelta) -> str:
         for other in list(missing):
             if store.check([f"rltrain-agreed-{mine}-{other}"]):
                 missing.remove(other)
-            elif store.check([f"rltrain-hello-{other}"]):  # which may be of one that is gone
+            elif store.check([f"rltrain-hello-{other}"]):  # possibly of a process that has ended
                 store.set(f"rltrain-welcome-{store.get(f'rltrain-hello-{other}').decode()}", mine)
         if missing and time.monotonic() > end:
             raise RuntimeError(f"timed out waiting for learner {min(missing)}")
@@ -167,19 +167,19 @@ def _attempt(store: Any, rank: int, size: int, timeout: timedelta) -> str:
 
 
 def dissolve() -> None:
-    """End what `form` made, if it did: those that wait for this process hear of it."""
+    """Destroy the process group, if there is one, so that processes that wait for this one get an error."""
     with contextlib.suppress(RuntimeError, AssertionError, ValueError):
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def lost() -> Iterator[None]:
-    """What torch.distributed raises when another process is gone, in one line."""
+    """Turns the error of torch.distributed about a lost process into a LearnerLost of one line."""
     try:
         yield
     except RuntimeError as error:
-        where = re.compile(r"^\[.*?\]:? ?")  # a line of its source
-        raise LearnerLost(where.sub("", str(error).strip().splitlines()[0])) from None
+        location = re.compile(r"^\[.*?\]:? ?")  # file and line of its source
+        raise LearnerLost(location.sub("", str(error).strip().splitlines()[0])) from None
 
 
 def shards_of(batch: Trajectory | Transition, size: int) -> list[tuple[Shard, Any]]:
@@ -207,7 +207,7 @@ def shards_of(batch: Trajectory | Transition, size: int) -> list[tuple[Shard, An
 
 
 def as_arrays(node: Any) -> Any:
-    """A state with arrays for tensors: a tensor that is a view would take its whole storage along."""
+    """A state with arrays in place of tensors: pickling a tensor that is a view would copy its whole storage."""
     if isinstance(node, Tensor):
         return node.detach().cpu().numpy()
     if isinstance(node, dict):
