@@ -1,9 +1,8 @@
-"""Optimisers on one flat tensor: a handful of in-place operations, however many parameters a module has.
+"""Optimisers on one flat tensor, the gradient step, and linear schedules.
 
-torch.optim would do, but the first optimiser it makes imports torch's compiler, a second at the start of every run.
-
-
-Schedules: pure functions of progress, the share of the run that is done, in [0, 1]."""
+An update is a few in-place operations, independent of the number of parameters. torch.optim imports torch's compiler
+with its first optimiser, which would add a second to the start of every run.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +52,7 @@ class Adam:
         self.steps = 0
         self.mean = torch.zeros_like(self.param)  # [P] of gradients
         self.square = torch.zeros_like(self.param)  # [P] of squared gradients
-        self._count = torch.zeros((), device=self.param.device)  # `steps`, as the kernel wants it
+        self._count = torch.zeros((), device=self.param.device)  # `steps`, as a tensor for the kernel
 
     def update(self, lr: float) -> None:
         """One step along the gradient, with step size `lr`: torch's fused kernel, one pass over everything."""
@@ -125,7 +124,7 @@ def step(
         loss:          []  its graph is freed.
         max_grad_norm: L2 norm over all parameters; 0 turns clipping off.
         sync:          averages the gradient and the metrics over the learners that share the update.
-        rows:          how many rows the loss is a mean of; or bool, True for each of these rows.
+        rows:          number of rows that the loss is a mean of; or bool, True for each of these rows.
         metrics:       [] each, means over the same rows; replaced by those over the rows of all learners.
 
     Returns:

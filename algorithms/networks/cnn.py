@@ -1,4 +1,4 @@
-"""Networks of images: convolutions, and one linear layer behind them."""
+"""Convolutional networks for images, each with one linear layer at the end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from rltrain.algorithms.networks.mlp import HIDDEN_GAIN, Layers
 from rltrain.envs.spec import Leaf
 
-NATURE_SIDE = 36  # the smallest image that the three convolutions of NatureCNN leave something of
+NATURE_SIDE = 36  # height and width of the smallest image that NatureCNN can process
 
 
 class _CNN(Layers):
@@ -26,12 +26,14 @@ class _CNN(Layers):
     ) -> None:
         super().__init__()
         self.leaf = leaf
-        self.few: dict[int, bool] = {}  # by rows: whether so few have the same bits behind the linear layer
+        self.invariant: dict[
+            int, bool
+        ] = {}  # by number of rows: whether the linear layer's bits are those of the full batch
         channels, height, width = channels_first(leaf)
-        self.moves: list[tuple[int, int]] = []  # stride, padding
+        self.strides: list[tuple[int, int]] = []  # stride, padding
         for outputs, kernel, stride, padding in convolutions:
             self.add((outputs, channels, kernel, kernel), HIDDEN_GAIN, generator)
-            self.moves.append((stride, padding))
+            self.strides.append((stride, padding))
             channels = outputs
             height = (height + 2 * padding - kernel) // stride + 1
             width = (width + 2 * padding - kernel) // stride + 1
@@ -39,10 +41,12 @@ class _CNN(Layers):
         self.add((features, channels * height * width), HIDDEN_GAIN, generator)
 
     def convolved(self, image: Tensor) -> Tensor:
-        """[N, *O] uint8 to what the convolutions leave of it, flat."""
+        """[N, *O] uint8 to the flattened output of the convolutions."""
         x = numbers(image, self.leaf, self.pairs[0][0].dtype, turn=torch.is_grad_enabled())  # [N, C, H, W]
-        for i, ((weight, bias), (stride, padding)) in enumerate(zip(self.pairs, self.moves, strict=False)):
-            weight = weight if i else weight * (1 / self.leaf.high)  # fewer numbers to scale than the image has
+        for i, ((weight, bias), (stride, padding)) in enumerate(zip(self.pairs, self.strides, strict=False)):
+            weight = (
+                weight if i else weight * (1 / self.leaf.high)
+            )  # the weight has fewer elements to scale than the images
             x = torch.relu_(F.conv2d(x, weight, bias, stride, padding))
         return x.flatten(1)
 
@@ -51,24 +55,24 @@ class _CNN(Layers):
         return self.dense(self.convolved(image))
 
     def dense(self, x: Tensor) -> Tensor:
-        """What the convolutions leave [N, ...] to [N, features]"""
+        """The output of the convolutions [N, F] to [N, features]."""
         return torch.relu_(F.linear(x, *self.pairs[-1]))
 
     def some(self, image: Tensor, rows: int) -> Tensor:
-        """The features [N, features] of the first rows; the others fill up a batch [N, *O] and are not looked at.
+        """The features [N, features] of the first `rows` images of a padded batch [N, *O]; those of the padding are 0.
 
-        Products of fewer rows may have other bits. Whether they do here is tried out once.
+        A matrix product of fewer rows may have other bits. A test on random numbers, once, shows if it does here.
         """
         x = self.convolved(image[:rows])
-        if rows not in self.few:
-            tried = torch.rand(len(image), x.shape[1], generator=torch.Generator().manual_seed(0)).to(x)
-            self.few[rows] = torch.equal(self.dense(tried)[:rows], self.dense(tried[:rows]))
-        rest = (0, 0, 0, len(image) - rows)
-        return F.pad(self.dense(x), rest) if self.few[rows] else self.dense(F.pad(x, rest))
+        if rows not in self.invariant:
+            sample = torch.rand(len(image), x.shape[1], generator=torch.Generator().manual_seed(0)).to(x)
+            self.invariant[rows] = torch.equal(self.dense(sample)[:rows], self.dense(sample[:rows]))
+        padding = (0, 0, 0, len(image) - rows)
+        return F.pad(self.dense(x), padding) if self.invariant[rows] else self.dense(F.pad(x, padding))
 
 
 def arranged(image: Tensor, leaf: Leaf) -> Tensor:
-    """[N, *O], the same with its channels innermost in memory, as `numbers` wants them: done once for many passes."""
+    """[N, *O] with channels innermost in memory, as `numbers` needs them: once before several passes."""
     first = len(leaf.shape) == 3 and not leaf.channels_last
     return image.contiguous(memory_format=torch.channels_last) if first else image
 
@@ -76,8 +80,8 @@ def arranged(image: Tensor, leaf: Leaf) -> Tensor:
 def numbers(image: Tensor, leaf: Leaf, dtype: torch.dtype, turn: bool = True) -> Tensor:
     """[N, *O] uint8 to [N, C, H, W] floats from 0 to the leaf's highest number, on the device it is on.
 
-    Turned, channels lie innermost in memory, and so they do behind each convolution: a fourth less time on CPUs, for
-    IMPALA's network half. NatureCNN without gradients, as for the few rows of an actor, is a little quicker as it is.
+    With `turn`, channels are innermost in memory, and stay so after each convolution: 25% less time on CPUs, 50% for
+    IMPALA's network. NatureCNN without gradients, as for the few rows of an actor, is slightly faster without.
     """
     if len(leaf.shape) == 2:
         image = image.unsqueeze(1)
@@ -89,14 +93,14 @@ def numbers(image: Tensor, leaf: Leaf, dtype: torch.dtype, turn: bool = True) ->
 
 
 class NatureCNN(_CNN):
-    """The network of Mnih et al. 2015, for images of 36 pixels a side and more."""
+    """The network of Mnih et al. 2015, for images of at least 36 x 36 pixels."""
 
     def __init__(self, leaf: Leaf, features: int = 512, generator: torch.Generator | None = None) -> None:
         super().__init__(leaf, [(32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0)], features, generator)
 
 
 class SmallCNN(_CNN):
-    """For images too small for NatureCNN, down to a single pixel. Ours."""
+    """A network of our own for images too small for NatureCNN, down to a single pixel."""
 
     def __init__(self, leaf: Leaf, features: int = 128, generator: torch.Generator | None = None) -> None:
         super().__init__(leaf, [(16, 3, 1, 1), (32, 3, 2, 1)], features, generator)
@@ -114,17 +118,19 @@ class ImpalaCNN(_CNN):
     ) -> None:
         Layers.__init__(self)
         self.leaf = leaf
-        self.few = {}
+        self.invariant = {}
         self.features = features
         channels, high, wide = channels_first(leaf)
         for outputs in (16 * width, 32 * width, 32 * width):
             for inputs in (channels, *4 * (outputs,)):
-                self.add((outputs, inputs, 3, 3), 1.0, generator)  # at sqrt(2) six sums would grow eightfold
+                self.add(
+                    (outputs, inputs, 3, 3), 1.0, generator
+                )  # with gain sqrt(2) the six residual sums would grow by a factor of 8
             channels, high, wide = outputs, (high + 1) // 2, (wide + 1) // 2
         self.add((features, channels * high * wide), HIDDEN_GAIN, generator)
 
     def convolved(self, image: Tensor) -> Tensor:
-        """[N, *O] uint8 to what the convolutions leave of it, flat."""
+        """[N, *O] uint8 to the flattened output of the convolutions."""
         x = numbers(image, self.leaf, self.pairs[0][0].dtype).mul_(1 / self.leaf.high)
         for section in range(0, len(self.pairs) - 1, 5):
             first, *blocks = self.pairs[section : section + 5]

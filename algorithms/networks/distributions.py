@@ -1,14 +1,14 @@
-"""Distributions over actions, lean enough to act with: no checks, no broadcasting, everything lazy.
+"""Distributions over actions, cheap enough for actors: no checks, no broadcasting, lazy evaluation.
 
-Samples are functions of noise that the actor draws, so that they do not depend on how many rows act together:
+Samples are functions of noise that the actor draws, so they do not depend on the number of rows in a batch:
 
   Categorical, MultiCategorical   argmax(logits + gumbel)
   Bernoulli                       logits + logistic > 0
   DiagGaussian                    mean + exp(log_std) * normal
   TanhGaussian                    tanh(mean + exp(log_std) * normal)
 
-softplus, sigmoid and the like are written out with exp and log1p: torch's own differ in the last bit between the
-vectorised part of a row and its tail. Only what the learner alone computes may use them.
+softplus and sigmoid are written with exp and log1p, because the last bit of torch's own differs between the vectorised
+part of a row and its tail. Code that only learners run may use torch's.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from torch.autograd.function import once_differentiable
 from rltrain.algorithms.protocol import Noise
 from rltrain.envs.spec import ActionSpec
 
-FORCED = 1e9  # logit of a bit that has no choice
+FORCED = 1e9  # logit of a bit with only one legal value
 
 
 class Categorical:
-    """One choice among n, some of which a mask may forbid.
+    """One of n actions, some of which a mask may forbid.
 
     Args:
         logits: [..., n]
@@ -58,12 +58,12 @@ class Categorical:
         return (self.logits + noise).argmax(-1)
 
     def mode(self) -> Tensor:
-        """[...] int64, the likeliest action."""
+        """[...] int64, the most likely action."""
         return self.logits.argmax(-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """[...] for action [...] int64."""
-        if action.ndim == 1:  # the same, in one operation
+        if action.ndim == 1:  # one operation instead of three
             return -F.nll_loss(self.log_probs, action, reduction="none")
         return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
@@ -76,7 +76,7 @@ class Categorical:
 
 
 class MultiCategorical:
-    """Several independent choices side by side.
+    """Several independent Categorical heads.
 
     Args:
         logits: [..., sum(nvec)]
@@ -115,7 +115,7 @@ class Bernoulli:
 
     Args:
         logits: [..., n]   log odds of a 1.
-        mask:   [..., 2n]  bool, for each bit in turn whether 0 is legal and whether 1 is.
+        mask:   [..., 2n]  bool, for each bit: whether 0 is legal, whether 1 is legal.
     """
 
     def __init__(self, logits: Tensor, mask: Tensor | None = None) -> None:
@@ -152,7 +152,7 @@ class Bernoulli:
 
 
 class DiagGaussian:
-    """Independent normal numbers. Unbounded: the environment's adapter clips and scales, never the stored action.
+    """Independent normal numbers, unbounded: the environment's adapter clips and scales them, after they are stored.
 
     Args:
         mean:    [..., n]
@@ -187,7 +187,7 @@ class DiagGaussian:
 
 
 class TanhGaussian:
-    """tanh of independent normal numbers: actions strictly between -1 and 1, Haarnoja et al. 2018, appendix C.
+    """tanh of independent normal numbers: actions in (-1, 1), Haarnoja et al. 2018, appendix C.
 
     Args:
         mean:    [..., n]  of the numbers u before tanh.
@@ -210,7 +210,7 @@ class TanhGaussian:
     def sample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """A sample [..., *A] and its log density [...], in the policy's units [-1, 1]; both carry gradients.
 
-        The density comes from u itself, never from the inverse of an action that was rounded to 1:
+        The density is computed from u, never from the inverse of an action that may have been rounded to 1:
         log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u)).
         """
         action, log_prob = _Squashed.apply(self.mean, self.log_std, noise)  # type: ignore[no-untyped-call]
@@ -221,9 +221,9 @@ class TanhGaussian:
 
 
 class _Squashed(torch.autograd.Function):
-    """tanh(u) and its log density, u = mean + exp(log_std) * noise, with their slopes written out.
+    """tanh(u) and its log density, u = mean + exp(log_std) * noise, with a hand-written backward pass.
 
-    Of log_prob the slope along u is 2 tanh(u), and along log_std, where u is held, -1.
+    d log_prob / du = 2 tanh(u), and d log_prob / d log_std = -1 at constant u.
     """
 
     @staticmethod
@@ -249,10 +249,10 @@ Distribution = Categorical | MultiCategorical | Bernoulli | DiagGaussian
 
 
 def kl_divergence(one: Distribution, other: Distribution) -> Tensor:
-    """[...] KL(one || other) in nats, in closed form, summed over heads or dimensions; of two of the same kind.
+    """[...] KL(one || other) in nats, in closed form, summed over heads or dimensions; both of the same class.
 
     Raises:
-        TypeError: if they are not.
+        TypeError: if the classes differ.
     """
     if isinstance(one, Categorical) and isinstance(other, Categorical):
         difference = one.log_probs - other.log_probs  # [..., n]
@@ -273,14 +273,14 @@ def kl_divergence(one: Distribution, other: Distribution) -> Tensor:
 
 
 def head_size(action: ActionSpec) -> int:
-    """How many numbers a network must put out for an action: logits, or the mean of a Box."""
+    """Size of a network's output for an action: logits, or the mean of a Box."""
     if action.kind in ("discrete", "multi_discrete"):
         return sum(action.nvec)
     return math.prod(action.shape)
 
 
 def noise_of(action: ActionSpec) -> Noise:
-    """The noise that `sample` takes."""
+    """The noise that `sample` needs."""
     if action.kind in ("discrete", "multi_discrete"):
         return Noise("gumbel", head_size(action))
     return Noise("logistic" if action.kind == "multi_binary" else "normal", head_size(action))
@@ -289,7 +289,7 @@ def noise_of(action: ActionSpec) -> Noise:
 def distribution(
     action: ActionSpec, head: Tensor, mask: Tensor | None = None, log_std: Tensor | None = None
 ) -> Distribution:
-    """The distribution over an action that a network's output [..., head_size] stands for.
+    """The distribution over actions for a network's output [..., head_size].
 
     Args:
         mask:    [..., mask_size]  bool, legal actions. Not for Box.

@@ -1,7 +1,4 @@
-"""Networks: an observation of any kind to features, features to outputs, and a memory between.
-
-They act far more often than they are built, so `forward` works on the parameters directly, without a module per layer.
-"""
+"""Encoders: observations of any space to a flat vector of features, and the torsos that users bring."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ from rltrain.rollout.tree import Tree, leaves, tree_map, unflatten
 
 
 class OneHot(nn.Module):
-    """Whole numbers [..., *O] to one-hot vectors [..., sum(nvec)], side by side."""
+    """Integers [..., *O] to one-hot vectors [..., sum(nvec)], concatenated."""
 
-    slot: Tensor  # [sum(nvec)] the value each output stands for
-    head: Tensor  # [sum(nvec)] the number it belongs to
+    slot: Tensor  # [sum(nvec)] the value that sets this output to 1
+    head: Tensor  # [sum(nvec)] index of the integer that this output encodes
 
     def __init__(self, leaf: Leaf) -> None:
         super().__init__()
@@ -38,16 +35,16 @@ class OneHot(nn.Module):
 
 
 class Encoder(nn.Module):
-    """An observation, whatever its space, to one flat vector: its leaves encoded and put side by side in their order.
+    """An observation of any space to one flat vector: its leaves are encoded and concatenated in their order.
 
-    Box and multi_binary leaves are flattened, discrete ones become one-hot, images go through a CNN each. Box leaves
-    are not normalised here: give it what `Normalizer` returns.
+    Box and multi_binary leaves are flattened, discrete ones become one-hot, and each image has a CNN. Box leaves are
+    not normalised here: `Normalizer` does that before.
 
     Args:
-        spec:      whose observation.
+        spec:      the environment.
         features:  width of an image's features; None leaves it to its CNN.
-        generator: for the weights.
-        cnn:       one of CNNS for all images; None: NatureCNN, or SmallCNN for those too small for it.
+        generator: for the initial weights.
+        cnn:       one of CNNS, for all images; None: NatureCNN, or SmallCNN for images that are too small for it.
     """
 
     def __init__(
@@ -59,9 +56,9 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.leaves = spec.leaves()
-        self.precision: torch.dtype | None = None  # of images' networks under autocast
-        self.rows: int | None = None  # of a batch that are looked at; None: all
-        self.nets = nn.ModuleDict()  # of images and whole numbers, by the place of the leaf
+        self.precision: torch.dtype | None = None  # of the CNNs, under autocast
+        self.rows: int | None = None  # rows of a batch that are encoded; None: all
+        self.nets = nn.ModuleDict()  # of images and integers, by the index of the leaf
         self.features = 0
         for i, leaf in enumerate(self.leaves):
             if leaf.kind == "image":
@@ -80,7 +77,7 @@ class Encoder(nn.Module):
         self.plain = spec.obs == self.leaves[0] and self.leaves[0].kind == "box" and len(self.leaves[0].shape) == 1
 
     def hasten(self, precision: torch.dtype | None, compiled: bool) -> None:
-        """For learners: compute images' features in `precision`, with networks that torch compiles when first used."""
+        """For learners: run the CNNs in `precision`, and compile them at their first use if `compiled`."""
         self.precision = precision
         for i, leaf in enumerate(self.leaves):
             if compiled and leaf.kind == "image":
@@ -88,7 +85,7 @@ class Encoder(nn.Module):
 
     def set_active_rows(self, rows: int | None) -> None:
         """For actors: only the first `rows` rows of a batch are used, so that the padding is not convolved."""
-        self.rows = None if rows is None else -(-rows // 4) * 4  # a single row would have other bits
+        self.rows = None if rows is None else -(-rows // 4) * 4  # a single row would change the bits
 
     def fast_layout(self, obs: Tree) -> Tree:
         """tree of [N, *O], the same numbers with images in the memory layout that their networks read fastest."""
@@ -123,7 +120,7 @@ class Encoder(nn.Module):
 
 
 class UserTorso(nn.Module):
-    """A user's module behind the interface of Encoder: it sees [N, *O] only, whatever the leading dims are."""
+    """A user's module with the interface of Encoder: it always gets [N, *O], whatever the leading dims are."""
 
     def __init__(self, module: nn.Module, spec: EnvSpec) -> None:
         super().__init__()
@@ -143,10 +140,10 @@ def load_torso(name: str, spec: EnvSpec, generator: torch.Generator | None = Non
     """The torso called `name`: "auto", "nature" or "impala" for an Encoder, else "module:Class".
 
     The class is built as `Class(spec)`, has an int `features` and a `forward(obs)` from a tree of [N, *O] to
-    [N, features]. Its weights are drawn under a seed from `generator`, so that they repeat.
+    [N, features]. Its initial weights are reproducible: torch's global generator is seeded from `generator`.
 
     Raises:
-        ValueError: one line that says what is wrong with it.
+        ValueError: with one line, if the name or the module is not valid.
     """
     if name == "auto":
         return Encoder(spec, generator=generator)

@@ -1,4 +1,4 @@
-"""Fully connected networks: initialisation, layers, the MLP and its backward pass."""
+"""Fully connected networks: initialisation, layers, and the MLP with its hand-written backward pass."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ THIN = 16  # columns of a layer's input below which its weight gradient is compu
 
 
 def init_orthogonal(weight: Tensor, gain: float, generator: torch.Generator | None = None) -> None:
-    """Fill a weight [outputs, ...] with rows orthogonal to each other, each of length `gain` (if there is room)."""
+    """Fill a weight [outputs, ...] with orthogonal rows (columns, if there are fewer of them) of length `gain`."""
     nn.init.orthogonal_(weight, gain, generator=generator)
 
 
 class Layers(nn.Module):
-    """Weights and biases of one layer after the other, at hand as plain pairs."""
+    """A list of (weight, bias) parameters: `forward` methods use them directly, without a module per layer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pairs: list[tuple[Tensor, Tensor]] = []
 
     def add(self, shape: tuple[int, ...], gain: float | None, generator: torch.Generator | None) -> None:
-        """A layer of weights [outputs, ...], orthogonal with biases 0; without a gain uniform as torch has them."""
+        """Add a layer with weights [outputs, ...]: orthogonal with biases 0, or, if `gain` is None, torch's default."""
         weight, bias = nn.Parameter(torch.empty(shape)), nn.Parameter(torch.zeros(shape[0]))
         if gain is None:
             bound = 1 / math.sqrt(math.prod(shape[1:]))
@@ -45,7 +45,7 @@ class Layers(nn.Module):
 
 
 def turned(policy: Any) -> Any:
-    """The same policy, for few rows: inputs of its wide `Layers` lie outermost in memory, which takes 40% less time."""
+    """Store large weights of the policy's `Layers` transposed, which saves 40% of the time for few rows."""
     for layers in policy.modules() if isinstance(policy, nn.Module) else ():
         for weight, _ in layers.pairs if isinstance(layers, Layers) else ():
             if weight.ndim == 2 and weight.numel() >= LARGE:
@@ -57,12 +57,12 @@ Init = Literal["orthogonal", "uniform"]
 
 
 def _slow_tanh() -> bool:
-    """Whether torch's own tanh is slow here: it is MKL's, which is quick on Intel's processors alone."""
+    """Whether torch's own tanh is slow here: it is MKL's, which is fast on Intel processors only."""
     if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
         return False
     try:
-        with open("/proc/cpuinfo", "rb") as told:
-            return b"GenuineIntel" not in told.read(4096)
+        with open("/proc/cpuinfo", "rb") as cpuinfo:
+            return b"GenuineIntel" not in cpuinfo.read(4096)
     except OSError:
         return "GenuineIntel" not in platform.processor()
 
@@ -71,9 +71,9 @@ SLOW_TANH = _slow_tanh()
 
 
 def fast_tanh_(x: Tensor) -> Tensor:
-    """tanh in place, to 1e-7 absolute: where torch's own is slow, a third of its time.
+    """tanh in place, with an absolute error of 1e-7: a third of the time where torch's own is slow.
 
-    For learners only: its last bit depends on where in the array a number stands, so actors keep to `torch.tanh`.
+    For learners only: the last bit of an element depends on its position in the array, so actors use `torch.tanh`.
     """
     return x.mul_(2).sigmoid_().mul_(2).sub_(1) if SLOW_TANH and x.device.type == "cpu" else x.tanh_()
 
@@ -128,7 +128,7 @@ class MLP(Layers):
         return x
 
     def row_wise(self, x: Tensor) -> Tensor:
-        """[B, inputs] to [B], for one layer of one unit: bits that do not depend on other rows, as of a product."""
+        """[B, inputs] to [B], for an MLP of one layer with one unit: the bits of a row do not depend on other rows."""
         ((weight, bias),) = self.pairs
         return (x * weight).sum(-1).add_(bias)
 

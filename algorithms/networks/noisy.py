@@ -1,4 +1,4 @@
-"""Noisy layers: weights that carry noise of a size which is learnt, so that exploring need not be scheduled."""
+"""Noisy linear layers: exploration by noise on the weights, whose scale is learned."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class NoisyMLP(nn.Module):
 
         y = (mu_w + sigma_w * f(e_out) f(e_in)^T) x + mu_b + sigma_b * f(e_out),   f(e) = sign(e) sqrt|e|
 
-    The noise of all layers is one buffer, so it travels with the weights: whoever acts acts with the noise that the
-    learner drew last. It is the same for all rows of a batch.
+    The noise of all layers is one buffer, so actors receive the learner's latest noise with the weights. It is the same
+    for all rows of a batch.
 
-    Args: as for `networks.MLP`; weights begin as in section 3.2 of the paper.
+    Args: as for `MLP`; the initial weights are those of section 3.2 of the paper.
     """
 
     noise: Tensor  # [sum of inputs and outputs] f(e), layer by layer: inputs, outputs
@@ -59,12 +59,12 @@ class NoisyMLP(nn.Module):
         self.features = width
 
     def draw(self, generator: torch.Generator) -> None:
-        """New noise, from a generator on the CPU, so that it is the same on every device."""
+        """Draw new noise from a generator on the CPU, so that it is the same on every device."""
         e = torch.randn(self.noise.shape, generator=generator)
         self.noise.copy_(e.sign() * e.abs().sqrt())
 
     def forward(self, x: Tensor, noisy: bool = True) -> Tensor:
-        """[..., inputs] to [..., features]; not noisy: by the means alone."""
+        """[..., inputs] to [..., features]; without noise if `noisy` is False."""
         noise = torch.split(self.noise, self.sizes)
         for i, (weight, weight_sigma, bias, bias_sigma) in enumerate(self.layers):
             if noisy:

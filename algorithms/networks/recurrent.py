@@ -11,10 +11,10 @@ from rltrain.algorithms.networks.mlp import init_orthogonal
 
 
 class RecurrentCore(nn.Module):
-    """A GRU (Cho et al. 2014) or an LSTM (Hochreiter and Schmidhuber 1997) that forgets where an episode begins.
+    """A GRU (Cho et al. 2014) or an LSTM (Hochreiter and Schmidhuber 1997), reset at the start of each episode.
 
-    The core is what it carries from row to row: the output [N, H] itself, or for an LSTM output and cell [N, 2H].
-    torch's cells give a row the same bits at every width that is a multiple of 16 (tested).
+    The core is its state: the output [N, H] of a GRU, output and cell [N, 2H] of an LSTM. A row has the same bits in
+    every batch whose size is a multiple of 16 (tested).
     """
 
     def __init__(
@@ -44,17 +44,17 @@ class RecurrentCore(nn.Module):
         return torch.cat(torch.lstm_cell(x, core.chunk(2, -1), *weights), -1)
 
     def output(self, core: Tensor) -> Tensor:
-        """What the network behind it sees [..., H] of a core [..., C]."""
+        """The output [..., H], which the next layer gets, of a core [..., C]."""
         return core[..., : self.features]
 
     def unroll(self, x: Tensor, core: Tensor, first: Tensor, sequence: int | None = None) -> Tensor:
-        """L steps with their gradient.
+        """L steps, with gradients through time.
 
         Args:
             x:        [L, N, F]
             core:     [N, C]  before the first row.
-            first:    [L, N]  bool, rows that begin an episode: their core is 0 before the step.
-            sequence: rows a gradient goes back through; None: all.
+            first:    [L, N]  bool, rows that begin an episode: the core before them is 0.
+            sequence: number of rows after which the gradient is cut; None: never.
 
         Returns:
             [L, N, H] the output after each row.
@@ -70,5 +70,5 @@ class RecurrentCore(nn.Module):
 
 
 def core_size(kind: str, hidden: int) -> int:
-    """Numbers that a memory of `hidden` units carries from row to row."""
+    """Elements of the core of a memory with `hidden` units."""
     return {"none": 0, "gru": 1, "lstm": 2}[kind] * hidden

@@ -73,11 +73,11 @@ class DDPG:
         return Update({**metrics, **policy_metrics, "grad_norm": grad_norm}, priority(error, batch.index))
 
     def observe(self, unrolls: Trajectory) -> None:
-        """Running statistics, once per delivery and after its updates: the next unroll acts with them."""
+        """Update the running statistics, once per delivery and after its updates: the next unroll acts with them."""
         self.policy.observe(unrolls)
 
     def parts(self) -> dict[str, Stateful]:
-        """Everything a checkpoint must hold."""
+        """Everything that a checkpoint must hold."""
         return {
             "policy": self.policy,
             "optimizer": self.optimizer,

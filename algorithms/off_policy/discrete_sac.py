@@ -1,4 +1,4 @@
-"""Soft actor-critic for Discrete actions: expectations over the actions take the place of samples."""
+"""Soft actor-critic for Discrete actions: expectations over the actions replace samples."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from rltrain.rollout.types import Trajectory, Transition
 class DiscreteSAC:
     """Soft actor-critic for Discrete actions, Christodoulou 2019 (arXiv:1910.07207), with action masks.
 
-    Critics give a value for each action, so target, policy loss and temperature loss are expectations over the legal
-    actions, without a sample. The target entropy is a share of the log of the number of legal actions, row by row.
+    The critics return a value for each action, so the target, the policy loss and the temperature loss are expectations
+    over the legal actions, without sampling. The target entropy of a row is a share of log(number of legal actions).
     """
 
     def __init__(self, spec: EnvSpec, config: SACConfig, device: torch.device, seed: int, streams: int) -> None:
@@ -82,7 +82,7 @@ class DiscreteSAC:
         return Update({**metrics}, priority(error, batch.index))
 
     def target_entropy(self, action_mask: Tensor | None, like: Tensor) -> Tensor:
-        """[B] nats: as set, or a share of what equal probabilities of the legal actions have."""
+        """[B] in nats: the setting, or a share of the entropy of the uniform distribution over the legal actions."""
         if self.config.target_entropy is not None:
             return torch.full_like(like, self.config.target_entropy)
         if action_mask is None:
@@ -92,11 +92,11 @@ class DiscreteSAC:
         return self.config.target_entropy_share * legal.log()
 
     def observe(self, unrolls: Trajectory) -> None:
-        """Running statistics, once per delivery and after its updates: the next unroll acts with them."""
+        """Update the running statistics, once per delivery and after its updates: the next unroll acts with them."""
         self.policy.observe(unrolls)
 
     def parts(self) -> dict[str, Stateful]:
-        """Everything a checkpoint must hold; the optimiser's count of steps also times the target critics."""
+        """Everything that a checkpoint must hold; the step count of the critics also times the target critics."""
         return {
             "policy": self.policy,
             "optimizer": self.optimizer,
@@ -108,6 +108,6 @@ class DiscreteSAC:
 
 
 def expected(x: Tensor, log_probs: Tensor) -> Tensor:
-    """[B] the mean of x [B, n] under probabilities; an illegal action has none, whatever x holds there."""
-    probs = log_probs.exp()  # exactly 0 where a mask forbids: the logit there is the smallest finite number
+    """[B] expectation of x [B, n] under exp(log_probs); illegal actions contribute 0, whatever x holds there."""
+    probs = log_probs.exp()  # exactly 0 for illegal actions: their logit is the smallest finite number
     return (probs * x.masked_fill(probs == 0, 0.0)).sum(-1)

@@ -97,7 +97,7 @@ class DQN:
         self.policy.observe(unrolls)
 
     def parts(self) -> dict[str, Stateful]:
-        """Everything that a checkpoint must hold; the optimizer's step count also times the copies of the target."""
+        """Everything that a checkpoint must hold; the optimiser's step count also times the copies of the target."""
         return {"policy": self.policy, "target": self.target, "optimizer": self.optimizer, "rng": self.rng}
 
 

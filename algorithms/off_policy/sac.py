@@ -24,7 +24,7 @@ class SAC:
     """Soft actor-critic with a learned temperature, Haarnoja et al. 2018 (arXiv:1812.05905).
 
     Two critics with a target network each; the smaller value counts. Deviations: the log of the temperature is
-    optimized, as in the authors' code, and the entropy is that of actions in [-1, 1], whatever the bounds of the
+    optimised, as in the authors' code, and the entropy is that of actions in [-1, 1], whatever the bounds of the
     environment. A time limit does not end the return: the sample's `discount` is 0 after a termination only.
     """
 
@@ -80,11 +80,11 @@ class SAC:
         return Update({**metrics}, priority(error, batch.index))
 
     def observe(self, unrolls: Trajectory) -> None:
-        """Running statistics, once per delivery and after its updates: the next unroll acts with them."""
+        """Update the running statistics, once per delivery and after its updates: the next unroll acts with them."""
         self.policy.observe(unrolls)
 
     def parts(self) -> dict[str, Stateful]:
-        """Everything a checkpoint must hold; the optimiser's count of steps also times the target critics."""
+        """Everything that a checkpoint must hold; the step count of the critics also times the target critics."""
         return {
             "policy": self.policy,
             "optimizer": self.optimizer,

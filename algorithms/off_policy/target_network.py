@@ -1,4 +1,4 @@
-"""What algorithms that learn from a replay have in common: their plan, slow copies, weighted losses."""
+"""What replay-based algorithms share: target networks, the replay plan, priorities."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from rltrain.rollout.specs import ReplayPlan
 class TargetNetwork:
     """A copy of a module that follows it: theta' += tau (theta - theta'), one operation on flat vectors.
 
-    Buffers, constants or what a user's torso keeps, are copied when it follows; the copy is in use (`eval`), so that it
-    keeps no statistics of its own.
+    Each step also copies the buffers (constants, statistics of a user's torso). The copy is in eval mode, so it updates
+    no statistics itself.
 
     Args:
-        module: what is followed.
-        flat:   its parameters, all of them and in their order.
+        module: the module to follow.
+        flat:   all its parameters, in their order.
     """
 
     def __init__(self, module: nn.Module, flat: Flat) -> None:
         self.module: Any = copy.deepcopy(module).eval()
-        both = zip(self.module.modules(), module.modules(), strict=True)
-        self._buffers = [(mine._buffers, theirs._buffers) for mine, theirs in both]
-        self._param, self._of = flatten(self.module).param, flat.param
+        pairs = zip(self.module.modules(), module.modules(), strict=True)
+        self._buffers = [(own._buffers, source._buffers) for own, source in pairs]
+        self._param, self._source = flatten(self.module).param, flat.param
         for param in self.module.parameters():
             param.grad = None
         self.module.requires_grad_(False)
 
     @torch.no_grad()
     def follow(self, tau: float) -> None:
-        """One step; tau 1 copies."""
-        self._param.lerp_(self._of, tau)
-        for mine, theirs in self._buffers:
-            for name, followed in theirs.items():
-                kept = mine.get(name)
-                if kept is None or followed is None:  # made, or taken away, since
-                    mine[name] = None if followed is None else followed.clone()
+        """One step of the parameters; tau = 1 copies them."""
+        self._param.lerp_(self._source, tau)
+        for own, source in self._buffers:
+            for name, buffer in source.items():
+                copied = own.get(name)
+                if copied is None or buffer is None:  # created or removed since the last step
+                    own[name] = None if buffer is None else buffer.clone()
                 else:
-                    kept.copy_(followed)
+                    copied.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.module.state_dict()

@@ -78,11 +78,11 @@ class TD3:
         return Update({**metrics, "grad_norm": grad_norm}, priority(error, batch.index))
 
     def observe(self, unrolls: Trajectory) -> None:
-        """Running statistics, once per delivery and after its updates: the next unroll acts with them."""
+        """Update the running statistics, once per delivery and after its updates: the next unroll acts with them."""
         self.policy.observe(unrolls)
 
     def parts(self) -> dict[str, Stateful]:
-        """Everything a checkpoint must hold; the critics' count of steps is also what the delay counts."""
+        """Everything that a checkpoint must hold; the delay counts the steps of the critics' optimiser."""
         return {
             "policy": self.policy,
             "optimizer": self.optimizer,
