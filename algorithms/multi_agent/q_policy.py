@@ -85,6 +85,7 @@ class MultiAgentQNetwork(nn.Module):
         self.groups = spec.groups
         self.nets = nn.ModuleList(AgentNetwork(spec, group, config, generator) for group in spec.groups)
         self.sizes = [len(group.agents) for group in spec.groups]
+        self.core_sizes = [size * core_size(config.memory, config.memory_size) for size in self.sizes]
         self.agents = sum(self.sizes)
         self.actions = max(spec.action.nvec)
         exists = torch.arange(self.actions) < torch.tensor(spec.action.nvec)[:, None]
@@ -115,7 +116,7 @@ class MultiAgentQNetwork(nn.Module):
         values, cores = [], []
         memories: list[Tensor | None] = [None] * len(self.sizes)
         if core is not None:
-            memories = list(torch.split(core, [self._core_size(number) for number in range(len(self.sizes))], -1))
+            memories = list(torch.split(core, self.core_sizes, -1))
         for group, net, memory, last in zip(self.groups, self.nets, memories, self._split(last_action), strict=True):
             assert isinstance(net, AgentNetwork)
             q, after = net.step(obs[group.name], memory, last)
@@ -129,10 +130,6 @@ class MultiAgentQNetwork(nn.Module):
         if action_mask is not None:
             return action_mask[..., self.column] & self.exists
         return None if self.all_exist else self.exists
-
-    def _core_size(self, number: int) -> int:
-        net: Any = self.nets[number]
-        return 0 if net.memory is None else net.agents * net.memory.core_size
 
     def _split(self, x: Tensor | None) -> list[Tensor | None]:
         """[..., N] to [..., n] of each group."""

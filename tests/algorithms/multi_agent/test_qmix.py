@@ -17,7 +17,7 @@ from rltrain.algorithms.multi_agent.q_policy import network_inputs
 from rltrain.algorithms.multi_agent.qmix import MixedQ
 from rltrain.algorithms.off_policy.q_policy import greedy
 from rltrain.envs.spec import EnvSpec
-from rltrain.rollout.buffers import kept
+from rltrain.rollout.buffers import clear_absent
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory
 
@@ -308,7 +308,7 @@ def test_memory_acts_as_it_learns():
     for t in range(7):
         core = core * ~batch.first[t][:, None]
         q, core = net.step(tree_map(lambda x, t=t: x[t], batch.obs), core)
-        core = kept(core, batch.alive[t].numpy())
+        core = clear_absent(core, batch.alive[t].numpy())
         assert_close(q, whole[t])
 
 
@@ -351,7 +351,7 @@ def test_an_actor_sees_its_last_action_as_the_learner_does():
             act = policy.act(tree_map(lambda x, t=t: x[t], batch.obs), core, None, torch.zeros(5, 12), False)
             there = batch.valid[t].unsqueeze(-1) & batch.alive[t]
             assert torch.equal(act.action[there], greedy(whole[t], policy.net.legal(None))[there])
-            core = kept(policy.core_with_action(act.core, batch.action[t]), batch.alive[t].numpy())
+            core = clear_absent(policy.core_with_action(act.core, batch.action[t]), batch.alive[t].numpy())
 
 
 def test_epsilon_falls_over_a_share_of_the_runs_steps():
