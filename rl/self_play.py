@@ -107,7 +107,7 @@ def expected(mine: float, other: float) -> float:
 
 def outcome(episode: Episode) -> str:
     """The result of a game of two for the learner: the player with the higher return wins."""
-    mine, other = episode.agents[episode.seat], episode.agents[1 - episode.seat]
+    mine, other = episode.agents[episode.player], episode.agents[1 - episode.player]
     return "draw" if mine == other else "win" if mine > other else "loss"
 
 

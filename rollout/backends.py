@@ -1,82 +1,85 @@
-"""Where actors run: in this process, in processes beside it, or on the machines of a cluster."""
+"""Where actors run: `Here` is this process or its children; `rltrain.rollout.cluster.cluster.Cluster` is the other."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+import functools
+from typing import Any, Protocol
 
-from rltrain.rollout.actor.actor import Actor, Build, Links
-from rltrain.rollout.frame_stacks import decompressed
+from rltrain.rollout.actor.actor import Actor, Links
 from rltrain.rollout.inference.supervisor import InferenceSupervisor
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.shared_memory.observations import ObservationSlots
 from rltrain.rollout.shared_memory.weights import WeightsBoard
 from rltrain.rollout.specs import ActorJob, RolloutSpec
-from rltrain.rollout.types import Trajectory, Weights
+from rltrain.rollout.types import Weights
 from rltrain.rollout.workers.handle import Handle
 from rltrain.rollout.workers.in_process import LocalHandle
 
-if TYPE_CHECKING:
-    from rltrain.rollout.cluster.cluster import Cluster
-
 
 class Backend(Protocol):
-    """Opens actors, and lets them have weights."""
+    """Starts actors and gives them weights. All methods may raise ClusterLost."""
 
-    def start(self) -> None:
-        """Be ready for actors. Raises ClusterLost if that cannot be."""
+    def open(self, job: ActorJob, inference: InferenceSupervisor | None) -> Handle:
+        """Start an actor.
 
-    def open(self, job: ActorJob, central: InferenceSupervisor | None) -> Handle:
-        """Start an actor. Raises ActorLost, NoNode or ClusterLost if that cannot be."""
+        Raises:
+            ActorLost: it could not be started.
+            NoNode:    no machine is available at the moment.
+        """
 
     def unpack(self, worker: int, answer: Any) -> Any:
-        """The unroll that an actor sent, its observations included."""
+        """The unroll, or the result of `reduce`, in an actor's answer to `collect`."""
 
     def publish(self, weights: Weights) -> None:
-        """Let the unrolls that begin from now on use these weights."""
+        """Publish the weights of the unrolls that begin from now on."""
 
     def publish_opponent(self, index: int, snapshot: Weights) -> None:
-        """Let the games that begin from now on meet this opponent."""
+        """Publish an opponent, at `index` of the pool, for the games that begin from now on."""
 
     def check(self) -> None:
-        """Raises ClusterLost if nothing can run here any more."""
+        """Raises ClusterLost if no actor can run any more."""
 
     def crowded(self, handle: Handle) -> bool:
-        """Whether an actor had better be moved."""
+        """True if the actor should be moved to a machine with more room."""
 
-    def metrics(self) -> dict[str, float]:
-        """What there is to log."""
+    def metrics(self) -> dict[str, float]: ...
 
-    def close(self) -> None:
-        """Give memory back; actors have ended."""
+    def release(self) -> None:
+        """Free the rollout's memory; its actors have ended."""
 
 
 class Here:
-    """This machine. Actors read weights, and leave big observations, in memory that is shared with them."""
+    """This machine: actors share weights and big observations with the learner through memory.
 
-    def __init__(self, plan: RolloutSpec, local: bool, weights: Weights, life: SharedMemory) -> None:
-        self._local, self._life = local, life
+    Args:
+        heartbeats: of all actors.
+    """
+
+    def __init__(self, plan: RolloutSpec, weights: Weights, heartbeats: SharedMemory) -> None:
+        self._in_process = plan.backend == "local" or plan.workers == 0
+        self._heartbeats = heartbeats
         self.board = WeightsBoard(weights.arrays)
         self.board.publish(weights)
         self._pool = [WeightsBoard(weights.arrays) for _ in range(0 if plan.pool is None else plan.pool.size)]
-        self._slots = ObservationSlots(plan.spec, plan.unroll)
+        self.slots = ObservationSlots(plan)
 
-    def start(self) -> None:
-        """It is."""
-
-    def open(self, job: ActorJob, central: InferenceSupervisor | None) -> Handle:
-        if self._local:
-            links = Links(self.board.memory, self._life, pool=[board.memory for board in self._pool])
-            return LocalHandle(job.worker, lambda: Actor(job, links))
+    def open(self, job: ActorJob, inference: InferenceSupervisor | None) -> Handle:
+        if self._in_process:
+            local = Links(self.board.memory, self._heartbeats, opponents=[board.memory for board in self._pool])
+            return LocalHandle(job.worker, functools.partial(Actor, job, local))
         from rltrain.rollout.workers.process import ProcessHandle
 
-        weights = self.board.memory.ticket() if central is None else None
-        desk = central.ticket(job.worker) if central is not None else None
-        pool = [board.memory.ticket() for board in self._pool]
-        tickets = (weights, self._life.ticket(), self._slots.ticket(job), desk, pool)
-        return ProcessHandle(job.worker, Build(job), *tickets)
+        links = Links(
+            self.board.memory.ticket() if inference is None else None,
+            self._heartbeats.ticket(),
+            self.slots.ticket(job.worker, len(job.streams)),
+            inference.ticket(job.worker) if inference is not None else None,
+            [board.memory.ticket() for board in self._pool],
+        )
+        return ProcessHandle(job.worker, functools.partial(Actor, job), links)
 
     def unpack(self, worker: int, answer: Any) -> Any:
-        return self._slots.whole(worker, answer)
+        return self.slots.unpack(worker, answer)
 
     def publish(self, weights: Weights) -> None:
         self.board.publish(weights)
@@ -85,7 +88,7 @@ class Here:
         self._pool[index].publish(snapshot)
 
     def check(self) -> None:
-        """Nothing to say: what runs here is there as long as we are."""
+        """No-op: this machine exists as long as this process."""
 
     def crowded(self, handle: Handle) -> bool:
         return False
@@ -93,48 +96,7 @@ class Here:
     def metrics(self) -> dict[str, float]:
         return {}
 
-    def close(self) -> None:
-        self._slots.close()
+    def release(self) -> None:
+        self.slots.close()
         for board in (self.board, *self._pool):
             board.memory.close()
-
-
-class Elsewhere:
-    """The machines of a cluster, which outlives the rollout."""
-
-    def __init__(self, plan: RolloutSpec, cluster: Cluster, weights: Weights, life: SharedMemory) -> None:
-        self._plan, self._cluster, self._weights, self._life = plan, cluster, weights, life
-
-    def start(self) -> None:
-        from rltrain.rollout.cluster.node import NodeConfig
-
-        plan = self._plan
-        pool = 0 if plan.pool is None else plan.pool.size
-        terms = NodeConfig(plan.spec, plan.unroll, max(plan.workers, 1), self._weights, pool, plan.preload)
-        strict = plan.max_in_flight == 1 or plan.deterministic
-        self._cluster.begin(terms, self._life, strict, hurry=plan.deterministic, modules=plan.modules)
-
-    def open(self, job: ActorJob, central: InferenceSupervisor | None) -> Handle:
-        return self._cluster.open(job)
-
-    def unpack(self, worker: int, answer: Any) -> Any:
-        unroll = answer[0]
-        return decompressed(unroll) if isinstance(unroll, Trajectory) else unroll
-
-    def publish(self, weights: Weights) -> None:
-        self._cluster.publish(weights)
-
-    def publish_opponent(self, index: int, snapshot: Weights) -> None:
-        self._cluster.keep(index, snapshot)
-
-    def check(self) -> None:
-        self._cluster.check()
-
-    def crowded(self, handle: Handle) -> bool:
-        return self._cluster.crowded(handle)
-
-    def metrics(self) -> dict[str, float]:
-        return self._cluster.metrics()
-
-    def close(self) -> None:
-        """Nothing: who opened the cluster closes it."""

@@ -10,6 +10,7 @@ import torch
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.tree import Tree, tree_map
+from rltrain.rollout.types import Noise
 
 WIDTH = 16  # a row has the same bits in every batch whose width is a multiple of this
 
@@ -22,6 +23,16 @@ def padded(streams: int) -> int:
 def obs_arrays(spec: EnvSpec, rows: int, width: int) -> Tree:
     """Arrays of zeros [rows, width, *O], one for each leaf of the observation."""
     return tree_map(lambda leaf: np.zeros((rows, width, *leaf.shape), leaf.dtype), spec.obs)
+
+
+def policy_inputs(
+    spec: EnvSpec, noise: Noise, core_size: int, width: int
+) -> tuple[Tree, torch.Tensor | None, torch.Tensor | None, torch.Tensor]:
+    """Inputs of `Policy.act` for `width` rows: obs, core and noise are zero, the action mask allows all actions."""
+    obs = tree_map(lambda array: torch.from_numpy(array[0]), obs_arrays(spec, 1, width))
+    core = torch.zeros(width, core_size) if core_size else None
+    mask = torch.ones(width, spec.action.mask_size, dtype=torch.bool) if spec.action_mask else None
+    return obs, core, mask, torch.zeros(width, noise.columns)
 
 
 def empty_rows(spec: EnvSpec, unroll: int, streams: int, obs: Tree | None = None) -> UnrollBuffer:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rltrain.rollout.backends import Backend, Elsewhere, Here
+from rltrain.rollout.backends import Backend, Here
 from rltrain.rollout.inference.supervisor import InferenceSupervisor
 from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT, Heartbeat
 from rltrain.rollout.shared_memory.memory import SharedMemory
@@ -43,8 +43,8 @@ class Rollout:
         streams = sum(len(unit) for unit in plan.units)
         self.rows = np.zeros(streams, np.int64)
         self.generations = np.zeros(streams, np.int64)  # number of times each stream was started over
-        self._local = plan.backend == "local" or plan.workers == 0
-        self._max_in_flight = 1 if self._local else plan.max_in_flight
+        in_process = plan.backend == "local" or plan.workers == 0
+        self._max_in_flight = 1 if in_process else plan.max_in_flight
         count = max(plan.workers, 1)
         self._heartbeats = SharedMemory(8 * HEARTBEAT * count)
         self._turn = 0  # with `deterministic`: the actor whose unroll is taken next
@@ -59,13 +59,13 @@ class Rollout:
         ]
         self._inference: InferenceSupervisor | None = None
         self._watchdog = ReadWatchdog(self._read_seconds)
-        here = Here(plan, self._local, weights, self._heartbeats) if plan.cluster is None else None
-        self._backend: Backend = here or Elsewhere(plan, plan.cluster, weights, self._heartbeats)
+        self._backend: Backend = plan.cluster or Here(plan, weights, self._heartbeats)
         try:
-            self._backend.start()
-            if plan.inference is not None and here is not None:
+            if plan.cluster is not None:
+                plan.cluster.begin(plan, weights, self._heartbeats)
+            if plan.inference is not None and isinstance(self._backend, Here):
                 counts = tuple(len(actor.streams) for actor in self._actors)
-                self._inference = InferenceSupervisor(plan, counts, here.board, self._restarted)
+                self._inference = InferenceSupervisor(plan, counts, self._backend.board, self._restarted)
             for actor in self._actors:
                 actor.open()
         except BaseException:
@@ -137,7 +137,7 @@ class Rollout:
         """End all actors."""
         self._watchdog.close()
         for actor in self._actors:
-            actor.heartbeat.end()
+            actor.heartbeat.stop()
         for actor in self._actors:
             if actor.handle is not None:
                 actor.handle.stop()
@@ -149,7 +149,7 @@ class Rollout:
             self._inference.close()
             self._inference = None
         self._heartbeats.close()
-        self._backend.close()
+        self._backend.release()
 
     # --- checkpoints; all actors must be idle ---
 
@@ -203,23 +203,8 @@ class Rollout:
         return SupervisedActor(number, streams, heartbeat, worker)
 
     def _open_handle(self, number: int, streams: tuple[int, ...]) -> Handle:
-        plan, columns = self.plan, list(streams)
-        job = ActorJob(
-            worker=number,
-            spec=plan.spec,
-            unroll=plan.unroll,
-            seed=plan.seed,
-            streams=streams,
-            incarnations=tuple(int(generation) for generation in self.generations[columns]),
-            rows=tuple(int(row) for row in self.rows[columns]),
-            make_env=plan.make_env,
-            make_policy=plan.make_policy,
-            random_rows=plan.random_rows,
-            max_in_flight=self._max_in_flight,
-            reduce=plan.reduce,
-            pool=plan.pool,
-            inference=plan.inference,
-        )
+        generations, rows = self.generations[list(streams)].tolist(), self.rows[list(streams)].tolist()
+        job = ActorJob(replace(self.plan, cluster=None), number, streams, tuple(generations), tuple(rows))
         return self._backend.open(job, self._inference)
 
     def _move(self, actor: SupervisedActor) -> None:

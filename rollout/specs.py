@@ -1,9 +1,9 @@
-"""Data that describes a rollout and its parts, and the plan by which an algorithm asks for its data."""
+"""Specifications of a rollout and its parts, and the plan by which an algorithm asks for its data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from rltrain.envs.spec import EnvSpec
@@ -13,81 +13,84 @@ from rltrain.rollout.types import Gradients, Noise, Trajectory
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = tuple[tuple[int, ...], str]  # shape and type of what a policy says of one row
+ArraySpec = tuple[tuple[int, ...], str]  # shape and dtype of one row of an array
 
 
 @dataclass(frozen=True)
 class Inference:
-    """A policy that a server acts with, as actors must know it, who do not hold it."""
+    """What actors must know of a policy that only the inference server holds."""
 
     device: str  # of the server
     noise: Noise
     core_size: int
     sequence: int
-    action: Kind
-    extras: dict[str, Kind]
+    action: ArraySpec
+    extras: dict[str, ArraySpec]
     core_with_action: Callable[[Tensor, Tensor], Tensor]  # see `rltrain.rollout.types.PolicyHooks`
 
 
 @dataclass(frozen=True)
+class OpponentPool:
+    """Snapshots of the policy that serve as opponents in games of two players."""
+
+    size: int  # a new snapshot replaces the oldest one of so many
+    share: float  # of the games that are played against a snapshot
+
+
+@dataclass(frozen=True)
 class RolloutSpec:
-    """What a rollout is made from. `units` are what cannot be split between actors: streams, or blocks of them."""
+    """Everything that a rollout is made from.
+
+    `units` are the sets of streams that cannot be split between actors: single streams, or blocks of them.
+    """
 
     spec: EnvSpec
-    seed: int
-    unroll: int
+    seed: int  # of the run
+    unroll: int  # T
     workers: int  # 0: one actor in this process
     backend: Literal["local", "processes", "dask"]
     units: tuple[tuple[int, ...], ...]
-    make_env: Callable[[Sequence[int], Sequence[int]], VectorEnv]
+    make_env: Callable[[Sequence[int], Sequence[int]], VectorEnv]  # (streams, generations) -> environments
     make_policy: Callable[[], Any]
     actor_timeout: float = 120.0
     max_restarts: int = 5
-    random_rows: int = 0  # of each stream, acted at random before the policy does
-    max_in_flight: int = 1  # unrolls of an actor that may be under way, or finished and not yet taken
+    random_rows: int = 0  # first rows of each stream, whose actions are random
+    max_in_flight: int = 1  # unrolls of an actor that may be in flight, or finished and not yet taken
     max_lag: int | None = None  # versions since an unroll's weights, above which it is dropped
-    shorten: bool = False  # whether an actor that is many times slower than the others is given shorter unrolls
-    deterministic: bool = False  # unrolls are taken in turns, and weights are published when all have read theirs
-    reduce: Callable[[Any, Trajectory], Any] | None = None  # what actors make of their unrolls: see `ActorJob`
-    pool: OpponentPool | None = None  # of past policies, as opponents
-    inference: Inference | None = None  # a server decides for all actors with such a policy; None: each has its own
-    cluster: Any = None  # where actors run with backend "dask": see `rltrain.rollout.cluster.cluster.Cluster`
-    preload: tuple[str, ...] = ()  # modules that actors import, for whoever starts them there
-    modules: tuple[str, ...] = ()  # that come from files of the user's, and travel by value
-    movable: bool = True  # whether an actor can go on elsewhere where it stands
+    shorten: bool = False  # give shorter unrolls to an actor that is many times slower than the others
+    deterministic: bool = False  # take unrolls in turn, and publish weights only after all actors have read theirs
+    reduce: Callable[[Any, Trajectory], Any] | None = None  # (policy, unroll) -> what is sent in place of the unroll
+    pool: OpponentPool | None = None
+    inference: Inference | None = None  # the policy of the inference server; None: each actor has its own
+    cluster: Any = None  # with backend "dask": a `rltrain.rollout.cluster.cluster.Cluster`
+    preload: tuple[str, ...] = ()  # modules that actors import; the fork server of a node imports them first
+    modules: tuple[str, ...] = ()  # modules from files of the user, which are pickled by value
+    movable: bool = True  # an actor can continue on another machine from its current state
+
+    def without_user_code(self) -> RolloutSpec:
+        """A copy that every machine can unpickle: without the functions that only an actor calls."""
+        return replace(
+            self,
+            make_env=_unavailable,
+            make_policy=_unavailable,
+            reduce=None if self.reduce is None else _unavailable,
+            cluster=None,
+        )
+
+
+def _unavailable(*_: Any) -> Any:
+    raise AssertionError("only an actor calls this function")
 
 
 @dataclass(frozen=True)
 class ActorJob:
-    """Everything an actor is made from. Travels to its process."""
+    """Everything that an actor is made from. Travels to its process."""
 
+    plan: RolloutSpec  # with `cluster` None
     worker: int
-    spec: EnvSpec
-    unroll: int  # T
-    seed: int  # the run's
     streams: tuple[int, ...]  # ascending
-    incarnations: tuple[int, ...]  # how often each stream was started anew
-    rows: tuple[int, ...]  # rows each stream has behind it
-    make_env: Callable[[Sequence[int], Sequence[int]], VectorEnv]  # (streams, incarnations) -> environments
-    make_policy: Callable[[], Any]
-    random_rows: int = 0  # of each stream, acted at random whatever the policy says
-    max_in_flight: int = 1  # unrolls that may be under way at once
-    reduce: Callable[[Any, Trajectory], Any] | None = None  # (policy, unroll) -> what is sent in the unroll's place
-    pool: OpponentPool | None = None  # past policies as opponents
-    inference: Inference | None = None  # the policy, where a server has it and none is made here
-
-    @property
-    def slots(self) -> int:
-        """Slots for big observations: those under way, and as many that the learner is still looking at."""
-        return 2 * self.max_in_flight
-
-
-@dataclass(frozen=True)
-class OpponentPool:
-    """Snapshots that are kept, and how often they are met."""
-
-    size: int  # places; a new snapshot takes that of the oldest
-    share: float  # of games that are played against one
+    generations: tuple[int, ...]  # number of times each stream was started over
+    rows: tuple[int, ...]  # rows that each stream has made
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ class Episode(NamedTuple):
     ret: float  # with several agents, the sum over them
     length: int
     agents: tuple[float, ...] = ()  # with several agents, the return of each
-    seat: int = 0  # in self-play, the index of the learner's player
+    player: int = 0  # in self-play, the index of the learner's player
     opponent: int = NEWEST  # in self-play, the number of the snapshot that acted for the other players
 
 

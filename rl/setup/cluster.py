@@ -37,7 +37,7 @@ def open_cluster(config: RunConfig, note: Callable[[str], None], closing: ExitSt
         from rltrain.rollout.cluster.connect import connect
     except ImportError:
         raise ConfigError("--backend dask needs an extra: pip install 'rltrain[cluster]'") from None
-    from rltrain.rollout.cluster.versions import differs
+    from rltrain.rollout.cluster.versions import differences
 
     tls = _checked_address(config)
     try:
@@ -49,7 +49,7 @@ def open_cluster(config: RunConfig, note: Callable[[str], None], closing: ExitSt
     closing.callback(cluster.close)
     cluster.note = note
     try:
-        faults = differs(cluster.versions())
+        faults = differences(cluster.versions())
     except ClusterLost as lost:
         raise ConfigError(f"--cluster: {lost}") from None
     if faults:
@@ -83,7 +83,7 @@ def remarks(config: RunConfig, cluster: Cluster) -> list[str]:
     from rltrain.rollout.cluster.connect import open_to_others
     from rltrain.rollout.cluster.node import machine
 
-    nodes, local = list(cluster.places.values()), machine()
+    nodes, local = list(cluster.nodes.values()), machine()
     room = sum(node.slots for node in nodes)
     notes = [f"{len(nodes)} node{'s' * (len(nodes) != 1)} with room for {room} actor{'s' * (room != 1)}"]
     if config.workers > room:

@@ -15,7 +15,7 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
 from rltrain.learner.algorithm import make_policy
 from rltrain.learner.learner import Learner
-from rltrain.rollout.actor.batch_invariance import InBlocks, rows_agree, rows_move
+from rltrain.rollout.actor.batch_invariance import Blockwise, is_position_invariant, is_width_invariant
 from rltrain.rollout.actor.opponents import PLAYERS
 from rltrain.rollout.inference.client import inference_of
 from rltrain.rollout.scheduler import Rollout
@@ -65,9 +65,9 @@ def rollout_spec(
         options |= cluster_options(config, environment, portable, cluster)
         environment = portable
     with one_thread():  # actors have one thread too
-        alone = not rows_move(acting, environment.spec, config.streams)
-        if alone or not rows_agree(acting, environment.spec, config.streams):
-            policy = functools.partial(_in_blocks, policy, alone)
+        single_rows = not is_position_invariant(acting, environment.spec, config.streams)
+        if single_rows or not is_width_invariant(acting, environment.spec, config.streams):
+            policy = functools.partial(_blockwise, policy, single_rows)
     if config.inference == "central":
         _check_central_inference(config, plan)
         options["inference"] = inference_of(acting, environment.spec, config.device)
@@ -156,5 +156,5 @@ def _transposed(make: Callable[[], Any]) -> Any:
     return turned(make())
 
 
-def _in_blocks(policy: Callable[[], Any], alone: bool) -> InBlocks:
-    return InBlocks(policy(), alone)
+def _blockwise(policy: Callable[[], Any], single_rows: bool) -> Blockwise:
+    return Blockwise(policy(), single_rows)

@@ -1,117 +1,85 @@
-"""Whether a policy's rows have the same bits in every batch, and what to do where they have not.
+"""Batch invariance: does a policy give a row the same bits in every batch? If not, it is applied to blocks of rows.
 
 A matrix product takes another path through the processor for narrow batches. From WIDTH rows on, in multiples of it,
-the paths agree for the networks we ship; a user's network is tested, and cut into blocks of WIDTH rows if it fails. In
-layers of fewer than about ten units the last rows of a batch can take a path of their own: then each stream is computed
-as the first of a block.
+the paths agree for the networks of this library. A user's network is tested, and applied to blocks of WIDTH rows if it
+fails. In layers of fewer than about ten units the last rows of a batch can take a path of their own; then each row is
+computed as the first one of a block.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.actor.noise import DRAWS
-from rltrain.rollout.buffers import WIDTH, empty_rows, padded
-from rltrain.rollout.tree import leaves, tree_map, unflatten
-from rltrain.rollout.types import hooks_of
+from rltrain.rollout.buffers import WIDTH, padded, policy_inputs
+from rltrain.rollout.tree import Tree, leaves, tree_map
+from rltrain.rollout.types import Act, Policy, hooks_of
+
+Inputs = tuple[Tree, Tensor | None, Tensor | None, Tensor]  # the arguments of `act`: obs, core, action mask, noise
+Pair = tuple[Tensor | None, Tensor | None]  # two results that must be equal
 
 
-def rows_agree(policy: Any, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
-    """Whether `act` gives each row the same bits at width WIDTH and at the width of all streams together.
+def is_width_invariant(policy: Policy, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
+    """True if `act` gives each row the same bits at width WIDTH and at the width of all streams together.
 
-    A policy's `score` (see `rltrain.rollout.types.PolicyHooks`) is compared too.
+    The policy's `score` (see `rltrain.rollout.types.PolicyHooks`) is compared too, and `act` with few active rows.
     """
-    score = hooks_of(policy).score
-    obs, core, mask, noise = _inputs(policy, spec, streams, seed)
-    width = len(noise)
-    pairs: list[tuple[Any, Any]] = []
+    inputs, hooks = _random_inputs(policy, spec, streams, seed), hooks_of(policy)
+    blockwise, first_block = Blockwise(policy), _each(operator.itemgetter(slice(0, WIDTH)), inputs)
+    pairs: list[Pair] = []
     with torch.inference_mode():
         for explore in (True, False):
-            together = policy.act(obs, core, mask, noise, explore)
-            parts = _in_blocks(policy, obs, core, mask, noise, explore)
-            pairs += _pairs(together, parts)
-            pairs += _few_rows(policy, together, obs, core, mask, noise, explore)
-            if score is not None:
-                pairs.append((score(obs, explore), _scores(score, obs, explore, width)))
-    return all(a is None or torch.equal(a, b) for a, b in pairs)
+            act = policy.act(*inputs, explore)
+            pairs += _pairs(act, blockwise.act(*inputs, explore))
+            score = None if hooks.score is None else hooks.score(inputs[0], explore)
+            if blockwise.score is not None:
+                pairs.append((score, blockwise.score(inputs[0], explore)))
+            for rows in (1, 5):
+                hooks.set_active_rows(rows)
+                pairs += [_heads(pair, rows) for pair in _pairs(act, policy.act(*first_block, explore))]
+                if hooks.score is not None:
+                    pairs.append(_heads((score, hooks.score(first_block[0], explore)), rows))
+                hooks.set_active_rows(None)
+    return _equal(pairs)
 
 
-def rows_move(policy: Any, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
-    """Whether `act` gives a row the same bits wherever in a block of WIDTH rows it stands.
+def is_position_invariant(policy: Policy, spec: EnvSpec, streams: int, seed: int = 0) -> bool:
+    """True if `act` gives a row the same bits at every position in a block of WIDTH rows.
 
-    With `rows_agree` it then has the same bits wherever among the rows of all streams it stands.
+    With `is_width_invariant` it then has the same bits at every position among the rows of all streams.
     """
-    inputs = _inputs(policy, spec, min(streams, WIDTH), seed)
-    moved = [None if x is None else tree_map(lambda a: a.roll(1, 0), x) for x in inputs]
-    pairs: list[tuple[Any, Any]] = []
-    score = hooks_of(policy).score
+    inputs, score = _random_inputs(policy, spec, min(streams, WIDTH), seed), hooks_of(policy).score
+    moved = _each(lambda x: x.roll(1, 0), inputs)
+    pairs: list[Pair] = []
     with torch.inference_mode():
         for explore in (True, False):
-            here, there = policy.act(*inputs, explore), policy.act(*moved, explore)
-            pairs += [(a, None if b is None else b.roll(-1, 0)) for a, b in _pairs(here, there)]
+            pairs += [
+                (one, None if other is None else other.roll(-1, 0))
+                for one, other in _pairs(policy.act(*inputs, explore), policy.act(*moved, explore))
+            ]
             if score is not None:
                 pairs.append((score(inputs[0], explore), score(moved[0], explore).roll(-1, 0)))
-    return all(a is None or torch.equal(a, b) for a, b in pairs)
+    return _equal(pairs)
 
 
-def _pairs(one: Any, other: Any) -> list[tuple[Any, Any]]:
-    """What two calls of `act` said, side by side."""
-    extras = [(one.extras[name], other.extras[name]) for name in one.extras]
-    return [(one.action, other.action), (one.core, other.core), *extras]
-
-
-def _inputs(policy: Any, spec: EnvSpec, streams: int, seed: int) -> tuple[Any, ...]:
-    """Observations, core, mask and noise of as many rows as `streams` are padded to."""
-    width = padded(streams)
-    rng = np.random.default_rng(seed)
-    filled = []
-    for leaf, array in zip(spec.leaves(), leaves(empty_rows(spec, 1, streams).obs), strict=True):
-        high = np.array(leaf.nvec or leaf.high + 1).reshape(leaf.shape if leaf.kind == "multi_discrete" else ())
-        whole = leaf.dtype in ("uint8", "int64")
-        values = rng.integers(0, high, array[0].shape) if whole else rng.standard_normal(array[0].shape)
-        filled.append(torch.from_numpy(values.astype(leaf.dtype)))
-    obs = unflatten(spec.obs, filled)
-    core = torch.from_numpy(rng.standard_normal((width, policy.core_size), np.float32)) if policy.core_size else None
-    mask = torch.ones(width, spec.action.mask_size, dtype=torch.bool) if spec.action_mask else None
-    drawn = DRAWS[policy.noise.kind](rng, (width, policy.noise.columns))
-    noise = torch.from_numpy(np.asarray(drawn, np.float32))
-    if policy.noise.stream:
-        noise[:, -1] = torch.arange(width) % streams
-    return obs, core, mask, noise
-
-
-def _few_rows(policy: Any, together: Any, *rest: Any) -> list[tuple[Any, Any]]:
-    """Results of `act` with few active rows, and of the same rows among all others, in pairs."""
-    pairs = []
-    obs, explore, hooks = rest[0], rest[-1], hooks_of(policy)
-    for rows in (1, 5):
-        hooks.set_active_rows(rows)
-        few = _block(policy, slice(0, WIDTH), *rest)
-        scores = hooks.score and hooks.score(tree_map(lambda leaf: leaf[:WIDTH], obs), explore)[:rows]
-        hooks.set_active_rows(None)
-        if hooks.score is not None:
-            pairs += [(hooks.score(obs, explore)[:rows], scores)]
-        pairs += [(together.action[:rows], few.action[:rows])]
-        pairs += [(together.extras[name][:rows], few.extras[name][:rows]) for name in together.extras]
-        pairs += [] if few.core is None else [(together.core[:rows], few.core[:rows])]
-    return pairs
-
-
-class InBlocks:
-    """A policy that acts on WIDTH rows at a time, for networks whose rows depend on the width of the batch.
+class Blockwise:
+    """A policy that is applied to WIDTH rows at a time, for networks whose rows depend on the width of the batch.
 
     Args:
-        alone: on one row at a time, as the first of such a block: for networks whose rows depend on where they stand.
+        single_rows: apply it to one row at a time, as the first of a block of copies: for networks whose rows depend on
+                     their position too.
     """
 
-    def __init__(self, policy: Any, alone: bool = False) -> None:
-        self._policy, self._alone = policy, alone
-        self.score = None if hooks_of(policy).score is None else self._score
+    def __init__(self, policy: Any, single_rows: bool = False) -> None:
+        self._policy, self._single_rows = policy, single_rows
+        self.score: Callable[[Tree, bool], Tensor] | None = None if hooks_of(policy).score is None else self._score
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
@@ -119,43 +87,67 @@ class InBlocks:
     def set_active_rows(self, rows: int | None) -> None:
         """No effect: a row's result depends on the rows next to it, so all are computed."""
 
-    def act(self, obs: Any, core: Any, action_mask: Any, noise: Any, explore: bool) -> Any:
-        return _in_blocks(self._policy, obs, core, action_mask, noise, explore, self._alone)
+    def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
+        inputs, blocks, count = (obs, core, action_mask, noise), self._blocks(len(noise)), self._count
+        acts: list[Act] = [self._policy.act(*_each(operator.itemgetter(rows), inputs), explore) for rows in blocks]
+        return Act(
+            torch.cat([act.action[:count] for act in acts]),
+            {name: torch.cat([act.extras[name][:count] for act in acts]) for name in acts[0].extras},
+            None if acts[0].core is None else torch.cat([act.core[:count] for act in acts if act.core is not None]),
+        )
 
-    def _score(self, obs: Any, explore: bool) -> Any:
-        return _scores(self._policy.score, obs, explore, len(leaves(obs)[0]), self._alone)
+    def _score(self, obs: Tree, explore: bool) -> Tensor:
+        blocks = self._blocks(len(leaves(obs)[0]))
+        scores = [self._policy.score(tree_map(operator.itemgetter(rows), obs), explore) for rows in blocks]
+        return torch.cat([score[: self._count] for score in scores])
 
+    @property
+    def _count(self) -> int:
+        """Rows of each block that are used."""
+        return 1 if self._single_rows else WIDTH
 
-def _blocks(width: int, alone: bool) -> list[Any]:
-    """Which rows are computed together: WIDTH of them, or one and its copies, of which the first counts."""
-    if alone:
-        return [torch.full((WIDTH,), row) for row in range(width)]
-    return [slice(begin, begin + WIDTH) for begin in range(0, width, WIDTH)]
-
-
-def _scores(score: Callable[[Any, bool], Any], obs: Any, explore: bool, width: int, alone: bool = False) -> Any:
-    counts = 1 if alone else WIDTH
-    blocks = _blocks(width, alone)
-    each = [score(tree_map(lambda leaf, rows=rows: leaf[rows], obs), explore) for rows in blocks]
-    return torch.cat([rows[:counts] for rows in each])
-
-
-def _block(policy: Any, rows: Any, obs: Any, core: Any, mask: Any, noise: Any, explore: bool) -> Any:
-    return policy.act(
-        tree_map(lambda leaf: leaf[rows], obs),
-        None if core is None else core[rows],
-        None if mask is None else mask[rows],
-        noise[rows],
-        explore,
-    )
+    def _blocks(self, width: int) -> list[Any]:
+        """The index of each block: WIDTH rows, or WIDTH copies of one row."""
+        if self._single_rows:
+            return [torch.full((WIDTH,), row) for row in range(width)]
+        return [slice(begin, begin + WIDTH) for begin in range(0, width, WIDTH)]
 
 
-def _in_blocks(policy: Any, obs: Any, core: Any, mask: Any, noise: Any, explore: bool, alone: bool = False) -> Any:
-    acts = [_block(policy, rows, obs, core, mask, noise, explore) for rows in _blocks(len(noise), alone)]
-    counts = 1 if alone else WIDTH
-    kind = type(acts[0])
-    return kind(
-        torch.cat([act.action[:counts] for act in acts]),
-        {name: torch.cat([act.extras[name][:counts] for act in acts]) for name in acts[0].extras},
-        None if acts[0].core is None else torch.cat([act.core[:counts] for act in acts]),
-    )
+def _random_inputs(policy: Policy, spec: EnvSpec, streams: int, seed: int) -> Inputs:
+    """Random inputs of `act`, of as many rows as `streams` are padded to."""
+    width, rng = padded(streams), np.random.default_rng(seed)
+    obs, core, mask, noise = policy_inputs(spec, policy.noise, policy.core_size, width)
+    for leaf, rows in zip(spec.leaves(), leaves(obs), strict=True):
+        high = np.array(leaf.nvec or leaf.high + 1).reshape(leaf.shape if leaf.kind == "multi_discrete" else ())
+        integer = leaf.dtype in ("uint8", "int64")
+        values = rng.integers(0, high, rows.shape) if integer else rng.standard_normal(rows.shape)
+        rows.copy_(torch.from_numpy(values.astype(leaf.dtype)))
+    if core is not None:
+        core.copy_(torch.from_numpy(rng.standard_normal(core.shape, np.float32)))
+    noise.copy_(torch.from_numpy(np.asarray(DRAWS[policy.noise.kind](rng, (width, policy.noise.columns)), np.float32)))
+    if policy.noise.stream:
+        noise[:, -1] = torch.arange(width) % streams
+    return obs, core, mask, noise
+
+
+def _each(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """`function` applied to all arrays of the inputs."""
+    obs, core, mask, noise = inputs
+    some = None if core is None else function(core), None if mask is None else function(mask)
+    return tree_map(function, obs), *some, function(noise)
+
+
+def _pairs(one: Act, other: Act) -> list[Pair]:
+    """The results of two calls of `act`, side by side."""
+    extras: list[Pair] = [(one.extras[name], other.extras[name]) for name in one.extras]
+    return [(one.action, other.action), (one.core, other.core), *extras]
+
+
+def _heads(pair: Pair, rows: int) -> Pair:
+    """The first rows of both."""
+    one, other = pair
+    return None if one is None else one[:rows], None if other is None else other[:rows]
+
+
+def _equal(pairs: list[Pair]) -> bool:
+    return all(one is None or other is None or torch.equal(one, other) for one, other in pairs)

@@ -1,4 +1,4 @@
-"""Returns and lengths of the episodes inside the streams."""
+"""Computes the returns and lengths of the episodes in unrolls."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class EpisodeTracker:
         self.length = np.zeros(streams, np.int64)
 
     def add(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> tuple[Episode, ...]:
-        """One unroll, all [T, B]; returns the episodes that ended in it, in the order of their streams and time."""
+        """Add one unroll, all [T, B]; returns the episodes that ended in it, ordered by stream and time."""
         if not ended.any():
             self.ret += reward.sum(0, dtype=np.float64)
             self.length += valid.sum(0)
             return ()
         rows, streams = reward.shape
-        columns = np.arange(streams) * rows  # where each stream begins, once they lie one after the other
+        columns = np.arange(streams) * rows  # index of each stream's first row in the flattened arrays
         stream, row = np.nonzero(ended.T)
         ends = stream * rows + row
         starts = np.union1d(columns, ends + 1)  # of pieces of episodes
@@ -41,7 +41,7 @@ class EpisodeTracker:
 
 
 class TeamTracker:
-    """The same for several agents: each is followed as a stream is, and an episode is the sum of theirs."""
+    """An `EpisodeTracker` for several agents: tracks each agent of each stream, and joins their episodes."""
 
     def __init__(self, streams: int, agents: int) -> None:
         self._each = EpisodeTracker(streams * agents)
@@ -49,21 +49,21 @@ class TeamTracker:
         self.length = self._each.length.reshape(streams, agents)
 
     def add(self, reward: np.ndarray, ended: np.ndarray, valid: np.ndarray) -> tuple[Episode, ...]:
-        """One unroll: reward [T, B, N], ended and valid [T, B]; as for `EpisodeTracker`."""
+        """Add one unroll: reward [T, B, N], ended and valid [T, B]; see `EpisodeTracker.add`."""
         rows, _, agents = reward.shape
-        found = self._each.add(
+        single = self._each.add(
             reward.reshape(rows, -1), ended.repeat(agents, axis=1), valid.repeat(agents, axis=1)
         )  # all episodes of a stream's first agent, all of its second, ..., then those of the next stream
         episodes: list[Episode] = []
         begin = 0
         for count in ended.sum(0).tolist():
-            of_agents = [found[begin + n * count : begin + (n + 1) * count] for n in range(agents)]
+            of_agents = [single[begin + n * count : begin + (n + 1) * count] for n in range(agents)]
             begin += agents * count
-            episodes += [_together(one) for one in zip(*of_agents, strict=True)]
+            episodes += [joint_episode(one) for one in zip(*of_agents, strict=True)]
         return tuple(episodes)
 
 
-def _together(episodes: Sequence[Episode]) -> Episode:
-    """An episode of several agents from what it was to each."""
+def joint_episode(episodes: Sequence[Episode]) -> Episode:
+    """One episode of several agents from their single ones."""
     returns = tuple(episode.ret for episode in episodes)
     return Episode(sum(returns), episodes[0].length, returns)

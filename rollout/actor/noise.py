@@ -1,6 +1,6 @@
-"""Action noise that belongs to a stream: counter-based, so that it does not matter which actor draws it.
+"""Action noise of a stream, from a counter-based generator, so that it does not depend on which actor draws it.
 
-Numpy's Philox is keyed by the run's seed and the stream; its counter stands at the stream's row and incarnation.
+The key of NumPy's Philox is the run's seed and the stream; its counter is the stream's row and generation.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class StreamNoise:
 
     Args:
         seed:    the run's seed.
-        streams: whose noise.
-        kind:    one of DRAWS.
-        width:   numbers per row.
-        number:  whether one more column, the last, holds the number of the stream.
-        branch:  of the tree of seeds.
+        streams: one column of noise each.
+        kind:    a key of DRAWS.
+        width:   random numbers per row.
+        number:  add a last column that holds the number of the stream.
+        branch:  of the tree of seeds: see `rltrain.envs.seeding`.
     """
 
     def __init__(
@@ -42,14 +42,14 @@ class StreamNoise:
         self._width, self._number = width, number
         self._generators = [np.random.Generator(np.random.Philox(key=[self._key, s])) for s in streams]
 
-    def fill(self, out: np.ndarray, rows: np.ndarray, incarnations: Sequence[int]) -> None:
-        """Write the noise of the unroll that begins at each stream's `rows[b]` into out [T, >=B, K or more]."""
+    def fill(self, out: np.ndarray, rows: np.ndarray, generations: Sequence[int]) -> None:
+        """Write the noise of an unroll that begins at each stream's `rows[b]` into out [T, >=B, >=K]."""
         size = (out.shape[0], self._width)
         for b, (generator, stream) in enumerate(zip(self._generators, self._streams, strict=True)):
             generator.bit_generator.state = {
                 "bit_generator": "Philox",
                 "state": {
-                    "counter": np.array([0, int(rows[b]), incarnations[b], 0], np.uint64),
+                    "counter": np.array([0, int(rows[b]), generations[b], 0], np.uint64),
                     "key": np.array([self._key, stream], np.uint64),
                 },
                 "buffer": np.zeros(4, np.uint64),
@@ -63,14 +63,13 @@ class StreamNoise:
 
 
 class RandomStart:
-    """Actions drawn uniformly from those that are legal, for the first `rows` rows of every stream.
+    """Uniform random legal actions for the first `rows` rows of every stream.
 
-    In the policy's convention: whole numbers from 0, and a Box in [-1, 1]. Keyed as noise is, apart from it.
+    Actions are as a policy makes them: integers from 0, or a Box in [-1, 1]. They are independent of the noise.
 
     Args:
         seed:    the run's seed.
-        streams: whose actions.
-        spec:    the action.
+        streams: one column of actions each.
         rows:    of each stream, reset rows included.
     """
 
@@ -81,17 +80,17 @@ class RandomStart:
         self._drawn = np.zeros((0, len(streams), self._heads), np.float32)
         self._random = np.zeros((0, len(streams)), bool)
 
-    def begin(self, unroll: int, rows: np.ndarray, incarnations: Sequence[int]) -> bool:
-        """An unroll that begins at each stream's `rows[b]`. Returns whether any row of it is random."""
+    def begin(self, unroll: int, rows: np.ndarray, generations: Sequence[int]) -> bool:
+        """Begin an unroll at each stream's `rows[b]`. Returns True if any of its rows is random."""
         if int(rows.min()) >= self._rows:
             return False
         self._drawn = np.zeros((unroll, len(rows), self._heads), np.float32)
-        self._uniform.fill(self._drawn, rows, incarnations)
+        self._uniform.fill(self._drawn, rows, generations)
         self._random = rows + np.arange(unroll)[:, None] < self._rows
         return True
 
     def replace(self, t: int, action: np.ndarray, mask: np.ndarray | None) -> None:
-        """Write row t's random actions into action [>=B, *A]; mask [>=B, n] says what is legal."""
+        """Write the random actions of row t into action [>=B, *A]; mask [>=B, n] is True for legal actions."""
         where = np.flatnonzero(self._random[t])
         if not len(where):
             return
@@ -104,7 +103,7 @@ class RandomStart:
             columns, begin = [], 0
             for head, size in enumerate(self._spec.nvec):
                 legal = mask[where, begin : begin + size]
-                order = (uniform[:, head] * legal.sum(1)).astype(np.int64)  # the how-manieth legal one
+                order = (uniform[:, head] * legal.sum(1)).astype(np.int64)  # index among the legal actions
                 columns.append((legal.cumsum(1) > order[:, None]).argmax(1))
                 begin += size
             drawn = np.stack(columns, 1)

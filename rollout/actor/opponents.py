@@ -1,8 +1,8 @@
-"""Who plays against the learner in games of two: past policies from a pool, or somebody who moves at random.
+"""Opponents in games of two players: snapshots of the policy from a pool, or random actions.
 
-In each game of a stream one seat is the learner's. The other is played by the newest policy, and then both learn, or by
-a snapshot, and then that seat's turns are not the learner's: see `Opponents.learning`. Seat and opponent are drawn when
-a game begins, from numbers that belong to the stream and its row, so that it does not matter which actor draws them.
+In each game the newest policy is one of the players. The other player is the newest policy too, and then both learn, or
+a snapshot, and then its actions are not learned: see `Opponents.learning`. Player and opponent are drawn when a game
+begins, from random numbers that belong to the stream and its row, so they do not depend on which actor draws them.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from rltrain.envs.seeding import OPPONENT
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.actor.noise import RandomStart, StreamNoise
-from rltrain.rollout.shared_memory.memory import SharedMemory
-from rltrain.rollout.shared_memory.weights import WeightsBoard, published
+from rltrain.rollout.shared_memory.memory import SharedMemory, Ticket
+from rltrain.rollout.shared_memory.weights import WeightsBoard, is_published
 from rltrain.rollout.specs import OpponentPool
 from rltrain.rollout.tree import Tree
 from rltrain.rollout.types import NEWEST, Episode
 
 PLAYERS = 2
-DRAWN = 3  # numbers of a game: whose seat, whether against the newest policy, else against which of the others
+DRAWN = 3  # random numbers per game: which player is the newest policy; play a snapshot or not; which snapshot
+STORED = {"seat": "player", "place": "index", "opponent": "opponent"}  # keys in checkpoints -> attributes of Opponents
 
 
 class Opponents:
     """The games of an actor's streams.
 
     Args:
-        make_policy: an empty policy, to hold a snapshot.
-        boards:      where snapshots are published, one for each place of the pool.
+        make_policy: makes a policy that a snapshot's weights are read into.
+        boards:      the memory of the snapshots, one for each index of the pool; they are filled in order.
     """
 
     def __init__(
@@ -42,114 +43,116 @@ class Opponents:
         unroll: int,
         pool: OpponentPool,
         make_policy: Callable[[], Any],
-        boards: Sequence[Any],
+        boards: Sequence[Ticket | SharedMemory],
     ) -> None:
         count = len(streams)
-        self._pool, self._make = pool, make_policy
-        self._memories = [SharedMemory.attach(one) if isinstance(one, tuple) else one for one in boards]
-        self._policies: list[_Snapshot] = []
+        self._pool, self._make_policy = pool, make_policy
+        self._boards = [SharedMemory.attach(board) for board in boards]
+        self._snapshots: list[_Snapshot] = []
         self._drawn = np.zeros((unroll, count, DRAWN), np.float32)
         self._draw = StreamNoise(seed, streams, "uniform", DRAWN, branch=OPPONENT)
-        self.seat = np.zeros(count, np.int64)  # [B] of the learner
-        self.place = np.full(count, NEWEST)  # [B] of the opponent in the pool
-        self.opponent = np.full(count, NEWEST)  # [B] its number, when the game began
+        self.player = np.zeros(count, np.int64)  # [B] which player is the newest policy
+        self.index = np.full(count, NEWEST)  # [B] of the opponent in the pool
+        self.opponent = np.full(count, NEWEST)  # [B] id of the opponent when the game began
         self._learning = np.ones((unroll + 1, count, PLAYERS), bool)
-        self._games = np.zeros((unroll, count, 2), np.int64)  # seat and opponent, of each row
+        self._games = np.zeros((unroll, count, 2), np.int64)  # player and opponent of each row
 
-    def begin(self, rows: np.ndarray, incarnations: Sequence[int]) -> None:
-        """A new unroll, which begins at each stream's `rows[b]`: what was published since is taken in."""
-        self._draw.fill(self._drawn, rows, incarnations)
-        for place, memory in enumerate(self._memories):
-            if place == len(self._policies):
-                if not published(memory):
-                    break  # places are filled in turn
-                self._policies.append(_Snapshot(self._make(), memory))
-            self._policies[place].read()
-        for b in np.flatnonzero(self.place != NEWEST):
-            if self._policies[self.place[b]].number != self.opponent[b]:
-                self.opponent[b] = NEWEST  # another has taken its place in the middle of the game, which says nothing
+    def begin(self, rows: np.ndarray, generations: Sequence[int]) -> None:
+        """Begin an unroll at each stream's `rows[b]`, and read the snapshots that were published since the last one."""
+        self._draw.fill(self._drawn, rows, generations)
+        for index, board in enumerate(self._boards):
+            if index == len(self._snapshots):
+                if not is_published(board):
+                    break
+                self._snapshots.append(_Snapshot(self._make_policy(), board))
+            self._snapshots[index].read()
+        for b in np.flatnonzero(self.index != NEWEST):
+            if self._snapshots[self.index[b]].id != self.opponent[b]:
+                self.opponent[b] = NEWEST  # replaced during the game, whose result is not that of one opponent
 
     def act(self, t: int, rows: UnrollBuffer, noise: torch.Tensor, obs: Tree, mask: Any, action: np.ndarray) -> None:
-        """Row t: draw for games that begin, and write what snapshots do into the joint actions [>=B, *A]."""
-        count = len(self.seat)
+        """Row t: draw the games that begin, and write the snapshots' actions into the joint actions [>=B, *A]."""
+        count = len(self.player)
         for b in np.flatnonzero(rows.first[t, :count]):
             self._begin_game(int(b), self._drawn[t, b])
-        against = self.place != NEWEST
-        seats = np.arange(PLAYERS) == self.seat[:, None]  # [B, N]
-        self._learning[t] = self._learning[t + 1] = seats | ~against[:, None]
-        self._games[t] = np.stack([self.seat, self.opponent], -1)
+        against_snapshot = self.index != NEWEST
+        newest = np.arange(PLAYERS) == self.player[:, None]  # [B, N]
+        self._learning[t] = self._learning[t + 1] = newest | ~against_snapshot[:, None]
+        self._games[t] = np.stack([self.player, self.opponent], -1)
         assert rows.acting is not None
-        moves = against & (rows.acting[t, :count] & ~seats).any(-1)  # [B]
-        for place in np.unique(self.place[moves]):
-            chosen = self._policies[place].policy.act(obs, None, mask, noise, True).action.numpy()
-            where = np.flatnonzero(moves & (self.place == place))
-            action[where] = chosen[where]  # of who is not on nothing is played, or learnt from
+        moves = against_snapshot & (rows.acting[t, :count] & ~newest).any(-1)  # [B] a snapshot acts now
+        for index in np.unique(self.index[moves]):
+            chosen = self._snapshots[index].policy.act(obs, None, mask, noise, True).action.numpy()
+            where = np.flatnonzero(moves & (self.index == index))
+            action[where] = chosen[where]  # the action of the other player is ignored, and masked in the loss
 
     def learning(self, unroll: int) -> np.ndarray:
-        """[T+1, B, N] the seats that the newest policy plays."""
+        """[T+1, B, N] players whose actions are the newest policy's."""
         return self._learning[: unroll + 1]
 
-    def tell(self, episodes: tuple[Episode, ...], ended: np.ndarray) -> tuple[Episode, ...]:
-        """Episodes of an unroll, in the order of streams and rows, with who played them; `ended` [T, B]."""
+    def assign(self, episodes: tuple[Episode, ...], ended: np.ndarray) -> tuple[Episode, ...]:
+        """The episodes of an unroll, ordered by stream and row, with their player and opponent; `ended` is [T, B]."""
         games = self._games[: len(ended)].transpose(1, 0, 2)[ended.T].tolist()
         return tuple(
-            one._replace(seat=seat, opponent=opponent) for one, (seat, opponent) in zip(episodes, games, strict=True)
+            episode._replace(player=player, opponent=opponent)
+            for episode, (player, opponent) in zip(episodes, games, strict=True)
         )
 
     def state(self, columns: slice) -> dict[str, Any]:
-        """Of these streams, for a checkpoint: the games under way."""
-        return {name: getattr(self, name)[columns].copy() for name in ("seat", "place", "opponent")}
+        """The games in progress of these streams, for a checkpoint."""
+        return {key: getattr(self, name)[columns].copy() for key, name in STORED.items()}
 
     def load(self, games: Sequence[dict[str, Any]]) -> None:
-        """Go on from `state`, unit by unit."""
-        for name in ("seat", "place", "opponent"):
-            getattr(self, name)[:] = np.concatenate([np.asarray(game[name]) for game in games])
+        """Continue from `state`, in the order of the streams."""
+        for key, name in STORED.items():
+            getattr(self, name)[:] = np.concatenate([np.asarray(game[key]) for game in games])
 
     def _begin_game(self, b: int, drawn: np.ndarray) -> None:
-        seat, old, which = (float(x) for x in drawn)
-        self.seat[b] = int(seat * PLAYERS)
-        self.place[b] = self.opponent[b] = NEWEST
-        if self._policies and old < self._pool.share:
-            self.place[b] = int(which * len(self._policies))
-            self.opponent[b] = self._policies[self.place[b]].number
+        player, snapshot, which = (float(x) for x in drawn)
+        self.player[b] = int(player * PLAYERS)
+        self.index[b] = self.opponent[b] = NEWEST
+        if self._snapshots and snapshot < self._pool.share:
+            self.index[b] = int(which * len(self._snapshots))
+            self.opponent[b] = self._snapshots[self.index[b]].id
 
 
-class AtRandom:
-    """Moves uniformly among the legal ones against a policy, whose seat changes from episode to episode.
+class RandomOpponent:
+    """Acts uniformly among the legal actions; the policy's player alternates from episode to episode.
 
     Args:
-        seeds: of the episodes side by side; the first has number `begin`.
+        seeds:   of the episodes that run at once.
+        begin:   number of the first of them.
+        longest: steps of an episode, at most.
     """
 
     def __init__(self, spec: EnvSpec, seeds: Sequence[int], begin: int, longest: int) -> None:
-        self.seats = [(begin + number) % PLAYERS for number in range(len(seeds))]
-        self._theirs = np.zeros((len(seeds), spec.action.size), bool)  # [B, A]
-        for b, seat in enumerate(self.seats):
-            self._theirs[b, spec.layout.agents[1 - seat].action] = True
+        self.players = [(begin + number) % PLAYERS for number in range(len(seeds))]  # [B] of the policy
+        self._theirs = np.zeros((len(seeds), spec.action.size), bool)  # [B, A] numbers of the opponent's action
+        for b, player in enumerate(self.players):
+            self._theirs[b, spec.layout.agents[1 - player].action] = True
         self._each = [RandomStart(seed, [0], spec.action, longest) for seed in seeds]
 
     def act(self, step: int, mask: np.ndarray | None, action: np.ndarray) -> np.ndarray:
-        """The joint actions [B, *A] with the other seat's in them."""
-        found = action.copy()
+        """The joint actions [B, *A], with the opponent's in place of those in `action`."""
+        drawn = action.copy()
         for b, one in enumerate(self._each):
             one.begin(1, np.array([step]), [0])
-            one.replace(0, found[b : b + 1], None if mask is None else mask[b : b + 1])
-        theirs = self._theirs.reshape(action.shape)
-        mixed: np.ndarray = np.where(theirs, found, action)
+            one.replace(0, drawn[b : b + 1], None if mask is None else mask[b : b + 1])
+        mixed: np.ndarray = np.where(self._theirs.reshape(action.shape), drawn, action)
         return mixed
 
 
 class _Snapshot:
-    """A policy of the past, as it was last read from its board."""
+    """A policy with the weights that were last read from its board."""
 
     def __init__(self, policy: Any, memory: SharedMemory) -> None:
         self.policy = policy
         self._parameters = {name: tensor.numpy() for name, tensor in policy.state_dict().items()}
         self._board = WeightsBoard(self._parameters, memory)
         self._sequence = 0
-        self.number = NEWEST
+        self.id = NEWEST
 
     def read(self) -> None:
         if self._board.sequence != self._sequence:
             self._sequence = self._board.sequence
-            self.number = self._board.read(self._parameters)[0]
+            self.id = self._board.read(self._parameters)[0]

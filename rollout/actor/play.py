@@ -1,4 +1,4 @@
-"""Plays whole episodes with frozen weights, for evaluation: in this process, or in a worker of its own."""
+"""Plays complete episodes with fixed weights, for evaluation: in this process, or in a worker."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import torch
 
 from rltrain.envs.make import serial
 from rltrain.envs.spec import EnvSpec
-from rltrain.rollout.actor.episodes import _together
+from rltrain.rollout.actor.episodes import joint_episode
 from rltrain.rollout.actor.noise import StreamNoise
-from rltrain.rollout.actor.opponents import AtRandom
+from rltrain.rollout.actor.opponents import RandomOpponent
 from rltrain.rollout.buffers import clear_absent, empty_rows, padded
-from rltrain.rollout.shared_memory.memory import SharedMemory
+from rltrain.rollout.shared_memory.memory import SharedMemory, Ticket
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Episode
 
-LONGEST = 10_000  # steps after which an episode is cut off that has no time limit of its own
+LONGEST = 10_000  # steps after which an episode is cut off if its environment has no time limit
 
 
 def play(
@@ -32,24 +32,24 @@ def play(
     frame: Callable[[Any], None] | None = None,
     at_random: bool = False,
 ) -> list[Episode]:
-    """Play one whole episode per seed, so that short episodes are not preferred.
+    """Play one complete episode per seed, so that short episodes are not overrepresented.
 
-    An environment without a time limit might never end one: it is cut off after LONGEST steps.
+    An episode of an environment without a time limit is cut off after LONGEST steps.
 
     Args:
-        make:    makes one environment.
-        seeds:   an episode each; its environment is reset with it, its action noise drawn from it.
-        explore: sample actions, or take the most likely one.
-        at_once: episodes side by side.
-        frame:   called with the environment before each step of the first one (for videos).
-        at_random: of two agents one moves at random, the second in the first episode, the first in the next, and so on;
-                 the return is the other's.
+        make:      makes one environment.
+        seeds:     one per episode, for the environment's reset and the action noise.
+        explore:   sample actions; False takes the most likely one.
+        at_once:   number of episodes that run at the same time.
+        frame:     called with the first environment before each of its steps (for videos).
+        at_random: one of two players acts at random: the second in the first episode, the first in the next, and so on.
+                   The return is that of the other player.
     """
     episodes: list[Episode] = []
     for begin in range(0, len(seeds), at_once):
         now = seeds[begin : begin + at_once]
-        other = AtRandom(spec, now, begin, LONGEST) if at_random else None
-        episodes += _play(make, spec, policy, now, explore, frame, other)
+        opponent = RandomOpponent(spec, now, begin, LONGEST) if at_random else None
+        episodes += _play(make, spec, policy, now, explore, frame, opponent)
     return episodes
 
 
@@ -60,7 +60,7 @@ def _play(
     seeds: Sequence[int],
     explore: bool,
     frame: Callable[[Any], None] | None,
-    other: AtRandom | None,
+    opponent: RandomOpponent | None,
 ) -> list[Episode]:
     count = len(seeds)
     env = serial(make, spec, range(count), seeds, restore_method="none")
@@ -85,9 +85,9 @@ def _play(
                 if frame is not None:
                     frame(env.envs[0])
                 action = act.action.numpy()[:count]
-                if other is not None:
+                if opponent is not None:
                     legal = None if rows.action_mask is None else rows.action_mask[0]
-                    action = other.act(step, legal, action)
+                    action = opponent.act(step, legal, action)
                 env.step(action, rows, 0)
                 ret[~ended] += rows.reward[0, :count][~ended]
                 length += ~(ended | rows.first[1, :count])
@@ -102,47 +102,49 @@ def _play(
     finally:
         env.close()
     if spec.groups:
-        found = [
-            _together([Episode(r, n) for r in each]) for each, n in zip(ret.tolist(), length.tolist(), strict=True)
+        episodes = [
+            joint_episode([Episode(r, n) for r in each]) for each, n in zip(ret.tolist(), length.tolist(), strict=True)
         ]
-        if other is None:
-            return found
-        seats = zip(found, other.seats, strict=True)
-        return [one._replace(ret=one.agents[seat], seat=seat) for one, seat in seats]
+        if opponent is None:
+            return episodes
+        players = zip(episodes, opponent.players, strict=True)
+        return [episode._replace(ret=episode.agents[player], player=player) for episode, player in players]
     return [Episode(float(r), int(n)) for r, n in zip(ret, length, strict=True)]
 
 
 @dataclass(frozen=True)
 class EvaluatorJob:
-    """Everything an evaluator is made from."""
+    """Everything that an evaluator is made from. Travels to its process."""
 
     spec: EnvSpec
     make: Callable[[], Any]  # one environment
     make_policy: Callable[[], Any]
-    at_random: bool = False  # against somebody who moves so
+    at_random: bool = False  # see `play`
 
 
 class Evaluator:
-    """Plays episodes with the weights it is given."""
+    """Plays episodes with the weights of each call.
 
-    def __init__(self, job: EvaluatorJob, progress: Any) -> None:
+    Args:
+        progress: memory for one int64, the number of steps made.
+    """
+
+    def __init__(self, job: EvaluatorJob, progress: Ticket | SharedMemory) -> None:
         self.job = job
-        memory = SharedMemory.attach(progress) if isinstance(progress, tuple) else progress
-        self._progress = memory.array(0, (1,), np.int64)
+        self._steps = SharedMemory.attach(progress).array(0, (1,), np.int64)
         self.policy = job.make_policy()
         self._parameters = {name: tensor.numpy() for name, tensor in self.policy.state_dict().items()}
 
     def evaluate(self, arrays: dict[str, np.ndarray], seeds: list[int], explore: bool) -> list[Episode]:
-        """One episode per seed with these weights; exploration is off unless asked for."""
+        """One episode per seed with these weights; see `play`."""
         for name, array in self._parameters.items():
             array[...] = arrays[name]
 
-        def alive(_: Any) -> None:
-            self._progress[0] += 1
+        def count(_: Any) -> None:
+            self._steps[0] += 1
 
-        return play(
-            self.job.make, self.job.spec, self.policy, seeds, explore, frame=alive, at_random=self.job.at_random
-        )
+        job = self.job
+        return play(job.make, job.spec, self.policy, seeds, explore, frame=count, at_random=job.at_random)
 
     def close(self) -> None:
-        """Nothing to close: environments live as long as a call."""
+        """No-op: environments are closed at the end of each call."""

@@ -1,4 +1,4 @@
-"""The way to a Dask cluster: one that is there, by its address or scheduler file, or one of our own on this machine."""
+"""Connects to a Dask cluster, by its address or scheduler file, or starts one on this machine."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from distributed import Client, LocalCluster
 from distributed.security import Security
 
 from rltrain.rollout.cluster.cluster import Cluster
-from rltrain.rollout.workers.cleanup import mark
+from rltrain.rollout.workers.cleanup import name_prefix
 from rltrain.rollout.workers.handle import ClusterLost
 
 CONNECT_SECONDS = 20.0
 
 
-# A learner may hold the interpreter for long; that is no reason to give a connection up, nor to speak of it.
+# A learner may hold the interpreter for a long time, which must neither end connections nor cause warnings.
 SETTINGS = {"distributed.comm.timeouts.connect": "20s", "distributed.admin.tick.limit": "1h"}
 
 
 def connect(where: Any, workers: int, limit: float, tls: dict[str, str] | None = None) -> Cluster:
-    """A cluster that can be used.
+    """Connect to a cluster.
 
     Args:
-        where:   tcp://HOST:PORT, a scheduler file, a `distributed.Client`; None starts one here, which ends with it.
-        workers: actors that one started here has room for.
+        where:   tcp://HOST:PORT, a scheduler file, or a `distributed.Client`; None starts a cluster on this machine.
+        workers: number of actors that a cluster on this machine has room for.
         limit:   seconds that the run waits for a node when there is none.
         tls:     files of Dask's Security: tls_ca_file, tls_client_cert, tls_client_key.
 
     Raises:
-        ClusterLost: there is no scheduler, or it refuses.
+        ClusterLost: there is no scheduler, or it refuses the connection.
     """
     if isinstance(where, Client):
         return Cluster(where, lambda: None, limit)
     dask.config.set(SETTINGS)
     for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]:
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # what it has to say is said by us
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # this package reports what matters
     security = Security(require_encryption=True, **tls) if tls else None
     if where is None:
         return _own(max(workers, 1), limit)
@@ -52,8 +52,8 @@ def connect(where: Any, workers: int, limit: float, tls: dict[str, str] | None =
 
 
 def _own(room: int, limit: float) -> Cluster:
-    """One on this machine, of one node, which lives in this process: it only relays, and actors are processes."""
-    folder = tempfile.mkdtemp(prefix=mark())
+    """A cluster of one node, which is part of this process; the actors are processes of this machine."""
+    folder = tempfile.mkdtemp(prefix=name_prefix())
     own = LocalCluster(
         1,
         threads_per_worker=room,
@@ -61,7 +61,7 @@ def _own(room: int, limit: float) -> Cluster:
         dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
         local_directory=folder,
-        memory_limit=0,  # the learner's memory is not a worker's to watch
+        memory_limit=0,  # the worker must not watch the memory of the learner
     )
 
     def close() -> None:
@@ -74,7 +74,7 @@ def _own(room: int, limit: float) -> Cluster:
 
 
 def _client(address: Any, limit: float, then: Callable[[], None] | None = None, **ways: Any) -> Cluster:
-    """A client of our own."""
+    """Connect a client that the cluster closes; then `then` is called."""
     name = address if isinstance(address, str) else ways.get("scheduler_file", "the cluster on this machine")
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False, direct_to_workers=True, **ways)
@@ -95,7 +95,7 @@ def _client(address: Any, limit: float, then: Callable[[], None] | None = None, 
 
 
 def open_to_others(address: str) -> bool:
-    """Whether others than this machine can reach a scheduler that does not ask who they are."""
+    """True if other machines may be able to reach a scheduler that does not authenticate them."""
     parts = urlsplit(address)
     if parts.scheme not in ("tcp", "ws"):
         return False

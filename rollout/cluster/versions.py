@@ -1,4 +1,4 @@
-"""What must be the same on all machines of a run, and what to say where it is not."""
+"""Versions that must be equal on all machines of a run, and a message for each machine where they are not."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ PACKAGES = ("rltrain", "torch", "gymnasium")
 
 
 def own_versions() -> dict[str, str | None]:
-    """What workers must have too."""
-    told: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info))}
+    """The versions of this machine."""
+    versions: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info))}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            told[name] = metadata.version(name)
-    return that_count(told)
+            versions[name] = metadata.version(name)
+    return relevant(versions)
 
 
-def that_count(told: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Those that count, of all that Dask tells; nothing where it told nothing.
+def relevant(versions: Mapping[str, str | None]) -> dict[str, str | None]:
+    """The parts that must be equal: Python's major and minor version, and PACKAGES without build tags such as +cu126.
 
-    Of Python 3.x; whether torch is built for CUDA does not count.
+    Empty if `versions` is empty.
     """
-    if not told:
+    if not versions:
         return {}
-    python = ".".join(str(told.get("python")).split(".")[:2])
-    return {"python": python, **{name: (told.get(name) or "").partition("+")[0] or None for name in PACKAGES}}
+    python = ".".join(str(versions.get("python")).split(".")[:2])
+    return {"python": python, **{name: (versions.get(name) or "").partition("+")[0] or None for name in PACKAGES}}
 
 
-def differs(found: Mapping[str, Mapping[str, str | None]]) -> list[str]:
-    """A line for each worker whose versions are not ours."""
+def differences(workers: Mapping[str, Mapping[str, str | None]]) -> list[str]:
+    """A message for each worker whose versions differ from ours."""
     own, lines = own_versions(), []
-    for address, versions in found.items():
+    for address, versions in workers.items():
         wrong = [
-            f"{name} {versions[name] or 'missing'} (here {own[name]})"
-            for name in versions
-            if versions[name] != own[name]
+            f"{name} {version or 'missing'} (here {own[name]})"
+            for name, version in versions.items()
+            if version != own[name]
         ]
         if not versions:
             lines.append(f"the node {address} does not answer")

@@ -1,7 +1,7 @@
-"""The memory between actors and a server that decides for them: each actor has a desk, where both put what they say.
+"""Shared-memory buffers for requests and responses between the actors and the inference server.
 
-An actor writes what it sees and counts `asked` up; the server writes what to do and sets `answered` to that number. So
-it can be told at any time who waits, whichever of the two was replaced meanwhile.
+An actor writes its request and increments `asked`; the server writes its response and sets `answered` to that number.
+So the pending requests are known at any time, even after either process was replaced.
 """
 
 from __future__ import annotations
@@ -13,66 +13,63 @@ import numpy as np
 
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.buffers import obs_arrays, padded
-from rltrain.rollout.shared_memory.memory import SharedMemory, layout
-from rltrain.rollout.specs import Inference, Kind
-from rltrain.rollout.tree import leaves, tree_map, unflatten
+from rltrain.rollout.shared_memory.memory import SharedMemory, tree_at, tree_bytes
+from rltrain.rollout.specs import ArraySpec, Inference
+from rltrain.rollout.tree import tree_map
 
-TEXT = 8192  # bytes of a traceback, at most; the end of it is kept
+ERROR_BYTES = 8192  # of a traceback; of a longer one the end is kept
 
 
 class RequestBuffers:
-    """All desks, of arrays that are `padded(B)` rows wide, and what is counted beside them.
+    """One buffer per actor, with arrays that are `padded(B)` rows wide, and the counters of all actors.
 
     Args:
         streams: B of each actor.
-        memory:  an attached memory in actors and the server; the learner's side makes it.
+        memory:  the memory of the buffers, in actors and in the server; None creates it.
     """
 
     def __init__(
         self, spec: EnvSpec, inference: Inference, streams: Sequence[int], memory: SharedMemory | None = None
     ) -> None:
-        counts = np.zeros((4, len(streams)), np.int64), np.zeros(2, np.int64)
-        like = (*counts, *(_desk(spec, inference, padded(count)) for count in streams))
-        kinds = [(leaf.shape, leaf.dtype) for leaf in leaves(like)]
-        offsets, size = layout(kinds)
+        counters = np.zeros((4, len(streams)), np.int64), np.zeros(2, np.int64)
+        like = (*counters, *(_buffer(spec, inference, padded(count)) for count in streams))
         self.streams = tuple(streams)
-        self.memory = memory or SharedMemory(size)
-        arrays = [self.memory.array(offset, *kind) for offset, kind in zip(offsets, kinds, strict=True)]
-        numbers, self.totals, *self.desks = unflatten(like, arrays)  # totals: calls of the policy, and rows in them
-        self.asked, self.answered, self.version, self._failed = numbers  # [actors] each
+        self.memory = memory or SharedMemory(tree_bytes(like))
+        per_actor, self.totals, *self.buffers = tree_at(self.memory, 0, like)  # totals: calls of the policy, their rows
+        self.asked, self.answered, self.version, self._error_size = per_actor  # [actors] each
 
-    def waiting(self) -> list[int]:
-        """The actors that wait for an answer."""
+    def pending(self) -> list[int]:
+        """The actors that wait for a response."""
         return np.flatnonzero(self.asked != self.answered).tolist()
 
-    def answer(self, worker: int, asked: int, version: int, failed: str = "") -> None:
-        """Say that its desk holds the answer to its question number `asked`, by these weights; or why there is none."""
-        text = failed.encode()[-TEXT:]
-        self.desks[worker]["text"][: len(text)] = np.frombuffer(text, np.uint8)
-        self._failed[worker], self.version[worker] = len(text), version
-        self.answered[worker] = asked
+    def respond(self, worker: int, request: int, version: int, error: str = "") -> None:
+        """Mark request number `request` as answered by weights of `version`, or as failed with the text `error`."""
+        text = error.encode()[-ERROR_BYTES:]
+        self.buffers[worker]["error"][: len(text)] = np.frombuffer(text, np.uint8)
+        self._error_size[worker], self.version[worker] = len(text), version
+        self.answered[worker] = request
 
-    def failed(self, worker: int) -> str:
-        """Why its newest question got no answer; empty where it got one."""
-        size = int(self._failed[worker])
-        return self.desks[worker]["text"][:size].tobytes().decode(errors="replace") if size else ""
+    def error(self, worker: int) -> str:
+        """Why the newest request failed; empty if it did not."""
+        size = int(self._error_size[worker])
+        return self.buffers[worker]["error"][:size].tobytes().decode(errors="replace") if size else ""
 
 
-def _desk(spec: EnvSpec, inference: Inference, width: int) -> dict[str, Any]:
-    """Arrays like those of a desk."""
+def _buffer(spec: EnvSpec, inference: Inference, width: int) -> dict[str, Any]:
+    """Arrays with the shapes and dtypes of one actor's buffer."""
 
-    def rows(kind: Kind) -> np.ndarray:
-        return np.zeros((width, *kind[0]), kind[1])
+    def rows(row: ArraySpec) -> np.ndarray:
+        return np.zeros((width, *row[0]), row[1])
 
-    desk: dict[str, Any] = {
+    buffer: dict[str, Any] = {
         "obs": tree_map(lambda array: array[0], obs_arrays(spec, 1, width)),
         "noise": rows(((inference.noise.columns,), "float32")),
         "action": rows(inference.action),
-        "extras": {name: rows(kind) for name, kind in inference.extras.items()},
-        "text": np.zeros(TEXT, np.uint8),
+        "extras": {name: rows(row) for name, row in inference.extras.items()},
+        "error": np.zeros(ERROR_BYTES, np.uint8),
     }
     if spec.action_mask:
-        desk["mask"] = rows(((spec.action.mask_size,), "bool"))
+        buffer["mask"] = rows(((spec.action.mask_size,), "bool"))
     if inference.core_size:
-        desk["core"] = desk["core_after"] = rows(((inference.core_size,), "float32"))
-    return desk
+        buffer["core"] = buffer["core_after"] = rows(((inference.core_size,), "float32"))
+    return buffer

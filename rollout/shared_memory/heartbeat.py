@@ -6,20 +6,24 @@ import numpy as np
 
 from rltrain.rollout.shared_memory.memory import SharedMemory
 
-HEARTBEAT = 5  # numbers of an actor in the memory they all share, 8 bytes each: see `Heartbeat`
+HEARTBEAT = 5  # numbers of 8 bytes for each actor: steps, begun, stopped (int64); acted, waited (float64)
+
+
+def heartbeat_numbers(memory: SharedMemory, worker: int) -> np.ndarray:
+    """The HEARTBEAT numbers of an actor as int64, to be copied as a whole."""
+    return memory.array(8 * HEARTBEAT * worker, (HEARTBEAT,), np.int64)
 
 
 class Heartbeat:
-    """What an actor lets its supervisor see while it acts: views of `HEARTBEAT` numbers in shared memory."""
+    """Counters that an actor updates while it acts and its supervisor reads."""
 
     def __init__(self, memory: SharedMemory, worker: int) -> None:
-        base = 8 * HEARTBEAT * worker
-        self._counts = memory.array(base, (3,), np.int64)
-        self._seconds = memory.array(base + 24, (2,), np.float64)
+        numbers = heartbeat_numbers(memory, worker)
+        self._counts, self._seconds = numbers[:3], numbers[3:].view(np.float64)
 
     @property
     def steps(self) -> int:
-        """Vector steps, the evidence of life."""
+        """Vector steps made."""
         return int(self._counts[0])
 
     @property
@@ -34,15 +38,15 @@ class Heartbeat:
 
     @property
     def waited(self) -> float:
-        """Seconds between unrolls: the learner was not ready for more."""
+        """Seconds between unrolls, in which the actor waited for the learner."""
         return float(self._seconds[1])
 
     @property
     def stopped(self) -> bool:
-        """Whether no more unrolls are wanted, those that were asked for included."""
+        """True if no more unrolls are wanted, not even those already asked for."""
         return bool(self._counts[2])
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self._counts[2] = 1
 
     def step(self) -> None:
@@ -51,6 +55,11 @@ class Heartbeat:
     def begin(self) -> None:
         self._counts[1] += 1
 
-    def count(self, waited: float, acted: float) -> None:
+    def add_seconds(self, waited: float, acted: float) -> None:
         self._seconds[0] += acted
         self._seconds[1] += waited
+
+    def add(self, base: np.ndarray, numbers: np.ndarray) -> None:
+        """Set the counters to the sum of two copies of `heartbeat_numbers`; `stopped` is not changed."""
+        self._counts[:2] = base[:2] + numbers[:2]
+        self._seconds[:] = base[3:].view(np.float64) + numbers[3:].view(np.float64)

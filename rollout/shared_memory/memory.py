@@ -1,7 +1,7 @@
-"""Memory that several processes see, without a name that could be left behind.
+"""Shared memory without a name, so that a killed process leaves nothing behind; trees of arrays inside it.
 
-A nameless file (memfd, or an unlinked temporary file) is mapped; its descriptor travels to an actor inside a
-`multiprocessing` Connection, which every start method knows how to hand over.
+A nameless file (memfd, or an unlinked temporary file) is mapped. Its descriptor travels to another process inside a
+`multiprocessing` Connection, which every start method can pass on.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import numpy as np
 
 from rltrain.rollout.tree import Tree, leaves, unflatten
 
-ALIGN = 64  # bytes; arrays begin at cache lines
+ALIGN = 64  # bytes of a cache line
+
+
+Ticket = tuple[Connection, int]  # what another process needs to attach the memory; passed on when it is started
 
 
 class SharedMemory:
-    """`size` bytes, zero at first. Create it in the parent, `attach` it in an actor."""
+    """`size` bytes, zero at first. Created in the parent process; other processes `attach` it."""
 
     def __init__(self, size: int) -> None:
         self.size = max(size, 1)
@@ -33,48 +36,53 @@ class SharedMemory:
         self._connection = Connection(descriptor)
         self._map = mmap.mmap(descriptor, self.size)
 
-    def ticket(self) -> tuple[Connection, int]:
-        """What an actor needs to `attach`; hand it over when the process is started."""
+    def ticket(self) -> Ticket:
         return self._connection, self.size
 
     @classmethod
-    def attach(cls, ticket: tuple[Connection, int]) -> SharedMemory:
-        """The same memory in another process."""
+    def attach(cls, source: Ticket | SharedMemory) -> SharedMemory:
+        """The memory of a ticket from another process; memory of this process is returned as it is."""
+        if isinstance(source, SharedMemory):
+            return source
         memory = cls.__new__(cls)
-        memory._connection, memory.size = ticket
+        memory._connection, memory.size = source
         memory._map = mmap.mmap(memory._connection.fileno(), memory.size)
         return memory
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """A view of the memory; the map stays alive as long as the view."""
+        """A view of the memory, which stays mapped as long as the view exists."""
         count = int(np.prod(shape, dtype=np.int64))
         return np.frombuffer(self._map, dtype, count, offset).reshape(shape)
 
     def close(self) -> None:
-        """Give the descriptor back. Views stay valid."""
+        """Close the descriptor. Views stay valid."""
         self._connection.close()
 
 
-def layout(arrays: list[tuple[tuple[int, ...], Any]]) -> tuple[list[int], int]:
-    """Offsets of arrays (shape, dtype) in one flat record, and its size in bytes."""
-    offsets, end = [], 0
-    for shape, dtype in arrays:
-        offsets.append(end)
-        size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        end += -(-size // ALIGN) * ALIGN
-    return offsets, end
+def tree_bytes(like: Tree) -> int:
+    """Bytes of one slot that holds the arrays of `like`."""
+    return _layout(leaves(like))[1]
 
 
-def tree_bytes(tree: Tree) -> int:
-    """Bytes of one slot that holds the arrays of `tree`."""
-    return layout([(leaf.shape, leaf.dtype) for leaf in leaves(tree)])[1]
+def tree_at(memory: SharedMemory, slot: int, like: Tree, begin: int = 0) -> Tree:
+    """Views of the arrays in slot number `slot`; slots follow each other from byte `begin` on.
 
-
-def tree_at(memory: SharedMemory, slot: int, like: Tree) -> Tree:
-    """Views of the arrays of slot number `slot`, shaped like the leaves of `like` (anything with shape and dtype)."""
-    arrays = [(leaf.shape, leaf.dtype) for leaf in leaves(like)]
-    offsets, size = layout(arrays)
+    Args:
+        like: a tree whose leaves have the shape and dtype of the arrays.
+    """
+    offsets, size = _layout(leaves(like))
+    base = begin + slot * size
     views = [
-        memory.array(slot * size + offset, shape, dtype) for offset, (shape, dtype) in zip(offsets, arrays, strict=True)
+        memory.array(base + offset, leaf.shape, leaf.dtype) for offset, leaf in zip(offsets, leaves(like), strict=True)
     ]
     return unflatten(like, views)
+
+
+def _layout(arrays: list[Any]) -> tuple[list[int], int]:
+    """Offsets of the arrays in one slot, each at a cache line, and the bytes of the slot."""
+    offsets, end = [], 0
+    for array in arrays:
+        offsets.append(end)
+        size = int(np.prod(array.shape, dtype=np.int64)) * np.dtype(array.dtype).itemsize
+        end += -(-size // ALIGN) * ALIGN
+    return offsets, end

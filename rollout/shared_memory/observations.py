@@ -1,63 +1,61 @@
-"""The memory that observations of big unrolls travel through: slots of each actor, looked up by the learner."""
+"""Slots in shared memory for the observations of big unrolls; the rest of an unroll is pickled.
+
+An actor has two slots for each unroll that may be in flight, since the learner may still read as many older unrolls.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.buffers import obs_arrays, padded
-from rltrain.rollout.shared_memory.memory import SharedMemory, tree_at, tree_bytes
-from rltrain.rollout.specs import ActorJob
-from rltrain.rollout.tree import tree_map
-from rltrain.rollout.types import Trajectory
+from rltrain.rollout.shared_memory.memory import SharedMemory, Ticket, tree_at, tree_bytes
+from rltrain.rollout.specs import RolloutSpec
+from rltrain.rollout.tree import Tree, tree_map
+
+SLOT_BYTES = 256 * 1024  # smaller observations are faster to pickle
 
 
 class ObservationSlots:
-    """Those of all actors.
+    """The slots of all actors, on the learner's side."""
 
-    Args:
-        spec:   what is observed.
-        unroll: T, the most rows that an unroll has.
-    """
+    def __init__(self, plan: RolloutSpec) -> None:
+        self._plan = plan
+        self.memories: dict[int, SharedMemory] = {}  # by worker
 
-    def __init__(self, spec: EnvSpec, unroll: int) -> None:
-        self._spec, self._unroll = spec, unroll
-        self.memories: dict[int, SharedMemory] = {}  # by worker, of those whose unrolls are big
-
-    def ticket(self, job: ActorJob) -> Any:
-        """New ones for an actor, or None: the learner may still be looking at those of an actor that was lost."""
-        size = needs_slots(job)
-        if not size:
+    def ticket(self, worker: int, streams: int) -> Ticket | None:
+        """New slots for a new actor, since the learner may still read those of its predecessor; None if pickled."""
+        size = tree_bytes(_slot(self._plan, streams))
+        if self._plan.reduce is not None or size < SLOT_BYTES:
             return None
-        if job.worker in self.memories:
-            self.memories[job.worker].close()
-        self.memories[job.worker] = SharedMemory(job.slots * size)
-        return self.memories[job.worker].ticket()
+        if worker in self.memories:
+            self.memories[worker].close()
+        self.memories[worker] = SharedMemory(2 * self._plan.max_in_flight * size)
+        return self.memories[worker].ticket()
 
-    def whole(self, worker: int, answer: tuple[Any, int | None]) -> Any:
-        """What an actor sent; observations that it left in a slot are looked up there."""
-        unroll: Trajectory = answer[0]
-        slot = answer[1]
+    def unpack(self, worker: int, answer: tuple[Any, int | None]) -> Any:
+        """The unroll of an actor's answer (unroll, slot), with the observations from its slot."""
+        unroll, slot = answer
         if slot is None:
             return unroll
         rows, columns = unroll.rows + 1, len(unroll.stream)
-        like = obs_arrays(self._spec, self._unroll + 1, padded(columns))
-        obs = tree_map(lambda a: a[:rows, :columns], tree_at(self.memories[worker], slot, like))
-        return replace(unroll, obs=obs)
+        views = tree_at(self.memories[worker], slot, _slot(self._plan, columns))
+        return replace(unroll, obs=tree_map(lambda array: array[:rows, :columns], views))
 
     def close(self) -> None:
-        """Give the memory back. What was looked up stays valid."""
+        """Free the memory. Observations that were unpacked stay valid."""
         for memory in self.memories.values():
             memory.close()
 
 
-SLOT_BYTES = 256 * 1024  # observations of an unroll that are bigger travel through shared memory, not by pickle
+def actor_buffers(plan: RolloutSpec, streams: int, ticket: Ticket | None) -> list[Tree]:
+    """The observation arrays that an actor fills in turn: its slots, or one buffer of its own."""
+    like = _slot(plan, streams)
+    if ticket is None:
+        return [like]
+    memory = SharedMemory.attach(ticket)
+    return [tree_at(memory, slot, like) for slot in range(2 * plan.max_in_flight)]
 
 
-def needs_slots(job: ActorJob) -> int:
-    """Bytes of one slot for this actor's observations, or 0 where pickle is quicker or unrolls stay here."""
-    if job.reduce is not None:
-        return 0
-    size = tree_bytes(obs_arrays(job.spec, job.unroll + 1, padded(len(job.streams))))
-    return size if size >= SLOT_BYTES else 0
+def _slot(plan: RolloutSpec, streams: int) -> Tree:
+    return obs_arrays(plan.spec, plan.unroll + 1, padded(streams))

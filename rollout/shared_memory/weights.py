@@ -1,50 +1,41 @@
-"""Versioned weights in shared memory: published once, read by all, never torn.
+"""Versioned weights in shared memory: published once, read by all actors, never torn.
 
-Two copies take turns. A copy carries its sequence number at both ends; a reader that finds another number there after
-copying was overtaken, and reads again.
+There are two copies, written alternately. A copy carries its sequence number at both ends; a reader that finds another
+number there after copying was overtaken, and reads again.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from rltrain.rollout.shared_memory.memory import SharedMemory, layout
+from rltrain.rollout.shared_memory.memory import ALIGN, SharedMemory, tree_at, tree_bytes
 from rltrain.rollout.types import Weights
 
-HEAD = 4  # int64s before a copy: sequence at the beginning, version, step, sequence at the end
-
-
-def published(memory: SharedMemory) -> bool:
-    """Whether anything was, into a board's memory."""
-    return int(memory.array(0, (1,), np.int64)[0]) > 0
+HEAD = np.zeros(4, np.int64)  # of a copy: its sequence number, version, step, and its sequence number again
 
 
 class WeightsBoard:
-    """Where the learner publishes and actors read.
+    """Shared memory for the newest weights: the learner publishes, actors read.
 
     Args:
-        like:   arrays of the shapes and types to come, by name.
-        memory: an attached memory in actors; the learner's side makes it.
+        like:   arrays with the shapes and dtypes of the weights, by name.
+        memory: the board's memory, in an actor; None creates it.
     """
 
     def __init__(self, like: dict[str, np.ndarray], memory: SharedMemory | None = None) -> None:
-        kinds = [(array.shape, array.dtype) for array in like.values()]
-        offsets, size = layout([((HEAD,), np.int64), *kinds])
-        self.memory = memory or SharedMemory(64 + 2 * size)
+        copy = (HEAD, like)
+        self.memory = memory or SharedMemory(ALIGN + 2 * tree_bytes(copy))
         self._latest = self.memory.array(0, (1,), np.int64)
-        self._copies: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
-        for copy in range(2):
-            base = 64 + copy * size
-            head = self.memory.array(base, (HEAD,), np.int64)
-            arrays = {
-                name: self.memory.array(base + offset, *kind)
-                for name, offset, kind in zip(like, offsets[1:], kinds, strict=True)
-            }
-            self._copies.append((head, arrays))
+        self._copies = [tree_at(self.memory, number, copy, begin=ALIGN) for number in range(2)]
+
+    @property
+    def sequence(self) -> int:
+        """Number of times that weights were published."""
+        return int(self._latest[0])
 
     def publish(self, weights: Weights) -> None:
-        """Write a new version; readers see the old one until it is whole."""
-        sequence = int(self._latest[0]) + 1
+        """Write a new version; readers see the previous one until it is complete."""
+        sequence = self.sequence + 1
         head, arrays = self._copies[sequence % 2]
         head[0] = sequence
         for name, array in arrays.items():
@@ -54,9 +45,13 @@ class WeightsBoard:
         self._latest[0] = sequence
 
     def read(self, into: dict[str, np.ndarray]) -> tuple[int, int]:
-        """Copy the newest whole version into `into`; returns (version, step). Nothing published yet: an error."""
+        """Copy the newest complete version into `into`; returns (version, step).
+
+        Raises:
+            RuntimeError: no weights have been published yet.
+        """
         while True:
-            sequence = int(self._latest[0])
+            sequence = self.sequence
             if sequence == 0:
                 raise RuntimeError("no weights have been published yet")
             head, arrays = self._copies[sequence % 2]
@@ -67,7 +62,7 @@ class WeightsBoard:
                 if head[0] == sequence and head[3] == sequence:
                     return version, step
 
-    @property
-    def sequence(self) -> int:
-        """How often something was published."""
-        return int(self._latest[0])
+
+def is_published(memory: SharedMemory) -> bool:
+    """True if weights were published to the board with this memory."""
+    return int(memory.array(0, (1,), np.int64)[0]) > 0

@@ -1,8 +1,8 @@
-"""What a run that was SIGKILLed as a whole leaves behind, and how the next one finds and removes it.
+"""Removes the files that a run leaves behind when all its processes were SIGKILLed.
 
-Multiprocessing names a folder (for the fork server's socket) and semaphores. `name_our_own` puts the process's number
-and start time into these names; `sweep` removes those whose process is no more. This module is also imported first in
-the fork server, which removes the folder when the command it belongs to was killed and could not do so itself.
+Multiprocessing creates a folder (for the fork server's socket) and semaphores. `use_own_names` puts the process id and
+start time into their names; `sweep` removes those whose process is gone. This module is also imported first in the fork
+server, which removes the folder when the command that it belongs to was killed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "rltrain"
-FOLDER = "RLTRAIN_FOLDER"  # tells the fork server which folder is to go with it
+FOLDER = "RLTRAIN_FOLDER"  # environment variable: the folder that the fork server removes at its end
 
 
-def born(pid: int) -> int | None:
+def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks since boot; None if there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
@@ -31,29 +31,29 @@ def born(pid: int) -> int | None:
     return int(text.rpartition(")")[2].split()[19])
 
 
-def mark() -> str:
-    """What the names of this process's files begin with, for `sweep`."""
-    return f"{PREFIX}-{os.getpid()}-{born(os.getpid()) or 0}-"
+def name_prefix() -> str:
+    """The prefix of the names of this process's files, for `sweep`."""
+    return f"{PREFIX}-{os.getpid()}-{start_time(os.getpid()) or 0}-"
 
 
-def name_our_own() -> None:
-    """From now on multiprocessing's folder and semaphores carry our name."""
-    folder = tempfile.mkdtemp(prefix=mark())
+def use_own_names() -> None:
+    """Give multiprocessing's folder and semaphores a `name_prefix` from now on."""
+    folder = tempfile.mkdtemp(prefix=name_prefix())
     config = _multiprocessing()
     config["tempdir"] = folder
-    config["semprefix"] = f"/{mark()[:-1]}"
+    config["semprefix"] = f"/{name_prefix()[:-1]}"
     os.environ[FOLDER] = folder
     atexit.register(shutil.rmtree, folder, True)
 
 
-def name_no_more() -> None:
-    """Take `name_our_own` back: there is no fork server that could remove the folder."""
+def remove_folder() -> None:
+    """Undo `use_own_names` for the folder: there is no fork server that could remove it."""
     shutil.rmtree(os.environ.pop(FOLDER), ignore_errors=True)
     _multiprocessing().pop("tempdir")
 
 
-def name_semaphores() -> None:
-    """After loky's import, which gives all semaphores a prefix of its own: ours again."""
+def restore_semaphore_prefix() -> None:
+    """Restore our prefix of semaphores after the import of loky, which sets its own."""
     from multiprocessing import synchronize
 
     kind: Any = synchronize.SemLock
@@ -68,13 +68,13 @@ def _multiprocessing() -> dict[str, object]:
 
 
 def sweep() -> None:
-    """Remove folders and semaphores of runs that are gone."""
+    """Remove the folders and semaphores of processes that are gone."""
     pattern = re.compile(rf"(?:sem\.)?{PREFIX}-(\d+)-(\d+)-")
-    for place in {tempfile.gettempdir(), "/dev/shm"}:
+    for folder in {tempfile.gettempdir(), "/dev/shm"}:
         with contextlib.suppress(OSError):
-            for entry in os.scandir(place):
-                found = pattern.match(entry.name)
-                if found and born(int(found[1])) != int(found[2]):
+            for entry in os.scandir(folder):
+                match = pattern.match(entry.name)
+                if match and start_time(int(match[1])) != int(match[2]):
                     if entry.is_dir(follow_symlinks=False):
                         shutil.rmtree(entry.path, ignore_errors=True)
                     else:
@@ -83,7 +83,7 @@ def sweep() -> None:
 
 
 def _in_fork_server() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group; only the command answers them
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group; only the command handles them
         signal.signal(number, signal.SIG_IGN)
     folder = os.environ.get(FOLDER)
     if folder:

@@ -1,4 +1,4 @@
-"""The server from which worker processes are forked; it has already imported torch."""
+"""The server from which worker processes are forked, after it has imported torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from multiprocessing import get_context
 from typing import Any
 
-PRELOAD = [
+PRELOAD = [  # modules that workers need
     "loky.process_executor",
     "rltrain.envs.make",
     "rltrain.envs.vector.restore",
@@ -19,22 +19,24 @@ PRELOAD = [
     "rltrain.rollout.workers.process",
 ]
 
-
 _fork_server = False
 
 
 def start_fork_server(preload: list[str]) -> None:
-    """Start, in the background, the process that actors are forked from; it imports torch while this one goes on.
+    """Start, in the background, the process that workers are forked from; it imports torch meanwhile.
 
-    For programs whose `__main__` an actor never needs: our commands, and tests.
+    Only for programs whose `__main__` a worker never needs: the commands of this package, and tests.
+
+    Args:
+        preload: modules to import first, in addition to PRELOAD.
     """
     global _fork_server
     if _fork_server or not hasattr(os, "fork") or sys.platform == "darwin":
         return
-    from rltrain.rollout.workers.cleanup import FOLDER, name_no_more, name_our_own, sweep
+    from rltrain.rollout.workers.cleanup import FOLDER, remove_folder, sweep, use_own_names
 
     sweep()
-    name_our_own()
+    use_own_names()
     context: Any = get_context("forkserver")
     context.set_forkserver_preload(
         ["rltrain.rollout.workers.cleanup", *preload, *PRELOAD, "rltrain.rollout.workers.freeze_gc"]
@@ -43,24 +45,27 @@ def start_fork_server(preload: list[str]) -> None:
 
     threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     os.environ.update(dict.fromkeys(threads, "1"))
-    with without_main(), contextlib.suppress(OSError):  # its socket's path may be too long: then loky's own way
+    with (
+        without_main(),
+        contextlib.suppress(OSError),
+    ):  # the path of its socket may be too long; then loky starts processes
         forkserver.ensure_running()
         _fork_server = True
     for name, value in threads.items():
         os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
     if not _fork_server:
-        name_no_more()
+        remove_folder()
     os.environ.pop(FOLDER, None)
 
 
 def has_fork_server() -> bool:
-    """True if processes are forked from the server here; False if loky starts them in its own way."""
+    """True if workers are forked from the server; False if loky starts them with its own method."""
     return _fork_server
 
 
 @contextlib.contextmanager
 def without_main() -> Iterator[None]:
-    """Hide the main module: a forked actor needs nothing of it, and importing it again costs time."""
+    """Hide the main module: a forked worker does not need it, and would spend time to import it."""
     main = sys.modules["__main__"]
     hidden = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
     try:

@@ -1,6 +1,6 @@
-"""Imported last by the fork server: what was imported is left alone by garbage collection, here and in every child.
+"""Imported last by the fork server: exempts all imported objects from garbage collection, in it and in its children.
 
-A collection writes to each object it visits, and a forked process that writes to a page must copy it first.
+A collection writes to each object that it visits, and a forked process must copy a page before it writes to it.
 """
 
 from __future__ import annotations

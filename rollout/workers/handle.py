@@ -1,18 +1,14 @@
-"""The one shape every backend has: start something, wait for it, ask, publish, close."""
+"""The interface of every worker, and the exceptions of workers that are lost."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any, Protocol
 
 EVALUATOR, SERVER = -1, -2  # in place of an actor's number: the evaluating worker, and the inference server
 
 
 class ActorLost(Exception):
-    """An actor cannot go on: killed, hung, or its environment raised. `detail` is for the person at the keyboard."""
+    """A worker cannot continue: it was killed, hangs, or its environment raised. `detail` is for the user."""
 
     def __init__(self, worker: int, detail: str, seconds: float = 0.0) -> None:
         super().__init__(worker, detail)
@@ -20,7 +16,7 @@ class ActorLost(Exception):
 
     @property
     def who(self) -> str:
-        """What it is called."""
+        """The worker's name in messages."""
         names = {EVALUATOR: "the evaluating worker", SERVER: "the inference server"}
         return names.get(self.worker, f"worker {self.worker}")
 
@@ -29,37 +25,37 @@ class ActorLost(Exception):
 
 
 class Handle(Protocol):
-    """A worker: an object living here or in a process, whose methods are called one at a time."""
+    """A worker: an object in this process or in another, whose methods are called one at a time."""
 
     worker: int
 
     def call(self, method: str, *args: Any) -> None:
-        """Ask for `method(*args)`; the answer is fetched with `result`."""
+        """Start `method(*args)`; `result` returns the answer."""
 
     @property
     def waitable(self) -> Any:
-        """Something for `multiprocessing.connection.wait`, or None where the answer is already there."""
+        """An object for `multiprocessing.connection.wait`; None if answers are available at once."""
 
     @property
     def exit_reason(self) -> str | None:
-        """Why it can answer no more, where `waitable` does not tell; None while it can."""
+        """Why there will be no more answers, if `waitable` does not show it; None while there may be."""
 
     def result(self) -> Any:
-        """The answer. Raises ActorLost if there will be none."""
+        """The answer to the oldest call. Raises ActorLost if there will be none."""
 
     def kill(self, why: str) -> None:
-        """End it without asking; `result` will then raise ActorLost with `why`."""
+        """End the worker at once; `result` will then raise ActorLost with `why`."""
 
     def stop(self) -> None:
-        """Ask it to end, without waiting for that."""
+        """Ask the worker to end, without waiting."""
 
     def close(self) -> None:
-        """End it in good order."""
+        """End the worker in good order."""
 
 
 class NoNode(Exception):
-    """There is no machine for an actor at the moment; later there may be."""
+    """No machine is available for an actor at the moment; one may be later."""
 
 
 class ClusterLost(Exception):
-    """There is no cluster any more. The text is for the person at the keyboard."""
+    """The cluster is lost. The text is for the user."""

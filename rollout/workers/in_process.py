@@ -1,4 +1,4 @@
-"""A worker in this process: for the debugger, for tests, and for `--workers 0`."""
+"""A worker in this process: for debugging, for tests, and for `--workers 0`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from rltrain.rollout.workers.handle import ActorLost
 
 
 class LocalHandle:
-    """Calls the object right away; nothing here can supervise a call that hangs."""
+    """Calls the object immediately; a call that hangs cannot be supervised.
+
+    Args:
+        build: makes the object, at the first call.
+    """
 
     waitable = None
     exit_reason = None
@@ -25,7 +29,9 @@ class LocalHandle:
     def call(self, method: str, *args: Any) -> None:
         import torch
 
-        threads = torch.get_num_threads()  # the learner's; an actor's rows have the same bits with one thread only
+        threads = (
+            torch.get_num_threads()
+        )  # of the learner; an actor uses one, since the number affects the bits of its rows
         if threads > 1:
             torch.set_num_threads(1)
         try:
@@ -50,7 +56,7 @@ class LocalHandle:
         self._answer = ActorLost(self.worker, why)
 
     def stop(self) -> None:
-        """Nothing to do ahead of `close`."""
+        """No-op: `close` ends it."""
 
     def close(self) -> None:
         if self._object is not None:
@@ -59,5 +65,5 @@ class LocalHandle:
 
 
 def describe(fault: EnvFault) -> str:
-    """Where an environment failed, and its own traceback."""
+    """Message with the place of the failure and the environment's traceback."""
     return f"the environment of stream {fault.stream} (seed {fault.seed}) failed at step {fault.row}:\n{fault.detail}"

@@ -1,9 +1,9 @@
-"""A worker in a process of its own: one single-worker loky executor that runs one long task.
+"""A worker in its own process: a loky executor with one process that runs one long task.
 
-The task serves commands from a pipe, because a stateful object must not live between loky's tasks (it may replace a
-worker that has grown); the executor's future tells how the process ended. Under our own commands processes are forked
-from a server that has already imported torch (`start_fork_server`); from a user's script, which may have no
-`__main__` guard, loky starts them in its own way.
+The task reads commands from a pipe, because a stateful object must not live between two tasks: loky may replace
+a process that has grown. The executor's future shows how the process ended. The commands of this package fork processes
+from a server that has already imported torch (`start_fork_server`). From a user's script, which may have no `__main__`
+guard, loky starts them with its own method.
 """
 
 from __future__ import annotations
@@ -27,51 +27,58 @@ from rltrain.rollout.workers.fork_server import has_fork_server, without_main
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.in_process import describe
 
-CLOSE_SECONDS = 2.0  # that a worker may take to end, once asked
+CLOSE_SECONDS = 2.0  # allowed for a worker to end after it was asked
 CLOSE_POLL = 0.005
-PIPE_BYTES = 32 * 1024  # that a pipe takes without being read; 64 KiB on Linux
+PIPE_BYTES = 32 * 1024  # a pipe accepts so much without a reader; 64 KiB on Linux
 
 
 def let_have_children() -> None:
-    """Lift multiprocessing's rule that a daemonic process has none, which a Dask worker is; ours end with it."""
+    """Allow this process to have children although it is daemonic, as a Dask worker is; ours end with it."""
     process.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
 
 
 def before_exit(call: Callable[[], Any]) -> None:
-    """Call this when the interpreter ends, before loky waits for processes that nobody has ended."""
+    """Call a function when the interpreter exits, before loky waits for its processes to end."""
     from loky import process_executor as theirs
 
     register: Any = getattr(threading, "_register_atexit", None) or atexit.register
-    with contextlib.suppress(RuntimeError):  # it ends already
-        if theirs.process_pool_executor_at_exit is None:  # else with its first process; the last one is called first
+    with contextlib.suppress(RuntimeError):  # the interpreter is exiting already
+        if (
+            theirs.process_pool_executor_at_exit is None
+        ):  # loky registers itself with its first process; the last one registered is called first
             theirs.process_pool_executor_at_exit = True
             register(theirs._python_exit)
         register(call)
 
 
 class ProcessHandle:
-    """The object lives in a process; commands and answers go over a pipe.
+    """An object in another process; calls and answers go through a pipe.
 
     Args:
-        worker: its number, for messages.
-        build:  makes the object, in the process; travels by cloudpickle.
+        worker:  its number, for messages.
+        build:   makes the object from the tickets, in the process; is cloudpickled.
+        tickets: objects that can only be sent when a process starts, as connections.
+
+    Raises:
+        EnvError:  `build` cannot be pickled.
+        ActorLost: the process could not be started.
     """
 
     def __init__(self, worker: int, build: Callable[..., Any], *tickets: Any) -> None:
         import cloudpickle
         import loky
 
-        from rltrain.rollout.workers.cleanup import name_semaphores
+        from rltrain.rollout.workers.cleanup import restore_semaphore_prefix
 
         try:
             payload = cloudpickle.dumps(build)
         except Exception as error:
             raise EnvError(
-                f"the environment cannot be sent to the actors' processes: {error}. Make what it holds inside its "
-                "constructor, or use --workers 0"
+                f"the environment cannot be sent to the actors' processes: {error}. Create the objects that it "
+                "holds inside its constructor, or use --workers 0"
             ) from None
 
-        name_semaphores()
+        restore_semaphore_prefix()
         self.worker = worker
         self._why: str | None = None
         self._stopping = False
@@ -90,7 +97,7 @@ class ProcessHandle:
                 self._process = next(iter(self._executor._processes.values()))
         except (OSError, EOFError) as error:
             raise ActorLost(worker, f"its process could not be started: {error!r}") from None
-        loky.process_executor.process_pool_executor_at_exit = True  # else each one leaves a handler of its own
+        loky.process_executor.process_pool_executor_at_exit = True  # otherwise each executor registers a handler
         child.close()
 
     @property
@@ -103,7 +110,7 @@ class ProcessHandle:
 
     @property
     def exit_reason(self) -> str | None:
-        """Why it can answer no more, where its pipe does not tell; None while its task runs."""
+        """Why there will be no more answers, if the pipe does not show it; None while the task runs."""
         if not self._future.done():
             return None
         error = self._future.exception()
@@ -113,11 +120,11 @@ class ProcessHandle:
         message = ForkingPickler.dumps((method, args))
         if len(message) < PIPE_BYTES:
             self._send(message)
-        else:  # a pipe takes more only while it is read, and a worker that hangs does not read
+        else:  # sending blocks until the worker reads, and a worker that hangs does not
             threading.Thread(target=self._send, args=(message,), daemon=True).start()
 
     def _send(self, message: Any) -> None:
-        with contextlib.suppress(OSError):  # it is gone; `result` says so
+        with contextlib.suppress(OSError):  # the process is gone; `result` reports it
             self._pipe.send_bytes(message)
 
     def result(self) -> Any:
@@ -135,7 +142,7 @@ class ProcessHandle:
             os.kill(self.pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """Ask it to end, without waiting; several workers end side by side if all are asked before `close`."""
+        """Ask the worker to end, without waiting. Workers end in parallel if all are asked before `close`."""
         if not self._stopping:
             self._stopping = True
             self.call("close")
@@ -143,7 +150,9 @@ class ProcessHandle:
     def close(self) -> None:
         self.stop()
         until = time.monotonic() + CLOSE_SECONDS
-        with contextlib.suppress(OSError, EOFError):  # it may have to get rid of an answer before it listens again
+        with contextlib.suppress(
+            OSError, EOFError
+        ):  # the worker may have to send an answer before it reads the request
             while not self._future.done() and time.monotonic() < until:
                 if self._pipe.poll(CLOSE_POLL):
                     self._pipe.recv_bytes()
@@ -161,7 +170,7 @@ class ProcessHandle:
             name = signal.Signals(-code).name
             hint = ", most likely because memory ran out" if name == "SIGKILL" else ""
             return f"its process was ended by {name}{hint}"
-        if code in (None, 255):  # loky has read the status before us
+        if code in (None, 255):  # loky has read the exit code before us
             return "its process was ended from outside, by SIGKILL or the like, most likely because memory ran out"
         return f"its process ended with exit code {code}"
 
@@ -170,9 +179,9 @@ _inbox: tuple[Connection, tuple[Any, ...]] | None = None
 
 
 def _remember(pipe: Connection, tickets: tuple[Any, ...], path: list[str]) -> None:
-    """Runs first in the process: keeps what can only be handed over at its start.
+    """Runs first in the process: stores the pipe and the tickets for the task.
 
-    Who started it may be killed before there is a task, and the queue of tasks would not tell.
+    If the parent is killed before it sends the task, this process must end too; the queue of tasks would not show it.
     """
     global _inbox
     die_with_parent()
@@ -181,17 +190,17 @@ def _remember(pipe: Connection, tickets: tuple[Any, ...], path: list[str]) -> No
 
 
 def _serve(payload: bytes) -> None:
-    """The one long task: make the object, answer commands until the pipe closes."""
+    """The one long task: make the object, answer calls until the pipe closes."""
     import cloudpickle
 
     assert _inbox is not None
     pipe, tickets = _inbox
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may have been sent to the whole group
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # may be sent to the whole process group
     import torch
 
     torch.set_num_threads(1)
-    servant: Any = None
+    worker: Any = None
     failed: tuple[str, str] | None = None
     while True:
         try:
@@ -199,19 +208,19 @@ def _serve(payload: bytes) -> None:
         except (EOFError, OSError):
             return
         if method == "close":
-            if servant is not None:
-                servant.close()
+            if worker is not None:
+                worker.close()
             return
         try:
-            if failed is not None:  # it may have been asked ahead, and is to end now
+            if failed is not None:  # later calls may be in the pipe already
                 answer = failed
             else:
-                if servant is None:
-                    servant = cloudpickle.loads(payload)(*tickets)
-                answer = ("ok", getattr(servant, method)(*args))
+                if worker is None:
+                    worker = cloudpickle.loads(payload)(*tickets)
+                answer = ("ok", getattr(worker, method)(*args))
         except EnvFault as fault:
             failed = answer = ("error", describe(fault))
-        except BaseException:  # sys.exit in an environment too: who asked must hear of it
+        except BaseException:  # also sys.exit in an environment
             failed = answer = ("error", traceback.format_exc())
         try:
             pipe.send(answer)

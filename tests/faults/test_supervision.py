@@ -134,7 +134,7 @@ def held() -> Counter[str]:
 def test_a_lost_actor_leaves_nothing_behind() -> None:
     """Of whatever there is one more after each restart, a long run would hold thousands."""
     rollout, _ = open_rollout(Picture, workers=1, streams=1, unroll=40)
-    assert rollout._backend._slots, "its observations travel through shared memory"
+    assert rollout._backend.slots.memories, "its observations travel through shared memory"
 
     def restarts(times: int) -> None:
         for _ in range(times):

@@ -21,9 +21,9 @@ def weights(step: int) -> Weights:
     return Weights(99, step, {"w": np.full(3, float(step), np.float32)})
 
 
-def game(result: float, opponent: int, seat: int = 0) -> Episode:
-    agents = (result, -result) if seat == 0 else (-result, result)
-    return Episode(0.0, 5, agents, seat, opponent)
+def game(result: float, opponent: int, player: int = 0) -> Episode:
+    agents = (result, -result) if player == 0 else (-result, result)
+    return Episode(0.0, 5, agents, player, opponent)
 
 
 def test_four_hundred_points_are_odds_of_ten_to_one() -> None:
@@ -36,7 +36,7 @@ def test_ratings_follow_the_games_in_their_order() -> None:
     pool = SelfPlay(2, 100)
     assert pool.due(0)
     assert pool.take(weights(0))[0] == 0
-    pool.add([game(1.0, 0), game(1.0, NEWEST), game(-1.0, 5), game(1.0, 0, seat=1)])
+    pool.add([game(1.0, 0), game(1.0, NEWEST), game(-1.0, 5), game(1.0, 0, player=1)])
     mine = START + K * 0.5
     mine += K * (1 - 1 / (1 + 10 ** ((START - mine) / 400)))
     assert pool.elo == pytest.approx(mine)
@@ -46,7 +46,7 @@ def test_ratings_follow_the_games_in_their_order() -> None:
     place, published = pool.take(weights(130))
     assert (place, published.version, published.step) == (1, 1, 130)
     assert (pool.due(199), pool.due(200)) == (False, True)
-    pool.add([game(0.0, 1, seat=1), game(-1.0, 0)])  # a draw with who is as strong changes nothing
+    pool.add([game(0.0, 1, player=1), game(-1.0, 0)])  # a draw with who is as strong changes nothing
     worse = mine - K / (1 + 10 ** ((START - mine) / 400))
     assert pool.elo == pytest.approx(worse)
 

@@ -151,7 +151,7 @@ def test_big_observations_are_whole_as_long_as_they_are_looked_at(max_in_flight:
     """Those of an unroll in the learner's hands are not overwritten by the ones that were begun after it."""
     rollout = open_rollout(Picture, max_in_flight=max_in_flight, unroll=10)
     alone = open_rollout(Picture, unroll=10, workers=0, backend="local")
-    assert rollout._backend._slots.memories
+    assert rollout._backend.slots.memories
     wanted: list[np.ndarray] = []
     for _ in range(10):
         alone.start()

@@ -16,7 +16,7 @@ from rltrain.algorithms.off_policy.continuous_policy import Deterministic, soft
 from rltrain.algorithms.off_policy.settings import DDPGConfig, SACConfig, TD3Config
 from rltrain.algorithms.registry import build, policy_factory
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
-from rltrain.rollout.actor.batch_invariance import rows_agree
+from rltrain.rollout.actor.batch_invariance import is_width_invariant
 from rltrain.rollout.actor.noise import StreamNoise
 
 OBS = Leaf("box", (3,), "float32")
@@ -109,7 +109,7 @@ def test_the_density_is_one_over_all_actions():
 
 @pytest.mark.parametrize(("spec", "config"), ALL, ids=lambda x: getattr(x, "id", type(x).__name__))
 def test_a_row_has_the_same_bits_whatever_acts_beside_it(spec, config):
-    assert rows_agree(made(spec, config, 64), spec, 64)
+    assert is_width_invariant(made(spec, config, 64), spec, 64)
 
 
 def test_without_exploration_actions_are_the_middle_and_need_no_noise():

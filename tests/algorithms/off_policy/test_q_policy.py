@@ -13,7 +13,7 @@ from rltrain.algorithms.off_policy.q_policy import QPolicy, greedy
 from rltrain.algorithms.off_policy.settings import DQNConfig
 from rltrain.algorithms.registry import build, policy_factory
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, iter_leaves
-from rltrain.rollout.actor.batch_invariance import rows_agree
+from rltrain.rollout.actor.batch_invariance import is_width_invariant
 from rltrain.rollout.tree import tree_map
 
 BOX = Leaf("box", (3,), "float32")
@@ -86,7 +86,7 @@ def test_rows_have_the_same_bits_at_every_width(obs, kind, streams):
     spec = EnvSpec("test", OBS[obs], ActionSpec("discrete", (), (ACTIONS,)))
     policy = make(OBS[obs], epsilon_per_stream=kind == "plain", epsilon=0.3, streams=streams, **KINDS[kind])
 
-    assert rows_agree(policy, spec, streams)
+    assert is_width_invariant(policy, spec, streams)
     assert len(list(iter_leaves(spec.obs))) > 0
 
 

@@ -15,7 +15,7 @@ from rltrain.config.load import load
 from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.spec import EnvSpec
 from rltrain.learner.algorithm import make_policy
-from rltrain.rollout.actor.batch_invariance import InBlocks, rows_agree, rows_move
+from rltrain.rollout.actor.batch_invariance import Blockwise, is_position_invariant, is_width_invariant
 from rltrain.rollout.specs import StreamPlan
 from rltrain.setup.environment import open_environment
 from rltrain.setup.rollout import rollout_spec
@@ -35,8 +35,8 @@ def test_our_networks_agree(env: str, memory: str) -> None:
     config = config_of(env, streams=100, memory=memory, sequence=4, normalize_obs=True)
     spec = read_spec(resolve(env), 0)
     policy = make_policy(config, spec)()
-    assert all(rows_agree(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
-    assert all(rows_move(policy, spec, streams) for streams in (1, 17, 100))
+    assert all(is_width_invariant(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
+    assert all(is_position_invariant(policy, spec, streams) for streams in (1, 17, 100))
 
 
 @pytest.mark.parametrize("torso", ["nature", "impala"])
@@ -52,8 +52,8 @@ def test_networks_of_atari_agree(torso: str) -> None:
     assert all(x.t().is_contiguous() for x in wide)
     assert policy.reports_value
     with one_thread():
-        assert all(rows_agree(policy, spec, streams) for streams in (17, 32))
-        assert all(rows_move(policy, spec, streams) for streams in (1, 17))
+        assert all(is_width_invariant(policy, spec, streams) for streams in (17, 32))
+        assert all(is_position_invariant(policy, spec, streams) for streams in (1, 17))
 
 
 REPLAYS: list[tuple[str, str, dict[str, Any]]] = [
@@ -72,8 +72,8 @@ REPLAYS: list[tuple[str, str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("algo", "env", "given"), REPLAYS)
 def test_our_networks_that_learn_from_a_replay_agree(algo: str, env: str, given: dict[str, Any]) -> None:
     policy, spec = replaying(algo, env, **given)
-    assert all(rows_agree(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
-    assert all(rows_move(policy, spec, streams) for streams in (1, 17, 100))
+    assert all(is_width_invariant(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
+    assert all(is_position_invariant(policy, spec, streams) for streams in (1, 17, 100))
 
 
 def replaying(algo: str, env: str, **given: Any) -> tuple[Any, EnvSpec]:
@@ -89,22 +89,22 @@ def test_bits_that_change_no_choice_are_found(algo: str) -> None:
     inner = policy.net if algo == "dqn" else policy.actor.dense
     name = "forward" if algo == "dqn" else "rows"
     real = getattr(inner, name)
-    assert rows_agree(policy, spec, 33)
+    assert is_width_invariant(policy, spec, 33)
 
     def mixed(*args: Any) -> Any:
         out = real(*args)
         return out + 1e-6 * len(out)
 
     setattr(inner, name, mixed)
-    assert not rows_agree(policy, spec, 33)
-    assert rows_agree(InBlocks(policy), spec, 33)
+    assert not is_width_invariant(policy, spec, 33)
+    assert is_width_invariant(Blockwise(policy), spec, 33)
 
 
 @pytest.mark.parametrize("algo", ["maddpg", "ppo"])
 def test_rows_that_depend_on_where_they_stand_are_computed_alone(algo: str) -> None:
     """Three agents are three rows for each stream. Layers of 64 do not mind; those of 8 do, on some processors."""
     policy, spec = replaying(algo, "spread", widths=(64, 64))
-    assert rows_move(policy, spec, 16)
+    assert is_position_invariant(policy, spec, 16)
     real = policy.act
 
     def leans(*args: Any) -> Act:
@@ -113,8 +113,8 @@ def test_rows_that_depend_on_where_they_stand_are_computed_alone(algo: str) -> N
         return Act(act.action + 1e-6 * where, act.extras, act.core)
 
     policy.act = leans
-    assert not rows_move(policy, spec, 16)
-    assert rows_move(InBlocks(policy, alone=True), spec, 16)
+    assert not is_position_invariant(policy, spec, 16)
+    assert is_position_invariant(Blockwise(policy, single_rows=True), spec, 16)
 
 
 class Mixed:
@@ -154,10 +154,10 @@ def test_few_rows_must_agree_too() -> None:
     config = config_of("CartPole-v1")
     spec = read_spec(resolve("CartPole-v1"), 0)
     policy = make_policy(config, spec)()
-    assert not rows_agree(Narrowed(policy, ""), spec, 33)
-    blocks = InBlocks(Narrowed(policy, ""))
+    assert not is_width_invariant(Narrowed(policy, ""), spec, 33)
+    blocks = Blockwise(Narrowed(policy, ""))
     blocks.set_active_rows(3)
-    assert rows_agree(blocks, spec, 33)
+    assert is_width_invariant(blocks, spec, 33)
 
 
 @pytest.mark.parametrize("what", ["obs", "extras", "core"])
@@ -165,9 +165,9 @@ def test_a_policy_whose_rows_depend_on_the_batch_is_found(what: str) -> None:
     config = config_of("CartPole-v1", memory="gru", sequence=4)
     spec = read_spec(resolve("CartPole-v1"), 0)
     policy = make_policy(config, spec)()
-    assert rows_agree(policy, spec, 33)
-    assert not rows_agree(Mixed(policy, what), spec, 33)
-    assert rows_agree(InBlocks(Mixed(policy, what)), spec, 33)
+    assert is_width_invariant(policy, spec, 33)
+    assert not is_width_invariant(Mixed(policy, what), spec, 33)
+    assert is_width_invariant(Blockwise(Mixed(policy, what)), spec, 33)
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "probe:dict", "probe:masked"])
@@ -185,7 +185,7 @@ def test_blocks_are_the_same_policy(env: str) -> None:
     mask = torch.ones(48, here.spec.action.mask_size, dtype=torch.bool) if here.spec.action_mask else None
     with torch.inference_mode():
         whole = policy.act(obs, core, mask, noise, True)
-        parts = InBlocks(policy).act(obs, core, mask, noise, True)
+        parts = Blockwise(policy).act(obs, core, mask, noise, True)
     assert torch.equal(whole.action, parts.action)
     assert torch.equal(whole.extras["head"], parts.extras["head"])
     assert torch.equal(whole.core, parts.core)
@@ -197,9 +197,9 @@ def test_a_run_cuts_such_a_policy_into_blocks(monkeypatch: pytest.MonkeyPatch) -
 
     config = config_of("CartPole-v1", streams=20)
     here = open_environment(config)[0]
-    assert not isinstance(rollout_spec(config, here, StreamPlan(8)).make_policy(), InBlocks)
+    assert not isinstance(rollout_spec(config, here, StreamPlan(8)).make_policy(), Blockwise)
     monkeypatch.setattr(setup, "policy_factory", lambda name: lambda *a: Mixed(policies.ActorCritic(*a), "obs"))
-    assert isinstance(rollout_spec(config, here, StreamPlan(8)).make_policy(), InBlocks)
+    assert isinstance(rollout_spec(config, here, StreamPlan(8)).make_policy(), Blockwise)
 
 
 def test_a_run_looks_at_rows_as_actors_compute_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def test_a_run_looks_at_rows_as_actors_compute_them(monkeypatch: pytest.MonkeyPa
     from rltrain.setup import rollout as setup
 
     threads, before = list[int](), torch.get_num_threads()
-    for name in ("rows_agree", "rows_move"):
+    for name in ("is_width_invariant", "is_position_invariant"):
         real = getattr(setup, name)
         told = lambda *words, real=real: (threads.append(torch.get_num_threads()), real(*words))[1]  # noqa: E731
         monkeypatch.setattr(setup, name, told)

@@ -96,7 +96,7 @@ def test_a_snapshot_plays_one_seat_and_nobody_learns_from_it(again: bool) -> Non
             assert all((seat == mine) == learns for seat, learns, _ in game)
     assert {0, 1} <= set(seats)
     assert {episode.opponent for episode in unroll.episodes} == {7}
-    assert len({episode.seat for episode in unroll.episodes}) == PLAYERS
+    assert len({episode.player for episode in unroll.episodes}) == PLAYERS
     for episode in unroll.episodes:
         assert episode.agents[0] == -episode.agents[1]
 
@@ -128,8 +128,8 @@ def test_each_game_is_played_by_whom_it_is_told_of() -> None:
             met.add(one.opponent)
             assert one.length == len(game)
             for seat, learns, first in game[:8]:  # the ninth move is the only one
-                assert learns == (one.opponent == NEWEST or seat == one.seat)
-                assert first == (one.opponent == 3 and seat != one.seat)
+                assert learns == (one.opponent == NEWEST or seat == one.player)
+                assert first == (one.opponent == 3 and seat != one.player)
     assert not told
     assert met == {NEWEST, 3, 4}
 
@@ -163,7 +163,7 @@ def test_outcomes_belong_to_the_seat_that_is_told() -> None:
     made.rollout.publish_opponent(0, preferring(made, 1, 0))
     unroll = collected(made)
 
-    won = {(episode.seat, episode.agents[episode.seat]) for episode in unroll.episodes}
+    won = {(episode.player, episode.agents[episode.player]) for episode in unroll.episodes}
     assert won == {(0, 1.0), (1, -1.0)}  # 8, 0, 7, 1, 6 wins in the last line, whoever begins
 
 
@@ -208,7 +208,7 @@ def test_evaluation_is_against_random_moves_from_both_actors() -> None:
     counts, drawn = np.zeros(9), []
     for number, (episode, game) in enumerate(zip(episodes, games, strict=True)):
         mine = number % 2
-        assert (episode.seat, episode.ret) == (mine, episode.agents[mine])
+        assert (episode.player, episode.ret) == (mine, episode.agents[mine])
         for seat, cell, free in game:
             assert cell in free
             assert cell == free[0] or seat != mine

@@ -7,13 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from oracles.faulty import NothingLegal, config_of, open_rollout, weights_of
@@ -23,9 +22,9 @@ from rltrain.learner.algorithm import make_algorithm
 from rltrain.rollout.actor.actor import Actor, Links
 from rltrain.rollout.buffers import padded
 from rltrain.rollout.inference.client import InferenceClient, inference_of
-from rltrain.rollout.inference.requests import TEXT, RequestBuffers
+from rltrain.rollout.inference.requests import ERROR_BYTES, RequestBuffers
 from rltrain.rollout.inference.server import Server, ServerJob
-from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT
+from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT, Heartbeat
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.shared_memory.weights import WeightsBoard
 from rltrain.rollout.specs import ActorJob, RolloutSpec
@@ -46,7 +45,7 @@ class Hall:
     plan: RolloutSpec
     policy: Any  # the learner's
     board: WeightsBoard
-    desks: RequestBuffers
+    requests: RequestBuffers
     clients: list[InferenceClient]
     server: Server
     end: Connection  # closed when nobody is to be answered any more
@@ -56,7 +55,7 @@ class Hall:
 
     def ask(self, worker: int, obs: Any, mask: Any = None, core: Any = None) -> Any:
         """A decision on rows [B, ...], without noise."""
-        width, count = padded(self.desks.streams[worker]), self.desks.streams[worker]
+        width, count = padded(self.requests.streams[worker]), self.requests.streams[worker]
 
         def wide(rows: torch.Tensor) -> torch.Tensor:
             return torch.cat([rows, torch.zeros(width - count, *rows.shape[1:], dtype=rows.dtype)])
@@ -84,13 +83,17 @@ def hall(env: Any, streams: tuple[int, ...], **given: Any) -> Hall:
     plan = rollout_spec(config, here, algorithm.plan)
     assert plan.inference is not None
     board = WeightsBoard(weights_of(algorithm.policy).arrays)
-    desks, pairs, (end, control) = RequestBuffers(here.spec, plan.inference, streams), [Pipe() for _ in streams], Pipe()
+    requests, pairs, (end, control) = (
+        RequestBuffers(here.spec, plan.inference, streams),
+        [Pipe() for _ in streams],
+        Pipe(),
+    )
     clients = [
-        InferenceClient(plan.inference, desks, worker, mine, lambda: False) for worker, (mine, _) in enumerate(pairs)
+        InferenceClient(plan.inference, requests, worker, mine, lambda: False) for worker, (mine, _) in enumerate(pairs)
     ]
     job = ServerJob(here.spec, plan.inference, streams, plan.make_policy)
-    server = Server(job, board.memory.ticket(), desks.memory.ticket(), [theirs for _, theirs in pairs], control)
-    made = Hall(plan, algorithm.policy, board, desks, clients, server, end)
+    server = Server(job, board.memory.ticket(), requests.memory.ticket(), [theirs for _, theirs in pairs], control)
+    made = Hall(plan, algorithm.policy, board, requests, clients, server, end)
     made.publish(0)
     return made
 
@@ -122,11 +125,11 @@ def test_one_call_serves_all_who_wait() -> None:
     here = hall("CartPole-v1", (3, 2))
     rows = torch.arange(20, dtype=torch.float32).reshape(5, 4) / 10
     found, joined = beside(lambda: here.ask(0, rows[:3]), lambda: here.ask(1, rows[3:]))
-    until(lambda: here.desks.waiting() == [0, 1])
+    until(lambda: here.requests.pending() == [0, 1])
     with here.serving():
         joined()
-    assert here.desks.totals.tolist() == [1, 5]
-    assert here.desks.waiting() == []
+    assert here.requests.totals.tolist() == [1, 5]
+    assert here.requests.pending() == []
     with torch.inference_mode():
         alone = here.policy.act(torch.cat([rows, torch.zeros(11, 4)]), None, None, torch.zeros(16, 2), True)
         told = here.policy.summarize_unroll(alone.extras, alone.action, None)
@@ -197,7 +200,7 @@ def test_who_asks_what_cannot_be_answered_harms_nobody() -> None:
     nothing = mask.clone()
     nothing[1] = False
     found, joined = beside(lambda: here.ask(0, rows, mask), lambda: here.ask(1, rows, nothing))
-    until(lambda: here.desks.waiting() == [0, 1])
+    until(lambda: here.requests.pending() == [0, 1])
     with here.serving():
         joined()
         assert found[0].action.shape == (16,)
@@ -209,11 +212,11 @@ def test_who_asks_what_cannot_be_answered_harms_nobody() -> None:
 
 def test_of_a_long_traceback_the_end_is_told() -> None:
     here = hall("CartPole-v1", (1,))
-    here.desks.answer(0, 0, 0, "x" * TEXT + "the end")
-    assert here.desks.failed(0).endswith("xthe end")
-    assert len(here.desks.failed(0)) == TEXT
-    here.desks.answer(0, 0, 0)
-    assert here.desks.failed(0) == ""
+    here.requests.respond(0, 0, 0, "x" * ERROR_BYTES + "the end")
+    assert here.requests.error(0).endswith("xthe end")
+    assert len(here.requests.error(0)) == ERROR_BYTES
+    here.requests.respond(0, 0, 0)
+    assert here.requests.error(0) == ""
 
 
 def test_a_successor_answers_who_was_waiting_and_wakes_who_was_answered() -> None:
@@ -221,11 +224,11 @@ def test_a_successor_answers_who_was_waiting_and_wakes_who_was_answered() -> Non
     here = hall("CartPole-v1", (1, 1))
     rows = torch.zeros(1, 4)
     found, joined = beside(lambda: here.ask(0, rows), lambda: here.ask(1, rows))
-    until(lambda: here.desks.waiting() == [0, 1])
+    until(lambda: here.requests.pending() == [0, 1])
     for pipe in here.server._pipes:
         until(lambda pipe=pipe: pipe.poll())  # type: ignore[misc]
         os.read(pipe.fileno(), 64)
-    here.desks.answer(1, 1, 7)
+    here.requests.respond(1, 1, 7)
     with here.serving():
         joined()
     assert [type(answer).__name__ for answer in found] == ["Act", "Act"]
@@ -234,15 +237,13 @@ def test_a_successor_answers_who_was_waiting_and_wakes_who_was_answered() -> Non
 
 def test_an_actor_makes_no_network_and_ends_when_nobody_answers() -> None:
     here = hall("probe:counter", (2,))
-    life, pair = SharedMemory(8 * HEARTBEAT), Pipe()
-    job = ActorJob(
-        worker=0, spec=here.plan.spec, unroll=8, seed=0, streams=(0, 1), incarnations=(0, 0), rows=(0, 0),
-        make_env=here.plan.make_env, make_policy=_refuses, inference=here.plan.inference,
-    )  # fmt: skip
-    actor = Actor(job, Links(None, life, None, (pair[0], here.desks.memory.ticket(), here.desks.streams)))
+    heartbeats, pair = SharedMemory(8 * HEARTBEAT), Pipe()
+    job = ActorJob(replace(here.plan, make_policy=_refuses), 0, (0, 1), (0, 0), (0, 0))
+    ticket = pair[0], here.requests.memory.ticket(), here.requests.streams
+    actor = Actor(job, Links(None, heartbeats, None, ticket))
     found, joined = beside(actor.collect)
-    until(lambda: here.desks.waiting() == [0])
-    life.array(0, (3,), np.int64)[2] = 1  # the run is over
+    until(lambda: here.requests.pending() == [0])
+    Heartbeat(heartbeats, 0).stop()
     pair[1].send_bytes(b"")  # and it is woken
     joined()
     assert found == [(None, None)]
@@ -258,8 +259,8 @@ def test_what_actors_know_of_a_policy() -> None:
     assert inference == here.plan.inference
     assert inference.extras == {"log_prob": ((), "float32")}
     assert inference.core_size == 8
-    (desk,) = here.desks.desks
-    assert all(len(leaf) == 16 for name, tree in desk.items() if name != "text" for leaf in leaves(tree))
+    (buffer,) = here.requests.buffers
+    assert all(len(leaf) == 16 for name, tree in buffer.items() if name != "error" for leaf in leaves(tree))
 
 
 # --- whole runs ---

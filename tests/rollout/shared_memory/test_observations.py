@@ -9,7 +9,7 @@ from oracles.faulty import Picture, open_rollout
 from rltrain.learner.batches import join
 from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.shared_memory import observations
-from rltrain.rollout.shared_memory.observations import SLOT_BYTES, needs_slots
+from rltrain.rollout.shared_memory.observations import SLOT_BYTES
 from rltrain.rollout.tree import leaves
 from rltrain.rollout.types import Trajectory
 
@@ -43,30 +43,21 @@ def test_the_same_unrolls_through_slots_and_by_pickle(env: object, monkeypatch: 
     here = run(open_rollout(env, **given)[0])
     slots, pickled = [], []
     for size, found in ((1, slots), (1 << 40, pickled)):
-        monkeypatch.setattr(observations, "needs_slots", lambda job, size=size: needs_slots_at(job, size))
+        monkeypatch.setattr(observations, "SLOT_BYTES", size)
         rollout, _ = open_rollout(env, workers=2, **given)
-        assert bool(rollout._backend._slots.memories) == (size == 1)
+        assert bool(rollout._backend.slots.memories) == (size == 1)
         found += run(rollout)
     assert equal(here, slots)
     assert equal(here, pickled)
     assert not equal(here, run(open_rollout(env, **{**given, "seed": 2})[0]))
 
 
-def needs_slots_at(job: object, size: int) -> int:
-
-    before, observations.SLOT_BYTES = observations.SLOT_BYTES, size
-    try:
-        return needs_slots(job)  # type: ignore[arg-type]
-    finally:
-        observations.SLOT_BYTES = before
-
-
 @pytest.mark.usefixtures("fork_server")
 def test_pictures_are_big_and_vectors_are_not() -> None:
     big, _ = open_rollout(Picture, workers=1, streams=2, unroll=6)
     small, _ = open_rollout("CartPole-v1", workers=1, streams=2, unroll=6)
-    assert big._backend._slots.memories[0].size >= 2 * SLOT_BYTES
-    assert not small._backend._slots.memories
+    assert big._backend.slots.memories[0].size >= 2 * SLOT_BYTES
+    assert not small._backend.slots.memories
     big.close()
     small.close()
 

@@ -9,32 +9,34 @@ from dataclasses import replace
 from multiprocessing.connection import wait
 from typing import Any
 
-import numpy as np
 import pytest
 from oracles.faulty import config_of
 
-from rltrain.rollout.cluster.node import MessageOrder, outline_of
-from rltrain.rollout.cluster.remote_handle import RemoteHandle
-from rltrain.rollout.cluster.versions import differs, own_versions
-from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT, Heartbeat
+from rltrain.rollout.cluster.node import MessageOrder
+from rltrain.rollout.cluster.node_proxy import Publications, RemoteHandle
+from rltrain.rollout.cluster.versions import differences, own_versions
+from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT, Heartbeat, heartbeat_numbers
 from rltrain.rollout.shared_memory.memory import SharedMemory
-from rltrain.rollout.specs import ActorJob
+from rltrain.rollout.specs import StreamPlan
+from rltrain.rollout.types import Weights
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.setup.environment import open_environment
+from rltrain.setup.rollout import rollout_spec
 
 
 class Wire:
-    """Stands for the event loop and the node: answers come when and as a test says."""
+    """Has the interface of a NodeProxy that a handle uses: answers come when and as a test says."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.answers: dict[int, asyncio.Future[tuple[str, Any]]] = {}
         self.needed: dict[int, int] = {}
         self.ended: list[str | None] = []
-        self.published = 0
-        self.handle = RemoteHandle(
-            1, 7, np.zeros(HEARTBEAT, np.int64), "tcp://there", self.run, self.ask, lambda: self.published, self.end
-        )
+        self.name = "tcp://there"
+        self.publications = Publications((0, Weights(0, 0, {})), strict=True)
+        opened = self.loop.create_future()
+        opened.set_result(None)
+        self.handle = RemoteHandle(self, 1, 7, SharedMemory(8 * HEARTBEAT * 2), opened)  # type: ignore[arg-type]
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         self.loop.create_task(work)
@@ -44,12 +46,12 @@ class Wire:
         for _ in range(5):
             self.loop.run_until_complete(asyncio.sleep(0))
 
-    async def ask(self, number: int, needs: int, method: str, args: Any) -> tuple[str, Any]:
-        self.needed[number] = needs
+    async def ask(self, handle: RemoteHandle, number: int, required: int, method: str, args: Any) -> tuple[str, Any]:
+        self.needed[number] = required
         self.answers[number] = self.loop.create_future()
         return await self.answers[number]
 
-    async def end(self, why: str | None) -> None:
+    async def end(self, handle: RemoteHandle, why: str | None) -> None:
         self.ended.append(why)
 
     def say(self, number: int, kind: str, answer: Any) -> None:
@@ -85,7 +87,7 @@ def test_answers_come_in_the_order_of_the_questions(wire: Wire) -> None:
 
 def test_a_question_needs_the_weights_that_were_published_before_it(wire: Wire) -> None:
     wire.handle.call("collect")
-    wire.published = 4
+    wire.publications.issued = 4
     wire.handle.call("collect")
     assert wire.needed == {0: 0, 1: 4}
 
@@ -123,25 +125,25 @@ def test_a_closed_handle_can_be_rung_and_asked(wire: Wire) -> None:
         wire.handle.result()
 
 
-def test_what_an_actor_counts_is_added_to_what_those_before_it_did() -> None:
+def test_what_an_actor_counts_is_added_to_what_those_before_it_did(wire: Wire) -> None:
     memory = SharedMemory(8 * HEARTBEAT * 3)
-    life = Heartbeat(memory, 2)
-    life.step()
-    life.begin()
-    life.count(1.5, 2.5)
-    base = memory.array(8 * HEARTBEAT * 2, (HEARTBEAT,), np.int64).copy()
-    handle = RemoteHandle(2, 0, base, "", lambda work: work.close(), None, None, None)  # type: ignore[arg-type]
+    heartbeat = Heartbeat(memory, 2)
+    heartbeat.step()
+    heartbeat.begin()
+    heartbeat.add_seconds(1.5, 2.5)
+    handle = RemoteHandle(wire, 2, 0, memory, wire.handle.opened)  # type: ignore[arg-type]
     other = SharedMemory(8 * HEARTBEAT)
     theirs = Heartbeat(other, 0)
     for _ in range(10):
         theirs.step()
     theirs.begin()
-    theirs.count(0.5, 0.25)
-    life.end()
+    theirs.add_seconds(0.5, 0.25)
+    heartbeat.stop()
     for _ in range(2):  # telling twice does not add twice
-        handle.tell(memory, other.array(0, (HEARTBEAT,), np.int64).tolist())
-    assert (life.steps, life.begun, life.waited, life.acted) == (11, 2, 2.0, 2.75)
-    assert life.stopped  # is ours to say
+        handle.update_heartbeat(heartbeat_numbers(other, 0).tolist())
+    assert (heartbeat.steps, heartbeat.begun, heartbeat.waited, heartbeat.acted) == (11, 2, 2.0, 2.75)
+    assert heartbeat.stopped, "only the learner's side sets this"
+    handle.close()
     for used in (memory, other):
         used.close()
 
@@ -163,19 +165,20 @@ def test_coroutines_pass_in_the_order_of_their_numbers() -> None:
 
 def test_a_node_that_has_what_we_have_is_not_named() -> None:
     own = own_versions()
-    assert differs({"tcp://a": own, "tcp://b": dict(own)}) == []
+    assert differences({"tcp://a": own, "tcp://b": dict(own)}) == []
 
 
 @pytest.mark.parametrize("name", ["python", "rltrain", "torch", "gymnasium"])
 def test_a_node_that_differs_is_named_with_both_versions(name: str) -> None:
     own = own_versions()
-    lines = differs({"tcp://a": own, "tcp://b": {**own, name: "0.0"}, "tcp://c": {**own, name: None}})
+    lines = differences({"tcp://a": own, "tcp://b": {**own, name: "0.0"}, "tcp://c": {**own, name: None}})
     assert lines[0] == f"the node tcp://b has {name} 0.0 (here {own[name]}); install the same there"
     assert lines[1].startswith(f"the node tcp://c has {name} missing (here {own[name]})")
 
 
-def test_the_outline_of_a_job_holds_nothing_of_the_users() -> None:
-    spec = open_environment(config_of("CartPole-v1"))[0].spec
-    job = ActorJob(0, spec, 16, 0, (0, 1), (0, 0), (0, 0), lambda *_: None, lambda: None)
-    outline = pickle.loads(pickle.dumps(outline_of(job)))
-    assert replace(outline, make_env=job.make_env, make_policy=job.make_policy) == job
+def test_the_plan_that_a_node_gets_holds_no_code_of_the_users() -> None:
+    config = config_of("CartPole-v1")
+    environment = open_environment(config)[0]
+    plan = replace(rollout_spec(config, environment, StreamPlan(8)), make_env=lambda *_: None, make_policy=lambda: None)
+    outline = pickle.loads(pickle.dumps(plan.without_user_code()))
+    assert replace(outline, make_env=plan.make_env, make_policy=plan.make_policy) == plan
