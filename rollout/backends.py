@@ -1,4 +1,4 @@
-"""Where actors run: `Here` is this process or its children; `rltrain.rollout.cluster.cluster.Cluster` is the other."""
+"""Where actors run: in this process, in its children, or on a `rltrain.rollout.cluster.cluster.Cluster`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Backend(Protocol):
         """Free the rollout's memory; its actors have ended."""
 
 
-class Here:
+class LocalBackend:
     """This machine: actors share weights and big observations with the learner through memory.
 
     Args:

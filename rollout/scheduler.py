@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rltrain.rollout.backends import Backend, Here
+from rltrain.rollout.backends import Backend, LocalBackend
 from rltrain.rollout.inference.supervisor import InferenceSupervisor
 from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT, Heartbeat
 from rltrain.rollout.shared_memory.memory import SharedMemory
@@ -59,11 +59,11 @@ class Rollout:
         ]
         self._inference: InferenceSupervisor | None = None
         self._watchdog = ReadWatchdog(self._read_seconds)
-        self._backend: Backend = plan.cluster or Here(plan, weights, self._heartbeats)
+        self._backend: Backend = plan.cluster or LocalBackend(plan, weights, self._heartbeats)
         try:
             if plan.cluster is not None:
                 plan.cluster.begin(plan, weights, self._heartbeats)
-            if plan.inference is not None and isinstance(self._backend, Here):
+            if plan.inference is not None and isinstance(self._backend, LocalBackend):
                 counts = tuple(len(actor.streams) for actor in self._actors)
                 self._inference = InferenceSupervisor(plan, counts, self._backend.board, self._restarted)
             for actor in self._actors:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from rltrain.rollout.shared_memory.observations import actor_buffers
 from rltrain.rollout.shared_memory.weights import WeightsBoard
 from rltrain.rollout.specs import ActorJob, Inference
 from rltrain.rollout.tree import Tree, leaves, tree_map, unflatten
-from rltrain.rollout.types import Trajectory, hooks_of
+from rltrain.rollout.types import Gradients, Policy, Trajectory, hooks_of
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,18 @@ class Actor:
         count, width = len(streams), padded(len(streams))
         self._heartbeat = Heartbeat(SharedMemory.attach(links.heartbeats), job.worker)
         self._client: InferenceClient | None = None
+        self._reduce: Callable[[Trajectory], Gradients] | None = None
         if plan.inference is not None:
-            self.policy: Any = self._connect(plan.inference, links.inference)
+            self.policy: Policy | InferenceClient = self._connect(plan.inference, links.inference)
             self._client = self.policy
         else:
-            self.policy = plan.make_policy()
+            self.policy = policy = plan.make_policy()
             if plan.reduce is None:  # else the policy is also applied to whole unrolls
-                hooks_of(self.policy).set_active_rows(count)
+                hooks_of(policy).set_active_rows(count)
+            else:
+                self._reduce = functools.partial(plan.reduce, policy)
             assert links.weights is not None
-            self._parameters = {name: tensor.numpy() for name, tensor in self.policy.state_dict().items()}
+            self._parameters = {name: tensor.numpy() for name, tensor in policy.state_dict().items()}
             self._board = WeightsBoard(self._parameters, SharedMemory.attach(links.weights))
         buffers = actor_buffers(plan, count, links.slots)
         self._rows = [empty_rows(spec, plan.unroll, count, obs) for obs in buffers]
@@ -84,11 +88,11 @@ class Actor:
         self._end = plan.unroll  # the row of the previous unroll that the next one begins with
         self._ended = time.perf_counter()
 
-    def collect(self, length: int | None = None) -> tuple[Any, int | None]:
+    def collect(self, length: int | None = None) -> tuple[Trajectory | Gradients | None, int | None]:
         """T steps of every stream (or `length`, if less) with the newest weights. The next call reuses the arrays.
 
         Returns:
-            The unroll, or the result of `reduce`; and the slot that holds its observations, or None if it has them.
+            The unroll, or the gradients that `reduce` returns; and the slot that holds its observations, if any.
             (None, None) if the run is over.
         """
         if self._heartbeat.stopped:
@@ -169,10 +173,10 @@ class Actor:
         slot = self._slot if len(self._rows) > 1 else None
         self._last, self._end, self._slot = rows, unroll, (self._slot + 1) % len(self._rows)
         trajectory = replace(trajectory, episodes=episodes)
-        answer = trajectory if job.plan.reduce is None else job.plan.reduce(self.policy, trajectory)
+        gradients = None if self._reduce is None else self._reduce(trajectory)
         before, self._ended = self._ended, time.perf_counter()
         self._heartbeat.add_seconds(began - before, self._ended - began)
-        return (answer if slot is None else replace(answer, obs=None)), slot
+        return gradients or (trajectory if slot is None else replace(trajectory, obs=None)), slot
 
     def _connect(self, inference: Inference, ticket: Any) -> InferenceClient:
         pipe, memory, streams = ticket

@@ -77,9 +77,10 @@ class Blockwise:
                      their position too.
     """
 
-    def __init__(self, policy: Any, single_rows: bool = False) -> None:
+    def __init__(self, policy: Policy, single_rows: bool = False) -> None:
         self._policy, self._single_rows = policy, single_rows
-        self.score: Callable[[Tree, bool], Tensor] | None = None if hooks_of(policy).score is None else self._score
+        self._inner_score = hooks_of(policy).score
+        self.score = None if self._inner_score is None else self._score
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
@@ -97,8 +98,9 @@ class Blockwise:
         )
 
     def _score(self, obs: Tree, explore: bool) -> Tensor:
+        assert self._inner_score is not None
         blocks = self._blocks(len(leaves(obs)[0]))
-        scores = [self._policy.score(tree_map(operator.itemgetter(rows), obs), explore) for rows in blocks]
+        scores = [self._inner_score(tree_map(operator.itemgetter(rows), obs), explore) for rows in blocks]
         return torch.cat([score[: self._count] for score in scores])
 
     @property

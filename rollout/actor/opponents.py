@@ -21,7 +21,7 @@ from rltrain.rollout.shared_memory.memory import SharedMemory, Ticket
 from rltrain.rollout.shared_memory.weights import WeightsBoard, is_published
 from rltrain.rollout.specs import OpponentPool
 from rltrain.rollout.tree import Tree
-from rltrain.rollout.types import NEWEST, Episode
+from rltrain.rollout.types import NEWEST, Episode, Policy
 
 PLAYERS = 2
 DRAWN = 3  # random numbers per game: which player is the newest policy; play a snapshot or not; which snapshot
@@ -42,7 +42,7 @@ class Opponents:
         streams: Sequence[int],
         unroll: int,
         pool: OpponentPool,
-        make_policy: Callable[[], Any],
+        make_policy: Callable[[], Policy],
         boards: Sequence[Ticket | SharedMemory],
     ) -> None:
         count = len(streams)
@@ -70,7 +70,9 @@ class Opponents:
             if self._snapshots[self.index[b]].id != self.opponent[b]:
                 self.opponent[b] = NEWEST  # replaced during the game, whose result is not that of one opponent
 
-    def act(self, t: int, rows: UnrollBuffer, noise: torch.Tensor, obs: Tree, mask: Any, action: np.ndarray) -> None:
+    def act(
+        self, t: int, rows: UnrollBuffer, noise: torch.Tensor, obs: Tree, mask: torch.Tensor | None, action: np.ndarray
+    ) -> None:
         """Row t: draw the games that begin, and write the snapshots' actions into the joint actions [>=B, *A]."""
         count = len(self.player)
         for b in np.flatnonzero(rows.first[t, :count]):
@@ -145,7 +147,7 @@ class RandomOpponent:
 class _Snapshot:
     """A policy with the weights that were last read from its board."""
 
-    def __init__(self, policy: Any, memory: SharedMemory) -> None:
+    def __init__(self, policy: Policy, memory: SharedMemory) -> None:
         self.policy = policy
         self._parameters = {name: tensor.numpy() for name, tensor in policy.state_dict().items()}
         self._board = WeightsBoard(self._parameters, memory)

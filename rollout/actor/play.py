@@ -17,7 +17,7 @@ from rltrain.rollout.actor.opponents import RandomOpponent
 from rltrain.rollout.buffers import clear_absent, empty_rows, padded
 from rltrain.rollout.shared_memory.memory import SharedMemory, Ticket
 from rltrain.rollout.tree import tree_map
-from rltrain.rollout.types import Episode
+from rltrain.rollout.types import Episode, Policy
 
 LONGEST = 10_000  # steps after which an episode is cut off if its environment has no time limit
 
@@ -25,7 +25,7 @@ LONGEST = 10_000  # steps after which an episode is cut off if its environment h
 def play(
     make: Callable[[], Any],
     spec: EnvSpec,
-    policy: Any,
+    policy: Policy,
     seeds: Sequence[int],
     explore: bool = False,
     at_once: int = 64,
@@ -56,7 +56,7 @@ def play(
 def _play(
     make: Callable[[], Any],
     spec: EnvSpec,
-    policy: Any,
+    policy: Policy,
     seeds: Sequence[int],
     explore: bool,
     frame: Callable[[Any], None] | None,
@@ -118,7 +118,7 @@ class EvaluatorJob:
 
     spec: EnvSpec
     make: Callable[[], Any]  # one environment
-    make_policy: Callable[[], Any]
+    make_policy: Callable[[], Policy]
     at_random: bool = False  # see `play`
 
 

@@ -6,12 +6,12 @@ An actor has two slots for each unroll that may be in flight, since the learner 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from rltrain.rollout.buffers import obs_arrays, padded
 from rltrain.rollout.shared_memory.memory import SharedMemory, Ticket, tree_at, tree_bytes
 from rltrain.rollout.specs import RolloutSpec
 from rltrain.rollout.tree import Tree, tree_map
+from rltrain.rollout.types import Gradients, Trajectory
 
 SLOT_BYTES = 256 * 1024  # smaller observations are faster to pickle
 
@@ -33,10 +33,10 @@ class ObservationSlots:
         self.memories[worker] = SharedMemory(2 * self._plan.max_in_flight * size)
         return self.memories[worker].ticket()
 
-    def unpack(self, worker: int, answer: tuple[Any, int | None]) -> Any:
+    def unpack(self, worker: int, answer: tuple[Trajectory | Gradients, int | None]) -> Trajectory | Gradients:
         """The unroll of an actor's answer (unroll, slot), with the observations from its slot."""
         unroll, slot = answer
-        if slot is None:
+        if slot is None or not isinstance(unroll, Trajectory):
             return unroll
         rows, columns = unroll.rows + 1, len(unroll.stream)
         views = tree_at(self.memories[worker], slot, _slot(self._plan, columns))
