@@ -1,1 +1,1 @@
-"""One actor: steps its environments with a policy and writes trajectories; noise, opponents, episodes."""
+"""The actor: steps environments with a policy and writes trajectories; noise, opponents, evaluation."""

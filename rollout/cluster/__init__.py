@@ -1,1 +1,1 @@
-"""Actors on other machines, through Dask: nodes, their proxies, and the cluster of them."""
+"""Actors on other machines, through Dask: the cluster, its nodes, and their proxies."""

@@ -1,1 +1,1 @@
-"""What actors and learner share without copies: weights, observations, heartbeats."""
+"""Memory that actors and the learner share: weights, observations, heartbeats."""

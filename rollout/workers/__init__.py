@@ -1,1 +1,1 @@
-"""Workers that hold an actor: in this process, or in a process of its own; start, end and clean-up."""
+"""Workers: an object in this process or in its own process; how they start, end and are cleaned up."""

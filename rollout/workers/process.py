@@ -233,8 +233,8 @@ def _serve(payload: bytes) -> None:
 def die_with_parent() -> None:
     """Let a SIGKILL of the parent end this process too, even while it hangs in C code.
 
-    A child of the fork server dies with the server, which ends when nobody holds its "alive" pipe any more; so the
-    descriptor inherited here is closed.
+    A child of the fork server dies with the server, which ends when no process has its "alive" pipe open; so this
+    process closes the descriptor that it inherited.
     """
     from multiprocessing import forkserver
 
