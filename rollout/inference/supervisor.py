@@ -55,7 +55,7 @@ class InferenceSupervisor:
         self._open()
 
     def ticket(self, worker: int) -> Any:
-        """The connection of a new actor. Also wakes the server, to answer a pending request of the actor's predecessor."""
+        """The connection of a new actor. Wakes the server, which may have to answer a request of the predecessor."""
         with contextlib.suppress(OSError):
             os.write(self._actor_pipes[worker].fileno(), WAKE)  # that actor may have died before it woke the server
         return self._actor_pipes[worker], self.requests.memory.ticket(), self.requests.streams
