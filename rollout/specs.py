@@ -59,7 +59,7 @@ class RolloutSpec:
     max_lag: int | None = None  # versions since an unroll's weights, above which it is dropped
     shorten: bool = False  # give shorter unrolls to an actor that is many times slower than the others
     deterministic: bool = False  # take unrolls in turn, and publish weights only after all actors have read theirs
-    reduce: Callable[[Policy, Trajectory], Gradients] | None = None  # its result is sent in place of the unroll
+    reduce: Callable[[Any, Trajectory], Gradients] | None = None  # its result is sent in place of the unroll
     pool: OpponentPool | None = None
     inference: Inference | None = None  # the policy of the inference server; None: each actor has its own
     cluster: Any = None  # with backend "dask": a `rltrain.rollout.cluster.cluster.Cluster`
@@ -115,7 +115,7 @@ class GradientPlan:
     """Actors compute gradients from their own unrolls; the learner applies each in the order of arrival."""
 
     unroll: int  # T, rows per stream and gradient
-    reduce: Callable[[Policy, Trajectory], Gradients]  # (policy, unroll) -> gradients; picklable, runs in the actor
+    reduce: Callable[[Any, Trajectory], Gradients]  # (policy, unroll) -> gradients; picklable, runs in the actor
     wait: int | Literal["all"] = 1  # streams the learner waits for before it applies the gradients received
     overlap: bool = True  # actors continue while the learner updates
     max_in_flight: int = 1  # unrolls that an actor may have begun or finished before the learner has received them
