@@ -160,6 +160,17 @@ def test_examples_import_rltrain_and_nothing_below_it(file: Path) -> None:
                 assert node.attr in rltrain.__all__, name
 
 
+def test_classes_named_in_the_architecture_exist() -> None:
+    """By their names in code: two capitals or more, as in `WeightsBoard`."""
+    source = "".join(
+        file.read_text() for layer in ("envs", "rollout", "algorithms", "rl") for file in (ROOT / layer).rglob("*.py")
+    )
+    named = set(re.findall(r"`([A-Z][a-z]+[A-Z][A-Za-z]*)`", (ROOT / "docs" / "architecture.md").read_text()))
+
+    assert len(named) > 5
+    assert {name for name in named if not re.search(rf"\b{name}\b", source)} == set()
+
+
 @pytest.mark.parametrize("file", [file for file in PAGES if file.name != "architecture.md"], ids=lambda file: file.name)
 def test_the_prose_names_public_names_only(file: Path) -> None:
     """`rltrain.NAME` in the text is part of the API, except in the page that describes the inside."""
