@@ -1,1 +1,1 @@
-"""The world, made uniform: what can be named becomes a vector of streams that write rows of an unroll."""
+"""Environments: found by name, and stepped as vectors of streams that write the rows of an unroll."""

@@ -1,1 +1,1 @@
-"""Environments from other packages: Atari, EnvPool, PettingZoo, and what their interfaces need."""
+"""Environments of other packages: Atari, EnvPool and PettingZoo."""
