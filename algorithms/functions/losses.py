@@ -1,6 +1,6 @@
-"""Losses as pure functions: the paper's symbols, the shapes, nothing else.
+"""Losses as pure functions.
 
-`valid` marks the rows that count, where a batch is padded or holds reset rows; None means all of them.
+`valid` marks the rows that count if a batch has padding or reset rows; None means all rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 
 
 class Surrogate(NamedTuple):
-    """PPO's policy loss and two signs of its health, which carry no gradient."""
+    """PPO's policy loss, and two diagnostics without gradient."""
 
     loss: Tensor  # []
     clip_fraction: Tensor  # []  share of rows whose ratio lies outside the clip range
@@ -48,12 +48,12 @@ def clipped_surrogate(
 
 
 def clipped_value(value: Tensor, old_value: Tensor, target: Tensor, clip: float, valid: Tensor | None = None) -> Tensor:
-    """Value loss that does not reward moving further than `clip` from the old value (Baselines' ppo2).
+    """Value loss with no gradient beyond a distance of `clip` from the old value (Baselines' ppo2).
 
     Args:
         value:     [...]  V(o) of the network being trained; carries the gradient.
-        old_value: [...]  V(o) when the target was made.
-        target:    [...]  what V(o) should become.
+        old_value: [...]  V(o) at the time the target was computed.
+        target:    [...]  the target of V(o).
         clip:      epsilon, in the unit of the value.
         valid:     [...]  bool, the rows that count.
 

@@ -49,7 +49,7 @@ def lambda_returns(reward: Tensor, value: Tensor, discount: Tensor, trace: Tenso
     Args and errors: as for `gae`.
 
     Returns:
-        [T, B] returns, reset rows without meaning.
+        [T, B] returns, reset rows hold no meaning.
     """
     _check("lambda_returns", reward, value, discount, trace)
     decay = discount * trace
@@ -59,10 +59,10 @@ def lambda_returns(reward: Tensor, value: Tensor, discount: Tensor, trace: Tenso
 
 
 class VTrace(NamedTuple):
-    """What `vtrace` makes of an unroll."""
+    """Targets and advantages of an unroll, from `vtrace`."""
 
-    target: Tensor  # [T, B]  v_t, what V(o_t) should become
-    advantage: Tensor  # [T, B]  what log pi(a_t|o_t) is to be weighted with, its own importance weight included
+    target: Tensor  # [T, B]  v_t, the target of V(o_t)
+    advantage: Tensor  # [T, B]  the factor of log pi(a_t|o_t), importance weight included
 
 
 def vtrace(
@@ -82,17 +82,17 @@ def vtrace(
         v_t         = V(o_t) + delta_t + discount_t * trace_t * min(c_bar, ratio_t) * (v_{t+1} - V(o_{t+1}))
         advantage_t = min(rho_bar_pg, ratio_t) * (r_t + discount_t * v_{t+1} - V(o_t)),    v_T = V(o_T)
 
-    At a reset row, and at padding, v_t is V(o_t): there stands the final observation, which the row before bootstraps
-    from, and nothing of what follows belongs to it. Where all ratios are 1 and no bound is below 1, v_t is the
+    At a reset row, and at padding, v_t is V(o_t): the row holds the final observation, from which the row before
+    bootstraps, and no later row belongs to its episode. If all ratios are 1 and no bound is below 1, v_t is the
     lambda-return.
 
     Args:
-        log_ratio:  [T, B]    log pi(a_t|o_t) - log mu(a_t|o_t): the policy to be judged, and the one that acted.
+        log_ratio:  [T, B]    log pi(a_t|o_t) - log mu(a_t|o_t): the evaluated policy, and the behaviour policy.
         reward:     [T, B]    as for `gae`.
         value:      [T+1, B]  V(o_t), the last row included: it is the bootstrap.
         discount:   [T, B]    gamma, or 0 where the episode terminated.
         trace:      [T, B]    lambda, or 0 where the episode ended in either way.
-        valid:      [T, B]    bool, rows whose action was taken; the others may hold anything.
+        valid:      [T, B]    bool, rows whose action was executed; the values of other rows do not matter.
         rho_bar:    bound of the ratio in delta: with it, v is the value of a policy between mu and pi.
         c_bar:      bound of the ratio along the trace: it moves variance, not the fixed point. At most rho_bar.
         rho_bar_pg: bound of the ratio in the advantage.
@@ -117,14 +117,14 @@ def vtrace(
 def project(probs: Tensor, support: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
     """The distribution of reward + discount * Z on the atoms of Z: C51, Bellemare et al. 2017, algorithm 1.
 
-    What lies between two atoms is shared between them by distance, what lies beyond the outer ones goes to these. An
-    atom that is met exactly gets all.
+    Probability between two atoms is split between them by distance; beyond the outermost atoms it goes to these. A value
+    exactly on an atom gives all its probability to that atom.
 
     Args:
         probs:    [B, atoms]  of Z at the next observation.
         support:  [atoms]     evenly spaced, ascending, at least 2.
         reward:   [B]
-        discount: [B]         gamma^m, or 0 where nothing follows: then all of it goes to the reward's atoms.
+        discount: [B]         gamma^m, or 0 after a termination: then all probability goes to the atoms next to the reward.
 
     Returns:
         [B, atoms] probabilities, with the same sum as `probs`.
@@ -135,9 +135,9 @@ def project(probs: Tensor, support: Tensor, reward: Tensor, discount: Tensor) ->
     place = ((value - low) * (last / (high - low))).clamp(0, last)
     below = place.long().clamp(max=last - 1)  # so that `below + 1` is an atom too
     above = place - below  # share of the upper one, 1 at the last atom
-    found = torch.zeros_like(probs)
-    found.scatter_add_(-1, below, probs * (1 - above))
-    return found.scatter_add_(-1, below + 1, probs * above)
+    result = torch.zeros_like(probs)
+    result.scatter_add_(-1, below, probs * (1 - above))
+    return result.scatter_add_(-1, below + 1, probs * above)
 
 
 def _backwards(step: Tensor, decay: Tensor) -> Tensor:

@@ -95,8 +95,8 @@ class Encoder(nn.Module):
         return unflatten(obs, [arranged(x, leaf) if leaf.kind == "image" else x for leaf, x in kinds])
 
     def _image(self, net: Any, image: Tensor) -> Tensor:
-        whole = self.rows is None or self.rows >= len(image)
-        encoded: Tensor = net(image) if whole else net.some(image, self.rows)
+        padded = self.rows is not None and self.rows < len(image)
+        encoded: Tensor = net.some(image, self.rows) if padded else net(image)
         return encoded
 
     def forward(self, obs: Tree) -> Tensor:
