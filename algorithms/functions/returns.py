@@ -117,14 +117,14 @@ def vtrace(
 def project(probs: Tensor, support: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
     """The distribution of reward + discount * Z on the atoms of Z: C51, Bellemare et al. 2017, algorithm 1.
 
-    Probability between two atoms is split between them by distance; beyond the outermost atoms it goes to these. A value
-    exactly on an atom gives all its probability to that atom.
+    Probability between two atoms is split between them by distance; beyond the outermost atoms it goes to these. All
+    probability of a value exactly on an atom goes to that atom.
 
     Args:
         probs:    [B, atoms]  of Z at the next observation.
         support:  [atoms]     evenly spaced, ascending, at least 2.
         reward:   [B]
-        discount: [B]         gamma^m, or 0 after a termination: then all probability goes to the atoms next to the reward.
+        discount: [B]         gamma^m, or 0 after a termination: then all of it goes to the atoms around reward.
 
     Returns:
         [B, atoms] probabilities, with the same sum as `probs`.
