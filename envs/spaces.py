@@ -198,16 +198,12 @@ def action_reader(spec: ActionSpec, dtype: DTypeLike | None = None) -> Callable[
     return lambda action: (action + start).astype(integer)
 
 
-def split_mask(obs: Any, spec: ObsSpec) -> tuple[Any, Any]:
-    """An observation without the key `action_mask`, and that mask; None if it has no mask.
-
-    Args:
-        spec: of the observation without the mask.
-    """
+def split_mask(obs: Any) -> tuple[Any, Any]:
+    """An observation without the key `action_mask`, as `without_mask` has its space; and that mask, or None."""
     if not (isinstance(obs, dict) and MASK in obs):
         return obs, None
     rest = {key: value for key, value in obs.items() if key != MASK}
-    return rest if isinstance(spec, dict) else next(iter(rest.values())), obs[MASK]
+    return next(iter(rest.values())) if len(rest) == 1 else rest, obs[MASK]
 
 
 def mask_of(obs: Any, info: dict[str, Any], in_obs: bool) -> np.ndarray:

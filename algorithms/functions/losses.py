@@ -71,6 +71,14 @@ def squared_error(value: Tensor, target: Tensor, valid: Tensor | None = None) ->
     return 0.5 * masked_mean((value - target).square(), valid)
 
 
+def td_loss(value: Tensor, target: Tensor, valid: Tensor, kind: Literal["huber", "squared"]) -> Tensor:
+    """[] mean over the valid rows [...] of (value - target)^2, or of the Huber loss with threshold 1."""
+    error = value - target
+    if kind == "squared":
+        return masked_mean(error.square(), valid)
+    return masked_mean(F.huber_loss(error, torch.zeros_like(error), reduction="none"), valid)
+
+
 def normalised(advantage: Tensor, valid: Tensor | None = None, sync: GradientSync = SINGLE) -> Tensor:
     """Advantages [...] with mean 0 and standard deviation 1 over the valid rows of all learners; other rows become 0.
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rltrain.algorithms.functions.losses import gather_action, masked_mean
+from rltrain.algorithms.functions.losses import gather_action, masked_mean, td_loss
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.multi_agent.mixers import Each, Monotonic, Sum
 from rltrain.algorithms.multi_agent.q_policy import network_inputs, online_values, values
@@ -54,14 +53,10 @@ class MixedQ:
     def update(self, batch: Trajectory, progress: float) -> Update:
         """One gradient step on a sample of the replay; then the target networks follow."""
         config = self.config
-        lr = linear(config.lr, config.lr_end, progress)
-        epsilon = self.policy.explore(progress)
+        lr, epsilon = linear(config.lr, config.lr_end, progress), self.policy.explore(progress)
         loss, q_mean = self.loss(batch)
         norm = step(self.optimizer, loss, lr, config.max_grad_norm)
-        if config.tau is not None:
-            self.target.follow(config.tau)
-        elif self.optimizer.steps % config.target_every == 0:
-            self.target.follow(1.0)
+        self.target.follow_on_schedule(config.tau, config.target_every, self.optimizer.steps)
         return Update({"loss_q": loss.detach(), "q_mean": q_mean, "grad_norm": norm, "lr": lr, "epsilon": epsilon})
 
     def loss(self, batch: Trajectory) -> tuple[Tensor, Tensor]:
@@ -74,12 +69,7 @@ class MixedQ:
         q_tot = mixer(chosen, mixer.state(batch, slice(None, -1)))  # [T, B], or [T, B, N] without mixing
         target, known = self.targets(batch, inputs, next_q)
         valid = batch.valid if mixer.joint else batch.valid.unsqueeze(-1) & acts & known
-        error = q_tot - target
-        if self.config.loss == "squared":
-            losses = error.square()
-        else:
-            losses = F.huber_loss(error, torch.zeros_like(error), reduction="none")
-        return masked_mean(losses, valid), masked_mean(q_tot.detach(), valid)
+        return td_loss(q_tot, target, valid, self.config.loss), masked_mean(q_tot.detach(), valid)
 
     @torch.no_grad()
     def targets(self, batch: Trajectory, inputs: tuple[Any, ...], next_q: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -97,10 +87,11 @@ class MixedQ:
         best = greedy(target_q if next_q is None else next_q, legal)  # [T, B, N]
         bootstraps = (batch.alive[after] | batch.truncated) & ~batch.terminated  # [T, B, N]
         value = gather_action(target_q, best).masked_fill(~bootstraps, 0.0)
-        if not mixer.joint and batch.acting is not None:
-            return up_to_next_turn(batch, value, gamma)
         if not mixer.joint:
-            return batch.reward + gamma * value, torch.ones_like(bootstraps)
+            known = torch.ones_like(bootstraps)
+            return (
+                (batch.reward + gamma * value, known) if batch.acting is None else up_to_next_turn(batch, value, gamma)
+            )
         if batch.acting is not None:
             value = value * bootstrap_weights(batch)
         next_tot = mixer(value, mixer.state(batch, after))  # [T, B]

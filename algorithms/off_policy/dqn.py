@@ -69,9 +69,7 @@ class DQN:
             q = torch.softmax(logits.detach(), -1) @ self.net.support
         metrics = {"loss_q": loss.detach(), "q_mean": q.mean()}
         metrics["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, self.sync, len(target), metrics)
-        every, tau = (config.target_every, 1.0) if config.tau is None else (1, config.tau)
-        if every and self.optimizer.steps % every == 0:
-            self.target.follow(tau)
+        self.target.follow_on_schedule(config.tau, config.target_every, self.optimizer.steps)
         schedules = {"lr": lr} if config.noisy else {"lr": lr, "epsilon": epsilon}
         return Update({**metrics, **schedules}, None if batch.index is None else error.abs())
 

@@ -46,6 +46,13 @@ class TargetNetwork:
                 else:
                     copied.copy_(buffer)
 
+    def follow_on_schedule(self, tau: float | None, every: int | None, updates: int) -> None:
+        """After update number `updates`: one step with `tau`; if it is None, a copy every `every` updates (0: none)."""
+        if tau is not None:
+            self.follow(tau)
+        elif every and updates % every == 0:
+            self.follow(1.0)
+
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = self.module.state_dict()
         return state

@@ -49,7 +49,7 @@ Wait = Annotated[int | None, Field(ge=1, description="streams that an update wai
 MaxInFlight = Annotated[int, Field(ge=1, description="unrolls that an actor may be ahead of the learner")]
 
 
-class ActorCritic(Collect, Optimise, Network):
+class ActorCriticSettings(Collect, Optimise, Network):
     """All actor-critic algorithms."""
 
     lr_end: LrEnd = 0.0
@@ -81,7 +81,7 @@ class ActorCritic(Collect, Optimise, Network):
         return self
 
 
-class LearnerActorCritic(ActorCritic):
+class LearnerActorCriticSettings(ActorCriticSettings):
     """Actor-critic algorithms whose learner has the observations: it can keep running statistics of them."""
 
     entropy_end: float | None = Field(
@@ -130,7 +130,7 @@ class VTrace(Asynchronous):
         return self
 
 
-class PPOConfig(LearnerActorCritic):
+class PPOConfig(LearnerActorCriticSettings):
     """PPO. Defaults: the MuJoCo runs of Schulman et al. 2017."""
 
     streams: Streams = default(8, "the value for Atari")
@@ -153,7 +153,7 @@ class PPOConfig(LearnerActorCritic):
     sequence: SequenceLength = 16
 
 
-class A2CConfig(LearnerActorCritic, RMSprop):
+class A2CConfig(LearnerActorCriticSettings, RMSprop):
     """A2C. Defaults: Mnih et al. 2016 in its synchronous form."""
 
     streams: Streams = default(16, "the paper's 16 threads")
@@ -163,7 +163,7 @@ class A2CConfig(LearnerActorCritic, RMSprop):
     sequence: SequenceLength = 8
 
 
-class IMPALAConfig(LearnerActorCritic, RMSprop, VTrace):
+class IMPALAConfig(LearnerActorCriticSettings, RMSprop, VTrace):
     """IMPALA. Defaults: the Atari runs of Espeholt et al. 2018."""
 
     streams: Streams = default(16, "our choice")
@@ -176,7 +176,7 @@ class IMPALAConfig(LearnerActorCritic, RMSprop, VTrace):
     sequence: SequenceLength = 20
 
 
-class APPOConfig(LearnerActorCritic, TargetNetwork, VTrace):
+class APPOConfig(LearnerActorCriticSettings, TargetNetwork, VTrace):
     """APPO. Defaults: RLlib's APPO."""
 
     streams: Streams = default(16, "our choice")
@@ -198,7 +198,7 @@ class APPOConfig(LearnerActorCritic, TargetNetwork, VTrace):
     sequence: SequenceLength = 25
 
 
-class A3CConfig(ActorCritic, RMSprop, Asynchronous):
+class A3CConfig(ActorCriticSettings, RMSprop, Asynchronous):
     """A3C. Defaults: Mnih et al. 2016."""
 
     streams: Streams = default(16, "the paper's 16 threads")

@@ -34,7 +34,7 @@ def write_observations(
         group, (agent,) = part.group, part.names
         if agent not in obs:
             continue
-        own, mask = split_mask(obs[agent], group.obs)
+        own, mask = split_mask(obs[agent])
         mask = masks.get(agent) if masks.get(agent) is not None else mask
         group_leaves = spec.single_agent(group).leaves()
         for leaf, array, child in zip(group_leaves, leaves(rows[group.name]), leaves(own), strict=True):

@@ -60,7 +60,7 @@ class Trained:
             return self._act_joint(obs, explore, action_mask or {})
         spec, leaf_specs = self.spec, self.spec.leaves()
         if spec.action_mask:
-            obs, mask_in_obs = split_mask(obs, spec.obs)
+            obs, mask_in_obs = split_mask(obs)
             action_mask = mask_in_obs if action_mask is None else action_mask
         arrays = [np.asarray(leaf) for leaf in leaves(obs)]
         single = arrays[0].ndim == len(leaf_specs[0].shape)

@@ -16,6 +16,8 @@ from rltrain.envs.spaces import (
     obs_spec,
     obs_writer,
     random_action,
+    split_mask,
+    without_mask,
 )
 from rltrain.envs.spec import ActionSpec, Leaf, from_json, to_json
 
@@ -217,3 +219,15 @@ def test_text_beside_a_mask() -> None:
     arrays = {"x": np.zeros((1, 1, 2), np.float32)}
     obs_writer(spaces.Dict(both))(arrays, (0, 0), {"words": "a", "action_mask": [1, 1], "x": np.ones(2, np.float32)})
     assert arrays["x"].sum() == 2
+
+
+@pytest.mark.parametrize("more", [{}, {"y": spaces.Discrete(2)}, {"x": spaces.Dict({"z": spaces.Discrete(3)})}])
+def test_an_observation_without_its_mask_lies_in_the_space_without_it(more) -> None:
+    space = spaces.Dict({"action_mask": spaces.MultiBinary(3), "x": spaces.Box(0, 1, (2,)), **more})
+    obs = space.sample()
+
+    rest, mask = split_mask(obs)
+
+    assert without_mask(space).contains(rest)
+    assert (mask == obs["action_mask"]).all()
+    assert split_mask(rest)[1] is None
