@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rltrain.envs.errors import EnvFault
-from rltrain.envs.source import EnvSource
+from rltrain.envs.lookup import EnvSource
 from rltrain.envs.spaces import MASK, action_reader, mask_in_obs, mask_of, random_action, text_keys
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.plain_data import same

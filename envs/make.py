@@ -12,7 +12,7 @@ import gymnasium
 from gymnasium.wrappers import FrameStackObservation
 
 from rltrain.envs.errors import EnvError, EnvFault
-from rltrain.envs.source import FORMS, EnvSource, registered
+from rltrain.envs.lookup import FORMS, EnvSource, registered
 from rltrain.envs.spaces import MASK, env_spec, stacked
 from rltrain.envs.spec import EnvSpec, Padding
 from rltrain.envs.suites import atari

@@ -20,7 +20,7 @@ from typing import Any
 import cloudpickle
 import gymnasium
 
-from rltrain.envs.source import EnvSource, load_entry_point
+from rltrain.envs.lookup import EnvSource, load_entry_point
 
 THIS_PACKAGE = "rltrain"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import re
 import signal
 import sys
 import time
@@ -13,14 +12,13 @@ import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import rltrain
 from rltrain import algorithms
-from rltrain.config.flags import add_flags, env_arg, in_help_order, spelled, whole
+from rltrain.config.flags import Parser, run_parser, whole
 from rltrain.config.load import load, reload
-from rltrain.config.messages import unknown
-from rltrain.config.run_config import INNER, PRELOAD, RunConfig
+from rltrain.config.run_config import PRELOAD, RunConfig
 from rltrain.envs.errors import EnvError, EnvFault
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, LearnerLost, RunFailed, Stop
 from rltrain.reporting.console import say
@@ -32,39 +30,8 @@ if TYPE_CHECKING:
     from rltrain.evaluation.evaluate import Evaluation
     from rltrain.reporting.report import Result
 
+
 STARTED = time.monotonic()
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises ConfigError, and takes -1e-3 for a number."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(
-            allow_abbrev=False,
-            argument_default=argparse.SUPPRESS,
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
-            **options,
-        )
-        self._negative_number_matcher = re.compile(r"-\.?\d[\d.e+-]*$")
-        self.add_argument("--version", action="version", version=f"rltrain {rltrain.__version__}")
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(re.sub(r"^argument (--[\w-]+)(?:/\S+)?:", r"\1:", message))
-
-    def parse(self, argv: Sequence[str]) -> dict[str, Any]:
-        """The values of the given flags, by name.
-
-        Raises:
-            ConfigError: a flag is unknown; the message names the nearest known one.
-        """
-        values, rest = self.parse_known_args(argv)
-        for word in rest:
-            if not word.startswith("-"):
-                raise ConfigError(f"unexpected {word!r}; values follow a flag, as in --seed 1")
-            flags = [flag[2:].replace("-", "_") for flag in self._option_string_actions if flag.startswith("--")]
-            flags.remove("help")
-            raise ConfigError(unknown("flag", word.partition("=")[0].lstrip("-").replace("-", "_"), flags, spelled))
-        return vars(values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,7 +115,7 @@ def _under_torchrun(config: RunConfig, resume: Path | None) -> tuple[RunConfig, 
 
 def parse(argv: Sequence[str]) -> tuple[RunConfig, Path | None]:
     """The configuration that the flags describe, and with --resume the folder of the run."""
-    given = parser(_named_algorithm(argv)).parse(argv)
+    given = run_parser(_named_algorithm(argv), rltrain.__version__).parse(argv)
     file, resume = given.pop("config", None), given.pop("resume", None)
     if resume is not None:
         if file is not None:
@@ -176,38 +143,9 @@ def _named_algorithm(argv: Sequence[str]) -> str | None:
     return algo if algo in algorithms.names() else None
 
 
-def parser(algo: str | None) -> Parser:
-    """The flags of a run and, if the algorithm is known, of its settings."""
-    top = Parser(
-        prog="rltrain",
-        description="Trains an algorithm on an environment. "
-        "A flag overrides --config, which overrides configs/<algo>/<env>.toml, which overrides the default.",
-        epilog=None if algo else f"Settings of an algorithm: rltrain --algo {algorithms.names()[-1]} --help",
-        usage="rltrain --algo NAME --env ENV [flags]\n       rltrain --resume DIR [flags]",
-    )
-    run = top.add_argument_group("the run")
-    run.add_argument("--config", metavar="FILE.toml", help="values of these flags; a table [ppo] has those of ppo")
-    run.add_argument("--resume", metavar="DIR", help="continues the run in this folder; needs no other flag")
-    run.add_argument(
-        "--env-arg",
-        action="append",
-        type=env_arg,
-        dest="env_args",
-        metavar="KEY=VALUE",
-        help="a keyword argument of the environment's constructor; can be repeated",
-    )
-    settings = in_help_order(algorithms.settings_class(algo).model_fields) if algo is not None else {}
-    defaults = {"streams": str(settings["streams"].default)} if "streams" in settings else {}
-    run.add_argument("--algo", metavar="NAME", help=f"algorithm: {', '.join(algorithms.names())}")
-    add_flags(run, RunConfig.model_fields, ("algo", "env_args", *INNER), defaults)
-    if algo is not None:
-        names = [field.alias or key for key, field in RunConfig.model_fields.items()]
-        add_flags(top.add_argument_group(f"settings of {algo}"), settings, names, {})
-    return top
-
-
 def _evaluate(argv: list[str]) -> None:
     top = Parser(
+        rltrain.__version__,
         prog="rleval",
         description="Plays episodes with a trained policy, without exploration, on seeds that training never uses.",
     )

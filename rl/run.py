@@ -21,7 +21,7 @@ from rltrain.rollout.replay.ring import NoStack
 from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.types import Trajectory
 from rltrain.rollout.workers.handle import ActorLost, ClusterLost
-from rltrain.self_play import SelfPlay
+from rltrain.self_play_ratings import SelfPlay
 from rltrain.setup.cluster import open_cluster
 from rltrain.setup.environment import open_environment
 from rltrain.setup.learner import open_learner
@@ -29,7 +29,7 @@ from rltrain.setup.replay import open_data
 from rltrain.setup.rollout import open_actors, rollout_spec
 from rltrain.setup.run_folder import CHECKPOINTS, open_folder, open_recorder, open_saved
 from rltrain.storage.checkpoint import fingerprint
-from rltrain.storage.checkpoints import CheckpointWriter
+from rltrain.storage.retention import CheckpointWriter
 from rltrain.storage.run_folder import write_run_file
 from rltrain.system.signals import Signals
 from rltrain.system.torch_setup import quiet_torch

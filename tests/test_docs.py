@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import rltrain
-from rltrain import cli
+from rltrain import algorithms, cli
 from rltrain.algorithms import for_several, names, settings_class
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -277,7 +277,8 @@ def test_tables_are_made_from_results_and_settings(file: Path) -> None:
 def test_every_algorithm_has_a_page_with_the_same_parts() -> None:
     parts = ["Equations", "Deviations from the paper", "Important settings", "Metrics", "Results"]
 
-    assert [file.stem for file in ALGORITHM_PAGES] == names()
+    own = [name for name, entry in algorithms._registry.items() if isinstance(entry.algorithm, str)]  # not a test's
+    assert [file.stem for file in ALGORITHM_PAGES] == sorted(own)
     for file in ALGORITHM_PAGES:
         text = file.read_text()
         assert re.findall("^## (.*)$", text, re.M) == parts

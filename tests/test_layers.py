@@ -18,7 +18,7 @@ ALGORITHMS_MAY = {  # of the lower layers
     "rltrain.envs.spec",
 }
 ORDER = {  # inside a package, top to bottom: a line may import those after it; names on one line, not each other
-    "envs": ["make check pickling", "source vector", "multi_agent", "suites", "problems spaces", "spec errors seeding"],
+    "envs": ["make check pickling", "lookup vector", "multi_agent", "suites", "problems spaces", "spec errors seeding"],
     "rollout": [
         "scheduler",
         "backends",
@@ -39,7 +39,7 @@ ORDER = {  # inside a package, top to bottom: a line may import those after it; 
         "training_loop",
         "run",
         "evaluation",
-        "self_play",
+        "self_play_ratings",
         "reporting",
         "setup",
         "learner",

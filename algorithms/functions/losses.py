@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,8 @@ def clipped_surrogate(
     ratio = torch.exp(log_ratio)
     with torch.no_grad():
         bounded = ratio.clamp(1 - clip, 1 + clip)
-        free = (ratio - bounded) * advantage <= 0  # [...]  the minimum of the two objectives is the one that can move
+        # min(ratio * A, clip(ratio) * A), with a gradient only where the first is the smaller one
+        free = (ratio - bounded) * advantage <= 0  # [...]
         moving, still = advantage * free, bounded * advantage * ~free
         clip_fraction = masked_mean((ratio != bounded).float(), valid)
         approx_kl = masked_mean(ratio - 1 - log_ratio, valid)
@@ -48,7 +49,7 @@ def clipped_surrogate(
 
 
 def clipped_value(value: Tensor, old_value: Tensor, target: Tensor, clip: float, valid: Tensor | None = None) -> Tensor:
-    """Value loss with no gradient beyond a distance of `clip` from the old value (Baselines' ppo2).
+    """Value loss that does not reward moving further than `clip` from the old value (Baselines' ppo2).
 
     Args:
         value:     [...]  V(o) of the network being trained; carries the gradient.
@@ -69,14 +70,6 @@ def squared_error(value: Tensor, target: Tensor, valid: Tensor | None = None) ->
     if valid is None:
         return 0.5 * F.mse_loss(value, target)
     return 0.5 * masked_mean((value - target).square(), valid)
-
-
-def td_loss(value: Tensor, target: Tensor, valid: Tensor, kind: Literal["huber", "squared"]) -> Tensor:
-    """[] mean over the valid rows [...] of (value - target)^2, or of the Huber loss with threshold 1."""
-    error = value - target
-    if kind == "squared":
-        return masked_mean(error.square(), valid)
-    return masked_mean(F.huber_loss(error, torch.zeros_like(error), reduction="none"), valid)
 
 
 def normalised(advantage: Tensor, valid: Tensor | None = None, sync: GradientSync = SINGLE) -> Tensor:
@@ -100,95 +93,6 @@ def masked_mean(x: Tensor, valid: Tensor | None = None) -> Tensor:
     if valid is None:
         return x.mean()
     return x.masked_fill(~valid, 0.0).sum() / valid.sum().clamp(min=1)
-
-
-def critic_loss(q: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Half the squared errors of n critics: summed over the critics, and the weighted mean over the batch.
-
-    Args:
-        q:      [n, B] or [n, B, 1]  carries the gradient.
-        target: [B]
-        weight: [B]  importance weights of prioritised samples.
-
-    Returns:
-        The loss [], and the errors q - target [n, B], without gradient.
-    """
-    with torch.no_grad():
-        error = q.view(len(q), -1) - target
-        scaled = error * (1 / len(target)) if weight is None else error * (weight * (1 / len(target)))
-        loss = torch.dot(scaled.view(-1), error.view(-1)).mul_(0.5)
-    return _with_gradient(loss, q, scaled.view_as(q)), error
-
-
-def q_loss(
-    q: Tensor, action: Tensor, target: Tensor, weight: Tensor | None, kind: Literal["huber", "squared"]
-) -> tuple[Tensor, Tensor]:
-    """The loss of Q-learning, Mnih et al. 2015: the weighted mean over the batch.
-
-    Args:
-        q:      [B, n]  values of all actions; carries the gradient.
-        action: [B]     int64
-        target: [B]     r + discount * max_a Q'(o', a).
-        weight: [B]     importance weights of prioritised samples.
-        kind:   squared: (q - target)^2; huber: half of that up to an error of 1, linear beyond.
-
-    Returns:
-        The loss [], and the errors q - target [B], without gradient.
-    """
-    with torch.no_grad():
-        share = 1 / len(action) if weight is None else weight / len(action)
-        index = action.view(-1, 1)
-        error = q.gather(1, index).squeeze(1) - target
-        if kind == "huber":
-            bounded = error.clamp(-1, 1)
-            grad = bounded * share
-            loss = grad.dot(torch.sub(error, bounded, alpha=0.5))
-        else:
-            grad = error * share
-            loss = grad.dot(error)
-            grad *= 2
-        grad = torch.zeros_like(q).scatter_(1, index, grad.view(-1, 1))
-    return _with_gradient(loss, q, grad), error
-
-
-def categorical_loss(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The cross-entropy of C51, Bellemare et al. 2017, algorithm 1: the weighted mean over the batch.
-
-    Args:
-        logits: [B, atoms]  carry the gradient, which is softmax(logits) - target.
-        target: [B, atoms]  probabilities.
-        weight: [B]         importance weights of prioritised samples.
-
-    Returns:
-        The loss [], and the cross-entropy -sum(target * log softmax(logits)) of each row [B], without gradient.
-    """
-    with torch.no_grad():
-        share = logits.new_full((len(logits),), 1 / len(logits)) if weight is None else weight / len(logits)
-        log_probs = torch.log_softmax(logits, -1)
-        each = -(target * log_probs).sum(-1)
-        grad = (log_probs.exp() - target) * share.unsqueeze(-1)
-    return _with_gradient((each * share).sum(), logits, grad), each
-
-
-def _with_gradient(loss: Tensor, x: Tensor, grad: Tensor) -> Tensor:
-    """A loss [] whose gradient along x is known: one node, where autograd's own cost DQN 15% of an update."""
-    result: Tensor = _KnownGradient.apply(x, (loss, grad))  # type: ignore[no-untyped-call]
-    return result
-
-
-class _KnownGradient(torch.autograd.Function):
-    """If x is the output of a network that is one node, `optim.step` calls that node directly: see there."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, loss_and_grad: tuple[Tensor, Tensor]) -> Tensor:
-        loss, ctx.grad = loss_and_grad
-        ctx.network = x.grad_fn if getattr(x.grad_fn, "ends_graph", False) else None
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        assert not torch.is_grad_enabled(), "there is no second derivative"  # as once_differentiable, in less time
-        return ctx.grad * grad, None
 
 
 def gather_action(q: Tensor, action: Tensor) -> Tensor:

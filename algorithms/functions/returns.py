@@ -49,7 +49,7 @@ def lambda_returns(reward: Tensor, value: Tensor, discount: Tensor, trace: Tenso
     Args and errors: as for `gae`.
 
     Returns:
-        [T, B] returns, reset rows hold no meaning.
+        [T, B] returns; reset rows hold no meaning.
     """
     _check("lambda_returns", reward, value, discount, trace)
     decay = discount * trace

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rltrain.algorithms.functions.losses import gather_action, masked_mean, td_loss
+from rltrain.algorithms.functions.losses import gather_action, masked_mean
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
+from rltrain.algorithms.functions.q_losses import td_loss
 from rltrain.algorithms.multi_agent.mixers import Each, Monotonic, Sum
 from rltrain.algorithms.multi_agent.q_policy import network_inputs, online_values, values
 from rltrain.algorithms.multi_agent.settings import IQLConfig, QMIXConfig, VDNConfig
@@ -24,7 +25,7 @@ from rltrain.rollout.types import Trajectory
 class MixedQ:
     """QMIX, Rashid et al. 2018 (arXiv:1803.11485), equation 6, with double Q-learning; VDN and IQL differ in the mixer.
 
-        L(theta) = sum (y_tot - Q_tot(tau, u, s; theta))^2
+        L(theta) = mean (y_tot - Q_tot(tau, u, s; theta))^2
         y_tot = r + gamma Q_tot(tau', u', s'; theta'),    u'_a = argmax_u Q_a(tau'_a, u; theta)
 
     The reward of the team is the sum over its agents. The value of an absent agent is 0 in the mixer. A time limit is

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
-from rltrain.algorithms.functions.losses import critic_loss
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
+from rltrain.algorithms.functions.q_losses import critic_loss
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.continuous_policy import deterministic
 from rltrain.algorithms.off_policy.settings import DDPGConfig

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
-from rltrain.algorithms.functions.losses import critic_loss, gather_action
+from rltrain.algorithms.functions.losses import gather_action
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
+from rltrain.algorithms.functions.q_losses import critic_loss
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.settings import SACConfig
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
-from rltrain.algorithms.functions.losses import categorical_loss, q_loss
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
+from rltrain.algorithms.functions.q_losses import categorical_loss, q_loss
 from rltrain.algorithms.functions.returns import project
 from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.off_policy.q_policy import QNetwork, greedy
@@ -62,7 +62,7 @@ class DQN:
         out = self.net.forward(policy.normalised(batch.obs))  # [B, n], or logits [B, n, atoms]
         if config.atoms == 1:
             loss, error = q_loss(out, batch.action, target, batch.weight, config.loss)  # [], [B]
-            q = target + error
+            q = target + error  # = Q(o, a)
         else:
             logits = _select(out, batch.action)  # [B, atoms]
             loss, error = categorical_loss(logits, target, batch.weight)

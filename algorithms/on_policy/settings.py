@@ -131,11 +131,11 @@ class VTrace(Asynchronous):
 
 
 class PPOConfig(LearnerActorCriticSettings):
-    """PPO. Defaults: the MuJoCo runs of Schulman et al. 2017."""
+    """PPO. `lr`, `gamma`, `lam` and `clip` are those of the MuJoCo runs of Schulman et al. 2017."""
 
     streams: Streams = default(8, "the value for Atari")
     unroll: Unroll = default(128, "the value for Atari")
-    epochs: Epochs = 4
+    epochs: Epochs = default(4, "our choice; the paper's MuJoCo runs use 10")
     minibatches: Minibatches = 4
     overlap: Overlap = default(False, "unrolls are then one update old")
     lr: Lr = 3e-4
@@ -145,7 +145,7 @@ class PPOConfig(LearnerActorCriticSettings):
     clip: Clip = 0.2
     clip_end: ClipEnd = None
     value_clip: ValueClip = None
-    value: Value = default(0.5, "the paper uses 1.0")
+    value: Value = default(0.5, "the paper's 1.0, without the half of the squared error, is 2.0 here")
     entropy: Entropy = default(0.01, "the value for Atari")
     max_kl: float | None = Field(
         default=None, gt=0, description="approximate KL divergence, in nats, that ends the epochs"

@@ -1,18 +1,22 @@
-"""Command-line flags from typed settings, and values from the text of flags."""
+"""Declares the flags of the commands, parses the command line, and converts the text of flags to typed values."""
 
 from __future__ import annotations
 
 import argparse
 import ast
 import contextlib
+import re
 import tomllib
 import types
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from rltrain import algorithms
 from rltrain.algorithms.settings import HELP_ORDER
+from rltrain.config.messages import unknown
+from rltrain.config.run_config import INNER, RunConfig
 from rltrain.errors import ConfigError
 
 
@@ -136,3 +140,66 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return {None: "none", True: "on", False: "off"}[value] if value is None or isinstance(value, bool) else str(value)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser that raises ConfigError, and takes -1e-3 for a number."""
+
+    def __init__(self, version: str, **options: Any) -> None:
+        super().__init__(
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
+            **options,
+        )
+        self._negative_number_matcher = re.compile(r"-\.?\d[\d.e+-]*$")
+        self.add_argument("--version", action="version", version=f"rltrain {version}")
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(re.sub(r"^argument (--[\w-]+)(?:/\S+)?:", r"\1:", message))
+
+    def parse(self, argv: Sequence[str]) -> dict[str, Any]:
+        """The values of the given flags, by name.
+
+        Raises:
+            ConfigError: a flag is unknown; the message names the nearest known one.
+        """
+        values, rest = self.parse_known_args(argv)
+        for word in rest:
+            if not word.startswith("-"):
+                raise ConfigError(f"unexpected {word!r}; values follow a flag, as in --seed 1")
+            flags = [flag[2:].replace("-", "_") for flag in self._option_string_actions if flag.startswith("--")]
+            flags.remove("help")
+            raise ConfigError(unknown("flag", word.partition("=")[0].lstrip("-").replace("-", "_"), flags, spelled))
+        return vars(values)
+
+
+def run_parser(algo: str | None, version: str) -> Parser:
+    """The flags of a run and, if the algorithm is known, of its settings."""
+    top = Parser(
+        version,
+        prog="rltrain",
+        description="Trains an algorithm on an environment. "
+        "A flag overrides --config, which overrides configs/<algo>/<env>.toml, which overrides the default.",
+        epilog=None if algo else f"Settings of an algorithm: rltrain --algo {algorithms.names()[-1]} --help",
+        usage="rltrain --algo NAME --env ENV [flags]\n       rltrain --resume DIR [flags]",
+    )
+    run = top.add_argument_group("the run")
+    run.add_argument("--config", metavar="FILE.toml", help="values of these flags; a table [ppo] has those of ppo")
+    run.add_argument("--resume", metavar="DIR", help="continues the run in this folder; needs no other flag")
+    run.add_argument(
+        "--env-arg",
+        action="append",
+        type=env_arg,
+        dest="env_args",
+        metavar="KEY=VALUE",
+        help="a keyword argument of the environment's constructor; can be repeated",
+    )
+    settings = in_help_order(algorithms.settings_class(algo).model_fields) if algo is not None else {}
+    defaults = {"streams": str(settings["streams"].default)} if "streams" in settings else {}
+    run.add_argument("--algo", metavar="NAME", help=f"algorithm: {', '.join(algorithms.names())}")
+    add_flags(run, RunConfig.model_fields, ("algo", "env_args", *INNER), defaults)
+    if algo is not None:
+        names = [field.alias or key for key, field in RunConfig.model_fields.items()]
+        add_flags(top.add_argument_group(f"settings of {algo}"), settings, names, {})
+    return top

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rltrain import self_play
+from rltrain import self_play_ratings as self_play
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.seeding import evaluation_seed
 from rltrain.evaluation.multi_agent import return_metrics
@@ -24,7 +24,7 @@ from rltrain.rollout.types import Episode, Weights
 from rltrain.rollout.workers.handle import EVALUATOR, ActorLost, Handle
 from rltrain.rollout.workers.in_process import LocalHandle
 from rltrain.setup.environment import Environment
-from rltrain.storage.checkpoints import CheckpointWriter
+from rltrain.storage.retention import CheckpointWriter
 
 MAX_QUEUE = 4  # evaluations that may wait for the worker; with more, the learner waits
 RESTART_POLL = 0.05  # seconds between two checks of whether a lost worker may be restarted

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from rltrain import self_play
+from rltrain import self_play_ratings as self_play
+from rltrain.envs.lookup import EnvSource
 from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.seeding import FRESH, seed_of
-from rltrain.envs.source import EnvSource
 from rltrain.errors import ConfigError
 from rltrain.evaluation.multi_agent import mean_returns
 from rltrain.evaluation.policy import Trained, load

@@ -20,7 +20,8 @@ from rltrain.learner.algorithm import make_policy
 from rltrain.rollout.actor.noise import DRAWS
 from rltrain.rollout.buffers import clear_absent, obs_arrays, padded
 from rltrain.rollout.tree import Tree, leaves, tree_map
-from rltrain.storage import checkpoint, checkpoints
+from rltrain.storage import checkpoint
+from rltrain.storage import retention as checkpoints
 
 
 class Trained:

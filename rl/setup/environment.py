@@ -9,9 +9,9 @@ from rltrain import algorithms
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.check import check_env
 from rltrain.envs.errors import EnvError
+from rltrain.envs.lookup import EnvSource
 from rltrain.envs.make import read_spec, resolve, vector, vector_kind
 from rltrain.envs.seeding import stream_seed
-from rltrain.envs.source import EnvSource
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector import native
 from rltrain.envs.vector.restore_check import verify

@@ -12,8 +12,8 @@ from typing import Any
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec
 from rltrain.storage.checkpoint import Checkpoint
-from rltrain.storage.checkpoints import latest_checkpoint, mismatch_as_error, require_same_environment
 from rltrain.storage.recording import Recorder
+from rltrain.storage.retention import latest_checkpoint, mismatch_as_error, require_same_environment
 from rltrain.storage.run_folder import discard, lock, make_folder, recording_mark, write_run_file
 from rltrain.storage.segments import Listed
 

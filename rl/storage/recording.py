@@ -26,7 +26,7 @@ from rltrain.rollout.trajectories import AXES, join_columns, join_rows, rounds
 from rltrain.rollout.tree import leaves, unflatten
 from rltrain.rollout.types import Episode, Trajectory
 from rltrain.storage import files
-from rltrain.storage.checkpoints import COSMETIC, spec_differences
+from rltrain.storage.retention import COSMETIC, spec_differences
 from rltrain.storage.run_folder import versions
 
 FORMAT = 1

@@ -10,6 +10,7 @@ import numpy as np
 
 from rltrain.envs.seeding import REPLAY, seed_of
 from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.replay.gather import sequences, transitions
 from rltrain.rollout.replay.ring import (
     ENDED,
     FIRST,
@@ -23,7 +24,6 @@ from rltrain.rollout.replay.ring import (
     history,
     row_bytes,
 )
-from rltrain.rollout.replay.samples import sequences, transitions
 from rltrain.rollout.replay.sum_tree import SumTree
 from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.trajectories import cut_rows

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.lookup import register_env
 from rltrain.envs.make import read_spec, resolve, vector, vector_kind
 from rltrain.envs.problems.probes import Counter
-from rltrain.envs.source import register_env
 from rltrain.envs.spec import Leaf, from_json, to_json
 
 MAZE = """
@@ -156,7 +156,7 @@ def test_packages_register_what_they_announce(monkeypatch):
             return lambda: gymnasium.register("Announced/Counter-v1", Counter)
 
     asked = []
-    monkeypatch.setattr("rltrain.envs.source.entry_points", lambda group, name: asked.append(name) or [Plugin()])
+    monkeypatch.setattr("rltrain.envs.lookup.entry_points", lambda group, name: asked.append(name) or [Plugin()])
     monkeypatch.setattr(gymnasium.envs.registration, "registry", registry := dict(gymnasium.registry))
     monkeypatch.setattr(gymnasium, "registry", registry)
 
@@ -164,7 +164,7 @@ def test_packages_register_what_they_announce(monkeypatch):
     assert resolve("CartPole-v1").make() is not None
     assert asked == ["Announced"]
 
-    monkeypatch.setattr("rltrain.envs.source.entry_points", lambda group, name: [])
+    monkeypatch.setattr("rltrain.envs.lookup.entry_points", lambda group, name: [])
     assert error("MinAtar/Breakout-v1") == "MinAtar/Breakout-v1 needs an extra: pip install 'rltrain[minatar]'"
     assert "unknown environment 'Announcer/Counter-v1'" in error("Announcer/Counter-v1")
 

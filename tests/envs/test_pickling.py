@@ -13,9 +13,9 @@ import cloudpickle
 import gymnasium
 import pytest
 
+from rltrain.envs.lookup import EnvSource
 from rltrain.envs.make import resolve
 from rltrain.envs.pickling import modules_of, pickled_by_value, self_contained
-from rltrain.envs.source import EnvSource
 
 FILE = """
 import gymnasium, numpy as np

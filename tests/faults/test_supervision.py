@@ -25,7 +25,7 @@ from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.types import Trajectory
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.storage.checkpoint import load
-from rltrain.storage.checkpoints import locate
+from rltrain.storage.retention import locate
 from rltrain.training_loop import train
 
 pytestmark = pytest.mark.usefixtures("fork_server")

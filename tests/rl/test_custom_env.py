@@ -17,7 +17,8 @@ import torch
 from gymnasium import spaces
 
 import rltrain
-from rltrain.storage import checkpoint, checkpoints
+from rltrain.storage import checkpoint
+from rltrain.storage import retention as checkpoints
 
 QUICK: dict[str, Any] = {
     "algo": "ppo", "workers": 0, "streams": 4, "unroll": 16, "epochs": 1, "minibatches": 1, "widths": (8,),
@@ -122,7 +123,7 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
     from rltrain import algorithms
     from rltrain.algorithms import registry as policies
-    from rltrain.envs import source
+    from rltrain.envs import lookup as source
 
     monkeypatch.setattr(source, "_registered", dict(source._registered))
     monkeypatch.setattr(algorithms, "_registry", dict(algorithms._registry))

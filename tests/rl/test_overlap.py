@@ -18,7 +18,8 @@ from rltrain.learner.learner import Learner
 from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.types import Trajectory
 from rltrain.run import Run
-from rltrain.storage import checkpoint, checkpoints
+from rltrain.storage import checkpoint
+from rltrain.storage import retention as checkpoints
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 

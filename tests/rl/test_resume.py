@@ -12,7 +12,8 @@ import pytest
 
 import rltrain
 from rltrain.reporting.metrics import read
-from rltrain.storage import checkpoint, checkpoints
+from rltrain.storage import checkpoint
+from rltrain.storage import retention as checkpoints
 
 SMALL = "--streams 4 --unroll 32 --epochs 2 --minibatches 2 --widths 8,8 --eval-episodes 2 --json --quiet".split()
 SHORT = ["--algo", "ppo", *SMALL, "--steps", "1000", "--checkpoint-every", "200", "--eval-every", "300"]

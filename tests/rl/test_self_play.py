@@ -12,7 +12,7 @@ import rltrain
 from rltrain import cli
 from rltrain.reporting.metrics import read
 from rltrain.rollout.types import NEWEST, Episode, Weights
-from rltrain.self_play import START, K, SelfPlay, expected, shares
+from rltrain.self_play_ratings import START, K, SelfPlay, expected, shares
 
 SMALL: dict[str, Any] = {"workers": 0, "preset": "none", "quiet": True, "streams": 4, "unroll": 16, "widths": (16,)}
 

@@ -15,7 +15,8 @@ from rltrain import cli
 from rltrain.evaluation.background import evaluation_seeds
 from rltrain.reporting.metrics import read
 from rltrain.rollout.actor.play import play
-from rltrain.storage import checkpoint, checkpoints
+from rltrain.storage import checkpoint
+from rltrain.storage import retention as checkpoints
 
 QUICK: dict[str, Any] = {
     "algo": "ppo", "env": "CartPole-v1", "workers": 0, "streams": 4, "unroll": 32, "epochs": 1, "minibatches": 2,

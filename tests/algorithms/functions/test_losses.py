@@ -9,17 +9,9 @@ from hypothesis import strategies as st
 from oracles import losses as oracle
 from torch.testing import assert_close
 
-from rltrain.algorithms.functions.losses import (
-    categorical_loss,
-    clipped_surrogate,
-    clipped_value,
-    critic_loss,
-    gather_action,
-    masked_mean,
-    normalised,
-    q_loss,
-)
+from rltrain.algorithms.functions.losses import clipped_surrogate, clipped_value, gather_action, masked_mean, normalised
 from rltrain.algorithms.functions.optim import Adam, flatten, step
+from rltrain.algorithms.functions.q_losses import categorical_loss, critic_loss, q_loss
 from rltrain.algorithms.networks.batched_mlp import BatchedMLP
 from rltrain.algorithms.networks.mlp import MLP
 

@@ -10,7 +10,8 @@ import pytest
 import rltrain
 from rltrain.envs.problems.probes import Counter
 from rltrain.evaluation.background import evaluation_seeds
-from rltrain.storage import checkpoint, checkpoints
+from rltrain.storage import checkpoint
+from rltrain.storage import retention as checkpoints
 
 
 class NeverEvaluated(Counter):

@@ -15,7 +15,7 @@ import rltrain
 from rltrain import cli
 from rltrain.envs.spaces import action_reader
 from rltrain.evaluation.evaluate import bootstrap
-from rltrain.storage import checkpoints
+from rltrain.storage import retention as checkpoints
 
 QUICK: dict[str, Any] = {
     "algo": "ppo", "workers": 0, "streams": 4, "unroll": 16, "epochs": 1, "minibatches": 1, "widths": (8,),

@@ -16,7 +16,8 @@ import torch
 
 from rltrain import cli
 from rltrain.errors import CheckpointError
-from rltrain.storage import checkpoint, checkpoints
+from rltrain.storage import checkpoint
+from rltrain.storage import retention as checkpoints
 
 STATE: dict[str, Any] = {
     "tensors": {"w": torch.arange(6.0).reshape(2, 3), "scalar": torch.tensor(3, dtype=torch.int64)},

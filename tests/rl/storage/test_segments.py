@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import rltrain
-from rltrain.storage import checkpoint, checkpoints
+from rltrain.storage import checkpoint
+from rltrain.storage import retention as checkpoints
 from rltrain.storage.segments import Segments, segment_readers
 
 DQN: dict[str, Any] = {

@@ -29,6 +29,7 @@ from rltrain.envs.suites import atari, envpool, pettingzoo
 if TYPE_CHECKING:
     from rltrain.envs.multi_agent.joint_spaces import Share
 
+
 Env = gymnasium.Env[Any, Any]
 Result = TypeVar("Result")
 FORMS = (

@@ -1,4 +1,4 @@
-"""Self-play: a pool of past policies as opponents, and ratings of these and of the newest policy.
+"""Ratings of self-play: past policies in a pool, and their Elo. Actors draw opponents: rollout/actor/opponents.py.
 
 Ratings follow Elo (The Rating of Chessplayers, 1978): a difference of 400 points means odds of 10 to 1. Each game
 changes the rating of the newest policy by K (score - expected score), with a score of 1 for a win and 0.5 for a draw.

@@ -1,4 +1,4 @@
-"""Reads samples from the ring of rows: n-step transitions, and sequences."""
+"""Reads the rows that replay.py has chosen out of the ring: n-step transitions, and sequences."""
 
 from __future__ import annotations
 
