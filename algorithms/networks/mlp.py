@@ -111,11 +111,13 @@ class MLP(Layers):
 
         If the weights have a `.grad` (`optim.flatten`) and x needs none, the backward pass is written out: it adds
         gradients to `.grad` directly, so hooks of the weights are not called and `torch.autograd.grad` sees no weights.
+        Such a graph allows one backward pass (TypeError at the second).
         """
         activation = self.activation
         if torch.is_grad_enabled():
-            if self.pairs and self.pairs[0][0].grad is not None and not x.requires_grad:
-                out: Tensor = _Fused.apply(self, self.pairs[0][0], x.reshape(-1, x.shape[-1]))  # type: ignore[no-untyped-call]
+            first = self.pairs[0][0] if self.pairs else None
+            if first is not None and first.grad is not None and first.requires_grad and not x.requires_grad:
+                out: Tensor = _Fused.apply(self, first, x.reshape(-1, x.shape[-1]))  # type: ignore[no-untyped-call]
                 return out if x.ndim == 2 else out.view(*x.shape[:-1], self.features)
         elif activation is torch.relu:
             activation = torch.relu_
@@ -152,7 +154,9 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
         assert not torch.is_grad_enabled(), "there is no second derivative"  # as once_differentiable, in less time
-        net, values = ctx.net, ctx.values
+        net, values, ctx.values = ctx.net, ctx.values, None
+        if values is None:  # the weights may have changed since: the gradient would be wrong
+            raise TypeError("an MLP's graph allows one backward pass: compute the loss again, or add both losses")
         grad = grad.contiguous()  # [N, features]
         for i in reversed(range(len(net.pairs))):
             weight, bias = net.pairs[i]
@@ -161,8 +165,11 @@ class _Fused(torch.autograd.Function):
             for parameter in (weight, bias):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            bias.grad.add_(grad.sum(0))
-            if values[i].shape[1] < THIN:
+            if bias.requires_grad:
+                bias.grad.add_(grad.sum(0))
+            if not weight.requires_grad:
+                pass
+            elif values[i].shape[1] < THIN:
                 weight.grad.add_(torch.mm(values[i].t(), grad).t())
             else:
                 weight.grad.addmm_(grad.t(), values[i])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rltrain.algorithms.functions.optim import flatten
+from rltrain.algorithms.functions.optim import Adam, flatten, step
 from rltrain.algorithms.networks import mlp
 from rltrain.algorithms.networks.mlp import MLP, fast_tanh_
 
@@ -92,6 +92,31 @@ def test_gradients_that_are_removed_before_the_backward_pass_are_made_again():
 
     expected = gradients(plain, plain.loss(torch.ones(2, 3)))
     torch.testing.assert_close(torch.cat([param.grad.flatten() for param in net.parameters()]), expected)
+
+
+def test_a_graph_has_one_backward_pass():
+    """A step in between would have changed the weights, and the second gradient would be wrong."""
+    net = MLP(3, (5,), 2)
+    optimizer = Adam(flatten(net))
+    out = net(torch.ones(4, 3))
+    step(optimizer, out.sum(), 1e-2, 0.0)
+
+    with pytest.raises(TypeError, match="one backward pass"):
+        step(optimizer, out.square().sum(), 1e-2, 0.0)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+def test_layers_that_a_user_has_frozen_stay_as_they_are_and_the_others_learn(frozen):
+    net = MLP(3, (5, 20), 2).double()
+    plain, flat = copy.deepcopy(net), flatten(net)
+    x = torch.linspace(-1, 1, 12).double().view(4, 3)
+    for module in (net, plain):
+        for parameter in module.pairs[frozen]:
+            parameter.requires_grad_(False)
+        module(x).square().sum().backward()
+
+    expected = [torch.zeros_like(p) if p.grad is None else p.grad for p in plain.parameters()]
+    torch.testing.assert_close(flat.grad, torch.cat([x.flatten() for x in expected]))
 
 
 @pytest.mark.parametrize("slow", [True, False])
