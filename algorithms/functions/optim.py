@@ -149,9 +149,11 @@ def _backward(loss: Tensor) -> None:
     the engine is called without the checks of `loss.backward()`: 5%.
     """
     node: Any = loss.grad_fn
-    if getattr(node, "network", None) is not None:
+    if getattr(getattr(node, "network", None), "ends_graph", False):
         with torch.no_grad():
             node.network.apply(node.grad)
+    elif loss.ndim:  # one number in a tensor that is not a scalar; more raise
+        loss.backward()  # type: ignore[no-untyped-call]
     else:
         Variable._execution_engine.run_backward(
             (loss,), (loss.new_ones(()),), False, False, (), allow_unreachable=True, accumulate_grad=True

@@ -49,6 +49,16 @@ def test_equals_torch(ours, theirs, max_grad_norm):
         assert_close(a, b, atol=1e-6, rtol=0)
 
 
+def test_a_loss_is_one_number_of_any_shape():
+    module = net()
+    optimizer = Adam(flatten(module))
+    expected = step(optimizer, loss_of(module, 1), 0.0, 0.0)
+
+    assert_close(step(optimizer, loss_of(module, 1).view(1, 1), 0.0, 0.0), expected)
+    with pytest.raises(RuntimeError, match="scalar"):
+        step(optimizer, module(X).sum(-1), 0.0, 0.0)
+
+
 def test_flatten_keeps_names_values_and_views():
     module, twin = net(), net()
     flat = flatten(module)
