@@ -109,14 +109,13 @@ class Run:
 
     def tick(self, unrolls: list[Trajectory]) -> None:
         """After an update: log, evaluate and write a checkpoint if due; check for reasons to stop."""
-        config, steps = self.config, self.rollout.steps
+        config, steps, seconds = self.config, self.rollout.steps, time.monotonic() - self._started
         self._add_unrolls(unrolls)
         self._add_opponent()
         if steps < config.steps and self.evaluation.due(steps):
             self.drain()
             self.evaluation.launch(self.learner.frozen(self.rollout.steps))
         self.evaluation.collect(self.rollout.steps, self.metrics, config.stop_return is not None, self.signals.received)
-        seconds = time.monotonic() - self._started
         self._out_of_time = config.max_seconds is not None and seconds >= config.max_seconds
         if self.signals.received():
             raise self.interrupted()
