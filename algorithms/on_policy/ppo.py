@@ -85,11 +85,9 @@ class PPO:
 
     def values(self, unrolls: Trajectory) -> Tensor:
         """[T+1, B] V(obs). Values that the actor reported are used if it had the current weights for all T rows."""
-        policy, reported = self.policy, unrolls.extras.get("value")  # [T, B]
-        stale = (
-            self.config.overlap or unrolls.num_rows is not None or bool((unrolls.version != unrolls.version[0]).any())
-        )
-        if reported is None or stale:
+        policy, plan, reported = self.policy, self.plan, unrolls.extras.get("value")  # [T, B]
+        stale = plan.overlap or plan.wait != "all" or bool((unrolls.version != unrolls.version[0]).any())
+        if reported is None or stale or unrolls.num_rows is not None or unrolls.core is not None:
             core = None if unrolls.core is None else unrolls.core[0]  # [B, H] before row 0
             return policy.value(unrolls.obs, core, unrolls.first)
         return torch.cat([reported, policy.value(tree_map(lambda x: x[-1:], unrolls.obs))])

@@ -93,6 +93,25 @@ def test_reset_rows_teach_nothing_whatever_they_hold(spec, settings):
     assert_close(parameters(other.policy), parameters(clean.policy), atol=0, rtol=0)
 
 
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("change", ["none", "core", "version", "wait", "overlap", "rows"])
+def test_values_that_actors_report_are_used_only_if_the_current_weights_gave_them(change):
+    algorithm = make_ppo(**(GRU if change == "core" else {}))
+    u = unroll(DISCRETE, algorithm.policy, 1)
+    u = replace(u, extras={**u.extras, "value": torch.full_like(u.reward, 77.0)}, version=torch.zeros_like(u.version))
+    if change == "version":
+        u.version[1] = 1
+    elif change == "rows":
+        u = replace(u, num_rows=torch.full_like(u.version, len(u.reward)))
+    elif change != "core":
+        algorithm.plan = replace(algorithm.plan, **{"wait": {"wait": 1}, "overlap": {"overlap": True}}.get(change, {}))
+
+    value = algorithm.values(u)
+
+    assert value.shape == u.first.shape
+    assert bool((value[:-1] == 77.0).all()) == (change == "none")
+
+
 GOLDEN = torch.tensor([2.82632, 2.606, 2.3, 4.5])
 
 
