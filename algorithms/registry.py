@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.types import check_hooks
 
 PolicyFactory = Callable[[EnvSpec, Any, int, torch.Generator], nn.Module]
 POLICIES: dict[str, str | PolicyFactory] = {  # a factory, or "module:name", imported on first use
@@ -41,7 +42,9 @@ def policy_factory(name: str) -> PolicyFactory:
 
 def build(factory: PolicyFactory, spec: EnvSpec, config: Any, streams: int, seed: int) -> Any:
     """A policy on the CPU. Its first weights depend on `seed` only, so they are the same in every process."""
-    return factory(spec, config, streams, torch.Generator().manual_seed(seed))
+    policy = factory(spec, config, streams, torch.Generator().manual_seed(seed))
+    check_hooks(policy)
+    return policy
 
 
 def build_policy(spec: EnvSpec, config: Any, device: torch.device, seed: int, streams: int) -> Any:

@@ -210,6 +210,21 @@ class PolicyHooks:
     them. Used to test whether a row has the same bits in every batch, which actions seldom show. Default: None."""
 
 
+RENAMED_HOOKS = {  # names in version 0.1
+    "unrolled": "summarize_unroll",
+    "narrow": "set_active_rows",
+    "took": "core_with_action",
+    "arranged": "fast_layout",
+}
+
+
+def check_hooks(policy: object) -> None:
+    """ValueError if the policy has an optional method under its name of version 0.1, which would never be called."""
+    for old, new in RENAMED_HOOKS.items():
+        if callable(getattr(type(policy), old, None)) and not hasattr(policy, new):
+            raise ValueError(f"policy {type(policy).__name__}: its method {old} is now called {new}; rename it")
+
+
 def hooks_of(policy: object) -> PolicyHooks:
     """The optional methods of `policy`, with the defaults filled in."""
     return PolicyHooks(

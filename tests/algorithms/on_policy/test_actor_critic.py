@@ -319,6 +319,17 @@ def test_a_registered_policy_is_what_an_algorithm_builds(monkeypatch):
     assert isinstance(ppo.policy, ActorCritic)
 
 
+def test_a_policy_with_a_hook_under_its_old_name_is_refused():
+    """Nothing would call it: the policy would act or learn in another way than its author wrote."""
+
+    class Old(ActorCritic):
+        def took(self, core, action):
+            return core
+
+    with pytest.raises(ValueError, match="Old: its method took is now called core_with_action"):
+        build(Old, EnvSpec("here", BOX, ACTIONS["discrete"]), PPOConfig(), 4, 5)
+
+
 def test_an_unknown_policy_is_refused_with_the_names_there_are():
     with pytest.raises(ValueError, match=r"unknown policy 'actor'\. Known: .*actor_critic"):
         policy_factory("actor")
