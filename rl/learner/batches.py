@@ -14,6 +14,7 @@ from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory, Transition
 
 Batch = TypeVar("Batch", bound=Trajectory | Transition)
+OLD_NAMES = {"made": "num_rows"}  # fields in checkpoints of version 0.1
 
 
 def join(unrolls: list[Trajectory], device: torch.device, rows: int = 0) -> Trajectory:
@@ -57,4 +58,5 @@ def from_checkpoint(saved: dict[str, Any], device: torch.device) -> Trajectory:
     def tensor(array: Any) -> Tensor:
         return torch.as_tensor(np.array(array)).to(device)
 
-    return Trajectory(**{name: tree_map(tensor, tuples(value)) for name, value in saved.items()})
+    fields = {OLD_NAMES.get(name, name): value for name, value in saved.items()}
+    return Trajectory(**{name: tree_map(tensor, tuples(value)) for name, value in fields.items()})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -56,6 +58,13 @@ def by_field(batch: Any) -> dict[str, list[np.ndarray]]:
 def test_the_table_has_every_field() -> None:
     assert {*AXES, EPISODES} == {field.name for field in fields(Trajectory)}
     assert all(value for value in by_field(filled()).values())
+
+
+def test_the_table_says_what_the_comments_of_the_fields_say() -> None:
+    """The other tests make their arrays by the table: a wrong entry would go unnoticed there."""
+    text = inspect.getsource(Trajectory)
+    axes = dict(re.findall(r"^    (\w+): .*?# \[(T\+1|T/L|T|B)[],]", text, re.MULTILINE))
+    assert axes | {"obs": "T+1"} == AXES
 
 
 def test_map_arrays_reaches_every_array_once() -> None:
@@ -146,6 +155,8 @@ def test_a_batch_in_a_checkpoint_keeps_every_field() -> None:
     batch = filled()
     saved = to_checkpoint(batch)
     saved["obs"] = {"a": list(saved["obs"]["a"]), "b": saved["obs"]["b"]}  # a checkpoint has no tuples
-    for name, arrays in by_field(from_checkpoint(saved, CPU)).items():
-        for old, new in zip(by_field(batch)[name], arrays, strict=True):
-            np.testing.assert_array_equal(new, old, name)
+    of_0_1 = {"made" if name == "num_rows" else name: value for name, value in saved.items()}
+    for written in (saved, of_0_1):
+        for name, arrays in by_field(from_checkpoint(written, CPU)).items():
+            for old, new in zip(by_field(batch)[name], arrays, strict=True):
+                np.testing.assert_array_equal(new, old, name)
