@@ -102,7 +102,7 @@ def test_an_environment_that_always_raises_ends_the_run_with_its_story(tmp_path:
         run(lambda: raises(at=500), tmp_path, max_restarts=0, steps=4000)
     text = str(failed.value)
     assert "RuntimeError: the probe raises in step 500" in text
-    assert 'faults.py", line' in text
+    assert 'faulty.py", line' in text
     for word in ("worker", "stream", "seed", "step"):
         assert word in text
     checkpoint = load(locate(next(tmp_path.iterdir())))

@@ -22,6 +22,7 @@ from rltrain.envs.errors import EnvError
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, RunFailed
 from rltrain.storage import run_folder
 
+OURS = sorted(name for name, entry in algorithms._registry.items() if isinstance(entry.algorithm, str))  # not a test's
 HELP = ["--help"], ["--algo", "ppo", "--help"], ["--algo=a2c", "--help"]
 
 
@@ -67,7 +68,7 @@ def test_help_needs_no_torch_and_little_time(argv: list[str]) -> None:
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize("algo", algorithms.names())
+@pytest.mark.parametrize("algo", OURS)
 def test_every_setting_has_a_flag_with_its_default(algo: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["--algo", algo, "--help"])
@@ -88,8 +89,7 @@ def test_every_setting_has_a_flag_with_its_default(algo: str, capsys: pytest.Cap
 
 
 def test_help_lists_settings_in_one_order_for_all_algorithms(capsys: pytest.CaptureFixture[str]) -> None:
-    own = [name for name, entry in algorithms._registry.items() if isinstance(entry.algorithm, str)]  # not a test's
-    settings = {key for algo in own for key in algorithms.settings_class(algo).model_fields}
+    settings = {key for algo in OURS for key in algorithms.settings_class(algo).model_fields}
     assert settings == set(HELP_ORDER)
     assert len(HELP_ORDER) == len(settings)
 

@@ -217,7 +217,7 @@ def test_a_fault_names_stream_seed_step_and_brings_its_traceback() -> None:
     stream = min(rows, key=lambda s: (rows[s], s))
     assert f"stream {stream} (seed {stream_seed(6, stream)}) failed at step {rows[stream]}:" in detail
     assert "RuntimeError: the probe raises in step 13" in detail
-    assert 'faults.py", line' in detail
+    assert 'faulty.py", line' in detail
 
 
 # --- random starts ---

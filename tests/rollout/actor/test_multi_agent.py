@@ -235,7 +235,7 @@ def test_a_replay_goes_on_from_its_state():
     one, other = Replay(spec, 2, plan, 0), Replay(spec, 2, plan, 1)
     for unroll in found[:5]:
         one.append(unroll)
-    other.load(one.state())
+    other.load(*one.state())
     for replay in (one, other):
         replay.append(found[5])
 
