@@ -73,7 +73,7 @@ class Trained:
         rows, mask = self._empty(count)
         for leaf, row, array in zip(leaf_specs, leaves(rows), arrays, strict=True):
             row[0, :count] = array - np.array(leaf.start).reshape(leaf.shape) if leaf.start else array
-        if action_mask is not None:
+        if spec.action_mask and action_mask is not None:
             mask[:count] = np.asarray(action_mask, bool)
         actions = self._act(rows, mask, explore, count)
         return actions[0] if single else actions

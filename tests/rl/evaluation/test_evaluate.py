@@ -151,6 +151,15 @@ def test_actions_are_scaled_to_asymmetric_bounds(tmp_path: Path) -> None:
     np.testing.assert_allclose(policy.act(obs[0]), [2.0, -2.0], atol=0.2)
 
 
+def test_a_mask_that_the_policy_does_not_know_is_ignored(tmp_path: Path) -> None:
+    """A caller may pass on what an environment's info holds, whatever the policy is."""
+    policy = trained(tmp_path, Asymmetric)
+
+    action = policy.act(np.zeros(3, np.float32), action_mask=np.ones(5, bool))
+
+    np.testing.assert_array_equal(action, policy.act(np.zeros(3, np.float32)))
+
+
 def test_actions_of_whole_numbers_are_those_of_training(tmp_path: Path) -> None:
     policy = trained(tmp_path, Whole)
     points = np.stack(np.meshgrid(np.linspace(-1.2, 1.2, 25), np.linspace(-1.2, 1.2, 25)), -1).reshape(-1, 2)
