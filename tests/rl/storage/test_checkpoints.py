@@ -58,6 +58,18 @@ def refused(run: Path, capsys: Any) -> str:
     return str(line)
 
 
+def test_a_resume_alone_is_no_reason_for_a_checkpoint(tmp_path: Path) -> None:
+    """Deliveries have about 55 steps, so two or three of them lie between two checkpoints."""
+    asked = {**QUICK, "steps": 256, "checkpoint_every": 128, "keep": 20}
+    first = rltrain.train(**asked, out=str(tmp_path))
+    rltrain.train(resume=first.run, steps=448)
+
+    steps = [int(path.name[5:]) for path in first.run.glob("checkpoints/step-*")]
+    following = min(step for step in steps if step > first.steps)
+    assert following // 128 == first.steps // 128 + 1
+    assert following < 448
+
+
 def test_without_latest_it_goes_on_from_the_newest_that_loads(run: Path, capsys: Any) -> None:
     checkpoints = run / "checkpoints"
     (checkpoints / "latest").unlink()
