@@ -220,8 +220,10 @@ RENAMED_HOOKS = {  # names in version 0.1
 
 def check_hooks(policy: object) -> None:
     """ValueError if the policy has an optional method under its name of version 0.1, which would never be called."""
+    classes = [vars(cls) for cls in type(policy).__mro__]
     for old, new in RENAMED_HOOKS.items():
-        if callable(getattr(type(policy), old, None)) and not hasattr(policy, new):
+        nearest = next((names for names in classes if old in names or new in names), None)
+        if nearest is not None and new not in nearest:
             raise ValueError(f"policy {type(policy).__name__}: its method {old} is now called {new}; rename it")
 
 

@@ -330,6 +330,21 @@ def test_a_policy_with_a_hook_under_its_old_name_is_refused():
         build(Old, EnvSpec("here", BOX, ACTIONS["discrete"]), PPOConfig(), 4, 5)
 
 
+def test_a_hook_under_its_old_name_is_found_where_a_parent_has_the_new_one():
+    class Old(ActorCritic):
+        def narrow(self, rows):
+            pass
+
+    class Both(Old):
+        def set_active_rows(self, rows):
+            pass
+
+    spec = EnvSpec("here", BOX, ACTIONS["discrete"])
+    with pytest.raises(ValueError, match="Old: its method narrow is now called set_active_rows"):
+        build(Old, spec, PPOConfig(), 4, 5)
+    build(Both, spec, PPOConfig(), 4, 5)
+
+
 def test_an_unknown_policy_is_refused_with_the_names_there_are():
     with pytest.raises(ValueError, match=r"unknown policy 'actor'\. Known: .*actor_critic"):
         policy_factory("actor")
