@@ -81,6 +81,16 @@ def deliveries(recording: Recording) -> Iterator[Trajectory]:
             row, episode = row + rows, episode + episodes
 
 
+def test_unrolls_under_way_at_a_checkpoint_are_recorded_too(tmp_path: Path) -> None:
+    """With overlap actors act while the learner learns: a checkpoint and the end wait for their unrolls."""
+    asked = {**PPO, "workers": 1, "overlap": True, "checkpoint_every": 100, "record": str(tmp_path / "rows")}
+    result = rltrain.train(**asked, out=str(tmp_path))
+
+    assert Recording.open(tmp_path / "rows").steps == result.steps
+    pieces = list(Recording.open(tmp_path / "rows").pieces())
+    assert result.episodes == sum(len(piece.episodes) for piece in pieces)
+
+
 @pytest.mark.parametrize(
     "given",
     [
