@@ -24,10 +24,10 @@ NOTE = (
 CASES = {  # name: flags, steps
     "throughput": ([*throughput.SETTINGS, "--workers", "2"], 250_000),
     "native": ([*native.SETTINGS, "--workers", "0"], 32 * 1024 * 24),
-    "updates sac": (["--algo", "sac", *updates.SETTINGS], 2_500),
-    "updates td3": (["--algo", "td3", *updates.SETTINGS], 4_000),
-    "dqn": ([*dqn.RUN, *dqn.ZOO, "--eval-every", "0"], 30_000),
-    "teams": ([*teams.SETTINGS, "--workers", "0"], 24_000),
+    "updates sac": (["--algo", "sac", *updates.SETTINGS], 1_000),
+    "updates td3": (["--algo", "td3", *updates.SETTINGS], 1_500),
+    "dqn": ([*dqn.RUN, *dqn.ZOO, "--eval-every", "0"], 12_000),
+    "teams": ([*teams.SETTINGS, "--workers", "0"], 12_000),
 }
 
 
