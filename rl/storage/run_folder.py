@@ -114,7 +114,7 @@ def write_run_file(folder: Path, config: RunConfig, spec: EnvSpec, mark: str | N
     """
     content = {
         "config": config.to_json(),
-        "commands": [*_read_run_file(folder).get("commands", []), sys.argv],
+        "commands": [*(_read_run_file(folder).get("commands") or []), sys.argv],
         "versions": versions(),
         "spec": to_json(spec),
         "recording": mark,
