@@ -1,4 +1,4 @@
-"""Supervision of workers: start, progress watch, timeout, restart with back-off; unrolls in flight of an actor."""
+"""Supervision of workers: start, progress watch, timeout, back-off. scheduler.py replaces lost actors with it."""
 
 from __future__ import annotations
 

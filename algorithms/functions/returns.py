@@ -1,4 +1,4 @@
-"""Multi-step targets, as pure functions on time-major tensors.
+"""Multi-step targets, as pure functions on time-major tensors. One-step TD targets are in each algorithm's file.
 
 Every function takes `discount` and `trace` instead of "done" flags, because an
 episode can end in two ways and they mean different things:

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: naming, `latest` and `best`, removal of old ones, and which one a resumed run continues.
+"""The checkpoints of a run: writing, names, `latest` and `best`, removal, and which one a resumed run continues.
 
 checkpoints/
     step-000012288/     the state of the run after 12,288 steps
