@@ -279,9 +279,9 @@ def machine() -> Numbers:
     return {"cpu": model, "cores": cores, "memory_gib": memory, "system": platform.system()}
 
 
-def commit() -> str:
-    """The measured commit, with -dirty if tracked files have changed."""
-    git = ["git", "-C", str(ROOT)]
+def commit(root: Path = ROOT) -> str:
+    """The measured commit of a checkout, with -dirty if tracked files have changed."""
+    git = ["git", "-C", str(root)]
     try:
         head = subprocess.check_output([*git, "rev-parse", "--short=10", "HEAD"], text=True).strip()
         changed = subprocess.check_output([*git, "status", "--porcelain", "--untracked-files=no"], text=True).strip()

@@ -5,8 +5,10 @@ scripts/bench versions --before OTHER/.venv/bin/rltrain [--only throughput,start
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import dqn
 import native
@@ -14,7 +16,7 @@ import start
 import teams
 import throughput
 import updates
-from paired import BIN, Bench, Numbers, Ratio, Variant, arguments, ours
+from paired import BIN, Bench, Numbers, Ratio, Variant, arguments, commit, ours
 
 METRICS = {"rate": "1/s", "steps_per_second": "1/s", "wall_s": "s"}
 NOTE = (
@@ -53,15 +55,18 @@ def main() -> None:
     for name, (flags, steps) in CASES.items():
         length = steps // 10 if options.quick else steps
         runs[name] = lambda p, flags=flags, length=length: partial(train, bench, p, flags, length)  # type: ignore[misc]
+    shown = {name: shlex.join(["rltrain", *flags, "--steps", str(steps)]) for name, (flags, steps) in CASES.items()}
+    shown["start"] = "as in benchmarks/start.py"
     wanted = [word for word in options.only.split(",") if word]
     variants, ratios = [], []
     for name, make in runs.items():
         if wanted and name.split()[0] not in wanted:
             continue
         for version, program in programs.items():
-            variants.append(Variant(f"{name} {version}", f"{version}: {name}", make(program)))
+            variants.append(Variant(f"{name} {version}", shown[name], make(program)))
         ratios.append(Ratio(name, [f"{name} after"], f"{name} before", "rate", "at least", 0.95))
-    bench.report(variants, bench.alternate(variants), ratios, NOTE)
+    note = f"{NOTE} `before` is commit {commit(Path(options.before).resolve().parents[2])}."
+    bench.report(variants, bench.alternate(variants), ratios, note)
 
 
 if __name__ == "__main__":
