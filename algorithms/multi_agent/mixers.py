@@ -50,16 +50,15 @@ class Monotonic(nn.Module):
         spec:        of several agents.
         width:       units of the hidden layer.
         hyper_width: units of the hidden layer of the hypernetworks for the weights; 0: they are linear.
-        generator:   for the first weights.
+        seed:        of the first weights.
         init:        of the weights, see `networks.MLP`.
     """
 
     joint = True
 
-    def __init__(
-        self, spec: EnvSpec, width: int, hyper_width: int, generator: torch.Generator, init: Init = "uniform"
-    ) -> None:
+    def __init__(self, spec: EnvSpec, width: int, hyper_width: int, seed: int, init: Init = "uniform") -> None:
         super().__init__()
+        generator = torch.Generator().manual_seed(seed)
         self.agents, self.width = len(spec.agents), width
         self.seen = GlobalState(spec, generator)  # checkpoints have this name
         size, between = self.seen.features, (hyper_width,) if hyper_width else ()

@@ -13,7 +13,7 @@ from rltrain.algorithms.functions.q_losses import td_loss
 from rltrain.algorithms.multi_agent.mixers import Each, Monotonic, Sum
 from rltrain.algorithms.multi_agent.q_policy import network_inputs, online_values, values
 from rltrain.algorithms.multi_agent.settings import IQLConfig, QMIXConfig, VDNConfig
-from rltrain.algorithms.multi_agent.turns import bootstrap_weights, up_to_next_turn
+from rltrain.algorithms.multi_agent.turns import agent_targets, bootstrap_weights
 from rltrain.algorithms.off_policy.q_policy import greedy
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, replay_plan
 from rltrain.algorithms.protocol import Stateful, Update
@@ -31,11 +31,7 @@ class MixedQ:
     The reward of the team is the sum over its agents. The value of an absent agent is 0 in the mixer. A time limit is
     not a death: the last observation of a truncated agent is bootstrapped from; the value of a terminated agent is 0.
     Agents with memory learn from whole episodes, from an empty memory on. If agents act in turns, only the values of
-    acting agents are learnt; without a mixer, an agent's reward is the sum up to its next turn, which has to be in the
-    same sequence.
-
-    Args:
-        mixer: see `rltrain.algorithms.multi_agent.mixers`.
+    acting agents are learnt; without a mixer, see `agent_targets`.
     """
 
     observes = False
@@ -89,13 +85,8 @@ class MixedQ:
         bootstraps = (batch.alive[after] | batch.truncated) & ~batch.terminated  # [T, B, N]
         value = gather_action(target_q, best).masked_fill(~bootstraps, 0.0)
         if not mixer.joint:
-            known = torch.ones_like(bootstraps)
-            return (
-                (batch.reward + gamma * value, known) if batch.acting is None else up_to_next_turn(batch, value, gamma)
-            )
-        if batch.acting is not None:
-            value = value * bootstrap_weights(batch)
-        next_tot = mixer(value, mixer.state(batch, after))  # [T, B]
+            return agent_targets(batch, value, gamma)
+        next_tot = mixer(value * bootstrap_weights(batch), mixer.state(batch, after))  # [T, B]
         return batch.reward.sum(-1) + gamma * bootstraps.any(-1) * next_tot, batch.valid
 
     def observe(self, unrolls: Trajectory) -> None:
@@ -108,8 +99,7 @@ class MixedQ:
 
 def qmix(spec: EnvSpec, config: QMIXConfig, device: torch.device, seed: int, streams: int) -> MixedQ:
     """QMIX, Rashid et al. 2018 (arXiv:1803.11485): Q_tot is a monotonic function of the agents' values."""
-    generator = torch.Generator().manual_seed(seed + 1)  # not that of the policy, which actors use too
-    mixer = Monotonic(spec, config.mixer_width, config.hyper_width, generator, config.init)
+    mixer = Monotonic(spec, config.mixer_width, config.hyper_width, seed + 1, config.init)  # the policy uses seed
     return MixedQ(spec, config, device, seed, streams, mixer)
 
 

@@ -63,18 +63,22 @@ def own_turns(unrolls: Trajectory, acting: Tensor, agents: int) -> Trajectory:
     )
 
 
-def up_to_next_turn(batch: Trajectory, value: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Targets of each agent: rewards up to its next turn, summed, plus gamma times the value of that turn.
+def agent_targets(batch: Trajectory, value: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """One-step targets of each agent: its reward plus gamma times the value of its next observation.
+
+    If agents act in turns: rewards up to the agent's next turn, summed, plus gamma times the value of that turn,
+    which has to be in the same sequence.
 
     Args:
-        batch: [T, B] of several agents that act in turns.
+        batch: [T, B] of several agents.
         value: [T, B, N] of the observation after each row, 0 for agents that terminated.
 
     Returns:
         Targets [T, B, N], and whether each is known: the next turn of an agent may be after the last row.
     """
     assert batch.alive is not None
-    assert batch.acting is not None
+    if batch.acting is None:
+        return batch.reward + gamma * value, torch.ones_like(batch.terminated)
     alive, valid = batch.alive[1:], batch.valid
     stops = batch.terminated | ~alive & ~batch.truncated  # no bootstrap
     turn = ~stops & (batch.acting[1:] | ~alive)  # bootstrap here: the agent acts next, or it was truncated
@@ -92,10 +96,11 @@ def up_to_next_turn(batch: Trajectory, value: Tensor, gamma: float) -> tuple[Ten
 def bootstrap_weights(batch: Trajectory) -> Tensor:
     """[T, B, N] weights of the agents' values in the bootstrap: one-hot of the next agent to act.
 
-    After an episode whose last agents were truncated: uniform over these agents.
+    After an episode whose last agents were truncated: uniform over these agents. If all agents act at once: ones.
     """
     assert batch.alive is not None
-    assert batch.acting is not None
+    if batch.acting is None:
+        return torch.ones_like(batch.reward)
     alive, dtype = batch.alive[1:], batch.reward.dtype
     acts = (batch.acting[1:] & alive).to(dtype)
     late = (batch.truncated & ~batch.terminated & ~alive).to(dtype)

@@ -22,7 +22,7 @@ PAIR = team_spec(THREE)
 
 
 def monotonic(spec=PAIR, width: int = 2, hyper_width: int = 0, seed: int = 0) -> Monotonic:
-    return Monotonic(spec, width, hyper_width, torch.Generator().manual_seed(seed))
+    return Monotonic(spec, width, hyper_width, seed)
 
 
 def test_a_vector_worked_out_by_hand() -> None:
