@@ -166,11 +166,11 @@ def values(net: Any, inputs: tuple[Any, ...], recurrent: bool, rows: slice) -> T
 def online_values(net: Any, inputs: tuple[Any, ...], recurrent: bool, double: bool) -> tuple[Tensor, Tensor | None]:
     """The values [T, B, N, A] of the observations, with gradients, and of the next observations, without gradients.
 
-    The latter are None without double Q-learning and memory, where they are not needed.
+    The latter are None without double Q-learning, which alone needs them.
     """
     if recurrent:
         q = net(*inputs)  # [T+1, B, N, A]
-        return q[:-1], q.detach()[1:]
+        return q[:-1], q.detach()[1:] if double else None
     q = values(net, inputs, False, slice(None, -1))
     if not double:
         return q, None

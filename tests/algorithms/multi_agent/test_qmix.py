@@ -47,8 +47,8 @@ def gradient(algorithm: MixedQ, batch: Trajectory) -> torch.Tensor:
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"double": False}, GRU, LAST, GRU | LAST],
-    ids=["double", "single", "gru", "last action", "both"],
+    [{"double": double} | memory | last for double in (True, False) for memory in ({}, GRU) for last in ({}, LAST)],
+    ids=str,
 )
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
 @pytest.mark.parametrize(
