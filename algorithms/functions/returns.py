@@ -78,13 +78,16 @@ def vtrace(
 ) -> VTrace:
     """V-trace, Espeholt et al. 2018 (arXiv:1802.01561), equation 1 as its recursion (remark 1), with lambda (remark 2).
 
+    Lambda also weights the bootstrap of the advantage, as in rlax: on-policy, the advantage is that of GAE(lambda).
+
         delta_t     = min(rho_bar, ratio_t) * (r_t + discount_t * V(o_{t+1}) - V(o_t))
         v_t         = V(o_t) + delta_t + discount_t * trace_t * min(c_bar, ratio_t) * (v_{t+1} - V(o_{t+1}))
-        advantage_t = min(rho_bar_pg, ratio_t) * (r_t + discount_t * v_{t+1} - V(o_t)),    v_T = V(o_T)
+        q_t         = r_t + discount_t * (V(o_{t+1}) + trace_t * (v_{t+1} - V(o_{t+1})))
+        advantage_t = min(rho_bar_pg, ratio_t) * (q_t - V(o_t)),    v_T = V(o_T)
 
     At a reset row, and at padding, v_t is V(o_t): the row holds the final observation, from which the row before
     bootstraps, and no later row belongs to its episode. If all ratios are 1 and no bound is below 1, v_t is the
-    lambda-return.
+    lambda-return and the advantage equals `gae`.
 
     Args:
         log_ratio:  [T, B]    log pi(a_t|o_t) - log mu(a_t|o_t): the evaluated policy, and the behaviour policy.
@@ -109,7 +112,7 @@ def vtrace(
     error = (reward + discount * after - now).masked_fill(~valid, 0.0)
     decay = (discount * trace * ratio.clamp(max=c_bar)).masked_fill(~valid, 0.0)
     excess = _backwards(ratio.clamp(max=rho_bar) * error, decay)  # v - V
-    follow = discount * torch.cat([excess[1:], torch.zeros_like(excess[:1])])  # what v_{t+1} adds to V(o_{t+1})
+    follow = discount * trace * torch.cat([excess[1:], torch.zeros_like(excess[:1])])  # added to V(o_{t+1})
     advantage = ratio.clamp(max=rho_bar_pg) * (error + follow).masked_fill(~valid, 0.0)
     return VTrace(now + excess, advantage)
 

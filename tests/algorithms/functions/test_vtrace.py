@@ -62,19 +62,16 @@ def test_vtrace_equals_the_sum_written_out(case, seed, gamma, lam, rho_bar, c_ba
 
 @settings(max_examples=60, deadline=None)
 @given(streams(), unit, unit)
-def test_on_policy_targets_are_lambda_returns(case, gamma, lam):
-    """At lambda 1 these are n-step returns, and the advantage is that of GAE; the last step is among them."""
+def test_on_policy_targets_are_lambda_returns_and_advantages_are_gae(case, gamma, lam):
     stream, value = case
-    keep, discount = stream.valid, discounts(stream, gamma)
-    ones = torch.ones_like(stream.reward)
+    keep, discount, trace = stream.valid, discounts(stream, gamma), traces(stream, lam)
 
-    found = corrected(stream, value, ones, gamma, lam)
+    found = corrected(stream, value, torch.ones_like(stream.reward), gamma, lam)
 
-    expected = lambda_returns(stream.reward, value, discount, traces(stream, lam))
+    expected = lambda_returns(stream.reward, value, discount, trace)
     assert_close(found.target[keep], expected[keep], atol=1e-4, rtol=1e-4)
-    whole = corrected(stream, value, ones, gamma, 1.0)
-    advantage = gae(stream.reward, value, discount, traces(stream, 1.0))
-    assert_close(whole.advantage[keep], advantage[keep], atol=1e-4, rtol=1e-4)
+    advantage = gae(stream.reward, value, discount, trace)
+    assert_close(found.advantage[keep], advantage[keep], atol=1e-4, rtol=1e-4)
 
 
 @settings(max_examples=60, deadline=None)
