@@ -22,8 +22,8 @@ def vtrace_by_definition(  # type: ignore[no-untyped-def]
     ratio, reward, value, terminated, truncated, valid, gamma, lam, rho_bar, c_bar, rho_bar_pg
 ) -> tuple[np.ndarray, np.ndarray]:
     """v_s = V(x_s) + sum over t of gamma^(t-s) (prod of lam min(c_bar, ratio)) min(rho_bar, ratio_t) delta_t, and the
-    weights of the policy gradient, min(rho_bar_pg, ratio_s) (r_s + gamma q - V(x_s)), q = (1 - lam) V(x_{s+1}) + lam v_{s+1};
-    NaN at reset rows.
+    weights of the policy gradient, min(rho_bar_pg, ratio_s) (r_s + gamma q - V(x_s)); NaN at reset rows. There
+    q = (1 - lam) V(x_{s+1}) + lam v_{s+1}.
 
     Where the clock ran out or the unroll ends, v_{s+1} is the value of the observation that followed.
     """

@@ -207,12 +207,14 @@ def test_wrong_action_spaces_are_refused():
             Deterministic(spec, TD3Config(), 1, generator)
 
 
-def test_statistics_are_the_policys_and_are_shown_what_was_acted_on():
-    bench = Bench("sac", "probe:box", streams=3, unroll=12, normalize_obs=True, widths=(4,), warmup=0)
+@pytest.mark.parametrize("algo", ["sac", "td3", "ddpg"])
+def test_statistics_are_of_the_observations_that_were_acted_on(algo):
+    bench = Bench(algo, "Pendulum-v1", streams=3, unroll=12, normalize_obs=True, widths=(4,), warmup=0)
     unroll = bench.collect()
     bench.algorithm.observe(unroll)
 
     normalizer = bench.algorithm.policy.normalizer
     assert normalizer.get_buffer("count0").item() == unroll.valid.sum().item()
-    acted_on = unroll.obs[:-1][unroll.valid].double()
-    assert_close(normalizer.get_buffer("mean0"), acted_on.mean(0))
+    acted_on, after = (obs[unroll.valid].double().mean(0) for obs in (unroll.obs[:-1], unroll.obs[1:]))
+    assert (acted_on - after).abs().max() > 1e-3  # the next observations would give other statistics
+    assert_close(normalizer.get_buffer("mean0"), acted_on)
