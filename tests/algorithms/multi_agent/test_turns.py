@@ -14,6 +14,7 @@ from oracles.turns import games, lambda_return, learnt, turns_of
 from rltrain.algorithms import algorithm_class, settings_class
 from rltrain.algorithms.functions.returns import gae, vtrace
 from rltrain.algorithms.multi_agent.independent import OWN, Independent, group_views
+from rltrain.algorithms.multi_agent.turns import bootstrap_weights
 from rltrain.rollout.types import Trajectory, discounts, traces
 
 SPEC = replace(team_spec(THREE, TWO, told=False), turns=True)
@@ -55,6 +56,26 @@ def test_targets_are_those_of_an_agents_own_turns(seed: int) -> None:
                     assert alone.extras["log_prob"][k, column] == log_prob
                 found += len(turns)
     assert found > 5
+
+
+def test_the_bootstrap_is_the_value_of_the_next_agent_or_the_mean_of_the_truncated_ones() -> None:
+    """One row of five agents: in the first stream agent 3 acts next; in the second the game ends, 1 and 4 truncated."""
+    alive = torch.tensor([[[True] * 5] * 2, [[True] * 5, [False] * 5]])
+    acting = torch.zeros(2, 2, 5, dtype=torch.bool)
+    acting[1, 0, 3] = True
+    truncated, terminated = torch.zeros(1, 2, 5, dtype=torch.bool), torch.zeros(1, 2, 5, dtype=torch.bool)
+    truncated[0, 1, [1, 2, 4]] = True
+    terminated[0, 1, [0, 2]] = True  # both flags: a termination
+    batch = replace(
+        games(SPEC, 0),
+        reward=torch.zeros(1, 2, 5),
+        alive=alive,
+        acting=acting,
+        truncated=truncated,
+        terminated=terminated,
+    )
+
+    assert bootstrap_weights(batch)[0].tolist() == [[0, 0, 0, 1, 0], [0, 0.5, 0, 0, 0.5]]
 
 
 def test_values_told_of_rows_do_not_tell_those_of_turns() -> None:

@@ -228,6 +228,29 @@ def test_the_kl_stop_ends_all_epochs(settings, steps, stops):
 
 
 @pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(("factor", "steps"), [(0.99, 4), (1.01, 8)])
+def test_the_kl_stop_is_at_its_bound(factor, steps):
+    """The bound is put just below, or just above, the KL of the last minibatch of the first epoch."""
+    ppo = make_ppo(epochs=1)
+    seen: list[float] = []
+    loss = ppo.loss
+
+    def spy(*args):
+        found = loss(*args)
+        seen.append(float(found[1]["approx_kl"]))
+        return found
+
+    ppo.loss = spy
+    ppo.update(unroll(DISCRETE, ppo.policy, 1), 0.0)
+    bounded = make_ppo(epochs=2, max_kl=factor * seen[-1])
+
+    bounded.update(unroll(DISCRETE, bounded.policy, 1), 0.0)
+
+    assert seen[-1] > 0
+    assert bounded.optimizer.steps == steps
+
+
+@pytest.mark.usefixtures("double")
 def test_the_first_update_is_made_at_full_step_size_and_the_last_at_almost_none():
     """Adam's first step is as long as its step size wherever the gradient is not tiny."""
     lengths = {}
