@@ -281,6 +281,27 @@ def test_whole_episodes_of_one_step_are_one_row(end: str) -> None:
     assert (sample.terminated.any(), sample.truncated.any()) == (end == "terminated", end == "truncated")
 
 
+def test_a_fragment_from_the_middle_of_an_episode_is_not_a_whole_episode() -> None:
+    """The first rows of the second episode were lost on their way: only the other two can be sampled."""
+    replay = Replay(PLAIN, 1, plan_for(60, batch=64, whole_episodes=True), 0)
+    for number, rewards in enumerate(([1.0, 2.0], [3.0, 4.0, 5.0], [6.0])):
+        episode = replace(one_stream(list(rewards), "terminated"), row=np.array([10 * number]))
+        if number == 1:
+            episode = replace(
+                episode,
+                obs=episode.obs[1:],
+                first=episode.first[1:],
+                row=episode.row + 1,
+                **{name: getattr(episode, name)[1:] for name in ("action", "reward", "terminated", "truncated")},
+            )
+        replay.append(episode)
+
+    sample = replay.sample(0.0)
+
+    assert isinstance(sample, Trajectory)
+    assert set(map(tuple, sample.reward.T.tolist())) == {(1.0, 2.0), (6.0, 0.0)}
+
+
 @pytest.mark.parametrize("kind", ["box", "tree", "stack"])
 @pytest.mark.usefixtures("small_segments")
 def test_sequences_are_what_follows_as_far_as_it_goes(kind: str) -> None:
