@@ -77,6 +77,8 @@ def _play(
                 if explore:
                     for b, one in enumerate(noises):
                         one.fill(noise[:, b : b + 1], np.array([step]), [0])
+                if core is not None and rows.first[0].any():  # also after a lost life, as in training
+                    core = core * torch.from_numpy(~rows.first[0])[:, None]
                 obs = tree_map(lambda array: torch.from_numpy(array[0]), rows.obs)
                 mask = None if rows.action_mask is None else torch.from_numpy(rows.action_mask[0])
                 act = policy.act(obs, core, mask, torch.from_numpy(noise[0]), explore)
@@ -95,6 +97,7 @@ def _play(
                 if (over & ~ended).any():
                     ended |= over
                     env.rest(ended)
+                rows.first[0] = rows.first[1]
                 tree_map(lambda array: np.copyto(array[0], array[1]), rows.obs)
                 for array in rows.optional_fields():
                     array[0] = array[1]

@@ -8,18 +8,20 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles.faulty import config_of
 
 from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.problems.probes import Counter
+from rltrain.envs.spaces import EPISODE_CONTINUES
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 from rltrain.learner.algorithm import make_policy
 from rltrain.rollout.actor.episodes import EpisodeTracker
 from rltrain.rollout.actor.play import play
 from rltrain.rollout.buffers import empty_rows, obs_arrays, padded
-from rltrain.rollout.types import Episode
+from rltrain.rollout.types import Act, Episode, Noise
 from rltrain.setup.environment import open_environment
 
 
@@ -132,3 +134,40 @@ def test_an_episode_is_the_same_in_every_company(explore: bool, memory: str) -> 
     alone = [episode for seed in range(9) for episode in play(make, spec, policy, [seed], explore)]
     assert together == alone
     assert len({episode.length for episode in together}) > 1
+
+
+class Lives(gymnasium.Env[Any, Any]):
+    """A game of three lives of two steps each; a lost life ends an episode of training, not the game."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-1, 1, (1,)), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.t = getattr(self, "t", 0) % 6
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return np.zeros(1, np.float32), 1.0, self.t % 2 == 0, False, {EPISODE_CONTINUES: self.t < 6}
+
+
+class Remembering:
+    """A policy that counts its steps in its memory, and writes down what it remembered."""
+
+    core_size, sequence, noise = 1, 1, Noise("uniform", 1)
+
+    def __init__(self) -> None:
+        self.remembered: list[float] = []
+
+    def act(self, obs: Any, core: torch.Tensor, mask: Any, noise: torch.Tensor, explore: bool) -> Act:
+        self.remembered.append(float(core[0, 0]))
+        return Act(torch.zeros(len(core), dtype=torch.int64), {}, core + 1)
+
+
+def test_evaluation_forgets_where_training_forgets() -> None:
+    """The memory is empty at the first row of each life."""
+    policy: Any = Remembering()
+
+    episodes = play(Lives, read_spec(resolve(Lives), 0), policy, [0])
+
+    assert episodes == [Episode(6.0, 6)]
+    assert policy.remembered == [0, 1, 2] + [0, 1, 2] + [0, 1]  # the third row of a life is its reset row
