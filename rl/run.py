@@ -167,7 +167,7 @@ class Run:
             self.recorder.add(unrolls)
         for unroll in unrolls:
             self.window.add(unroll.episodes)
-            self.self_play.add(unroll.episodes)
+            self.self_play.add(unroll.episodes, self.rollout.steps)
 
     def _add_opponent(self) -> None:
         """Add the newest policy to the pool of opponents when that is due."""

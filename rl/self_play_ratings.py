@@ -1,22 +1,29 @@
-"""Ratings of self-play: past policies in a pool, and their Elo. Actors draw opponents: rollout/actor/opponents.py.
+"""Ratings of self-play: past policies in a pool, and their strength. Actors draw opponents: rollout/actor/opponents.py.
 
-Ratings follow Elo (The Rating of Chessplayers, 1978): a difference of 400 points means odds of 10 to 1. Each game
-changes the rating of the newest policy by K (score - expected score), with a score of 1 for a win and 0.5 for a draw.
-A snapshot is a copy of the policy. It keeps the rating that the policy had at that time.
+A snapshot is a copy of the policy. Ratings are those of Bradley and Terry (1952) on the scale of Elo: a difference of
+400 points means odds of 10 to 1, and a draw counts as half a win. They are fitted to all games of the snapshots in the
+pool, so that a rating does not depend on the order of games. The policy changes between two snapshots: its rating is
+linear in the steps from one to the next. A normal prior of each change, as in Whole-History Rating (Coulom 2008), keeps
+the ratings finite when all games are won.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from rltrain.reporting.metrics import WINDOW
 from rltrain.rollout.types import NEWEST, Episode, Weights
 
 START = 1000.0  # rating of the untrained policy
-K = 16.0  # largest change of a rating by one game; FIDE uses 10 to 40
+SCALE = 400 / math.log(10)  # points per unit of log odds
+DRIFT = 100.0  # points, standard deviation of the prior of the change between two snapshots
+BINS = 16  # games between two snapshots are counted in so many intervals of steps
 OUTCOMES = ("win", "draw", "loss")
 SCORE = {"win": 1.0, "draw": 0.5, "loss": 0.0}
 
@@ -27,6 +34,17 @@ class Snapshot:
 
     weights: Weights
     elo: float
+
+
+@dataclass(frozen=True)
+class Games:
+    """Games of the policy between snapshots `policy - 1` and `policy` against the snapshot `opponent`."""
+
+    policy: int
+    share: float  # of the way from the one to the other: its rating is (1 - share) r[policy - 1] + share r[policy]
+    opponent: int
+    count: int
+    score: float  # wins, and half of the draws
 
 
 class SelfPlay:
@@ -40,9 +58,12 @@ class SelfPlay:
     def __init__(self, size: int, every: int) -> None:
         self._size, self._every = size, every
         self.places: list[Snapshot] = []
-        self._taken = 0  # snapshots so far: the number of the next one
+        self._taken = 0  # snapshots so far: the number of the next one, which is also that of the newest policy
         self._next = 0  # step at which the next one is due
-        self.elo = START
+        self._step = 0  # of the newest policy
+        self._elo = START  # of the newest policy when the last snapshot was taken
+        self._ratings: dict[int, tuple[int, float]] = {}  # step and rating of each snapshot that games refer to
+        self._games: dict[tuple[int, int, int], tuple[int, float]] = {}  # (policy, bin, opponent): count, score
         self._recent: deque[str] = deque(maxlen=WINDOW)
 
     def due(self, steps: int) -> bool:
@@ -50,29 +71,60 @@ class SelfPlay:
         return self._size > 0 and steps >= self._next
 
     def take(self, weights: Weights) -> tuple[int, Weights]:
-        """Adds a snapshot of weights, which must not change later. Returns its place and the weights to publish."""
+        """Adds a snapshot of weights, which must not change later. Returns its place and the weights to publish.
+
+        The ratings of all snapshots in the pool are fitted; those that have left it keep their last rating.
+        """
+        self._step = max(self._step, weights.step)
+        ratings, _ = self.fitted()
+        self._elo = ratings.pop(self._taken)
         place, snapshot = self._taken % self._size, Weights(self._taken, weights.step, weights.arrays)
-        self.places[place : place + 1] = [Snapshot(snapshot, self.elo)]
+        self.places[place : place + 1] = [Snapshot(snapshot, self._elo)]
+        steps = {number: step for number, (step, _) in self._ratings.items()} | {self._taken: weights.step}
+        ratings[self._taken] = self._elo
+        self.places = [Snapshot(one.weights, ratings[one.weights.version]) for one in self.places]
         self._taken += 1
+        self._games = {key: game for key, game in self._games.items() if key[0] >= self._taken - self._size}
+        needed = {one.weights.version for one in self.places}
+        needed.update(number for key in self._games for number in (key[0] - 1, key[2]))
+        self._ratings = {number: (steps[number], ratings[number]) for number in sorted(needed)}
         self._next = (weights.step // self._every + 1) * self._every
         return place, snapshot
 
-    def add(self, episodes: Iterable[Episode]) -> None:
-        """Rates games, in their order. Games against the newest policy or a removed snapshot do not count."""
-        ratings = {one.weights.version: one.elo for one in self.places}
+    def add(self, episodes: Iterable[Episode], steps: int) -> None:
+        """Counts games that ended at `steps`. Games against the newest policy or a removed snapshot do not count."""
+        present = {one.weights.version for one in self.places}
+        self._step = max(self._step, steps)
         for episode in episodes:
-            rating = ratings.get(episode.opponent)
-            if episode.opponent == NEWEST or rating is None:
+            if episode.opponent == NEWEST or episode.opponent not in present:
                 continue
             result = outcome(episode)
-            self.elo += K * (SCORE[result] - expected(self.elo, rating))
+            interval = (self._step - self._ratings[self._taken - 1][0]) * BINS // self._every
+            key = self._taken, interval, episode.opponent
+            count, score = self._games.get(key, (0, 0.0))
+            self._games[key] = count + 1, score + SCORE[result]
             self._recent.append(result)
 
+    def fitted(self) -> tuple[dict[int, float], float]:
+        """Ratings by number, that of the newest policy last, and half the width of the 95% interval of the latter."""
+        ratings = {number: rating for number, (_, rating) in self._ratings.items()} | {self._taken: self._elo}
+        steps = {number: step for number, (step, _) in self._ratings.items()} | {self._taken: self._step}
+        games = []
+        for (policy, interval, opponent), (count, score) in self._games.items():
+            passed, all_steps = (interval + 0.5) * self._every / BINS, max(steps[policy] - steps[policy - 1], 1)
+            games.append(Games(policy, min(passed / all_steps, 1.0), opponent, count, score))
+        numbers = range(max(self._taken - self._size, 0) + 1, self._taken + 1)
+        drift = [DRIFT * math.sqrt(max(steps[n] - steps[n - 1], 1) / self._every) for n in numbers if self._taken]
+        return fit(ratings, games, drift)
+
     def metrics(self) -> dict[str, float]:
-        """The metrics to log; shares of outcomes are missing before the first game against a snapshot."""
+        """The metrics to log; interval and shares of outcomes are missing before the first game against a snapshot."""
         if not self._size:
             return {}
-        metrics = {"selfplay/elo": self.elo, "selfplay/pool": float(len(self.places))}
+        ratings, interval = self.fitted()
+        metrics = {"selfplay/elo": ratings[self._taken], "selfplay/pool": float(len(self.places))}
+        if self._recent:
+            metrics["selfplay/elo_interval"] = interval
         return metrics | {f"selfplay/{name}": share for name, share in _shares(list(self._recent)).items()}
 
     def state(self) -> dict[str, Any] | None:
@@ -83,26 +135,74 @@ class SelfPlay:
             {"number": one.weights.version, "step": one.weights.step, "elo": one.elo, "arrays": one.weights.arrays}
             for one in self.places
         ]
-        return {"places": places, "taken": self._taken, "elo": self.elo, "recent": list(self._recent)}
+        return {
+            "places": places,
+            "taken": self._taken,
+            "elo": self._elo,
+            "step": self._step,
+            "recent": list(self._recent),
+            "ratings": [[number, *rating] for number, rating in self._ratings.items()],
+            "games": [[*key, *game] for key, game in self._games.items()],
+        }
 
     def load(self, state: dict[str, Any] | None) -> list[Weights]:
-        """Restores `state`. Returns the weights to publish, by place."""
+        """Restores `state`. Returns the weights to publish, by place. A state of version 0.1 has no games."""
         if state is None or not self._size:
             return []
         self.places = [
             Snapshot(Weights(int(one["number"]), int(one["step"]), one["arrays"]), float(one["elo"]))
             for one in state["places"]
         ]
-        self._taken, self.elo = int(state["taken"]), float(state["elo"])
+        self._taken, self._elo = int(state["taken"]), float(state["elo"])
         self._recent = deque(state["recent"], maxlen=WINDOW)
+        known = [(one.weights.version, one.weights.step, one.elo) for one in self.places]
+        self._ratings = {int(n): (int(step), float(elo)) for n, step, elo in [*known, *state.get("ratings", ())]}
+        self._games = {
+            (int(policy), int(interval), int(opponent)): (int(count), float(score))
+            for policy, interval, opponent, count, score in state.get("games", ())
+        }
         newest = max(one.weights.step for one in self.places)
+        self._step = int(state.get("step", newest))
         self._next = (newest // self._every + 1) * self._every
         return [one.weights for one in self.places]
 
 
-def expected(mine: float, other: float) -> float:
-    """The expected score of `mine` against `other`, between 0 and 1."""
-    return float(1 / (1 + 10 ** ((other - mine) / 400)))
+def fit(ratings: dict[int, float], games: Sequence[Games], drift: Sequence[float]) -> tuple[dict[int, float], float]:
+    """The ratings of largest posterior, by Newton's method, and half the width of the newest one's 95% interval.
+
+        P(win) = 1 / (1 + exp(-(r_policy - r_opponent) / SCALE)),    r[n] - r[n - 1] ~ Normal(0, drift[n])
+
+    Args:
+        ratings: by number, of all policies in `games`. The newest len(drift) are fitted, the others are given.
+        games:   see `Games`.
+        drift:   points, of each fitted rating, the newest one last.
+    """
+    size = len(drift)
+    if not size:
+        return ratings, 0.0
+    start = max(ratings) + 1 - size  # number of the first fitted rating
+    x = np.array([ratings[start + place] for place in range(size)])
+    factors, given = np.zeros((len(games), size)), np.zeros(len(games))  # difference of ratings: factors @ x + given
+    for row, game in enumerate(games):
+        for number, factor in ((game.policy - 1, 1 - game.share), (game.policy, game.share), (game.opponent, -1.0)):
+            if number >= start:
+                factors[row, number - start] += factor
+            else:
+                given[row] += factor * ratings[number]
+    count, score = np.array([game.count for game in games]), np.array([game.score for game in games])
+    change = (np.eye(size) - np.eye(size, k=-1)) / np.array(drift)[:, None]  # of each rating since the one before
+    before = np.zeros(size)
+    before[0] = ratings[start - 1] / drift[0]
+    for _ in range(100):
+        chance = 1 / (1 + np.exp(-(factors @ x + given) / SCALE))
+        slope = factors.T @ (score - count * chance) / SCALE - change.T @ (change @ x - before)
+        curvature = (factors.T * (count * chance * (1 - chance) / SCALE**2)) @ factors + change.T @ change
+        move = np.linalg.solve(curvature, slope)
+        x += np.clip(move, -SCALE, SCALE)
+        if np.abs(move).max() < 1e-9:
+            break
+    deviation = math.sqrt(np.linalg.inv(curvature)[-1, -1])
+    return ratings | {start + place: rating for place, rating in enumerate(x.tolist())}, 1.96 * deviation
 
 
 def outcome(episode: Episode) -> str:

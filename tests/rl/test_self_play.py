@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import rltrain
 from rltrain import cli
 from rltrain.reporting.metrics import read
 from rltrain.rollout.types import NEWEST, Episode, Weights
-from rltrain.self_play_ratings import START, K, SelfPlay, expected, shares
+from rltrain.self_play_ratings import START, Games, SelfPlay, fit, shares
 
 SMALL: dict[str, Any] = {"workers": 0, "preset": "none", "quiet": True, "streams": 4, "unroll": 16, "widths": (16,)}
 
@@ -26,34 +28,109 @@ def game(result: float, opponent: int, player: int = 0) -> Episode:
     return Episode(0.0, 5, agents, player, opponent)
 
 
+def posterior(x: list[float], ratings: dict[int, float], games: list[Games], drift: list[float]) -> float:
+    """The logarithm of the posterior of the newest ratings x, written out game by game."""
+    start = max(ratings) + 1 - len(x)
+    r = ratings | {start + place: value for place, value in enumerate(x)}
+    total = 0.0
+    for game in games:
+        mine = (1 - game.share) * r[game.policy - 1] + game.share * r[game.policy]
+        win = 1 / (1 + 10 ** ((r[game.opponent] - mine) / 400))
+        total += game.score * math.log(win) + (game.count - game.score) * math.log(1 - win)
+    for place, width in enumerate(drift):
+        total -= 0.5 * ((r[start + place] - r[start + place - 1]) / width) ** 2
+    return total
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_fitted_ratings_have_the_largest_posterior_and_the_interval_is_its_curvature(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ratings = dict.fromkeys(range(2, 7), 1000.0)  # 4 to 6 are fitted
+    drift = [50.0, 120.0, 80.0]
+    games = []
+    for _ in range(30):
+        policy, count = int(rng.integers(3, 7)), int(rng.integers(1, 20))
+        opponent = int(rng.integers(2, policy))
+        games.append(Games(policy, float(rng.random()), opponent, count, float(rng.integers(0, 2 * count + 1)) / 2))
+
+    found, interval = fit(ratings, games, drift)
+
+    best = [found[number] for number in (4, 5, 6)]
+    assert (found[2], found[3]) == (1000.0, 1000.0)
+
+    def at(*move: float) -> float:
+        return posterior([a + b for a, b in zip(best, move, strict=True)], ratings, games, drift)
+
+    hessian = np.zeros((3, 3))
+    for a in range(3):
+        step = [1.0 if a == i else 0.0 for i in range(3)]
+        assert at(*step) - at(*[-x for x in step]) == pytest.approx(0.0, abs=1e-4)
+        for b in range(3):
+            other = [1.0 if b == i else 0.0 for i in range(3)]
+            both, apart = np.add(step, other), np.subtract(step, other)
+            hessian[a, b] = (at(*both) + at(*-both) - at(*apart) - at(*-apart)) / 4
+    assert interval == pytest.approx(1.96 * math.sqrt(np.linalg.inv(-hessian)[-1, -1]), rel=1e-3)
+
+
 def test_four_hundred_points_are_odds_of_ten_to_one() -> None:
-    assert expected(1400, 1000) == pytest.approx(10 / 11)
-    assert expected(1000, 1400) == pytest.approx(1 / 11)
-    assert expected(1234, 1234) == 0.5
+    ratings, interval = fit({0: 1000.0, 1: 1000.0}, [Games(1, 1.0, 0, 1_100_000, 1_000_000.0)], [1e6])
+    assert ratings[1] == pytest.approx(1400.0, abs=1e-3)
+    assert interval < 2
 
 
-def test_ratings_follow_the_games_in_their_order() -> None:
+def strength(gain: float, games: int, periods: int = 12, seed: int = 0) -> tuple[list[float], list[float]]:
+    """Errors of the rating, and its intervals, at the end of each period of a policy that gains points steadily."""
+    pool, rng = SelfPlay(5, 1000), np.random.default_rng(seed)
+    errors, intervals = [], []
+    truth: dict[int, float] = {}
+    for period in range(periods):
+        pool.take(weights(1000 * period))
+        truth[period] = START + gain * period
+        for step in range(0, 1000, 50):
+            mine = START + gain * (period + step / 1000)
+            opponents = rng.integers(max(0, period - 4), period + 1, games // 20).tolist()
+            wins = rng.random(len(opponents)) < [1 / (1 + 10 ** ((truth[one] - mine) / 400)) for one in opponents]
+            played = zip(wins, opponents, strict=True)
+            pool.add([game(1.0 if win else -1.0, one) for win, one in played], 1000 * period + step)
+        told = pool.metrics()
+        errors.append(told["selfplay/elo"] - (START + gain * (period + 1)))
+        intervals.append(told["selfplay/elo_interval"])
+    return errors, intervals
+
+
+def test_the_rating_of_a_policy_that_does_not_change_stands_still_and_that_of_one_that_learns_does_not_lag() -> None:
+    """Elo's rule with K = 16 wandered by 50 points, and lagged behind a policy that learns by a quarter."""
+    still, intervals = np.array([strength(0.0, 500, seed=seed) for seed in range(6)]).transpose(1, 0, 2)
+    assert np.abs(still).mean() < 20
+    assert (np.abs(still) < intervals).mean() > 0.85
+    learns, _ = np.array([strength(80.0, 500, seed=seed) for seed in range(6)]).transpose(1, 0, 2)
+    assert abs(learns[:, -1].mean()) < 0.05 * 80 * 12
+
+
+def test_games_are_counted_and_removed_snapshots_keep_their_rating() -> None:
     pool = SelfPlay(2, 100)
     assert pool.due(0)
     assert pool.take(weights(0))[0] == 0
-    pool.add([game(1.0, 0), game(1.0, NEWEST), game(-1.0, 5), game(1.0, 0, player=1)])
-    mine = START + K * 0.5
-    mine += K * (1 - 1 / (1 + 10 ** ((START - mine) / 400)))
-    assert pool.elo == pytest.approx(mine)
+    assert "selfplay/elo_interval" not in pool.metrics()
+    pool.add([game(1.0, 0), game(1.0, NEWEST), game(-1.0, 5), game(1.0, 0, player=1)], 50)
+    mine = pool.metrics()["selfplay/elo"]
+    assert mine > START
 
     assert not pool.due(99)
     assert pool.due(100)
     place, published = pool.take(weights(130))
     assert (place, published.version, published.step) == (1, 1, 130)
     assert (pool.due(199), pool.due(200)) == (False, True)
-    pool.add([game(0.0, 1, player=1), game(-1.0, 0)])  # a draw with who is as strong changes nothing
-    worse = mine - K / (1 + 10 ** ((START - mine) / 400))
-    assert pool.elo == pytest.approx(worse)
+    pool.add([game(0.0, 1, player=1), game(-1.0, 0)], 140)
+    assert pool.metrics()["selfplay/elo"] < mine
 
     assert pool.take(weights(200))[0] == 0  # in the place of the oldest
-    pool.add([game(1.0, 0)])  # who is gone
-    assert pool.elo == pytest.approx(worse)
+    before = pool.metrics()
+    pool.add([game(1.0, 0)], 210)  # a game against a snapshot that is gone
+    assert pool.metrics()["selfplay/win"] == 0.5
+    assert pool.places[1].elo == pytest.approx(pool.fitted()[0][1])
     told = pool.metrics()
+    assert told["selfplay/elo"] == pytest.approx(before["selfplay/elo"])
     assert (told["selfplay/win"], told["selfplay/draw"], told["selfplay/loss"]) == (0.5, 0.25, 0.25)
     assert told["selfplay/pool"] == 2
 
@@ -62,15 +139,29 @@ def test_what_is_saved_goes_on() -> None:
     one, other = SelfPlay(2, 100), SelfPlay(2, 100)
     for step in (0, 100, 200):
         one.take(weights(step))
-        one.add([game(1.0, step // 100), game(0.0, step // 100)])
-    published = other.load(one.state())
+        one.add([game(1.0, step // 100), game(0.0, step // 100)], step + 30)
+    published = other.load(json.loads(json.dumps({**one.state(), "places": []})) | {"places": one.state()["places"]})
 
     assert [(found.version, found.step) for found in published] == [(2, 200), (1, 100)]
     for pool in (one, other):
-        pool.add([game(-1.0, 1)])
+        pool.add([game(-1.0, 1)], 290)
         assert pool.take(weights(310))[0] == 1
+        pool.add([game(-1.0, 2)], 320)
     assert one.metrics() == other.metrics()
     assert (one.due(399), one.due(400)) == (other.due(399), other.due(400))
+
+
+def test_a_pool_of_version_0_1_goes_on_from_its_ratings() -> None:
+    old, pool = SelfPlay(2, 100), SelfPlay(2, 100)
+    old.take(weights(0))
+    state = {key: value for key, value in old.state().items() if key in ("places", "taken", "elo", "recent")}
+    state["places"][0]["elo"] = state["elo"] = 1111.0
+
+    pool.load(state)
+
+    assert pool.metrics() == {"selfplay/elo": pytest.approx(1111.0), "selfplay/pool": 1.0}
+    pool.add([game(1.0, 0)], 50)
+    assert pool.metrics()["selfplay/elo"] > 1111.0
 
 
 def test_shares_of_outcomes() -> None:
