@@ -1,0 +1,260 @@
+"""Environments that end their process, or try to, in each of their methods."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from typing import Any
+
+from harmless import Harmless
+
+EVERYWHERE = ["init", "reset", "step", "later"]
+
+
+class Exits(Harmless):
+    """sys.exit(0)"""
+
+    EXPECT = {"when": EVERYWHERE, "says": r"SystemExit|sys\.exit|exit"}
+
+    def disturb(self) -> None:
+        sys.exit(0)
+
+
+class ExitsWithText(Harmless):
+    """sys.exit("no licence")"""
+
+    EXPECT = {"when": EVERYWHERE, "says": "no licence"}
+
+    def disturb(self) -> None:
+        sys.exit("no licence")
+
+
+class ExitsAtOnce(Harmless):
+    """os._exit(0)"""
+
+    EXPECT = {"when": EVERYWHERE, "says": "ended|exit", "dies": True}
+
+    def disturb(self) -> None:
+        os._exit(0)
+
+
+class ExitsWithStatus(Harmless):
+    """os._exit(42)"""
+
+    EXPECT = {"when": ["init", "later"], "says": "42", "dies": True}
+
+    def disturb(self) -> None:
+        os._exit(42)
+
+
+class Segfault(Harmless):
+    """Reads from address 0."""
+
+    EXPECT = {"when": EVERYWHERE, "says": "SIGSEGV", "dies": True}
+
+    def disturb(self) -> None:
+        ctypes.string_at(0)
+
+
+class KillsItself(Harmless):
+    """SIGKILL to its own process."""
+
+    EXPECT = {"when": EVERYWHERE, "says": "SIGKILL", "dies": True}
+
+    def disturb(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Aborts(Harmless):
+    """abort(), as an assertion in C does."""
+
+    EXPECT = {"when": ["reset", "later"], "says": "SIGABRT", "dies": True}
+
+    def disturb(self) -> None:
+        os.abort()
+
+
+class TerminatesItself(Harmless):
+    """SIGTERM to its own process."""
+
+    EXPECT = {"when": ["reset"], "says": "SIGTERM|ended|stopped"}
+
+    def disturb(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class KillsParent(Harmless):
+    """SIGKILL to its process group."""
+
+    EXPECT = {"when": ["reset"], "says": "SIGKILL", "dies": True}
+
+    def disturb(self) -> None:
+        os.killpg(0, signal.SIGKILL)
+
+
+class Recursion(Harmless):
+    """Recursion without end."""
+
+    EXPECT = {"when": EVERYWHERE, "says": "RecursionError", "traceback": True}
+
+    def disturb(self) -> None:
+        self.disturb()
+
+
+class Memory(Harmless):
+    """MemoryError"""
+
+    EXPECT = {"when": EVERYWHERE, "says": "MemoryError", "traceback": True}
+
+    def disturb(self) -> None:
+        bytearray(1 << 60)
+
+
+class Interrupt(Harmless):
+    """KeyboardInterrupt"""
+
+    EXPECT = {"when": EVERYWHERE, "says": "KeyboardInterrupt", "traceback": True}
+
+    def disturb(self) -> None:
+        raise KeyboardInterrupt
+
+
+class Stop(Harmless):
+    """StopIteration"""
+
+    EXPECT = {"when": EVERYWHERE, "says": "StopIteration", "traceback": True}
+
+    def disturb(self) -> None:
+        next(iter(()))
+
+
+class Generator(Harmless):
+    """GeneratorExit"""
+
+    EXPECT = {"when": EVERYWHERE, "says": "GeneratorExit", "traceback": True}
+
+    def disturb(self) -> None:
+        raise GeneratorExit
+
+
+class Broken(BaseException):
+    """Not an Exception, without a text, and cannot be pickled."""
+
+    def __init__(self, first: Any, second: Any) -> None:
+        self.values = first, second, lambda: None
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class RaisesBase(Harmless):
+    """A subclass of BaseException whose text raises and that cannot be pickled."""
+
+    EXPECT = {"when": EVERYWHERE, "says": "Broken", "traceback": True}
+
+    def disturb(self) -> None:
+        raise Broken(1, 2)
+
+
+class Group(Harmless):
+    """An ExceptionGroup."""
+
+    EXPECT = {"when": ["reset", "later"], "says": "two", "traceback": True}
+
+    def disturb(self) -> None:
+        raise ExceptionGroup("two", [ValueError("one"), KeyError("other")])
+
+
+class Surrogates(Harmless):
+    """An error text that is no valid UTF-8, with colour codes and brackets."""
+
+    EXPECT = {"when": ["reset", "later"], "says": "wrong", "traceback": True}
+
+    def disturb(self) -> None:
+        raise ValueError("wrong \udcff \x1b[31m [red] [/] {x} %s")
+
+
+class LongText(Harmless):
+    """An error text of 3 MB."""
+
+    EXPECT = {"when": ["reset", "later"], "says": "ValueError", "traceback": True}
+
+    def disturb(self) -> None:
+        raise ValueError("long " * 600_000)
+
+
+class Asserts(Harmless):
+    """A plain assertion."""
+
+    EXPECT = {"when": EVERYWHERE, "says": "AssertionError", "traceback": True}
+
+    def disturb(self) -> None:
+        raise AssertionError
+
+
+class ImportsLate(Harmless):
+    """Imports a module that is not installed."""
+
+    EXPECT = {"when": EVERYWHERE, "says": "no_such_module", "traceback": True}
+
+    def disturb(self) -> None:
+        __import__("no_such_module")
+
+
+class CloseRaises(Harmless):
+    """close() raises."""
+
+    EXPECT = {"when": ["close"], "status": 0, "notes": "close"}
+
+    def disturb(self) -> None:
+        raise RuntimeError("cannot close")
+
+
+class CloseExits(Harmless):
+    """close() calls sys.exit(3)."""
+
+    EXPECT = {"when": ["close"], "status": 0, "notes": "close"}
+
+    def disturb(self) -> None:
+        sys.exit(3)
+
+
+class CloseInterrupts(Harmless):
+    """close() raises KeyboardInterrupt."""
+
+    EXPECT = {"when": ["close"], "status": 0, "notes": "close"}
+
+    def disturb(self) -> None:
+        raise KeyboardInterrupt
+
+
+class CloseTwice(Harmless):
+    """A second close() raises."""
+
+    closed = False
+
+    def close(self) -> None:
+        if self.closed:
+            raise RuntimeError("closed already")
+        self.closed = True
+
+
+class CloseKills(Harmless):
+    """close() reads from address 0."""
+
+    EXPECT = {"when": ["close"], "status": 0, "dies": True}
+
+    def disturb(self) -> None:
+        ctypes.string_at(0)
+
+
+class DiesWhenDeleted(Harmless):
+    """__del__ raises."""
+
+    def __del__(self) -> None:
+        raise RuntimeError("deleted")

@@ -1,0 +1,46 @@
+"""Hostile environments: a quick choice of them, each as a whole command. All: scripts/bench hostile_environments."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from hostile.cases import Case, cases, run, wrong
+
+CASES = {case.id: case for case in cases()}
+QUICK = """
+    process_state.Seeds 0
+    process_state.WarningsToErrors 0
+    process_state.Umask 2
+    values.Reused 0
+    children.Threads 2
+"""
+
+
+@functools.cache
+def fingerprint(case: Case) -> str:
+    return run(case, 0).fingerprint
+
+
+@pytest.mark.parametrize("line", [line.strip() for line in QUICK.strip().splitlines()])
+def test_hostile_environment(line: str) -> None:
+    name, _, workers = line.rpartition(" ")
+    case = CASES[name]
+    twin = fingerprint(CASES[case.twin]) if case.trains and case.twin else None
+
+    outcome = run(case, int(workers))
+
+    assert not wrong(case, int(workers), outcome, twin), outcome.err
+
+
+def test_a_fault_of_the_command_is_seen() -> None:
+    """The harness finds what is wrong: another status, a missing line, a traceback, a process that is left over."""
+    case = Case("endings", "Exits", "", "init", expect={"says": "never printed", "status": 3})
+
+    assert len(wrong(case, 2, run(case, 2))) >= 2
+
+
+def test_there_are_many_and_each_says_what_it_does() -> None:
+    assert len({(case.module, case.name) for case in CASES.values()}) >= 60
+    assert all(case.text for case in CASES.values())
+    assert all(case.twin in CASES for case in CASES.values() if case.twin)
