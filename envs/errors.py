@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
 class EnvError(Exception):
     """The environment cannot be made or used. The message is one line for the user."""
+
+
+class InvalidValue(Exception):
+    """An environment returned a value that breaks its interface: its spaces, or Gymnasium's API. One line."""
+
+
+INVALID = "the environment broke its interface"  # in the detail of an EnvFault: no restart can help
 
 
 class EnvFault(Exception):
@@ -17,7 +25,7 @@ class EnvFault(Exception):
         stream: the stream; -1 outside a run.
         seed:   that the stream was seeded with.
         row:    of the unroll.
-        detail: the traceback of the environment's exception.
+        detail: the traceback of the environment's exception; of an `InvalidValue` one line, which begins with INVALID.
     """
 
     def __init__(self, stream: int, seed: int, row: int, detail: str) -> None:
@@ -26,6 +34,15 @@ class EnvFault(Exception):
 
     def __str__(self) -> str:
         return f"stream {self.stream} (seed {self.seed}), row {self.row}: {self.detail.strip().splitlines()[-1]}"
+
+
+def detail_of(error: Exception) -> str:
+    """The detail of an EnvFault for an exception: one line if the environment's code did not raise it itself."""
+    if isinstance(error, EnvFault):
+        return error.detail
+    if isinstance(error, InvalidValue):
+        return f"{INVALID}: {error}"
+    return "".join(traceback.format_exception(error))
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

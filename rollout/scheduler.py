@@ -120,6 +120,8 @@ class Rollout:
     def metrics(self) -> dict[str, float]:
         """Metrics of this rollout; the lag is the number of versions between an unroll's weights and the newest."""
         metrics = {"rollout/dropped": float(self.dropped), **self._backend.metrics()}
+        if outside := sum(actor.heartbeat.outside for actor in self._actors):
+            metrics["rollout/outside_bounds"] = float(outside)
         if self._lags:
             metrics["rollout/policy_lag_mean"] = sum(self._lags) / len(self._lags)
             metrics["rollout/policy_lag_max"] = float(max(self._lags))
@@ -132,6 +134,11 @@ class Rollout:
         acted = sum(actor.heartbeat.acted for actor in self._actors)
         waited = sum(actor.heartbeat.waited for actor in self._actors)
         return waited / max(acted + waited, 1e-9)
+
+    @property
+    def outside_leaf(self) -> int | None:
+        """The array of the observation that had a number outside of its float Box, as an index; None: all had none."""
+        return next((actor.heartbeat.outside_leaf for actor in self._actors if actor.heartbeat.outside), None)
 
     def close(self) -> None:
         """End all actors."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
+from rltrain.envs.errors import INVALID
 from rltrain.rollout.shared_memory.heartbeat import Heartbeat
 from rltrain.rollout.workers.handle import ActorLost, Handle, NoNode
 
@@ -112,10 +113,16 @@ class SupervisedWorker:
         self.failures = 0
 
     def lost(self, lost: ActorLost) -> None:
-        """Close the worker and schedule its restart. Raises WorkerFailed after too many failures in a row."""
+        """Close the worker and schedule its restart.
+
+        Raises:
+            WorkerFailed: too many failures in a row, or the environment broke its interface, which it would do again.
+        """
         self.close()
         self.restart_at = time.monotonic() + BACKOFF[min(self.failures, len(BACKOFF) - 1)]
         self.failures += 1
+        if INVALID in lost.detail:
+            raise WorkerFailed(f"{lost.who}: {lost.detail}")
         if self.failures > self._max_restarts:
             raise WorkerFailed(
                 f"{lost.who} failed {self.failures} times in a row (--max-restarts {self._max_restarts}); "

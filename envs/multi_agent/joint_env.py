@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 
-from rltrain.envs.errors import EnvError
+from rltrain.envs.errors import EnvError, InvalidValue
 from rltrain.envs.multi_agent.joint_spaces import (
     Share,
     action_splitter,
@@ -26,9 +26,10 @@ from rltrain.envs.multi_agent.joint_spaces import (
     zeros,
 )
 from rltrain.envs.multi_agent.tuple_env import TupleEnv
-from rltrain.envs.spaces import MASK, final_mask, mask_of, without_mask
+from rltrain.envs.spaces import MASK, final_mask, mask_of, split_mask, without_mask
 from rltrain.envs.spec import EnvSpec, layout_of
 from rltrain.envs.suites.pettingzoo_parallel import faster_view
+from rltrain.envs.values import described, end_flag, reward_number
 
 AGENTS = "agents"  # key of an info: the `AgentSteps` of this step
 STATELESS = ("multiwalker_v9",)  # games whose `state` raises after a walker has fallen
@@ -45,14 +46,14 @@ class AgentSteps(NamedTuple):
     state: np.ndarray | None  # [*S] the global state after the step
 
 
-def as_joint_env(made: Any, name: str, share: Share) -> JointEnv:
+def as_joint_env(made: Any, name: str, share: Share, action_bound: float | None = None) -> JointEnv:
     """The `JointEnv` of a PettingZoo or Tuple environment; EnvError if `made` is neither."""
     if isinstance(made, AECEnv):
-        return JointEnv(AecAdapter(made), name, share, turns=True)
+        return JointEnv(AecAdapter(made), name, share, action_bound, turns=True)
     if isinstance(made, ParallelEnv):
-        return JointEnv(faster_view(made), name, share)
+        return JointEnv(faster_view(made), name, share, action_bound)
     if isinstance(made, gymnasium.Env) and isinstance(made.action_space, spaces.Tuple):
-        return JointEnv(TupleEnv(made), name, share)
+        return JointEnv(TupleEnv(made), name, share, action_bound)
     raise EnvError(
         f"{name} made a {type(made).__module__}.{type(made).__name__}, which is not a gymnasium.Env. Derive it from "
         "gymnasium.Env, or for several agents from pettingzoo.ParallelEnv or pettingzoo.AECEnv."
@@ -71,14 +72,16 @@ class JointEnv(gymnasium.Env[Any, Any]):
     Args:
         game:  has the interface of PettingZoo's parallel environments.
         name:  of the environment.
-        share: see `rltrain.envs.multi_agent.joint_spaces.groups_of`.
+        share, action_bound: see `rltrain.envs.multi_agent.joint_spaces.groups_of`.
         turns: whether the agents act one after the other.
 
     Raises:
         EnvError: `possible_agents` is missing, or a space is not supported.
     """
 
-    def __init__(self, game: Any, name: str, share: Share, turns: bool = False) -> None:
+    def __init__(
+        self, game: Any, name: str, share: Share, action_bound: float | None = None, turns: bool = False
+    ) -> None:
         possible = getattr(game, "possible_agents", None)
         if not possible:
             raise EnvError(
@@ -90,10 +93,10 @@ class JointEnv(gymnasium.Env[Any, Any]):
         self.game, self.name, self.turns = game, name, turns
         self.render_mode = getattr(game, "render_mode", None)
         self.metadata = dict(getattr(game, "metadata", None) or {})
-        full = {agent: game.observation_space(agent) for agent in possible}
+        full = {agent: _space_of(game, "observation_space", agent, name) for agent in possible}
         visible = {agent: without_mask(space) for agent, space in full.items()}
-        actions = {agent: game.action_space(agent) for agent in possible}
-        self.groups = groups_of(name, list(full), visible, actions, share)
+        actions = {agent: _space_of(game, "action_space", agent, name) for agent in possible}
+        self.groups = groups_of(name, list(full), visible, actions, share, action_bound)
         layout = layout_of(self.groups)
         self.agents = tuple(agent for part in layout.agents for agent in part.names)
         self.joint = joint_action(self.groups)
@@ -131,6 +134,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
                 f"returned {_kind(result)}"
             )
         obs, infos = result
+        _check_dicts(observations=obs, infos=infos)
         if self.joint.kind != "box":
             self._masked |= bool(_agents_with_mask(infos))
         if self._has_state is None:
@@ -145,13 +149,17 @@ class JointEnv(gymnasium.Env[Any, Any]):
         acting = [agent for agent in self.game.agents if not self.turns or agent == self.game.turn]
         result = self.game.step({agent: actions[agent] for agent in acting})
         if not isinstance(result, tuple) or len(result) != 5:
-            raise ValueError(
+            raise InvalidValue(
                 "step() of several agents returns five dictionaries by agent, observations, rewards, terminations, "
                 f"truncations and infos; it returned {_kind(result)}"
             )
         obs, rewards, terminations, truncations, infos = result
-        reward = self._values(rewards, np.float64) * present  # agents that leave in this step still get their reward
-        terminated, truncated = (self._values(ends, bool) & present for ends in (terminations, truncations))
+        _check_dicts(
+            observations=obs, rewards=rewards, terminations=terminations, truncations=truncations, infos=infos
+        )
+        reward = self._numbers(rewards) * present  # agents that leave in this step still get their reward
+        terminated, truncated = self._ends(terminations, "terminated"), self._ends(truncations, "truncated")
+        terminated, truncated = terminated & present, truncated & present
         remaining = {agent for agent in self.game.agents if not (terminations.get(agent) or truncations.get(agent))}
         terminated |= present & ~self._flags(remaining) & ~truncated
         joint_obs, info = self._result(obs, infos, remaining, reward, terminated, truncated)
@@ -184,13 +192,21 @@ class JointEnv(gymnasium.Env[Any, Any]):
         """[N] bool, True for `agents`."""
         return self._values(dict.fromkeys(agents, True), bool)
 
+    def _numbers(self, rewards: dict[str, Any]) -> np.ndarray:
+        """The rewards by agent as an array [N]."""
+        return self._values({a: reward_number(r, f"the reward of {a}") for a, r in rewards.items()}, np.float64)
+
+    def _ends(self, ends: dict[str, Any], name: str) -> np.ndarray:
+        """Terminations or truncations by agent as an array [N]."""
+        return self._values({a: end_flag(end, f"{name}[{a!r}]") for a, end in ends.items()}, bool)
+
     def _values(self, by_agent: dict[str, Any], dtype: type) -> np.ndarray:
         """{agent: value} as an array [N], 0 for agents without a value."""
         values: np.ndarray = np.zeros(len(self.agents), dtype)
         for agent, value in by_agent.items():
             number = self._number.get(agent)
             if number is None:
-                raise ValueError(f"agent {agent!r} is not among `possible_agents`: {', '.join(self.agents)}")
+                raise InvalidValue(f"agent {agent!r} is not among `possible_agents`: {', '.join(self.agents)}")
             values[number] = value
         return values
 
@@ -212,7 +228,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
         }
         info: dict[str, Any] = {AGENTS: AgentSteps(reward, terminated, truncated, alive, acting, self._state())}
         if not self._masked and self.joint.kind != "box" and (late := _agents_with_mask(infos)):
-            raise ValueError(
+            raise InvalidValue(
                 f"the info of agent {late[0]!r} has an action mask, and at the reset no info had one: return one from "
                 "the first reset on, all ones if all actions are legal"
             )
@@ -225,8 +241,9 @@ class JointEnv(gymnasium.Env[Any, Any]):
         """An agent's observation without the action mask in it."""
         if not self._mask_in_obs[agent]:
             return obs
-        rest = {key: value for key, value in obs.items() if key != MASK}
-        return next(iter(rest.values())) if len(rest) == 1 else rest
+        if not isinstance(obs, dict) or MASK not in obs:
+            raise InvalidValue(f"the observation of {agent} is {described(obs)}; its space promises the key {MASK!r}")
+        return split_mask(obs)[0]
 
     def _legal(self, n: int, obs: dict[str, Any], infos: dict[str, Any], alive: bool, acting: bool) -> np.ndarray:
         """The action mask of agent n. If the agent left in this step: of its last observation, for the bootstrap."""
@@ -239,23 +256,26 @@ class JointEnv(gymnasium.Env[Any, Any]):
         size = sum(self._nvec[n])
         if not in_obs and MASK not in info:
             return np.ones(size, bool)
-        legal = mask_of(obs[agent], info, in_obs)
-        if legal.shape != (size,):
-            raise ValueError(f"agent {agent!r} has {size} actions, and its mask the shape {legal.shape}")
-        return legal
+        try:
+            return mask_of(obs[agent], info, in_obs, size)
+        except InvalidValue as error:
+            raise InvalidValue(f"agent {agent!r}: {error}") from None
 
     def _state(self) -> np.ndarray | None:
         """The global state [*S] as float32, or None if the game has none."""
         if self._has_state is False or not callable(getattr(self.game, "state", None)):
             return None
         try:
-            state = np.asarray(self.game.state(), np.float32)
+            state = np.asarray(self.game.state())
         except NotImplementedError:
             if self._has_state:
                 raise
             return None
+        if state.dtype.kind not in "biuf":
+            raise InvalidValue(f"state() returned {described(state)}; the global state is one array of numbers")
+        state = state.astype(np.float32)
         if self._state_shape not in (None, state.shape):
-            raise ValueError(
+            raise InvalidValue(
                 f"state() returned an array of shape {state.shape}, and at the reset one of {self._state_shape}: its "
                 "shape must not depend on which agents are present"
             )
@@ -316,6 +336,26 @@ class AecAdapter:
 
     def close(self) -> None:
         self.env.close()
+
+
+def _space_of(game: Any, method: str, agent: str, name: str) -> spaces.Space[Any]:
+    """The space of an agent; EnvError if the game has none."""
+    try:
+        space = getattr(game, method)(agent)
+    except (KeyError, AttributeError, TypeError, NotImplementedError) as error:
+        raise EnvError(
+            f"{name}: {method}({agent!r}) raised {error!r}; define {method}(agent), which returns the space of an agent"
+        ) from error
+    if not isinstance(space, spaces.Space):
+        raise EnvError(f"{name}: {method}({agent!r}) returned {described(space)}, which is not a space")
+    return space
+
+
+def _check_dicts(**values: Any) -> None:
+    """Check that what several agents return are dictionaries by agent; else InvalidValue."""
+    for name, value in values.items():
+        if not isinstance(value, dict):
+            raise InvalidValue(f"the {name} are {described(value)}; they must be a dictionary by agent")
 
 
 def _agents_with_mask(infos: dict[str, Any]) -> list[str]:

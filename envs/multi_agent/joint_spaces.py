@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rltrain.envs.errors import EnvError
-from rltrain.envs.spaces import Writer, action_spec, obs_spec, obs_writer
+from rltrain.envs.spaces import Writer, action_caster, action_spec, obs_spec, obs_writer
 from rltrain.envs.spec import ActionSpec, AgentGroup, Layout, Leaf, ObsSpec
 
 Share = Literal["all", "type", "none"] | Mapping[str, str]
@@ -23,6 +23,7 @@ def groups_of(
     observation: Mapping[str, spaces.Space[Any]],
     action: Mapping[str, spaces.Space[Any]],
     share: Share,
+    action_bound: float | None = None,
 ) -> tuple[AgentGroup, ...]:
     """The agents in groups that share a policy, in the order of the first agent of each group.
 
@@ -33,6 +34,7 @@ def groups_of(
                      the number, as in adversary_0 and adversary_1; "none": one policy per agent; or a mapping from
                      agents to the names of policies, where the key `adversary_*` matches all agents whose names start
                      with adversary_ and that have no key of their own.
+        action_bound: see `rltrain.envs.spaces.action_spec`.
 
     Raises:
         EnvError: a space is not supported; some actions are Box and others are not; or `share` does not fit the agents.
@@ -40,7 +42,7 @@ def groups_of(
     specs = {
         agent: (
             obs_spec(observation[agent], f"the observation space of {agent} of {name}"),
-            action_spec(action[agent], f"the action space of {agent} of {name}"),
+            action_spec(action[agent], f"the action space of {agent} of {name}", action_bound),
         )
         for agent in agents
     }
@@ -134,17 +136,25 @@ def joint_action(groups: Sequence[AgentGroup]) -> ActionSpec:
     if actions[0].kind == "box":
         low = tuple(value for action in actions for value in action.low)
         high = tuple(value for action in actions for value in action.high)
-        return ActionSpec("box", shape, (), low, high, takes=actions[0].takes)
+        takes = {action.takes for action in actions}
+        return ActionSpec("box", shape, (), low, high, takes=takes.pop() if len(takes) == 1 else "float64")
     nvec = tuple(n for action in actions for n in action.nvec)
     start = tuple(n for action in actions for n in action.start or (0,) * len(action.nvec))
     return ActionSpec("multi_discrete", shape, nvec, start=start if any(start) else ())
 
 
+def joint_dtype(action: ActionSpec) -> Any:
+    """The dtype of a joint action before it is split: one that holds the actions of each agent."""
+    if action.kind != "box":
+        return np.int64
+    return np.float32 if action.takes == "float32" else np.float64
+
+
 def joint_space(action: ActionSpec) -> spaces.Space[Any]:
-    """The space of a joint action, for `rltrain.envs.spaces.action_reader`."""
+    """The space of a joint action; only its dtype is used, by `rltrain.envs.spaces.action_reader`."""
     if action.kind == "box":
-        low, high = (np.array(bound, np.float32).reshape(action.shape) for bound in (action.low, action.high))
-        return spaces.Box(low, high, dtype=np.float32)
+        dtype = joint_dtype(action)
+        return spaces.Box(np.full(action.shape, -np.inf, dtype), np.full(action.shape, np.inf, dtype), dtype=dtype)
     nvec = np.array(action.nvec, np.int64).reshape(action.shape)
     start = np.array(action.start or (0,) * len(action.nvec), np.int64).reshape(action.shape)
     return spaces.MultiDiscrete(nvec, start=start)
@@ -153,7 +163,7 @@ def joint_space(action: ActionSpec) -> spaces.Space[Any]:
 def joint_writer(layout: Layout, observation: Mapping[str, spaces.Space[Any]]) -> Writer:
     """A function `write(arrays, (t, b), obs)` that writes the observations {agent: its own} into an unroll."""
     writers = [
-        (part.group.name, part.members.start, agent, obs_writer(observation[agent]))
+        (part.group.name, part.members.start, agent, obs_writer(observation[agent], f"the observation of {agent}"))
         for part in layout.agents
         for agent in part.names
     ]
@@ -167,24 +177,22 @@ def joint_writer(layout: Layout, observation: Mapping[str, spaces.Space[Any]]) -
 
 def action_splitter(layout: Layout, action: Mapping[str, spaces.Space[Any]]) -> Callable[[np.ndarray], dict[str, Any]]:
     """A function from a joint action, as `action_reader` of the joint space returns it, to the action of each agent."""
-    parts = []
+    parts: list[tuple[str, slice, tuple[int, ...], Callable[[np.ndarray], Any]]] = []
     for part in layout.agents:
         (agent,) = part.names
-        dtype = np.dtype(action[agent].dtype or np.float32)
-        parts.append((agent, part.action, part.group.action.shape, dtype, np.issubdtype(dtype, np.integer)))
+        own, dtype = part.group.action, np.dtype(action[agent].dtype)
+        cast = action_caster(own, dtype) if own.kind == "box" else dtype.type if own.shape == () else _astype(dtype)
+        parts.append((agent, part.action, own.shape, cast))
 
     def split(joint: np.ndarray) -> dict[str, Any]:
         flat = joint.reshape(-1)
-        actions: dict[str, Any] = {}
-        for agent, columns, shape, dtype, integer in parts:
-            if shape == ():
-                actions[agent] = dtype.type(flat[columns.start])
-            else:
-                values = np.rint(flat[columns]) if integer else flat[columns]
-                actions[agent] = values.reshape(shape).astype(dtype)
-        return actions
+        return {agent: cast(flat[columns].reshape(shape)) for agent, columns, shape, cast in parts}
 
     return split
+
+
+def _astype(dtype: np.dtype[Any]) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda values: values.astype(dtype)
 
 
 def zeros(space: spaces.Space[Any]) -> Any:
@@ -194,7 +202,7 @@ def zeros(space: spaces.Space[Any]) -> Any:
     if isinstance(space, spaces.Tuple):
         return tuple(zeros(child) for child in space.spaces)
     if isinstance(space, spaces.Discrete):
-        return int(space.start)
+        return np.dtype(space.dtype).type(space.start)
     if isinstance(space, spaces.MultiDiscrete):
         return np.array(space.start, space.dtype)
     if isinstance(space, spaces.Box):

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from rltrain.envs.errors import EnvError
+from rltrain.envs.errors import EnvError, InvalidValue
 from rltrain.envs.multi_agent.joint_spaces import zeros
 from rltrain.envs.spaces import MASK
+from rltrain.envs.values import described, end_flag, reset_result, step_result
 
 
 class TupleEnv:
@@ -41,23 +42,31 @@ class TupleEnv:
         return space
 
     def reset(self, seed: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        obs, info = self.env.reset(seed=seed)
+        obs, info = reset_result(self.env.reset(seed=seed))
         self.agents = list(self.possible_agents)
-        return self._by_name(obs), self._infos(info)
+        return self._by_name(obs, "the observations"), self._infos(info)
 
     def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         joint = tuple({**self._idle, **actions}[agent] for agent in self.possible_agents)
-        obs, rewards, terminated, truncated, info = self.env.step(joint)
-        count = len(self.possible_agents)
-        if np.shape(rewards) != (count,):
-            raise ValueError(f"rewards must be one for each of {count} agents; they are {rewards!r}")
+        obs, rewards, terminated, truncated, info = step_result(self.env.step(joint))
+        ends = [self._ends(terminated, "terminated"), self._ends(truncated, "truncated")]
         if _out_of_time(self.unwrapped):
-            terminated, truncated = False, np.asarray(terminated, bool) | np.asarray(truncated, bool)
-        ends = [np.broadcast_to(np.asarray(flag, bool), count) for flag in (terminated, truncated)]
-        over, before = self._by_name(ends[0] | ends[1]), self.agents
-        self.agents = [agent for agent in before if not over[agent]]
-        observations = {agent: own for agent, own in self._by_name(obs).items() if agent in before}
-        return observations, self._by_name(rewards), *map(self._by_name, ends), self._infos(info)
+            ends = [dict.fromkeys(ends[0], False), {agent: ends[0][agent] or ends[1][agent] for agent in ends[0]}]
+        before = self.agents
+        self.agents = [agent for agent in before if not (ends[0][agent] or ends[1][agent])]
+        observations = self._by_name(obs, "the observations")
+        return (
+            {agent: own for agent, own in observations.items() if agent in before},
+            self._by_name(rewards, "the rewards"),
+            *ends,
+            self._infos(info),
+        )
+
+    def _ends(self, flags: Any, name: str) -> dict[str, bool]:
+        """The flags of all agents: one for each, or one for all of them."""
+        if not (isinstance(flags, tuple | list) or np.ndim(flags)):
+            return dict.fromkeys(self.possible_agents, end_flag(flags, name))
+        return {agent: end_flag(flag, f"{name} of {agent}") for agent, flag in self._by_name(flags, name).items()}
 
     def _infos(self, info: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """The info of each agent: its mask."""
@@ -68,10 +77,17 @@ class TupleEnv:
         if not listed or len(masks) != count:
             if not self.agents:
                 return {}  # after the end of the episode masks may be missing
-            raise ValueError(f"{MASK} in the info must be a mask for each of {count} agents, in their order: {masks!r}")
-        return {agent: {MASK: mask} for agent, mask in self._by_name(masks).items() if mask is not None}
+            raise InvalidValue(
+                f"info[{MASK!r}] is {described(masks)}; it must hold a mask for each of {count} agents, in their order"
+            )
+        by_name = self._by_name(masks, f"info[{MASK!r}]")
+        return {agent: {MASK: mask} for agent, mask in by_name.items() if mask is not None}
 
-    def _by_name(self, parts: Any) -> dict[str, Any]:
+    def _by_name(self, parts: Any, name: str) -> dict[str, Any]:
+        count = len(self.possible_agents)
+        listed = isinstance(parts, tuple | list) or (isinstance(parts, np.ndarray) and parts.ndim > 0)
+        if not listed or len(parts) != count:
+            raise InvalidValue(f"{name} are {described(parts)}; they must be one for each of {count} agents")
         return dict(zip(self.possible_agents, parts, strict=True))
 
     def render(self) -> Any:

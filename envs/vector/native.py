@@ -7,18 +7,19 @@ the number of streams of the run: its results do not depend on the number of wor
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.errors import EnvError, EnvFault, InvalidValue, detail_of
 from rltrain.envs.seeding import seed_of
 from rltrain.envs.spaces import action_reader, env_spec, random_action
 from rltrain.envs.spec import EnvSpec
+from rltrain.envs.values import described, is_image, out_of_range, promised
 from rltrain.envs.vector.plain_data import attributes, from_plain, same, set_attributes, to_plain
+from rltrain.envs.vector.row_checks import InvalidRow, RowChecks
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 
 Native = Any  # gymnasium.vector.VectorEnv, or EnvPool's
@@ -67,6 +68,7 @@ class NativeVectorEnv:
             self.envs.append(self._call(i, lambda block=block: make(len(block))))  # type: ignore[misc]
         self._space = self.envs[0].single_observation_space
         self._actions = native_actions(self.envs[0].single_action_space, spec)
+        self._checks = RowChecks(spec, self._space)
 
     def reset(self, rows: UnrollBuffer) -> None:
         self._over[:] = False
@@ -87,18 +89,26 @@ class NativeVectorEnv:
         try:
             for i, env in enumerate(self.envs):
                 columns = self._columns[i]
+                width = len(self._blocks[i])
                 self._obs[i], reward, terminated, truncated, _ = env.step(actions[columns])
-                rows.reward[t, columns] = reward
-                rows.terminated[t, columns] = terminated
-                rows.truncated[t, columns] = truncated
+                rows.reward[t, columns] = _column(reward, width, "biuf", "rewards")
+                rows.terminated[t, columns] = _column(terminated, width, "b", "terminations")
+                rows.truncated[t, columns] = _column(truncated, width, "b", "truncations")
                 self._put(rows, t + 1, i)
         except Exception as error:
-            raise EnvFault(self._blocks[i][0], self._seeds[i], t, traceback.format_exc()) from error
+            raise EnvFault(self._blocks[i][0], self._seeds[i], t, detail_of(error)) from error
         if over.any():  # reset rows: no reward, no end
             rows.reward[t, :count][over] = 0.0
             rows.terminated[t, :count][over] = False
             rows.truncated[t, :count][over] = False
         self._over = rows.terminated[t, :count] | rows.truncated[t, :count]
+
+    def check(self, rows: UnrollBuffer, unroll: int) -> dict[int, int]:
+        try:
+            return self._checks(rows, unroll, len(self.streams))
+        except InvalidRow as wrong:
+            seed = next(seed for seed, at in zip(self._seeds, self._columns, strict=True) if wrong.b < at.stop)
+            raise EnvFault(self.streams[wrong.b], seed, wrong.t, wrong.text) from None
 
     def end_unroll(self, action: np.ndarray, rows: UnrollBuffer) -> None:
         """Nothing to record: the state is in the environments."""
@@ -150,34 +160,59 @@ class NativeVectorEnv:
         except EnvError:
             raise
         except Exception as error:
-            detail = error.detail if isinstance(error, EnvFault) else traceback.format_exc()
-            raise EnvFault(self._blocks[i][0], self._seeds[i], 0, detail) from error
+            raise EnvFault(self._blocks[i][0], self._seeds[i], 0, detail_of(error)) from error
 
 
-def write_batch(space: spaces.Space[Any], arrays: Any, at: tuple[int, slice], obs: Any) -> None:
-    """Write a batch of observations of `space` into an unroll at (row, columns), like `spaces.obs_writer`."""
+def write_batch(
+    space: spaces.Space[Any], arrays: Any, at: tuple[int, slice], obs: Any, name: str = "the observations"
+) -> None:
+    """Write a batch of observations of `space` into an unroll at (row, columns), like `spaces.obs_writer`.
+
+    Raises:
+        InvalidValue: the batch has another structure, shape or kind than `space`.
+    """
     if isinstance(space, spaces.Dict):
         for key in sorted(arrays):
-            write_batch(space.spaces[key], arrays[key], at, obs[key])
+            if not isinstance(obs, dict) or key not in obs:
+                raise InvalidValue(f"{name} are {described(obs)}; their space promises the key {key!r}")
+            write_batch(space.spaces[key], arrays[key], at, obs[key], f"{name}[{key!r}]")
     elif isinstance(space, spaces.Tuple):
-        for child, array, part in zip(space.spaces, arrays, obs, strict=True):
-            write_batch(child, array, at, part)
+        if not isinstance(obs, tuple) or len(obs) != len(space.spaces):
+            raise InvalidValue(f"{name} are {described(obs)}; their space promises a tuple of {len(space.spaces)}")
+        for i, (child, array, part) in enumerate(zip(space.spaces, arrays, obs, strict=True)):
+            write_batch(child, array, at, part, f"{name}[{i}]")
     else:
-        start = getattr(space, "start", None)
-        target = arrays[at]
-        values = np.asarray(obs).reshape(target.shape)
+        start, target, values = getattr(space, "start", None), arrays[at], np.asarray(obs)
+        floats = isinstance(space, spaces.Box) and np.dtype(space.dtype).kind == "f"
+        if values.shape != (len(target), *(space.shape or ())) or values.dtype.kind not in ("biuf" if floats else "biu"):
+            raise InvalidValue(f"{name} are {described(obs)}; for each of {len(target)} streams {promised(space)}")
+        if is_image(space) and values.dtype != np.uint8 and not ((values >= space.low) & (values <= space.high)).all():
+            wrong = ~((values >= space.low) & (values <= space.high)).reshape(len(values), -1).all(-1)
+            raise InvalidValue(out_of_range(name, values[int(np.argmax(wrong))], space))
+        values = values.reshape(target.shape)
         target[...] = values if start is None else values - np.ravel(start) if np.ndim(start) else values - start
+
+
+def _column(values: Any, width: int, kinds: str, name: str) -> np.ndarray:
+    """Values of a block of `width` streams as an array [width]; InvalidValue if they are something else."""
+    array = np.asarray(values)
+    if array.shape != (width,) or array.dtype.kind not in kinds:
+        kind = "booleans" if kinds == "b" else "numbers"
+        raise InvalidValue(f"the {name} are {described(values)}; they must be {kind} of shape ({width},)")
+    return array
 
 
 def native_actions(space: spaces.Space[Any], spec: EnvSpec) -> Callable[[np.ndarray], np.ndarray]:
     """A function from the policy's actions [B, *A] to the batch of actions for a native environment."""
     if isinstance(space, spaces.Discrete):
         start, dtype = int(space.start), np.dtype(space.dtype)
-        return lambda action: np.asarray(action + start, dtype)
+        return lambda action: (action + start).astype(dtype, copy=False)
     return action_reader(spec.action, space.dtype)
 
 
-def check_autoreset(make: MakeBlock, spec: EnvSpec, steps: int = 2_000) -> None:
+def check_autoreset(
+    make: MakeBlock, spec: EnvSpec, steps: int = 2_000, action_bound: float | None = None
+) -> None:
     """Check that a native environment has the spec of the serial one, and resets in the step after an episode's end.
 
     Two copies take the same steps until an episode ends, and then different actions: they agree in this row only if it
@@ -189,7 +224,13 @@ def check_autoreset(make: MakeBlock, spec: EnvSpec, steps: int = 2_000) -> None:
     pair = [make(4), make(4)]
     try:
         first = pair[0]
-        native = env_spec(spec.id, first.single_observation_space, first.single_action_space, spec.max_steps)
+        native = env_spec(
+            spec.id,
+            first.single_observation_space,
+            first.single_action_space,
+            spec.max_steps,
+            action_bound=action_bound,
+        )
         if spec.action_mask or native != spec:
             text = f"{spec.id}: its native vector environment differs from the serial one. Use --vector serial."
             raise EnvError(text)

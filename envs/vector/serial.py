@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from rltrain.envs.errors import EnvFault
-from rltrain.envs.spaces import EPISODE_CONTINUES, action_reader, final_mask, mask_in_obs, mask_of, obs_writer
+from rltrain.envs.errors import EnvFault, InvalidValue, detail_of
+from rltrain.envs.spaces import EPISODE_CONTINUES, MASK, action_reader, final_mask, mask_in_obs, mask_of, obs_writer
 from rltrain.envs.spec import EnvSpec
+from rltrain.envs.values import FLAGS, REWARDS, end_flag, reset_result, reward_number, step_result
 from rltrain.envs.vector.restore import EpisodeLog
+from rltrain.envs.vector.row_checks import InvalidRow, RowChecks
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
+
+LATE_MASK = (
+    f"info has {MASK!r} at this step, and at the reset it had none: return one from the reset on, all ones where all "
+    "actions are legal"
+)
 
 
 class SerialVectorEnv:
@@ -54,6 +60,8 @@ class SerialVectorEnv:
         self._write = obs_writer(space)
         self._actions = action_reader(spec.action, self.envs[0].action_space.dtype)
         self._mask_in_obs = mask_in_obs(space)
+        self._no_mask = not spec.action_mask and spec.action.kind != "box"
+        self._checks = RowChecks(spec, space if not spec.groups else dict(space.spaces))  # type: ignore[attr-defined]
         self._active = list(enumerate(self.envs))
         self._over = [False] * len(self.envs)
         self._zeros = [0.0] * len(self.envs)
@@ -64,7 +72,7 @@ class SerialVectorEnv:
             for b, env in enumerate(self.envs):
                 self._column = b
                 self._over[b] = False
-                obs, info = self._logs[b].first_reset(env, self._seeds[b])
+                obs, info = reset_result(self._logs[b].first_reset(env, self._seeds[b]))
                 self._put(rows, 0, b, obs, info)
                 rows.first[0, b] = True
 
@@ -81,12 +89,14 @@ class SerialVectorEnv:
         try:
             for b, env in self._active:
                 if over[b]:
-                    obs, info = self._logs[b].next_reset(env)
+                    obs, info = reset_result(self._logs[b].next_reset(env))
                     rows.first[t + 1, b] = True
                     over[b] = False
                 else:
-                    obs, reward, terminated, truncated, info = env.step(actions[b])
-                    rewards[b] = float(reward)
+                    obs, reward, terminated, truncated, info = step_result(env.step(actions[b]))
+                    rewards[b] = float(reward) if type(reward) in REWARDS else reward_number(reward)
+                    if type(terminated) not in FLAGS or type(truncated) not in FLAGS:
+                        terminated, truncated = end_flag(terminated, "terminated"), end_flag(truncated, "truncated")
                     if terminated or truncated:
                         rows.terminated[t, b] = terminated
                         rows.truncated[t, b] = truncated
@@ -95,9 +105,17 @@ class SerialVectorEnv:
                 write(obs_rows, (t + 1, b), obs)
                 if masked:
                     self._put_mask(rows, t + 1, b, obs, info, over[b])
+                elif info and MASK in info and self._no_mask:
+                    raise InvalidValue(LATE_MASK)
             rows.reward[t, : len(rewards)] = rewards
         except Exception as error:
-            raise EnvFault(self.streams[b], self._seeds[b], t, traceback.format_exc()) from error
+            raise EnvFault(self.streams[b], self._seeds[b], t, detail_of(error)) from error
+
+    def check(self, rows: UnrollBuffer, unroll: int) -> dict[int, int]:
+        try:
+            return self._checks(rows, unroll, len(self.streams))
+        except InvalidRow as wrong:
+            raise EnvFault(self.streams[wrong.b], self._seeds[wrong.b], wrong.t, wrong.text) from None
 
     def rest(self, ended: np.ndarray) -> None:
         """Stop stepping the streams for which `ended` [B] is True; their rows do not change any more."""
@@ -144,7 +162,7 @@ class SerialVectorEnv:
         if over:
             mask = final_mask(obs, info, self._mask_in_obs, self.spec.action.nvec)
         else:
-            mask = mask_of(obs, info, self._mask_in_obs)
+            mask = mask_of(obs, info, self._mask_in_obs, self.spec.action.mask_size)
         rows.action_mask[t, b] = mask
 
     @contextlib.contextmanager
@@ -153,8 +171,7 @@ class SerialVectorEnv:
         try:
             yield
         except Exception as error:
-            detail = error.detail if isinstance(error, EnvFault) else traceback.format_exc()
-            raise EnvFault(self.streams[self._column], self._seeds[self._column], 0, detail) from error
+            raise EnvFault(self.streams[self._column], self._seeds[self._column], 0, detail_of(error)) from error
 
 
 def _digest(obs: Any, t: int, b: int) -> str:

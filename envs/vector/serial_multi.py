@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from rltrain.envs.errors import EnvFault
+from rltrain.envs.errors import EnvFault, detail_of
 from rltrain.envs.multi_agent.joint_env import AGENTS, JointEnv
 from rltrain.envs.spaces import MASK
 from rltrain.envs.spec import EnvSpec
@@ -54,7 +53,7 @@ class SerialMultiVectorEnv(SerialVectorEnv):
                     over[b] = terminated or truncated
                 self._put(rows, t + 1, b, obs, info)
         except Exception as error:
-            raise EnvFault(self.streams[b], self._seeds[b], t, traceback.format_exc()) from error
+            raise EnvFault(self.streams[b], self._seeds[b], t, detail_of(error)) from error
 
     def _put(self, rows: UnrollBuffer, t: int, b: int, obs: Any, info: dict[str, Any], over: bool = False) -> None:
         self._write(rows.obs, (t, b), obs)

@@ -51,6 +51,16 @@ class VectorEnv(Protocol):
     def step(self, action: np.ndarray, rows: UnrollBuffer, t: int) -> None:
         """Take action [B, *A]: writes row t of reward and ends, row t+1 of obs, first and the optional fields."""
 
+    def check(self, rows: UnrollBuffer, unroll: int) -> dict[int, int]:
+        """Check the numbers of an unroll of `unroll` rows.
+
+        Returns:
+            How many numbers are outside of a float Box, by the index of the array in `EnvSpec.leaves`.
+
+        Raises:
+            EnvFault: a number is not finite or, of whole numbers, outside of its space; or a mask allows no action.
+        """
+
     def end_unroll(self, action: np.ndarray, rows: UnrollBuffer) -> None:
         """Called after the last row with all actions [T, B, *A]: record what `state` needs."""
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from rltrain.envs.errors import EnvFault
-from rltrain.envs.seeding import stream_seed
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.actor.episodes import EpisodeTracker, TeamTracker
 from rltrain.rollout.actor.noise import RandomStart, StreamNoise
@@ -140,7 +139,7 @@ class Actor:
                     self._heartbeat.step()
                 summary = self._summarize({name: torch.stack(values) for name, values in extras.items()}, rows, unroll)
             self._core = core
-            self._check(rows)
+            self._heartbeat.count_outside(self.env.check(rows, unroll))
         except RunEnded:
             return None, None
         except EnvFault as fault:
@@ -225,32 +224,8 @@ class Actor:
         except (EnvFault, RunEnded):
             raise
         except Exception:
-            self._check(rows)
+            self.env.check(rows, len(rows.reward))
             raise
-
-    def _check(self, rows: UnrollBuffer) -> None:
-        """Raises EnvFault, with the stream, for a non-finite number or a mask that allows no action."""
-        count = len(self.job.streams)
-        floats = [(rows.reward[:, :count], "reward")]
-        floats += [(leaf[:, :count], "observation") for leaf in leaves(rows.obs) if leaf.dtype == np.float32]
-        floats += [] if rows.state is None else [(rows.state[:, :count], "state")]
-        for array, name in floats:
-            if not np.isfinite(array).all():
-                bad = ~np.isfinite(array)
-                t, b = np.argwhere(bad.reshape(*bad.shape[:2], -1).any(-1))[0]
-                text = f"ValueError: the environment returned a {name} that is not finite (nan or inf)"
-                raise self._fault(int(b), int(t), text)
-        if rows.action_mask is not None:
-            nvec = self.job.plan.spec.action.nvec
-            heads = np.logical_or.reduceat(rows.action_mask[:, :count], np.cumsum((0, *nvec[:-1])), axis=-1)
-            if not heads.all():
-                t, b, head = np.argwhere(~heads)[0]
-                where = f" in head {head}" if len(nvec) > 1 else ""
-                raise self._fault(int(b), int(t), f"ValueError: the action mask allows no action at all{where}")
-
-    def _fault(self, b: int, t: int, text: str) -> EnvFault:
-        job = self.job
-        return EnvFault(job.streams[b], stream_seed(job.plan.seed, job.streams[b], job.generations[b]), t, text)
 
     def state(self) -> list[dict[str, Any]]:
         """The state for a checkpoint: one dict per unit (a stream, or a block of streams)."""

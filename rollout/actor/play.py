@@ -91,6 +91,7 @@ def _play(
                     legal = None if rows.action_mask is None else rows.action_mask[0]
                     action = opponent.act(step, legal, action)
                 env.step(action, rows, 0)
+                env.check(rows, 1)
                 ret[~ended] += rows.reward[0, :count][~ended]
                 length += ~(ended | rows.first[1, :count])
                 over = rows.episode_end(0)[:count] & ~rows.episode_continues[0, :count]

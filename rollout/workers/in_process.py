@@ -66,4 +66,5 @@ class LocalHandle:
 
 def describe(fault: EnvFault) -> str:
     """Message with the place of the failure and the environment's traceback."""
-    return f"the environment of stream {fault.stream} (seed {fault.seed}) failed at step {fault.row}:\n{fault.detail}"
+    what = f"the environment of stream {fault.stream} (seed {fault.seed}) failed at step {fault.row}:"
+    return f"{what}{chr(10) if chr(10) in fault.detail else ' '}{fault.detail}"
