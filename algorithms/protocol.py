@@ -29,6 +29,7 @@ from typing import Any, Protocol, TypeGuard
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.gradient_sync import GradientSync
+from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import DataPlan
 from rltrain.rollout.types import Act, Noise, Policy, PolicyHooks, hooks_of
 
@@ -41,6 +42,7 @@ __all__ = [
     "SharesUpdates",
     "Stateful",
     "Update",
+    "check_bounded",
     "hooks_of",
     "modules_of",
     "observes",
@@ -95,6 +97,15 @@ def observes(algorithm: Algorithm) -> bool:
 def shares_updates(algorithm: Algorithm) -> TypeGuard[SharesUpdates]:
     """Whether several learners can share an update of the algorithm: whether it has a `sync`."""
     return hasattr(algorithm, "sync")
+
+
+def check_bounded(spec: EnvSpec) -> None:
+    """ValueError with one line if a Box action lacks a bound, for algorithms whose actions are a tanh or clipped."""
+    if spec.action.unbounded:
+        raise ValueError(
+            f"this algorithm chooses actions between bounds, and actions of {spec.id} have none. Set them, for example "
+            "--action-bound 1.0 for -1.0 to 1.0, or use ppo, a2c or impala"
+        )
 
 
 def modules_of(algorithm: Algorithm) -> list[nn.Module]:

@@ -62,7 +62,7 @@ def check_env(source: EnvSource, spec: EnvSpec, seed: int, steps: int = 20, seco
         for row in range(steps):  # noqa: B007  used in the EnvFault
             if time.monotonic() > end:
                 break
-            mask = mask_of(before, info, in_obs) if spec.action_mask else None
+            mask = mask_of(before, info, in_obs, spec.action.mask_size) if spec.action_mask else None
             result = env.step(reader(random_action(rng, spec.action, mask)[None])[0])
             add(_step_problem(result))
             if fatal():

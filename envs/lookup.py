@@ -64,6 +64,7 @@ class EnvSource:
         kwargs: for the constructor.
         folder: the working folder of the run, from which modules and files are imported in every process.
         share:  which agents share a policy: see `rltrain.envs.multi_agent.joint_spaces.groups_of`.
+        action_bound: of actions without bounds: see `rltrain.envs.spaces.action_spec`.
     """
 
     name: str
@@ -71,6 +72,7 @@ class EnvSource:
     kwargs: dict[str, Any] = field(default_factory=dict)
     folder: str = ""
     share: Share = "all"
+    action_bound: float | None = None
 
     def make(self) -> Env:
         """Make one environment.
@@ -95,7 +97,7 @@ class EnvSource:
         if not isinstance(env, gymnasium.Env) or isinstance(getattr(env, "action_space", None), Tuple):
             from rltrain.envs.multi_agent.joint_env import as_joint_env
 
-            return self._call(lambda: as_joint_env(env, self.name, self.share))
+            return self._call(lambda: as_joint_env(env, self.name, self.share, self.action_bound))
         if not isinstance(self.share, str):
             raise EnvError(f"{self.name} has one agent, so that share cannot name the policies of several")
         return env

@@ -32,7 +32,10 @@ PASS_ON = {  # modules of Gymnasium's wrappers that neither change nor drop obse
 
 
 def resolve(
-    env: str | Callable[..., Any] | EnvSource, kwargs: Mapping[str, Any] | None = None, share: Share = "all"
+    env: str | Callable[..., Any] | EnvSource,
+    kwargs: Mapping[str, Any] | None = None,
+    share: Share = "all",
+    action_bound: float | None = None,
 ) -> EnvSource:
     """The source of an environment. Nothing is imported or made yet.
 
@@ -40,16 +43,17 @@ def resolve(
         env:    see FORMS; a name given to `register_env`; or a class or function that makes an environment.
         kwargs: for its constructor.
         share:  which agents share a policy: see `rltrain.envs.multi_agent.joint_spaces.groups_of`.
+        action_bound: of actions without bounds: see `rltrain.envs.spaces.action_spec`.
     """
     kwargs = dict(kwargs or {})
     if isinstance(env, EnvSource):
-        return EnvSource(env.name, env.target, {**env.kwargs, **kwargs}, env.folder, env.share)
+        return replace(env, kwargs={**env.kwargs, **kwargs})
     folder = os.getcwd()
     if isinstance(env, str):
-        return EnvSource(env, registered(env), kwargs, folder, share)
+        return EnvSource(env, registered(env), kwargs, folder, share, action_bound)
     if not callable(env):
         raise EnvError(f"{env!r} is not an environment's name, class or function. It may be {FORMS}.")
-    return EnvSource(getattr(env, "__qualname__", type(env).__name__), env, kwargs, folder, share)
+    return EnvSource(getattr(env, "__qualname__", type(env).__name__), env, kwargs, folder, share, action_bound)
 
 
 def read_spec(source: EnvSource, seed: int) -> EnvSpec:
@@ -77,7 +81,8 @@ def read_spec(source: EnvSource, seed: int) -> EnvSpec:
             return spec
         info = result[1] if isinstance(result, tuple) and len(result) == 2 else None
         mask_in_info = isinstance(info, dict) and MASK in info
-        spec = env_spec(source.name, env.observation_space, env.action_space, limit, mask_in_info)
+        spaces = env.observation_space, env.action_space
+        spec = env_spec(source.name, *spaces, limit, mask_in_info, source.action_bound)
         return replace(spec, obs=stacked(spec.obs, *_frames(env)))
     finally:
         env.close()
@@ -119,7 +124,7 @@ def vector_kind(source: EnvSource, total_streams: int, asked: str = "auto") -> s
     try:
         if source.native_id() is None:
             raise EnvError(f"{source.name} registers no usable native vector environment. Use --vector serial.")
-        check_autoreset(source.make_block, read_spec(source, 0))
+        check_autoreset(source.make_block, read_spec(source, 0), action_bound=source.action_bound)
     except (EnvError, EnvFault):
         if asked == "native":
             raise

@@ -149,9 +149,7 @@ def action_spec(space: spaces.Space[Any], where: str, bound: float | None = None
         return ActionSpec("discrete", (), (int(space.n),), start=_start(space.start), takes=_integers(space))
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         nvec = tuple(int(n) for n in space.nvec)
-        return ActionSpec(
-            "multi_discrete", (space.nvec.size,), nvec, start=_start(space.start), takes=_integers(space)
-        )
+        return ActionSpec("multi_discrete", (space.nvec.size,), nvec, start=_start(space.start), takes=_integers(space))
     if isinstance(space, spaces.MultiBinary) and len(space.shape) == 1:
         return ActionSpec("multi_binary", tuple(space.shape), (2,) * int(space.shape[0]))
     if isinstance(space, spaces.Box):
@@ -165,16 +163,14 @@ def _integers(space: spaces.Discrete | spaces.MultiDiscrete) -> str:
     return "float32" if space.dtype == np.int64 else str(space.dtype)
 
 
-def _bounds(
-    space: spaces.Box, where: str, bound: float | None
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _bounds(space: spaces.Box, where: str, bound: float | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Lowest and highest values of a Box, flattened, with -inf and inf where there is no bound. Integers are exact."""
     exact = space.dtype if space.dtype.kind != "f" else np.float64
     low, high = (limit.astype(exact).ravel().tolist() for limit in (space.low, space.high))
     below = np.broadcast_to(space.bounded_below, space.shape).ravel().tolist()
     above = np.broadcast_to(space.bounded_above, space.shape).ravel().tolist()
     if bound is not None:
-        limit = float(np.finfo(space.dtype).max) if space.dtype.kind == "f" else 2.0**62
+        limit = float(np.finfo(str(space.dtype)).max) if space.dtype.kind == "f" else 2.0**62
         if not 0 < bound <= limit:
             raise EnvError(f"{where} holds {space.dtype}: --action-bound must be above 0 and at most {limit:g}")
     missing = math.inf if bound is None else bound
@@ -218,10 +214,9 @@ def obs_writer(space: spaces.Space[Any], name: str = "the observation") -> Write
         InvalidValue: the observation has another structure, shape or kind than `space`; the line begins with `name`.
     """
     if isinstance(space, spaces.Dict):
-        count, inner = len(space.spaces), without_mask(space)
-        single = not isinstance(inner, spaces.Dict)  # the only key next to the action mask
-        keys = [key for key in space.spaces if key != MASK] if single else visible_keys(inner)
-        writers = [(key, obs_writer(inner if single else inner.spaces[key], f"{name}[{key!r}]")) for key in keys]
+        count, keys = len(space.spaces), [key for key in visible_keys(space) if key != MASK]
+        single = MASK in space.spaces and len(keys) == 1 == len(space.spaces) - 1  # stored as if there were no Dict
+        writers = [(key, obs_writer(space.spaces[key], f"{name}[{key!r}]")) for key in keys]
 
         def write_dict(arrays: Any, at: tuple[int, ...], obs: Any) -> None:
             if not isinstance(obs, dict) or len(obs) != count:

@@ -40,10 +40,10 @@ class ActionSpec:
     kind: ActionKind
     shape: tuple[int, ...]  # discrete: (); box: the shape of its space; others: (n,)
     nvec: tuple[int, ...] = ()  # discrete: (n,); multi_discrete: one size per head; multi_binary: 2s
-    low: tuple[float, ...] = ()  # box, flattened
+    low: tuple[float, ...] = ()  # box, flattened; -inf and inf: no bound
     high: tuple[float, ...] = ()
     start: tuple[int, ...] = ()  # the environment's smallest values; (): all 0
-    takes: str = "float32"  # box: the dtype of the environment's own actions; integers are rounded
+    takes: str = "float32"  # dtype of the environment's own actions; other kinds than box: "float32" is the default one
 
     @property
     def dtype(self) -> str:
@@ -53,6 +53,11 @@ class ActionSpec:
     def size(self) -> int:
         """Number of values of one action."""
         return math.prod(self.shape)
+
+    @property
+    def unbounded(self) -> bool:
+        """Whether a number of a Box action lacks a bound."""
+        return not all(map(math.isfinite, (*self.low, *self.high)))
 
     @property
     def mask_size(self) -> int:
@@ -187,6 +192,14 @@ def iter_leaves(obs: ObsSpec) -> Iterator[Leaf]:
     else:
         for child in obs:
             yield from iter_leaves(child)
+
+
+def leaf_names(obs: ObsSpec, name: str = "observation") -> list[str]:
+    """The names of the leaves for messages, such as observation['pos'][0], in the order of `iter_leaves`."""
+    if isinstance(obs, Leaf):
+        return [name]
+    keys: Sequence[Any] = sorted(obs) if isinstance(obs, dict) else range(len(obs))
+    return [leaf for key in keys for leaf in leaf_names(obs[key], f"{name}[{key!r}]")]
 
 
 def to_json(spec: EnvSpec) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from rltrain.envs.errors import InvalidValue
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-REWARDS = frozenset({float, int, np.float64, np.float32, np.int64})  # types that `float` converts without a check
+REWARDS = frozenset({float, np.float64, np.float32, np.int64})  # types that `float` converts without a check
 FLAGS = frozenset({bool, np.bool_})
 RESULT = "(observation, reward, terminated, truncated, info)"
 FIX = "Change what the environment returns, or its observation space"
@@ -46,7 +46,7 @@ def leaf_writer(space: spaces.Space[Any], name: str) -> WriteLeaf:
             array = np.empty((), object)
         if array.dtype.kind not in ("biuf" if floats else "biu") or array.shape != shape:
             raise InvalidValue(f"{name} is {described(value)}; {promised(space)}. {FIX}")
-        if pixels and not ((array >= space.low) & (array <= space.high)).all():  # before they are cast to uint8
+        if pixels and not in_range(array, space).all():  # before they are cast to uint8
             raise InvalidValue(out_of_range(name, array, space))
         return array
 
@@ -95,9 +95,11 @@ def described(value: Any) -> str:
     """A value that an environment returned, in a few words: its type or shape, its dtype, and a single number."""
     if isinstance(value, np.ndarray):
         if value.ndim == 0:
-            return f"{value[()]!r}, an array without axes"
+            return f"{value.item()!r} in an array without axes ({value.dtype})"
         return f"an array of shape {value.shape} and dtype {value.dtype}"
-    if value is None or isinstance(value, bool | int | float | complex | np.generic):
+    if isinstance(value, np.generic):
+        return f"{value.item()!r} ({value.dtype})"
+    if value is None or isinstance(value, bool | int | float | complex):
         return repr(value)
     if isinstance(value, tuple | list):
         return f"a {type(value).__name__} of {len(value)}"
@@ -115,10 +117,17 @@ def promised(space: spaces.Space[Any]) -> str:
     return f"its space promises {kind} of shape {space.shape} ({space.dtype})"
 
 
+def in_range(values: np.ndarray, space: spaces.Space[Any]) -> np.ndarray:
+    """Which numbers of an array, or of a batch of arrays, are between the bounds of a space."""
+    low, high = bounds(space)
+    within: np.ndarray = (values >= low) & (values <= high)
+    return within
+
+
 def out_of_range(name: str, value: np.ndarray, space: spaces.Space[Any]) -> str:
     """One line about the first number of an array that is outside of its space, which holds whole numbers."""
     low, high = (np.broadcast_to(bound, value.shape) for bound in bounds(space))
-    at = tuple(np.argwhere(~((value >= low) & (value <= high)))[0])
+    at = tuple(np.argwhere(~in_range(value, space))[0])
     where = f" at {[int(i) for i in at]}" if at else ""
     found = value[at].item()
     found = int(found) if float(found).is_integer() else found
@@ -144,7 +153,7 @@ def step_result(result: Any) -> tuple[Any, Any, Any, Any, Any]:
         InvalidValue: what it has instead.
     """
     if not isinstance(result, tuple) or len(result) != 5:
-        what = f"{len(result)} values" if isinstance(result, tuple | list) else described(result)
+        what = f"{len(result)} values" if isinstance(result, tuple) else described(result)
         old = " as the old gym did" if isinstance(result, tuple) and len(result) == 4 else ""
         raise InvalidValue(f"step returned {what}{old}; it must return a tuple of 5: {RESULT}")
     if not isinstance(result[4], dict):
@@ -206,7 +215,7 @@ def legal_actions(mask: Any, size: int, name: str = "the action mask") -> np.nda
             f"{name} is {described(mask)}; it must have shape ({size},), 1 for each legal and 0 for each illegal action"
         )
     if array.dtype.kind != "b":
-        legal = array == 1
+        legal: np.ndarray = array == 1
         if not (legal | (array == 0)).all():
             wrong = array[~(legal | (array == 0))][0]
             raise InvalidValue(f"{name} holds {wrong!r}; it must hold 1 for legal and 0 for illegal actions")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rltrain.envs.spec import leaf_names
 from rltrain.rollout.backends import Backend, LocalBackend
 from rltrain.rollout.inference.supervisor import InferenceSupervisor
 from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT, Heartbeat
@@ -136,9 +137,10 @@ class Rollout:
         return waited / max(acted + waited, 1e-9)
 
     @property
-    def outside_leaf(self) -> int | None:
-        """The array of the observation that had a number outside of its float Box, as an index; None: all had none."""
-        return next((actor.heartbeat.outside_leaf for actor in self._actors if actor.heartbeat.outside), None)
+    def outside_bounds(self) -> str | None:
+        """The name of an array of the observation that had a number outside of its float Box; None if none had."""
+        leaf = next((actor.heartbeat.outside_leaf for actor in self._actors if actor.heartbeat.outside), None)
+        return None if leaf is None else leaf_names(self.plan.spec.obs)[leaf]
 
     def close(self) -> None:
         """End all actors."""

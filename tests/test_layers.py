@@ -18,7 +18,15 @@ ALGORITHMS_MAY = {  # of the lower layers
     "rltrain.envs.spec",
 }
 ORDER = {  # inside a package, top to bottom: a line may import those after it; names on one line, not each other
-    "envs": ["make check pickling", "lookup vector", "multi_agent", "suites", "problems spaces", "spec errors seeding"],
+    "envs": [
+        "make check pickling",
+        "lookup vector",
+        "multi_agent",
+        "suites",
+        "problems spaces",
+        "values",
+        "spec errors seeding",
+    ],
     "rollout": [
         "scheduler",
         "backends",

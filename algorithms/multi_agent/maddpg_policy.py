@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rltrain.algorithms.functions.optim import linear
 from rltrain.algorithms.networks.batched_mlp import BatchedMLP
 from rltrain.algorithms.networks.encoder import load_torso
-from rltrain.algorithms.protocol import Act, Noise
+from rltrain.algorithms.protocol import Act, Noise, check_bounded
 from rltrain.envs.spec import ActionSpec, AgentGroup, EnvSpec
 from rltrain.rollout.tree import Tree
 from rltrain.rollout.types import Trajectory
@@ -137,5 +137,6 @@ def _check(spec: EnvSpec) -> None:
             f"maddpg needs agents whose actions are all Discrete or all Box; those of {spec.id} are "
             f"{' and '.join(kinds)}. Use ppo"
         )
+    check_bounded(spec)
     if spec.turns:
         raise ValueError(f"the agents of {spec.id} act in turns, which maddpg cannot learn from. Use iql, vdn or qmix")

@@ -12,7 +12,7 @@ from rltrain.algorithms.functions.optim import linear
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.networks.distributions import Categorical, TanhGaussian
 from rltrain.algorithms.networks.normalize import NormalizedPolicy
-from rltrain.algorithms.protocol import Act, Noise
+from rltrain.algorithms.protocol import Act, Noise, check_bounded
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree
 
@@ -24,6 +24,7 @@ class SquashedGaussian(NormalizedPolicy):
 
     def __init__(self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> None:
         super().__init__(spec, config)
+        check_bounded(spec)
         self.size = math.prod(spec.action.shape)
         self.noise = Noise("normal", self.size)
         self.actor = EncoderMLP(spec, config, 0, 2 * self.size, 1, generator)
@@ -91,6 +92,7 @@ class Deterministic(NormalizedPolicy):
                 f"this algorithm needs Box actions; {spec.id} has {spec.action.kind} actions. "
                 "Use ppo, or for Discrete actions dqn or sac"
             )
+        check_bounded(spec)
         self.size = math.prod(spec.action.shape)
         self.noise = Noise("normal", self.size)
         self.decay = 1.0 - config.ou_theta

@@ -154,9 +154,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
                 f"truncations and infos; it returned {_kind(result)}"
             )
         obs, rewards, terminations, truncations, infos = result
-        _check_dicts(
-            observations=obs, rewards=rewards, terminations=terminations, truncations=truncations, infos=infos
-        )
+        _check_dicts(observations=obs, rewards=rewards, terminations=terminations, truncations=truncations, infos=infos)
         reward = self._numbers(rewards) * present  # agents that leave in this step still get their reward
         terminated, truncated = self._ends(terminations, "terminated"), self._ends(truncations, "truncated")
         terminated, truncated = terminated & present, truncated & present

@@ -17,7 +17,7 @@ from rltrain.envs.errors import EnvError, EnvFault, InvalidValue, detail_of
 from rltrain.envs.seeding import seed_of
 from rltrain.envs.spaces import action_reader, env_spec, random_action
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.values import described, is_image, out_of_range, promised
+from rltrain.envs.values import described, in_range, is_image, out_of_range, promised
 from rltrain.envs.vector.plain_data import attributes, from_plain, same, set_attributes, to_plain
 from rltrain.envs.vector.row_checks import InvalidRow, RowChecks
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
@@ -184,11 +184,14 @@ def write_batch(
     else:
         start, target, values = getattr(space, "start", None), arrays[at], np.asarray(obs)
         floats = isinstance(space, spaces.Box) and np.dtype(space.dtype).kind == "f"
-        if values.shape != (len(target), *(space.shape or ())) or values.dtype.kind not in ("biuf" if floats else "biu"):
+        if values.shape != (len(target), *(space.shape or ())) or values.dtype.kind not in (
+            "biuf" if floats else "biu"
+        ):
             raise InvalidValue(f"{name} are {described(obs)}; for each of {len(target)} streams {promised(space)}")
-        if is_image(space) and values.dtype != np.uint8 and not ((values >= space.low) & (values <= space.high)).all():
-            wrong = ~((values >= space.low) & (values <= space.high)).reshape(len(values), -1).all(-1)
-            raise InvalidValue(out_of_range(name, values[int(np.argmax(wrong))], space))
+        if is_image(space) and values.dtype != np.uint8:
+            within = in_range(values, space).reshape(len(values), -1).all(-1)
+            if not within.all():
+                raise InvalidValue(out_of_range(name, values[int(np.argmin(within))], space))
         values = values.reshape(target.shape)
         target[...] = values if start is None else values - np.ravel(start) if np.ndim(start) else values - start
 
@@ -210,9 +213,7 @@ def native_actions(space: spaces.Space[Any], spec: EnvSpec) -> Callable[[np.ndar
     return action_reader(spec.action, space.dtype)
 
 
-def check_autoreset(
-    make: MakeBlock, spec: EnvSpec, steps: int = 2_000, action_bound: float | None = None
-) -> None:
+def check_autoreset(make: MakeBlock, spec: EnvSpec, steps: int = 2_000, action_bound: float | None = None) -> None:
     """Check that a native environment has the spec of the serial one, and resets in the step after an episode's end.
 
     Two copies take the same steps until an episode ends, and then different actions: they agree in this row only if it

@@ -108,7 +108,7 @@ class _RandomStream:
         if self.spec.action_mask and self.over:
             self.mask = final_mask(obs, info, self.mask_in_obs, self.spec.action.nvec)
         elif self.spec.action_mask:
-            self.mask = mask_of(obs, info, self.mask_in_obs).copy()
+            self.mask = mask_of(obs, info, self.mask_in_obs, self.spec.action.mask_size).copy()
 
     def step(self, action: np.ndarray, reset: bool) -> tuple[Any, ...]:
         """One row, a reset if the episode is over or `reset`: (obs, reward, terminated, truncated, mask)."""

@@ -63,12 +63,13 @@ class RowChecks:
         self.spec = spec
         self._heads = np.cumsum((0, *spec.action.nvec[:-1]))
         self._leaves: list[LeafCheck] = []
+        parts: list[tuple[tuple[str, ...], int | None, str, spaces.Space[Any], int]] = []
         if not spec.groups:
             assert isinstance(observation, spaces.Space)
-            parts = [((), None, "observation", without_mask(observation), 0)]
+            parts.append(((), None, "the observation", without_mask(observation), 0))
         else:
             assert isinstance(observation, dict)
-            parts, first = [], 0
+            first = 0
             for group in spec.groups:
                 for number, agent in enumerate(group.agents):
                     name = f"the observation of {agent}"

@@ -43,6 +43,9 @@ class RunConfig(BaseModel):
         description="agents that share a policy: all with equal spaces, those of one type by name, or none; "
         "or the policy of each agent: adversary_*=a,agent_0=b",
     )
+    action_bound: float | None = Field(
+        None, gt=0, description="bound of Box actions that have none: they lie between -X and X; none: unbounded"
+    )
     vector: Literal["auto", "serial", "native"] = Field(
         "auto", description="step environments one by one, or in their own vector form; auto: by the number of streams"
     )

@@ -101,4 +101,4 @@ def _source(trained: Trained, env: str | Callable[..., Any] | None) -> EnvSource
     config = trained.config
     if env is None and not config.reloadable:
         raise ConfigError(f"{trained.path} was trained on {trained.spec.id}, an object of a program: give it as `env`")
-    return resolve(config.env if env is None else env, config.env_args, config.share)
+    return resolve(config.env if env is None else env, config.env_args, config.share, config.action_bound)

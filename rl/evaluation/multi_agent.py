@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rltrain.envs.spaces import split_mask
+from rltrain.envs.spaces import action_caster, split_mask
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree, leaves
 from rltrain.rollout.types import Episode
@@ -58,7 +58,9 @@ def split_actions(spec: EnvSpec, joint: np.ndarray, agents: Mapping[str, Any]) -
         shape, (agent,) = part.group.action.shape, part.names
         if agent in agents:
             action = flat[part.action].reshape(shape)
-            actions[agent] = action if shape else int(action)
+            if part.group.action.kind == "box":
+                action = action_caster(part.group.action, part.group.action.takes)(action)
+            actions[agent] = action if shape else action.item()
     return actions
 
 

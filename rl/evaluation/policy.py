@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rltrain.config.run_config import RunConfig
+from rltrain.envs.multi_agent.joint_spaces import joint_dtype
 from rltrain.envs.spaces import action_reader, split_mask
 from rltrain.envs.spec import EnvSpec, from_json
 from rltrain.errors import CheckpointError
@@ -38,7 +39,7 @@ class Trained:
         self._core: torch.Tensor | None = None
         self._count = 0  # number of observations that the core belongs to
         self._rng = np.random.default_rng(config.seed)
-        self._read_actions = action_reader(spec.action)
+        self._read_actions = action_reader(spec.action, joint_dtype(spec.action) if spec.groups else None)
 
     def reset(self) -> None:
         """Clear the memory of the policy, if it has one. Call this when an episode begins."""

@@ -52,6 +52,7 @@ class Report:
         self._total, self._start = total, rollout.steps
         self._learner, self._rollout, self._window = learner, rollout, window
         self._metrics, self._console = metrics, console
+        self._outside_bounds = False  # whether a note was printed
         self._began = self._logged = time.monotonic()
 
     @property
@@ -80,6 +81,12 @@ class Report:
         values |= {f"time/{name}": fraction for name, fraction in self._times().items()}
         values |= {"time/actors_waiting": rollout.waited}
         self._metrics.log(rollout.steps, values)
+        if rollout.outside_bounds is not None and not self._outside_bounds:
+            self._outside_bounds = True
+            self._console.note(
+                f"the environment returned numbers of {rollout.outside_bounds} outside of the bounds of its space; "
+                "they are used as they are, and counted as rollout/outside_bounds in the metrics"
+            )
         self._logged = time.monotonic()
         self._console.update(
             {

@@ -52,7 +52,7 @@ def open_environment(config: RunConfig, saved: Saved = NEW_RUN) -> tuple[Environ
         EnvFault: the environment's own code raised.
         CheckpointError: its observations or actions have changed since the checkpoint.
     """
-    source = resolve(config.env, config.env_args, config.share)
+    source = resolve(config.env, config.env_args, config.share, config.action_bound)
     spec = read_spec(source, config.seed)
     if algorithms.for_several(config.algo) and not spec.groups:
         others = ", ".join(name for name in algorithms.names() if not algorithms.for_several(name))

@@ -45,6 +45,7 @@ class OfflineRollout:
     def __init__(self, steps_each: int) -> None:
         self.steps = self.restarts = 0
         self.seconds = self.waited = 0.0
+        self.outside_bounds = None  # there are no new observations
         self.deadline = float("inf")
         self._each = steps_each
 

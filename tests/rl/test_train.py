@@ -291,7 +291,7 @@ def not_an_env(): return 3
         (["--algo", "ppo", "--env", "mine.py:Fin"], ["Fin", "Fine"]),
         (["--algo", "ppo", "--env", "mine.py:Fine", "--env-arg", "sise=3"], ["sise", "size"]),
         (["--algo", "ppo", "--env", "mine.py:not_an_env"], ["not a gymnasium.Env"]),
-        (["--algo", "ppo", "--env", "mine.py:Unbounded"], ["infinite bounds"]),
+        (["--algo", "sac", "--env", "mine.py:Unbounded"], ["mine.py:Unbounded have none", "--action-bound 1.0"]),
         (["--algo", "ppo", "--env", "mine.py:Text"], ["Text", "Supported: Box"]),
         (["--algo", "ppo", "--env", "mine.py:NaN"], ["not finite"]),
         (["--algo", "ppo", "--env", "mine.py:Old"], ["4 values as the old gym did"]),

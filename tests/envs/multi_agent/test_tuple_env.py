@@ -35,7 +35,7 @@ def test_a_tuple_of_agents_has_a_mask_for_each_in_its_info():
     assert walk.rows.action_mask[1, 0].tolist() == [True, False, True, True, False]
 
 
-WRONG = "must be a mask for each of 2 agents, in their order"
+WRONG = "must hold a mask for each of 2 agents, in their order"
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,9 @@ WRONG = "must be a mask for each of 2 agents, in their order"
         (lambda masks, time: "ab", WRONG),
         (lambda masks, time: 1, WRONG),
         (lambda masks, time: np.array(1), WRONG),
-        (lambda masks, time: masks[::-1], "agent 'agent_0' has 2 actions, and its mask the shape (3,)"),
-        (lambda masks, time: np.ones((2, 3)), "agent 'agent_0' has 2 actions, and its mask the shape (3,)"),
-        (lambda masks, time: np.ones(2), "agent 'agent_0' has 2 actions, and its mask the shape ()"),
+        (lambda masks, time: masks[::-1], "agent 'agent_0': info['action_mask'] is an array of shape (3,)"),
+        (lambda masks, time: np.ones((2, 3)), "agent 'agent_0': info['action_mask'] is an array of shape (3,)"),
+        (lambda masks, time: np.ones(2), "agent 'agent_0': info['action_mask'] is 1.0 (float64)"),
     ],
 )
 def test_masks_that_do_not_fit_a_tuple_of_agents_are_told(told, words):
@@ -135,7 +135,7 @@ def test_a_tuple_of_agents_with_one_reward_says_so():
             return obs, sum(rewards), *rest
 
     walk = Walk(Shared)
-    with pytest.raises(EnvFault, match="rewards must be one for each of 2 agents"):
+    with pytest.raises(EnvFault, match=r"the rewards are 0\.0; they must be one for each of 2 agents"):
         walk.step(1, 1)
 
 
