@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from rltrain.algorithms.multi_agent.settings import IQLConfig, MADDPGConfig, MAPPOConfig, QMIXConfig, VDNConfig
     from rltrain.algorithms.networks import distributions
     from rltrain.algorithms.off_policy.q_policy import QNetwork, greedy
-    from rltrain.algorithms.off_policy.settings import DDPGConfig, DQNConfig, SACConfig, TD3Config
+    from rltrain.algorithms.off_policy.settings import (
+        DDPGConfig,
+        DQNConfig,
+        DroQConfig,
+        RainbowConfig,
+        REDQConfig,
+        SACConfig,
+        TD3Config,
+    )
     from rltrain.algorithms.on_policy.settings import A2CConfig, A3CConfig, APPOConfig, IMPALAConfig, PPOConfig
     from rltrain.algorithms.protocol import Algorithm, Update
     from rltrain.algorithms.registry import build_policy, policy_factory, register_policy
@@ -56,6 +64,7 @@ __all__ = [
     "ConfigError",
     "DDPGConfig",
     "DQNConfig",
+    "DroQConfig",
     "EnvError",
     "EnvFault",
     "EnvSpec",
@@ -74,6 +83,8 @@ __all__ = [
     "PolicyHooks",
     "QMIXConfig",
     "QNetwork",
+    "REDQConfig",
+    "RainbowConfig",
     "ReplayPlan",
     "Result",
     "Rng",
@@ -119,7 +130,7 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "algorithms.functions.rng": "Rng",
     "algorithms.multi_agent.settings": "IQLConfig MADDPGConfig MAPPOConfig QMIXConfig VDNConfig",
     "algorithms.off_policy.q_policy": "QNetwork greedy",
-    "algorithms.off_policy.settings": "DDPGConfig DQNConfig SACConfig TD3Config",
+    "algorithms.off_policy.settings": "DDPGConfig DQNConfig DroQConfig RainbowConfig REDQConfig SACConfig TD3Config",
     "algorithms.on_policy.settings": "A2CConfig A3CConfig APPOConfig IMPALAConfig PPOConfig",
     "algorithms.protocol": "Algorithm Update",
     "algorithms.registry": "build_policy policy_factory register_policy",

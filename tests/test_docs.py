@@ -23,6 +23,7 @@ from rltrain.algorithms import for_several, names, settings_class
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ALGORITHM_PAGES = sorted((ROOT / "docs" / "algorithms").glob("*.md"))
+SETTINGS_OF = {"rainbow": "dqn", "droq": "sac", "redq": "sac"}  # algorithms that share the page of another
 OTHERS = {"--env-id", "--logdir", "--num-envs", "--resources", "--save-model", "--scheduler-file"}  # of other programs
 COMMANDS = {"rltrain": "main", "rleval": "main_eval"}
 
@@ -277,7 +278,10 @@ def test_tables_are_made_from_results_and_settings(file: Path) -> None:
 def test_every_algorithm_has_a_page_with_the_same_parts() -> None:
     parts = ["Equations", "Deviations from the paper", "Important settings", "Metrics", "Results"]
 
-    own = [name for name, entry in algorithms._registry.items() if isinstance(entry.algorithm, str)]  # not a test's
+    own = {name: entry for name, entry in algorithms._registry.items() if isinstance(entry.algorithm, str)}
+    for name, page in SETTINGS_OF.items():  # the same algorithm with other defaults
+        assert own.pop(name).algorithm == own[page].algorithm
+        assert f"rltrain --algo {name} " in (ROOT / "docs" / "algorithms" / f"{page}.md").read_text()
     assert [file.stem for file in ALGORITHM_PAGES] == sorted(own)
     for file in ALGORITHM_PAGES:
         text = file.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -31,11 +32,22 @@ class Rng:
 
     def normal(self, *shape: int, batch_dim: int = 0) -> Tensor:
         """Standard normal numbers of this shape, on the CPU. `batch_dim` is the dimension of the samples."""
+        return self._draw(torch.randn, shape, batch_dim)
+
+    def uniform(self, *shape: int, batch_dim: int = 0) -> Tensor:
+        """Uniform numbers in [0, 1) of this shape, as `normal`."""
+        return self._draw(torch.rand, shape, batch_dim)
+
+    def subset(self, count: int, size: int) -> Tensor:
+        """[size] int64 on the CPU: different numbers below `count`, the same for all learners."""
+        return torch.randperm(count, generator=self.generator)[:size]
+
+    def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...], batch_dim: int) -> Tensor:
         if self.shard is None:
-            return torch.randn(shape, generator=self.generator)
+            return draw(shape, generator=self.generator)
         rows, whole = shape[batch_dim], list(shape)
         whole[batch_dim] = self.shard.total
-        numbers = torch.randn(whole, generator=self.generator)
+        numbers = draw(whole, generator=self.generator)
         return numbers.narrow(batch_dim, min(self.shard.begin, self.shard.total - rows), rows)
 
     def shuffle(self, count: int, pieces: int) -> tuple[Tensor, list[int]]:

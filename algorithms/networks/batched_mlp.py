@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.networks.encoder import load_torso
+from rltrain.algorithms.networks.normalized_mlp import Norm, NormalizedMLP
 from rltrain.algorithms.settings import Activation
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree
@@ -82,7 +84,14 @@ class BatchedMLP(nn.Module):
         self._single: list[tuple[Tensor, Tensor]] = []  # of the first net: weight [out, in] and bias [out]
         self._addresses: tuple[int, int] | None = None  # of the parameters and gradients that the views belong to
 
-    def forward(self, *inputs: Tensor, frozen: bool = False, first: bool = False) -> Tensor:
+    def forward(
+        self,
+        *inputs: Tensor,
+        frozen: bool = False,
+        first: bool = False,
+        nets: Tensor | None = None,
+        rng: Rng | None = None,
+    ) -> Tensor:
         """[B, F] each, concatenated, to [n, B, outputs].
 
         Gradients of weights are added to their `.grad`, which must exist (`optim.flatten`); they do not pass through
@@ -91,9 +100,14 @@ class BatchedMLP(nn.Module):
         Args:
             frozen: gradients go to the inputs only, none to the weights.
             first:  only the first net, [1, B, outputs]; needs `frozen`.
+            nets:   [m] indices of the nets to compute, without gradients; None: all.
+            rng:    unused: there is no dropout.
         """
         if not torch.is_grad_enabled():
-            out, hidden = self._evaluate(_concatenated(inputs), self._views(first))
+            layers = self._views(first)
+            if nets is not None:
+                layers = [Layer(w[nets], w[nets].mT, b[nets], None, None) for w, _, b, *_ in layers]
+            out, hidden = self._evaluate(_concatenated(inputs), layers)
             self._recycle(hidden)
             return out
         assert frozen or not first, "the first net alone cannot learn"
@@ -162,24 +176,40 @@ class EncoderMLP(nn.Module):
         outputs:      numbers per row of the result.
         nets:         n; they share the encoder.
         generator:    for the initial weights.
+        widths:       units of the hidden layers; None: those of the settings.
+        norm:         of the hidden layers; this and the next as in `NormalizedMLP`.
+        dropout:      probability that a hidden unit is 0.
     """
 
     def __init__(
-        self, spec: EnvSpec, config: Any, extra_inputs: int, outputs: int, nets: int, generator: torch.Generator
+        self,
+        spec: EnvSpec,
+        config: Any,
+        extra_inputs: int,
+        outputs: int,
+        nets: int,
+        generator: torch.Generator,
+        widths: Sequence[int] | None = None,
+        norm: Norm = "none",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.encoder = load_torso(config.torso, spec, generator)
-        inputs = self.encoder.features + extra_inputs
-        self.dense = BatchedMLP(inputs, config.widths, outputs, nets, config.activation, generator)
+        shape = self.encoder.features + extra_inputs, config.widths if widths is None else widths, outputs, nets
+        self.dense: BatchedMLP | NormalizedMLP
+        if norm == "none" and dropout == 0:
+            self.dense = BatchedMLP(*shape, config.activation, generator)
+        else:
+            self.dense = NormalizedMLP(*shape, config.activation, generator, norm, dropout)
 
-    def forward(self, obs: Tree, *extra_inputs: Tensor, frozen: bool = False, first: bool = False) -> Tensor:
+    def forward(self, obs: Tree, *extra_inputs: Tensor, frozen: bool = False, **options: Any) -> Tensor:
         """tree of [B, *O], normalised, and [B, F] each to [n, B, outputs].
 
-        With `frozen` only `extra_inputs` get gradients; `first` as in `BatchedMLP`.
+        With `frozen` only `extra_inputs` get gradients; other options as in `BatchedMLP` and `NormalizedMLP`.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             features = self.encoder.forward(obs)  # [B, features]
-        return self.dense.forward(features, *extra_inputs, frozen=frozen, first=first)
+        return self.dense.forward(features, *extra_inputs, frozen=frozen, **options)
 
     def rows(self, obs: Tree) -> Tensor:
         """tree of [..., *O], normalised, to [..., outputs] of a single net, for actors."""

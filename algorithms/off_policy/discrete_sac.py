@@ -9,9 +9,9 @@ from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.losses import gather_action
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.q_losses import critic_loss
-from rltrain.algorithms.networks.batched_mlp import EncoderMLP
+from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.off_policy.settings import SACConfig
-from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan
+from rltrain.algorithms.off_policy.target_network import TargetNetwork, make_critics, priority, replay_plan
 from rltrain.algorithms.off_policy.temperature import Temperature
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
@@ -33,16 +33,17 @@ class DiscreteSAC:
         self.policy = build_policy(spec, config, device, seed, streams)
         (self.actions,) = spec.action.nvec
         generator = torch.Generator().manual_seed(seed + 1)
-        self.critics = EncoderMLP(spec, config, 0, self.actions, 2, generator).to(device)
+        self.critics = make_critics(spec, config, 0, self.actions, generator).to(device)
         self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
         flat = flatten(self.critics)
         self.critics_optimizer = Adam(flat, eps=config.adam_eps)
         self.target = TargetNetwork(self.critics, flat)
         self.temperature = Temperature(config, device)
+        self.rng = Rng(seed)
         self.sync: GradientSync = SINGLE
 
     def update(self, batch: Transition, progress: float) -> Update:
-        """One step of the critics, then of the policy, then of the temperature, then of the target critics."""
+        """A step of the critics, at every `policy_delay`-th one also of policy and temperature, then of the targets."""
         config, policy, critics = self.config, self.policy, self.critics
         lr_fraction = linear(1.0, config.lr_end_share, progress)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
@@ -51,35 +52,39 @@ class DiscreteSAC:
 
         with torch.no_grad():
             log_probs = policy.distribution(next_obs, batch.next_action_mask).log_probs  # [B, n]
-            next_value = expected(self.target.module(next_obs).amin(0) - temperature * log_probs, log_probs)  # [B]
+            subset = self.rng.subset(config.critics, config.target_critics) if config.target_critics else None
+            next_q = self.target.module(next_obs, nets=subset, rng=self.rng).amin(0)  # [B, n]
+            next_value = expected(next_q - temperature * log_probs, log_probs)  # [B]
             target = batch.reward + batch.discount * next_value
-        q = gather_action(critics(obs), batch.action.expand(2, -1))  # [2, B]
+        q = gather_action(critics(obs, rng=self.rng), batch.action.expand(config.critics, -1))  # [critics, B]
         loss_q, error = critic_loss(q, target, batch.weight)
         metrics = {"loss_q": loss_q.detach()}
         lr_q = lr_fraction * (config.lr_q or config.lr)
         grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, self.sync, rows, metrics)
 
-        with torch.no_grad():
-            q = critics(obs).amin(0)  # [B, n]
-        log_probs = policy.distribution(obs, batch.action_mask).log_probs  # [B, n]
-        loss_policy = expected(temperature * log_probs - q, log_probs).mean()
-        entropy = -expected(log_probs, log_probs).detach()  # [B]
-        policy_metrics = {
-            "loss_policy": loss_policy.detach(),
-            "q_mean": q.mean(),
-            "entropy": entropy.mean(),
-            "surplus": (entropy - self.target_entropy(batch.action_mask, entropy)).mean(),
-        }
-        step(
-            self.optimizer, loss_policy, lr_fraction * config.lr, config.max_grad_norm, self.sync, rows, policy_metrics
-        )
+        if self.critics_optimizer.steps % config.policy_delay == 0:
+            with torch.no_grad():
+                q = critics(obs, first=config.policy_value == "first", rng=self.rng)  # [critics, B, n]
+                q = q.amin(0) if config.policy_value == "min" else q.mean(0)  # [B, n]
+            log_probs = policy.distribution(obs, batch.action_mask).log_probs  # [B, n]
+            loss_policy = expected(temperature * log_probs - q, log_probs).mean()
+            entropy = -expected(log_probs, log_probs).detach()  # [B]
+            policy_metrics = {
+                "loss_policy": loss_policy.detach(),
+                "q_mean": q.mean(),
+                "entropy": entropy.mean(),
+                "surplus": (entropy - self.target_entropy(batch.action_mask, entropy)).mean(),
+            }
+            lr, limit = lr_fraction * config.lr, config.max_grad_norm
+            step(self.optimizer, loss_policy, lr, limit, self.sync, rows, policy_metrics)
+            surplus = policy_metrics.pop("surplus")
+            if config.learn_temperature:
+                self.temperature.update(surplus, lr_fraction)
+            metrics |= policy_metrics
 
-        surplus = policy_metrics.pop("surplus")
-        if config.learn_temperature:
-            self.temperature.update(surplus, lr_fraction)
         if self.critics_optimizer.steps % config.target_every == 0:
             self.target.follow(config.tau)
-        metrics |= policy_metrics | {"temperature": temperature, "grad_norm": grad_norm}
+        metrics |= {"temperature": temperature, "grad_norm": grad_norm}
         return Update({**metrics}, priority(error, batch.index))
 
     def target_entropy(self, action_mask: Tensor | None, like: Tensor) -> Tensor:
@@ -97,8 +102,8 @@ class DiscreteSAC:
         self.policy.observe(unrolls)
 
     def parts(self) -> dict[str, Stateful]:
-        """Everything that a checkpoint must hold; the step count of the critics also times the target critics."""
-        return {
+        """Everything that a checkpoint must hold; the step count of the critics also times policy and targets."""
+        parts: dict[str, Stateful] = {
             "policy": self.policy,
             "optimizer": self.optimizer,
             "critics": self.critics,
@@ -106,6 +111,8 @@ class DiscreteSAC:
             "target": self.target,
             "temperature": self.temperature,
         }
+        random = self.config.dropout or self.config.target_critics  # else nothing is drawn
+        return {**parts, "rng": self.rng} if random else parts
 
 
 def expected(x: Tensor, log_probs: Tensor) -> Tensor:

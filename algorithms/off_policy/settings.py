@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -39,9 +39,37 @@ ActionNoise = Annotated[float, Field(ge=0, description="deviation of the noise o
 NoiseEnd = Annotated[float | None, Field(ge=0, description="noise at the last step, reached linearly; none keeps it")]
 NStep = Annotated[int, Field(ge=1, description="rewards summed before the bootstrap")]
 Alpha = Annotated[float, Field(gt=0, description="exponent of priorities")]
+NumCritics = Annotated[int, Field(ge=1, description="number of critics, whose smallest value is the target's")]
+TargetCritics = Annotated[
+    int | None,
+    Field(ge=1, description="number of critics in the target, drawn at random at each update; none: all"),
+]
+LayerNorm = Annotated[bool, Field(description="layer normalisation in the hidden layers of the critics")]
+Dropout = Annotated[float, Field(ge=0, lt=1, description="share of the critics' hidden units that are set to 0")]
+WidthsQ = Annotated[
+    tuple[int, ...] | None,
+    Field(strict=False, description="units of the hidden layers of the critics; none: widths"),
+]
+PolicyDelay = Annotated[int, Field(ge=1, description="updates of the critics for one of the policy")]
+PolicyValue = Annotated[
+    Literal["min", "mean", "first"],
+    Field(description="value that the policy maximises: the smallest of the critics, their mean, or the first"),
+]
 Epsilon = Annotated[float, Field(ge=0, le=1, description="probability of a random action at the start")]
 EpsilonShare = Annotated[float, Field(gt=0, le=1, description="share of the run's steps over which epsilon falls")]
 Double = Annotated[bool, Field(description="double Q-learning: the online network chooses the next actions")]
+CopyEvery = Annotated[
+    int | None,
+    Field(
+        ge=0,
+        description="updates between two copies of the target network; 0: one before each round of updates; "
+        "none: use tau",
+    ),
+]
+Atoms = Annotated[int, Field(ge=1, description="atoms of the distribution of returns; 1: plain values")]
+Noisy = Annotated[bool, Field(description="noisy layers instead of epsilon; their noise is drawn at each update")]
+Dueling = Annotated[bool, Field(description="separate value and advantages, each with its own last hidden layer")]
+UsePriorities = Annotated[bool, Field(description="draw samples with probabilities that follow from their last error")]
 ValueLoss = Annotated[Literal["huber", "squared"], Field(description="loss of the error of a value")]
 Init = Annotated[
     Literal["uniform", "orthogonal"],
@@ -69,9 +97,7 @@ class Prioritized(Settings):
     """What replays for one agent offer: n-step returns, priorities (Schaul et al. 2016, the proportional variant)."""
 
     n_step: NStep = 1
-    prioritized: bool = Field(
-        default=False, description="draw samples with probabilities that follow from their last error"
-    )
+    prioritized: UsePriorities = False
     alpha: Alpha = 0.6
     beta: float = Field(
         default=0.4, ge=0, le=1, description="exponent of importance weights at the start; 1 at the end"
@@ -110,30 +136,19 @@ class DQNConfig(QLearning, Prioritized):
     lr: Lr = 1e-4
     adam_eps: AdamEps = default(1e-8, "Rainbow uses 1.5e-4")
     n_step: NStep = default(1, "Rainbow uses 3")
-    target_every: int | None = Field(
-        default=1000,
-        ge=0,
-        description="updates between two copies of the target network; 0: one before each round of updates; "
-        "none: use tau",
-    )
+    target_every: CopyEvery = 1000
     loss: ValueLoss = default("huber", "C51 uses the cross-entropy")
-    atoms: int = Field(
-        default=1, ge=1, description="atoms of the distribution of returns; 1: plain values, C51 uses 51"
-    )
+    atoms: Atoms = default(1, "C51 uses 51")
     v_min: float = Field(default=-10.0, description="return of the lowest atom")
     v_max: float = Field(default=10.0, description="return of the highest atom")
     alpha: Alpha = default(0.6, "Rainbow uses 0.5")
     epsilon_per_stream: bool = Field(
         default=False, description="stream i of N explores with epsilon^(1 + 7 i / (N - 1)), as in Ape-X"
     )
-    noisy: bool = Field(
-        default=False, description="noisy layers instead of epsilon; their noise is drawn at each update"
-    )
+    noisy: Noisy = False
     policy: PolicyName = "q"
     init: Init = default("uniform", "not of noisy layers")
-    dueling: bool = Field(
-        default=False, description="separate value and advantages, each with its own last hidden layer"
-    )
+    dueling: Dueling = False
 
     @model_validator(mode="after")
     def _atoms_have_a_range(self) -> Self:
@@ -142,8 +157,26 @@ class DQNConfig(QLearning, Prioritized):
         return self
 
 
+class RainbowConfig(DQNConfig):
+    """Rainbow: DQN with all its extensions and the settings of Hessel et al. 2018 (arXiv:1710.02298) for Atari."""
+
+    warmup: Warmup = 20_000
+    lr: Lr = 6.25e-5
+    adam_eps: AdamEps = 1.5e-4
+    n_step: NStep = 3
+    target_every: CopyEvery = default(2000, "32,000 frames")
+    double: Double = True
+    atoms: Atoms = 51
+    prioritized: UsePriorities = True
+    alpha: Alpha = 0.5
+    noisy: Noisy = True
+    dueling: Dueling = True
+
+
 class Continuous(Replay, Prioritized):
     """One policy and its critics, each with an optimiser."""
+
+    policy_norm: ClassVar[Literal["none", "batch"]] = "none"  # of the policy's hidden layers
 
     lr_q: LrQ = None
     lr_end_share: float | None = Field(
@@ -153,8 +186,38 @@ class Continuous(Replay, Prioritized):
         description="share of all step sizes at the last step, reached linearly; none keeps them",
     )
     max_grad_norm: MaxGradNorm = default(0.0, "for each network")
-    tau: Share
     widths: Widths = (256, 256)
+
+
+class Critics(Settings):
+    """Several critics."""
+
+    critics: NumCritics = 2
+    policy_value: PolicyValue = "min"
+    widths_q: WidthsQ = None
+
+    @model_validator(mode="after")
+    def _layers_of_critics_have_units(self) -> Self:
+        if any(width < 1 for width in self.widths_q or ()):
+            raise ValueError(f"widths_q must each be at least 1, got {','.join(map(str, self.widths_q or ()))}")
+        return self
+
+
+class RegularizedCritics(Critics):
+    """What keeps critics from overestimating at many updates per step: REDQ (a subset), DroQ (the other two)."""
+
+    target_critics: TargetCritics = None
+    layer_norm: LayerNorm = False
+    dropout: Dropout = 0.0
+
+    @model_validator(mode="after")
+    def _a_subset_is_no_larger(self) -> Self:
+        if self.target_critics is not None and self.target_critics > self.critics:
+            raise ValueError(
+                f"target_critics must be at most critics, got target_critics {self.target_critics} "
+                f"and critics {self.critics}"
+            )
+        return self
 
 
 class NoisyActions(Settings):
@@ -168,15 +231,14 @@ class NoisyActions(Settings):
     )
 
 
-class SACConfig(Continuous):
-    """SAC. Defaults: Haarnoja et al. 2018 (arXiv:1812.05905)."""
+class SoftSettings(Continuous):
+    """SAC and the algorithms that are made from it: the entropy and its temperature."""
 
     warmup: Warmup = default(1000, "Stable-Baselines3 uses 100")
     lr: Lr = default(3e-4, "of the policy, and of the others without their own")
     lr_temperature: float | None = Field(default=None, gt=0, description="Adam step size of log temperature; none: lr")
     n_step: NStep = default(1, "without their entropy bonus")
-    tau: Share = 0.005
-    target_every: int = Field(default=1, ge=1, description="updates between two steps of the target networks")
+    policy_delay: PolicyDelay = default(1, "and of the temperature")
     temperature: float = Field(default=1.0, ge=0, description="weight of the entropy; at the start, if it is learned")
     learn_temperature: bool = Field(
         default=True, description="adjust the temperature until the entropy is target_entropy"
@@ -184,12 +246,6 @@ class SACConfig(Continuous):
     target_entropy: float | None = Field(
         default=None,
         description="nats; none: minus the dimensions of a Box action; for Discrete ones target_entropy_share",
-    )
-    target_entropy_share: float = Field(
-        default=0.89,
-        gt=0,
-        le=1,
-        description="of the log of the number of legal Discrete actions; the paper's 0.98 is too high",
     )
     policy: PolicyName = "soft"
 
@@ -200,16 +256,57 @@ class SACConfig(Continuous):
         return self
 
 
-class TD3Config(Continuous, NoisyActions):
+class SoftTargets(Settings):
+    """Target networks that follow by a share."""
+
+    tau: Share = 0.005
+    target_every: int = Field(default=1, ge=1, description="updates between two steps of the target networks")
+
+
+class SACConfig(SoftSettings, SoftTargets, RegularizedCritics):
+    """SAC. Defaults: Haarnoja et al. 2018 (arXiv:1812.05905)."""
+
+    target_entropy_share: float = Field(
+        default=0.89,
+        gt=0,
+        le=1,
+        description="of the log of the number of legal Discrete actions; the paper's 0.98 is too high",
+    )
+
+
+class REDQConfig(SACConfig):
+    """REDQ: SAC with the settings of Chen et al. 2021 (arXiv:2101.05982)."""
+
+    warmup: Warmup = 5000
+    updates_per_step: UpdatesPerStep = 20.0
+    policy_delay: PolicyDelay = default(20, "and of the temperature")
+    critics: NumCritics = 10
+    target_critics: TargetCritics = 2
+    policy_value: PolicyValue = "mean"
+
+
+class DroQConfig(SACConfig):
+    """DroQ: SAC with the settings of Hiraoka et al. 2022 (arXiv:2110.02034)."""
+
+    warmup: Warmup = 5000
+    updates_per_step: UpdatesPerStep = 20.0
+    policy_delay: PolicyDelay = default(20, "and of the temperature")
+    policy_value: PolicyValue = "mean"
+    layer_norm: LayerNorm = True
+    dropout: Dropout = default(
+        0.01, "the paper uses 0.0001 for Hopper, 0.005 for Walker2d, 0.01 for Ant, 0.1 for Humanoid"
+    )
+
+
+class TD3Config(Continuous, RegularizedCritics, NoisyActions):
     """TD3. Defaults: Fujimoto et al. 2018 and the authors' code."""
 
     batch: Batch = default(256, "the paper uses 100, the authors' code 256")
     warmup: Warmup = default(10_000, "the authors' code uses 25_000")
     lr: Lr = default(3e-4, "of the policy, and of critics without their own")
     tau: Share = default(0.005, "each update of the policy")
-    policy_delay: int = Field(
-        default=2, ge=1, description="updates of the critics for one of the policy and all targets"
-    )
+    policy_delay: PolicyDelay = default(2, "and of all targets")
+    policy_value: PolicyValue = "first"
     smoothing: float = Field(
         default=0.2, ge=0, description="deviation of the noise on target actions, which are in [-1, 1]"
     )

@@ -1,4 +1,4 @@
-"""What replay-based algorithms share: target networks, the replay plan, priorities."""
+"""What replay-based algorithms share: critics, target networks, the replay plan, priorities."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import Flat, flatten
+from rltrain.algorithms.networks.batched_mlp import EncoderMLP
+from rltrain.algorithms.networks.normalized_mlp import Norm
+from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import ReplayPlan
 
 
@@ -59,6 +62,21 @@ class TargetNetwork:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state)
+
+
+def make_critics(
+    spec: EnvSpec, config: Any, inputs: int, outputs: int, generator: torch.Generator, norm: Norm | None = None
+) -> EncoderMLP:
+    """The critics of SAC, TD3 and their kin, with the number, the widths and the layers of the settings.
+
+    Args:
+        inputs: numbers per row in addition to the observation's features.
+        norm:   of the hidden layers; None: layer normalisation if the settings ask for it.
+    """
+    if norm is None:
+        norm = "layer" if config.layer_norm else "none"
+    dropout = 0.0 if norm == "batch" else config.dropout
+    return EncoderMLP(spec, config, inputs, outputs, config.critics, generator, config.widths_q, norm, dropout)
 
 
 def replay_plan(config: BaseModel, **changes: Any) -> ReplayPlan:

@@ -8,10 +8,9 @@ from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.q_losses import critic_loss
 from rltrain.algorithms.functions.rng import Rng
-from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.continuous_policy import deterministic
 from rltrain.algorithms.off_policy.settings import TD3Config
-from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan
+from rltrain.algorithms.off_policy.target_network import TargetNetwork, make_critics, priority, replay_plan
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
@@ -20,6 +19,9 @@ from rltrain.rollout.types import Trajectory, Transition
 
 class TD3:
     """Twin delayed deep deterministic policy gradient, Fujimoto et al. 2018 (arXiv:1802.09477).
+
+    The settings also give it many critics, of which a random subset makes the target (REDQ), and critics with dropout
+    and layer normalisation (DroQ).
 
     Actions are in [-1, 1] throughout: those of the policy, its noise, the smoothing noise of the targets and its clip.
     A time limit does not end the return: the sample's `discount` is 0 after a termination only.
@@ -31,7 +33,7 @@ class TD3:
         self.observes = config.normalize_obs
         self.policy = build_policy(spec, config, device, seed, streams)
         generator = torch.Generator().manual_seed(seed + 1)
-        self.critics = EncoderMLP(spec, config, self.policy.size, 1, 2, generator).to(device)
+        self.critics = make_critics(spec, config, self.policy.size, 1, generator).to(device)
         flat, critics_flat = flatten(self.policy), flatten(self.critics)
         self.optimizer = Adam(flat, eps=config.adam_eps)
         self.critics_optimizer = Adam(critics_flat, eps=config.adam_eps)
@@ -52,16 +54,20 @@ class TD3:
         with torch.no_grad():
             smoothing = noise.mul_(config.smoothing).clamp_(-config.smoothing_clip, config.smoothing_clip)
             next_action = deterministic(self.target.module, next_obs).add_(smoothing).clamp_(-1.0, 1.0)
-            next_q = self.critics_target.module(next_obs, next_action).amin(0).squeeze(-1)  # [B]
+            subset = self.rng.subset(config.critics, config.target_critics) if config.target_critics else None
+            next_q = self.critics_target.module(next_obs, next_action, nets=subset, rng=self.rng)
+            next_q = next_q.amin(0).squeeze(-1)  # [B]
             target = torch.addcmul(batch.reward, batch.discount, next_q)
-        q = critics(obs, action)  # [2, B, 1]
+        q = critics(obs, action, rng=self.rng)  # [n, B, 1]
         loss_q, error = critic_loss(q, target, batch.weight)
         metrics = {"loss_q": loss_q.detach(), "q_mean": q.detach().mean()}
         lr_q = lr_fraction * (config.lr_q or config.lr)
         grad_norm = step(self.critics_optimizer, loss_q, lr_q, config.max_grad_norm, self.sync, len(action), metrics)
 
         if self.critics_optimizer.steps % config.policy_delay == 0:
-            loss_policy = -critics(obs, deterministic(policy.actor, obs), frozen=True, first=True).mean()
+            first = config.policy_value == "first"
+            q = critics(obs, deterministic(policy.actor, obs), frozen=True, first=first, rng=self.rng)  # [n, B, 1]
+            loss_policy = -(q.min(0).values if config.policy_value == "min" else q).mean()
             policy_metrics = {"loss_policy": loss_policy.detach()}
             step(
                 self.optimizer,

@@ -17,7 +17,7 @@ from torch.distributions import Categorical, Normal
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 from rltrain.rollout.types import Transition
 
-Net = list[tuple[Tensor, Tensor]]
+Net = list[tuple[Tensor, ...]]  # weight and bias of each layer, and with layer normalisation its gain and shift
 
 BOX = EnvSpec("box", Leaf("box", (3,), "float32"), ActionSpec("box", (2,), (), (0.5, -1.0), (3.0, 1.0)))
 DISCRETE = EnvSpec("discrete", Leaf("box", (3,), "float32"), ActionSpec("discrete", (), (4,)))
@@ -57,24 +57,36 @@ def batch_of(spec: EnvSpec, seed: int, rows: int = 12, weighted: bool = True) ->
 
 
 def nets(dense: Any) -> list[Net]:
-    """Each net of a Dense as a list of (weight [out, in], bias [out]), to be trained."""
+    """Each net of a BatchedMLP or NormalizedMLP as a list of layers (weight [out, in], bias [out], ...), to train."""
+    normalized = hasattr(dense, "norms")
+    pairs = list(zip(dense.weights, dense.biases, strict=True)) if normalized else dense.pairs
+    norms = [(norm.gain, norm.shift) for norm in dense.norms] if normalized else []
+    layers = [(*pair, *(norms[i] if i < len(norms) else ())) for i, pair in enumerate(pairs)]
     return [
-        [(w[i].detach().clone().requires_grad_(), b[i, 0].detach().clone().requires_grad_()) for w, b in dense.pairs]
+        [(w[i].detach().clone(), *(x[i, 0].detach().clone() for x in others)) for w, *others in layers]
         for i in range(dense.nets)
     ]
 
 
-def run(net: Net, *inputs: Tensor, activation: str = "relu") -> Tensor:
+def run(net: Net, *inputs: Tensor, activation: str = "relu", kept: list[Tensor] | None = None) -> Tensor:
+    """`kept`: for each hidden layer the factors [B, width] of dropout."""
     x = torch.cat(inputs, -1)
-    for i, (w, b) in enumerate(net):
+    for i, (w, b, *norm) in enumerate(net):
         x = x @ w.T + b
-        if i < len(net) - 1:
-            x = torch.tanh(x) if activation == "tanh" else torch.where(x > 0, x, 0.0)
+        if i == len(net) - 1:
+            break
+        if kept:
+            x = x * kept[i]
+        if norm:
+            mean = x.mean(1, keepdim=True)
+            deviation = (((x - mean) ** 2).mean(1, keepdim=True) + 1e-5).sqrt()
+            x = (x - mean) / deviation * norm[0] + norm[1]
+        x = torch.tanh(x) if activation == "tanh" else torch.where(x > 0, x, 0.0)
     return x
 
 
 def flat(net: list[Net]) -> list[Tensor]:
-    return [x for one in net for pair in one for x in pair]
+    return [x for one in net for layer in one for x in layer]
 
 
 class Reference:
@@ -89,6 +101,8 @@ class Reference:
         start = getattr(self.config, "temperature", 0.0)
         self.log_temperature = torch.tensor(math.log(start) if start else -math.inf, requires_grad=True)
         config = self.config
+        for x in flat(self.actor) + flat(self.critics):
+            x.requires_grad_()
 
         def adam(params: list[Tensor], lr: float) -> Any:
             return torch.optim.Adam(params, lr=lr, eps=config.adam_eps)
@@ -110,11 +124,30 @@ class Reference:
         optimizer.step()
 
     def q(self, critics: list[Net], *inputs: Tensor) -> list[Tensor]:
-        out = [run(net, *inputs, activation=self.config.activation) for net in critics]
+        share, rows = getattr(self.config, "dropout", 0.0), len(inputs[0])
+        kept = []  # of each hidden layer, for all critics
+        for layer in critics[0][:-1] if share else []:
+            drawn = torch.rand(len(critics), rows, len(layer[1]), generator=self.random)
+            kept.append(torch.where(drawn < share, 0.0, 1 / (1 - share)))
+        out = [
+            run(net, *inputs, activation=self.config.activation, kept=[each[i] for each in kept])
+            for i, net in enumerate(critics)
+        ]
         return [x[:, 0] for x in out] if self.spec.action.kind == "box" else out
 
-    def smaller(self, values: list[Tensor]) -> Tensor:
-        return torch.minimum(values[0], values[-1])
+    def q_of_targets(self, *inputs: Tensor) -> Tensor:
+        """The smallest value of all target critics, or of as many as the settings say, drawn at random."""
+        critics = self.target_critics
+        if self.config.target_critics is not None:
+            order = torch.randperm(len(critics), generator=self.random)
+            critics = [critics[i] for i in order[: self.config.target_critics]]
+        return torch.stack(self.q(critics, *inputs)).amin(0)
+
+    def q_of_policy(self, *inputs: Tensor) -> Tensor:
+        """What the policy maximises."""
+        kind = self.config.policy_value
+        values = torch.stack(self.q(self.critics[:1] if kind == "first" else self.critics, *inputs))
+        return values.amin(0) if kind == "min" else values.mean(0)
 
     def gaussian(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The density of tanh(u) by the change of variables, from u itself."""
@@ -160,12 +193,14 @@ class Reference:
         temperature = self.log_temperature.exp().detach()
         with torch.no_grad():
             action, log_prob = self.gaussian(batch.next_obs, noise[0])
-            soft = self.smaller(self.q(self.target_critics, batch.next_obs, action)) - temperature * log_prob
+            soft = self.q_of_targets(batch.next_obs, action) - temperature * log_prob
         errors = self.learn_critics(batch, batch.reward + batch.discount * soft)
-        action, log_prob = self.gaussian(batch.obs, noise[1])
-        value = self.smaller(self.q(self.critics, batch.obs, action))
-        self.apply(self.of_actor, flat(self.actor), (temperature * log_prob - value).mean())
-        if config.learn_temperature:
+        delayed = self.updates % config.policy_delay != 0
+        if not delayed:
+            action, log_prob = self.gaussian(batch.obs, noise[1])
+            value = self.q_of_policy(batch.obs, action)
+            self.apply(self.of_actor, flat(self.actor), (temperature * log_prob - value).mean())
+        if config.learn_temperature and not delayed:
             wanted = -size if config.target_entropy is None else config.target_entropy
             loss = -(self.log_temperature * (log_prob.detach() + wanted)).mean()
             self.log_temperature.grad = torch.autograd.grad(loss, self.log_temperature)[0]
@@ -179,13 +214,15 @@ class Reference:
         temperature = self.log_temperature.exp().detach()
         with torch.no_grad():
             probs, logs = self.choice(batch.next_obs, batch.next_action_mask)
-            value = self.smaller(self.q(self.target_critics, batch.next_obs))
+            value = self.q_of_targets(batch.next_obs)
             soft = (probs * (value - temperature * logs)).sum(1)
         errors = self.learn_critics(batch, batch.reward + batch.discount * soft)
-        probs, logs = self.choice(batch.obs, batch.action_mask)
-        value = self.smaller(self.q(self.critics, batch.obs)).detach()
-        self.apply(self.of_actor, flat(self.actor), (probs * (temperature * logs - value)).sum(1).mean())
-        if config.learn_temperature:
+        delayed = self.updates % config.policy_delay != 0
+        if not delayed:
+            probs, logs = self.choice(batch.obs, batch.action_mask)
+            value = self.q_of_policy(batch.obs).detach()
+            self.apply(self.of_actor, flat(self.actor), (probs * (temperature * logs - value)).sum(1).mean())
+        if config.learn_temperature and not delayed:
             legal = torch.full((len(probs),), 4.0) if batch.action_mask is None else batch.action_mask.sum(1).double()
             wanted = config.target_entropy_share * torch.log(legal)
             if config.target_entropy is not None:
@@ -204,7 +241,7 @@ class Reference:
         with torch.no_grad():
             action = torch.tanh(run(self.target_actor[0], batch.next_obs, activation=config.activation))
             action = action + (noise * config.smoothing).clip(-config.smoothing_clip, config.smoothing_clip)
-            value = self.smaller(self.q(self.target_critics, batch.next_obs, action.clip(-1, 1)))
+            value = self.q_of_targets(batch.next_obs, action.clip(-1, 1))
         errors = self.learn_critics(batch, batch.reward + batch.discount * value)
         if self.updates % config.policy_delay == 0:
             self.climb(batch)
@@ -219,9 +256,12 @@ class Reference:
         return errors
 
     def climb(self, batch: Transition) -> None:
-        """The deterministic policy gradient through the first critic; then both targets follow."""
+        """The deterministic policy gradient; then both targets follow."""
         action = torch.tanh(run(self.actor[0], batch.obs, activation=self.config.activation))
-        loss = -self.q(self.critics[:1], batch.obs, action)[0].mean()
+        value = (
+            self.q(self.critics, batch.obs, action)[0] if self.kind == "DDPG" else self.q_of_policy(batch.obs, action)
+        )
+        loss = -value.mean()
         self.apply(self.of_actor, flat(self.actor), loss)
         self.follow(self.target_actor, self.actor)
         self.follow(self.target_critics, self.critics)

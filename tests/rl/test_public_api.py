@@ -17,7 +17,8 @@ import rltrain
 
 API = """
 A2CConfig A3CConfig APPOConfig Act ActionSpec AgentGroup Algorithm CheckpointError ConfigError DDPGConfig
-DQNConfig EnvError EnvFault EnvSpec Evaluation GradientPlan Gradients IMPALAConfig IQLConfig Interrupted Leaf
+DQNConfig DroQConfig RainbowConfig REDQConfig
+EnvError EnvFault EnvSpec Evaluation GradientPlan Gradients IMPALAConfig IQLConfig Interrupted Leaf
 MADDPGConfig MAPPOConfig Noise PPOConfig Policy PolicyHooks QMIXConfig QNetwork ReplayPlan Result Rng RunConfig
 RunFailed SACConfig SINGLE StreamPlan TD3Config Trained Trajectory Transition Update VDNConfig build_policy
 discounts distributions evaluate greedy load losses make_env networks optim policy_factory register_algorithm

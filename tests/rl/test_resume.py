@@ -52,6 +52,7 @@ CASES = [
     pytest.param([*DQN, "--n-step", "3", "--env", "probe:dict", "--workers", "0", "--replay-on-disk"], id="on disk"),
     pytest.param(["--algo", "sac", *BOX, "--n-step", "2", "--prioritized"], id="sac, n-step, prioritised"),
     pytest.param(["--algo", "td3", *BOX, "--normalize-obs"], id="td3, normalised"),
+    pytest.param(["--algo", "droq", *BOX, "--critics", "3", "--target-critics", "2", "--dropout", "0.2"], id="droq"),
     pytest.param(["--algo", "ddpg", *BOX, "--noise-kind", "ou"], id="ddpg, ou"),
     pytest.param(["--algo", "qmix", "--env", "generations", *TEAM, "--memory", "gru"], id="qmix, agents that die"),
     pytest.param(

@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from rltrain.algorithms import algorithm_class
 from rltrain.algorithms.off_policy.discrete_sac import DiscreteSAC, expected
-from rltrain.algorithms.off_policy.settings import SACConfig
+from rltrain.algorithms.off_policy.sac import SAC
+from rltrain.algorithms.off_policy.settings import DroQConfig, REDQConfig, SACConfig
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 
 SMALL = {"widths": (8, 6), "lr": 1e-2, "lr_q": 2e-2, "batch": 12, "tau": 0.1}
@@ -32,6 +33,11 @@ def make_sac(spec=BOX, seed: int = 3, **settings):
         {"learn_temperature": False, "temperature": 0.0},
         {"target_every": 2, "temperature": 0.1, "lr_temperature": 0.1, "activation": "tanh"},
         {"target_entropy": 0.7, "lr_q": None, "target_entropy_share": 0.5},
+        {"critics": 1, "policy_delay": 2},
+        {"critics": 5, "target_critics": 2, "policy_value": "mean", "widths_q": (7, 5)},  # REDQ
+        {"layer_norm": True, "dropout": 0.2, "policy_value": "mean"},  # DroQ
+        {"layer_norm": True, "activation": "tanh", "policy_value": "first"},
+        {"dropout": 0.3, "critics": 3, "target_critics": 1},
     ],
     ids=lambda settings: "-".join(settings) or "default",
 )
@@ -129,7 +135,16 @@ def test_the_settings_choose_the_kind_and_refuse_the_rest():
 
 
 @pytest.mark.parametrize("spec", [BOX, MASKED], ids=lambda spec: spec.id)
-@pytest.mark.parametrize("settings", [{}, {"target_every": 2}, {"normalize_obs": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"target_every": 2},
+        {"normalize_obs": True},
+        {"policy_delay": 2, "layer_norm": True, "dropout": 0.3},
+        {"critics": 4, "target_critics": 2},
+    ],
+)
 def test_parts_hold_everything_that_later_updates_depend_on(spec, settings):
     whole, other = make_sac(spec, **settings), make_sac(spec, seed=9, **settings)
     for seed in range(3):
@@ -168,3 +183,27 @@ def to_float(batch):
         return x.float() if isinstance(x, torch.Tensor) and x.dtype == torch.float64 else x
 
     return type(batch)(*(of(getattr(batch, name)) for name in batch.__slots__))
+
+
+def test_redq_and_droq_are_sac_with_the_settings_of_their_papers():
+    redq, droq = REDQConfig(), DroQConfig()
+    for config in (redq, droq):
+        assert isinstance(algorithm_class("redq")(BOX, config, torch.device("cpu"), 0, 1), SAC)
+        assert isinstance(algorithm_class("droq")(MASKED, config, torch.device("cpu"), 0, 1), DiscreteSAC)
+        assert (config.updates_per_step, config.policy_delay, config.policy_value) == (20.0, 20, "mean")
+        assert (config.warmup, config.lr, config.tau, config.batch, config.widths) == (
+            5000,
+            3e-4,
+            0.005,
+            256,
+            (256, 256),
+        )
+    assert (redq.critics, redq.target_critics, redq.layer_norm, redq.dropout) == (10, 2, False, 0.0)
+    assert (droq.critics, droq.target_critics, droq.layer_norm, droq.dropout) == (2, None, True, 0.01)
+
+
+def test_more_critics_in_the_target_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="target_critics must be at most critics, got target_critics 3 and critics 2"):
+        SACConfig(target_critics=3)
+    with pytest.raises(ValueError, match="widths_q must each be at least 1, got 8,0"):
+        SACConfig(widths_q=(8, 0))

@@ -34,6 +34,9 @@ def make_td3(spec=BOX, seed: int = 3, **settings) -> TD3:
         {"policy_delay": 1, "smoothing": 3.0, "smoothing_clip": 0.2},  # noise that is clipped most of the time
         {"policy_delay": 3, "smoothing": 2.0, "smoothing_clip": 5.0, "max_grad_norm": 0.1},  # actions that are
         {"activation": "tanh", "smoothing": 0.0, "lr_q": None},
+        {"critics": 4, "target_critics": 2, "policy_value": "mean", "widths_q": (7, 5)},  # REDQ
+        {"layer_norm": True, "dropout": 0.2, "policy_value": "min"},  # DroQ
+        {"layer_norm": True, "activation": "tanh", "policy_delay": 1},
     ],
     ids=lambda settings: "-".join(settings) or "default",
 )
