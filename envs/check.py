@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
-from rltrain.envs.errors import EnvFault
+from rltrain.envs.closing import close
+from rltrain.envs.errors import EnvFault, Watch, unwatched
 from rltrain.envs.lookup import EnvSource
 from rltrain.envs.spaces import MASK, action_reader, mask_in_obs, mask_of, random_action, text_keys
 from rltrain.envs.spec import EnvSpec
@@ -24,7 +25,9 @@ class Problem(NamedTuple):
     fatal: bool
 
 
-def check_env(source: EnvSource, spec: EnvSpec, seed: int, steps: int = 20, seconds: float = 1.0) -> list[Problem]:
+def check_env(
+    source: EnvSource, spec: EnvSpec, seed: int, steps: int = 20, seconds: float = 1.0, watch: Watch = unwatched
+) -> list[Problem]:
     """Reset twice with the same seed, take random steps for at most `seconds`, and return the problems, each once.
 
     Raises:
@@ -39,10 +42,12 @@ def check_env(source: EnvSource, spec: EnvSpec, seed: int, steps: int = 20, seco
     def fatal() -> bool:
         return any(problem.fatal for problem in problems.values())
 
+    watch("constructor")
     env = source.make()
     row = 0
     try:
         end = time.monotonic() + seconds
+        watch("reset")
         first = env.reset(seed=seed)
         add(_reset_problem(first))
         if problems:
@@ -52,6 +57,7 @@ def check_env(source: EnvSource, spec: EnvSpec, seed: int, steps: int = 20, seco
         add(_mask_problem(spec, env.observation_space, before, info))
         before = _copy(before)
         if time.monotonic() < end:
+            watch("reset")
             again = env.reset(seed=seed)
             add(_seed_problem(before, again[0]))
             before, info = again
@@ -63,6 +69,7 @@ def check_env(source: EnvSource, spec: EnvSpec, seed: int, steps: int = 20, seco
             if time.monotonic() > end:
                 break
             mask = mask_of(before, info, in_obs, spec.action.mask_size) if spec.action_mask else None
+            watch("step")
             result = env.step(reader(random_action(rng, spec.action, mask)[None])[0])
             add(_step_problem(result))
             if fatal():
@@ -76,6 +83,7 @@ def check_env(source: EnvSource, spec: EnvSpec, seed: int, steps: int = 20, seco
                 break
             before = obs
             if terminated or truncated:
+                watch("reset")
                 before, info = env.reset()
                 add(_obs_problem(env.observation_space, before, "reset returned an observation"))
                 add(_mask_problem(spec, env.observation_space, before, info))
@@ -83,7 +91,8 @@ def check_env(source: EnvSource, spec: EnvSpec, seed: int, steps: int = 20, seco
     except Exception as error:
         raise EnvFault(-1, seed, row, traceback.format_exc()) from error
     finally:
-        env.close()
+        watch("close")
+        close(env)
 
 
 def _reset_problem(result: Any) -> Problem | None:

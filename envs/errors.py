@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import difflib
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+Watch = Callable[[str], None]  # gets the name of each call of an environment's code before the call is made
+
+
+def unwatched(call: str) -> None:
+    """The `Watch` that does nothing."""
 
 
 class EnvError(Exception):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 from gymnasium.wrappers import FrameStackObservation
 
-from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.closing import close
+from rltrain.envs.errors import EnvError, EnvFault, Watch, unwatched
 from rltrain.envs.lookup import FORMS, EnvSource, registered
 from rltrain.envs.spaces import MASK, env_spec, stacked
 from rltrain.envs.spec import EnvSpec, Padding
@@ -56,13 +57,19 @@ def resolve(
     return EnvSource(getattr(env, "__qualname__", type(env).__name__), env, kwargs, folder, share, action_bound)
 
 
-def read_spec(source: EnvSource, seed: int) -> EnvSpec:
+def read_spec(source: EnvSource, seed: int, watch: Watch = unwatched) -> EnvSpec:
     """Make one environment, reset it once, and return its spec.
+
+    Args:
+        watch: gets the name of each call of the environment before it is made.
 
     Raises:
         EnvError: the environment cannot be used; one line.
         EnvFault: its own code raised.
     """
+    watch("import")
+    source.lookup()
+    watch("constructor")
     env = source.make()
     try:
         limit = env.spec.max_episode_steps if env.spec is not None else None
@@ -70,6 +77,7 @@ def read_spec(source: EnvSource, seed: int) -> EnvSpec:
         while limit is None and isinstance(inner, gymnasium.Wrapper):
             limit = getattr(inner, "_max_episode_steps", None)
             inner = inner.env
+        watch("reset")
         try:
             result = env.reset(seed=seed)
         except EnvError:
@@ -85,7 +93,8 @@ def read_spec(source: EnvSource, seed: int) -> EnvSpec:
         spec = env_spec(source.name, *spaces, limit, mask_in_info, source.action_bound)
         return replace(spec, obs=stacked(spec.obs, *_frames(env)))
     finally:
-        env.close()
+        watch("close")
+        close(env)
 
 
 def _frames(env: gymnasium.Env[Any, Any]) -> tuple[int, Padding]:
@@ -109,7 +118,7 @@ def _passes_on(wrapper: type) -> bool:
     return all(any(getattr(wrapper, name) is getattr(kind, name) for kind in base) for name in ("step", "reset"))
 
 
-def vector_kind(source: EnvSource, total_streams: int, asked: str = "auto") -> str:
+def vector_kind(source: EnvSource, total_streams: int, asked: str = "auto", watch: Watch = unwatched) -> str:
     """ "serial" or "native", for a run of `total_streams`; an actor's share of them has no influence.
 
     "auto" is "native" from 128 streams on, if there is a native vector environment that can be used.
@@ -124,7 +133,8 @@ def vector_kind(source: EnvSource, total_streams: int, asked: str = "auto") -> s
     try:
         if source.native_id() is None:
             raise EnvError(f"{source.name} registers no usable native vector environment. Use --vector serial.")
-        check_autoreset(source.make_block, read_spec(source, 0), action_bound=source.action_bound)
+        spec = read_spec(source, 0, watch)
+        check_autoreset(source.make_block, spec, action_bound=source.action_bound, watch=watch)
     except (EnvError, EnvFault):
         if asked == "native":
             raise

@@ -92,9 +92,10 @@ def _train(argv: list[str]) -> None:
         from rltrain.rollout.workers.fork_server import start_fork_server
 
         start_fork_server(list(PRELOAD))  # imports torch in parallel with this process
-    with held():
-        from rltrain.training_loop import train
+    from rltrain.setup.first_look import may_fork
+    from rltrain.training_loop import train
 
+    may_fork()
     result = train(config) if resume is None else train(config, resume=resume)
     result = replace(result, seconds=time.monotonic() - STARTED)
     say(json.dumps(as_json(result)) if config.json_line else result_line(result))

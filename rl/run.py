@@ -24,6 +24,7 @@ from rltrain.rollout.workers.handle import ActorLost, ClusterLost
 from rltrain.self_play_ratings import SelfPlay
 from rltrain.setup.cluster import open_cluster
 from rltrain.setup.environment import open_environment
+from rltrain.setup.first_look import FirstLook
 from rltrain.setup.learner import open_learner
 from rltrain.setup.replay import open_data
 from rltrain.setup.rollout import open_actors, rollout_spec
@@ -42,7 +43,9 @@ Part = TypeVar("Part")
 class Run:
     """The parts of a run, as the training loop uses them. Created by `open_run`."""
 
-    def __init__(self, config: RunConfig, resume: Path | None, signals: Signals, closing: ExitStack) -> None:
+    def __init__(
+        self, config: RunConfig, resume: Path | None, look: FirstLook | None, signals: Signals, closing: ExitStack
+    ) -> None:
         self.config, self.signals = config, signals
         self._started, self._out_of_time = time.monotonic(), False
         notes: list[str] = []
@@ -55,7 +58,7 @@ class Run:
         self.console = Console(json=config.json_line, quiet=config.quiet)
         closing.callback(self.console.finish, "")
         saved = add(open_saved(resume, closing))
-        environment = add(open_environment(config, saved))
+        environment = add(open_environment(config, saved, look))
         self.spec = spec = environment.spec
         algorithm = make_algorithm(config, spec)
         cluster = open_cluster(config, self.console.note, closing)
@@ -227,11 +230,15 @@ class Run:
 
 
 @contextmanager
-def open_run(config: RunConfig, resume: str | Path | None = None) -> Iterator[Run]:
-    """A run whose parts are closed in any case; failures and signals leave a checkpoint behind."""
+def open_run(config: RunConfig, resume: str | Path | None = None, look: FirstLook | None = None) -> Iterator[Run]:
+    """A run whose parts are closed in any case; failures and signals leave a checkpoint behind.
+
+    Args:
+        look: the examination of the environment, if it has already begun.
+    """
     with Signals() as signals, ExitStack() as closing:
         try:
-            run = Run(config, None if resume is None else Path(resume), signals, closing)
+            run = Run(config, None if resume is None else Path(resume).absolute(), look, signals, closing)
         except (WorkerFailed, ActorLost, ClusterLost, LearnerLost) as failed:
             what = "started" if resume is None else "resumed; its checkpoints are unchanged"
             raise RunFailed(f"it could not be {what}: {failed}") from None

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rltrain.config.load import load, reload
 from rltrain.config.run_config import RunConfig
-from rltrain.reporting.report import Result
-from rltrain.run import open_run
+from rltrain.setup.first_look import look_at
 from rltrain.storage.run_folder import saved_config
+from rltrain.system.signals import held
 
-__all__ = ["Result", "train"]
+if TYPE_CHECKING:
+    from rltrain.reporting.report import Result
 
 
 def train(config: RunConfig | None = None, *, resume: str | Path | None = None, **settings: Any) -> Result:
@@ -30,15 +31,18 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
     """
     if config is None:
         config = load(settings) if resume is None else reload(saved_config(Path(resume)), settings)
-    with open_run(config, resume) as run:  # folder, seeds, actors, learner, metrics
-        learner, rollout, plan = run.learner, run.rollout, run.learner.algorithm.plan
-        while run.stopped is None:
-            progress = run.progress
-            rollout.start()  # every idle actor begins an unroll
-            unrolls = rollout.gather(plan.wait)  # of all actors, or of the first ones
-            if run.overlaps:
-                rollout.start()  # these actors continue while the learner learns
-            learner.step(unrolls, progress)
-            rollout.publish(learner.weights(rollout.steps))
-            run.tick(unrolls)  # log, evaluate, checkpoint, each when due
-        return run.finish()
+    with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch
+        with held():
+            from rltrain.run import open_run
+        with open_run(config, resume, look) as run:  # folder, seeds, actors, learner, metrics
+            learner, rollout, plan = run.learner, run.rollout, run.learner.algorithm.plan
+            while run.stopped is None:
+                progress = run.progress
+                rollout.start()  # every idle actor begins an unroll
+                unrolls = rollout.gather(plan.wait)  # of all actors, or of the first ones
+                if run.overlaps:
+                    rollout.start()  # these actors continue while the learner learns
+                learner.step(unrolls, progress)
+                rollout.publish(learner.weights(rollout.steps))
+                run.tick(unrolls)  # log, evaluate, checkpoint, each when due
+            return run.finish()

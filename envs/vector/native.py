@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from rltrain.envs.errors import EnvError, EnvFault, InvalidValue, detail_of
+from rltrain.envs.closing import close_all
+from rltrain.envs.errors import EnvError, EnvFault, InvalidValue, Watch, detail_of, unwatched
 from rltrain.envs.seeding import seed_of
 from rltrain.envs.spaces import action_reader, env_spec, random_action
 from rltrain.envs.spec import EnvSpec
@@ -147,8 +148,7 @@ class NativeVectorEnv:
         self._obs[i] = from_plain(saved["obs"])
 
     def close(self) -> None:
-        for env in self.envs:
-            env.close()
+        close_all(self.envs)
 
     def _put(self, rows: UnrollBuffer, t: int, i: int) -> None:
         write_batch(self._space, rows.obs, (t, self._columns[i]), self._obs[i])
@@ -213,7 +213,9 @@ def native_actions(space: spaces.Space[Any], spec: EnvSpec) -> Callable[[np.ndar
     return action_reader(spec.action, space.dtype)
 
 
-def check_autoreset(make: MakeBlock, spec: EnvSpec, steps: int = 2_000, action_bound: float | None = None) -> None:
+def check_autoreset(
+    make: MakeBlock, spec: EnvSpec, steps: int = 2_000, action_bound: float | None = None, watch: Watch = unwatched
+) -> None:
     """Check that a native environment has the spec of the serial one, and resets in the step after an episode's end.
 
     Two copies take the same steps until an episode ends, and then different actions: they agree in this row only if it
@@ -222,6 +224,7 @@ def check_autoreset(make: MakeBlock, spec: EnvSpec, steps: int = 2_000, action_b
     Raises:
         EnvError: the check failed, or no episode ended within `steps`.
     """
+    watch("constructor")
     pair = [make(4), make(4)]
     try:
         first = pair[0]
@@ -239,9 +242,11 @@ def check_autoreset(make: MakeBlock, spec: EnvSpec, steps: int = 2_000, action_b
         if claimed is not None and getattr(claimed, "name", claimed) not in ("NEXT_STEP", "NextStep"):
             raise _refused(spec, f"says its autoreset mode is {claimed}")
         rng, reader = np.random.default_rng(0), native_actions(first.single_action_space, spec)
+        watch("reset")
         for env in pair:
             env.reset(seed=0)
         for _ in range(steps):
+            watch("step")
             action = reader(np.stack([random_action(rng, spec.action, None) for _ in range(4)]))
             (_, _, terminated, truncated, info), _ = (env.step(action) for env in pair)
             over = np.asarray(terminated) | np.asarray(truncated)
@@ -259,8 +264,8 @@ def check_autoreset(make: MakeBlock, spec: EnvSpec, steps: int = 2_000, action_b
             return
         raise _refused(spec, f"ended no episode in {steps} random steps, so its autoreset mode is unknown")
     finally:
-        for env in pair:
-            env.close()
+        watch("close")
+        close_all(pair)
 
 
 def extreme_action(spec: EnvSpec, high: int) -> np.ndarray:
@@ -284,7 +289,7 @@ def _refused(spec: EnvSpec, why: str) -> EnvError:
     return EnvError(f"{what}; next-step autoreset is needed. Use --vector serial.")
 
 
-def verify_native(make: MakeBlock, spec: EnvSpec, seed: int, seconds: float = 2.0) -> str:
+def verify_native(make: MakeBlock, spec: EnvSpec, seed: int, seconds: float = 2.0, watch: Watch = unwatched) -> str:
     """ "attributes" if a native environment can be restored from its attributes that are data, else "none".
 
     Up to 100 random steps; a fresh environment gets the attributes; then both take up to 100 equal steps, whose results
@@ -294,18 +299,24 @@ def verify_native(make: MakeBlock, spec: EnvSpec, seed: int, seconds: float = 2.
     rng = np.random.default_rng(seed)
     made: list[Native] = []
     try:
+        watch("constructor")
         made.append(make(4))
         reader = native_actions(made[0].single_action_space, spec)
+        watch("reset")
         made[0].reset(seed=seed)
         for t in range(100):
+            watch("step")
             if t > 0 and time.monotonic() > deadline - seconds / 2:
                 break
             made[0].step(reader(np.stack([random_action(rng, spec.action, None) for _ in range(4)])))
         saved = attributes(made[0].unwrapped)
+        watch("constructor")
         made.append(make(4))
+        watch("reset")
         made[1].reset(seed=seed + 1)
         set_attributes(made[1].unwrapped, saved)
         for t in range(100):
+            watch("step")
             if time.monotonic() > deadline:
                 return "attributes" if t > 1 else "none"
             action = reader(np.stack([random_action(rng, spec.action, None) for _ in range(4)]))
@@ -316,5 +327,5 @@ def verify_native(make: MakeBlock, spec: EnvSpec, seed: int, seconds: float = 2.
     except Exception:  # it may raise anything: it cannot be restored
         return "none"
     finally:
-        for env in made:
-            env.close()
+        watch("close")
+        close_all(made)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 
-from rltrain.envs.errors import EnvError
+from rltrain.envs.errors import Watch, unwatched
 from rltrain.envs.spaces import action_reader, final_mask, mask_in_obs, mask_of, random_action
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.plain_data import same
@@ -30,10 +30,9 @@ class Rows(NamedTuple):
 ROUNDS = 5
 LONG = Rows(60, 12, 25)
 SHORT = Rows(8, 3, 12)  # of the round that decides whether "rng" can work, which is never cut short
-PATIENCE = 300.0  # seconds for what must not be cut short; a slower environment is refused
 
 
-def verify(make: Callable[[], Env], spec: EnvSpec, seed: int, seconds: float = 2.0, patience: float = PATIENCE) -> str:
+def verify(make: Callable[[], Env], spec: EnvSpec, seed: int, seconds: float = 2.0, watch: Watch = unwatched) -> str:
     """The first restore method that works for the environment of `make`, or "none".
 
     A round: random steps through two episodes (a used instance may differ from a fresh one) and into the third; a fresh
@@ -43,37 +42,44 @@ def verify(make: Callable[[], Env], spec: EnvSpec, seed: int, seconds: float = 2
     First it is decided whether "seed" is needed: a short round with "rng" fails and ROUNDS with "seed" succeed. Only
     steps count here, so that the load of the machine cannot change the data of a run. Then "offered" and "rng" get
     ROUNDS rounds, or as many as begin within `seconds`. If not even one round ends within 10 times `seconds`, the
-    result is "none". If the environment raises, the method does not work. An environment that hangs is left behind in
-    its thread.
+    result is "none". If the environment raises an exception, the method does not work.
 
-    Raises:
-        EnvError: `patience` seconds were not enough to decide whether "seed" is needed.
+    Args:
+        watch: gets the name of each call of the environment before it is made.
     """
-    results: list[str] = []
-    seed_decided = threading.Event()
 
-    def search() -> None:
-        methods = ["offered", "rng"] if _offers_state(make) else ["rng"]
-        if methods == ["rng"] and not _restores("rng", make, spec, seed, 1, SHORT):
-            methods = []
-            if _restores("seed", make, spec, seed, ROUNDS, LONG):
-                results.append("seed")
-        seed_decided.set()
-        start = time.monotonic()
-        for method in methods:
-            if _restores(method, make, spec, seed, ROUNDS, LONG, start + seconds, start + 10 * seconds):
-                results.append(method)
-                return
+    def watched() -> Env:
+        watch("constructor")
+        return _Watched(make(), watch)
 
-    thread = threading.Thread(target=search, daemon=True)
-    thread.start()
-    if not seed_decided.wait(patience):
-        raise EnvError(
-            f"{spec.id}: in {patience:g} s it could not be decided how to restore it on resume. "
-            "Does a second instance of it hang, or is a step of it that slow?"
-        )
-    thread.join(10 * seconds)
-    return results[0] if results else "none"
+    methods = ["offered", "rng"] if _offers_state(watched) else ["rng"]
+    if methods == ["rng"] and not _restores("rng", watched, spec, seed, 1, SHORT):
+        return "seed" if _restores("seed", watched, spec, seed, ROUNDS, LONG) else "none"
+    start = time.monotonic()
+    for method in methods:
+        if _restores(method, watched, spec, seed, ROUNDS, LONG, start + seconds, start + 10 * seconds):
+            return method
+    return "none"
+
+
+class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Announces each call of an environment."""
+
+    def __init__(self, env: Env, watch: Watch) -> None:
+        super().__init__(env)
+        self._watch = watch
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        self._watch("reset")
+        return self.env.reset(**kwargs)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self._watch("step")
+        return self.env.step(action)
+
+    def close(self) -> None:
+        self._watch("close")
+        self.env.close()
 
 
 def _offers_state(make: Callable[[], Env]) -> bool:

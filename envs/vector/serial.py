@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from rltrain.envs.closing import close_all
 from rltrain.envs.errors import EnvFault, InvalidValue, detail_of
 from rltrain.envs.spaces import EPISODE_CONTINUES, MASK, action_reader, final_mask, mask_in_obs, mask_of, obs_writer
 from rltrain.envs.spec import EnvSpec
@@ -148,8 +149,7 @@ class SerialVectorEnv:
                 rows.first[0, b] = not exact
 
     def close(self) -> None:
-        for env in self.envs:
-            env.close()
+        close_all(self.envs)
 
     def _put(self, rows: UnrollBuffer, t: int, b: int, obs: Any, info: dict[str, Any], over: bool = False) -> None:
         """Write an observation and its mask; `over`: it is the last one of an episode."""

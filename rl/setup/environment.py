@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 from rltrain import algorithms
 from rltrain.config.run_config import RunConfig
-from rltrain.envs.check import check_env
 from rltrain.envs.errors import EnvError
 from rltrain.envs.lookup import EnvSource
-from rltrain.envs.make import read_spec, resolve, vector, vector_kind
+from rltrain.envs.make import vector
 from rltrain.envs.seeding import stream_seed
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector import native
-from rltrain.envs.vector.restore_check import verify
 from rltrain.envs.vector.unroll_rows import VectorEnv
 from rltrain.errors import ConfigError
+from rltrain.setup.first_look import RESTORE_SECONDS, FirstLook, look_at
 from rltrain.setup.run_folder import NEW_RUN, Saved
 
 RECORDED = "record"  # restore method of a run that learns from a recording: no stream has to be restored
@@ -44,36 +43,41 @@ class Environment:
         return vector(self.source, self.spec, streams, seeds, self.restore_method, self.kind, total)
 
 
-def open_environment(config: RunConfig, saved: Saved = NEW_RUN) -> tuple[Environment, list[str]]:
-    """Make the environment once, examine it, and decide how its streams are stepped and restored.
+def open_environment(
+    config: RunConfig, saved: Saved = NEW_RUN, look: FirstLook | None = None
+) -> tuple[Environment, list[str]]:
+    """What an examination of the environment found: how its streams are stepped and restored.
+
+    Args:
+        look: the examination, which `look_at` began; it is closed here.
 
     Raises:
         EnvError, ConfigError: one line for each problem, with what to do about it.
         EnvFault: the environment's own code raised.
         CheckpointError: its observations or actions have changed since the checkpoint.
     """
-    source = resolve(config.env, config.env_args, config.share, config.action_bound)
-    spec = read_spec(source, config.seed)
-    if algorithms.for_several(config.algo) and not spec.groups:
-        others = ", ".join(name for name in algorithms.names() if not algorithms.for_several(name))
-        raise ConfigError(f"{config.algo} is for several agents; {spec.id} has one agent. Use {others}")
-    problems = check_env(source, spec, config.seed)
-    fatal = [problem.text for problem in problems if problem.fatal]
-    if fatal:
-        raise EnvError("\n".join(fatal))
-    kind = vector_kind(source, config.streams, config.vector)
-    restore_method = RECORDED if config.replay_from else saved.restore_method
-    if kind == "native":
-        units = tuple(native.blocks(config.streams))
-        restore_method = restore_method or native.verify_native(source.make_block, spec, config.seed)
-        if config.workers > len(units):
-            raise ConfigError(
-                f"--workers {config.workers}: the native vector environment of {spec.id} comes in {len(units)} blocks; "
-                f"use at most {len(units)} workers, or --vector serial"
-            )
-    else:
-        units = tuple((stream,) for stream in range(config.streams))
-        restore_method = restore_method or verify(source.make, spec, config.seed)
+    with look or look_at(config, new=saved.folder is None) as look:
+        source, (spec, problems, kind) = look.source, look.result()
+        restore_method = RECORDED if config.replay_from else saved.restore_method
+        if algorithms.for_several(config.algo) and not spec.groups:
+            others = ", ".join(name for name in algorithms.names() if not algorithms.for_several(name))
+            raise ConfigError(f"{config.algo} is for several agents; {spec.id} has one agent. Use {others}")
+        fatal = [problem.text for problem in problems if problem.fatal]
+        if fatal:
+            raise EnvError("\n".join(fatal))
+        if kind == "native":
+            units = tuple(native.blocks(config.streams))
+            if config.workers > len(units):
+                raise ConfigError(
+                    f"--workers {config.workers}: the native vector environment of {spec.id} comes in {len(units)} "
+                    f"blocks; use at most {len(units)} workers, or --vector serial"
+                )
+        else:
+            units = tuple((stream,) for stream in range(config.streams))
+        if restore_method is None:
+            if saved.folder is not None:
+                look.start("restore_method", config.seed)
+            restore_method = look.result(RESTORE_SECONDS)
     saved.check(spec)
     notes = [problem.text for problem in problems]
     if restore_method == "none":

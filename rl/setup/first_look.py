@@ -1,0 +1,281 @@
+"""Examines an environment in a child process with a time limit: the run's own process gets data and runs no user code.
+
+The child needs gymnasium but not torch. So it works while the learner's process still imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import sys
+import sysconfig
+import time
+import traceback
+import warnings
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple, Self
+
+from rltrain.config.run_config import RunConfig
+from rltrain.envs.check import Problem, check_env
+from rltrain.envs.errors import EnvError, EnvFault, Watch
+from rltrain.envs.lookup import EnvSource
+from rltrain.envs.make import read_spec, resolve, vector_kind
+from rltrain.envs.spec import EnvSpec
+from rltrain.envs.vector.native import verify_native
+from rltrain.envs.vector.restore_check import verify
+from rltrain.rollout.workers.fork_server import has_fork_server, without_main
+from rltrain.rollout.workers.process import die_with_parent
+
+CALLS = ("import", "constructor", "reset", "step", "close")  # user code that the child may be executing
+START_SECONDS = 30.0  # allowed for import and constructor, if the time limit is shorter
+RESTORE_SECONDS = 300.0  # allowed for the whole decision how to restore an environment
+CLOSE_SECONDS = 2.0
+POLL = 0.05
+
+_may_fork = False
+
+
+class Findings(NamedTuple):
+    """The result of an examination."""
+
+    spec: EnvSpec
+    problems: tuple[Problem, ...]
+    kind: str  # serial or native; see `vector_kind`
+
+
+class Examination:
+    """The tasks of the child. Runs the code of one environment.
+
+    Args:
+        watch: gets the name of each call of the environment before it is made.
+    """
+
+    def __init__(self, source: EnvSource, watch: Watch) -> None:
+        self._source, self._watch = source, watch
+
+    def read_spec(self, seed: int) -> EnvSpec:
+        return read_spec(self._source, seed, self._watch)
+
+    def examine(self, seed: int, streams: int, vector: str) -> Findings:
+        """The spec of the environment, its problems, and how the streams of a run are stepped."""
+        source, watch = self._source, self._watch
+        spec = read_spec(source, seed, watch)
+        problems = tuple(check_env(source, spec, seed, watch=watch))
+        fatal = any(problem.fatal for problem in problems)
+        self._findings = Findings(spec, problems, "serial" if fatal else vector_kind(source, streams, vector, watch))
+        return self._findings
+
+    def restore_method(self, seed: int) -> str:
+        """How a stream is restored on resume. It uses the findings of `examine`."""
+        spec, _, kind = self._findings
+        if kind == "native":
+            return verify_native(self._source.make_block, spec, seed, watch=self._watch)
+        return verify(self._source.make, spec, seed, watch=self._watch)
+
+
+def may_fork() -> None:
+    """Allow `FirstLook` to fork this process until it imports torch. Only for commands: they have no other threads."""
+    global _may_fork
+    _may_fork = hasattr(os, "fork") and sys.platform != "darwin"
+
+
+class FirstLook:
+    """A child process that executes the methods of `Examination`, one after the other. A context that ends it.
+
+    Args:
+        timeout: seconds that one call of the environment may take.
+    """
+
+    def __init__(self, source: EnvSource, timeout: float) -> None:
+        self.source, self._timeout = source, timeout
+        fork = _may_fork and "torch" not in sys.modules
+        context: Any = get_context("fork" if fork else "forkserver" if has_fork_server() else "spawn")
+        payload = source if fork else _pickled(source)
+        self._pipe, theirs = context.Pipe()
+        self._calls, calls = context.Pipe(duplex=False)
+        os.set_blocking(self._calls.fileno(), False)
+        os.set_blocking(calls.fileno(), False)
+        self._process = context.Process(target=_serve, args=(theirs, calls, payload, list(sys.path)), daemon=False)
+        safe_path = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"  # a file of the current folder must not replace a module of Python
+        try:
+            with warnings.catch_warnings(), without_main():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of a fork: numpy has threads of its own
+                self._process.start()
+        finally:
+            os.environ.pop("PYTHONSAFEPATH")
+            if safe_path is not None:
+                os.environ["PYTHONSAFEPATH"] = safe_path
+        theirs.close()
+        calls.close()
+        self._call = CALLS[0]
+
+    def start(self, task: str, *args: Any) -> None:
+        """Call a method of `Examination`; `result` returns its result."""
+        with contextlib.suppress(OSError):  # the child is gone; `result` reports it
+            self._pipe.send((task, args))
+
+    def result(self, seconds: float = math.inf) -> Any:
+        """The result of the oldest task, which may take so many seconds in all.
+
+        Raises:
+            EnvError: the environment cannot be used, hangs, or has ended the child; one line.
+            EnvFault: its own code raised an exception.
+        """
+        progress = began = time.monotonic()
+        while not self._ready():
+            now = time.monotonic()
+            if self._read_calls():
+                progress = now
+            limit = max(self._timeout, START_SECONDS) if self._call in CALLS[:2] else self._timeout
+            if now - progress > limit:
+                raise EnvError(f"{self._what()} did not return within {limit:g} s (--actor-timeout)")
+            if now - began > seconds:
+                raise EnvError(
+                    f"{self.source.name}: in {seconds:g} s it could not be decided how to restore it on resume; "
+                    "its steps are too slow"
+                )
+        try:
+            answer, error = self._pipe.recv()
+        except (EOFError, OSError):
+            raise EnvError(self._ending()) from None
+        if error is not None:
+            raise error
+        return answer
+
+    def close(self) -> None:
+        """End the child and the processes that the environment has started in it."""
+        if self._process.exitcode is not None and self._pipe.closed:
+            return
+        self._pipe.close()
+        pid = self._process.pid
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.join(CLOSE_SECONDS)
+        self._calls.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def _ready(self) -> bool:
+        """True if there is an answer, or will be none. The pipe alone does not show that: others may hold its end."""
+        return self._pipe.poll(POLL) or (not self._process.is_alive() and not self._pipe.poll(0.0))
+
+    def _read_calls(self) -> bool:
+        """Read which calls were made; False if there was none."""
+        try:
+            calls = os.read(self._calls.fileno(), 1 << 16)
+        except OSError:
+            return False
+        if calls:
+            self._call = CALLS[calls[-1]]
+        return bool(calls)
+
+    def _what(self) -> str:
+        return f"{self.source.name}: its {_name(self._call)}"
+
+    def _ending(self) -> str:
+        while self._read_calls():
+            pass
+        self._process.join(1.0)
+        code = self._process.exitcode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            hint = ", most likely because memory ran out" if name == "SIGKILL" else ""
+            return f"{self._what()} ended the process by {name}{hint}"
+        return f"{self._what()} ended the process with exit code {code}, as os._exit does"
+
+
+def look_at(config: RunConfig, new: bool = True) -> FirstLook:
+    """Begin to examine the environment of a run.
+
+    Args:
+        new: nothing is known about how its streams are restored.
+    """
+    look = FirstLook(resolve(config.env, config.env_args, config.share, config.action_bound), config.actor_timeout)
+    look.start("examine", config.seed, config.streams, config.vector)
+    if new and config.replay_from is None:
+        look.start("restore_method", config.seed)
+    return look
+
+
+def _pickled(source: EnvSource) -> bytes:
+    import cloudpickle
+
+    try:
+        return bytes(cloudpickle.dumps(source))
+    except Exception as error:
+        raise EnvError(
+            f"the environment cannot be sent to another process: {error}. Create the objects that it holds inside its "
+            "constructor"
+        ) from None
+
+
+def _unpickled(payload: EnvSource | bytes) -> EnvSource:
+    import cloudpickle
+
+    return cloudpickle.loads(payload) if isinstance(payload, bytes) else payload
+
+
+def _serve(pipe: Connection, calls: Connection, payload: EnvSource | bytes, path: list[str]) -> None:
+    """The child: executes tasks until the pipe closes."""
+    os.environ.pop("PYTHONSAFEPATH", None)
+    sys.path[:] = path + [entry for entry in sys.path if entry not in path]
+    with contextlib.suppress(OSError):
+        os.setpgid(0, 0)  # Ctrl-C in a terminal is for the command, which ends this group
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    die_with_parent()
+    call = CALLS[0]
+    name = "the environment" if isinstance(payload, bytes) else payload.name
+    examination: Examination | None = None
+
+    def watch(called: str) -> None:
+        nonlocal call
+        call = called
+        with contextlib.suppress(OSError):  # the pipe is full: the parent will see that there were calls
+            os.write(calls.fileno(), bytes([CALLS.index(called)]))
+
+    while True:
+        answer: Any = None
+        error: Exception | None = None
+        try:
+            task, args = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            if examination is None:
+                examination = Examination(_unpickled(payload), watch)
+            answer = getattr(examination, task)(*args)
+        except (EnvError, EnvFault) as problem:
+            error = problem
+        except Exception:
+            error = EnvFault(-1, -1, 0, traceback.format_exc())
+        except BaseException as ending:
+            error = EnvError(f"{name}: its {_name(call)} {_exit_text(ending)}")
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        pipe.send((answer, error))
+
+
+def _name(call: str) -> str:
+    return call if call in CALLS[:2] else f"{call}()"
+
+
+def _exit_text(ending: BaseException) -> str:
+    """What an exception did that is no Exception, such as SystemExit, and where."""
+    frames = traceback.extract_tb(ending.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(sysconfig.get_path("stdlib"))]
+    place = f"{(own or frames)[-1].filename}, line {(own or frames)[-1].lineno}"
+    if isinstance(ending, SystemExit):
+        return f"ended the program with sys.exit({'' if ending.code is None else repr(ending.code)}) at {place}"
+    return f"raised {type(ending).__name__} at {place}"
