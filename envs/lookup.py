@@ -54,6 +54,11 @@ def registered(name: str) -> str | Callable[..., Any]:
     return _registered.get(name, name)
 
 
+def registered_names() -> list[str]:
+    """All names given to `register_env`."""
+    return list(_registered)
+
+
 @dataclass(frozen=True)
 class EnvSource:
     """Makes environments. It is sent to other processes with cloudpickle; each process looks the name up again.

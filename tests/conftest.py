@@ -16,6 +16,14 @@ def fork_server() -> None:
     start_fork_server(["torch", "gymnasium", "rltrain.algorithms.on_policy.actor_critic"])
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_look() -> None:
+    """Environments are examined in forks of this process, since a new Python takes a third of a second."""
+    from rltrain.setup import first_look
+
+    first_look.start_method = lambda: "fork"
+
+
 @pytest.fixture(autouse=True)
 def closed_rollouts() -> Iterator[None]:
     """A test that fails leaves its actors open, and the interpreter would wait for them at its end."""

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Self
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.check import Problem, check_env
 from rltrain.envs.errors import EnvError, EnvFault, Watch
-from rltrain.envs.lookup import EnvSource
+from rltrain.envs.lookup import EnvSource, register_env, registered_names
 from rltrain.envs.make import read_spec, resolve, vector_kind
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.native import verify_native
@@ -77,9 +77,16 @@ class Examination:
 
 
 def may_fork() -> None:
-    """Allow `FirstLook` to fork this process until it imports torch. Only for commands: they have no other threads."""
+    """Allow to fork this process until it imports torch. Only for commands: they have no other threads."""
     global _may_fork
     _may_fork = hasattr(os, "fork") and sys.platform != "darwin"
+
+
+def start_method() -> str:
+    """How multiprocessing starts the child: the quickest way that is safe in this process."""
+    if _may_fork and "torch" not in sys.modules:
+        return "fork"
+    return "forkserver" if has_fork_server() else "spawn"
 
 
 class FirstLook:
@@ -91,14 +98,15 @@ class FirstLook:
 
     def __init__(self, source: EnvSource, timeout: float) -> None:
         self.source, self._timeout = source, timeout
-        fork = _may_fork and "torch" not in sys.modules
-        context: Any = get_context("fork" if fork else "forkserver" if has_fork_server() else "spawn")
-        payload = source if fork else _pickled(source)
+        method = start_method()
+        context: Any = get_context(method)
+        payload = source if method == "fork" else _pickled(source)
         self._pipe, theirs = context.Pipe()
         self._calls, calls = context.Pipe(duplex=False)
         os.set_blocking(self._calls.fileno(), False)
         os.set_blocking(calls.fileno(), False)
-        self._process = context.Process(target=_serve, args=(theirs, calls, payload, list(sys.path)), daemon=False)
+        arguments = theirs, calls, payload, registered_names(), list(sys.path)
+        self._process = context.Process(target=_serve, args=arguments, daemon=False)
         safe_path = os.environ.get("PYTHONSAFEPATH")
         os.environ["PYTHONSAFEPATH"] = "1"  # a file of the current folder must not replace a module of Python
         try:
@@ -218,14 +226,26 @@ def _pickled(source: EnvSource) -> bytes:
         ) from None
 
 
+def _registered_elsewhere(**_: Any) -> Any:
+    raise EnvError("the environment is registered in another process")
+
+
 def _unpickled(payload: EnvSource | bytes) -> EnvSource:
     import cloudpickle
 
     return cloudpickle.loads(payload) if isinstance(payload, bytes) else payload
 
 
-def _serve(pipe: Connection, calls: Connection, payload: EnvSource | bytes, path: list[str]) -> None:
-    """The child: executes tasks until the pipe closes."""
+def _serve(
+    pipe: Connection, calls: Connection, payload: EnvSource | bytes, registered: list[str], path: list[str]
+) -> None:
+    """The child: executes tasks until the pipe closes.
+
+    Args:
+        registered: names that the parent's program has registered, for hints.
+    """
+    for known in registered:
+        register_env(known, _registered_elsewhere)
     os.environ.pop("PYTHONSAFEPATH", None)
     sys.path[:] = path + [entry for entry in sys.path if entry not in path]
     with contextlib.suppress(OSError):
@@ -240,7 +260,8 @@ def _serve(pipe: Connection, calls: Connection, payload: EnvSource | bytes, path
 
     def watch(called: str) -> None:
         nonlocal call
-        call = called
+        if sys.exc_info()[0] is None:  # else this is a `close` after the call that failed
+            call = called
         with contextlib.suppress(OSError):  # the pipe is full: the parent will see that there were calls
             os.write(calls.fileno(), bytes([CALLS.index(called)]))
 

@@ -85,7 +85,9 @@ def serve() -> None:
     import rltrain.evaluation.evaluate
     import rltrain.run
     import rltrain.training_loop  # noqa: F401
+    from rltrain.setup import first_look
 
+    first_look.start_method = lambda: "fork"
     torch.set_num_threads(1)
     for line in sys.stdin:
         job = json.loads(line)

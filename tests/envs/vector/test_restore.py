@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 
 import gymnasium
 import numpy as np
 import pytest
 
-from rltrain.envs.errors import EnvError
 from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.problems.probes import Counter, Masked
 from rltrain.envs.vector.plain_data import attributes, from_plain, same, set_attributes, to_plain
@@ -143,24 +141,6 @@ def test_a_slow_environment_is_given_up_between_two_steps(monkeypatch):
     assert [method for method, _ in ends] == ["rng", "rng", "none"]
     assert 2 < ends[1][1] < 20  # fewer rounds
     assert ends[2][1] < 2 * 75 + 20  # the short round, and the bound
-
-
-def test_an_environment_that_hangs_does_not_hang_the_proof():
-    class Hangs(Counter):
-        steps = 0
-
-        def step(self, action):
-            Hangs.steps += 1
-            if Hangs.steps > most:
-                time.sleep(3600)
-            return super().step(action)
-
-    source = resolve(Hangs)
-    spec, most = read_spec(source, 0), 100  # it hangs when it is already told that "seed" is not needed
-    assert verify(source.make, spec, 0, seconds=0.02) == "none"
-    most = 0
-    with pytest.raises(EnvError, match="hang"):
-        verify(source.make, spec, 0, patience=0.2)
 
 
 def test_masks_that_allow_nothing_in_a_final_observation_are_no_obstacle():
