@@ -1,8 +1,8 @@
 """What the platform expects of an algorithm: a structural type, nothing to inherit from. For a policy see `Policy`.
 
 A policy acts (`Policy`, with optional methods: `PolicyHooks`). Learners need more of it, each algorithm something else.
-All: `observe`, which updates running statistics, once per delivery and after its updates. All parameters of a policy
-are trained by one optimiser.
+All: `observe`, which updates running statistics, once per delivery: after its updates, for the first delivery before
+them. All parameters of a policy are trained by one optimiser.
 
     ppo, mappo, a2c, appo, impala, a3c
                     `forward`, `value`, `scaled` and `observe(unrolls, gamma)` of `ActorCritic`

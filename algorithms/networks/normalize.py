@@ -1,6 +1,7 @@
 """Running statistics of observations and returns, as buffers: they are part of weights and checkpoints.
 
-The learner updates them once per delivery, in the order of streams; actors only read them.
+The learner updates them once per delivery, in the order of streams: before it learns from the first delivery, after it
+has learnt from each later one. Actors only read them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ LIMIT = 10.0  # observations are clipped to this many standard deviations
 class Normalizer(nn.Module):
     """Scales Box leaves of an observation to mean 0 and standard deviation 1, and leaves the others unchanged.
 
-    Before the first update it only clips them.
+    Before the first delivery it only clips them.
     """
 
     def __init__(self, spec: EnvSpec) -> None:

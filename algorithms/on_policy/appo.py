@@ -112,7 +112,7 @@ class APPO:
         return Update({**metrics, "grad_norm": grad_norm, "lr": lr})
 
     def observe(self, unrolls: Trajectory) -> None:
-        """Update running statistics, once per delivery and after its updates; the target network gets the same ones."""
+        """Update running statistics, once per delivery; the target network gets the same ones."""
         self.policy.observe(unrolls, self.config.gamma)
         for mine, theirs in zip(self.policy.buffers(), self.target.buffers(), strict=True):
             theirs.copy_(mine)

@@ -76,7 +76,7 @@ class IMPALA:
         return Update({**metrics, "grad_norm": grad_norm, "lr": lr})
 
     def observe(self, unrolls: Trajectory) -> None:
-        """Update running statistics, once per delivery and after the update; the next unrolls use them."""
+        """Update running statistics; called once per delivery, see `Algorithm`."""
         self.policy.observe(unrolls, self.config.gamma)
 
     def parts(self) -> dict[str, Stateful]:

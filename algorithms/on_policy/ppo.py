@@ -84,9 +84,11 @@ class PPO:
         return Update({**mean.result(), "explained_variance": explained, "kl_stops": kl_stops, "lr": lr})
 
     def values(self, unrolls: Trajectory) -> Tensor:
-        """[T+1, B] V(obs). Values that the actor reported are used if it had the current weights for all T rows."""
+        """[T+1, B] V(obs). Values that the actor reported are used if it had the current weights and statistics for all
+        T rows; the first unrolls were acted on without statistics."""
         policy, plan, reported = self.policy, self.plan, unrolls.extras.get("value")  # [T, B]
         stale = plan.overlap or plan.wait != "all" or bool((unrolls.version != unrolls.version[0]).any())
+        stale = stale or (policy.normalizer is not None and not self.optimizer.steps)
         if reported is None or stale or unrolls.num_rows is not None or unrolls.core is not None:
             core = None if unrolls.core is None else unrolls.core[0]  # [B, H] before row 0
             return policy.value(unrolls.obs, core, unrolls.first)
@@ -113,7 +115,7 @@ class PPO:
         }
 
     def observe(self, unrolls: Trajectory) -> None:
-        """Update running statistics, once per delivery and after the update; the next unrolls use them."""
+        """Update running statistics; called once per delivery, see `Algorithm`."""
         self.policy.observe(unrolls, self.config.gamma)
 
     def parts(self) -> dict[str, Stateful]:

@@ -52,6 +52,7 @@ class Learner:
         self.seconds = 0.0
         self._device = device
         self._observes = observes(algorithm)
+        self._observed = False  # a delivery is in the running statistics
         self._max_lag = None if isinstance(algorithm.plan, ReplayPlan) else algorithm.plan.max_lag
         self._tensors: list[tuple[dict[str, Any], str, torch.Tensor, int]] = []  # where the policy keeps its tensors
         self._arrays: dict[str, np.ndarray] = {}  # views of these tensors, by name
@@ -79,6 +80,9 @@ class Learner:
         """
         began = time.perf_counter()
         first = len(self._pending)  # of this delivery
+        is_first = not self._observed
+        if is_first:
+            self._observe(unrolls)
         updater = self.algorithm if self.learners is None else self.learners
         lags = not isinstance(self.feed, ReplayFeed)
         for batch in self.feed(unrolls, progress):
@@ -96,10 +100,8 @@ class Learner:
                 self._add_up()
                 first = 0
         self._check(first)
-        for delivery in rounds(unrolls) if self._observes else ():
-            self.algorithm.observe(self.feed.delivery(delivery))
-        if self.learners is not None:
-            self.learners.observed()
+        if not is_first:
+            self._observe(unrolls)
         self.seconds += time.perf_counter() - began
 
     def weights(self, step: int) -> Weights:
@@ -137,7 +139,7 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold, except for the feed."""
-        return {"version": self.version, "parts": self.parts()}
+        return {"version": self.version, "observed": self._observed, "parts": self.parts()}
 
     def parts(self) -> dict[str, Any]:
         """The state of each part of the algorithm; the fingerprint of a run is computed from it."""
@@ -146,8 +148,18 @@ class Learner:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         self.version = int(state["version"])
+        self._observed = bool(state.get("observed", True))  # not in older checkpoints
         for name, part in self.algorithm.parts().items():
             part.load_state_dict(to_tensors(state["parts"][name]))
+
+    def _observe(self, unrolls: list[Trajectory]) -> None:
+        """Update running statistics: after the updates, so that the probabilities that the actors reported are those
+        of the first update; before those of the first delivery, which could not be scaled without them."""
+        for delivery in rounds(unrolls) if self._observes else ():
+            self.algorithm.observe(self.feed.delivery(delivery))
+        if self.learners is not None:
+            self.learners.observed()
+        self._observed = self._observed or bool(unrolls)
 
     def _check(self, first: int) -> None:
         """RunFailed if a gradient norm since update `first` is not finite; one read from the device per delivery."""

@@ -159,15 +159,29 @@ def learner_of(**given: Any) -> tuple[Learner, Watched]:
     return Learner(algorithm, CPU, feed), algorithm
 
 
-def test_observe_sees_the_whole_delivery_once_and_after_its_updates() -> None:
+def test_observe_sees_each_delivery_once_the_first_one_before_its_updates() -> None:
     learner, algorithm = learner_of()
 
-    learner.step([unroll(4, 0, [0]), unroll(4, 0, [1])], 0.0)
+    learner.step([unroll(4, 0, [0, 1])], 0.0)
+    learner.step([unroll(4, 4, [0]), unroll(4, 4, [1])], 0.0)
 
-    assert algorithm.calls == ["update"] * 4 + ["observe"]
+    assert algorithm.calls == ["observe", *["update"] * 8, "observe"]
     assert algorithm.seen.obs.shape == (5, 2, 4)
     assert algorithm.seen.stream.tolist() == [0, 1]
-    assert learner.version == 4
+    assert learner.version == 8
+
+
+def test_a_learner_that_continues_observes_after_its_updates() -> None:
+    learner, _ = learner_of()
+    learner.step([unroll(4, 0, [0, 1])], 0.0)
+    state = learner.state()
+    older = {name: value for name, value in state.items() if name != "observed"}
+
+    for saved in (state, older):
+        resumed, algorithm = learner_of()
+        resumed.load(saved)
+        resumed.step([unroll(4, 4, [0, 1])], 0.0)
+        assert algorithm.calls[-1] == "observe"
 
 
 def test_a_delivery_that_buys_nothing_is_observed_too() -> None:
@@ -202,7 +216,7 @@ def test_divergence_is_noticed_before_anything_is_published(at: int) -> None:
 
     with pytest.raises(rltrain.RunFailed, match=rf"diverged: the gradient of update {at + 1} is (nan|inf)"):
         learner.step([unroll(4, 0, [0, 1])], 0.0)
-    assert "observe" not in algorithm.calls
+    assert algorithm.calls[-1] == "update"
 
 
 def test_large_norms_are_no_divergence() -> None:
@@ -211,7 +225,7 @@ def test_large_norms_are_no_divergence() -> None:
 
     learner.step([unroll(4, 0, [0, 1])], 0.0)
 
-    assert algorithm.calls[-1] == "observe"
+    assert algorithm.calls == ["observe", *["update"] * 8]
 
 
 def test_a_stream_feed_has_no_priorities_and_says_how_old_its_data_is() -> None:

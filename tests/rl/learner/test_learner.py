@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -78,3 +80,61 @@ def test_running_returns_see_what_is_skipped_and_begin_anew_after_what_was_dropp
     assert learner.skipped == 8
     assert learner.version == 8
     assert scale.count == steps
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c", "impala", "appo"])
+def test_the_first_delivery_is_learnt_from_with_its_own_statistics(algo: str) -> None:
+    """Otherwise the first update would use raw observations, clipped at 10, and raw rewards."""
+    unroll = {"unroll": 64, "streams": 4, "wait": None} if algo in ("impala", "appo") else {"unroll": 64, "streams": 4}
+    bench = Bench(algo, "Pendulum-v1", **unroll, normalize_obs=True, normalize_return=True)
+    learner = Learner(bench.algorithm, torch.device("cpu"), StreamFeed(torch.device("cpu"), bench.algorithm.plan))
+    bench.rollout.start()
+    (unrolls,) = bench.rollout.gather()
+    obs, reward = torch.from_numpy(unrolls.obs[:-1][unrolls.valid]), torch.from_numpy(unrolls.reward)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    update = bench.algorithm.update
+
+    def watched(batch: object, progress: float) -> object:
+        seen.append((bench.policy.normalised(obs).clone(), bench.policy.scaled(reward).clone()))
+        return update(batch, progress)
+
+    bench.algorithm.update = watched
+    learner.step([unrolls], 0.0)
+
+    normalised, scaled = seen[0]
+    torch.testing.assert_close(normalised.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalised.std(0, correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    assert scaled.abs().max() < 1 < 5 < reward.abs().max()
+    assert bench.policy.normalizer.count0 == len(obs)  # once
+
+
+class Camera(gymnasium.Env[Any, int]):
+    """An image, for which policy and value share layers, and a speed far from 0."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {
+            "image": gymnasium.spaces.Box(0, 255, (3, 12, 12), np.uint8),
+            "speed": gymnasium.spaces.Box(-100.0, 100.0, (2,), np.float32),
+        }
+    )
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._obs(), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self._obs(), 1.0, False, False, {}
+
+    def _obs(self) -> dict[str, np.ndarray]:
+        speed = self.np_random.uniform(4.0, 6.0, 2).astype(np.float32)
+        return {"image": np.zeros((3, 12, 12), np.uint8), "speed": speed}
+
+
+def test_values_that_actors_reported_without_statistics_are_computed_again() -> None:
+    bench = Bench("ppo", Camera, streams=2, unroll=16, shared_torso=True, normalize_obs=True)
+    policy, algorithm = bench.policy, bench.algorithm
+    assert policy.reports_value
+    unrolls = bench.collect()
+    algorithm.observe(unrolls)
+    torch.testing.assert_close(algorithm.values(unrolls), policy.value(unrolls.obs), rtol=1e-6, atol=1e-6)
