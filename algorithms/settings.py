@@ -7,7 +7,7 @@ and declares what its paper adds or changes. A changed default keeps the bounds 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -71,6 +71,21 @@ class Settings(BaseModel):
     """What the settings of all algorithms have in common: they are checked strictly, and never change."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
+
+    # Defaults for Box actions, where they are not the defaults of the fields. They replace values that nobody has set.
+    BOX: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def box_defaults(cls) -> dict[str, Any]:
+        """BOX without the settings whose default a subclass has changed: that is its default for all actions."""
+        owner: Any = next(base for base in cls.__mro__ if "BOX" in vars(base))
+        fields, of_owner = cls.model_fields, owner.model_fields
+        return {name: value for name, value in cls.BOX.items() if fields[name].default == of_owner[name].default}
+
+    def for_box(self, streams: int) -> Self:
+        """These settings with the defaults for Box actions, for a run of so many streams."""
+        changes = {name: value for name, value in self.box_defaults().items() if name not in self.model_fields_set}
+        return type(self)(**{**self.model_dump(), **changes})
 
 
 class Collect(Settings):

@@ -23,7 +23,7 @@ from rltrain.rollout.types import Trajectory
 from rltrain.rollout.workers.handle import ActorLost, ClusterLost
 from rltrain.self_play_ratings import SelfPlay
 from rltrain.setup.cluster import open_cluster
-from rltrain.setup.environment import open_environment
+from rltrain.setup.environment import open_environment, settled
 from rltrain.setup.first_look import FirstLook
 from rltrain.setup.learner import open_learner
 from rltrain.setup.replay import open_data
@@ -46,7 +46,7 @@ class Run:
     def __init__(
         self, config: RunConfig, resume: Path | None, look: FirstLook | None, signals: Signals, closing: ExitStack
     ) -> None:
-        self.config, self.signals = config, signals
+        self.signals = signals
         self._started, self._out_of_time = time.monotonic(), False
         notes: list[str] = []
 
@@ -60,6 +60,9 @@ class Run:
         saved = add(open_saved(resume, closing))
         environment = add(open_environment(config, saved, look))
         self.spec = spec = environment.spec
+        if saved.folder is None:
+            config = add(settled(config, environment))
+        self.config = config
         algorithm = make_algorithm(config, spec)
         cluster = open_cluster(config, self.console.note, closing)
         plan = rollout_spec(config, environment, algorithm.plan, cluster)

@@ -63,11 +63,12 @@ def settings(algo: str, names: list[str]) -> str:
     from rltrain.algorithms import settings_class
     from rltrain.config.flags import description
 
-    fields = settings_class(algo).model_fields
+    fields, for_box = settings_class(algo).model_fields, settings_class(algo).box_defaults()
     lines = ["| flag | default | meaning |", "| --- | --- | --- |"]
     for name in names:
-        field = fields[name]
-        lines.append(f"| `--{name.replace('_', '-')}` | {default(field.default)} | {description(field)} |")
+        field, value = fields[name], default(fields[name].default)
+        value += f"; Box: {default(for_box[name])}" if name in for_box else ""
+        lines.append(f"| `--{name.replace('_', '-')}` | {value} | {description(field)} |")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -84,6 +84,8 @@ class IQLConfig(VDNConfig):
 
 class MAPPOConfig(PPOConfig):
     """MAPPO: PPO with a central value function. Defaults with a note are those of the authors' code."""
+
+    BOX: ClassVar[dict[str, Any]] = {}  # the authors use one set of values
 
     epochs: Epochs = default(10, "the authors use 10")
     minibatches: Minibatches = default(1, "the authors use 1")

@@ -88,7 +88,8 @@ class PPO:
         T rows; the first unrolls were acted on without statistics."""
         policy, plan, reported = self.policy, self.plan, unrolls.extras.get("value")  # [T, B]
         stale = plan.overlap or plan.wait != "all" or bool((unrolls.version != unrolls.version[0]).any())
-        stale = stale or (policy.normalizer is not None and not self.optimizer.steps)
+        if reported is not None and policy.normalizer is not None:
+            stale = stale or not self.optimizer.steps
         if reported is None or stale or unrolls.num_rows is not None or unrolls.core is not None:
             core = None if unrolls.core is None else unrolls.core[0]  # [B, H] before row 0
             return policy.value(unrolls.obs, core, unrolls.first)

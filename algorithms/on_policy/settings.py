@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,9 @@ Wait = Annotated[int | None, Field(ge=1, description="streams that an update wai
 MaxInFlight = Annotated[int, Field(ge=1, description="unrolls that an actor may be ahead of the learner")]
 
 
+MINIBATCH_STEPS = 64  # of the MuJoCo runs of Schulman et al. 2017
+
+
 class ActorCriticSettings(Collect, Optimise, Network):
     """All actor-critic algorithms."""
 
@@ -83,6 +86,8 @@ class ActorCriticSettings(Collect, Optimise, Network):
 
 class LearnerActorCriticSettings(ActorCriticSettings):
     """Actor-critic algorithms whose learner has the observations: it can keep running statistics of them."""
+
+    BOX: ClassVar[dict[str, Any]] = {"entropy": 0.0, "normalize_obs": True, "normalize_return": True}
 
     entropy_end: float | None = Field(
         default=None, ge=0, description="entropy at the last step, reached linearly; none keeps it"
@@ -131,12 +136,23 @@ class VTrace(Asynchronous):
 
 
 class PPOConfig(LearnerActorCriticSettings):
-    """PPO. `lr`, `gamma`, `lam` and `clip` are those of the MuJoCo runs of Schulman et al. 2017."""
+    """PPO. `lr`, `gamma`, `lam` and `clip` are those of the MuJoCo runs of Schulman et al. 2017.
+
+    For Box actions the others are, too: 2048 steps for an update, 10 passes, minibatches of 64 steps, no entropy bonus;
+    and observations and rewards are normalised, as in the authors' code.
+    """
+
+    BOX: ClassVar[dict[str, Any]] = {
+        "unroll": 256,
+        "epochs": 10,
+        "minibatches": 32,
+        **LearnerActorCriticSettings.BOX,
+    }
 
     streams: Streams = default(8, "the value for Atari")
     unroll: Unroll = default(128, "the value for Atari")
-    epochs: Epochs = default(4, "our choice; the paper's MuJoCo runs use 10")
-    minibatches: Minibatches = 4
+    epochs: Epochs = default(4, "our choice")
+    minibatches: Minibatches = default(4, "for Box actions fewer if they would have less than 64 steps")
     overlap: Overlap = default(False, "unrolls are then one update old")
     lr: Lr = 3e-4
     adam_eps: AdamEps = default(1e-5, "from the authors' code")
@@ -152,9 +168,19 @@ class PPOConfig(LearnerActorCriticSettings):
     )
     sequence: SequenceLength = 16
 
+    def for_box(self, streams: int) -> Self:
+        """See `Settings`; minibatches have at least 64 steps."""
+        settings = super().for_box(streams)
+        if "minibatches" in self.model_fields_set or "minibatches" not in self.box_defaults():
+            return settings
+        most = max(1, streams * settings.unroll // MINIBATCH_STEPS)
+        return settings.model_copy(update={"minibatches": min(settings.minibatches, most)})
+
 
 class A2CConfig(LearnerActorCriticSettings, RMSprop):
-    """A2C. Defaults: Mnih et al. 2016 in its synchronous form."""
+    """A2C. Defaults: Mnih et al. 2016 in its synchronous form; for Box actions `lam` is RL Zoo's."""
+
+    BOX: ClassVar[dict[str, Any]] = {"lam": 0.9, **LearnerActorCriticSettings.BOX}
 
     streams: Streams = default(16, "the paper's 16 threads")
     unroll: Unroll = default(8, "the paper uses 5")
@@ -200,6 +226,8 @@ class APPOConfig(LearnerActorCriticSettings, TargetNetwork, VTrace):
 
 class A3CConfig(ActorCriticSettings, RMSprop, Asynchronous):
     """A3C. Defaults: Mnih et al. 2016."""
+
+    BOX: ClassVar[dict[str, Any]] = {"entropy": 1e-4}
 
     streams: Streams = default(16, "the paper's 16 threads")
     unroll: Unroll = default(8, "the paper uses 5")

@@ -136,7 +136,11 @@ def _default(field: FieldInfo) -> str:
         return str(extra["default"])
     if field.is_required():
         return ""
-    value = field.get_default(call_default_factory=False)
+    return as_text(field.get_default(call_default_factory=False))
+
+
+def as_text(value: Any) -> str:
+    """The value of a setting, as messages show it."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return {None: "none", True: "on", False: "off"}[value] if value is None or isinstance(value, bool) else str(value)
@@ -201,5 +205,7 @@ def run_parser(algo: str | None, version: str) -> Parser:
     add_flags(run, RunConfig.model_fields, ("algo", "env_args", *INNER), defaults)
     if algo is not None:
         names = [field.alias or key for key, field in RunConfig.model_fields.items()]
-        add_flags(top.add_argument_group(f"settings of {algo}"), settings, names, {})
+        for_box: dict[str, Any] = getattr(algorithms.settings_class(algo), "box_defaults", dict)()
+        both = {key: f"{_default(settings[key])}; Box actions: {as_text(value)}" for key, value in for_box.items()}
+        add_flags(top.add_argument_group(f"settings of {algo}"), settings, names, both)
     return top

@@ -47,7 +47,7 @@ def load(given: Mapping[str, Any], file: str | Path | None = None, text: bool = 
     if (complete := asked.pop("settings", None)) is not None:
         if not isinstance(complete.value, cls):
             raise ConfigError(f"settings must be {cls.__name__} for {algo.value}, got {complete.value!r}")
-        settings = complete.value.model_dump()
+        settings = complete.value.model_dump(exclude_unset=True)
     for layer in layers:
         flags = text and layer is asked
         for key, item in layer.items():
@@ -67,7 +67,13 @@ def load(given: Mapping[str, Any], file: str | Path | None = None, text: bool = 
             if name == "env_args" and isinstance(value, dict):
                 value = {**run.get("env_args", {}), **value}
             values[name], origins[name] = value, item.origin
-    return build(RunConfig, {**run, "settings": build(cls, settings, origins)}, origins)
+    chosen = build(cls, settings, origins)
+    chose = complete is not None and "streams" in complete.value.model_fields_set
+    chose = chose or any(top[key].value is not None for key in ("streams", f"{algo.value}.streams") if key in top)
+    workers, streams = run.get("workers"), run.get("streams", getattr(chosen, "streams", None))
+    if not chose and isinstance(workers, int) and isinstance(streams, int) and workers > streams:
+        run |= {"streams": workers, "raised_from": streams}  # each worker needs a stream
+    return build(RunConfig, {**run, "settings": chosen}, origins)
 
 
 def reload(saved: Mapping[str, Any], given: Mapping[str, Any], text: bool = False) -> RunConfig:

@@ -148,6 +148,7 @@ class RunConfig(BaseModel):
     quiet: bool = Field(False, description="prints only the result")
     preset: Literal["auto", "none"] = Field("auto", description="auto: use the tuned values of configs/")
     preset_file: str | None = Field(None, description="the file of configs/ in use")
+    raised_from: int | None = Field(None, description="the streams of the preset or algorithm, fewer than the workers")
     reloadable: bool = Field(
         default_factory=lambda data: isinstance(data["env"], str) and _survives_json(data["env_args"]),
         description="true if the environment can be made from its name",
@@ -251,7 +252,7 @@ PRELOAD = (
     "rltrain.algorithms.multi_agent.q_policy",
     "rltrain.setup.rollout",
 )
-INNER = ("settings", "preset_file", "reloadable")  # not flags: they follow from other settings
+INNER = ("settings", "preset_file", "raised_from", "reloadable")  # not flags: they follow from other settings
 # The settings that can change on resume; those of CALL are reset.
 PLACES = ("workers", "learners", "backend", "cluster", "cluster_timeout", "tls_ca", "tls_cert", "tls_key")
 RESUME = ("steps", *PLACES, "json", "quiet", "max_seconds")

@@ -32,7 +32,7 @@ class Feed(Protocol):
         """Takes the absolute errors [B] of a batch, which its update computed."""
 
     def delivery(self, unrolls: list[Any]) -> Any:
-        """The complete delivery, for `Algorithm.observe`; called after the updates, for the first delivery before them."""
+        """The complete delivery, for `Algorithm.observe`; called after its updates, the first one before them."""
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log, under their full names."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rltrain import algorithms
+from rltrain.config.flags import as_text
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import EnvError
 from rltrain.envs.lookup import EnvSource
@@ -67,7 +69,7 @@ def open_environment(
             raise EnvError("\n".join(fatal))
         if kind == "native":
             units = tuple(native.blocks(config.streams))
-            if config.workers > len(units):
+            if config.workers > len(units) and config.vector == "native":
                 raise ConfigError(
                     f"--workers {config.workers}: the native vector environment of {spec.id} comes in {len(units)} "
                     f"blocks; use at most {len(units)} workers, or --vector serial"
@@ -83,3 +85,25 @@ def open_environment(
     if restore_method == "none":
         notes.append(f"{spec.id} cannot be restored in mid-episode: a resumed run is not exact (exact: false)")
     return Environment(source, spec, kind, units, restore_method), notes
+
+
+def settled(config: RunConfig, environment: Environment) -> tuple[RunConfig, list[str]]:
+    """The configuration of a new run, with the values that depend on its environment: defaults for Box actions, and no
+    more workers than its native vector environment has blocks. One line about each value that nobody has set.
+    """
+    notes, spec, units = list[str](), environment.spec, len(environment.units)
+    if config.raised_from is not None:
+        notes.append(f"{config.streams} streams, one for each worker (the default is {config.raised_from})")
+    if config.workers > units:
+        notes.append(f"{units} workers: the native vector environment of {spec.id} comes in {units} blocks")
+        config = config.model_copy(update={"workers": units})
+    actions = [group.action for group in spec.groups] or [spec.action]
+    settings: Any = config.settings
+    if all(action.kind == "box" for action in actions) and getattr(settings, "BOX", {}):
+        chosen = settings.for_box(config.streams)
+        config = config.model_copy(update={"settings": chosen})
+        names = [name for name in settings.box_defaults() if name not in settings.model_fields_set]
+        if names:
+            values = ", ".join(f"{name} {as_text(getattr(chosen, name))}" for name in names)
+            notes.append(f"defaults for Box actions: {values}")
+    return config, notes

@@ -166,7 +166,10 @@ def test_the_file_chooses_the_algorithm_whose_flags_are_known(tmp_path: Path) ->
         (["--algo", "ppo", "--env", "X-v0", "--env-arg", "3"], "--env-arg takes key=value, got '3'"),
         (["--algo", "ppo", "--env", "X-v0", "stray"], "unexpected 'stray'; values follow a flag, as in --seed 1"),
         (["--algo", "ppo", "--env", "X-v0", "--step", "3"], "unknown flag --step; did you mean --steps?"),
-        (["--algo", "ppo", "--env", "X-v0", "--workers", "9"], "--workers: workers must be at most streams"),
+        (
+            ["--algo", "ppo", "--env", "X-v0", "--workers", "9", "--streams", "8"],
+            "--workers: workers must be at most streams",
+        ),
         (["--resume", "nowhere"], "nowhere is not a run's folder: it has no run.json"),
         (["--resume", "nowhere", "--config", "x.toml"], "--config: cannot be changed by --resume"),
         (["--config", "nowhere.toml"], "nowhere.toml: cannot be read: no such file or directory"),

@@ -54,6 +54,30 @@ def test_numbers_that_depend_on_others_are_filled_in() -> None:
     assert load({"algo": "ppo", "env": "Task-v1", "streams": 1}).workers == 1
 
 
+def test_workers_raise_a_smaller_number_of_streams_that_the_user_has_not_set(tuned: Path, tmp_path: Path) -> None:
+    raised = [
+        flags(algo="sac", workers="8"),
+        flags(env="Task-v1", workers="12"),
+        flags(workers="40"),  # the preset has 32
+        load({"algo": "ppo", "env": "Task-v1", "streams": None, "workers": 12, "settings": PPOConfig(lr=1.0)}),
+    ]
+    assert [(config.streams, config.workers, config.raised_from) for config in raised] == [
+        (8, 8, 1),
+        (12, 12, 8),
+        (40, 40, 32),
+        (12, 12, 8),
+    ]
+    assert (flags(workers="4").streams, flags(workers="4").raised_from) == (32, None)
+
+    file = tmp_path / "mine.toml"
+    for text in ("streams = 4", "[ppo]\nstreams = 4"):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match="workers must be at most streams, got 9 workers for 4 streams"):
+            load({"algo": "ppo", "env": "Task-v0", "workers": 9, "preset": "none"}, file)
+    with pytest.raises(ConfigError, match="workers must be at most streams, got 9 workers for 4 streams"):
+        load({"algo": "ppo", "env": "Task-v1", "workers": 9, "settings": PPOConfig(streams=4)})
+
+
 def test_a_flag_wins_over_the_file_over_the_preset_over_the_default(tuned: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("steps = 6_000\nkeep = 7\n[ppo]\nlr = 2e-3\n[a2c]\nlr = 9.0\n")
@@ -122,7 +146,7 @@ def test_none_from_python_stands_for_the_default() -> None:
         ({"algo": "appo", "uses": "2"}, "unknown flag --uses; did you mean --reuse?"),
         ({"wrokers": "1"}, "unknown flag --wrokers; did you mean --workers?"),
         ({"algo": "pp0"}, "--algo: unknown algorithm 'pp0'; did you mean 'ppo'?"),
-        ({"workers": "9"}, "--workers: workers must be at most streams, got 9 workers for 8 streams"),
+        ({"workers": "9", "streams": "8"}, "--workers: workers must be at most streams, got 9 workers for 8 streams"),
         ({"stop_return": "3", "eval_every": "0"}, "--stop-return: stop_return needs evaluations, but eval_every is 0"),
     ],
 )

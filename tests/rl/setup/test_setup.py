@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+import rltrain
+from rltrain.algorithms.multi_agent.settings import MAPPOConfig
+from rltrain.algorithms.on_policy.settings import Epochs, Minibatches, PPOConfig
 from rltrain.config.load import load
 from rltrain.errors import ConfigError
 from rltrain.learner.algorithm import make_algorithm
-from rltrain.setup.environment import open_environment
+from rltrain.setup.environment import open_environment, settled
 
 
 @pytest.mark.parametrize(
@@ -28,3 +35,72 @@ def test_what_an_algorithm_refuses_is_one_line(monkeypatch, error, raised):
         make_algorithm(config, open_environment(config)[0].spec)
     if raised is ConfigError:
         assert str(caught.value) == str(error).splitlines()[0]
+
+
+def settled_settings(env: str, algo: str = "ppo", **given: Any) -> tuple[Any, list[str]]:
+    config = load({"algo": algo, "env": env, "preset": "none", "workers": 0, **given})
+    config, notes = settled(config, open_environment(config)[0])
+    return config.settings, notes
+
+
+def test_box_actions_have_defaults_of_their_own() -> None:
+    settings, notes = settled_settings("Pendulum-v1")
+
+    assert settings == PPOConfig(**PPOConfig.BOX)
+    assert (settings.unroll, settings.epochs, settings.minibatches, settings.entropy) == (256, 10, 32, 0.0)
+    assert (settings.normalize_obs, settings.normalize_return) == (True, True)
+    assert notes == [
+        "defaults for Box actions: unroll 256, epochs 10, minibatches 32, entropy 0.0, normalize_obs on, "
+        "normalize_return on"
+    ]
+    assert settled_settings("CartPole-v1") == (PPOConfig(), [])
+    assert settled_settings("two-step") == (PPOConfig(), [])  # several agents with Discrete actions
+    assert settled_settings("spread")[0].epochs == 10
+    assert settled_settings("spread", "mappo") == (MAPPOConfig(), [])  # the authors have one set
+
+
+def test_what_a_user_gives_wins_over_the_defaults_for_box_actions(tmp_path: Path) -> None:
+    settings, notes = settled_settings("Pendulum-v1", epochs=4, normalize_obs=False, unroll=128, entropy=0.01)
+    assert (settings.epochs, settings.normalize_obs, settings.unroll, settings.entropy) == (4, False, 128, 0.01)
+    assert notes == ["defaults for Box actions: minibatches 16, normalize_return on"]
+
+    settings, _ = settled_settings("Pendulum-v1", settings=PPOConfig(epochs=4, minibatches=4))
+    assert (settings.epochs, settings.minibatches, settings.unroll) == (4, 4, 256)
+
+    file = tmp_path / "mine.toml"
+    file.write_text("[ppo]\nepochs = 3\n")
+    config = load({"algo": "ppo", "env": "Pendulum-v1"}, file)
+    assert settled(config, open_environment(config)[0])[0].settings.epochs == 3
+
+    preset = load({"algo": "ppo", "env": "Pendulum-v1", "preset": "none", "streams": 1, "unroll": 32})
+    assert settled(preset, open_environment(preset)[0])[0].settings.minibatches == 1  # not 32 of one step
+
+
+class Mine(PPOConfig):
+    """A user's settings: defaults that it changes are its own for every action."""
+
+    epochs: Epochs = 3
+    minibatches: Minibatches = 2
+
+
+def test_a_subclass_keeps_the_defaults_that_it_changes() -> None:
+    settings = Mine().for_box(8)
+
+    assert (settings.epochs, settings.minibatches, settings.unroll, settings.normalize_obs) == (3, 2, 256, True)
+
+
+def test_a_run_keeps_and_says_the_defaults_for_its_actions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"steps": 64, "workers": 0, "eval_every": 0, "out": str(tmp_path), "unroll": 8, "streams": 2, "epochs": 1}
+    run = rltrain.train(algo="ppo", env="Pendulum-v1", preset="none", **small).run
+
+    saved = json.loads((run / "run.json").read_text())["config"]["settings"]
+    assert (saved["normalize_obs"], saved["normalize_return"], saved["entropy"]) == (True, True, 0.0)
+    line = "defaults for Box actions: minibatches 1, entropy 0.0, normalize_obs on, normalize_return on"
+    assert capsys.readouterr().out.count(line) == 1
+
+    content = json.loads((run / "run.json").read_text())
+    content["config"]["settings"] |= {"entropy": 0.01, "normalize_return": True}  # the default of another version
+    (run / "run.json").write_text(json.dumps(content))
+    rltrain.train(resume=run, steps=128)
+    assert json.loads((run / "run.json").read_text())["config"]["settings"]["entropy"] == 0.01
+    assert "defaults for Box" not in capsys.readouterr().out
