@@ -32,6 +32,7 @@ from rltrain.learner.process_group import ProcessGroupSync, as_arrays, dissolve,
 from rltrain.rollout.specs import DataPlan, GradientPlan, ReplayPlan
 from rltrain.rollout.trajectories import map_arrays
 from rltrain.rollout.types import Trajectory, Transition
+from rltrain.rollout.workers.cleanup import name_prefix
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.process import ProcessHandle
 from rltrain.storage.checkpoint import to_tensors
@@ -58,7 +59,7 @@ class LearnerGroup(ProcessGroupSync):
         self._healthy = False  # and all its members listen
         self._folder: tempfile.TemporaryDirectory[str] | None = None  # the meeting point, private to this user
         if place is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="rltrain-")
+            self._folder = tempfile.TemporaryDirectory(prefix=name_prefix())
             for rank in range(1, self.size):
                 make = functools.partial(LearnerRank, Rank(rank, self.size, rank), self._folder.name)
                 self._handles.append(ProcessHandle(rank, make))

@@ -12,23 +12,27 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import tempfile
+from collections.abc import Iterator
 from multiprocessing import process
 from pathlib import Path
 from typing import Any
 
+from rltrain.rollout.workers.fork_signals import ignore
+
 PREFIX = "rltrain"
+MAX_FOLDER = 80  # characters; the path of a socket has at most 107
 FOLDER = "RLTRAIN_FOLDER"  # environment variable: the folder that the fork server removes at its end
 
 
 def start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None if there is no such process."""
+    """When a process started, in clock ticks since boot; None if there is no such process, or it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    return int(text.rpartition(")")[2].split()[19])
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def name_prefix() -> str:
@@ -52,18 +56,36 @@ def remove_folder() -> None:
     _multiprocessing().pop("tempdir")
 
 
-def restore_semaphore_prefix() -> None:
-    """Restore our prefix of semaphores after the import of loky, which sets its own."""
+def use_own_semaphore_names() -> None:
+    """Let multiprocessing name semaphores as `sweep` expects them. The import of loky changes the names."""
     from multiprocessing import synchronize
 
     kind: Any = synchronize.SemLock
-    prefix = _multiprocessing().get("semprefix")
-    if isinstance(prefix, str) and prefix.startswith(f"/{PREFIX}-"):
-        kind._make_name = staticmethod(lambda: f"{prefix}-{next(kind._rand)}")
+    prefix = _multiprocessing()["semprefix"] = f"/{name_prefix()[:-1]}"
+    kind._make_name = staticmethod(lambda: f"{prefix}-{next(kind._rand)}")
 
 
-def _multiprocessing() -> dict[str, object]:
-    config: dict[str, object] = process.current_process()._config  # type: ignore[attr-defined]
+@contextlib.contextmanager
+def folder_of_worker() -> Iterator[str | None]:
+    """A folder for the sockets of multiprocessing in a worker; None if it cannot be used."""
+    try:
+        folder = tempfile.mkdtemp(prefix=name_prefix())
+    except OSError:
+        yield None
+        return
+    try:
+        yield folder if len(folder) <= MAX_FOLDER else None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def use_folder(folder: str | None) -> None:
+    """Let multiprocessing use this folder; None: one that it creates."""
+    _multiprocessing()["tempdir"] = folder
+
+
+def _multiprocessing() -> dict[str, Any]:
+    config: dict[str, Any] = process.current_process()._config  # type: ignore[attr-defined]
     return config
 
 
@@ -83,8 +105,8 @@ def sweep() -> None:
 
 
 def _in_fork_server() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group; only the command handles them
-        signal.signal(number, signal.SIG_IGN)
+    os.setsid()  # the terminal's Ctrl-C, and signals to the command's group, do not reach it
+    ignore()
     folder = os.environ.get(FOLDER)
     if folder:
         atexit.register(shutil.rmtree, folder, True)

@@ -17,6 +17,7 @@ PRELOAD = [  # modules that workers need
     "rltrain.rollout.scheduler",
     "rltrain.rollout.actor.play",
     "rltrain.rollout.workers.process",
+    "rltrain.rollout.workers.worker_process",
 ]
 
 _fork_server = False
@@ -34,6 +35,7 @@ def start_fork_server(preload: list[str]) -> None:
     if _fork_server or not hasattr(os, "fork") or sys.platform == "darwin":
         return
     from rltrain.rollout.workers.cleanup import FOLDER, remove_folder, sweep, use_own_names
+    from rltrain.rollout.workers.parent_state import starting_python
 
     sweep()
     use_own_names()
@@ -47,6 +49,7 @@ def start_fork_server(preload: list[str]) -> None:
     os.environ.update(dict.fromkeys(threads, "1"))
     with (
         without_main(),
+        starting_python(),
         contextlib.suppress(OSError),
     ):  # the path of its socket may be too long; then loky starts processes
         forkserver.ensure_running()

@@ -1,35 +1,40 @@
-"""A worker in its own process: a loky executor with one process that runs one long task.
+"""A worker in its own processes: a loky executor with one process, which runs one long task (worker_process.py).
 
-The task reads commands from a pipe, because a stateful object must not live between two tasks: loky may replace
-a process that has grown. The executor's future shows how the process ended. The commands of this package fork processes
-from a server that has already imported torch (`start_fork_server`). From a user's script, which may have no `__main__`
-guard, loky starts them with its own method.
+Calls go through a pipe, because a stateful object must not live between two tasks: loky may replace a process that has
+grown. The executor's future shows how the worker ended. The commands of this package fork processes from a server that
+has already imported torch (`start_fork_server`). From a user's script, which may have no `__main__` guard, loky starts
+them with its own method.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import os
 import signal
-import sys
 import threading
 import time
-import traceback
+import weakref
 from collections.abc import Callable
 from multiprocessing import get_context, process
-from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.errors import EnvError
+from rltrain.rollout.workers.cleanup import name_prefix, use_own_semaphore_names
 from rltrain.rollout.workers.fork_server import has_fork_server, without_main
 from rltrain.rollout.workers.handle import ActorLost
-from rltrain.rollout.workers.in_process import describe
+from rltrain.rollout.workers.parent_state import ParentState, starting_python
+from rltrain.rollout.workers.process_tree import end_marked
+from rltrain.rollout.workers.worker_process import CLOSE_SECONDS, KILL, MARKER, remember, supervise
 
-CLOSE_SECONDS = 2.0  # allowed for a worker to end after it was asked
 CLOSE_POLL = 0.005
+END_SECONDS = 6.0  # for a supervisor to end its worker and all that this one started
 PIPE_BYTES = 32 * 1024  # a pipe accepts so much without a reader; 64 KiB on Linux
+
+_numbers = itertools.count()
+_links: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def let_have_children() -> None:
@@ -68,8 +73,6 @@ class ProcessHandle:
         import cloudpickle
         import loky
 
-        from rltrain.rollout.workers.cleanup import restore_semaphore_prefix
-
         try:
             payload = cloudpickle.dumps(build)
         except Exception as error:
@@ -78,10 +81,13 @@ class ProcessHandle:
                 "holds inside its constructor, or use --workers 0"
             ) from None
 
-        restore_semaphore_prefix()
+        state = ParentState.of_this_process()
+        use_own_semaphore_names()
         self.worker = worker
         self._why: str | None = None
-        self._stopping = False
+        self._stopping: float | None = None  # time of the request to end
+        self._pid: int | None = None
+        self._marker = f"{MARKER}={name_prefix()}{next(_numbers)}"
         if has_fork_server():
             context: Any = get_context("forkserver")
             guard: Any = without_main()
@@ -89,20 +95,27 @@ class ProcessHandle:
             context, guard = loky.backend.get_context("loky"), contextlib.nullcontext()
         try:
             self._pipe, child = context.Pipe()
-            with guard:
+            self._link, other = context.Pipe()
+            _links.update((self._pipe, self._link))
+            with guard, starting_python():
                 self._executor = loky.ProcessPoolExecutor(
-                    1, context=context, timeout=None, initializer=_remember, initargs=(child, tickets, list(sys.path))
+                    1, context=context, timeout=None, initializer=remember, initargs=(child, other, tickets)
                 )
-                self._future = self._executor.submit(_serve, payload)
+                self._future = self._executor.submit(supervise, payload, state, self._marker.partition("=")[2])
                 self._process = next(iter(self._executor._processes.values()))
         except (OSError, EOFError) as error:
             raise ActorLost(worker, f"its process could not be started: {error!r}") from None
         loky.process_executor.process_pool_executor_at_exit = True  # otherwise each executor registers a handler
         child.close()
+        other.close()
 
     @property
     def pid(self) -> int:
-        return int(self._process.pid)
+        """Of the worker; of its supervisor if the worker could not be started."""
+        if self._pid is None and not self._future.done():
+            with contextlib.suppress(EOFError, OSError):
+                self._pid = int(self._link.recv())
+        return int(self._process.pid) if self._pid is None else self._pid
 
     @property
     def waitable(self) -> Any:
@@ -111,10 +124,7 @@ class ProcessHandle:
     @property
     def exit_reason(self) -> str | None:
         """Why there will be no more answers, if the pipe does not show it; None while the task runs."""
-        if not self._future.done():
-            return None
-        error = self._future.exception()
-        return f"its task ended: {error}" if error is not None else "its task ended"
+        return self._ending() if self._future.done() else None
 
     def call(self, method: str, *args: Any) -> None:
         message = ForkingPickler.dumps((method, args))
@@ -138,111 +148,61 @@ class ProcessHandle:
 
     def kill(self, why: str) -> None:
         self._why = why
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            self._link.send_bytes(KILL)
 
     def stop(self) -> None:
         """Ask the worker to end, without waiting. Workers end in parallel if all are asked before `close`."""
-        if not self._stopping:
-            self._stopping = True
+        if self._stopping is None:
+            self._stopping = time.monotonic()
             self.call("close")
 
     def close(self) -> None:
         self.stop()
-        until = time.monotonic() + CLOSE_SECONDS
-        with contextlib.suppress(
-            OSError, EOFError
-        ):  # the worker may have to send an answer before it reads the request
-            while not self._future.done() and time.monotonic() < until:
+        assert self._stopping is not None
+        until = self._stopping + CLOSE_SECONDS
+        while not self._future.done() and time.monotonic() < until:
+            with contextlib.suppress(OSError, EOFError):
                 if self._pipe.poll(CLOSE_POLL):
-                    self._pipe.recv_bytes()
-        try:
-            self._future.exception(max(0.0, until - time.monotonic()))
-        except TimeoutError:
+                    self._pipe.recv_bytes()  # the worker may have to send an answer before it reads the request
+                    continue
+            self._ended(CLOSE_POLL)
+        if not self._future.done():
             self.kill("it did not stop when asked")
+        if not self._ended(END_SECONDS):
+            self._process.kill()
+            self._ended(END_SECONDS)
+        if self._future.exception() is not None:  # the supervisor was killed, and could not end the others
+            end_marked(self._pid, self._marker)
         self._pipe.close()
+        self._link.close()
         self._executor.shutdown(wait=False, kill_workers=False)
 
+    def _ended(self, seconds: float) -> bool:
+        """Wait at most so long for the supervisor's task to end."""
+        with contextlib.suppress(TimeoutError):
+            self._future.exception(seconds)
+        done: bool = self._future.done()
+        return done
+
     def _ending(self) -> str:
-        self._process.join(1.0)
-        code = self._process.exitcode
-        if code is not None and code < 0:
+        if not self._ended(1.0):
+            return "its process ended"
+        if self._future.exception() is not None:
+            return "its process was ended from outside, by SIGKILL or the like, most likely because memory ran out"
+        code = self._future.result()
+        if code < 0:
             name = signal.Signals(-code).name
             hint = ", most likely because memory ran out" if name == "SIGKILL" else ""
             return f"its process was ended by {name}{hint}"
-        if code in (None, 255):  # loky has read the exit code before us
-            return "its process was ended from outside, by SIGKILL or the like, most likely because memory ran out"
         return f"its process ended with exit code {code}"
 
 
-_inbox: tuple[Connection, tuple[Any, ...]] | None = None
+def _in_child() -> None:
+    """In a forked child of the learner: the end of the learner alone must show in the pipes."""
+    for connection in _links:
+        connection.close()
 
 
-def _remember(pipe: Connection, tickets: tuple[Any, ...], path: list[str]) -> None:
-    """Runs first in the process: stores the pipe and the tickets for the task.
-
-    If the parent is killed before it sends the task, this process must end too; the queue of tasks would not show it.
-    """
-    global _inbox
-    die_with_parent()
-    _inbox = (pipe, tickets)
-    sys.path[:] = path + [entry for entry in sys.path if entry not in path]
-
-
-def _serve(payload: bytes) -> None:
-    """The one long task: make the object, answer calls until the pipe closes."""
-    import cloudpickle
-
-    assert _inbox is not None
-    pipe, tickets = _inbox
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # may be sent to the whole process group
-    import torch
-
-    torch.set_num_threads(1)
-    worker: Any = None
-    failed: tuple[str, str] | None = None
-    while True:
-        try:
-            method, args = pipe.recv()
-        except (EOFError, OSError):
-            return
-        if method == "close":
-            if worker is not None:
-                worker.close()
-            return
-        try:
-            if failed is not None:  # later calls may be in the pipe already
-                answer = failed
-            else:
-                if worker is None:
-                    worker = cloudpickle.loads(payload)(*tickets)
-                answer = ("ok", getattr(worker, method)(*args))
-        except EnvFault as fault:
-            failed = answer = ("error", describe(fault))
-        except BaseException:  # also sys.exit in an environment
-            failed = answer = ("error", traceback.format_exc())
-        try:
-            pipe.send(answer)
-        except OSError:
-            return
-        except Exception:  # the answer cannot be pickled
-            pipe.send(("error", traceback.format_exc()))
-
-
-def die_with_parent() -> None:
-    """Let a SIGKILL of the parent end this process too, even while it hangs in C code.
-
-    A child of the fork server dies with the server, which ends when no process has its "alive" pipe open; so this
-    process closes the descriptor that it inherited.
-    """
-    from multiprocessing import forkserver
-
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    server: Any = forkserver._forkserver
-    if server._forkserver_alive_fd is not None:
-        os.close(server._forkserver_alive_fd)
-        server._forkserver_alive_fd = None
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -37,6 +37,8 @@ class Command:
         self.temporary.mkdir(exist_ok=True)  # a short path: it will hold a socket
         paths = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
         env = os.environ | {"TMPDIR": str(self.temporary), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        self.mark = f"TEST_MARK={folder}/{len(list(folder.iterdir()))}-{time.monotonic_ns()}"
+        env |= dict([self.mark.split("=", 1)])
         words = [*WAYS[way], *argv] if argv[0] == "--resume" else [*WAYS[way], *argv, "--out", self.runs]
         self.process = subprocess.Popen(
             [str(word) for word in words],
@@ -63,15 +65,33 @@ class Command:
         return self.process.returncode, text
 
     def others(self) -> list[str]:
-        """What is still alive of its session."""
+        """What is still alive of it: every process that has its environment, whatever session that is in."""
         found = []
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+        return found
+
+    def pids(self) -> list[int]:
+        """The living processes that have its environment, itself not counted."""
+        pids = []
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                if entry.name.isdigit():
+                if entry.name.isdigit() and int(entry.name) != self.process.pid:
                     fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                    if int(fields[3]) == self.process.pid and fields[0] != "Z":
-                        found.append((entry / "cmdline").read_text().replace("\0", " "))
-        return found
+                    if fields[0] not in "ZX" and self.mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                        pids.append(int(entry.name))
+        return pids
+
+    def kill_all(self) -> None:
+        """SIGKILL of every process, so that none can clean up."""
+        for pid in (self.process.pid, *self.pids()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        for pid in (self.process.pid, *self.pids()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
 
     def leftovers(self) -> list[str]:
         """Files in its temporary folder, and semaphores of its number."""
@@ -102,8 +122,7 @@ def command(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 
     yield start
     for one in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(one.process.pid, signal.SIGKILL)
+        one.kill_all()
         one.process.communicate()
         shutil.rmtree(one.temporary, ignore_errors=True)
 
@@ -214,8 +233,7 @@ def test_sigkill_of_the_command_leaves_no_process(env: str, words: list[str], co
 def test_the_next_start_sweeps_what_a_killed_group_left(command: Callable[..., Command]) -> None:
     one = command(*LONG)
     one.until(one.acting)
-    os.killpg(one.process.pid, signal.SIGKILL)
-    one.process.wait()
+    one.kill_all()
     time.sleep(0.3)
     left = one.leftovers()
     assert left, "nothing was left: this test tests nothing"
