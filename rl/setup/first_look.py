@@ -27,7 +27,8 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.native import verify_native
 from rltrain.envs.vector.restore_check import verify
 from rltrain.rollout.workers.fork_server import has_fork_server, without_main
-from rltrain.rollout.workers.process import die_with_parent
+from rltrain.rollout.workers.process_tree import die_with_parent
+from rltrain.rollout.workers.worker_process import leave_fork_server
 
 CALLS = ("import", "constructor", "reset", "step", "close")  # user code that the child may be executing
 START_SECONDS = 30.0  # allowed for import and constructor, if the time limit is shorter
@@ -253,6 +254,7 @@ def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    leave_fork_server()
     die_with_parent()
     call = CALLS[0]
     name = "the environment" if isinstance(payload, bytes) else payload.name

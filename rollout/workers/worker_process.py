@@ -47,12 +47,17 @@ def remember(pipe: Connection, link: Connection, tickets: tuple[Any, ...]) -> No
     with contextlib.suppress(OSError):  # it leads a session already
         os.setsid()  # the terminal's Ctrl-C, and signals to the learner's group, do not reach it
     ignore()
+    leave_fork_server()
     die_with_parent()
+    _inbox = (pipe, link, tickets)
+
+
+def leave_fork_server() -> None:
+    """Let the fork server end without waiting for the end of this process."""
     server: Any = forkserver._forkserver
-    if server._forkserver_alive_fd is not None:  # otherwise the fork server waits for this process
+    if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)
         server._forkserver_alive_fd = None
-    _inbox = (pipe, link, tickets)
 
 
 def supervise(payload: bytes, state: ParentState, marker: str) -> int:
