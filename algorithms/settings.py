@@ -27,6 +27,9 @@ HELP_ORDER = """
 """.split()
 
 
+TORSOS = ("auto", "nature", "impala")  # others are "module:Class", which is imported
+
+
 def default(value: Any, note: str) -> Any:
     """A default value with a note on its origin, which `--help` adds to the description of the setting."""
     return Field(default=value, json_schema_extra={"note": note})

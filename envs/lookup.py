@@ -24,6 +24,7 @@ import gymnasium
 from gymnasium.spaces import Tuple
 
 from rltrain.envs.errors import EnvError, EnvFault, did_you_mean
+from rltrain.envs.names import code_in, registered_names
 from rltrain.envs.suites import atari, envpool, pettingzoo
 
 if TYPE_CHECKING:
@@ -39,24 +40,6 @@ FORMS = (
 EXTRAS = ("box2d", "minatar", "mujoco")  # extras of this package, as they appear in entry points and namespaces
 MUJOCO_DEPRECATION = "is deprecated and will be removed in a future release"  # in warnings about model files
 MAKE_ARGUMENTS = {"max_episode_steps", "disable_env_checker"}  # of gymnasium.make itself
-_registered: dict[str, Callable[..., Any]] = {}
-
-
-def register_env(name: str, factory: Callable[..., Any]) -> None:
-    """Let `--env name` mean `factory(**kwargs)`, a class or a function that returns a Gymnasium environment."""
-    if not callable(factory):
-        raise EnvError(f"cannot register {name!r}: {factory!r} is not a class or a function that makes an environment")
-    _registered[name] = factory
-
-
-def registered(name: str) -> str | Callable[..., Any]:
-    """The factory that `register_env` got for `name`, or the name itself."""
-    return _registered.get(name, name)
-
-
-def registered_names() -> list[str]:
-    """All names given to `register_env`."""
-    return list(_registered)
 
 
 @dataclass(frozen=True)
@@ -67,7 +50,7 @@ class EnvSource:
         name:   for files and console messages.
         target: a name (see FORMS), or a class or function.
         kwargs: for the constructor.
-        folder: the working folder of the run, from which modules and files are imported in every process.
+        folder: from which modules and files that `target` names are imported, in every process.
         share:  which agents share a policy: see `rltrain.envs.multi_agent.joint_spaces.groups_of`.
         action_bound: of actions without bounds: see `rltrain.envs.spaces.action_spec`.
     """
@@ -141,8 +124,8 @@ class EnvSource:
         """The registered id, or the class or function to call; EnvError if `target` names nothing."""
         if not isinstance(self.target, str):
             return self.target
-        if self.folder and self.folder not in sys.path:
-            sys.path.append(self.folder)  # last, so that the user's folders do not hide installed packages
+        if code_in(self.target) is not None:
+            make_importable(self.folder)
         factory = (
             atari.find(self.target) or envpool.find(self.target) or pettingzoo.find(self.target, self._load_module)
         )
@@ -285,6 +268,12 @@ class EnvSource:
             raise EnvFault(-1, -1, 0, traceback.format_exc()) from error
 
 
+def make_importable(folder: str) -> None:
+    """Let modules of a folder be imported: after all others, so that they do not hide installed packages."""
+    if folder and folder not in sys.path:
+        sys.path.append(folder)
+
+
 def load_entry_point(entry_point: str | Callable[..., Any] | None) -> Callable[..., Any]:
     """The class or function of an entry point of Gymnasium, which may be a text "module:name"."""
     if callable(entry_point):
@@ -298,7 +287,7 @@ def _known_names() -> list[str]:
     """All names of environments, for did_you_means."""
     from rltrain.envs.problems.probes import PROBES
 
-    return [*gymnasium.registry, *_registered, *pettingzoo.GAMES, *(f"probe:{name}" for name in PROBES)]
+    return [*gymnasium.registry, *registered_names(), *pettingzoo.GAMES, *(f"probe:{name}" for name in PROBES)]
 
 
 def _filter_mujoco_log() -> None:

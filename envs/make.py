@@ -13,7 +13,8 @@ from gymnasium.wrappers import FrameStackObservation
 
 from rltrain.envs.closing import close
 from rltrain.envs.errors import EnvError, EnvFault, Watch, unwatched
-from rltrain.envs.lookup import FORMS, EnvSource, registered
+from rltrain.envs.lookup import FORMS, EnvSource
+from rltrain.envs.names import registered
 from rltrain.envs.spaces import MASK, env_spec, stacked
 from rltrain.envs.spec import EnvSpec, Padding
 from rltrain.envs.suites import atari
@@ -37,6 +38,7 @@ def resolve(
     kwargs: Mapping[str, Any] | None = None,
     share: Share = "all",
     action_bound: float | None = None,
+    folder: str | None = None,
 ) -> EnvSource:
     """The source of an environment. Nothing is imported or made yet.
 
@@ -45,11 +47,12 @@ def resolve(
         kwargs: for its constructor.
         share:  which agents share a policy: see `rltrain.envs.multi_agent.joint_spaces.groups_of`.
         action_bound: of actions without bounds: see `rltrain.envs.spaces.action_spec`.
+        folder: from which modules and files that the name names are imported; None: the current folder.
     """
     kwargs = dict(kwargs or {})
     if isinstance(env, EnvSource):
         return replace(env, kwargs={**env.kwargs, **kwargs})
-    folder = os.getcwd()
+    folder = os.getcwd() if folder is None else folder
     if isinstance(env, str):
         return EnvSource(env, registered(env), kwargs, folder, share, action_bound)
     if not callable(env):

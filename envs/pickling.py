@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import site
 import sys
-import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ import cloudpickle
 import gymnasium
 
 from rltrain.envs.lookup import EnvSource, load_entry_point
+from rltrain.envs.names import install_folders
 
 THIS_PACKAGE = "rltrain"
 
@@ -86,14 +85,7 @@ def _home(module: Any) -> Path | None:
     if not isinstance(file, str) or module.__name__.partition(".")[0] in (THIS_PACKAGE, "__main__"):
         return None
     folder = Path(file).resolve().parent
-    return None if any(folder.is_relative_to(other) for other in _install_folders()) else folder
-
-
-@functools.cache
-def _install_folders() -> tuple[Path, ...]:
-    """The folders of Python and of installed packages."""
-    folders = {*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages()}
-    return tuple(Path(folder).resolve() for folder in sorted(folders))
+    return None if any(folder.is_relative_to(other) for other in install_folders()) else folder
 
 
 def _fields(spec: Any) -> dict[str, Any]:

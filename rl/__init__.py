@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from rltrain.algorithms.registry import build_policy, policy_factory, register_policy
     from rltrain.config.run_config import RunConfig
     from rltrain.envs.errors import EnvError, EnvFault
-    from rltrain.envs.lookup import register_env
     from rltrain.envs.make import make_env
+    from rltrain.envs.names import register_env
     from rltrain.envs.spec import ActionSpec, AgentGroup, EnvSpec, Leaf
     from rltrain.errors import CheckpointError, ConfigError, Interrupted, RunFailed
     from rltrain.evaluation.evaluate import Evaluation, evaluate
@@ -137,7 +137,7 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "config.run_config": "RunConfig",
     "envs.errors": "EnvError EnvFault",
     "envs.make": "make_env",
-    "envs.lookup": "register_env",
+    "envs.names": "register_env",
     "envs.spec": "ActionSpec AgentGroup EnvSpec Leaf",
     "errors": "CheckpointError ConfigError Interrupted RunFailed",
     "evaluation.evaluate": "Evaluation evaluate",

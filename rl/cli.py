@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import signal
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import rltrain
 from rltrain import algorithms
-from rltrain.config.flags import Parser, run_parser, whole
+from rltrain.config.consent import import_code
+from rltrain.config.flags import Parser, add_consent, run_parser, whole
 from rltrain.config.load import load, reload
 from rltrain.config.run_config import PRELOAD, RunConfig
+from rltrain.config.toml_file import read
 from rltrain.envs.errors import EnvError, EnvFault
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, LearnerLost, RunFailed, Stop
 from rltrain.reporting.console import say
@@ -116,32 +118,44 @@ def _under_torchrun(config: RunConfig, resume: Path | None) -> tuple[RunConfig, 
 
 def parse(argv: Sequence[str]) -> tuple[RunConfig, Path | None]:
     """The configuration that the flags describe, and with --resume the folder of the run."""
+    import_code(_early(argv).import_code)  # it may register the algorithm
     given = run_parser(_named_algorithm(argv), rltrain.__version__).parse(argv)
-    file, resume = given.pop("config", None), given.pop("resume", None)
+    file, resume, trust = given.pop("config", None), given.pop("resume", None), given.pop("trust", False)
+    given.pop("import_code", None)
     if resume is not None:
         if file is not None:
             raise ConfigError("--config: cannot be changed by --resume")
-        return reload(saved_config(Path(resume)), given, text=True), Path(resume)
+        return reload(saved_config(Path(resume)), given, text=True, trust=trust), Path(resume)
     if "env_args" in given:
         given["env_args"] = dict(given["env_args"])
-    return load(given, file, text=True), None
+    return load(given, file, text=True, trust=trust), None
 
 
 def _named_algorithm(argv: Sequence[str]) -> str | None:
     """The algorithm that --algo, the run of --resume or the file of --config names; None without a known one."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in ("--algo", "--resume", "--config"):
-        early.add_argument(flag)
     algo = None
-    with contextlib.suppress(argparse.ArgumentError, CheckpointError, OSError, ValueError):  # reported later
-        flags, _ = early.parse_known_args(argv)
+    with contextlib.suppress(CheckpointError, ConfigError):  # reported later
+        flags = _early(argv)
         if flags.algo is not None:
             algo = flags.algo
         elif flags.resume is not None:
-            algo = saved_config(Path(flags.resume))["algo"]
+            algo = saved_config(Path(flags.resume)).values["algo"]
         elif flags.config is not None:
-            algo = tomllib.loads(Path(flags.config).read_text()).get("algo")
+            named = read(Path(flags.config), flags.config).get("algo")
+            algo = None if named is None else named.value
     return algo if algo in algorithms.names() else None
+
+
+def _early(argv: Sequence[str]) -> argparse.Namespace:
+    """The flags that decide which other flags there are. A wrong command line is reported later."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for flag in ("--algo", "--resume", "--config"):
+        early.add_argument(flag)
+    early.add_argument("--import", action="append", dest="import_code", default=[])
+    try:
+        return early.parse_known_args(argv)[0]
+    except argparse.ArgumentError:
+        return early.parse_args([])
 
 
 def _evaluate(argv: list[str]) -> None:
@@ -156,10 +170,12 @@ def _evaluate(argv: list[str]) -> None:
     top.add_argument("--stochastic", action="store_true", default=False, help="samples actions, as in training")
     top.add_argument("--video", metavar="FILE", default=None, help="writes a video of the first episode to this file")
     top.add_argument("--json", action="store_true", default=False, help="prints one JSON object")
+    add_consent(top)
     given = top.parse(argv)
     json_line, path = given.pop("json"), given.pop("path")
-    if not Path(path).exists():
+    if not os.path.lexists(path):
         raise CheckpointError(f"{path} does not exist")
+    import_code(given.pop("import_code", []))
     with held():
         from rltrain.evaluation.evaluate import evaluate
 

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from rltrain.reporting.report import Result
 
 
-def train(config: RunConfig | None = None, *, resume: str | Path | None = None, **settings: Any) -> Result:
+def train(
+    config: RunConfig | None = None, *, resume: str | Path | None = None, trust: bool = False, **settings: Any
+) -> Result:
     """Train and return the result.
 
     Args:
         config:   the configuration; or give its fields and the settings of the algorithm as keywords.
         resume:   the folder of a run to continue; keywords may then only raise `steps` and the like.
+        trust:    a resumed run that somebody else made may import the code that it names.
         settings: `algo="ppo", env="CartPole-v1", workers=2, lr=1e-3, ...`; `env` may be a class or a function too.
 
     Raises:
@@ -30,7 +33,7 @@ def train(config: RunConfig | None = None, *, resume: str | Path | None = None, 
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
     """
     if config is None:
-        config = load(settings) if resume is None else reload(saved_config(Path(resume)), settings)
+        config = load(settings) if resume is None else reload(saved_config(Path(resume)), settings, trust=trust)
     with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch
         with held():
             from rltrain.run import open_run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
@@ -22,6 +23,12 @@ def quick_look() -> None:
     from rltrain.setup import first_look
 
     first_look.start_method = lambda: "fork"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signing_key(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Runs of the tests are signed with a key of their own, which is created at the first use."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
 
 
 @pytest.fixture(autouse=True)

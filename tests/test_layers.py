@@ -24,7 +24,7 @@ ORDER = {  # inside a package, top to bottom: a line may import those after it; 
         "multi_agent",
         "suites",
         "problems spaces",
-        "values",
+        "values names",
         "spec errors seeding closing",
     ],
     "rollout": [
@@ -90,6 +90,7 @@ LIGHT = [  # files that --help imports, and so must not import torch while they 
     "rollout/specs.py",
     "envs/__init__.py",
     "envs/errors.py",
+    "envs/names.py",
     "envs/spec.py",
 ]
 MOST = 16  # files and folders directly inside a package

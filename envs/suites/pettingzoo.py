@@ -8,8 +8,8 @@ from types import ModuleType
 from typing import Any
 
 from rltrain.envs.errors import EnvError
+from rltrain.envs.names import PETTINGZOO
 
-PREFIX = "pettingzoo:"
 EXTRAS = {  # extras of this package, by the package that they install
     "mpe2": "mpe",
     "magent2": "magent",
@@ -41,9 +41,9 @@ def find(name: str, load: Callable[[str, str], ModuleType]) -> Callable[..., Any
     if name in GAMES:
         game: Callable[..., Any] = getattr(importlib.import_module("rltrain.envs.problems.games"), GAMES[name])
         return game
-    if not name.startswith(PREFIX):
+    if not name.startswith(PETTINGZOO):
         return None
-    path = name.removeprefix(PREFIX)
+    path = name.removeprefix(PETTINGZOO)
     extra = next((extra for package, extra in EXTRAS.items() if f"{path}.".startswith(f"{package}.")), None)
     if extra is not None:
         _check_installed(name, path, extra)

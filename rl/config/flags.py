@@ -107,6 +107,22 @@ def add_flags(group: Any, fields: Mapping[str, FieldInfo], skip: Iterable[str], 
             group.add_argument(spelled(key), metavar=_metavar(field), **options)
 
 
+def add_consent(group: Any) -> None:
+    """Adds the flags by which a user consents to code that a file names; see `rltrain.config.consent`."""
+    group.add_argument(
+        "--import",
+        action="append",
+        dest="import_code",
+        metavar="MODULE",
+        help="imports this module or file.py first, which may register environments; can be repeated",
+    )
+    group.add_argument(
+        "--trust",
+        action="store_true",
+        help="imports code that the files of somebody else's run, or --config, name",
+    )
+
+
 def in_help_order(fields: Mapping[str, FieldInfo]) -> dict[str, FieldInfo]:
     """The settings of an algorithm in HELP_ORDER; those that are not in it come last."""
     places = {key: place for place, key in enumerate(HELP_ORDER)}
@@ -191,6 +207,7 @@ def run_parser(algo: str | None, version: str) -> Parser:
     run = top.add_argument_group("the run")
     run.add_argument("--config", metavar="FILE.toml", help="values of these flags; a table [ppo] has those of ppo")
     run.add_argument("--resume", metavar="DIR", help="continues the run in this folder; needs no other flag")
+    add_consent(run)
     run.add_argument(
         "--env-arg",
         action="append",

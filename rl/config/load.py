@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_origin
 
 from rltrain.config import presets
+from rltrain.config.consent import TRAINING, SavedConfig, require_consent, with_consent
 from rltrain.config.flags import from_text, kinds, spelled, whole
 from rltrain.config.messages import build, settings_class, unknown
 from rltrain.config.run_config import CALL, INNER, RESUME, RunConfig
@@ -14,7 +15,9 @@ from rltrain.config.toml_file import Given, read
 from rltrain.errors import ConfigError
 
 
-def load(given: Mapping[str, Any], file: str | Path | None = None, text: bool = False) -> RunConfig:
+def load(
+    given: Mapping[str, Any], file: str | Path | None = None, text: bool = False, trust: bool = False
+) -> RunConfig:
     """The configuration of a new run.
 
     Args:
@@ -22,12 +25,15 @@ def load(given: Mapping[str, Any], file: str | Path | None = None, text: bool = 
                replaces the preset and the file.
         file:  a TOML file; `given` overrides its values.
         text:  the values of `given` are the text of command-line flags.
+        trust: code that the file names may be imported.
 
     Raises:
-        ConfigError: one line with the key, its origin and the nearest known name or the bound.
+        ConfigError: one line with the key, its origin and the nearest known name or the bound; or the file names code
+                     to which the user did not consent.
     """
     asked = {key: Given(value, spelled(key) if text else f"keyword {key}") for key, value in given.items()}
-    layers = [asked] if file is None else [read(Path(file), str(file)), asked]
+    filed = {} if file is None else read(Path(file), str(file))
+    layers = [filed, asked]
     top = {key: value for layer in layers for key, value in layer.items()}
     for key in ("algo", "env"):
         if key not in top:
@@ -73,16 +79,25 @@ def load(given: Mapping[str, Any], file: str | Path | None = None, text: bool = 
     workers, streams = run.get("workers"), run.get("streams", getattr(chosen, "streams", None))
     if not chose and isinstance(workers, int) and isinstance(streams, int) and workers > streams:
         run |= {"streams": workers, "raised_from": streams}  # each worker needs a stream
-    return build(RunConfig, {**run, "settings": chosen}, origins)
+    config = build(RunConfig, {**run, "settings": chosen}, origins)
+    of_file = {item.origin for item in filed.values()}
+    if file is not None:
+        require_consent(config, str(file), trust, [key for key, origin in origins.items() if origin in of_file])
+    return config
 
 
-def reload(saved: Mapping[str, Any], given: Mapping[str, Any], text: bool = False) -> RunConfig:
+def reload(saved: SavedConfig, given: Mapping[str, Any], text: bool = False, trust: bool = False) -> RunConfig:
     """The configuration of a resumed run: that of its run.json, with changes to settings of RESUME.
 
     Args:
         saved: the configuration in run.json.
         given: the changes; from Python also `env`.
         text:  the values of `given` are the text of command-line flags.
+        trust: code that run.json names may be imported.
+
+    Raises:
+        ConfigError: a change is wrong.
+        CheckpointError: run.json is wrong, or names code to which the user did not consent.
     """
     origins = {key: spelled(key) if text else f"keyword {key}" for key in given}
     for key in given:
@@ -90,9 +105,9 @@ def reload(saved: Mapping[str, Any], given: Mapping[str, Any], text: bool = Fals
             raise ConfigError(f"{origins[key]}: cannot be changed by --resume; what can: {', '.join(RESUME)}")
     known = _annotations(RunConfig)
     changes = {**CALL, **{key: _plain(value, known[key], text) for key, value in given.items()}}
-    values = {**saved, **changes}
+    values = {**saved.values, **changes}
     if "backend" not in changes:
-        on_cluster = values.get("cluster") is not None or saved.get("backend") == "dask"
+        on_cluster = values.get("cluster") is not None or values.get("backend") == "dask"
         values["backend"] = "dask" if on_cluster else "processes" if values.get("workers") else "local"
     elif changes["backend"] != "dask":
         values["cluster"] = changes.get("cluster")
@@ -103,7 +118,8 @@ def reload(saved: Mapping[str, Any], given: Mapping[str, Any], text: bool = Fals
             f"the run's environment {values['env']} was given as an object, which is not kept; "
             "resume from Python with rltrain.train(resume=..., env=...)"
         )
-    return RunConfig.from_json(values, origins)
+    config = RunConfig.from_json(values, origins)
+    return with_consent(config, saved, trust, [key for key in TRAINING if key not in given])
 
 
 def _annotations(model: type[RunConfig]) -> dict[str, Any]:

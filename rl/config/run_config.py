@@ -6,9 +6,9 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, SkipValidation, field_validator, model_validator
 
 from rltrain.config.messages import RENAMED, build, settings_class
 
@@ -154,6 +154,10 @@ class RunConfig(BaseModel):
         description="true if the environment can be made from its name",
     )
 
+    folder: Annotated[str, SkipValidation] = Field(
+        default_factory=os.getcwd, description="folder from which modules and files that settings name are imported"
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _local_and_cluster(cls, data: Any) -> Any:
@@ -223,8 +227,8 @@ class RunConfig(BaseModel):
         """The JSON data for run.json. Of an environment that is an object only the name is kept; see `reloadable`."""
         address = getattr(getattr(self.cluster, "scheduler", None), "address", None)  # of a distributed.Client
         cluster = self.cluster if isinstance(self.cluster, str) else address
-        data = self.model_dump(mode="json", by_alias=True, exclude={"env", "cluster"}, fallback=repr)
-        return {**data, "env": self.env_name, "cluster": cluster}
+        data = self.model_dump(mode="json", by_alias=True, exclude={"env", "cluster", "folder"}, fallback=repr)
+        return {**data, "env": self.env_name, "cluster": cluster, "folder": self.folder}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> Self:
@@ -252,7 +256,7 @@ PRELOAD = (
     "rltrain.algorithms.multi_agent.q_policy",
     "rltrain.setup.rollout",
 )
-INNER = ("settings", "preset_file", "raised_from", "reloadable")  # not flags: they follow from other settings
+INNER = ("settings", "preset_file", "raised_from", "reloadable", "folder")  # not flags: they follow from others
 # The settings that can change on resume; those of CALL are reset.
 PLACES = ("workers", "learners", "backend", "cluster", "cluster_timeout", "tls_ca", "tls_cert", "tls_key")
 RESUME = ("steps", *PLACES, "json", "quiet", "max_seconds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from rltrain.errors import ConfigError
 
 # Tables that are settings of the run; others have the settings of an algorithm.
 TABLES = ("env_args", "share")
+MAX_BYTES = 4 * 2**20  # limit of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +29,14 @@ class Given:
 def read(file: Path, name: str) -> dict[str, Given]:
     """The values of a TOML file by `key` or `table.key`; error messages call the file `name`."""
     try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+            raise ConfigError(f"{name}: is not a file, or is larger than {MAX_BYTES // 2**20} MiB")
         text = file.read_text()
         tables = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name}: is not TOML: {error}") from None
     values: dict[str, Given] = {}
     for key, value in tables.items():

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from rltrain import self_play_ratings as self_play
+from rltrain.config.consent import EVALUATION, SavedConfig, with_consent
 from rltrain.envs.lookup import EnvSource
 from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.seeding import FRESH, seed_of
 from rltrain.errors import ConfigError
 from rltrain.evaluation.multi_agent import mean_returns
-from rltrain.evaluation.policy import Trained, load
+from rltrain.evaluation.policy import Trained, load_for
 from rltrain.evaluation.video import VideoWriter
 from rltrain.rollout.actor.play import play
 from rltrain.rollout.types import Episode
@@ -46,6 +47,7 @@ def evaluate(
     stochastic: bool = False,
     video: str | Path | None = None,
     env: str | Callable[..., Any] | None = None,
+    trust: bool = False,
 ) -> Evaluation:
     """Play complete episodes without exploration, on seeds that neither training nor its evaluations use.
 
@@ -57,9 +59,14 @@ def evaluate(
         stochastic: sample actions, as in training.
         video:      file (.mp4, .gif) for a video of the first episode.
         env:        an environment with the same spaces, in place of the one that the policy was trained on.
+        trust:      a run that somebody else made may import the code that it names.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is damaged, or it names code to which the user did not consent.
     """
-    trained = what if isinstance(what, Trained) else load(what)
-    source = _source(trained, env)
+    uses = [key for key in EVALUATION if key != "env" or env is None]
+    trained = what if isinstance(what, Trained) else load_for(what, False, trust, uses)
+    source = _source(trained, env, trust)
     spec = read_spec(source, seed)
     if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
         raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
@@ -97,8 +104,11 @@ def bootstrap(returns: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _source(trained: Trained, env: str | Callable[..., Any] | None) -> EnvSource:
+def _source(trained: Trained, env: str | Callable[..., Any] | None, trust: bool) -> EnvSource:
     config = trained.config
     if env is None and not config.reloadable:
         raise ConfigError(f"{trained.path} was trained on {trained.spec.id}, an object of a program: give it as `env`")
-    return resolve(config.env if env is None else env, config.env_args, config.share, config.action_bound)
+    saved = SavedConfig({}, trained.path, trained.own)
+    config = with_consent(config, saved, trust, ("env_args",) if env is not None else ("env", "env_args"))
+    name = config.env if env is None else env
+    return resolve(name, config.env_args, config.share, config.action_bound, config.folder)

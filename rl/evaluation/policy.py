@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from rltrain.config.consent import SavedConfig, with_consent
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.multi_agent.joint_spaces import joint_dtype
 from rltrain.envs.spaces import action_reader, split_mask
-from rltrain.envs.spec import EnvSpec, from_json
-from rltrain.errors import CheckpointError
+from rltrain.envs.spec import EnvSpec
+from rltrain.errors import CheckpointError, ConfigError
 from rltrain.evaluation.multi_agent import split_actions, write_observations
 from rltrain.learner.algorithm import make_policy
 from rltrain.rollout.actor.noise import DRAWS
 from rltrain.rollout.buffers import clear_absent, obs_arrays, padded
 from rltrain.rollout.tree import Tree, leaves, tree_map
-from rltrain.storage import checkpoint
+from rltrain.storage import checkpoint, files, schema
 from rltrain.storage import retention as checkpoints
 
 
@@ -32,10 +31,11 @@ class Trained:
         spec:   the environment that the policy was trained on.
         policy: the nn.Module; it has the methods of `rltrain.Policy`.
         path:   the checkpoint that it was loaded from.
+        own:    True if this user made the run on this machine, or consented to the code that it names.
     """
 
-    def __init__(self, policy: Any, spec: EnvSpec, config: RunConfig, path: Path) -> None:
-        self.policy, self.spec, self.config, self.path = policy, spec, config, path
+    def __init__(self, policy: Any, spec: EnvSpec, config: RunConfig, path: Path, own: bool = True) -> None:
+        self.policy, self.spec, self.config, self.path, self.own = policy, spec, config, path, own
         self._core: torch.Tensor | None = None
         self._count = 0  # number of observations that the core belongs to
         self._rng = np.random.default_rng(config.seed)
@@ -116,22 +116,45 @@ class Trained:
         return np.asarray(self._read_actions(act.action.numpy()[:count]))
 
 
-def load(path: str | Path, best: bool = False) -> Trained:
+def load(path: str | Path, best: bool = False, trust: bool = False) -> Trained:
     """The policy of a checkpoint, or of a run's folder: its latest checkpoint, or its best one.
 
+    Args:
+        trust: a run that somebody else made may import the code that it names: the module of a torso.
+
     Raises:
-        CheckpointError: there is no checkpoint, or it is damaged; no code in it is ever executed.
+        CheckpointError: there is no checkpoint, it is damaged, or it names code to which the user did not consent.
     """
+    return load_for(path, best, trust, uses=("torso",))
+
+
+def load_for(path: str | Path, best: bool, trust: bool, uses: Collection[str]) -> Trained:
+    """As `load`. `uses`: the settings whose code the caller is going to import."""
     saved = checkpoint.load(checkpoints.locate(path, "best" if best else "latest"))
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # training found the user's own networks here
+    meta = saved.path / checkpoint.META
+    schema.require(meta, saved.meta, "config", "spec")
+    spec = schema.read_spec(meta, saved.meta["spec"])
     try:
         config = RunConfig.from_json(saved.meta["config"])
-        spec = from_json(saved.meta["spec"])
+    except ConfigError as error:
+        raise CheckpointError(f"{saved.path}: {error}") from None
+    config = with_consent(config, SavedConfig(saved.meta["config"], meta, saved.own), trust, uses)
+    try:
         policy = make_policy(config, spec)()
-        policy.load_state_dict(checkpoint.to_tensors(saved.state["learner"]["parts"]["policy"]))
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{saved.path} does not fit this version: {str(error).splitlines()[0]}") from None
     except ValueError as error:  # the user's own network or policy is not here
         raise CheckpointError(f"{saved.path}: {error}") from None
-    return Trained(policy, spec, config, saved.path)
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{saved.path} does not fit this version: {files.one_line(error)}") from None
+    with checkpoints.mismatch_as_error(saved.path):
+        weights = checkpoint.to_tensors(saved.state["learner"]["parts"]["policy"])
+        policy.load_state_dict(weights)
+    require_finite(saved.path, policy)
+    return Trained(policy, spec, config, saved.path, saved.own or trust)
+
+
+def require_finite(path: Path, policy: Any) -> None:
+    """CheckpointError if a parameter of the policy is not finite, or a running statistic is not a number."""
+    wrong = [name for name, value in policy.named_parameters() if not torch.isfinite(value).all()]
+    wrong += [name for name, value in policy.named_buffers() if value.is_floating_point() and torch.isnan(value).any()]
+    if wrong:
+        raise CheckpointError(f"{path} holds numbers that are not finite in {wrong[0]!r}: use an earlier checkpoint")

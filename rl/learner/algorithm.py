@@ -13,7 +13,9 @@ from rltrain.algorithms.multi_agent.independent import Independent, joint_policy
 from rltrain.algorithms.networks.encoder import Encoder
 from rltrain.algorithms.protocol import Algorithm, Policy, modules_of
 from rltrain.algorithms.registry import PolicyFactory, build, policy_factory
+from rltrain.algorithms.settings import TORSOS
 from rltrain.config.run_config import RunConfig
+from rltrain.envs.lookup import make_importable
 from rltrain.envs.seeding import LEARNER, seed_of
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
@@ -30,6 +32,7 @@ def make_algorithm(config: RunConfig, spec: EnvSpec) -> Algorithm:
     """
     device = torch_device(config.device)
     seed = seed_of(config.seed, LEARNER)
+    make_importable(_folder_of_code(config))
     try:
         make: Any = algorithms.algorithm_class(config.algo)
         if spec.groups and not algorithms.for_several(config.algo):
@@ -68,9 +71,15 @@ def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Policy]:
     seed = seed_of(config.seed, LEARNER)
     if spec.groups and algorithms.acts_for_one(config.algo):
         factory = functools.partial(joint_policy, factory)
-    return functools.partial(_build, factory, spec, settings, config.streams, seed)
+    return functools.partial(_build, factory, spec, settings, config.streams, seed, _folder_of_code(config))
 
 
-def _build(factory: PolicyFactory, spec: EnvSpec, settings: Any, streams: int, seed: int) -> Any:
+def _folder_of_code(config: RunConfig) -> str:
+    """The folder from which the user's own network may be imported; "" if the network is one of ours."""
+    return config.folder if getattr(config.settings, "torso", "auto") not in TORSOS else ""
+
+
+def _build(factory: PolicyFactory, spec: EnvSpec, settings: Any, streams: int, seed: int, folder: str) -> Any:
+    make_importable(folder)
     policy = build(factory, spec, settings, streams, seed)
     return policy.eval() if isinstance(policy, torch.nn.Module) else policy

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, Self
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.check import Problem, check_env
 from rltrain.envs.errors import EnvError, EnvFault, Watch
-from rltrain.envs.lookup import EnvSource, register_env, registered_names
+from rltrain.envs.lookup import EnvSource
 from rltrain.envs.make import read_spec, resolve, vector_kind
+from rltrain.envs.names import register_env, registered_names
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.native import verify_native
 from rltrain.envs.vector.restore_check import verify
@@ -208,7 +209,8 @@ def look_at(config: RunConfig, new: bool = True) -> FirstLook:
     Args:
         new: nothing is known about how its streams are restored.
     """
-    look = FirstLook(resolve(config.env, config.env_args, config.share, config.action_bound), config.actor_timeout)
+    source = resolve(config.env, config.env_args, config.share, config.action_bound, config.folder)
+    look = FirstLook(source, config.actor_timeout)
     look.start("examine", config.seed, config.streams, config.vector)
     if new and config.replay_from is None:
         look.start("restore_method", config.seed)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rltrain.algorithms.networks.mlp import turned
 from rltrain.config.run_config import RunConfig
+from rltrain.envs.names import code_in
 from rltrain.envs.pickling import self_contained
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
@@ -20,6 +21,7 @@ from rltrain.rollout.actor.opponents import PLAYERS
 from rltrain.rollout.inference.client import inference_of
 from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.specs import DataPlan, GradientPlan, OpponentPool, ReplayPlan, RolloutSpec, StreamPlan
+from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.setup.cluster import cluster_options, remarks
 from rltrain.setup.environment import Environment
@@ -112,7 +114,13 @@ def open_actors(
     notes = [] if cluster is None else remarks(config, cluster)
 
     def load(state: dict[str, Any]) -> None:
-        if not rollout.load(state["rollout"]):
+        try:
+            exact = rollout.load(state["rollout"])
+        except WorkerFailed as failed:
+            if saved.is_own or not (isinstance(config.env, str) and code_in(config.env) is None):
+                raise  # the environment's own code may have failed: with its traceback
+            raise ValueError(str(failed).strip().splitlines()[-1]) from None
+        if not exact:
             notes.append("some streams could not be restored: they begin a new episode (exact: false)")
         rollout.publish(learner.weights(rollout.steps))
 

@@ -11,10 +11,19 @@ from typing import Any
 
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec
-from rltrain.storage.checkpoint import Checkpoint
+from rltrain.storage import schema
+from rltrain.storage.checkpoint import META, Checkpoint
 from rltrain.storage.recording import Recorder
 from rltrain.storage.retention import latest_checkpoint, mismatch_as_error, require_same_environment
-from rltrain.storage.run_folder import discard, lock, make_folder, recording_mark, write_run_file
+from rltrain.storage.run_folder import (
+    discard,
+    lock,
+    make_folder,
+    recording_mark,
+    refuse_links,
+    require_same_config,
+    write_run_file,
+)
 from rltrain.storage.segments import Listed
 
 CHECKPOINTS = "checkpoints"  # folder inside a run's folder
@@ -37,6 +46,11 @@ class Saved:
     def restore_method(self) -> str | None:
         """How streams are restored, as the checkpoint says; None if there is no checkpoint."""
         return None if self.checkpoint is None else str(self.checkpoint.meta["way"])
+
+    @property
+    def is_own(self) -> bool:
+        """True if this user wrote the checkpoint."""
+        return self.checkpoint is not None and self.checkpoint.own
 
     @property
     def segments(self) -> Listed:
@@ -78,10 +92,15 @@ def open_saved(resume: Path | None, closing: ExitStack) -> tuple[Saved, list[str
     """
     if resume is None:
         return NEW_RUN, []
+    refuse_links(resume)
     closing.callback(lock(resume))
     shutil.rmtree(resume / REPLAY, ignore_errors=True)  # left by a killed run; it takes disk space
     notes: list[str] = []
     saved = Saved(resume, latest_checkpoint(resume / CHECKPOINTS, notes))
+    if saved.checkpoint is not None:
+        meta = saved.checkpoint.path / META
+        schema.require(meta, saved.checkpoint.meta, "config", "spec", "way")
+        require_same_config(resume, saved.checkpoint.path, saved.checkpoint.meta["config"])
     if saved.checkpoint is None:
         return saved, [*notes, f"{resume} holds no checkpoint yet: it begins at step 0"]
     return saved, [*notes, f"resumed {resume} at step {saved.checkpoint.meta['step']:,}"]

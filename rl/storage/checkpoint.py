@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,29 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from rltrain.errors import RunFailed
-from rltrain.storage import files
+from rltrain.errors import CheckpointError, RunFailed
+from rltrain.storage import files, schema
 
 FORMAT = 1
 STATE, META = "state.safetensors", "meta.json"
 INCOMPLETE = ".writing-"  # prefix of a folder that is being written
+DEPTH = files.JSON_DEPTH // 2 - 5  # limit of nested dicts and lists in a state; each is two levels of JSON
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read. `meta` is plain data, `state` a tree of numpy arrays and plain data."""
+    """A checkpoint that was read.
+
+    Attributes:
+        meta:  plain data.
+        state: a tree of numpy arrays and plain data.
+        own:   True if this user signed it.
+    """
 
     path: Path
     meta: dict[str, Any]
     state: Any
+    own: bool
 
 
 def save(folder: Path, name: str, state: Any, meta: dict[str, Any]) -> Path:
@@ -75,9 +84,23 @@ def load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing, cut or changed, or the checkpoint has another format.
     """
-    meta = files.read_hashed_json(path / META, FORMAT)
-    data = files.read_verified(path / STATE, meta["files"][STATE])
-    return Checkpoint(path, meta, _from_structure(meta["structure"], safetensors.numpy.load(data)))
+    meta, own = files.read_hashed_json(path / META, FORMAT)
+    schema.check_meta(path / META, meta)
+    arrays = load_arrays(path / STATE, meta["files"][STATE])
+    try:
+        state = _from_structure(meta["structure"], arrays)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path / META} is damaged: its structure does not describe {STATE}") from None
+    return Checkpoint(path, meta, state, own)
+
+
+def load_arrays(path: Path, digest: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file, by name; CheckpointError if it is missing, cut, changed or holds others."""
+    data = files.read_verified(path, digest)
+    try:
+        return safetensors.numpy.load(data)
+    except Exception as error:  # SafetensorError, and KeyError for types that numpy lacks
+        raise CheckpointError(f"{path} is damaged: it holds no arrays ({files.one_line(error)})") from None
 
 
 def fingerprint(state: Any) -> str:
@@ -101,12 +124,14 @@ def to_tensors(state: Any) -> Any:
     return torch.from_numpy(state.copy()) if isinstance(state, np.ndarray) else state
 
 
-def _to_structure(node: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+def _to_structure(node: Any, name: str, arrays: dict[str, np.ndarray], depth: int = 0) -> Any:
     """A state as JSON. Its tensors and arrays are put into `arrays` under their paths, which start with `name`.
 
     Raises:
         TypeError: the state holds an object that is neither an array nor plain data.
     """
+    if depth > DEPTH:
+        raise TypeError(f"{name[:100]}... is nested deeper than {DEPTH} levels, which a checkpoint cannot hold")
     if isinstance(node, torch.Tensor):
         node = node.detach().cpu().numpy()
     if isinstance(node, np.generic):
@@ -118,7 +143,8 @@ def _to_structure(node: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
         return {"array": name}
     if isinstance(node, dict):
         items = [
-            [key, _to_structure(value, f"{name}/{key}" if name else str(key), arrays)] for key, value in node.items()
+            [key, _to_structure(value, f"{name}/{key}" if name else str(key), arrays, depth + 1)]
+            for key, value in node.items()
         ]
         if all(isinstance(key, str) for key in node):
             return {"dict": dict(items)}
@@ -126,21 +152,23 @@ def _to_structure(node: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
             return {"items": items}
         raise TypeError(f"{name} has keys that are neither text nor whole numbers, which a checkpoint cannot hold")
     if isinstance(node, list | tuple):
-        return {"list": [_to_structure(value, f"{name}/{i}", arrays) for i, value in enumerate(node)]}
+        return {"list": [_to_structure(value, f"{name}/{i}", arrays, depth + 1) for i, value in enumerate(node)]}
     if node is None or isinstance(node, bool | int | float | str):
         return {"value": node}
     raise TypeError(f"{name} is a {type(node).__name__}, which a checkpoint cannot hold")
 
 
 def _from_structure(node: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The inverse of `_to_structure`."""
+    """The inverse of `_to_structure`. Takes each array from `arrays`, so that none can be in two places."""
     ((kind, value),) = node.items()
     if kind == "array":
-        return arrays[value]
+        return arrays.pop(value)
     if kind == "dict":
         return {key: _from_structure(child, arrays) for key, child in value.items()}
     if kind == "items":
         return {key: _from_structure(child, arrays) for key, child in value}
     if kind == "list":
         return [_from_structure(child, arrays) for child in value]
+    if kind != "value" or isinstance(value, dict | list):
+        raise ValueError(kind)
     return value

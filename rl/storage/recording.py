@@ -20,14 +20,16 @@ import numpy as np
 import safetensors.numpy
 
 from rltrain.config.run_config import RunConfig
-from rltrain.envs.spec import EnvSpec, from_json, to_json
+from rltrain.envs.spec import EnvSpec, to_json
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.rollout.trajectories import AXES, join_columns, join_rows, rounds
 from rltrain.rollout.tree import leaves, unflatten
 from rltrain.rollout.types import Episode, Trajectory
 from rltrain.storage import files
+from rltrain.storage.checkpoint import load_arrays
 from rltrain.storage.retention import COSMETIC, spec_differences
 from rltrain.storage.run_folder import versions
+from rltrain.storage.schema import check_index, read_spec
 
 FORMAT = 1
 INDEX = "record.json"
@@ -160,7 +162,7 @@ class Recording:
         index = _read_index(folder)
         recording = cls(
             folder,
-            from_json(index["spec"]),
+            read_spec(folder / INDEX, index["spec"]),
             int(index["run"]["streams"]),
             sum(int(item["steps"]) for item in index["files"]),
             tuple(index["files"]),
@@ -186,8 +188,7 @@ class Recording:
         """The arrays of each piece, by name."""
         for item in self.files:
             pieces: dict[int, dict[str, np.ndarray]] = {}
-            data = files.read_verified(self.folder / str(item["name"]), item)
-            for name, array in safetensors.numpy.load(data).items():
+            for name, array in load_arrays(self.folder / str(item["name"]), item).items():
                 number, _, field = name.partition("/")
                 pieces.setdefault(int(number), {})[field] = array
             yield from (pieces[number] for number in sorted(pieces))
@@ -235,4 +236,6 @@ def _from_arrays(arrays: dict[str, np.ndarray], spec: EnvSpec) -> Trajectory:
 def _read_index(folder: Path) -> dict[str, Any]:
     if not (folder / INDEX).exists():
         raise CheckpointError(f"{folder} is not a recording: it has no {INDEX}")
-    return files.read_hashed_json(folder / INDEX, FORMAT)
+    index = files.read_hashed_json(folder / INDEX, FORMAT).content
+    check_index(folder / INDEX, index)
+    return index

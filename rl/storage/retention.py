@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from rltrain.config.run_config import RunConfig
-from rltrain.envs.spec import EnvSpec, from_json, to_json
+from rltrain.envs.spec import EnvSpec, to_json
 from rltrain.errors import CheckpointError
 from rltrain.rollout.types import Weights
 from rltrain.storage import checkpoint
 from rltrain.storage.checkpoint import INCOMPLETE, META, Checkpoint
-from rltrain.storage.files import replace_file, sync_folder
+from rltrain.storage.files import one_line, read_file, replace_file, sync_folder
 from rltrain.storage.run_folder import versions
+from rltrain.storage.schema import read_spec
 from rltrain.storage.segments import Listed, Segments
 
 COSMETIC = ("id", "stack", "padding")  # parts of a spec that do not change what the policy observes and does
@@ -142,8 +143,8 @@ def locate(path: str | Path, link: str = "latest") -> Path:
 def _pointee(link: Path) -> str | None:
     """The name in `latest` or `best`; None if there is no such file, or it does not hold the name of a folder."""
     try:
-        text = link.read_bytes().decode("ascii").strip()
-    except (FileNotFoundError, UnicodeDecodeError):
+        text = read_file(link, 200).decode("ascii").strip()
+    except (CheckpointError, UnicodeDecodeError):
         return None
     return text if re.fullmatch(r"[\w-][\w.-]{0,99}", text) else None
 
@@ -184,8 +185,7 @@ def _step_and_number(path: Path) -> tuple[str, int]:
 
 def require_same_environment(saved: Checkpoint, spec: EnvSpec) -> None:
     """CheckpointError if the policy observes or does something else than at the checkpoint; a new id is accepted."""
-    with mismatch_as_error(saved.path):
-        old = from_json(saved.meta["spec"])
+    old = read_spec(saved.path / META, saved.meta["spec"])
     if changed := spec_differences(old, spec, ignored=COSMETIC):
         raise CheckpointError(f"{saved.path} was trained on another {old.id} than {spec.id} is now: {changed}")
 
@@ -220,6 +220,8 @@ def mismatch_as_error(path: Path) -> Iterator[None]:
         yield
     except KeyError as error:
         raise CheckpointError(f"{path} does not fit this run: it has no {error}") from None
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        text = " ".join(str(error).split())
-        raise CheckpointError(f"{path} does not fit this run: {text[:300]}") from None
+    except Exception as error:  # of any kind: the state may be anything
+        if type(error).__module__.partition(".")[0] == "rltrain":
+            raise  # an exception of our own says what is wrong
+        text = one_line(error) or type(error).__name__
+        raise CheckpointError(f"{path} does not fit this run: {text}") from None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -13,13 +13,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from rltrain.config.run_config import RunConfig
+from rltrain.config.consent import SavedConfig
+from rltrain.config.run_config import RESUME, RunConfig
 from rltrain.envs.spec import EnvSpec, to_json
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
+from rltrain.storage import files
 from rltrain.storage.files import reason, replace_file
+from rltrain.storage.schema import check_config
 from rltrain.system.torchrun import launch
 
 LOCK, RUN_FILE = ".lock", "run.json"
+FORMAT = 1
+FILES = (RUN_FILE, f".{RUN_FILE}", LOCK, "metrics.jsonl", ".metrics.jsonl")
+PARTS = (*FILES, "checkpoints", "tensorboard", "replay")  # of a run's folder; what else lies in it is left alone
+# Settings of run.json that may differ from the checkpoint's: a resume changes them, or they only describe others.
+MAY_DIFFER = (*RESUME, "env", "env_args", "reloadable", "folder", "preset_file", "out", "record", "replay_from")
 LAUNCH = "launch"  # key in run.json: the call of torchrun that started the run
 
 
@@ -47,6 +55,29 @@ def discard(folder: Path) -> None:
             folder.rmdir()
 
 
+def refuse_links(folder: Path) -> None:
+    """CheckpointError if anything that a run reads or writes in its folder is a link, a device, a pipe or a socket.
+
+    Otherwise a run that somebody else packed could make a resume write or remove files outside of its folder.
+    """
+    paths = [folder / name for name in PARTS]
+    while paths:
+        path = paths.pop()
+        try:
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode) and path.name not in FILES:
+                paths += path.iterdir()
+                continue
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
+        if stat.S_ISLNK(mode):
+            raise CheckpointError(f"{path} is a link, which is not followed: put what it points to there")
+        if not stat.S_ISREG(mode):
+            raise CheckpointError(f"{path} is not a file")
+
+
 def lock(folder: Path) -> Callable[[], None]:
     """Locks a run's folder until the returned function is called, or this process ends.
 
@@ -56,7 +87,7 @@ def lock(folder: Path) -> Callable[[], None]:
     path = folder / LOCK
     try:
         while True:
-            file = path.open("a+", encoding="utf-8")
+            file = _open_lock(path)
             if _locked(file, folder) and not _is_at(file, path):  # its owner removed it between the two calls
                 file.close()
                 continue
@@ -65,6 +96,8 @@ def lock(folder: Path) -> Callable[[], None]:
             file.flush()
             break
     except OSError as error:
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a link, which is not followed: remove it") from None
         raise ConfigError(f"{folder} cannot be written to: {reason(error)}") from None
 
     def release() -> None:
@@ -74,6 +107,16 @@ def lock(folder: Path) -> Callable[[], None]:
             file.close()
 
     return release
+
+
+def _open_lock(path: Path) -> IO[str]:
+    """Opens or creates the file of the lock; ConfigError if writing to it would change something else."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | files.NO_LINK, 0o666)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise ConfigError(f"{path} is not a file of this run alone: remove it")
+    return os.fdopen(descriptor, "r+", encoding="utf-8", errors="replace")
 
 
 def _locked(file: IO[str], folder: Path) -> bool:
@@ -112,41 +155,64 @@ def write_run_file(folder: Path, config: RunConfig, spec: EnvSpec, mark: str | N
     Args:
         mark: identifies the run's recording: see `rltrain.storage.recording.Recorder`.
     """
+    before = _read_run_file(folder).get("commands")
     content = {
+        "format": FORMAT,
         "config": config.to_json(),
-        "commands": [*(_read_run_file(folder).get("commands") or []), sys.argv],
+        "commands": [*(before if isinstance(before, list) else []), sys.argv],
         "versions": versions(),
         "spec": to_json(spec),
         "recording": mark,
         **({} if launch() is None else {LAUNCH: launch()}),
     }
-    replace_file(folder / RUN_FILE, (json.dumps(content, indent=1) + "\n").encode())
+    replace_file(folder / RUN_FILE, files.hashed_json(content) + b"\n")
 
 
 def recording_mark(folder: Path) -> str | None:
     """The mark of the run's recording in run.json; None if there is no recording."""
-    return _read_run_file(folder).get("recording") or None
+    mark = _read_run_file(folder).get("recording")
+    return mark if isinstance(mark, str) and mark else None
 
 
-def saved_config(folder: Path) -> dict[str, Any]:
-    """The fields of the RunConfig in a run's run.json.
+def saved_config(folder: Path) -> SavedConfig:
+    """The configuration in a run's run.json.
 
     Raises:
-        CheckpointError: there is no run.json, or it is damaged.
+        CheckpointError: there is no run.json, or it was changed.
     """
     file = folder / RUN_FILE
-    try:
-        content = json.loads(file.read_text())
-        config = content["config"]
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} is not a run's folder: it has no {RUN_FILE}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from None
-    if not (isinstance(config, dict) and "algo" in config and isinstance(config.get("settings"), dict)):
-        raise CheckpointError(f"{file} is damaged: its config is no table with an algorithm and its settings")
+    if not os.path.lexists(file):
+        raise CheckpointError(f"{folder} is not a run's folder: it has no {RUN_FILE}")
+    content, _ = files.read_json(file)
+    own = False
+    if not content.keys().isdisjoint(("format", "sha256", "signature")):  # version 0.1 wrote none of them
+        try:
+            content, own = files.read_hashed_json(file, FORMAT)
+        except CheckpointError as error:
+            what = ", ".join(RESUME[:5])
+            raise CheckpointError(f"{error}. To change a setting, give --resume its flag ({what}, ...)") from None
+    config = check_config(file, content.get("config"))
     if LAUNCH in content:
-        config["learners"] = 1  # torchrun decides the number again
-    return config
+        config = {**config, "learners": 1}  # torchrun decides the number again
+    return SavedConfig(config, file, own)
+
+
+def require_same_config(folder: Path, checkpoint: Path, config: Any) -> None:
+    """CheckpointError if run.json and the configuration in a checkpoint of the run differ in what a resume keeps."""
+    saved = saved_config(folder)
+    try:
+        of_run, of_checkpoint = (RunConfig.from_json(values).to_json() for values in (saved.values, config))
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint}: {error}") from None
+    changed = [key for key in of_run if key not in MAY_DIFFER and of_run[key] != of_checkpoint[key]]
+    for key in changed:
+        before, now = of_checkpoint[key], of_run[key]
+        if key == "settings":
+            name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
+            key, before, now = f"{key}.{name}", before.get(name), now.get(name)
+        raise CheckpointError(
+            f"{saved.file} does not belong to {checkpoint}: {key} is {now!r}, and was {before!r} at the checkpoint"
+        )
 
 
 def run_of_this_launch(config: RunConfig) -> Path | None:
@@ -172,10 +238,9 @@ def run_of_this_launch(config: RunConfig) -> Path | None:
 def _read_run_file(folder: Path) -> dict[str, Any]:
     """The content of run.json; {} if it cannot be read."""
     try:
-        content = json.loads((folder / RUN_FILE).read_bytes())
-    except (OSError, ValueError):
+        return files.read_json(folder / RUN_FILE)[0]
+    except CheckpointError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 @functools.cache

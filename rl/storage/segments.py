@@ -9,7 +9,7 @@ lists is removed.
 from __future__ import annotations
 
 import contextlib
-import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from rltrain.errors import CheckpointError
 from rltrain.storage import files
-from rltrain.storage.checkpoint import META
+from rltrain.storage.checkpoint import META, load_arrays
 
 FOLDER, SUFFIX = "segments", ".safetensors"
+NAME = re.compile(r"\.?[0-9a-f]+\.safetensors")  # of a segment, or of one that is being written
 
 Arrays = dict[str, np.ndarray]
 Listed = dict[str, dict[str, Any]]  # by the name that the replay gave the segment: {"sha256", "bytes"}
@@ -64,12 +66,12 @@ class Segments:
         needed: set[str] = set()
         try:
             for meta in self._checkpoints.glob(f"*/{META}"):
-                listed = json.loads(meta.read_bytes()).get("segments", {})
-                needed |= {f"{item['sha256']}{SUFFIX}" for item in listed.values()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                listed, _ = files.read_json(meta)
+                needed |= {f"{item['sha256']}{SUFFIX}" for item in listed.get("segments", {}).values()}
+        except (CheckpointError, KeyError, TypeError, AttributeError):
             return
         for path in self.folder.glob("*"):
-            if path.name not in needed:
+            if path.name not in needed and NAME.fullmatch(path.name) and not self.folder.is_symlink():
                 with contextlib.suppress(OSError):
                     path.unlink()
 
@@ -79,6 +81,6 @@ def segment_readers(checkpoints: Path, listed: Listed) -> dict[str, Callable[[],
 
     def reader(digest: Mapping[str, Any]) -> Callable[[], Arrays]:
         path = checkpoints / FOLDER / f"{digest['sha256']}{SUFFIX}"
-        return lambda: safetensors.numpy.load(files.read_verified(path, digest))
+        return lambda: load_arrays(path, digest)
 
     return {name: reader(digest) for name, digest in listed.items()}

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from rltrain.envs.errors import EnvError, EnvFault
-from rltrain.envs.lookup import register_env
 from rltrain.envs.make import read_spec, resolve, vector, vector_kind
+from rltrain.envs.names import register_env
 from rltrain.envs.problems.probes import Counter
 from rltrain.envs.spec import Leaf, from_json, to_json
 

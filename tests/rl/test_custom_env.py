@@ -123,9 +123,9 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
     from rltrain import algorithms
     from rltrain.algorithms import registry as policies
-    from rltrain.envs import lookup as source
+    from rltrain.envs import names
 
-    monkeypatch.setattr(source, "_registered", dict(source._registered))
+    monkeypatch.setattr(names, "_registered", dict(names._registered))
     monkeypatch.setattr(algorithms, "_registry", dict(algorithms._registry))
     monkeypatch.setattr(policies, "POLICIES", dict(policies.POLICIES))
 

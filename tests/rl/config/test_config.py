@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from rltrain.algorithms.on_policy.settings import PPOConfig
 from rltrain.config import presets
 from rltrain.config import run_config as config_module
+from rltrain.config.consent import SavedConfig
 from rltrain.config.load import load, reload
 from rltrain.config.messages import RENAMED
 from rltrain.config.run_config import RunConfig
@@ -259,9 +260,9 @@ def test_an_environment_that_is_an_object_is_kept_by_name_only() -> None:
 
     assert data["env"].endswith("Maze")
     with pytest.raises(ConfigError, match=r"Maze was given as an object, which is not kept.*env=\.\.\."):
-        reload(data, {})
+        reload(SavedConfig(data, Path("run.json")), {})
     assert not RunConfig.from_json(data).reloadable
-    again = reload(data, {"env": Maze})
+    again = reload(SavedConfig(data, Path("run.json")), {"env": Maze})
     assert again.env is Maze
     assert not again.reloadable
 
@@ -276,8 +277,10 @@ def test_arguments_that_json_would_change_count_as_objects() -> None:
 def test_going_on_keeps_the_run_and_forgets_the_call() -> None:
     first = flags(steps="5000", seed="3", json=True, quiet=True, max_seconds="9", workers="0")
 
-    again = reload(first.to_json(), {})
-    longer = reload(first.to_json(), {"steps": "9000", "workers": "2", "json": True}, text=True)
+    again = reload(SavedConfig(first.to_json(), Path("run.json")), {})
+    longer = reload(
+        SavedConfig(first.to_json(), Path("run.json")), {"steps": "9000", "workers": "2", "json": True}, text=True
+    )
 
     assert (again.steps, again.seed, again.workers, again.eval_every) == (5000, 3, 0, 500)
     assert (again.json_line, again.quiet, again.max_seconds) == (False, False, None)
@@ -288,18 +291,18 @@ def test_going_on_keeps_the_run_and_forgets_the_call() -> None:
 def test_going_on_refuses_what_would_make_it_another_run() -> None:
     data = flags().to_json()
     with pytest.raises(ConfigError, match="--lr: cannot be changed by --resume; what can: steps, workers"):
-        reload(data, {"lr": "1"}, text=True)
+        reload(SavedConfig(data, Path("run.json")), {"lr": "1"}, text=True)
     with pytest.raises(ConfigError, match="--steps must be a whole number, got 'x'"):
-        reload(data, {"steps": "x"}, text=True)
+        reload(SavedConfig(data, Path("run.json")), {"steps": "x"}, text=True)
     with pytest.raises(ConfigError, match="--workers: workers must be at most streams"):
-        reload(data, {"workers": "20"}, text=True)
+        reload(SavedConfig(data, Path("run.json")), {"workers": "20"}, text=True)
 
 
 def test_a_run_folder_is_read_or_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is not a run's folder: it has no run\.json"):
         saved_config(tmp_path)
     (tmp_path / "run.json").write_text('{"config": ')
-    with pytest.raises(CheckpointError, match=r"run\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged"):
         saved_config(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"config": flags(seed="5").to_json()}))
     assert reload(saved_config(tmp_path), {}).seed == 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from oracles.forged import forge_config
 
 import rltrain
 from rltrain import cli
@@ -126,16 +126,13 @@ def test_another_environment_is_named_with_what_changed(tmp_path: Path, monkeypa
 
 
 def test_other_settings_do_not_fit(run: Path, capsys: Any) -> None:
-    told = json.loads((run / "run.json").read_text())
-    told["config"]["settings"]["widths"] = [9]
-    (run / "run.json").write_text(json.dumps(told))
+    forge_config(run, widths=[9])
 
     line = refused(run, capsys)
 
     assert "does not fit this run: " in line
     assert "size mismatch" in line
-    told["config"]["settings"]["widths"] = [8, 8]
-    (run / "run.json").write_text(json.dumps(told))
+    forge_config(run, widths=[8, 8])
     assert "does not fit this run: " in refused(run, capsys)
 
 

@@ -35,7 +35,7 @@ def test_more_steps_are_remembered_by_the_next_resume(tmp_path: Path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["rltrain", "second"])
     assert cli.main(["--resume", str(run), "--steps", "400"]) == 0
 
-    assert saved_config(run)["steps"] == 400
+    assert saved_config(run).values["steps"] == 400
     assert rltrain.train(resume=run).steps >= 400
     told = json.loads((run / "run.json").read_text())
     assert told["commands"][:2] == [["rltrain", "first"], ["rltrain", "second"]]

@@ -1,0 +1,152 @@
+"""Code that the configuration of somebody else's run names: it is imported only with the user's consent.
+
+The user consents by naming the code on this command line or in this program, by `--import`, or by `--trust`. Runs that
+this user made on this machine need no consent: see `rltrain.storage.signature`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rltrain.algorithms.settings import TORSOS
+from rltrain.config.run_config import RunConfig
+from rltrain.envs.names import code_in
+from rltrain.errors import CheckpointError, ConfigError, RunFailed
+
+EVALUATION = ("env", "env_args", "torso")  # the settings with which an evaluation can reach code
+TRAINING = (*EVALUATION, "cluster", "record")  # and those with which a training run can
+
+_imported: set[str] = set()  # modules and files that the user named with --import
+
+
+@dataclass(frozen=True)
+class SavedConfig:
+    """The configuration in a file of a run.
+
+    Attributes:
+        values: by name, as `RunConfig.to_json` has them.
+        file:   from which it was read.
+        own:    True if this user made the run on this machine.
+    """
+
+    values: Mapping[str, Any]
+    file: Path
+    own: bool = False
+
+
+def import_code(names: Iterable[str]) -> None:
+    """Imports the modules and files that the user named with --import; they may register environments and the like.
+
+    Raises:
+        ConfigError: there is no such module or file.
+        RunFailed: the code raised; with its traceback.
+    """
+    for name in names:
+        folder, module = os.getcwd(), name
+        if name.endswith(".py"):
+            file = Path(name).resolve()
+            if not file.is_file():
+                raise ConfigError(f"--import {name}: there is no file {file}")
+            folder, module = str(file.parent), file.stem
+        if folder not in sys.path:
+            sys.path.append(folder)
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+                text = f"--import {name}: there is no module {error.name!r}; looked in {folder} and among the installed"
+                raise ConfigError(text) from None
+            raise RunFailed(f"--import {name} failed:\n{traceback.format_exc()}") from error
+        _imported.add(os.path.realpath(name) if name.endswith(".py") else name)
+
+
+def with_consent(config: RunConfig, saved: SavedConfig, trust: bool, settings: Collection[str]) -> RunConfig:
+    """The configuration, with the folder from which its code may be imported.
+
+    Args:
+        config:   made from `saved`, perhaps with changes by the user.
+        trust:    the user consents to all code that `saved` names.
+        settings: those through which code would be reached now; without those that the user gave.
+
+    Raises:
+        CheckpointError: code is named to which the user did not consent; one line that lists it.
+    """
+    needs = list(_code_named(config, settings))
+    if saved.own and not trust and (not needs or os.path.isdir(config.folder)):
+        return config
+    config = config.model_copy(update={"folder": os.getcwd()})
+    if trust or not needs:
+        return config
+    whose = (
+        f"the folder of its code is gone ({saved.file})"
+        if saved.own
+        else f"you did not make this run here ({saved.file})"
+    )
+    raise CheckpointError(f"{whose}, and it would {_listed(needs)}. {ADVICE}")
+
+
+def require_consent(config: RunConfig, file: str, trust: bool, settings: Collection[str]) -> None:
+    """ConfigError if a file of settings names code, by one of these settings, to which the user did not consent."""
+    needs = [] if trust else list(_code_named(config, settings))
+    if needs:
+        raise ConfigError(f"{file}: it would {_listed(needs)}. {ADVICE}")
+
+
+ADVICE = (
+    "Nothing was imported. If you trust all of this, add --trust (in Python trust=True); "
+    "code alone can also be named with --import MODULE"
+)
+
+
+def _listed(needs: list[str]) -> str:
+    return ", ".join(needs[:-1]) + " and " * (len(needs) > 1) + needs[-1]
+
+
+def _code_named(config: RunConfig, settings: Collection[str]) -> Iterator[str]:
+    """What a run with this configuration would do with code, files and machines that `settings` name, in words."""
+    if "env" in settings and isinstance(config.env, str):
+        code = code_in(config.env)
+        if code is not None and not _is_imported(code):
+            yield f"import {code!r} (env {config.env!r})"
+    if "torso" in settings:
+        torso = getattr(config.settings, "torso", "auto")
+        code, colon, _ = torso.partition(":")
+        if colon and torso not in TORSOS and not _is_imported(code):
+            yield f"import {code!r} (torso {torso!r})"
+    if "env_args" in settings:
+        for key, text in _texts(config.env_args):
+            if not re.fullmatch(r"[\w +-]*", text):
+                yield f"give the environment {key} = {text!r}"
+    if "cluster" in settings and config.cluster is not None:
+        yield f"run code of the cluster {config.cluster!r}"
+    if "record" in settings and config.record is not None:
+        yield f"write a recording to {config.record!r}"
+
+
+def _is_imported(code: str) -> bool:
+    """True if the user named this module or file, or a package around it, with --import."""
+    if code.endswith(".py"):
+        return os.path.realpath(code) in _imported
+    return any(f"{code}.".startswith(f"{name}.") for name in _imported)
+
+
+def _texts(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All texts in a value from JSON or TOML, keys of inner tables included."""
+    if isinstance(node, Mapping):
+        for name, child in node.items():
+            if key:
+                yield key, str(name)
+            yield from _texts(child, key or str(name))
+    elif isinstance(node, list | tuple):
+        for child in node:
+            yield from _texts(child, key)
+    elif isinstance(node, str):
+        yield key, node

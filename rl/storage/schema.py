@@ -1,0 +1,155 @@
+"""The structure that the JSON files of a run must have, checked before anything uses them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, from_json, iter_leaves
+from rltrain.errors import CheckpointError
+
+MAX_OBS = 2**28  # limit of the numbers of one observation
+MAX_ACTION = 2**24  # limit of the numbers of one action, and of its mask
+MAX_TEXT = 4096  # limit of a text in a configuration
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", defer_build=True)
+
+
+class Digest(_Part):
+    """Size and hash of a file."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: Count
+
+
+class _Config(_Part):
+    """The configuration of a run, as far as it can be checked without its algorithm."""
+
+    algo: str
+    settings: dict[str, Any]
+    env: str
+
+
+class _Meta(_Part):
+    """meta.json of a checkpoint. Parts of the platform need some of the optional entries: see `require`."""
+
+    files: dict[str, Digest]
+    structure: dict[str, Any]
+    step: Count = 0
+    version: Count = 0
+    exact: bool = False
+    way: str = ""
+    kind: str = ""
+    config: _Config | None = None
+    spec: dict[str, Any] | None = None
+    versions: dict[str, str] = {}
+    segments: dict[str, Digest] = {}
+
+
+class _RecordedFile(Digest):
+    name: str = Field(pattern=r"^unrolls-\d{6,12}\.safetensors$")
+    steps: Count
+
+
+class _RecordedRun(_Part):
+    streams: Count
+
+
+class _Index(_Part):
+    """record.json of a recording."""
+
+    files: list[_RecordedFile]
+    run: _RecordedRun
+    spec: dict[str, Any]
+    mark: str | None = None
+
+
+def check_meta(path: Path, meta: Mapping[str, Any]) -> None:
+    """CheckpointError if an entry of a checkpoint's meta.json has the wrong type, or `files` lacks the state."""
+    _check(path, _Meta, meta)
+    if "state.safetensors" not in meta["files"]:
+        raise CheckpointError(f"{path} is damaged: it lists no state.safetensors")
+    if meta.get("config") is not None:
+        check_config(path, meta["config"])
+
+
+def check_index(path: Path, index: Mapping[str, Any]) -> None:
+    """CheckpointError if the index of a recording lacks an entry, or one has the wrong type."""
+    _check(path, _Index, index)
+
+
+def check_config(path: Path, config: Any) -> dict[str, Any]:
+    """The same; CheckpointError if this is no configuration of a run, or a text in it cannot be shown in a message."""
+    _check(path, _Config, config)
+    nodes = [(key, node) for key, node in config.items() if key != "env_args"]
+    while nodes:
+        key, node = nodes.pop()
+        if isinstance(node, dict):
+            nodes += node.items()
+        elif isinstance(node, list):
+            nodes += [(key, child) for child in node]
+        if any(isinstance(text, str) and not _is_shown(text) for text in (key, node)):
+            raise CheckpointError(f"{path} is damaged: a text of its config is too long or has control characters")
+    return dict(config)
+
+
+def require(path: Path, meta: Mapping[str, Any], *names: str) -> None:
+    """CheckpointError if an entry of a checkpoint's meta.json is missing."""
+    for name in names:
+        if meta.get(name) is None:
+            raise CheckpointError(f"{path} is damaged: it has no {name!r}")
+
+
+def read_spec(path: Path, data: Any) -> EnvSpec:
+    """The spec of an environment; CheckpointError if `data` describes none, or one of impossible size."""
+    try:
+        spec = from_json(data)
+        for obs, action in ((spec.obs, spec.action), *((group.obs, group.action) for group in spec.groups)):
+            leaves = [_type_of(Leaf).validate_python(asdict(leaf)) for leaf in iter_leaves(obs)]
+            _type_of(ActionSpec).validate_python(asdict(action))
+            sizes = [size for leaf in leaves for size in (*leaf.shape, *leaf.nvec)] + [*action.shape, *action.nvec]
+            if min(sizes, default=0) < 0:
+                raise ValueError("a negative size")
+            if sum(math.prod(leaf.shape) + sum(leaf.nvec) for leaf in leaves) > MAX_OBS:
+                raise ValueError("an observation is too large")
+            if max(action.size, action.mask_size) > MAX_ACTION:
+                raise ValueError("an action is too large")
+        if not (isinstance(spec.id, str) and all(isinstance(name, str) for name in spec.agents)):
+            raise ValueError("a name is not text")
+    except Exception as error:  # of any kind: the data may be anything
+        why = f"{type(error).__name__} {error}" if not isinstance(error, ValidationError) else _first(error)
+        raise CheckpointError(f"{path} is damaged: its spec is wrong: {' '.join(why.split())[:200]}") from None
+    return spec
+
+
+@functools.cache
+def _type_of(cls: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def _check(path: Path, model: type[BaseModel], data: Any) -> None:
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        raise CheckpointError(f"{path} is damaged: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    """The first fault, in words."""
+    fault = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(map(str, fault["loc"]))[:100] or "it"
+    return f"{where}: {fault['msg'].lower()}"
+
+
+def _is_shown(text: str) -> bool:
+    return len(text) <= MAX_TEXT and all(char.isprintable() or "\udc80" <= char <= "\udcff" for char in text)
