@@ -28,13 +28,15 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.native import verify_native
 from rltrain.envs.vector.restore_check import verify
 from rltrain.rollout.workers.fork_server import has_fork_server, without_main
-from rltrain.rollout.workers.process_tree import die_with_parent
-from rltrain.rollout.workers.worker_process import leave_fork_server
+from rltrain.rollout.workers.forks import closed_in_children, ignore
+from rltrain.rollout.workers.parent_state import ParentState, starting_python
+from rltrain.rollout.workers.worker_process import KILL, leave_fork_server, run_supervised
 
 CALLS = ("import", "constructor", "reset", "step", "close")  # user code that the child may be executing
 START_SECONDS = 30.0  # allowed for import and constructor, if the time limit is shorter
 RESTORE_SECONDS = 300.0  # allowed for the whole decision how to restore an environment
 CLOSE_SECONDS = 2.0
+END_SECONDS = 6.0  # for the end of the child and of all that it started
 POLL = 0.05
 
 _may_fork = False
@@ -107,24 +109,22 @@ class FirstLook:
         self._calls, calls = context.Pipe(duplex=False)
         os.set_blocking(self._calls.fileno(), False)
         os.set_blocking(calls.fileno(), False)
-        arguments = theirs, calls, payload, registered_names(), list(sys.path)
-        self._process = context.Process(target=_serve, args=arguments, daemon=False)
-        safe_path = os.environ.get("PYTHONSAFEPATH")
-        os.environ["PYTHONSAFEPATH"] = "1"  # a file of the current folder must not replace a module of Python
-        try:
-            with warnings.catch_warnings(), without_main():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of a fork: numpy has threads of its own
-                self._process.start()
-        finally:
-            os.environ.pop("PYTHONSAFEPATH")
-            if safe_path is not None:
-                os.environ["PYTHONSAFEPATH"] = safe_path
-        theirs.close()
-        calls.close()
+        self._link, link = context.Pipe()
+        closed_in_children(self._pipe, self._link)
+        state = None if method == "fork" else ParentState.of_this_process()
+        arguments = theirs, calls, link, payload, registered_names(), state
+        self._process = context.Process(target=_supervise, args=arguments, daemon=False)
+        with warnings.catch_warnings(), without_main(), starting_python():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork: numpy has threads of its own
+            self._process.start()
+        for connection in (theirs, calls, link):
+            connection.close()
         self._call = CALLS[0]
+        self._unanswered = 0
 
     def start(self, task: str, *args: Any) -> None:
         """Call a method of `Examination`; `result` returns its result."""
+        self._unanswered += 1
         with contextlib.suppress(OSError):  # the child is gone; `result` reports it
             self._pipe.send((task, args))
 
@@ -152,6 +152,7 @@ class FirstLook:
             answer, error = self._pipe.recv()
         except (EOFError, OSError):
             raise EnvError(self._ending()) from None
+        self._unanswered -= 1
         if error is not None:
             raise error
         return answer
@@ -161,12 +162,15 @@ class FirstLook:
         if self._process.exitcode is not None and self._pipe.closed:
             return
         self._pipe.close()
-        pid = self._process.pid
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
+        if not self._unanswered:
+            self._process.join(CLOSE_SECONDS)
+        with contextlib.suppress(OSError):
+            self._link.send_bytes(KILL)
+        self._process.join(END_SECONDS)
         self._process.kill()
-        self._process.join(CLOSE_SECONDS)
+        self._process.join()
         self._calls.close()
+        self._link.close()
 
     def __enter__(self) -> Self:
         return self
@@ -194,8 +198,11 @@ class FirstLook:
     def _ending(self) -> str:
         while self._read_calls():
             pass
-        self._process.join(1.0)
-        code = self._process.exitcode
+        self._process.join(END_SECONDS)
+        code = None
+        with contextlib.suppress(EOFError, OSError):
+            while self._link.poll(0):
+                code = int(self._link.recv())  # first its pid, then its exit code
         if code is not None and code < 0:
             name = signal.Signals(-code).name
             hint = ", most likely because memory ran out" if name == "SIGKILL" else ""
@@ -233,31 +240,43 @@ def _registered_elsewhere(**_: Any) -> Any:
     raise EnvError("the environment is registered in another process")
 
 
-def _unpickled(payload: EnvSource | bytes) -> EnvSource:
-    import cloudpickle
+def _unpickled(payload: EnvSource | bytes, state: ParentState | None) -> EnvSource:
+    if not isinstance(payload, bytes):
+        return payload
+    assert state is not None
+    source: EnvSource = state.load(payload)
+    return source
 
-    return cloudpickle.loads(payload) if isinstance(payload, bytes) else payload
 
-
-def _serve(
-    pipe: Connection, calls: Connection, payload: EnvSource | bytes, registered: list[str], path: list[str]
+def _supervise(
+    pipe: Connection,
+    calls: Connection,
+    link: Connection,
+    payload: EnvSource | bytes,
+    registered: list[str],
+    state: ParentState | None,
 ) -> None:
-    """The child: executes tasks until the pipe closes.
-
-    Args:
-        registered: names that the parent's program has registered, for hints.
-    """
-    for known in registered:
-        register_env(known, _registered_elsewhere)
-    os.environ.pop("PYTHONSAFEPATH", None)
-    sys.path[:] = path + [entry for entry in sys.path if entry not in path]
+    """multiprocessing's process: runs the child that examines, and ends all that this one started."""
     with contextlib.suppress(OSError):
-        os.setpgid(0, 0)  # Ctrl-C in a terminal is for the command, which ends this group
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.setsid()  # Ctrl-C in a terminal is for the command, which ends this process
+    ignore()
     leave_fork_server()
-    die_with_parent()
+
+    def run() -> None:
+        for known in registered:
+            register_env(known, _registered_elsewhere)
+        if state is not None:
+            state.take_over()
+        _serve(pipe, calls, payload, state)
+
+    code = run_supervised(run, link, pipe)
+    with contextlib.suppress(OSError):
+        link.send(code)
+    os._exit(0)
+
+
+def _serve(pipe: Connection, calls: Connection, payload: EnvSource | bytes, state: ParentState | None) -> None:
+    """The child: executes tasks until the pipe closes."""
     call = CALLS[0]
     name = "the environment" if isinstance(payload, bytes) else payload.name
     examination: Examination | None = None
@@ -278,7 +297,7 @@ def _serve(
             return
         try:
             if examination is None:
-                examination = Examination(_unpickled(payload), watch)
+                examination = Examination(_unpickled(payload, state), watch)
             answer = getattr(examination, task)(*args)
         except (EnvError, EnvFault) as problem:
             error = problem

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from rltrain.errors import Stop
+from rltrain.rollout.workers.forks import kept_from_children
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -71,7 +72,8 @@ def _handled_by(handler: Callable[[int, Any], Any], numbers: tuple[int, ...]) ->
         for number in numbers:
             before[number] = signal.signal(number, handler)
     try:
-        yield
+        with kept_from_children(handler):
+            yield
     finally:
         for number, former in before.items():
             signal.signal(number, signal.SIG_DFL if former is None else former)

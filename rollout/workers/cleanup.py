@@ -18,7 +18,7 @@ from multiprocessing import process
 from pathlib import Path
 from typing import Any
 
-from rltrain.rollout.workers.fork_signals import ignore
+from rltrain.rollout.workers.forks import ignore
 
 PREFIX = "rltrain"
 MAX_FOLDER = 80  # characters; the path of a socket has at most 107

@@ -11,11 +11,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
-import os
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from multiprocessing import get_context, process
 from multiprocessing.reduction import ForkingPickler
@@ -24,6 +22,7 @@ from typing import Any
 from rltrain.envs.errors import EnvError
 from rltrain.rollout.workers.cleanup import name_prefix, use_own_semaphore_names
 from rltrain.rollout.workers.fork_server import has_fork_server, without_main
+from rltrain.rollout.workers.forks import closed_in_children
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.parent_state import ParentState, starting_python
 from rltrain.rollout.workers.process_tree import end_marked
@@ -34,7 +33,6 @@ END_SECONDS = 6.0  # for a supervisor to end its worker and all that this one st
 PIPE_BYTES = 32 * 1024  # a pipe accepts so much without a reader; 64 KiB on Linux
 
 _numbers = itertools.count()
-_links: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def let_have_children() -> None:
@@ -96,7 +94,7 @@ class ProcessHandle:
         try:
             self._pipe, child = context.Pipe()
             self._link, other = context.Pipe()
-            _links.update((self._pipe, self._link))
+            closed_in_children(self._pipe, self._link)
             with guard, starting_python():
                 self._executor = loky.ProcessPoolExecutor(
                     1, context=context, timeout=None, initializer=remember, initargs=(child, other, tickets)
@@ -196,13 +194,3 @@ class ProcessHandle:
             hint = ", most likely because memory ran out" if name == "SIGKILL" else ""
             return f"its process was ended by {name}{hint}"
         return f"its process ended with exit code {code}"
-
-
-def _in_child() -> None:
-    """In a forked child of the learner: the end of the learner alone must show in the pipes."""
-    for connection in _links:
-        connection.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from rltrain.envs.errors import EnvFault
 from rltrain.rollout.workers.cleanup import folder_of_worker, use_folder, use_own_semaphore_names
-from rltrain.rollout.workers.fork_signals import ignore
+from rltrain.rollout.workers.forks import closed_in_children, ignore
 from rltrain.rollout.workers.in_process import describe
 from rltrain.rollout.workers.parent_state import ParentState
 from rltrain.rollout.workers.process_tree import adopt_orphans, die_with_parent, end_descendants, reap, send
@@ -61,43 +61,58 @@ def leave_fork_server() -> None:
 
 
 def supervise(payload: bytes, state: ParentState, marker: str) -> int:
-    """loky's task: start the worker and wait for its end; end all that it left. Returns its exit code."""
+    """loky's task: start the worker and wait for its end. Returns its exit code."""
     assert _inbox is not None
     pipe, link, tickets = _inbox
+
+    def run() -> None:
+        os.environ[MARKER] = marker
+        state.take_over()
+        _serve(pipe, tickets, payload, state)
+
+    return run_supervised(run, link, pipe)
+
+
+def run_supervised(run: Callable[[], None], link: Connection, pipe: Connection) -> int:
+    """Run a function in a child process, and end everything that it left. Returns its exit code.
+
+    Args:
+        link: to the learner. KILL, or the end of the learner, ends the child. The learner gets the child's pid.
+        pipe: is closed in this process, so that the end of the child shows at its other end.
+    """
     die_with_parent(0)  # from here on the link shows the learner's end
     adopt_orphans()
     status: int | None = None
 
     def reaped(pid: int, its: int) -> None:
         nonlocal status
-        if pid == worker:
+        if pid == child:
             status = its
 
     with folder_of_worker() as folder:
-        worker = os.fork()
-        if worker == 0:
-            _run_worker(pipe, link, tickets, payload, state, marker, folder)
+        child = os.fork()
+        if child == 0:
+            _run(run, link, pipe, folder)
         pipe.close()
         try:
             with contextlib.suppress(OSError):
-                link.send(worker)
-            _wait_for_end(worker, link, lambda: reap(reaped) and status is None)
+                link.send(child)
+            _wait_for_end(child, link, lambda: reap(reaped) and status is None)
             if status is None:
-                send(worker, signal.SIGKILL)
+                send(child, signal.SIGKILL)
         finally:
             end_descendants(reaped)
     die_with_parent()
     if _learner_is_gone(link):  # nobody will tell this process to end
         os._exit(0)
-    link.close()
     return 0 if status is None else os.waitstatus_to_exitcode(status)
 
 
-def _wait_for_end(worker: int, link: Connection, alive: Callable[[], bool]) -> None:
-    """Wait until the worker ends, or has to be killed."""
+def _wait_for_end(child: int, link: Connection, alive: Callable[[], bool]) -> None:
+    """Wait until the child ends, or has to be killed."""
     ended: list[Any] = []
     with contextlib.suppress(OSError, AttributeError):
-        ended = [os.pidfd_open(worker)]
+        ended = [os.pidfd_open(child)]
     seconds = REAP_SECONDS if ended else 0.05
     try:
         while alive():
@@ -105,7 +120,7 @@ def _wait_for_end(worker: int, link: Connection, alive: Callable[[], bool]) -> N
                 with contextlib.suppress(EOFError, OSError):
                     if link.recv_bytes() == KILL:
                         return
-                until = time.monotonic() + CLOSE_SECONDS  # the learner is gone, and the worker notices that too
+                until = time.monotonic() + CLOSE_SECONDS  # the learner is gone, and the child notices that too
                 while alive() and time.monotonic() < until:
                     wait(ended, 0.05)
                 return
@@ -123,16 +138,8 @@ def _learner_is_gone(link: Connection) -> bool:
     return False
 
 
-def _run_worker(
-    pipe: Connection,
-    link: Connection,
-    tickets: tuple[Any, ...],
-    payload: bytes,
-    state: ParentState,
-    marker: str,
-    folder: str | None,
-) -> NoReturn:
-    """The worker's process, from its fork to its end."""
+def _run(run: Callable[[], None], link: Connection, pipe: Connection, folder: str | None) -> NoReturn:
+    """The child, from its fork to its end."""
     code = 1
     try:
         supervisor = os.getppid()
@@ -141,14 +148,12 @@ def _run_worker(
             os._exit(1)
         os.setsid()
         link.close()
-        os.environ[MARKER] = marker
-        os.register_at_fork(after_in_child=pipe.close)
+        closed_in_children(pipe)
         _forget_parent()
         use_folder(folder)
         use_own_semaphore_names()
         ignore()
-        state.take_over()
-        _serve(pipe, tickets, payload, state)
+        run()
         _exit_functions()
         code = 0
     except BaseException:

@@ -1,7 +1,8 @@
-"""Handlers of SIGINT and SIGTERM that a process has and its children have not: those start with the defaults.
+"""What a process does not pass on to its children: handlers of SIGINT and SIGTERM, and connections.
 
 An ignored signal (SIG_IGN) stays ignored in a program that the process starts; a handler written in Python does not.
-A fork keeps both, so the handlers that are registered here are replaced in a forked child.
+A fork keeps both, so the handlers that are registered here are replaced in a forked child. The connections that are
+registered here are closed there, so that the end of this process alone shows at their other ends.
 """
 
 from __future__ import annotations
@@ -9,24 +10,32 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 Handler = Callable[[int, Any], Any]
-_own: list[Handler] = []
 
 
-def keep_from_children(handler: Handler) -> None:
-    """Replace this handler by the default one in children that are forked from now on."""
-    if handler not in _own:
-        _own.append(handler)
+@contextlib.contextmanager
+def kept_from_children(handler: Handler) -> Iterator[None]:
+    """In this block, forked children get the default handler in place of this one."""
+    _own.append(handler)
+    try:
+        yield
+    finally:
+        _own.remove(handler)
 
 
 def no_reaction(signum: int, frame: Any) -> None:
     """Handler in place of SIG_IGN."""
+
+
+_own: list[Handler] = [no_reaction]
+_connections: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def ignore() -> None:
@@ -37,13 +46,19 @@ def ignore() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def closed_in_children(*connections: Any) -> None:
+    """Close these connections in children that are forked from now on."""
+    _connections.update(connections)
+
+
 def _in_child() -> None:
+    for connection in _connections:
+        connection.close()
     for number in NUMBERS:
         if signal.getsignal(number) in _own:
             with contextlib.suppress(ValueError):  # the fork happened in another interpreter's thread
                 signal.signal(number, DEFAULTS[number])
 
 
-keep_from_children(no_reaction)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
