@@ -80,7 +80,8 @@ class Run:
         self.self_play = SelfPlay(config.pool_size if config.opponents == "pool" else 0, config.pool_every)
         if saved.restore(self._load) and config.steps > saved.steps:
             self.evaluation.goal_reached = False  # the run was extended
-        self._add_opponent()
+        if not self.self_play.places:
+            self._add_opponent()
         self.learner.join()
         self.metrics = Metrics(self.folder, self.rollout.steps)
         closing.callback(self.metrics.close)
@@ -125,8 +126,7 @@ class Run:
         self._out_of_time = config.max_seconds is not None and seconds >= config.max_seconds
         if self.signals.received():
             raise self.interrupted()
-        every = config.checkpoint_every
-        if every and steps < config.steps and steps // every > self.checkpoints.step // every:
+        if steps < config.steps and self.checkpoints.due(steps):
             self.checkpoint()
         if self.report.due:
             self._log()

@@ -19,6 +19,7 @@ import numpy as np
 
 from rltrain.reporting.metrics import WINDOW
 from rltrain.rollout.types import NEWEST, Episode, Weights
+from rltrain.system.schedule import Schedule
 
 START = 1000.0  # rating of the untrained policy
 SCALE = 400 / math.log(10)  # points per unit of log odds
@@ -57,9 +58,9 @@ class SelfPlay:
 
     def __init__(self, size: int, every: int) -> None:
         self._size, self._every = size, every
+        self._schedule = Schedule(every, first=0)
         self.places: list[Snapshot] = []
         self._taken = 0  # snapshots so far: the number of the next one, which is also that of the newest policy
-        self._next = 0  # step at which the next one is due
         self._step = 0  # of the newest policy
         self._elo = START  # of the newest policy when the last snapshot was taken
         self._ratings: dict[int, tuple[int, float]] = {}  # step and rating of each snapshot that games refer to
@@ -68,7 +69,7 @@ class SelfPlay:
 
     def due(self, steps: int) -> bool:
         """True if the next snapshot is due."""
-        return self._size > 0 and steps >= self._next
+        return self._size > 0 and self._schedule.due(steps)
 
     def take(self, weights: Weights) -> tuple[int, Weights]:
         """Adds a snapshot of weights, which must not change later. Returns its place and the weights to publish.
@@ -88,7 +89,7 @@ class SelfPlay:
         needed = {one.weights.version for one in self.places}
         needed.update(number for key in self._games for number in (key[0] - 1, key[2]))
         self._ratings = {number: (steps[number], ratings[number]) for number in sorted(needed)}
-        self._next = (weights.step // self._every + 1) * self._every
+        self._schedule.done(weights.step)
         return place, snapshot
 
     def add(self, episodes: Iterable[Episode], steps: int) -> None:
@@ -163,7 +164,7 @@ class SelfPlay:
         }
         newest = max(one.weights.step for one in self.places)
         self._step = int(state.get("step", newest))
-        self._next = (newest // self._every + 1) * self._every
+        self._schedule.done(newest)
         return [one.weights for one in self.places]
 
 

@@ -176,6 +176,9 @@ class Rollout:
     def load(self, state: dict[str, Any]) -> bool:
         """Continue from `state`. Returns whether every stream was restored exactly."""
         self.steps, self.restarts, self.dropped = (int(state.get(name, 0)) for name in ("steps", "restarts", "dropped"))
+        self._dropped_episodes = tuple(
+            Episode(ret, length, tuple(agents), *others) for ret, length, agents, *others in state.get("episodes", ())
+        )
         turn, actors = state.get("turn", (0, 0))
         self._turn = int(turn) if int(actors) == len(self._actors) else 0
         if not state["units"]:
@@ -197,7 +200,8 @@ class Rollout:
 
     def _counters(self) -> dict[str, Any]:
         turn = [self._turn, len(self._actors)]
-        return {"steps": self.steps, "restarts": self.restarts, "dropped": self.dropped, "turn": turn}
+        counters = {"steps": self.steps, "restarts": self.restarts, "dropped": self.dropped}
+        return {**counters, "turn": turn, "episodes": [list(episode) for episode in self._dropped_episodes]}
 
     # --- actors: open, move, watch, replace ---
 

@@ -25,6 +25,7 @@ from rltrain.rollout.workers.handle import EVALUATOR, ActorLost, Handle
 from rltrain.rollout.workers.in_process import LocalHandle
 from rltrain.setup.environment import Environment
 from rltrain.storage.retention import CheckpointWriter
+from rltrain.system.schedule import Schedule
 
 MAX_QUEUE = 4  # evaluations that may wait for the worker; with more, the learner waits
 RESTART_POLL = 0.05  # seconds between two checks of whether a lost worker may be restarted
@@ -65,7 +66,7 @@ class BackgroundEvaluation:
         self.launched_step = -1
         self._best: float | None = None  # highest mean return so far
         self._successes = 0  # evaluations in a row that reached `stop_return`
-        self._scheduled_from = 0  # the next evaluation is due at the first multiple of `eval_every` after this step
+        self._schedule = Schedule(config.eval_every)
 
     @property
     def restarts(self) -> int:
@@ -78,12 +79,12 @@ class BackgroundEvaluation:
 
     def due(self, steps: int) -> bool:
         """True if an evaluation is due at this step."""
-        every = self._config.eval_every
-        return bool(every) and steps // every > self._scheduled_from // every
+        return self._schedule.due(steps)
 
     def launch(self, weights: Weights) -> None:
         """Start the evaluation of these weights, which must not change any more."""
-        self.launched_step = self._scheduled_from = weights.step
+        self.launched_step = weights.step
+        self._schedule.done(weights.step)
         self._queue.launch(weights)
 
     def collect(self, steps: int, metrics: Metrics, wait: bool, stop: Callable[[], bool]) -> None:
@@ -128,6 +129,7 @@ class BackgroundEvaluation:
             "best": self._best,
             "good": self._successes,
             "evaluated": self.launched_step,
+            "next": self._schedule.next,
             "pending": [{"version": w.version, "step": w.step, "arrays": w.arrays} for w in self._queue.pending],
         }
         return {"evaluation": evaluation, "restarts": self.restarts}
@@ -144,7 +146,9 @@ class BackgroundEvaluation:
         self._queue.restarts = int(state["restarts"])
         for weights in evaluation["pending"]:
             self._queue.launch(Weights(int(weights["version"]), int(weights["step"]), weights["arrays"]))
-        self.launched_step, self._scheduled_from = launched_step, steps
+        self.launched_step = launched_step
+        self._schedule.done(steps)
+        self._schedule.next = int(evaluation.get("next", self._schedule.next))  # version 0.1 did not keep it
         self.goal_reached = self._successes >= 2 and launched_step == steps
 
 

@@ -17,6 +17,7 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.evaluation.multi_agent import split_actions, write_observations
 from rltrain.learner.algorithm import make_policy
+from rltrain.reporting.console import say
 from rltrain.rollout.actor.noise import DRAWS
 from rltrain.rollout.buffers import clear_absent, obs_arrays, padded
 from rltrain.rollout.tree import Tree, leaves, tree_map
@@ -117,7 +118,7 @@ class Trained:
 
 
 def load(path: str | Path, best: bool = False, trust: bool = False) -> Trained:
-    """The policy of a checkpoint, or of a run's folder: its latest checkpoint, or its best one.
+    """The policy of a checkpoint, or of a run's folder: its newest checkpoint, or its best one, that is intact.
 
     Args:
         trust: a run that somebody else made may import the code that it names: the module of a torso.
@@ -130,7 +131,9 @@ def load(path: str | Path, best: bool = False, trust: bool = False) -> Trained:
 
 def load_for(path: str | Path, best: bool, trust: bool, uses: Collection[str]) -> Trained:
     """As `load`. `uses`: the settings whose code the caller is going to import."""
-    saved = checkpoint.load(checkpoints.locate(path, "best" if best else "latest"))
+    saved, notes = checkpoints.find(path, best)
+    for note in notes:
+        say(f"rltrain: {note}", sys.stderr)
     meta = saved.path / checkpoint.META
     schema.require(meta, saved.meta, "config", "spec")
     spec = schema.read_spec(meta, saved.meta["spec"])

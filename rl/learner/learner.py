@@ -139,7 +139,8 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold, except for the feed."""
-        return {"version": self.version, "observed": self._observed, "parts": self.parts()}
+        counters = {"version": self.version, "skipped": self.skipped, "observed": self._observed}
+        return {**counters, "parts": self.parts()}
 
     def parts(self) -> dict[str, Any]:
         """The state of each part of the algorithm; the fingerprint of a run is computed from it."""
@@ -147,7 +148,7 @@ class Learner:
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
-        self.version = int(state["version"])
+        self.version, self.skipped = int(state["version"]), int(state.get("skipped", 0))
         self._observed = bool(state.get("observed", True))  # not in older checkpoints
         for name, part in self.algorithm.parts().items():
             part.load_state_dict(to_tensors(state["parts"][name]))

@@ -14,7 +14,7 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.storage import schema
 from rltrain.storage.checkpoint import META, Checkpoint
 from rltrain.storage.recording import Recorder
-from rltrain.storage.retention import latest_checkpoint, mismatch_as_error, require_same_environment
+from rltrain.storage.retention import mismatch_as_error, newest_intact, require_same_environment
 from rltrain.storage.run_folder import (
     discard,
     lock,
@@ -84,19 +84,19 @@ NEW_RUN = Saved()
 
 
 def open_saved(resume: Path | None, closing: ExitStack) -> tuple[Saved, list[str]]:
-    """Lock the folder of a run to resume and load its newest checkpoint; an empty `Saved` for a new run.
+    """Lock the folder of a run to resume and load its newest intact checkpoint; an empty `Saved` for a new run.
 
     Raises:
         ConfigError: another process uses the folder.
-        CheckpointError: no checkpoint can be loaded, although some were written.
+        CheckpointError: no checkpoint is intact, although some were written.
     """
     if resume is None:
         return NEW_RUN, []
     refuse_links(resume)
     closing.callback(lock(resume))
     shutil.rmtree(resume / REPLAY, ignore_errors=True)  # left by a killed run; it takes disk space
-    notes: list[str] = []
-    saved = Saved(resume, latest_checkpoint(resume / CHECKPOINTS, notes))
+    newest, notes = newest_intact(resume / CHECKPOINTS, segments=True)
+    saved = Saved(resume, newest)
     if saved.checkpoint is not None:
         meta = saved.checkpoint.path / META
         schema.require(meta, saved.checkpoint.meta, "config", "spec", "way")

@@ -25,8 +25,10 @@ from rltrain.storage.checkpoint import INCOMPLETE, META, Checkpoint
 from rltrain.storage.files import one_line, read_file, replace_file, sync_folder
 from rltrain.storage.run_folder import versions
 from rltrain.storage.schema import read_spec
-from rltrain.storage.segments import Listed, Segments
+from rltrain.storage.segments import Listed, Segments, check_segments
+from rltrain.system.schedule import Schedule
 
+STEPS, BEST = "step-", "best-"  # first letters of the names of checkpoints: states of the run, best policies
 COSMETIC = ("id", "stack", "padding")  # parts of a spec that do not change what the policy observes and does
 
 
@@ -38,8 +40,6 @@ class CheckpointWriter:
         restore_method: how streams are restored on resume; with "none" a resumed run is not exact.
         resumed:        the checkpoint from which the run continues.
 
-    Attributes:
-        step: of the newest checkpoint; 0 if there is none.
     """
 
     def __init__(
@@ -48,7 +48,13 @@ class CheckpointWriter:
         self.folder, self._config, self._spec, self._restore_method = folder, config, spec, restore_method
         listed: Listed = {} if resumed is None else resumed.meta.get("segments", {})
         self._segments = Segments(folder, listed)
-        self.step = 0 if resumed is None else int(resumed.meta["step"])
+        self._schedule = Schedule(config.checkpoint_every)
+        if resumed is not None:
+            self._schedule.done(int(resumed.meta["step"]))
+
+    def due(self, steps: int) -> bool:
+        """True if a checkpoint is due at this step."""
+        return self._schedule.due(steps)
 
     def save(self, step: int, version: int, state: Any, segments: Mapping[str, Any], blind: bool) -> Path:
         """Writes a complete checkpoint, to which `latest` points afterwards; removes old ones and unused segments.
@@ -62,18 +68,18 @@ class CheckpointWriter:
         """
         exact = self._restore_method != "none" and not blind
         meta = {**self._meta(step, version, exact), "kind": "run", "segments": self._segments.write(segments)}
-        path = checkpoint.save(self.folder, f"step-{step:012d}", state, meta)
+        path = checkpoint.save(self.folder, f"{STEPS}{step:012d}", state, meta)
         point(self.folder, "latest", path.name)
         prune(self.folder, self._config.keep)
         self._segments.collect()
-        self.step = step
+        self._schedule.done(step)
         return path
 
     def save_best(self, weights: Weights, value: float | None) -> None:
         """Writes the policy alone, with the mean return of its evaluation; `best` points to it afterwards."""
         meta = {**self._meta(weights.step, weights.version, self._restore_method != "none"), "kind": "policy"}
         state = {"learner": {"parts": {"policy": weights.arrays}}}
-        path = checkpoint.save(self.folder, f"best-{weights.step:012d}", state, {**meta, "eval_return": value})
+        path = checkpoint.save(self.folder, f"{BEST}{weights.step:012d}", state, {**meta, "eval_return": value})
         point(self.folder, "best", path.name)
         prune(self.folder, self._config.keep)
 
@@ -104,40 +110,89 @@ def prune(folder: Path, keep: int) -> None:
     latest = _pointee(folder / "latest")
     named = {latest, _pointee(folder / "best")}
     steps = {str(name).partition(".")[0] for name in named}
-    names = sorted(path.name for path in folder.glob("step-*") if path.is_dir())
+    names = [path.name for path in reversed(_newest_first(folder, STEPS))]
     after = set(names[names.index(latest) + 1 :]) if latest in names else set()
     stray = {name for name in names if name.partition(".")[0] in steps or name in after} - named
     rest = [name for name in names if name not in stray]
-    for name in (stray | set(rest[:-keep])) - named:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for path in [*folder.glob(f"{INCOMPLETE}*"), *(p for p in folder.glob("best-*") if p.name not in named)]:
+    for name in [*(stray | set(rest[:-keep])), *(path.name for path in _newest_first(folder, BEST))]:
+        if name not in named:
+            with contextlib.suppress(OSError):  # renamed first, so that a reader finds a whole checkpoint or none
+                (folder / name).rename(folder / f"{INCOMPLETE}{name}")
+    for path in folder.glob(f"{INCOMPLETE}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def locate(path: str | Path, link: str = "latest") -> Path:
-    """The folder of a checkpoint.
+def find(path: str | Path, best: bool = False) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint at `path`, and a line about each newer one that is damaged.
 
     Args:
-        path: the checkpoint, a run's folder, or its folder of checkpoints.
-        link: "latest" or "best": which checkpoint of a run.
+        path: a checkpoint; or a run's folder or its folder of checkpoints: the newest checkpoint that is intact.
+        best: the newest of the policies that were the best so far.
 
     Raises:
-        CheckpointError: there is no checkpoint, or `link` is damaged.
+        CheckpointError: there is no checkpoint, or none is intact; a checkpoint that `path` itself names is damaged.
     """
     path = Path(path)
     if (path / META).exists():
-        return path
+        return checkpoint.load(path), []
     for folder in (path / "checkpoints", path):
-        if (folder / link).is_file():
-            name = _pointee(folder / link)
-            if name is None:
-                raise CheckpointError(f"{folder / link} is damaged: it does not hold the name of a checkpoint")
-            if not (folder / name / META).exists():
-                raise CheckpointError(f"{folder / link} names {name!r}, which does not exist")
-            return folder / name
+        found, notes = newest_intact(folder, best)
+        if found is not None:
+            return found, notes
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
-    raise CheckpointError(f"{path} holds no checkpoint: expected {META}, or a run's folder with checkpoints/{link}")
+    what = "a best policy in checkpoints/" if best else f"{META}, or a run's folder with checkpoints/"
+    raise CheckpointError(f"{path} holds no checkpoint: expected {what}")
+
+
+def newest_intact(folder: Path, best: bool = False, segments: bool = False) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint in a folder that is intact, and lines about damage, `latest` and `best` included.
+
+    These files do not decide, because after a crash they may be missing or name another checkpoint. If a checkpoint
+    cannot be read, the folder is listed again: the run may have removed it, and written a newer one, in the meantime.
+
+    Args:
+        best:     look for the best policies in place of the states of the run.
+        segments: the rows of the replay that the checkpoint lists must be intact, too.
+
+    Returns:
+        None if the folder holds no checkpoint.
+
+    Raises:
+        CheckpointError: none of the checkpoints is intact.
+    """
+    damaged: dict[Path, str] = {}
+    while True:
+        paths = _newest_first(folder, BEST if best else STEPS)
+        path = next((path for path in paths if path not in damaged), None)
+        if path is None:
+            break
+        try:
+            found = checkpoint.load(path)
+            if segments:
+                check_segments(folder, found.meta.get("segments", {}))
+        except CheckpointError as error:
+            damaged[path] = str(error)
+            continue
+        newer = [damaged[other] for other in paths[: paths.index(path)]]
+        notes = [f"{text}; {path.name} is used instead" for text in newer]
+        return found, [*notes, *_note_about_link(folder / ("best" if best else "latest"), path)]
+    if paths:
+        others = "; no other checkpoint is intact" if len(paths) > 1 else ""
+        raise CheckpointError(f"{damaged[paths[0]]}{others}")
+    return None, []
+
+
+def _note_about_link(link: Path, used: Path) -> list[str]:
+    """A line if `latest` or `best` does not name an existing checkpoint."""
+    name = _pointee(link)
+    if name is None:
+        problem = "does not hold the name of a checkpoint" if link.exists() else "is missing"
+    elif (link.parent / name).is_dir():
+        return []
+    else:
+        problem = f"names {name!r}, which does not exist"
+    return [f"{link} {problem}; {used.name}, the newest checkpoint that is intact, is used"]
 
 
 def _pointee(link: Path) -> str | None:
@@ -149,38 +204,14 @@ def _pointee(link: Path) -> str | None:
     return text if re.fullmatch(r"[\w-][\w.-]{0,99}", text) else None
 
 
-def latest_checkpoint(checkpoints: Path, notes: list[str]) -> Checkpoint | None:
-    """The checkpoint that `latest` names. Without `latest`: the newest that can be loaded, with a line in `notes`.
+def _newest_first(folder: Path, kind: str) -> list[Path]:
+    """The checkpoints in a folder, newest first: step-000000000128.2 comes before step-000000000128."""
 
-    Returns:
-        None only if no checkpoint was ever written.
+    def step_and_number(path: Path) -> tuple[str, int]:
+        step, _, number = path.name.partition(".")
+        return step, int(number) if number.isdecimal() else 1
 
-    Raises:
-        CheckpointError: none of the checkpoints can be loaded.
-    """
-    if (checkpoints / "latest").exists():
-        return checkpoint.load(locate(checkpoints))
-    paths = sorted((path for path in checkpoints.glob("step-*") if path.is_dir()), key=_step_and_number, reverse=True)
-    damaged: list[str] = []
-    for path in paths:
-        try:
-            newest = checkpoint.load(path)
-        except CheckpointError as error:
-            damaged.append(str(error))
-            continue
-        notes.append(f"{checkpoints / 'latest'} is missing: continuing from {path.name}, the newest that can be loaded")
-        notes += [f"{text}; it will be removed when the next checkpoint is written" for text in damaged]
-        point(checkpoints, "latest", path.name)
-        return newest
-    if paths:
-        raise CheckpointError(f"{checkpoints / 'latest'} is missing, and no checkpoint can be loaded: {damaged[0]}")
-    return None
-
-
-def _step_and_number(path: Path) -> tuple[str, int]:
-    """Sort key: step-000000000128 comes before step-000000000128.2."""
-    step, _, number = path.name.partition(".")
-    return step, int(number) if number.isdecimal() else 1
+    return sorted((path for path in folder.glob(f"{kind}*") if path.is_dir()), key=step_and_number, reverse=True)
 
 
 def require_same_environment(saved: Checkpoint, spec: EnvSpec) -> None:

@@ -76,11 +76,20 @@ class Segments:
                     path.unlink()
 
 
+def check_segments(checkpoints: Path, listed: Listed) -> None:
+    """CheckpointError if a segment that a checkpoint lists is missing, cut or changed."""
+    for digest in listed.values():
+        files.read_verified(_path(checkpoints, digest), digest)
+
+
 def segment_readers(checkpoints: Path, listed: Listed) -> dict[str, Callable[[], Arrays]]:
     """Functions that read the segments of a checkpoint; CheckpointError if a file is missing, cut or changed."""
 
     def reader(digest: Mapping[str, Any]) -> Callable[[], Arrays]:
-        path = checkpoints / FOLDER / f"{digest['sha256']}{SUFFIX}"
-        return lambda: load_arrays(path, digest)
+        return lambda: load_arrays(_path(checkpoints, digest), digest)
 
     return {name: reader(digest) for name, digest in listed.items()}
+
+
+def _path(checkpoints: Path, digest: Mapping[str, Any]) -> Path:
+    return checkpoints / FOLDER / f"{digest['sha256']}{SUFFIX}"

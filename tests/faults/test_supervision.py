@@ -24,8 +24,7 @@ from rltrain.evaluation.background import evaluation_seeds
 from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.types import Trajectory
 from rltrain.rollout.workers.handle import ActorLost
-from rltrain.storage.checkpoint import load
-from rltrain.storage.retention import locate
+from rltrain.storage.retention import find
 from rltrain.training_loop import train
 
 pytestmark = pytest.mark.usefixtures("fork_server")
@@ -105,7 +104,7 @@ def test_an_environment_that_always_raises_ends_the_run_with_its_story(tmp_path:
     assert 'faulty.py", line' in text
     for word in ("worker", "stream", "seed", "step"):
         assert word in text
-    checkpoint = load(locate(next(tmp_path.iterdir())))
+    checkpoint = find(next(tmp_path.iterdir()))[0]
     assert checkpoint.meta["exact"] is False
     assert str(checkpoint.path) in text
 

@@ -138,7 +138,7 @@ def test_a_stop_settles_first(
         rltrain.train(**TINY | {"steps": 10_000}, out=str(tmp_path))
 
     (run,) = tmp_path.iterdir()
-    found = checkpoint.load(checkpoints.locate(run))
+    found = checkpoints.find(run)[0]
     add_up(books)
     assert found.meta["exact"] is True
     assert found.state["feed"]["steps"] == found.state["rollout"]["steps"] == found.meta["step"]
@@ -150,7 +150,7 @@ def test_the_run_ends_with_the_weights_that_reached_the_goal(tmp_path: Path) -> 
     result = rltrain.train(**asked, out=str(tmp_path))
 
     assert result.stopped == "return"
-    best = checkpoint.load(checkpoints.locate(result.run, "best"))
+    best = checkpoints.find(result.run, best=True)[0]
     whole = checkpoint.load(result.checkpoint)
     assert best.meta["step"] == whole.meta["step"] == result.steps
     for name, array in best.state["learner"]["parts"]["policy"].items():

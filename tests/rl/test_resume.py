@@ -133,7 +133,7 @@ def test_every_file_written_may_be_the_last(launch: Any, tmp_path: Path) -> None
         assert done.status == -9
         # The half-written one is not what is resumed.
         if (run / "checkpoints" / "latest").exists():
-            checkpoint.load(checkpoints.locate(run))
+            checkpoints.find(run)
 
     assert n > 5
     assert run is not None
@@ -181,7 +181,7 @@ def test_metrics_are_cut_back_to_the_checkpoint(launch: Any, tmp_path: Path) -> 
     argv = [*SHORT, *CARTPOLE, "--workers", "0"]
     launch(tmp_path, *argv, "--out", "cut", kill=("step", 4))
     run = folder_of(tmp_path / "cut")
-    step = checkpoint.load(checkpoints.locate(run)).meta["step"]
+    step = checkpoints.find(run)[0].meta["step"]
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step + 1, "lost": 1.0}) + "\n" + '{"step": 9')
     (run / "checkpoints" / "step-000000099999").mkdir()  # of a future that will not be
@@ -199,7 +199,7 @@ def test_metrics_are_cut_back_to_the_checkpoint(launch: Any, tmp_path: Path) -> 
 def test_an_evaluation_under_way_is_run_again(launch: Any, tmp_path: Path) -> None:
     """Killed right after a checkpoint that was written while an evaluation waited: its weights are in there."""
     run = Path(rltrain.train(**KEYWORDS, out=str(tmp_path), steps=300).run)
-    found = checkpoint.load(checkpoints.locate(run))
+    found = checkpoints.find(run)[0]
     arrays = found.state["learner"]["parts"]["policy"]
     state = found.state | {"evaluation": found.state["evaluation"] | {"best": -1.0, "evaluated": 128}}
     state["evaluation"]["pending"] = [{"version": 1, "step": 128, "arrays": arrays}]
@@ -212,7 +212,7 @@ def test_an_evaluation_under_way_is_run_again(launch: Any, tmp_path: Path) -> No
     assert [step for step, _ in evaluations(run)][-2:] == [128, result["steps"]]
     # The same weights, the same seeds.
     assert evaluations(run)[-1][1] == evaluations(run)[-2][1] == result["eval_return"]
-    assert checkpoint.load(checkpoints.locate(run, "best")).meta["step"] == 128
+    assert checkpoints.find(run, best=True)[0].meta["step"] == 128
 
 
 KEYWORDS: dict[str, Any] = {
@@ -258,7 +258,7 @@ def test_what_cannot_be_brought_back_says_so(launch: Any, tmp_path: Path) -> Non
     done = launch(tmp_path, *argv, "--out", "cut", kill=("step", 3))
     assert "BipedalWalker-v3 cannot be restored in mid-episode: a resumed run is not exact" in done.err
     run = folder_of(tmp_path / "cut")
-    assert checkpoint.load(checkpoints.locate(run)).meta["exact"] is False
+    assert checkpoints.find(run)[0].meta["exact"] is False
 
     done = launch(tmp_path, "--resume", str(run), "--json")
 

@@ -55,7 +55,7 @@ def test_it_stops_after_two_good_evaluations_in_a_row(quick: dict[str, Any]) -> 
     assert {episodes for _, _, episodes in found} == {50.0}  # never fewer with a goal
     assert found[-1][0] == result.steps
     assert found[-1][1] == result.eval_return
-    best = checkpoints.locate(result.run, "best")
+    best = checkpoints.find(result.run, best=True)[0].path
     for path in (best, result.checkpoint):
         assert played(path, 0, 50) == result.eval_return
     assert checkpoint.load(best).meta["step"] == result.steps
@@ -79,7 +79,7 @@ def test_one_good_evaluation_is_not_enough(quick: dict[str, Any], monkeypatch: p
     assert [value for _, value, _ in evaluations(result.run)] == [9.0, 1.0, 9.0, 9.0]
     assert result.stopped == "return"
     # Equal to the first, so not better; but the weights the run ended with are what `best` holds.
-    assert checkpoint.load(checkpoints.locate(result.run, "best")).meta["step"] == result.steps
+    assert checkpoints.find(result.run, best=True)[0].meta["step"] == result.steps
 
 
 def test_the_goal_must_be_reached(quick: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def test_best_is_the_first_of_the_highest_in_the_order_of_steps(
 
     assert len(seen) == 4
     assert seen == sorted(seen)
-    meta = checkpoint.load(checkpoints.locate(result.run, "best")).meta
+    meta = checkpoints.find(result.run, best=True)[0].meta
     assert (meta["step"], meta["eval_return"], meta["kind"]) == (seen[1], 7.0, "policy")
     assert result.eval_return == 5.0
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import rltrain
 from rltrain.envs.problems.probes import Counter
-from rltrain.evaluation.background import BackgroundEvaluation, evaluation_seeds
-from rltrain.storage import checkpoint
+from rltrain.evaluation.background import evaluation_seeds
 from rltrain.storage import retention as checkpoints
 
 
@@ -37,21 +35,8 @@ def test_its_loss_leaves_an_exact_checkpoint(tmp_path: Path) -> None:
     assert "RuntimeError: not to be evaluated" in text
     assert "-1" not in text.splitlines()[0]
     (run,) = tmp_path.iterdir()
-    saved = checkpoint.load(checkpoints.locate(run))
+    saved = checkpoints.find(run)[0]
     assert text.endswith(f"checkpoint {saved.path}")
     assert saved.meta["exact"] is True
     assert len(saved.state["rollout"]["units"]) == 4
     assert len(saved.state["evaluation"]["pending"]) == 1
-
-
-@pytest.mark.parametrize(
-    ("scheduled_from", "steps", "due"), [(0, 9, False), (0, 10, True), (9, 9, False), (9, 10, True), (10, 19, False)]
-)
-def test_an_evaluation_is_due_at_the_first_step_at_or_after_a_multiple(
-    scheduled_from: int, steps: int, due: bool
-) -> None:
-    evaluation: Any = SimpleNamespace(_config=SimpleNamespace(eval_every=10), _scheduled_from=scheduled_from)
-
-    assert BackgroundEvaluation.due(evaluation, steps) is due
-    evaluation._config.eval_every = 0
-    assert not BackgroundEvaluation.due(evaluation, steps)

@@ -215,7 +215,7 @@ def test_evaluation_repeats_and_uses_its_seed(cartpole: Path) -> None:
     assert one.return_std == pytest.approx(np.std(one.returns))
     low, high = one.return_ci95
     assert min(one.returns) <= low <= one.return_mean <= high <= max(one.returns)
-    assert one.checkpoint == checkpoints.locate(cartpole)
+    assert one.checkpoint == checkpoints.find(cartpole)[0].path
 
 
 def test_its_seeds_are_neither_those_of_training_nor_of_its_evaluations() -> None:
@@ -267,7 +267,8 @@ def test_best_and_latest_and_a_checkpoint_can_be_loaded(cartpole: Path) -> None:
 
     assert best.path.name.startswith("best-")
     assert rltrain.load(best.path).path == best.path
-    assert rltrain.load(cartpole / "checkpoints").path == rltrain.load(cartpole).path == checkpoints.locate(cartpole)
+    latest = checkpoints.find(cartpole)[0].path
+    assert rltrain.load(cartpole / "checkpoints").path == rltrain.load(cartpole).path == latest
     assert rltrain.evaluate(best.path, episodes=2).checkpoint == best.path
     with pytest.raises(rltrain.CheckpointError, match="does not exist"):
         rltrain.load(cartpole / "nowhere")

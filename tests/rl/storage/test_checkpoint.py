@@ -56,13 +56,13 @@ def write(folder: Path, step: int) -> Path:
 
 
 def step_of(folder: Path) -> int:
-    found = checkpoint.load(checkpoints.locate(folder))
+    found = checkpoints.find(folder)[0]
     assert found.meta["step"] == found.state["step"]
     return int(found.state["step"])
 
 
 def test_a_nested_state_comes_back(folder: Path) -> None:
-    found = checkpoint.load(checkpoints.locate(folder.parent))
+    found = checkpoints.find(folder.parent)[0]
 
     assert found.path == folder / "step-000000000002"
     state = found.state
@@ -206,7 +206,7 @@ def test_the_last_ones_are_kept_with_best_and_latest(tmp_path: Path) -> None:
 
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"latest", "best", best.name, *(f"step-{step:012d}" for step in (5, 6, 7))}
-    assert checkpoints.locate(tmp_path, "best") == best
+    assert checkpoints.find(tmp_path, best=True)[0].path == best
 
 
 def test_what_lies_after_latest_is_of_a_run_that_was_killed(tmp_path: Path) -> None:
@@ -285,8 +285,13 @@ def test_latest_cannot_lead_elsewhere(folder: Path, tmp_path: Path, text: bytes)
         shutil.copy(folder / "step-000000000002" / checkpoint.META, outside / "meta.json.aside")
     (folder / "latest").write_bytes(text)
 
-    with pytest.raises(CheckpointError, match="checkpoints/latest is damaged"):
-        checkpoints.locate(folder)
+    found, notes = checkpoints.find(folder)
+
+    assert found.path == folder / "step-000000000002"
+    assert notes == [
+        f"{folder / 'latest'} does not hold the name of a checkpoint; "
+        "step-000000000002, the newest checkpoint that is intact, is used"
+    ]
     checkpoints.prune(folder, 3)  # a damaged link costs no checkpoint
     assert len(list(folder.glob("step-*"))) == 2
 
@@ -294,25 +299,28 @@ def test_latest_cannot_lead_elsewhere(folder: Path, tmp_path: Path, text: bytes)
 def test_a_pickle_for_latest_is_not_executed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "latest").write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
 
-    assert cli.main_eval([str(folder.parent)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"rleval: {folder / 'latest'} is damaged: it does not hold the name of a checkpoint"
+    assert cli.main_eval([str(folder.parent)]) == 2  # this one holds no policy
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"rltrain: {folder / 'latest'} does not hold the name of a checkpoint; step-")
+    assert len(lines) == 2
     assert not (tmp_path / "executed").exists()
 
 
 def test_latest_that_names_nothing_is_said(folder: Path) -> None:
     shutil.rmtree(folder / "step-000000000002")
 
-    with pytest.raises(CheckpointError, match=r"latest names 'step-000000000002', which does not exist"):
-        checkpoints.locate(folder)
+    found, (note,) = checkpoints.find(folder)
+
+    assert found.path == folder / "step-000000000001"
+    assert "latest names 'step-000000000002', which does not exist; step-000000000001, the newest" in note
     with pytest.raises(CheckpointError, match="does not exist"):
-        checkpoints.locate(folder / "nowhere")
+        checkpoints.find(folder / "nowhere")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        checkpoints.locate(folder.parent.parent)
+        checkpoints.find(folder.parent.parent)
 
 
 def test_another_format_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint, "FORMAT", 2)
 
     with pytest.raises(CheckpointError, match="has format 1; this version reads format 2"):
-        checkpoint.load(checkpoints.locate(folder))
+        checkpoints.find(folder)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import rltrain
 from rltrain import cli
 from rltrain.errors import CheckpointError, RunFailed
 from rltrain.storage import checkpoint
+from rltrain.storage.retention import find, newest_intact, point, prune
 
 QUICK: dict[str, Any] = {
     "algo": "ppo", "env": "probe:counter", "workers": 0, "streams": 4, "unroll": 16, "epochs": 1, "minibatches": 1,
@@ -79,7 +83,7 @@ def test_without_latest_it_goes_on_from_the_newest_that_loads(run: Path, capsys:
     assert cli.main(["--resume", str(run), "--steps", "400"]) == 0
 
     said = capsys.readouterr().out
-    assert f"latest is missing: continuing from {second.name}, the newest that can be loaded" in said
+    assert f"latest is missing; {second.name}, the newest checkpoint that is intact, is used" in said
     assert f"{last / checkpoint.STATE} is damaged" in said
     assert f"resumed {run} at step {int(second.name[5:]):,}" in said
     assert rltrain.load(run).path > last
@@ -92,8 +96,11 @@ def test_if_none_loads_nothing_is_begun_anew(run: Path, capsys: Any) -> None:
         damage(path)
     before = sorted(checkpoints.iterdir())
 
-    assert "latest is missing, and no checkpoint can be loaded" in refused(run, capsys)
+    newest = max(checkpoints.glob("step-*"))
+    line = refused(run, capsys)
 
+    assert line.startswith(f"rltrain: {newest / checkpoint.STATE} is damaged: ")
+    assert line.endswith("; no other checkpoint is intact")
     assert sorted(checkpoints.iterdir()) == before
 
 
@@ -111,7 +118,7 @@ def test_killed_between_the_first_checkpoint_and_its_name(launch: Any, tmp_path:
 
     done = launch(tmp_path, "--resume", str(run), "--json")
 
-    assert "latest is missing: continuing from step-" in done.err
+    assert "latest is missing; step-" in done.err
     assert done.result["fingerprint"] == whole["fingerprint"]
 
 
@@ -152,3 +159,181 @@ def test_actors_that_cannot_go_on_fail_the_run(run: Path, monkeypatch: pytest.Mo
         rltrain.train(resume=run, steps=400)
 
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def cut(path: Path, name: str) -> None:
+    file = path / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {  # of the newest checkpoint, which `latest` names
+    "state cut": lambda path: cut(path, checkpoint.STATE),
+    "state zeroed": lambda path: (path / checkpoint.STATE).write_bytes(bytes((path / checkpoint.STATE).stat().st_size)),
+    "state gone": lambda path: (path / checkpoint.STATE).unlink(),
+    "meta cut": lambda path: cut(path, checkpoint.META),
+    "meta empty": lambda path: (path / checkpoint.META).write_bytes(b""),
+    "meta gone": lambda path: (path / checkpoint.META).unlink(),
+    "both gone": lambda path: (shutil.rmtree(path), path.mkdir()),
+    "all gone": shutil.rmtree,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_newest_intact_checkpoint_is_resumed_loaded_and_evaluated(
+    run: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = run / "checkpoints"
+    _, second, last = sorted(checkpoints.glob("step-*"))
+    DAMAGES[damage](last)
+
+    assert rltrain.load(run).path == second
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(last if last.exists() else checkpoints / "latest") in line
+    assert second.name in line
+    assert cli.main_eval([str(run), "--episodes", "1", "--json"]) == 0
+    done = capsys.readouterr()
+    assert json.loads(done.out)["checkpoint"] == str(second)
+    assert done.err.splitlines() == [line]
+    if last.exists():  # a checkpoint that is named itself is not replaced by another one
+        assert cli.main_eval([str(last)]) == 2
+        assert str(last) in capsys.readouterr().err
+
+    assert cli.main(["--resume", str(run), "--steps", "400"]) == 0
+
+    said = capsys.readouterr().out.splitlines()
+    assert line.removeprefix("rltrain: ") in said
+    assert f"resumed {run} at step {int(second.name[5:]):,}" in said
+    for path in checkpoints.glob("step-*"):
+        checkpoint.load(path)
+    assert find(run)[1] == []
+
+
+@pytest.mark.parametrize("damage", ["gone", "elsewhere", "zeroed", "older", "folder"])
+def test_latest_does_not_decide(run: Path, damage: str) -> None:
+    checkpoints = run / "checkpoints"
+    older, *_, last = sorted(checkpoints.glob("step-*"))
+    link = checkpoints / "latest"
+    text = {"elsewhere": b"step-000000000001\n", "zeroed": bytes(18), "older": f"{older.name}\n".encode()}
+    link.unlink()
+    if damage == "folder":
+        link.mkdir()
+    elif damage != "gone":
+        link.write_bytes(text[damage])
+
+    found, notes = find(run)
+
+    assert found.path == last
+    assert len(notes) == (damage != "older")  # a run that ends between the last two files of a checkpoint leaves that
+
+
+def test_a_damaged_best_policy_is_replaced_by_one_before_it_only(run: Path) -> None:
+    checkpoints = run / "checkpoints"
+    first = checkpoint.save(checkpoints, "best-000000000064", {}, {})
+    second = checkpoint.save(checkpoints, "best-000000000128", {}, {})
+    point(checkpoints, "best", second.name)
+    damage(second)
+    found, (line,) = find(run, best=True)
+    assert found.path == first
+    assert line.startswith(f"{second / checkpoint.STATE} is damaged: ")
+
+    shutil.rmtree(first)
+
+    with pytest.raises(CheckpointError, match=r"best-000000000128/state.safetensors is damaged"):
+        find(run, best=True)
+
+
+def test_what_a_crash_left_half_written_or_half_removed_is_passed_over(run: Path) -> None:
+    checkpoints = run / "checkpoints"
+    last = max(checkpoints.glob("step-*"))
+    shutil.copytree(last, checkpoints / f".writing-{last.name}.2")
+    cut(checkpoints / f".writing-{last.name}.2", checkpoint.STATE)
+    (checkpoints / ".latest").write_bytes(b"step-0000")
+
+    assert find(run)[0].path == last
+    assert find(run)[1] == []
+    rltrain.train(resume=run, steps=400)
+    assert not list(checkpoints.glob(".*"))
+
+
+REPLAY: dict[str, Any] = {
+    "algo": "dqn", "env": "CartPole-v1", "workers": 0, "streams": 2, "unroll": 8, "widths": (8,), "steps": 790,
+    "capacity": 512, "warmup": 32, "batch": 8, "updates_per_step": 0.1, "checkpoint_every": 200, "eval_every": 0,
+    "preset": "none", "quiet": True, "keep": 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+def test_a_checkpoint_without_its_segments_is_not_intact(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = rltrain.train(**REPLAY, out=str(tmp_path))
+    checkpoints = whole.run / "checkpoints"
+    *_, second, last = sorted(checkpoints.glob("step-*"))
+    listed = [{item["sha256"] for item in checkpoint.load(path).meta["segments"].values()} for path in (second, last)]
+    victim = checkpoints / "segments" / f"{min(listed[1] - listed[0])}.safetensors"
+    data = bytearray(victim.read_bytes())
+    data[-1] ^= 1
+    victim.write_bytes(data[:-1] if damage == "cut" else data)
+    if damage == "gone":
+        victim.unlink()
+
+    resumed = rltrain.train(resume=whole.run)
+
+    said = capsys.readouterr().out
+    assert f"; {second.name} is used instead" in said
+    assert victim.name in said
+    assert resumed.fingerprint == whole.fingerprint
+    assert newest_intact(checkpoints, segments=True)[1] == []
+
+
+def test_a_reader_finds_a_checkpoint_while_the_writer_keeps_one_only(tmp_path: Path) -> None:
+    """The writer removes a checkpoint between the reader's two files; the reader then reads the new one."""
+    stop, loads = threading.Event(), 0
+    state = {"rows": np.zeros(20_000, np.float32)}
+
+    def write() -> None:
+        step = 0
+        while not stop.is_set():
+            step += 1
+            path = checkpoint.save(tmp_path, f"step-{step:012d}", state, {"step": step})
+            point(tmp_path, "latest", path.name)
+            prune(tmp_path, 1)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        while not (tmp_path / "latest").exists():
+            time.sleep(0.001)
+        for _ in range(300):
+            found, _ = find(tmp_path)
+            assert found.state["rows"].shape == (20_000,)
+            loads += 1
+    finally:
+        stop.set()
+        writer.join()
+    assert loads == 300
+
+
+@pytest.mark.parametrize("file", [checkpoint.META, checkpoint.STATE])
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_no_damage(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, f"step-{step:012d}", {}, {"step": step})
+    point(tmp_path, "latest", "step-000000000002")
+    read, calls = Path.read_bytes, list[Path]()
+
+    def slow(path: Path) -> bytes:
+        if path.name == file and not calls:
+            calls.append(path)
+            checkpoint.save(tmp_path, "step-000000000003", {}, {"step": 3})
+            point(tmp_path, "latest", "step-000000000003")
+            prune(tmp_path, 1)
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", slow)
+
+    found, notes = find(tmp_path)
+
+    assert calls[0].parent.name == "step-000000000002"
+    assert (found.meta["step"], notes) == (3, [])

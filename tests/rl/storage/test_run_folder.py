@@ -44,8 +44,8 @@ def test_more_steps_are_remembered_by_the_next_resume(tmp_path: Path, monkeypatc
 
 def test_a_refused_resume_leaves_run_json_alone(tmp_path: Path) -> None:
     run = begun(tmp_path)
-    state = rltrain.load(run).path / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:-1])
+    for state in run.glob("checkpoints/step-*/state.safetensors"):
+        state.write_bytes(state.read_bytes()[:-1])
     before = (run / "run.json").read_bytes()
 
     assert cli.main(["--resume", str(run), "--steps", "400"]) == 2
@@ -148,6 +148,7 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_there(
     assert line.startswith(f"rltrain: {run / file.partition('{')[0]}"), line
     assert line.endswith("cannot be written: file too large"), line
     monkeypatch.undo()
-    assert rltrain.load(run).path == good or file == "metrics.jsonl"  # that came after a checkpoint
+    complete = file == "metrics.jsonl" or which == "latest"  # these come after a checkpoint
+    assert (rltrain.load(run).path > good) if complete else (rltrain.load(run).path == good)
     assert not list(run.glob("checkpoints/.writing*"))
     assert rltrain.train(resume=run).steps >= 400

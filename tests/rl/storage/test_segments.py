@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_nothing_is_removed_where_a_checkpoint_cannot_be_read(tmp_path: Path) ->
 @pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
 def test_a_damaged_segment_is_refused_by_name(how: str, tmp_path: Path) -> None:
     run = rltrain.train(**DQN, out=str(tmp_path)).run
-    found = checkpoint.load(checkpoints.locate(run))
+    found = checkpoints.find(run)[0]
     assert len(found.meta["segments"]) >= 2
     victim = run / "checkpoints" / "segments" / f"{found.meta['segments']['0-3']['sha256']}.safetensors"
     data = bytearray(victim.read_bytes())
@@ -107,6 +108,8 @@ def test_a_damaged_segment_is_refused_by_name(how: str, tmp_path: Path) -> None:
     else:
         victim.write_bytes(data if how == "flipped" else data[:-1])
 
+    for older in sorted((run / "checkpoints").glob("step-*"))[:-1]:
+        shutil.rmtree(older)
     with pytest.raises(rltrain.CheckpointError, match=victim.name):
         rltrain.train(resume=run, steps=1200)
 
