@@ -78,12 +78,13 @@ class Run:
         self.evaluation = BackgroundEvaluation(config, environment, self.checkpoints, on_restart, closing)
         self.window = Window()
         self.self_play = SelfPlay(config.pool_size if config.opponents == "pool" else 0, config.pool_every)
+        self._lines: int | None = None
         if saved.restore(self._load) and config.steps > saved.steps:
             self.evaluation.goal_reached = False  # the run was extended
         if not self.self_play.places:
             self._add_opponent()
         self.learner.join()
-        self.metrics = Metrics(self.folder, self.rollout.steps)
+        self.metrics = Metrics(self.folder, self.rollout.steps, self._lines)
         closing.callback(self.metrics.close)
         self.report = Report(config.steps, self.learner, self.rollout, self.window, self.metrics, self.console)
         if saved.folder is not None:
@@ -129,7 +130,7 @@ class Run:
         if steps < config.steps and self.checkpoints.due(steps):
             self.checkpoint()
         if self.report.due:
-            self._log()
+            self._report(line=self.metrics.due)
 
     def drain(self) -> None:
         """Wait for the unrolls under way and learn from them as usual. Afterwards no actor acts."""
@@ -149,7 +150,7 @@ class Run:
         self.evaluation.collect(steps, self.metrics, wait=True, stop=self.signals.received)
         if self.evaluation.pending:
             raise self.interrupted()
-        self._log()
+        self._report(line=True)
         path = self.checkpoint()
         if self.stopped == "return":
             self.evaluation.save_final(self.learner.weights(steps))
@@ -180,9 +181,12 @@ class Run:
         if self.self_play.due(self.rollout.steps):
             self.rollout.publish_opponent(*self.self_play.take(self.learner.frozen(self.rollout.steps)))
 
-    def _log(self) -> None:
-        more = return_metrics("rollout", self.spec, self.window.episodes) | self.self_play.metrics()
-        self.report.log(self.evaluation.return_mean, self.restarts, more)
+    def _report(self, line: bool) -> None:
+        """Update the progress line and, with `line`, write a line of metrics."""
+        if line:
+            more = return_metrics("rollout", self.spec, self.window.episodes) | self.self_play.metrics()
+            self.report.log(self.restarts, more)
+        self.report.show(self.evaluation.return_mean, self.restarts)
 
     def checkpoint(self, actors_lost: bool = False) -> Path:
         """Write the complete state. With `actors_lost` every stream starts a new episode on resume."""
@@ -199,6 +203,7 @@ class Run:
             "window": self.window.state(),
             **self.evaluation.state(),
             "self_play": self.self_play.state(),
+            "lines": self.metrics.lines,
         }
         path = self.checkpoints.save(self.rollout.steps, self.learner.version, state, blocks, actors_lost)
         self.metrics.flush()
@@ -210,6 +215,7 @@ class Run:
         for place, snapshot in enumerate(self.self_play.load(state["self_play"])):
             self.rollout.publish_opponent(place, snapshot)
         self.evaluation.load(state, self.rollout.steps)
+        self._lines = state.get("lines")  # not in version 0.1
 
     def _set_deadline(self, again: bool) -> None:
         """After a signal: give up the unrolls under way after some seconds; at once if it came again."""

@@ -27,6 +27,7 @@ from rltrain.setup.environment import Environment
 from rltrain.storage.retention import CheckpointWriter
 from rltrain.system.schedule import Schedule
 
+LINES = 1000  # evaluations of which each is written to the metrics
 MAX_QUEUE = 4  # evaluations that may wait for the worker; with more, the learner waits
 RESTART_POLL = 0.05  # seconds between two checks of whether a lost worker may be restarted
 
@@ -64,6 +65,7 @@ class BackgroundEvaluation:
         self.return_mean: float | None = None
         self.goal_reached = False
         self.launched_step = -1
+        self._count = 0  # finished evaluations
         self._best: float | None = None  # highest mean return so far
         self._successes = 0  # evaluations in a row that reached `stop_return`
         self._schedule = Schedule(config.eval_every)
@@ -95,21 +97,21 @@ class BackgroundEvaluation:
             wait:  wait for all evaluations that were launched, until `stop` returns True.
         """
         for weights, episodes in self._queue.collect(wait, stop):
+            self._count += 1
             returns = np.array([episode.ret for episode in episodes])
             lengths = np.array([episode.length for episode in episodes])
             self.return_mean = float(returns.mean())
             outcomes = self_play.shares(episodes) if self._config.opponents == "pool" else {}
-            metrics.log(
-                weights.step,
-                {
-                    "eval/return_mean": self.return_mean,
-                    "eval/return_std": float(returns.std()),
-                    "eval/length_mean": float(lengths.mean()),
-                    "eval/episodes": float(len(episodes)),
-                    **return_metrics("eval", self._spec, episodes),
-                    **{f"eval/{name}": share for name, share in outcomes.items()},
-                },
-            )
+            values = {
+                "eval/return_mean": self.return_mean,
+                "eval/return_std": float(returns.std()),
+                "eval/length_mean": float(lengths.mean()),
+                "eval/episodes": float(len(episodes)),
+                **return_metrics("eval", self._spec, episodes),
+                **{f"eval/{name}": share for name, share in outcomes.items()},
+            }
+            if has_line(self._count):
+                metrics.log(weights.step, values)
             if self._best is None or self.return_mean > self._best:
                 self._best = self.return_mean
                 self._checkpoints.save_best(weights, self.return_mean)
@@ -130,6 +132,7 @@ class BackgroundEvaluation:
             "good": self._successes,
             "evaluated": self.launched_step,
             "next": self._schedule.next,
+            "count": self._count,
             "pending": [{"version": w.version, "step": w.step, "arrays": w.arrays} for w in self._queue.pending],
         }
         return {"evaluation": evaluation, "restarts": self.restarts}
@@ -143,12 +146,13 @@ class BackgroundEvaluation:
         evaluation = state["evaluation"]
         self.return_mean, self._best = evaluation["return"], evaluation["best"]
         self._successes, launched_step = int(evaluation["good"]), int(evaluation["evaluated"])
+        self._count = int(evaluation.get("count", 0))
         self._queue.restarts = int(state["restarts"])
         for weights in evaluation["pending"]:
             self._queue.launch(Weights(int(weights["version"]), int(weights["step"]), weights["arrays"]))
         self.launched_step = launched_step
         self._schedule.done(steps)
-        self._schedule.next = int(evaluation.get("next", self._schedule.next))  # version 0.1 did not keep it
+        self._schedule.next = int(evaluation.get("next", self._schedule.next))  # not in version 0.1
         self.goal_reached = self._successes >= 2 and launched_step == steps
 
 
@@ -253,6 +257,12 @@ class EvaluationQueue:
         self.restarts += 1
         self._on_restart(lost)
         self._next()
+
+
+def has_line(count: int) -> bool:
+    """True if the `count`-th evaluation of a run is written to its metrics: each of the first LINES, then every second,
+    from 2 * LINES on every fourth, and so on. So the files of a run with very many evaluations stay small."""
+    return count % (1 << (count // LINES).bit_length()) == 0
 
 
 def evaluation_seeds(seed: int, episodes: int) -> list[int]:

@@ -17,25 +17,48 @@ from rltrain.storage.files import replace_file, writing
 FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
 WINDOW = 100  # episodes in running means
+LINE_SECONDS = 1.0  # least time between two lines about the progress of a run
+LINE_SHARE = 1 / 500  # least share of the run's time between them: about 3,000 lines in a day, and 500 more in a week
 
 
 class Metrics:
-    """Writes the metrics of a run. Lines after `start_step` of a resumed run are removed first.
+    """Writes the metrics of a run. Lines that a resumed run wrote after its checkpoint are removed first.
 
     Args:
-        folder:     the run's folder.
-        start_step: the step at which the run resumes; 0 for a new run.
+        folder:      the run's folder.
+        start_step:  the step at which the run resumes; 0 for a new run.
+        start_lines: the number of lines at that step. None: not known.
+
+    Attributes:
+        lines: number of lines in metrics.jsonl.
     """
 
-    def __init__(self, folder: Path, start_step: int = 0) -> None:
+    def __init__(self, folder: Path, start_step: int = 0, start_lines: int | None = None) -> None:
         self.folder, self.start_step = Path(folder), start_step
         self._resumed = (self.folder / FILE).exists()
         self._begin = time.monotonic()
         with writing(self.folder / FILE):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._before = cut_back(self.folder / FILE, start_step)  # seconds of the run before it was resumed
+            # number of lines, and seconds of the run, before it was resumed
+            self.lines, self._before = cut_back(self.folder / FILE, start_step, start_lines)
             self._file = (self.folder / FILE).open("a", encoding="utf-8")
         self._events: Any = None  # SummaryWriter, imported for the first line
+        self._last = self.seconds  # of the run, at the last line about its progress
+
+    @property
+    def seconds(self) -> float:
+        """Time of the run so far, without the time between its end and its resume."""
+        return self._before + time.monotonic() - self._begin
+
+    @property
+    def due(self) -> bool:
+        """True if a line about the progress is due. Lines become rarer, so that the files of a long run stay small."""
+        return self.seconds - self._last >= max(LINE_SECONDS, self.seconds * LINE_SHARE)
+
+    def log_progress(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes a line about the progress of the run; the next one is due some time later."""
+        self._last = self.seconds
+        self.log(step, values)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Writes one line. A value that is not finite is null in the line, and no event.
@@ -43,12 +66,13 @@ class Metrics:
         Raises:
             RunFailed: the file cannot be written, for example because the disk is full.
         """
-        seconds = round(self._before + time.monotonic() - self._begin, 3)
+        seconds = round(self.seconds, 3)
         plain = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in plain.items()}
         with writing(self.folder / FILE):
             self._file.write(json.dumps({"step": int(step), "seconds": seconds, **finite}) + "\n")
             self._file.flush()
+        self.lines += 1
         with writing(self.folder / EVENTS):
             if self._events is None:
                 self._events = self._open_events()
@@ -113,18 +137,21 @@ class Window:
         )
 
 
-def cut_back(file: Path, step: int) -> float:
+def cut_back(file: Path, step: int, lines: int | None = None) -> tuple[int, float]:
     """Removes the first line with a later step than `step`, or that is incomplete, and all lines after it.
 
     These were written after the checkpoint at `step`. Evaluations of earlier steps among them are run again.
 
+    Args:
+        lines: keep at most so many; those after them were written after the checkpoint, too.
+
     Returns:
-        The seconds of the last line that is left, or 0.
+        The number of lines that are left, and the seconds of the last one, or 0.
     """
     if not file.exists():
-        return 0.0
+        return 0, 0.0
     kept, seconds = [], 0.0
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[:lines]:
         try:
             item = json.loads(line)
             if not line.endswith("\n") or int(item["step"]) > step:
@@ -134,7 +161,7 @@ def cut_back(file: Path, step: int) -> float:
         kept.append(line)
         seconds = float(item.get("seconds", seconds))
     replace_file(file, "".join(kept).encode())
-    return seconds
+    return len(kept), seconds
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from rltrain.reporting.metrics import Metrics, Window
 from rltrain.rollout.scheduler import Rollout
 from rltrain.setup.offline import OfflineRollout
 
-LOG_SECONDS = 1.0  # between two lines of metrics, except at evaluations
+SHOW_SECONDS = 1.0  # between two updates of the progress line
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,46 @@ class Report:
         self._learner, self._rollout, self._window = learner, rollout, window
         self._metrics, self._console = metrics, console
         self._outside_bounds = False  # whether a note was printed
-        self._began = self._logged = time.monotonic()
+        self._began = self._shown = time.monotonic()
 
     @property
     def due(self) -> bool:
-        """True if the next line of metrics is due."""
-        return time.monotonic() - self._logged >= LOG_SECONDS
+        """True if the progress line should be updated."""
+        return time.monotonic() - self._shown >= SHOW_SECONDS
 
     @property
     def speed(self) -> float:
         """Steps per second since the clock started."""
         return (self._rollout.steps - self._start) / max(time.monotonic() - self._began, 1e-9)
 
-    def log(self, eval_return: float | None, restarts: int, more: Mapping[str, float]) -> None:
-        """Write a line of metrics and update the progress line.
+    def show(self, eval_return: float | None, restarts: int) -> None:
+        """Update the progress line; once, print that the environment left the bounds of its space.
+
+        Args:
+            restarts: of all workers.
+        """
+        rollout, speed = self._rollout, self.speed
+        self._shown = time.monotonic()
+        self._console.update(
+            {
+                "steps": rollout.steps,
+                "total": self._total,
+                "steps_per_second": speed,
+                "seconds_left": (self._total - rollout.steps) / speed if speed else None,
+                "train_return": self._window.return_mean,
+                "eval_return": eval_return,
+                "restarts": restarts,
+            }
+        )
+        if rollout.outside_bounds is not None and not self._outside_bounds:
+            self._outside_bounds = True
+            self._console.note(
+                f"the environment returned numbers of {rollout.outside_bounds} outside of the bounds of its space; "
+                "they are used as they are, and counted as rollout/outside_bounds in the metrics"
+            )
+
+    def log(self, restarts: int, more: Mapping[str, float]) -> None:
+        """Write a line of metrics.
 
         Args:
             restarts: of all workers.
@@ -80,25 +106,7 @@ class Report:
             values |= {"rollout/return_mean": window.return_mean, "rollout/length_mean": window.length_mean}
         values |= {f"time/{name}": fraction for name, fraction in self._times().items()}
         values |= {"time/actors_waiting": rollout.waited}
-        self._metrics.log(rollout.steps, values)
-        if rollout.outside_bounds is not None and not self._outside_bounds:
-            self._outside_bounds = True
-            self._console.note(
-                f"the environment returned numbers of {rollout.outside_bounds} outside of the bounds of its space; "
-                "they are used as they are, and counted as rollout/outside_bounds in the metrics"
-            )
-        self._logged = time.monotonic()
-        self._console.update(
-            {
-                "steps": rollout.steps,
-                "total": self._total,
-                "steps_per_second": speed,
-                "seconds_left": (self._total - rollout.steps) / speed if speed else None,
-                "train_return": window.return_mean,
-                "eval_return": eval_return,
-                "restarts": restarts,
-            }
-        )
+        self._metrics.log_progress(rollout.steps, values)
 
     def finish(self) -> None:
         """End the progress line and print how the time was spent."""

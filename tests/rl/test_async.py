@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -102,23 +101,6 @@ def test_turns_repeat_to_the_bit(algo: str, tmp_path: Path) -> None:
     one, other = (rltrain.train(**asked, out=str(tmp_path / name), eval_episodes=2) for name in ("one", "other"))
     assert one.fingerprint == other.fingerprint
     assert one.steps == other.steps
-
-
-@pytest.mark.parametrize("algo", ["impala", "appo"])
-def test_turns_go_on_where_they_were_after_a_resume(algo: str, tmp_path: Path) -> None:
-    """The buffer of APPO, and whose turn it is, are part of the checkpoint."""
-    asked = TINY | ALGOS[algo] | {"algo": algo, "deterministic": True, "checkpoint_every": 500, "keep": 9}
-    whole = rltrain.train(**asked, out=str(tmp_path))
-    for folder in sorted((whole.run / "checkpoints").glob("step-*"))[:-1]:
-        copied = tmp_path / f"from {folder.name}"
-        shutil.copytree(whole.run, copied)
-        for later in (copied / "checkpoints").glob("step-*"):
-            if later.name > folder.name:
-                shutil.rmtree(later)
-        (copied / "checkpoints" / "latest").write_text(folder.name)
-        again = rltrain.train(resume=copied)
-        assert again.steps == whole.steps
-        assert again.fingerprint == whole.fingerprint, folder.name
 
 
 def test_unrolls_of_all_lengths_are_recorded_whole(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import rltrain
 from rltrain.envs.problems.probes import Counter
-from rltrain.evaluation.background import evaluation_seeds
+from rltrain.evaluation.background import evaluation_seeds, has_line
 from rltrain.storage import retention as checkpoints
 
 
@@ -40,3 +40,11 @@ def test_its_loss_leaves_an_exact_checkpoint(tmp_path: Path) -> None:
     assert saved.meta["exact"] is True
     assert len(saved.state["rollout"]["units"]) == 4
     assert len(saved.state["evaluation"]["pending"]) == 1
+
+
+def test_the_lines_of_very_many_evaluations_become_rarer() -> None:
+    lines = [count for count in range(1, 500_001) if has_line(count)]
+
+    assert lines[:999] == list(range(1, 1000))
+    assert set(lines[999:1499]) == set(range(1000, 2000, 2))
+    assert len(lines) < 6000

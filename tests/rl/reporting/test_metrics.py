@@ -71,7 +71,7 @@ def test_seconds_go_on_where_the_kept_part_ended(tmp_path: Path) -> None:
         "".join(json.dumps({"step": step, "seconds": step * 10.0}) + "\n" for step in (1, 2, 3))
     )
 
-    assert cut_back(tmp_path / FILE, 2) == 20.0
+    assert cut_back(tmp_path / FILE, 2) == (2, 20.0)
     metrics = Metrics(tmp_path, start_step=2)
     metrics.log(4, {})
     metrics.close()
@@ -106,3 +106,42 @@ def test_a_window_goes_through_a_checkpoint() -> None:
     other.load(json.loads(json.dumps(window.state())))
 
     assert (other.return_mean, other.length_mean, other.count) == (2.0, 3.0, 2)
+
+
+def test_lines_after_the_checkpoint_are_dropped_even_if_they_are_about_earlier_steps(tmp_path: Path) -> None:
+    """An evaluation of step 15 that ended after the checkpoint at step 20, where it was pending, is run again."""
+    metrics = Metrics(tmp_path)
+    for step in (10, 20):
+        metrics.log(step, {"x": step})
+    lines = metrics.lines
+    metrics.log(15, {"x": 15})
+    metrics.close()
+
+    again = Metrics(tmp_path, start_step=20, start_lines=lines)
+    again.log(15, {"x": 15})
+    again.close()
+
+    assert steps(tmp_path) == [10, 20, 15]
+    assert again.lines == 3
+
+
+def test_a_day_of_a_fast_run_writes_a_few_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line a second at first, then fewer; a resumed run continues with few of them."""
+    clock = 0.0
+    monkeypatch.setattr("rltrain.reporting.metrics.time.monotonic", lambda: clock)
+    values = {f"learner/metric_{number}": 0.123456789 * number for number in range(10)}
+    metrics = Metrics(tmp_path)
+    for second in range(86_400):
+        clock = float(second)
+        if second == 43_200:
+            metrics.close()
+            metrics = Metrics(tmp_path, start_step=second, start_lines=metrics.lines)
+        if metrics.due:
+            metrics.log_progress(second, values)
+    metrics.close()
+
+    assert steps(tmp_path)[:400] == list(range(1, 401))
+    assert steps(tmp_path)[-1] > 86_000
+    assert len(steps(tmp_path)) < 4000
+    assert (tmp_path / FILE).stat().st_size < 2e6
+    assert sum(path.stat().st_size for path in (tmp_path / EVENTS).iterdir()) < 4e6

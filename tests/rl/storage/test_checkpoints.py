@@ -18,7 +18,7 @@ from oracles.forged import forge_config
 import rltrain
 from rltrain import cli
 from rltrain.errors import CheckpointError, RunFailed
-from rltrain.storage import checkpoint
+from rltrain.storage import checkpoint, files
 from rltrain.storage.retention import find, newest_intact, point, prune
 
 QUICK: dict[str, Any] = {
@@ -321,17 +321,17 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_no_damage(
     for step in (1, 2):
         checkpoint.save(tmp_path, f"step-{step:012d}", {}, {"step": step})
     point(tmp_path, "latest", "step-000000000002")
-    read, calls = Path.read_bytes, list[Path]()
+    read, calls = files.read_file, list[Path]()
 
-    def slow(path: Path) -> bytes:
+    def slow(path: Path, *limits: Any, **more: Any) -> bytes:
         if path.name == file and not calls:
             calls.append(path)
             checkpoint.save(tmp_path, "step-000000000003", {}, {"step": 3})
             point(tmp_path, "latest", "step-000000000003")
             prune(tmp_path, 1)
-        return read(path)
+        return read(path, *limits, **more)
 
-    monkeypatch.setattr(Path, "read_bytes", slow)
+    monkeypatch.setattr(files, "read_file", slow)
 
     found, notes = find(tmp_path)
 

@@ -1,0 +1,42 @@
+"""A run that is resumed from any of its checkpoints ends as if it had not been interrupted, to the bit.
+
+Equal are the complete last checkpoint, every evaluation, the best policy and the names of the checkpoints. The runs are
+those of `benchmarks/resume.py`, which has more of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("fork_server")
+
+RUNS = [  # each algorithm; those that act and learn at the same time in processes, with --deterministic
+    "ppo-gru", "ppo-goal", "ppo-pool", "ppo-learners", "a2c-gru", "a3c", "impala-actors", "impala-pool", "appo",
+    "dqn-replay", "dqn-overlap", "sac", "td3", "ddpg", "qmix-gru", "vdn", "iql", "maddpg", "mappo-gru",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    file = Path(__file__).parents[2] / "benchmarks" / "resume.py"
+    spec = importlib.util.spec_from_file_location("resume_benchmark", file)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["resume_benchmark"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_resume_from_any_checkpoint_ends_as_the_uninterrupted_run(
+    benchmark: ModuleType, name: str, tmp_path: Path
+) -> None:
+    resumes, wrong = benchmark.differences(name, tmp_path)
+
+    assert wrong == []
+    assert resumes >= 3
