@@ -20,7 +20,7 @@ HELP_ORDER = """
     clip clip_end ratio_bar kl value_clip value entropy entropy_end max_kl loss atoms v_min v_max
     temperature learn_temperature target_entropy target_entropy_share
     gumbel regularize noise noise_end noise_kind ou_theta
-    prioritized alpha beta priority_eps epsilon epsilon_end epsilon_share epsilon_per_stream noisy
+    prioritized alpha beta priority_eps epsilon epsilon_end epsilon_share epsilon_per_stream noisy noise_per_stream
     policy torso widths widths_q activation layer_norm dropout
     init dueling shared_torso log_std_init agent_ids last_action
     memory memory_size sequence normalize_obs normalize_return mixer_width hyper_width

@@ -19,8 +19,9 @@ class NoisyMLP(nn.Module):
 
         y = (mu_w + sigma_w * f(e_out) f(e_in)^T) x + mu_b + sigma_b * f(e_out),   f(e) = sign(e) sqrt|e|
 
-    The noise of all layers is one buffer, so actors receive the learner's latest noise with the weights. It is the same
-    for all rows of a batch.
+    The learner draws one noise for all rows of a batch, which is a buffer. An actor gives each row its own noise:
+
+        y = mu_w x + mu_b + f(e_out) * (sigma_w (f(e_in) * x) + sigma_b)
 
     Args: as for `MLP`; the initial weights are those of section 3.2 of the paper.
     """
@@ -60,11 +61,16 @@ class NoisyMLP(nn.Module):
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw new noise from a generator on the CPU, so that it is the same on every device."""
-        e = torch.randn(self.noise.shape, generator=generator)
-        self.noise.copy_(e.sign() * e.abs().sqrt())
+        self.noise.copy_(squashed(torch.randn(self.noise.shape, generator=generator)))
 
-    def forward(self, x: Tensor, noisy: bool = True) -> Tensor:
-        """[..., inputs] to [..., features]; without noise if `noisy` is False."""
+    def forward(self, x: Tensor, noisy: bool | Tensor = True) -> Tensor:
+        """[..., inputs] to [..., features].
+
+        Args:
+            noisy: the noise of each row, [..., elements of the buffer `noise`]; True: the buffer; False: no noise.
+        """
+        if isinstance(noisy, Tensor):
+            return self._row_wise(x, torch.split(noisy, self.sizes, -1))
         noise = torch.split(self.noise, self.sizes)
         for i, (weight, weight_sigma, bias, bias_sigma) in enumerate(self.layers):
             if noisy:
@@ -75,3 +81,16 @@ class NoisyMLP(nn.Module):
             if i < self.hidden:
                 x = self.activation(x)
         return x
+
+    def _row_wise(self, x: Tensor, noise: Sequence[Tensor]) -> Tensor:
+        for i, (weight, weight_sigma, bias, bias_sigma) in enumerate(self.layers):
+            e_in, e_out = noise[2 * i], noise[2 * i + 1]
+            x = torch.addcmul(F.linear(x, weight, bias), e_out, F.linear(e_in * x, weight_sigma, bias_sigma))
+            if i < self.hidden:
+                x = self.activation(x)
+        return x
+
+
+def squashed(e: Tensor) -> Tensor:
+    """f(e) = sign(e) sqrt|e|, of normal noise."""
+    return e.sign() * e.abs().sqrt()

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from rltrain.algorithms.functions.optim import linear
 from rltrain.algorithms.networks.encoder import Encoder, load_torso
 from rltrain.algorithms.networks.mlp import MLP
-from rltrain.algorithms.networks.noisy import NoisyMLP
+from rltrain.algorithms.networks.noisy import NoisyMLP, squashed
 from rltrain.algorithms.networks.normalize import NormalizedPolicy
 from rltrain.algorithms.protocol import Act, Noise
 from rltrain.envs.spec import EnvSpec
-from rltrain.rollout.tree import Tree
+from rltrain.rollout.tree import Tree, leaves
 
 SPREAD = 7.0  # alpha of Ape-X: range of the exponents of the streams' epsilons
 
@@ -53,17 +53,23 @@ class QNetwork(nn.Module):
         if self.atoms > 1:
             self.register_buffer("support", torch.linspace(config.v_min, config.v_max, self.atoms))
 
-    def forward(self, obs: Tree, noisy: bool = True) -> Tensor:
-        """tree of [B, *O], normalised, to [B, n] values, or to [B, n, atoms] logits."""
+    def forward(self, obs: Tree, noisy: bool | Tensor = True) -> Tensor:
+        """tree of [B, *O], normalised, to [B, n] values, or to [B, n, atoms] logits.
+
+        Args:
+            noisy: as for `NoisyMLP`; as a tensor it is [B, sum of noise_sizes].
+        """
+        parts = torch.split(noisy, self.noise_sizes, -1) if isinstance(noisy, Tensor) else [noisy] * 3
+        trunk, advantage, values = parts
         x = self.encoder.forward(obs)
         if self.trunk is not None:
-            x = _apply(self.trunk, x, noisy)
-        out = _apply(self.advantage, x, noisy)
+            x = _apply(self.trunk, x, trunk)
+        out = _apply(self.advantage, x, advantage)
         if self.atoms > 1:
             out = out.view(*out.shape[:-1], self.actions, self.atoms)
         if self.value is None:
             return out
-        value = _apply(self.value, x, noisy)  # [B, 1] or [B, atoms]
+        value = _apply(self.value, x, values)  # [B, 1] or [B, atoms]
         if self.atoms > 1:
             return value.unsqueeze(-2) + out - out.mean(-2, keepdim=True)
         return value + out - out.mean(-1, keepdim=True)
@@ -72,6 +78,12 @@ class QNetwork(nn.Module):
         """[B, n] values, from the result of `forward`."""
         return out if self.atoms == 1 else torch.softmax(out, -1) @ self.support
 
+    @property
+    def noise_sizes(self) -> list[int]:
+        """Numbers of the noise of trunk, advantages and value."""
+        layers = (self.trunk, self.advantage, self.value)
+        return [sum(part.sizes) if isinstance(part, NoisyMLP) else 0 for part in layers]
+
     def draw(self, generator: torch.Generator) -> None:
         """Draw new noise for all noisy layers."""
         for layers in (self.trunk, self.value, self.advantage):
@@ -79,7 +91,7 @@ class QNetwork(nn.Module):
                 layers.draw(generator)
 
 
-def _apply(layers: MLP | NoisyMLP, x: Tensor, noisy: bool) -> Tensor:
+def _apply(layers: MLP | NoisyMLP, x: Tensor, noisy: bool | Tensor) -> Tensor:
     return layers.forward(x, noisy) if isinstance(layers, NoisyMLP) else layers.forward(x)
 
 
@@ -109,8 +121,11 @@ class QPolicy(NormalizedPolicy):
             )
         self.net = QNetwork(spec, config, generator)
         self.each = config.epsilon_per_stream and not config.noisy
-        width = 0 if config.noisy else 1 + self.net.actions
-        self.noise = Noise("uniform", width, stream=self.each)
+        self.row_noise = config.noisy and config.noise_per_stream
+        if self.row_noise:
+            self.noise = Noise("normal", sum(self.net.noise_sizes))
+        else:
+            self.noise = Noise("uniform", 0 if config.noisy else 1 + self.net.actions, stream=self.each)
         self.register_buffer("epsilon", torch.empty(streams if self.each else 1))
         self.explore(0.0)
 
@@ -134,8 +149,12 @@ class QPolicy(NormalizedPolicy):
             self.net.encoder.set_active_rows(rows)
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
-        """One decision for B streams. Noise [B, 1 + n], uniform: the decision to explore, and a score per action."""
-        score = self.score(obs, explore)  # [B, n]
+        """One decision for B streams.
+
+        Args:
+            noise: [B, 1 + n], uniform: the decision to explore, and a score per action. Of noisy layers [B, N], normal.
+        """
+        score = self.score(obs, explore, noise)  # [B, n]
         if explore and not self.net.noisy:
             epsilon = self.epsilon
             if self.each:  # the last column of noise is the index of the stream
@@ -143,11 +162,15 @@ class QPolicy(NormalizedPolicy):
             score = torch.where(noise[:, :1] < epsilon, noise[:, 1 : 1 + self.net.actions], score)
         return Act(greedy(score, action_mask), {}, core)
 
-    def score(self, obs: Tree, explore: bool) -> Tensor:
-        """[B, n] the values that `act` maximises."""
-        return self.q(obs, noisy=explore)
+    def score(self, obs: Tree, explore: bool, noise: Tensor | None = None) -> Tensor:
+        """[B, n] the values that `act` maximises; with noisy layers and without noise [B, N], as if it were 1."""
+        if not (explore and self.row_noise):
+            return self.q(obs, noisy=explore)
+        if noise is None:
+            noise = torch.ones(len(leaves(obs)[0]), self.noise.width, device=self.epsilon.device)
+        return self.q(obs, squashed(noise))
 
-    def q(self, obs: Tree, noisy: bool = False) -> Tensor:
+    def q(self, obs: Tree, noisy: bool | Tensor = False) -> Tensor:
         """[B, n] values of the actions at obs, a tree of [B, *O]."""
         return self.net.expected(self.net.forward(self.normalised(obs), noisy))
 

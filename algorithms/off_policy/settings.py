@@ -67,7 +67,9 @@ CopyEvery = Annotated[
     ),
 ]
 Atoms = Annotated[int, Field(ge=1, description="atoms of the distribution of returns; 1: plain values")]
-Noisy = Annotated[bool, Field(description="noisy layers instead of epsilon; their noise is drawn at each update")]
+Noisy = Annotated[
+    bool, Field(description="noisy layers instead of epsilon; the learner draws their noise at each update")
+]
 Dueling = Annotated[bool, Field(description="separate value and advantages, each with its own last hidden layer")]
 UsePriorities = Annotated[bool, Field(description="draw samples with probabilities that follow from their last error")]
 ValueLoss = Annotated[Literal["huber", "squared"], Field(description="loss of the error of a value")]
@@ -146,6 +148,10 @@ class DQNConfig(QLearning, Prioritized):
         default=False, description="stream i of N explores with epsilon^(1 + 7 i / (N - 1)), as in Ape-X"
     )
     noisy: Noisy = False
+    noise_per_stream: bool = Field(
+        default=True,
+        description="each step of each stream has its own noise of noisy layers; off: the noise of the last update",
+    )
     policy: PolicyName = "q"
     init: Init = default("uniform", "not of noisy layers")
     dueling: Dueling = False

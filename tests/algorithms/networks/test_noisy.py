@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from oracles.q_learning import dense
+from oracles.q_learning import dense, squash
 from torch.testing import assert_close
 
-from rltrain.algorithms.networks.noisy import NoisyMLP
+from rltrain.algorithms.networks.noisy import NoisyMLP, squashed
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -70,3 +70,16 @@ def test_both_means_and_sizes_have_a_gradient():
     net(torch.randn(5, 3, generator=rng(2))).square().sum().backward()
 
     assert all(x.grad is not None and x.grad.abs().max() > 0 for x in net.parameters())
+
+
+@pytest.mark.parametrize(("widths", "outputs"), [((6,), 3), ((), 2), ((5, 4), None)])
+def test_each_row_can_have_its_own_noise(widths, outputs):
+    net = NoisyMLP(4, widths, outputs, generator=rng())
+    x, e = torch.randn(7, 4, generator=rng(2)), torch.randn(7, sum(net.sizes), generator=rng(3))
+    p = {f"net.{name}": value for name, value in net.named_parameters()}
+
+    found = net(x, squashed(e))
+
+    for row in range(7):
+        expected = dense(p, "net", x[row : row + 1], squash(e[row]), last_is_linear=outputs is not None)
+        assert_close(found[row : row + 1], expected)

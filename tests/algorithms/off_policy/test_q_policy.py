@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracles.acting import Bench
+from oracles.q_learning import outputs, squash
 from torch.testing import assert_close
 
 from rltrain.algorithms.off_policy.q_policy import QPolicy, greedy
 from rltrain.algorithms.off_policy.settings import DQNConfig
 from rltrain.algorithms.registry import build, policy_factory
+from rltrain.config.load import load
+from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, iter_leaves
 from rltrain.rollout.actor.batch_invariance import is_width_invariant
 from rltrain.rollout.tree import tree_map
@@ -144,15 +148,14 @@ def test_evaluation_does_not_explore():
     assert torch.equal(act.action, policy.q(seen).argmax(-1))
     act = noisy.act(seen, None, None, torch.zeros(N, 0), False)
     assert torch.equal(act.action, noisy.net.forward(seen, noisy=False).argmax(-1))
-    assert noisy.noise.width == 0
 
 
 def test_noisy_weights_take_the_place_of_epsilon():
     policy = make(noisy=True, epsilon=1.0)
     seen = observe(BOX, 64)
-    act = policy.act(seen, None, None, torch.zeros(64, 0), True)
+    act = policy.act(seen, None, None, torch.zeros(64, policy.noise.width), True)
 
-    assert torch.equal(act.action, policy.net.forward(seen).argmax(-1))
+    assert torch.equal(act.action, policy.q(seen).argmax(-1))  # noise of 0: the values themselves, no epsilon
     assert not torch.equal(policy.net.forward(seen), policy.q(seen))
 
 
@@ -225,3 +228,47 @@ def test_first_weights_are_those_of_torch_or_orthogonal(dueling):
                     assert not bias.any()
                     small = weight @ weight.t() if weight.shape[0] <= weight.shape[1] else weight.t() @ weight
                     assert torch.allclose(small, small[0, 0] * torch.eye(len(small)), atol=1e-5)
+
+
+def test_each_step_of_each_stream_has_its_own_noise():
+    """One noise for a whole unroll of all streams, drawn at the last update, would repeat one action everywhere."""
+    bench = Bench("dqn", "probe:choice", noisy=True, streams=4, unroll=32)
+
+    action = bench.collect().action
+
+    assert len(action[:, 0].unique()) == 2
+    assert (action != action[:, :1]).any()
+
+
+@pytest.mark.parametrize("kind", [{}, {"dueling": True}, {**C51, "dueling": True}, {"widths": (8,), "dueling": True}])
+def test_actors_use_the_noise_of_each_row(kind):
+    policy = make(noisy=True, **kind)
+    seen, net = observe(BOX), policy.net
+    e = torch.randn(N, policy.noise.width, generator=torch.Generator().manual_seed(2))
+    p = dict(net.named_parameters())
+
+    chosen = policy.act(seen, None, None, e, True).action
+    plain = policy.act(seen, None, None, e, False).action
+
+    trunk, advantage, value = net.noise_sizes
+    for row in range(N):
+        parts = [squash(part) for part in e[row].split([trunk, advantage, value])]
+        noise = dict(zip(("trunk", "advantage", "value"), parts, strict=True))
+        out = outputs(p, noise, seen[row : row + 1], ACTIONS, policy.net.atoms)
+        assert chosen[row] == net.expected(out if policy.net.atoms > 1 else out[..., 0]).argmax()
+    assert torch.equal(plain, policy.q(seen).argmax(-1))
+    assert not torch.equal(plain, chosen)
+
+
+def test_runs_from_before_noise_per_stream_keep_one_noise():
+    run = load({"algo": "dqn", "env": "X-v0", "noisy": True}).to_json()
+    assert run["settings"]["noise_per_stream"] is True
+    assert RunConfig.from_json(run).settings.noise_per_stream is True  # type: ignore[attr-defined]
+    del run["settings"]["noise_per_stream"]
+    assert RunConfig.from_json(run).settings.noise_per_stream is False  # type: ignore[attr-defined]
+
+    policy = make(noisy=True, noise_per_stream=False)
+    seen = observe(BOX)
+    assert policy.noise.width == 0
+    expected = policy.q(seen, noisy=True).argmax(-1)  # of the buffers
+    assert torch.equal(policy.act(seen, None, None, torch.zeros(N, 0), True).action, expected)
