@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 import traceback
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
 
 from rltrain.envs.closing import close
-from rltrain.envs.errors import EnvFault, Watch, unwatched
+from rltrain.envs.errors import EnvFault, InvalidValue, Watch, unwatched
 from rltrain.envs.lookup import EnvSource
 from rltrain.envs.spaces import MASK, action_reader, mask_in_obs, mask_of, random_action, text_keys
 from rltrain.envs.spec import EnvSpec
+from rltrain.envs.values import described, end_flag, reward_number
 from rltrain.envs.vector.plain_data import same
+from rltrain.envs.vector.serial import LATE_MASK
 
 
 class Problem(NamedTuple):
@@ -88,6 +89,9 @@ def check_env(
                 add(_obs_problem(env.observation_space, before, "reset returned an observation"))
                 add(_mask_problem(spec, env.observation_space, before, info))
         return list(problems.values())
+    except InvalidValue as error:
+        add(Problem(str(error), True))
+        return list(problems.values())
     except Exception as error:
         raise EnvFault(-1, seed, row, traceback.format_exc()) from error
     finally:
@@ -97,35 +101,39 @@ def check_env(
 
 def _reset_problem(result: Any) -> Problem | None:
     if not (isinstance(result, tuple) and len(result) == 2):
-        return Problem(f"reset returned {_kind(result)}; it must return (observation, info), two values", True)
+        return Problem(f"reset returned {described(result)}; it must return (observation, info), two values", True)
     if not isinstance(result[1], dict):
-        return Problem(f"reset returned {_kind(result[1])} as info; it must be a dict, {{}} if there is none", True)
+        return Problem(f"reset returned {described(result[1])} as info; it must be a dict, {{}} if there is none", True)
     return None
 
 
 def _step_problem(result: Any) -> Problem | None:
     values = "(observation, reward, terminated, truncated, info)"
     if not isinstance(result, tuple):
-        return Problem(f"step returned {_kind(result)}; it must return {values}", True)
+        return Problem(f"step returned {described(result)}; it must return {values}", True)
     if len(result) == 4:
         return Problem(f"step returned 4 values as the old gym did; it must return 5: {values}", True)
     if len(result) != 5:
         return Problem(f"step returned {len(result)} values; it must return 5: {values}", True)
     for name, flag in zip(("terminated", "truncated"), result[2:4], strict=True):
+        try:
+            end_flag(flag, name)
+        except InvalidValue as error:
+            return Problem(str(error), True)
         if not isinstance(flag, bool | np.bool_):
-            return Problem(f"{name} is {_kind(flag)}; it must be a bool: wrap it in bool()", False)
+            return Problem(f"{name} is of type {type(flag).__name__}; it must be a bool: wrap it in bool()", False)
     if not isinstance(result[4], dict):
-        return Problem(f"step returned {_kind(result[4])} as info; it must be a dict, {{}} if there is none", True)
+        return Problem(f"step returned {described(result[4])} as info; it must be a dict, {{}} if there is none", True)
     return None
 
 
 def _reward_problem(reward: Any) -> Problem | None:
-    if isinstance(reward, np.ndarray) and reward.ndim == 0:
-        reward = reward[()]
-    if not isinstance(reward, Real | np.bool_):
-        return Problem(f"the reward is {_kind(reward)}; it must be one number: return float(reward)", True)
-    if not np.isfinite(float(reward)):
-        return Problem(f"the reward is {float(reward)}; it must be finite: look for divisions by 0 and logs of 0", True)
+    try:
+        number = reward_number(reward)
+    except InvalidValue as error:
+        return Problem(str(error), True)
+    if not np.isfinite(number):
+        return Problem(f"the reward is {number}; it must be finite: look for divisions by 0 and logs of 0", True)
     return None
 
 
@@ -141,18 +149,12 @@ def _seed_problem(first: Any, second: Any) -> Problem | None:
 
 def _mask_problem(spec: EnvSpec, space: spaces.Space[Any], obs: Any, info: dict[str, Any]) -> Problem | None:
     if not spec.action_mask:
-        return None
-    in_obs = mask_in_obs(space)
-    if not in_obs and MASK not in info:
-        return Problem(f"info has {MASK!r} at some steps and not at others; it must be in every info", True)
-    raw = obs[MASK] if in_obs else info[MASK]
-    values = np.concatenate([np.ravel(head) for head in raw]) if isinstance(raw, tuple | list) else np.asarray(raw)
-    size = spec.action.mask_size
-    if values.shape != (size,):
-        return Problem(f"{MASK} has shape {values.shape}; it must be ({size},), one per action of each head", True)
-    if values.dtype.kind not in "biu" and not np.isin(values, (0, 1)).all():
-        return Problem(f"{MASK} holds {values.dtype}; it must hold 1 for legal and 0 for illegal actions", True)
-    for head in np.split(values.astype(bool), np.cumsum(spec.action.nvec)[:-1]):
+        return Problem(LATE_MASK, True) if MASK in info and spec.action.kind != "box" else None
+    try:
+        legal = mask_of(obs, info, mask_in_obs(space), spec.action.mask_size)
+    except InvalidValue as error:
+        return Problem(str(error), True)
+    for head in np.split(legal, np.cumsum(spec.action.nvec)[:-1]):
         if not head.any():
             return Problem(f"{MASK} allows no action at all; at least one must be legal until the episode ends", True)
     return None
@@ -163,7 +165,7 @@ def _obs_problem(space: spaces.Space[Any], obs: Any, event: str, where: str = ""
     what = f"{event}{where} that is"
     if isinstance(space, spaces.Dict):
         if not isinstance(obs, dict):
-            return Problem(f"{what} {_kind(obs)}, but its space is a Dict", True)
+            return Problem(f"{what} {described(obs)}, but its space is a Dict", True)
         if set(obs) != set(space.spaces):
             return Problem(f"{what} a dict of {sorted(obs)}, but its space has {sorted(space.spaces)}", True)
         text = text_keys(space)
@@ -175,15 +177,15 @@ def _obs_problem(space: spaces.Space[Any], obs: Any, event: str, where: str = ""
         return next((part for part in parts if part), None)
     if isinstance(space, spaces.Tuple):
         if not isinstance(obs, tuple) or len(obs) != len(space.spaces):
-            return Problem(f"{what} {_kind(obs)}, but its space is a Tuple of {len(space.spaces)}", True)
+            return Problem(f"{what} {described(obs)}, but its space is a Tuple of {len(space.spaces)}", True)
         parts = [_obs_problem(child, obs[i], event, f"{where}[{i}]") for i, child in enumerate(space.spaces)]
         return next((part for part in parts if part), None)
     try:
         array = np.asarray(obs)
     except ValueError:
-        return Problem(f"{what} {_kind(obs)} of ragged shape, but its space is {space}", True)
+        return Problem(f"{what} {described(obs)} of ragged shape, but its space is {space}", True)
     if array.dtype.kind not in "biuf":
-        return Problem(f"{what} {_kind(obs)}, but its space is {space}", True)
+        return Problem(f"{what} {described(obs)}, but its space is {space}", True)
     shape = space.shape or ()
     if array.shape != shape:
         return Problem(f"{what} of shape {array.shape}, but its space says {shape}: change the one or the other", True)
@@ -196,9 +198,10 @@ def _obs_problem(space: spaces.Space[Any], obs: Any, event: str, where: str = ""
         if outside.any():
             at = tuple(int(i) for i in np.argwhere(outside)[0])
             low, high = space.low[at], space.high[at]
-            return Problem(f"{what} {array[at]} at {list(at)}, outside its space's [{low}, {high}]", False)
+            found = f"{what} {array[at]} at {list(at)}, outside its space's [{low}, {high}]"
+            return Problem(found, space.dtype.kind != "f")
         if array.dtype != space.dtype:
-            fatal = space.dtype in (np.uint8, np.bool_)
+            fatal = array.dtype.kind == "f" != space.dtype.kind
             return Problem(f"{what} {array.dtype}, but its space says {space.dtype}: add .astype({space.dtype})", fatal)
         return None
     start = np.asarray(getattr(space, "start", 0))
@@ -214,13 +217,3 @@ def _copy(obs: Any) -> Any:
     if isinstance(obs, tuple):
         return tuple(_copy(child) for child in obs)
     return np.array(obs)
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"a tuple of {len(value)}"
-    if isinstance(value, np.ndarray):
-        return f"an array of shape {value.shape}"
-    if value is None:
-        return "None"
-    return f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -9,15 +10,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
+from gymnasium.spaces import Space
 from gymnasium.wrappers import FrameStackObservation
 
 from rltrain.envs.closing import close
-from rltrain.envs.errors import EnvError, EnvFault, Watch, unwatched
+from rltrain.envs.errors import EnvError, EnvFault, InvalidValue, Watch, unwatched
 from rltrain.envs.lookup import FORMS, EnvSource
 from rltrain.envs.names import registered
 from rltrain.envs.spaces import MASK, env_spec, stacked
 from rltrain.envs.spec import EnvSpec, Padding
 from rltrain.envs.suites import atari
+from rltrain.envs.values import described
 from rltrain.envs.vector.native import NativeVectorEnv, blocks, check_autoreset
 from rltrain.envs.vector.serial import SerialVectorEnv
 from rltrain.envs.vector.unroll_rows import VectorEnv
@@ -80,15 +83,18 @@ def read_spec(source: EnvSource, seed: int, watch: Watch = unwatched) -> EnvSpec
         while limit is None and isinstance(inner, gymnasium.Wrapper):
             limit = getattr(inner, "_max_episode_steps", None)
             inner = inner.env
+        check_interface(env, source.name)
         watch("reset")
         try:
             result = env.reset(seed=seed)
         except EnvError:
             raise
+        except InvalidValue as error:
+            raise EnvError(f"{source.name}: {error}") from None
         except Exception as error:
             raise EnvFault(-1, seed, 0, traceback.format_exc()) from error
-        if hasattr(env, "spec_of"):  # several agents
-            spec: EnvSpec = env.spec_of()
+        if getattr(type(env), "spec_of", None) is not None:  # several agents
+            spec: EnvSpec = env.spec_of()  # type: ignore[attr-defined]
             return spec
         info = result[1] if isinstance(result, tuple) and len(result) == 2 else None
         mask_in_info = isinstance(info, dict) and MASK in info
@@ -98,6 +104,36 @@ def read_spec(source: EnvSource, seed: int, watch: Watch = unwatched) -> EnvSpec
     finally:
         watch("close")
         close(env)
+
+
+def check_interface(env: gymnasium.Env[Any, Any], name: str) -> None:
+    """Check that an environment has both spaces, and that `reset` takes a seed.
+
+    Raises:
+        EnvError: one line that says what is missing.
+    """
+    game = env.game if getattr(type(env), "spec_of", None) is not None else env  # type: ignore[attr-defined]
+    if game is env:
+        for attribute in ("observation_space", "action_space"):
+            try:
+                space = getattr(env, attribute)
+            except AttributeError:
+                space = None
+            if not isinstance(space, Space):
+                what = "none" if space is None else described(space)
+                raise EnvError(f"{name} needs an attribute {attribute}, a space of gymnasium.spaces; it has {what}")
+    inner = getattr(game, "unwrapped", game)
+    reset = getattr(type(inner), "reset", None)
+    try:
+        if reset is not None:
+            inspect.signature(reset).bind(inner, seed=0)
+    except TypeError:
+        raise EnvError(
+            f"{name}: its reset takes no seed, so a run cannot be repeated. Define reset(self, *, seed=None, "
+            "options=None), and begin it with super().reset(seed=seed)"
+        ) from None
+    except ValueError:
+        pass  # it has no signature: the call itself will raise
 
 
 def _frames(env: gymnasium.Env[Any, Any]) -> tuple[int, Padding]:

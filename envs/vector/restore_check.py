@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 import time
 from collections.abc import Callable
@@ -84,7 +85,8 @@ class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 def _offers_state(make: Callable[[], Env]) -> bool:
     with contextlib.suppress(Exception), contextlib.closing(make()) as env:
-        return all(hasattr(env.unwrapped, name) for name in ("get_state", "set_state"))
+        # not `hasattr`: an environment may answer to every name
+        return all(inspect.getattr_static(env.unwrapped, name, None) is not None for name in ("get_state", "set_state"))
     return False
 
 

@@ -6,11 +6,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from rltrain.envs.errors import EnvError, EnvFault
 from rltrain.envs.make import read_spec, resolve, vector, vector_kind
@@ -283,3 +285,107 @@ def test_what_is_known_of_stacks_survives_json() -> None:
     for name in ("stack", "padding"):
         del old["obs"]["leaf"][name]  # written before they were known
     assert from_json(old) == replace(spec, obs=replace(spec.obs, stack=0, padding="reset"))
+
+
+class Bare(gymnasium.Env[Any, Any]):
+    """One observation of zeros; `Bare.like(...)` changes its attributes."""
+
+    observation_space: Any = spaces.Box(0, 1, (2,), np.float32)
+    action_space: Any = spaces.Discrete(2)
+
+    @classmethod
+    def like(cls, **attributes: Any) -> Any:
+        return type("Like", (cls,), attributes)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), 0.0, False, True, {}
+
+
+def nan_box() -> spaces.Box:
+    space = spaces.Box(0, 1, (2,), np.float32)
+    space.low[1] = np.nan
+    return space
+
+
+def reversed_box() -> spaces.Box:
+    space = spaces.Box(0, 1, (2,), np.float32)
+    space.low[1] = 3
+    return space
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (spaces.Box(0, 1, (0,), np.float32), "is empty"),
+        (spaces.Box(0, 1, (3, 0), np.float32), "is empty"),
+        (spaces.Dict({}), "is empty"),
+        (spaces.Tuple(()), "is empty"),
+        (spaces.Dict({"a": spaces.Dict({})}), "['a'] is Dict(), which is empty"),
+        (spaces.MultiDiscrete([]), "is empty"),
+        (spaces.Dict({"a": spaces.Discrete(2), 1: spaces.Discrete(2)}), "has the key 1 of type int"),
+        (spaces.Dict({0: spaces.Discrete(2)}), "has the key 0 of type int"),
+        (spaces.Dict({("a", 1): spaces.Discrete(2)}), "of type tuple; keys of a Dict must be strings"),
+        (spaces.Text(5), "is Text, which is not supported. Supported: Box"),
+        (spaces.Sequence(spaces.Discrete(2)), "is Sequence, which"),
+        (spaces.Graph(spaces.Discrete(2), None), "is Graph, which"),
+        (spaces.OneOf((spaces.Discrete(2), spaces.Discrete(3))), "is OneOf, which"),
+        (spaces.Dict({"a": spaces.Sequence(spaces.Discrete(2))}), "['a'] is Sequence"),
+        (nan_box(), "has the bounds low nan and high 1.0 at [1]"),
+        (reversed_box(), "has the bounds low 3.0 and high 1.0 at [1]; low must not be above high"),
+        (None, "needs an attribute observation_space, a space of gymnasium.spaces; it has none"),
+        (7, "it has 7"),
+        ("Box", "it has a str"),
+    ],
+)  # fmt: skip
+def test_a_space_that_cannot_be_used_is_one_line(space: Any, words: str) -> None:
+    with pytest.raises(EnvError) as caught:
+        read_spec(resolve(Bare.like(observation_space=space)), 0)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (spaces.Box(0, 1, (0,), np.float32), "is empty"),
+        (spaces.MultiDiscrete([]), "is empty"),
+        (spaces.MultiDiscrete([[2, 3]]), "is MultiDiscrete, which is not supported"),
+        (spaces.Dict({"a": spaces.Discrete(2)}), "is Dict, which is not supported. Supported: Discrete"),
+        (spaces.Dict({"a": spaces.Dict({"b": spaces.Discrete(2)})}), "is Dict"),
+        (spaces.Text(5), "is Text"),
+        (nan_box(), "nan"),
+        (None, "needs an attribute action_space"),
+    ],
+)  # fmt: skip
+def test_actions_that_cannot_be_used_are_one_line(space: Any, words: str) -> None:
+    with pytest.raises(EnvError) as caught:
+        read_spec(resolve(Bare.like(action_space=space)), 0)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reset_without_a_seed_is_one_line() -> None:
+    def reset(self: Any) -> Any:
+        return np.zeros(2, np.float32), {}
+
+    with pytest.raises(EnvError, match=r"its reset takes no seed.*Define reset\(self, \*, seed=None, options=None\)"):
+        read_spec(resolve(Bare.like(reset=reset)), 0)
+    limited = gymnasium.wrappers.TimeLimit(Bare.like(reset=reset)(), 5)
+    with pytest.raises(EnvError, match="its reset takes no seed"):
+        read_spec(resolve(lambda: limited), 0)
+
+
+def test_an_environment_that_answers_to_every_name_is_no_other_kind() -> None:
+    class Answers(Bare):
+        def __getattr__(self, name: str) -> Any:
+            return lambda *args, **kwargs: None
+
+    from rltrain.envs.vector.restore_check import verify
+
+    spec = read_spec(resolve(Answers), 0)
+    assert (spec.groups, spec.action.kind, spec.max_steps) == ((), "discrete", None)
+    assert verify(Answers, spec, 0) == "rng"
