@@ -50,13 +50,13 @@ class GlobalState(nn.Module):
 
 
 def _vector(leaf: Leaf, x: Tensor) -> Tensor:
-    """[T+1, B, n, *O] to [T+1, B, `_width(leaf)`]"""
+    """[T+1, B, n, *O] to [T+1, B, `_width(leaf)`]. `leaf` is that of all n agents, with the counts of all of them."""
     if leaf.nvec:
-        numbers = x.reshape(*x.shape[:3], len(leaf.nvec)).unbind(-1)
+        numbers = x.flatten(2).unbind(-1)
         x = torch.cat([F.one_hot(one, size) for one, size in zip(numbers, leaf.nvec, strict=True)], -1)
     flat = x.flatten(2).float()
     return flat / leaf.high if leaf.kind == "image" else flat
 
 
 def _width(leaf: Leaf) -> int:
-    return leaf.shape[0] * sum(leaf.nvec) if leaf.nvec else math.prod(leaf.shape)
+    return sum(leaf.nvec) if leaf.nvec else math.prod(leaf.shape)
