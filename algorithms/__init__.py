@@ -35,6 +35,7 @@ _registry: dict[str, Entry] = {
     "a2c": _entry("on_policy.a2c:A2C", "A2CConfig"),
     "a3c": _entry("on_policy.a3c:A3C", "A3CConfig"),
     "appo": _entry("on_policy.appo:APPO", "APPOConfig"),
+    "crossq": _entry("off_policy.crossq:CrossQ", "CrossQConfig"),
     "ddpg": _entry("off_policy.ddpg:DDPG", "DDPGConfig"),
     "dqn": _entry("off_policy.dqn:DQN", "DQNConfig"),
     "droq": _entry("off_policy.sac:SAC", "DroQConfig", discrete=f"{__name__}.off_policy.discrete_sac:DiscreteSAC"),
@@ -48,6 +49,7 @@ _registry: dict[str, Entry] = {
     "redq": _entry("off_policy.sac:SAC", "REDQConfig", discrete=f"{__name__}.off_policy.discrete_sac:DiscreteSAC"),
     "sac": _entry("off_policy.sac:SAC", "SACConfig", discrete=f"{__name__}.off_policy.discrete_sac:DiscreteSAC"),
     "td3": _entry("off_policy.td3:TD3", "TD3Config"),
+    "tqc": _entry("off_policy.tqc:TQC", "TQCConfig"),
     "vdn": _entry("multi_agent.qmix:vdn", "VDNConfig", several=True),
 }
 

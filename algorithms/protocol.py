@@ -7,10 +7,12 @@ them. All parameters of a policy are trained by one optimiser.
     ppo, mappo, a2c, appo, impala, a3c
                     `forward`, `value`, `scaled` and `observe(unrolls, gamma)` of `ActorCritic`
     all others      `normalised(obs)`, the observation as every network gets it, `observe(unrolls)`, and with those obs
-    dqn             `net`: a `QNetwork` with all the policy's parameters; `explore(progress)`, called before each
+    dqn, rainbow    `net`: a `QNetwork` with all the policy's parameters; `explore(progress)`, called before each
                     update, returns the epsilon to log
-    sac, Box        `sample(obs, noise [B, A]) -> (action [B, *A] in [-1, 1], log density [B])`, both with gradients
-    sac, Discrete   `distribution(obs, action_mask)`: a `Categorical` with gradients
+    sac, tqc, crossq, droq, redq with Box actions
+                    `sample(obs, noise [B, A]) -> (action [B, *A] in [-1, 1], log density [B])`, both with gradients
+    sac, droq, redq with Discrete actions
+                    `distribution(obs, action_mask)`: a `Categorical` with gradients
     td3, ddpg       `actor`: an `EncoderMLP` of one net with all the policy's parameters, whose tanh is the action;
                     `size`, the number of its outputs; `schedule(progress)`, called before each update
     qmix, vdn, iql  `net`: `net(obs, fresh [T, B, N])` returns values [T, B, N, A] (with `last_action` it also gets last

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rltrain.algorithms.networks import distributions
     from rltrain.algorithms.off_policy.q_policy import QNetwork, greedy
     from rltrain.algorithms.off_policy.settings import (
+        CrossQConfig,
         DDPGConfig,
         DQNConfig,
         DroQConfig,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         REDQConfig,
         SACConfig,
         TD3Config,
+        TQCConfig,
     )
     from rltrain.algorithms.on_policy.settings import A2CConfig, A3CConfig, APPOConfig, IMPALAConfig, PPOConfig
     from rltrain.algorithms.protocol import Algorithm, Update
@@ -62,6 +64,7 @@ __all__ = [
     "Algorithm",
     "CheckpointError",
     "ConfigError",
+    "CrossQConfig",
     "DDPGConfig",
     "DQNConfig",
     "DroQConfig",
@@ -93,6 +96,7 @@ __all__ = [
     "SACConfig",
     "StreamPlan",
     "TD3Config",
+    "TQCConfig",
     "Trained",
     "Trajectory",
     "Transition",
@@ -130,7 +134,8 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "algorithms.functions.rng": "Rng",
     "algorithms.multi_agent.settings": "IQLConfig MADDPGConfig MAPPOConfig QMIXConfig VDNConfig",
     "algorithms.off_policy.q_policy": "QNetwork greedy",
-    "algorithms.off_policy.settings": "DDPGConfig DQNConfig DroQConfig RainbowConfig REDQConfig SACConfig TD3Config",
+    "algorithms.off_policy.settings": "CrossQConfig DDPGConfig DQNConfig DroQConfig RainbowConfig REDQConfig SACConfig "
+    "TD3Config TQCConfig",
     "algorithms.on_policy.settings": "A2CConfig A3CConfig APPOConfig IMPALAConfig PPOConfig",
     "algorithms.protocol": "Algorithm Update",
     "algorithms.registry": "build_policy policy_factory register_policy",

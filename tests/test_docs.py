@@ -210,7 +210,7 @@ ONLY = {"warmup": 580, "max_lag": 50}  # for those algorithms that have them
 def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """The names that a run of each algorithm writes."""
     written: dict[str, set[str]] = {}
-    worlds = {"td3": "probe:box", "ddpg": "probe:box", "mappo": "tic-tac-toe"}
+    worlds = dict.fromkeys(("crossq", "ddpg", "td3", "tqc"), "probe:box") | {"mappo": "tic-tac-toe"}
     for algo in names():
         result = rltrain.train(
             algo=algo,

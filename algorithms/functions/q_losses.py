@@ -87,6 +87,29 @@ def categorical_loss(logits: Tensor, target: Tensor, weight: Tensor | None) -> t
     return _with_gradient((each * share).sum(), logits, grad), each
 
 
+def quantile_loss(z: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The Huber loss of quantile regression with threshold 1, Dabney et al. 2018 (arXiv:1710.10044), equation 10.
+
+    Args:
+        z:      [n, B, M]  of each critic the quantiles at (2 m - 1) / (2 M), m from 1 to M; carries the gradient.
+        target: [B, K]     samples of the return.
+        weight: [B]        importance weights of prioritised samples.
+
+    Returns:
+        The mean [] over critics, rows, quantiles and samples; and the differences of means [n, B], without gradient.
+    """
+    with torch.no_grad():
+        quantiles = z.shape[-1]
+        level = (torch.arange(quantiles, device=z.device, dtype=z.dtype) + 0.5) / quantiles  # [M]
+        error = target.unsqueeze(1) - z.unsqueeze(-1)  # [n, B, M, K]
+        bounded = error.clamp(-1, 1)
+        slope = (level.unsqueeze(-1) - (error < 0).to(z.dtype)).abs_().mul_(bounded)  # [n, B, M, K]
+        share = 1 / slope.numel() if weight is None else weight.view(-1, 1, 1) / slope.numel()
+        loss = (slope * error.sub_(bounded, alpha=0.5) * share).sum()
+        grad = -(slope * share).sum(-1)
+    return _with_gradient(loss, z, grad), z.detach().mean(-1) - target.mean(-1)
+
+
 def _with_gradient(loss: Tensor, x: Tensor, grad: Tensor) -> Tensor:
     """A loss [] whose gradient along x is known: one node, where autograd's own cost DQN 15% of an update."""
     result: Tensor = _KnownGradient.apply(x, (loss, grad))  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from rltrain.algorithms.functions.optim import linear
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.networks.distributions import Categorical, TanhGaussian
 from rltrain.algorithms.networks.normalize import NormalizedPolicy
+from rltrain.algorithms.networks.normalized_mlp import Norm
 from rltrain.algorithms.protocol import Act, Noise, check_bounded
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree
@@ -27,16 +28,21 @@ class SquashedGaussian(NormalizedPolicy):
         check_bounded(spec)
         self.size = math.prod(spec.action.shape)
         self.noise = Noise("normal", self.size)
-        self.actor = EncoderMLP(spec, config, 0, 2 * self.size, 1, generator)
+        norm: Norm = getattr(config, "policy_norm", "none")  # CrossQ's is batch normalisation
+        self.actor = EncoderMLP(spec, config, 0, 2 * self.size, 1, generator, norm=norm)
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams, from noise [B, A]."""
         dist = self._distribution(self.actor.rows(self.normalised(obs)))
         return Act(dist.sample(noise) if explore else dist.mode(), {}, core)
 
-    def sample(self, obs: Tree, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions [B, *A] and their log densities [B] at normalised obs, from noise [B, A]; both with gradients."""
-        return self._distribution(self.actor.forward(obs)[0]).sample_with_log_prob(noise)
+    def sample(self, obs: Tree, noise: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+        """Actions [B, *A] and their log densities [B] at normalised obs, from noise [B, A]; both with gradients.
+
+        Args:
+            options: of the network; CrossQ's have `batch_statistics`.
+        """
+        return self._distribution(self.actor.forward(obs, **options)[0]).sample_with_log_prob(noise)
 
     def _distribution(self, head: Tensor) -> TanhGaussian:
         mean, log_std = head.chunk(2, -1)
@@ -73,6 +79,15 @@ def soft(spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -
     if spec.action.kind == "discrete":
         return SoftCategorical(spec, config, streams, generator)
     raise ValueError(f"sac needs Box or Discrete actions; {spec.id} has {spec.action.kind} actions. Use ppo or a2c")
+
+
+def require_box(spec: EnvSpec) -> None:
+    """ValueError with one line if the actions are not Box."""
+    if spec.action.kind != "box":
+        raise ValueError(
+            f"this algorithm needs Box actions; {spec.id} has {spec.action.kind} actions. "
+            "Use ppo, or for Discrete actions dqn or sac"
+        )
 
 
 class Deterministic(NormalizedPolicy):

@@ -199,7 +199,6 @@ class Critics(Settings):
     """Several critics."""
 
     critics: NumCritics = 2
-    policy_value: PolicyValue = "min"
     widths_q: WidthsQ = None
 
     @model_validator(mode="after")
@@ -210,11 +209,17 @@ class Critics(Settings):
 
 
 class RegularizedCritics(Critics):
-    """What keeps critics from overestimating at many updates per step: REDQ (a subset), DroQ (the other two)."""
+    """Critics with dropout and layer normalisation, as of DroQ."""
 
-    target_critics: TargetCritics = None
     layer_norm: LayerNorm = False
     dropout: Dropout = 0.0
+
+
+class CriticSubsets(RegularizedCritics):
+    """A random subset of the critics makes the target, as in REDQ."""
+
+    target_critics: TargetCritics = None
+    policy_value: PolicyValue = "min"
 
     @model_validator(mode="after")
     def _a_subset_is_no_larger(self) -> Self:
@@ -269,7 +274,7 @@ class SoftTargets(Settings):
     target_every: int = Field(default=1, ge=1, description="updates between two steps of the target networks")
 
 
-class SACConfig(SoftSettings, SoftTargets, RegularizedCritics):
+class SACConfig(SoftSettings, SoftTargets, CriticSubsets):
     """SAC. Defaults: Haarnoja et al. 2018 (arXiv:1812.05905)."""
 
     target_entropy_share: float = Field(
@@ -304,7 +309,38 @@ class DroQConfig(SACConfig):
     )
 
 
-class TD3Config(Continuous, RegularizedCritics, NoisyActions):
+class TQCConfig(SoftSettings, SoftTargets, RegularizedCritics):
+    """TQC. Defaults: Kuznetsov et al. 2020 (arXiv:2005.04269)."""
+
+    critics: Annotated[int, Field(ge=1, description="number of critics")] = 5
+    widths_q: WidthsQ = (512, 512, 512)
+    quantiles: int = Field(default=25, ge=1, description="quantiles of the return that a critic learns")
+    drop: int = Field(
+        default=2,
+        ge=0,
+        description="quantiles for each critic that the target leaves out, the largest; the paper uses 0 for "
+        "HalfCheetah, 5 for Hopper",
+    )
+
+    @model_validator(mode="after")
+    def _some_quantiles_are_kept(self) -> Self:
+        if self.drop >= self.quantiles:
+            raise ValueError(f"drop must be below quantiles, got drop {self.drop} and quantiles {self.quantiles}")
+        return self
+
+
+class CrossQConfig(SoftSettings, Critics):
+    """CrossQ. Defaults: Bhatt et al. 2024 (arXiv:1902.05605)."""
+
+    policy_norm: ClassVar[Literal["none", "batch"]] = "batch"
+
+    warmup: Warmup = 5000
+    lr: Lr = default(1e-3, "of the policy, and of the others without their own")
+    policy_delay: PolicyDelay = default(3, "and of the temperature")
+    widths_q: WidthsQ = default((2048, 2048), "256,256 takes a small part of the time")
+
+
+class TD3Config(Continuous, CriticSubsets, NoisyActions):
     """TD3. Defaults: Fujimoto et al. 2018 and the authors' code."""
 
     batch: Batch = default(256, "the paper uses 100, the authors' code 256")

@@ -56,6 +56,15 @@ def batch_of(spec: EnvSpec, seed: int, rows: int = 12, weighted: bool = True) ->
     )
 
 
+def to_float(batch: Transition) -> Transition:
+    """The batch as the feed gives it."""
+
+    def of(x: Any) -> Any:
+        return x.float() if isinstance(x, Tensor) and x.dtype == torch.float64 else x
+
+    return Transition(*(of(getattr(batch, name)) for name in batch.__slots__))
+
+
 def nets(dense: Any) -> list[Net]:
     """Each net of a BatchedMLP or NormalizedMLP as a list of layers (weight [out, in], bias [out], ...), to train."""
     normalized = hasattr(dense, "norms")
@@ -89,31 +98,70 @@ def flat(net: list[Net]) -> list[Tensor]:
     return [x for one in net for layer in one for x in layer]
 
 
+class BatchNormNet(torch.nn.Module):
+    """One net of a NormalizedMLP with batch normalisation, from torch's own layers."""
+
+    def __init__(self, dense: Any, index: int) -> None:
+        super().__init__()
+        self.linears, self.norms = torch.nn.ModuleList(), torch.nn.ModuleList()
+        for weight, bias in zip(dense.weights, dense.biases, strict=True):
+            self.linears.append(torch.nn.Linear(*reversed(weight.shape[1:])))
+            self.linears[-1].weight.data.copy_(weight[index])
+            self.linears[-1].bias.data.copy_(bias[index, 0])
+            self.norms.append(torch.nn.BatchNorm1d(weight.shape[2]))
+
+    def forward(self, x: Tensor, of_the_batch: bool) -> Tensor:
+        for i, (norm, linear) in enumerate(zip(self.norms, self.linears, strict=True)):
+            x = torch.relu(x) if i else x
+            moments = (None, None) if of_the_batch else (norm.running_mean.clone(), norm.running_var.clone())
+            y = torch.nn.functional.batch_norm(x, *moments, norm.weight, norm.bias, of_the_batch, eps=1e-3)
+            if of_the_batch:
+                with torch.no_grad():
+                    norm.running_mean.mul_(0.99).add_(0.01 * x.mean(0))
+                    norm.running_var.mul_(0.99).add_(0.01 * ((x - x.mean(0)) ** 2).mean(0))
+            x = y
+            x = linear(x)
+        return x
+
+
 class Reference:
     """SAC (Box or Discrete), TD3 or DDPG, whichever `algorithm` is; begins with its weights."""
 
     def __init__(self, algorithm: Any, seed: int) -> None:
         self.config, self.spec = algorithm.config, algorithm.policy.spec
         self.kind = type(algorithm).__name__
-        self.actor = nets(algorithm.policy.actor.dense)
-        self.critics = nets((algorithm.critic if self.kind == "DDPG" else algorithm.critics).dense)
+        if self.kind == "CrossQ":
+            self.norm_actor = BatchNormNet(algorithm.policy.actor.dense, 0)
+            self.norm_critics = [BatchNormNet(algorithm.critics.dense, i) for i in range(algorithm.config.critics)]
+            self.learns_from_batch = False
+            self.actor = [[tuple(self.norm_actor.parameters())]]
+            self.critics = [[tuple(net.parameters())] for net in self.norm_critics]
+        else:
+            self.actor = nets(algorithm.policy.actor.dense)
+            self.critics = self.critics_of(algorithm)
         self.target_actor, self.target_critics = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
         start = getattr(self.config, "temperature", 0.0)
         self.log_temperature = torch.tensor(math.log(start) if start else -math.inf, requires_grad=True)
         config = self.config
         for x in flat(self.actor) + flat(self.critics):
             x.requires_grad_()
+        betas = (0.5, 0.999) if self.kind == "CrossQ" else (0.9, 0.999)
 
-        def adam(params: list[Tensor], lr: float) -> Any:
-            return torch.optim.Adam(params, lr=lr, eps=config.adam_eps)
+        def adam(params: list[Tensor], lr: float, betas: tuple[float, float] = betas) -> Any:
+            return torch.optim.Adam(params, lr=lr, eps=config.adam_eps, betas=betas)
 
         self.of_actor = adam(flat(self.actor), config.lr)
         self.of_critics = adam(flat(self.critics), config.lr_q or config.lr)
-        self.of_temperature = adam([self.log_temperature], getattr(config, "lr_temperature", None) or config.lr)
+        self.of_temperature = adam(
+            [self.log_temperature], getattr(config, "lr_temperature", None) or config.lr, (0.9, 0.999)
+        )
         self.random = torch.Generator().manual_seed(seed)
         self.updates = 0
 
     # --- pieces ---
+
+    def critics_of(self, algorithm: Any) -> list[Net]:
+        return nets((algorithm.critic if self.kind == "DDPG" else algorithm.critics).dense)
 
     def apply(self, optimizer: Any, params: list[Tensor], loss: Tensor) -> None:
         grads = torch.autograd.grad(loss, params)
@@ -151,7 +199,10 @@ class Reference:
 
     def gaussian(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The density of tanh(u) by the change of variables, from u itself."""
-        head = run(self.actor[0], obs, activation=self.config.activation)
+        if self.kind == "CrossQ":
+            head = self.norm_actor(obs, self.learns_from_batch)
+        else:
+            head = run(self.actor[0], obs, activation=self.config.activation)
         half = head.shape[1] // 2
         dist = Normal(head[:, :half], head[:, half:].clip(-20, 2).exp())
         u = dist.loc + dist.scale * noise
@@ -180,12 +231,20 @@ class Reference:
             for slow, fast in zip(flat(targets), flat(online), strict=True):
                 slow.copy_((1 - self.config.tau) * slow + self.config.tau * fast)
 
-    # --- the three papers ---
+    # --- the papers ---
 
     def update(self, batch: Transition) -> Tensor:
         """One update; returns what the priorities should be made of."""
         self.updates += 1
-        return {"SAC": self.sac, "DiscreteSAC": self.sac_discrete, "TD3": self.td3, "DDPG": self.ddpg}[self.kind](batch)
+        updates = {
+            "SAC": self.sac,
+            "DiscreteSAC": self.sac_discrete,
+            "TQC": self.tqc,
+            "CrossQ": self.crossq,
+            "TD3": self.td3,
+            "DDPG": self.ddpg,
+        }
+        return updates[self.kind](batch)
 
     def sac(self, batch: Transition) -> Tensor:
         config, size = self.config, batch.action.shape[1]
@@ -207,6 +266,80 @@ class Reference:
             self.of_temperature.step()
         if self.updates % config.target_every == 0:
             self.follow(self.target_critics, self.critics)
+        return errors
+
+    def soft_policy(self, batch: Transition, noise: Tensor, temperature: Tensor, value: Any) -> None:
+        """The delayed step of policy and temperature; `value(obs, action)` is what the policy maximises."""
+        if self.updates % self.config.policy_delay:
+            return
+        action, log_prob = self.gaussian(batch.obs, noise)
+        loss = (temperature * log_prob - value(batch.obs, action)).mean()
+        self.apply(self.of_actor, flat(self.actor), loss)
+        loss = -(self.log_temperature * (log_prob.detach() - batch.action.shape[1])).mean()
+        self.log_temperature.grad = torch.autograd.grad(loss, self.log_temperature)[0]
+        self.of_temperature.step()
+
+    def tqc(self, batch: Transition) -> Tensor:
+        """Kuznetsov et al. 2020, equations 10 to 13: one quantile, one sample and one row at a time."""
+        config, rows, size = self.config, len(batch.reward), batch.action.shape[1]
+        noise = torch.randn(2, rows, size, generator=self.random)
+        temperature = self.log_temperature.exp().detach()
+        quantiles = config.quantiles
+
+        def z(critics: list[Net], *inputs: Tensor) -> list[Tensor]:
+            return [run(net, *inputs, activation=config.activation) for net in critics]  # [B, M] each
+
+        with torch.no_grad():
+            action, log_prob = self.gaussian(batch.next_obs, noise[0])
+            pooled = torch.cat(z(self.target_critics, batch.next_obs, action), 1)
+            samples = []
+            for b in range(rows):
+                least = sorted(pooled[b].tolist())[: len(self.critics) * (quantiles - config.drop)]
+                soft = torch.tensor(least) - temperature * log_prob[b]
+                samples.append(batch.reward[b] + batch.discount[b] * soft)
+        weight = torch.ones(rows) if batch.weight is None else batch.weight
+        values = z(self.critics, batch.obs, batch.action)
+        loss = torch.zeros(())
+        for of_critic in values:
+            for b in range(rows):
+                for m in range(quantiles):
+                    u = samples[b] - of_critic[b, m]
+                    huber = torch.where(u.abs() <= 1, 0.5 * u**2, u.abs() - 0.5)
+                    level = (2 * (m + 1) - 1) / (2 * quantiles)
+                    loss = loss + weight[b] * ((level - (u < 0).double()).abs() * huber).mean()
+        errors = torch.stack([(v.mean(1) - torch.stack(samples).mean(1)).abs() for v in values]).mean(0).detach()
+        self.apply(self.of_critics, flat(self.critics), loss / (len(values) * rows * quantiles))
+        self.soft_policy(
+            batch, noise[1], temperature, lambda *inputs: torch.stack(z(self.critics, *inputs)).mean((0, 2))
+        )
+        self.follow(self.target_critics, self.critics)
+        return errors
+
+    def crossq(self, batch: Transition) -> Tensor:
+        """Bhatt et al. 2024, algorithm 1, with plain batch normalisation (the first 100,000 updates)."""
+        rows, size = len(batch.reward), batch.action.shape[1]
+        noise = torch.randn(2, rows, size, generator=self.random)
+        temperature = self.log_temperature.exp().detach()
+        with torch.no_grad():
+            action, log_prob = self.gaussian(batch.next_obs, noise[0])
+        obs, actions = torch.cat([batch.obs, batch.next_obs]), torch.cat([batch.action, action])
+        both = [net(torch.cat([obs, actions], 1), True)[:, 0] for net in self.norm_critics]
+        soft = torch.stack([v[rows:] for v in both]).amin(0).detach() - temperature * log_prob
+        target = batch.reward + batch.discount * soft
+        weight = torch.ones(rows) if batch.weight is None else batch.weight
+        loss = sum(0.5 * (weight * (v[:rows] - target) ** 2).mean() for v in both)
+        errors = torch.stack([(v[:rows] - target).abs() for v in both]).mean(0).detach()
+        self.apply(self.of_critics, [x for net in self.norm_critics for x in net.parameters()], loss)
+        self.learns_from_batch = True
+        self.soft_policy(
+            batch,
+            noise[1],
+            temperature,
+            lambda obs, action: torch.stack(
+                [net(torch.cat([obs, action], 1), False)[:, 0] for net in self.norm_critics]
+            ).amin(0),
+        )
+        self.learns_from_batch = False
         return errors
 
     def sac_discrete(self, batch: Transition) -> Tensor:

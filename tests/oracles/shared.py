@@ -19,7 +19,7 @@ from rltrain.algorithms import algorithm_class
 from rltrain.algorithms.functions.losses import normalised
 from rltrain.algorithms.off_policy.ddpg import DDPG
 from rltrain.algorithms.off_policy.dqn import DQN
-from rltrain.algorithms.off_policy.settings import DDPGConfig, DQNConfig, DroQConfig, SACConfig, TD3Config
+from rltrain.algorithms.off_policy.settings import DDPGConfig, DQNConfig, DroQConfig, SACConfig, TD3Config, TQCConfig
 from rltrain.algorithms.off_policy.td3 import TD3
 from rltrain.algorithms.on_policy.a2c import A2C
 from rltrain.algorithms.on_policy.appo import APPO
@@ -61,6 +61,7 @@ REPLAYS: dict[str, tuple[Any, Any, Any]] = {
     "sac discrete": (algorithm_class("sac"), SACConfig(**SMALL), off_policy.MASKED),
     "droq and redq": (algorithm_class("droq"), DroQConfig(**SMALL, critics=3, target_critics=2), off_policy.BOX),
     "droq discrete": (algorithm_class("droq"), DroQConfig(**SMALL, critics=3, target_critics=2), off_policy.MASKED),
+    "tqc": (algorithm_class("tqc"), TQCConfig(**SMALL, quantiles=4, drop=1, widths_q=(8, 8)), off_policy.BOX),
     "td3": (TD3, TD3Config(**SMALL), off_policy.BOX),
     "ddpg": (DDPG, DDPGConfig(**SMALL), off_policy.BOX),
 }

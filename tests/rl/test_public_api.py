@@ -17,7 +17,7 @@ import rltrain
 
 API = """
 A2CConfig A3CConfig APPOConfig Act ActionSpec AgentGroup Algorithm CheckpointError ConfigError DDPGConfig
-DQNConfig DroQConfig RainbowConfig REDQConfig
+DQNConfig CrossQConfig DroQConfig RainbowConfig REDQConfig TQCConfig
 EnvError EnvFault EnvSpec Evaluation GradientPlan Gradients IMPALAConfig IQLConfig Interrupted Leaf
 MADDPGConfig MAPPOConfig Noise PPOConfig Policy PolicyHooks QMIXConfig QNetwork ReplayPlan Result Rng RunConfig
 RunFailed SACConfig SINGLE StreamPlan TD3Config Trained Trajectory Transition Update VDNConfig build_policy

@@ -53,6 +53,8 @@ CASES = [
     pytest.param(["--algo", "sac", *BOX, "--n-step", "2", "--prioritized"], id="sac, n-step, prioritised"),
     pytest.param(["--algo", "td3", *BOX, "--normalize-obs"], id="td3, normalised"),
     pytest.param(["--algo", "droq", *BOX, "--critics", "3", "--target-critics", "2", "--dropout", "0.2"], id="droq"),
+    pytest.param(["--algo", "crossq", *BOX, "--widths-q", "16,16"], id="crossq"),
+    pytest.param(["--algo", "tqc", *BOX, "--widths-q", "16,16", "--n-step", "2"], id="tqc"),
     pytest.param(["--algo", "ddpg", *BOX, "--noise-kind", "ou"], id="ddpg, ou"),
     pytest.param(["--algo", "qmix", "--env", "generations", *TEAM, "--memory", "gru"], id="qmix, agents that die"),
     pytest.param(

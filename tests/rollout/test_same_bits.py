@@ -103,7 +103,7 @@ def test_a_replay_with_any_number_of_workers(env: str, given: dict[str, Any], tm
     assert replayed(tmp_path, env, workers=0, streams=7, **given, seed=4) != expected
 
 
-@pytest.mark.parametrize("algo", ["sac", "td3", "ddpg"])
+@pytest.mark.parametrize("algo", ["sac", "crossq", "td3", "ddpg"])
 def test_continuous_actions(algo: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {"algo": algo, "streams": 5, "unroll": 2, "widths": (8,), "warmup": 40, "batch": 16}
     given |= {"updates_per_step": 0.3, "steps": 200, "n_step": 2, "prioritized": True, "normalize_obs": True}

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracles.off_policy import BOX, DISCRETE, MASKED, Reference, batch_of, flat, nets
+from oracles.off_policy import BOX, DISCRETE, MASKED, Reference, batch_of, flat, nets, to_float
 from torch.testing import assert_close
 
 from rltrain.algorithms import algorithm_class
@@ -174,15 +174,6 @@ def test_the_critics_are_normalised_with_the_policys_statistics():
 
     assert_close(plain.critics_optimizer.param, scaled.critics_optimizer.param, atol=2e-3, rtol=0)
     assert_close(plain.critics_optimizer.grad, scaled.critics_optimizer.grad, atol=1e-4, rtol=1e-3)
-
-
-def to_float(batch):
-    """The batch as the feed gives it."""
-
-    def of(x):
-        return x.float() if isinstance(x, torch.Tensor) and x.dtype == torch.float64 else x
-
-    return type(batch)(*(of(getattr(batch, name)) for name in batch.__slots__))
 
 
 def test_redq_and_droq_are_sac_with_the_settings_of_their_papers():
