@@ -108,6 +108,7 @@ def test_continuous_actions(algo: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {"algo": algo, "streams": 5, "unroll": 2, "widths": (8,), "warmup": 40, "batch": 16}
     given |= {"updates_per_step": 0.3, "steps": 200, "n_step": 2, "prioritized": True, "normalize_obs": True}
     given |= {"preset": "none", "seed": 3, "eval_every": 0, "checkpoint_every": 0, "quiet": True}
+    given |= {"widths_q": (8,)} if algo == "crossq" else {}
 
     def found(workers: int) -> str:
         return train(**given, env="Pendulum-v1", out=str(tmp_path), workers=workers).fingerprint
