@@ -23,6 +23,8 @@ POLICIES: dict[str, str | PolicyFactory] = {  # a factory, or "module:name", imp
     "team_q": "rltrain.algorithms.multi_agent.q_policy:MultiAgentQPolicy",
 }
 
+BUILT_IN = frozenset(POLICIES)
+
 
 def register_policy(name: str, factory: PolicyFactory) -> None:
     """Let `--policy name` build `factory(spec, settings, streams, generator)`; see `Policy`."""

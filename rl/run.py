@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rltrain.config.run_config import RunConfig
-from rltrain.errors import Interrupted, LearnerLost, RunFailed, Stop
+from rltrain.errors import ConfigError, Interrupted, LearnerLost, RunFailed, Stop
 from rltrain.evaluation.background import BackgroundEvaluation, EvaluationFailed
 from rltrain.evaluation.multi_agent import return_metrics
 from rltrain.learner.algorithm import make_algorithm
@@ -30,6 +30,7 @@ from rltrain.setup.replay import open_data
 from rltrain.setup.rollout import open_actors, rollout_spec
 from rltrain.setup.run_folder import CHECKPOINTS, open_folder, open_recorder, open_saved
 from rltrain.storage.checkpoint import fingerprint
+from rltrain.storage.files import one_line
 from rltrain.storage.retention import CheckpointWriter
 from rltrain.storage.run_folder import write_run_file
 from rltrain.system.signals import Signals
@@ -251,6 +252,10 @@ def open_run(config: RunConfig, resume: str | Path | None = None, look: FirstLoo
         except (WorkerFailed, ActorLost, ClusterLost, LearnerLost) as failed:
             what = "started" if resume is None else "resumed; its checkpoints are unchanged"
             raise RunFailed(f"it could not be {what}: {failed}") from None
+        except MemoryError as error:
+            raise ConfigError(
+                f"the run does not fit into memory: {one_line(error)}; ask for smaller settings"
+            ) from None
         except Stop as stop:
             raise Interrupted(stop.signum, "interrupted while it started") from None
         try:

@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,23 @@ import safetensors.numpy
 import torch
 
 import rltrain
-from rltrain import cli
+from rltrain import cli, run
+from rltrain.evaluation import evaluate
+from rltrain.setup import first_look
 from rltrain.storage import signature
 
+IMPORTED = run, evaluate  # before the forks, so that each of them does not import them again
 SECONDS = 60.0  # limit of one case; a usual one takes less than a second
 MEMORY = 4 * 2**30  # limit of the address space of one case beyond that of its parent
 QUICK: dict[str, Any] = {
-    "workers": 0, "streams": 2, "widths": (8,), "steps": 96, "checkpoint_every": 32, "eval_every": 48, "preset": "none",
-    "eval_episodes": 1, "quiet": True,
+    "workers": 0, "streams": 2, "widths": (8,), "steps": 160, "checkpoint_every": 64, "eval_every": 80,
+    "eval_episodes": 1, "preset": "none", "quiet": True,
 }  # fmt: skip
 RUNS: dict[str, dict[str, Any]] = {
     "ppo": {"algo": "ppo", "env": "probe:counter", "unroll": 16, "normalize_obs": True},
-    "dqn": {"algo": "dqn", "env": "probe:counter", "capacity": 64, "warmup": 16, "batch": 8, "prioritized": True},
-    "sac": {"algo": "sac", "env": "Pendulum-v1", "capacity": 64, "warmup": 16, "batch": 8, "record": "recording"},
-    "qmix": {"algo": "qmix", "env": "two-step", "capacity": 64, "warmup": 16, "batch": 4, "memory": "gru"},
+    "dqn": {"algo": "dqn", "env": "probe:counter", "capacity": 256, "warmup": 16, "batch": 8, "prioritized": True},
+    "sac": {"algo": "sac", "env": "Pendulum-v1", "capacity": 256, "warmup": 16, "batch": 8, "record": "recording"},
+    "qmix": {"algo": "qmix", "env": "two-step", "capacity": 256, "warmup": 16, "batch": 4, "memory": "gru"},
 }
 PAYLOAD = (
     "import pathlib\npathlib.Path({mark!r}).touch()\ndef X(*args, **kwargs):\n    pathlib.Path({mark!r}).touch()\n"
@@ -396,7 +399,7 @@ def _child(case: Case, use: str, output: Path, log: Path) -> None:
         elif use == "rleval":
             code = cli.main_eval(["run", "--episodes", "1"])
         else:
-            code = cli.main(["--resume", "run", "--steps", "160", "--quiet", "--workers", "0"])
+            code = cli.main(["--resume", "run", "--steps", "240", "--quiet", "--workers", "0"])
     except BaseException:
         traceback.print_exc()
     finally:
@@ -406,7 +409,7 @@ def _child(case: Case, use: str, output: Path, log: Path) -> None:
 def _watch(case: Case, log: int) -> None:
     """Logs imports and executions of files in the case's folder, programs, and changes outside of the run."""
     root, run, recording = os.path.realpath(case.root), os.path.realpath(case.run), str(case.root / "recording")
-    programs = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pty.spawn")
+    programs = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.forkpty", "pty.spawn")
     changes = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod")
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -428,7 +431,7 @@ def _watch(case: Case, log: int) -> None:
             found = f"outside: open {args[0]!r}"
         elif event in changes and outside(args[0]) and not any(isinstance(a, int) and a > 2 for a in args[1:]):
             found = f"outside: {event} {args[0]!r}"
-        elif event in ("socket.connect", "socket.bind"):
+        elif event in ("socket.connect", "socket.bind") and "rltrain-" not in str(args[1]):  # our own fork server
             found = f"program: {event} {args[1:]!r}"
         if found is not None:
             os.write(log, (found + "\n").encode(errors="replace"))
@@ -465,10 +468,11 @@ def _snapshot(case: Case) -> dict[str, Any]:
 # The whole sweep.
 
 
-def templates(folder: Path) -> dict[str, Path]:
+def templates(folder: Path, names: Collection[str] = tuple(RUNS)) -> dict[str, Path]:
     """The small runs that are changed."""
     made: dict[str, Path] = {}
-    for name, settings in RUNS.items():
+    for name in names:
+        settings = RUNS[name]
         home = folder / name
         home.mkdir(parents=True)
         if "record" in settings:
@@ -477,7 +481,9 @@ def templates(folder: Path) -> dict[str, Path]:
     return made
 
 
-def cases(made: dict[str, Path], folder: Path, numbers: range) -> Iterator[Report]:
+def cases(
+    made: dict[str, Path], folder: Path, numbers: range, changes: Sequence[Mutation] = MUTATIONS
+) -> Iterator[Report]:
     """Tries the cases with these numbers. A number is always the same run, change and use."""
     for number in numbers:
         rng = random.Random(number)
@@ -493,8 +499,8 @@ def cases(made: dict[str, Path], folder: Path, numbers: range) -> Iterator[Repor
         shutil.copytree(made[rng.choice(sorted(made))], case.run)
         for file in (case.root / "payload.py", case.run / "payload.py"):
             file.write_text(PAYLOAD.format(mark=str(case.root / "executed")))
-        change = MUTATIONS[number % len(MUTATIONS)](case)
-        yield try_case(case, USES[number // len(MUTATIONS) % len(USES)], f"case {number}: {change}")
+        change = changes[number % len(changes)](case)
+        yield try_case(case, USES[number // len(changes) % len(USES)], f"case {number}: {change}")
         shutil.rmtree(case.root, ignore_errors=True)
 
 
@@ -502,9 +508,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--only", choices=[change.__name__ for change in MUTATIONS], help="one kind of change")
     parser.add_argument("--show", action="store_true", help="prints every case")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    first_look.start_method = lambda: "fork"  # the child that examines an environment is watched too
     counts: collections.Counter[str] = collections.Counter()
     slowest, most = 0.0, 0
     with tempfile.TemporaryDirectory(prefix="mutations-") as name:
@@ -513,7 +521,8 @@ def main() -> int:
         made = templates(folder)
         os.environ["XDG_CONFIG_HOME"] = str(folder / "user")  # the runs are somebody else's
         signature.sign("")  # creates the key, which is outside of the run
-        for report in cases(made, folder, range(given.first, given.first + given.cases)):
+        changes = [change for change in MUTATIONS if given.only in (None, change.__name__)]
+        for report in cases(made, folder, range(given.first, given.first + given.cases), changes):
             counts["refused" if report.status == 2 else "used" if report.status == 0 else "failed"] += 1
             counts.update({fault.partition(":")[0] for fault in report.faults})
             slowest, most = max(slowest, report.seconds), max(most, report.memory)

@@ -65,7 +65,7 @@ class RunConfig(BaseModel):
 
     # opponents pool
     pool_size: int = Field(
-        10, ge=1, description="past policies that are kept as opponents; a new one replaces the oldest"
+        10, ge=1, le=2**16, description="past policies that are kept as opponents; a new one replaces the oldest"
     )
     pool_every: int = Field(
         default_factory=lambda data: max(1, int(data["steps"]) // 20),
@@ -81,6 +81,7 @@ class RunConfig(BaseModel):
     streams: int = Field(
         default_factory=lambda data: int(getattr(data["settings"], "streams", 8)),
         ge=1,
+        le=2**20,
         description="environments that are stepped in parallel, in total",
         json_schema_extra={"default": "the algorithm's"},
     )
@@ -108,9 +109,14 @@ class RunConfig(BaseModel):
         "local", description="where actions are computed: in each actor, or by one server on the learner's device"
     )
     learners: int = Field(
-        1, ge=1, description="learner processes that share each update; under torchrun, the number that it starts"
+        1,
+        ge=1,
+        le=2**12,
+        description="learner processes that share each update; under torchrun, the number that it starts",
     )
-    learner_threads: int = Field(1, ge=1, description="threads of the learner; it affects the last bits of results")
+    learner_threads: int = Field(
+        1, ge=1, le=2**12, description="threads of the learner; it affects the last bits of results"
+    )
     deterministic: bool = Field(
         False, description="takes unrolls in a fixed order: a run with overlap is then reproducible to the bit"
     )

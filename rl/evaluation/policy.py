@@ -17,7 +17,7 @@ from rltrain.envs.spaces import action_reader, split_mask
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.evaluation.multi_agent import split_actions, write_observations
-from rltrain.learner.algorithm import make_policy
+from rltrain.learner.algorithm import make_policy, require_finite, uses_own_network
 from rltrain.reporting.console import say
 from rltrain.rollout.actor.noise import DRAWS
 from rltrain.rollout.buffers import clear_absent, obs_arrays, padded
@@ -143,22 +143,17 @@ def load_for(path: str | Path, best: bool, trust: bool, uses: Collection[str]) -
     except ConfigError as error:
         raise CheckpointError(f"{saved.path}: {error}") from None
     config = with_consent(config, SavedConfig(saved.meta["config"], meta, saved.own), trust, uses)
+    schema.check_sizes(meta, saved.meta["config"], saved.state)
     try:
         policy = make_policy(config, spec)()
     except ValueError as error:  # the user's own network or policy is not here
         raise CheckpointError(f"{saved.path}: {error}") from None
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, MemoryError) as error:
+        if uses_own_network(config):
+            raise  # with the traceback of the user's code
         raise CheckpointError(f"{saved.path} does not fit this version: {files.one_line(error)}") from None
     with checkpoints.mismatch_as_error(saved.path):
         weights = checkpoint.to_tensors(saved.state["learner"]["parts"]["policy"])
         policy.load_state_dict(weights)
-    require_finite(saved.path, policy)
+    require_finite(saved.path, [policy])
     return Trained(policy, spec, config, saved.path, saved.own or trust)
-
-
-def require_finite(path: Path, policy: Any) -> None:
-    """CheckpointError if a parameter of the policy is not finite, or a running statistic is not a number."""
-    wrong = [name for name, value in policy.named_parameters() if not torch.isfinite(value).all()]
-    wrong += [name for name, value in policy.named_buffers() if value.is_floating_point() and torch.isnan(value).any()]
-    if wrong:
-        raise CheckpointError(f"{path} holds numbers that are not finite in {wrong[0]!r}: use an earlier checkpoint")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,16 +14,17 @@ from rltrain import algorithms
 from rltrain.algorithms.multi_agent.independent import Independent, joint_policy
 from rltrain.algorithms.networks.encoder import Encoder
 from rltrain.algorithms.protocol import Algorithm, Policy, modules_of
-from rltrain.algorithms.registry import PolicyFactory, build, policy_factory
+from rltrain.algorithms.registry import BUILT_IN, PolicyFactory, build, policy_factory
 from rltrain.algorithms.settings import TORSOS
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.lookup import make_importable
 from rltrain.envs.seeding import LEARNER, seed_of
 from rltrain.envs.spec import EnvSpec
-from rltrain.errors import ConfigError
+from rltrain.errors import CheckpointError, ConfigError
 from rltrain.system.torch_setup import keep_memory
 
 DEVICES = ("cpu", "cuda", "mps")
+STATISTICS = re.compile(r"(mean|m2_|shift|scale|running_mean|running_var|running)\d*")  # buffers that must be finite
 
 
 def make_algorithm(config: RunConfig, spec: EnvSpec) -> Algorithm:
@@ -38,8 +41,9 @@ def make_algorithm(config: RunConfig, spec: EnvSpec) -> Algorithm:
         if spec.groups and not algorithms.for_several(config.algo):
             make = functools.partial(Independent, make)
         algorithm: Algorithm = make(spec, config.settings, device, seed, config.streams)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, TypeError) and "float64" not in str(error):  # a device without float64
+    except (TypeError, ValueError, RuntimeError, MemoryError) as error:
+        expected = {TypeError: "float64", RuntimeError: "allocate memory"}.get(type(error), "")  # no float64 on MPS
+        if expected not in str(error):
             raise
         raise ConfigError(str(error).splitlines()[0]) from None
     precision = torch.bfloat16 if config.precision == "bfloat16" else None
@@ -74,9 +78,26 @@ def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Policy]:
     return functools.partial(_build, factory, spec, settings, config.streams, seed, _folder_of_code(config))
 
 
+def uses_own_network(config: RunConfig) -> bool:
+    """True if the torso is a module of the user's, or the policy is one that a program registered."""
+    settings: Any = config.settings
+    own_policy = getattr(settings, "policy", "actor_critic") not in BUILT_IN
+    return own_policy or getattr(settings, "torso", "auto") not in TORSOS
+
+
 def _folder_of_code(config: RunConfig) -> str:
     """The folder from which the user's own network may be imported; "" if the network is one of ours."""
     return config.folder if getattr(config.settings, "torso", "auto") not in TORSOS else ""
+
+
+def require_finite(path: Path, modules: Iterable[Any]) -> None:
+    """CheckpointError if a restored parameter, or a running mean or variance, is not finite."""
+    for module in modules:
+        buffers = [item for item in module.named_buffers() if STATISTICS.fullmatch(item[0].rpartition(".")[2])]
+        named = [*module.named_parameters(), *buffers]
+        wrong = next((name for name, value in named if not torch.isfinite(value).all()), None)
+        if wrong is not None:
+            raise CheckpointError(f"{path} holds numbers that are not finite, in {wrong}: use an earlier checkpoint")
 
 
 def _build(factory: PolicyFactory, spec: EnvSpec, settings: Any, streams: int, seed: int, folder: str) -> Any:

@@ -16,6 +16,7 @@ from rltrain.storage.files import replace_file, writing
 
 FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
+MAX_LINE = 2**20  # bytes; a longer line was not written here
 WINDOW = 100  # episodes in running means
 LINE_SECONDS = 1.0  # least time between two lines about the progress of a run
 LINE_SHARE = 1 / 500  # least share of the run's time between them: about 3,000 lines in a day, and 500 more in a week
@@ -151,16 +152,18 @@ def cut_back(file: Path, step: int, lines: int | None = None) -> tuple[int, floa
     if not file.exists():
         return 0, 0.0
     kept, seconds = [], 0.0
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)[:lines]:
-        try:
-            item = json.loads(line)
-            if not line.endswith("\n") or int(item["step"]) > step:
+    kept, seconds = [], 0.0
+    with file.open("rb") as source:
+        while (lines is None or len(kept) < lines) and (line := source.readline(MAX_LINE)):
+            try:
+                item = json.loads(line)
+                if not line.endswith(b"\n") or int(item["step"]) > step:
+                    break
+                seconds = float(item.get("seconds", seconds))
+            except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
                 break
-        except (ValueError, KeyError, TypeError):
-            break
-        kept.append(line)
-        seconds = float(item.get("seconds", seconds))
-    replace_file(file, "".join(kept).encode())
+            kept.append(line)
+    replace_file(file, b"".join(kept))
     return len(kept), seconds
 
 

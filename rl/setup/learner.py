@@ -7,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rltrain.algorithms.protocol import Algorithm
+from rltrain.algorithms.protocol import Algorithm, modules_of
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec
-from rltrain.learner.algorithm import torch_device
+from rltrain.learner.algorithm import require_finite, torch_device
 from rltrain.learner.learner import Learner
 from rltrain.setup.offline import fill
 from rltrain.setup.replay import DataSource, make_feed
@@ -55,6 +55,10 @@ def open_learner(
         learner.load(state["learner"])
         feed.load(state.get("feed", {}), segment_readers(folder / CHECKPOINTS, saved.segments))
 
-    if saved.restore(load) or data.recording is None:
+    if saved.restore(load):
+        assert saved.checkpoint is not None
+        require_finite(saved.checkpoint.path, modules_of(algorithm))
+        return learner, []
+    if data.recording is None:
         return learner, []
     return learner, [fill(learner, data.recording, device)]

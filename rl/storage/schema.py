@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -135,6 +137,33 @@ def read_spec(path: Path, data: Any) -> EnvSpec:
 @functools.cache
 def _type_of(cls: type[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
+
+
+def check_sizes(path: Path, config: Mapping[str, Any], state: Any) -> None:
+    """CheckpointError if the networks or the streams of the configuration are larger than the saved state allows.
+
+    So a small checkpoint cannot ask for all memory.
+    """
+    numbers, nodes = 0, [state]
+    while nodes:
+        node = nodes.pop()
+        numbers += getattr(node, "size", 1)
+        if isinstance(node, dict | list):
+            nodes += node.values() if isinstance(node, dict) else node
+    settings = config["settings"]
+    for key in ("widths", "widths_q"):
+        widths = settings.get(key) or ()
+        if isinstance(widths, list) and all(type(width) is int for width in widths):
+            least = sum(a * b for a, b in itertools.pairwise(widths)) + sum(widths)
+            if least > numbers:
+                raise CheckpointError(f"{path} is damaged: {key} {widths[:10]} do not fit its {numbers:,} numbers")
+    size = settings.get("memory_size")
+    if settings.get("memory", "none") != "none" and type(size) is int and size**2 > numbers:
+        raise CheckpointError(f"{path} is damaged: memory_size {size} does not fit its {numbers:,} numbers")
+    with contextlib.suppress(KeyError, TypeError):  # the policy alone, or a run whose actors were lost
+        streams = sum(len(unit["streams"]) for unit in state["rollout"]["units"])
+        if config.get("streams") != streams:
+            raise CheckpointError(f"{path} is damaged: it holds {streams} streams, and not {config.get('streams')!r}")
 
 
 def _check(path: Path, model: type[BaseModel], data: Any) -> None:

@@ -1,0 +1,161 @@
+"""Runs that somebody else made: a resume changes nothing outside of them, and a damaged one is refused in one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from oracles.forged import forge, forge_config, forge_state
+
+import rltrain
+from rltrain import cli
+from rltrain.errors import CheckpointError
+from rltrain.storage.checkpoint import META
+from rltrain.storage.run_folder import RUN_FILE, saved_config
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "mutations.py"
+
+
+@pytest.fixture(scope="module")
+def mutations() -> Any:
+    """scripts/mutations.py as a module."""
+    spec = importlib.util.spec_from_file_location("mutations", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mutations"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def made(mutations: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    runs: dict[str, Path] = mutations.templates(tmp_path_factory.mktemp("made"), ("ppo", "dqn"))
+    return runs
+
+
+@pytest.fixture
+def run(made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of DQN that somebody else made, with segments of its replay."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+    folder = tmp_path / "run"
+    shutil.copytree(made["dqn"], folder)
+    assert any((folder / "checkpoints" / "segments").iterdir())
+    return folder
+
+
+def newest(run: Path) -> Path:
+    return run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
+
+
+def refused(run: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    assert cli.main(["--resume", str(run), "--steps", "240", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_changed_runs_do_nothing_but_end_in_one_line(
+    mutations: Any, made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample of the changes that scripts/mutations.py tries by the thousand: four of each kind."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+    mutations.signature.sign("")
+    reports = list(mutations.cases(made, tmp_path, range(4 * len(mutations.MUTATIONS))))
+
+    assert [f"{report.change}: {report.faults} {report.text}" for report in reports if report.faults] == []
+    assert {report.status for report in reports} >= {0, 2}
+    assert max(report.memory for report in reports) < 2**31
+
+
+def test_the_sandbox_notices_what_it_looks_for(mutations: Any, made: dict[str, Path], tmp_path: Path) -> None:
+    """A user's consent lets the code of a run do everything that is counted."""
+    (tmp_path / "outside").mkdir()
+    case = mutations.Case(tmp_path, mutations.random.Random(0))
+    shutil.copytree(made["ppo"], case.run)
+    (tmp_path / "payload.py").write_text(
+        f"import os, pathlib\npathlib.Path({str(tmp_path / 'executed')!r}).touch()\n"
+        f"open({str(tmp_path / 'outside' / 'new')!r}, 'w').close()\nos.system('true')\nraise RuntimeError\n"
+    )
+    forge_config(case.run, torso="payload:X")
+
+    def trusting(path: str) -> Any:
+        return load(path, trust=True)
+
+    load, mutations.rltrain.load = rltrain.load, trusting
+    try:
+        report = mutations.try_case(case, "load", "")
+    finally:
+        mutations.rltrain.load = load
+
+    kinds = {fault.partition(":")[0] for fault in report.faults}
+    assert kinds == {"executed", "outside", "program", "status", "traceback"}
+
+
+def test_segments_that_are_elsewhere_are_not_removed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A resume removes segments that no checkpoint lists."""
+    elsewhere = tmp_path / "documents"
+    shutil.move(run / "checkpoints" / "segments", elsewhere)
+    (elsewhere / "thesis.txt").write_text("precious")
+    (elsewhere / f"{'0' * 64}.safetensors").write_text("precious")
+    (run / "checkpoints" / "segments").symlink_to(elsewhere)
+    before = sorted(path.name for path in elsewhere.iterdir())
+
+    assert "segments is a link" in refused(run, capsys)
+
+    assert sorted(path.name for path in elsewhere.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["../../../precious", "/etc/passwd", "x"])
+def test_names_of_files_in_a_checkpoint_lead_nowhere(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forge(newest(run) / META, lambda meta: next(iter(meta["segments"].values())).update(sha256=name))
+
+    with pytest.raises(CheckpointError, match="sha256"):
+        rltrain.load(newest(run))
+
+
+def test_an_edited_run_json_is_refused_with_what_to_do(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (run / RUN_FILE).read_text()
+    (run / RUN_FILE).write_text(text.replace('"gamma": 0.99', '"gamma": 0.98'))
+
+    assert "does not match its hash. To change a setting, give --resume its flag (steps, " in refused(run, capsys)
+
+
+def test_another_runs_run_json_does_not_fit(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forge(run / RUN_FILE, lambda content: content["config"]["settings"].update(gamma=0.098))
+
+    assert "settings.gamma is 0.098, and was 0.99 at the checkpoint" in refused(run, capsys)
+
+
+def test_settings_that_a_resume_changes_may_differ(run: Path) -> None:
+    forge(run / RUN_FILE, lambda content: content["config"].update(steps=240, workers=1))
+
+    assert rltrain.train(resume=run, workers=0, quiet=True).steps >= 240
+
+
+def test_no_bit_of_run_json_can_flip(run: Path) -> None:
+    whole = (run / RUN_FILE).read_bytes()
+    for at in range(0, len(whole), 31):
+        changed = bytearray(whole)
+        changed[at] ^= 1 << (at % 8)
+        (run / RUN_FILE).write_bytes(changed)
+        with pytest.raises(CheckpointError):
+            saved_config(run)
+
+
+@pytest.mark.parametrize("use", ["load", "resume"])
+def test_weights_that_are_not_finite_are_refused(use: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = safetensors.numpy.load((newest(run) / "state.safetensors").read_bytes())
+    name = next(name for name in arrays if name.startswith("learner/parts/policy/") and arrays[name].size > 1)
+    arrays[name] = np.full_like(arrays[name], np.nan)
+    forge_state(newest(run), safetensors.numpy.save(arrays))
+
+    with pytest.raises(CheckpointError, match="not finite"):
+        rltrain.load(newest(run)) if use == "load" else rltrain.train(resume=run, steps=240)
