@@ -408,6 +408,7 @@ def _child(case: Case, use: str, output: Path, log: Path) -> None:
 
 def _watch(case: Case, log: int) -> None:
     """Logs imports and executions of files in the case's folder, programs, and changes outside of the run."""
+    temporary = os.path.join(tempfile.gettempdir(), "rltrain-")  # what our own processes share
     root, run, recording = os.path.realpath(case.root), os.path.realpath(case.run), str(case.root / "recording")
     programs = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.forkpty", "pty.spawn")
     changes = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod")
@@ -417,7 +418,7 @@ def _watch(case: Case, log: int) -> None:
         if not isinstance(path, str | bytes | os.PathLike):
             return False
         text = os.path.realpath(os.fsdecode(path))
-        return not text.startswith((run + "/", recording, "/dev/null", "/dev/shm", "/proc/")) and text != run
+        return not text.startswith((run + "/", recording, temporary, "/dev/null", "/dev/shm", "/proc/")) and text != run
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         found = None

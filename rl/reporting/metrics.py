@@ -151,8 +151,8 @@ def cut_back(file: Path, step: int, lines: int | None = None) -> tuple[int, floa
     """
     if not file.exists():
         return 0, 0.0
-    kept, seconds = [], 0.0
-    kept, seconds = [], 0.0
+    kept: list[bytes] = []
+    seconds = 0.0
     with file.open("rb") as source:
         while (lines is None or len(kept) < lines) and (line := source.readline(MAX_LINE)):
             try:

@@ -96,8 +96,8 @@ def read_file(path: Path, limit: int | None = None, size: int | None = None) -> 
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and path.is_symlink():
-            raise CheckpointError(f"{path} is a link, which is not followed: put the file itself there") from None
+        if isinstance(error, OSError):
+            refuse_link(path)
         why = reason(error) if isinstance(error, OSError) else error
         raise CheckpointError(f"{path} cannot be read: {why}") from None
     status = os.fstat(descriptor)
@@ -116,6 +116,12 @@ def read_file(path: Path, limit: int | None = None, size: int | None = None) -> 
             raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
         except MemoryError:
             raise CheckpointError(f"{path} does not fit into memory: {amount(status.st_size)}") from None
+
+
+def refuse_link(path: Path) -> None:
+    """CheckpointError if this part of a run is a link."""
+    if path.is_symlink():
+        raise CheckpointError(f"{path} is a link, which is not followed: put what it points to there")
 
 
 def read_verified(path: Path, digest: Mapping[str, Any]) -> bytes:

@@ -22,7 +22,7 @@ from rltrain.errors import CheckpointError
 from rltrain.rollout.types import Weights
 from rltrain.storage import checkpoint
 from rltrain.storage.checkpoint import INCOMPLETE, META, Checkpoint
-from rltrain.storage.files import one_line, read_file, replace_file, sync_folder
+from rltrain.storage.files import one_line, read_file, refuse_link, replace_file, sync_folder
 from rltrain.storage.run_folder import versions
 from rltrain.storage.schema import read_spec
 from rltrain.storage.segments import Listed, Segments, check_segments
@@ -135,6 +135,7 @@ def find(path: str | Path, best: bool = False) -> tuple[Checkpoint, list[str]]:
     path = Path(path)
     if (path / META).exists():
         return checkpoint.load(path), []
+    refuse_link(path / "checkpoints")
     for folder in (path / "checkpoints", path):
         found, notes = newest_intact(folder, best)
         if found is not None:
@@ -168,6 +169,7 @@ def newest_intact(folder: Path, best: bool = False, segments: bool = False) -> t
         if path is None:
             break
         try:
+            refuse_link(path)
             found = checkpoint.load(path)
             if segments:
                 check_segments(folder, found.meta.get("segments", {}))

@@ -72,8 +72,7 @@ def refuse_links(folder: Path) -> None:
             continue
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {reason(error)}") from None
-        if stat.S_ISLNK(mode):
-            raise CheckpointError(f"{path} is a link, which is not followed: put what it points to there")
+        files.refuse_link(path)
         if not stat.S_ISREG(mode):
             raise CheckpointError(f"{path} is not a file")
 
