@@ -94,6 +94,9 @@ class MAPPOConfig(PPOConfig):
     value_clip: ValueClip = 0.2
     value: Value = default(1.0, "the authors' value")
     policy: PolicyName = default("central", "central: its value function uses the global state")
+    critic_memory: bool = Field(
+        default=True, description="with memory, the value function has one of its own; off: it sees one state only"
+    )
     normalize_return: NormalizeReturn = True
 
 

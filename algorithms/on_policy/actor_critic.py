@@ -34,8 +34,14 @@ class ActorCritic(nn.Module):
         config:    the settings of an on-policy algorithm.
         streams:   number of streams, for the statistics of returns.
         generator: draws the first weights.
-        private:   key of a Dict observation that only the value gets; the value then has layers of its own.
+        private:   key of a Dict observation that only the value gets; the value then has layers of its own, and with
+                   `critic_memory` a memory of its own. Actors do not have this key: the learner runs that memory.
+
+    Below, core is [N, core_size] for actors. For the learner of a critic with memory it has the critic's core behind
+    that of the actor: see `with_critic_cores`.
     """
+
+    critic_core: Tensor  # [streams, C] of a critic with memory, before the next row of each stream
 
     def __init__(
         self, spec: EnvSpec, config: Config, streams: int, generator: torch.Generator, private: str | None = None
@@ -66,8 +72,17 @@ class ActorCritic(nn.Module):
             self.memory = RecurrentCore(features, config.memory_size, generator, config.memory)
             features = config.memory_size
         self.actor = mlp(features, widths, outputs, gain=0.01)
+        self.value_trunk: MLP | None = None
+        self.value_memory: RecurrentCore | None = None
         if private is not None and self.value_encoder is not None:
             features, widths = self.value_encoder.features, config.widths
+            if config.memory != "none" and getattr(config, "critic_memory", False):
+                self.value_trunk = mlp(features, widths)
+                self.value_memory = RecurrentCore(
+                    self.value_trunk.features, config.memory_size, generator, config.memory
+                )
+                features, widths = config.memory_size, ()
+                self.register_buffer("critic_core", torch.zeros(streams, self.core_size))
         self.critic = mlp(features, widths, 1, gain=1.0)
         self.log_std = nn.Parameter(torch.full((outputs,), config.log_std_init)) if spec.action.kind == "box" else None
         # `act` reports V(obs) to PPO if that costs one matrix product, because the layers are shared (and no user's).
@@ -115,14 +130,13 @@ class ActorCritic(nn.Module):
             inputs = self.normalised(obs)
             x, x_value = self.encoder.forward(inputs), self.value_encoder.forward(inputs)
         else:
-            x, x_value = self.recall(obs, core, first), self.value_encoder.forward(self.normalised(obs))
+            x, x_value = self.recall(obs, core, first), self.recall_value(obs, core, first)
         dist = distribution(self.spec.action, self.actor.forward(x), action_mask, self.log_std)
         return dist, self.critic.forward(x_value).squeeze(-1)
 
     def value(self, obs: Tree, core: Tensor | None = None, first: Tensor | None = None) -> Tensor:
         """V(obs) only; arguments as in `forward`."""
-        encoder = self.value_encoder
-        x = self.recall(obs, core, first) if encoder is None else encoder.forward(self.normalised(obs))
+        x = self.recall(obs, core, first) if self.value_encoder is None else self.recall_value(obs, core, first)
         return self.critic.forward(x).squeeze(-1)
 
     def fast_layout(self, obs: Tree) -> Tree:
@@ -167,7 +181,40 @@ class ActorCritic(nn.Module):
             return x
         assert core is not None
         assert first is not None
-        return self.memory.unroll(x, core, first, self.sequence)
+        return self.memory.unroll(x, core[..., : self.core_size], first, self.sequence)
+
+    def recall_value(self, obs: Tree, core: Tensor | None, first: Tensor | None) -> Tensor:
+        """Features of the value with layers of its own; with a memory of its own, the outputs along the rows."""
+        assert self.value_encoder is not None
+        x = self.value_encoder.forward(self.normalised(obs))
+        if self.value_memory is None:
+            return x
+        assert self.value_trunk is not None
+        assert core is not None
+        assert first is not None
+        return self.value_memory.unroll(self.value_trunk.forward(x), core[..., self.core_size :], first, self.sequence)
+
+    @torch.no_grad()
+    def with_critic_cores(self, unrolls: Trajectory) -> Trajectory:
+        """The unrolls with the cores of a critic with memory behind those of the actor, [T / L, B, core_size + C].
+
+        The critic continues from its core after the previous unrolls, as the authors' critic does while it collects.
+        """
+        memory, trunk, encoder = self.value_memory, self.value_trunk, self.value_encoder
+        if memory is None or trunk is None or encoder is None or unrolls.core is None:
+            return unrolls
+        rows, pieces = len(unrolls.reward), len(unrolls.core)
+        x = trunk.forward(encoder.forward(self.normalised(tree_map(lambda leaf: leaf[:rows], unrolls.obs))))
+        first, core, cores = unrolls.first[:rows, :, None], self.critic_core[unrolls.stream], list[Tensor]()
+        for t in range(rows):
+            core = core.masked_fill(first[t], 0.0)
+            cores.append(core)
+            core = memory.step(x[t], core)
+        before = torch.stack(cores)[:: rows // pieces]  # [T / L, B, C]
+        if unrolls.num_rows is not None:  # rows of padding follow
+            core = torch.stack([*cores, core])[unrolls.num_rows, torch.arange(len(core), device=core.device)]
+        self.critic_core[unrolls.stream] = core
+        return replace(unrolls, core=torch.cat([unrolls.core, before], -1))
 
 
 def evaluate_actions(policy: ActorCritic, unrolls: Trajectory) -> tuple[Distribution, Tensor, Tensor]:

@@ -62,6 +62,8 @@ class PPO:
         entropy_weight = linear(config.entropy, config.entropy_end, progress)
 
         with torch.no_grad():
+            if getattr(self.policy, "value_memory", None) is not None:
+                unrolls = self.policy.with_critic_cores(unrolls)
             value = self.values(unrolls)  # [T+1, B]
             reward = self.policy.scaled(unrolls.reward)  # [T, B]
             advantage = gae(reward, value, discounts(unrolls, config.gamma), traces(unrolls, config.lam))  # [T, B]

@@ -246,8 +246,9 @@ class RunConfig(BaseModel):
         }
         if "init" in own.model_fields:
             values.setdefault("init", "orthogonal")  # the only choice, before there was this setting
-        if "noise_per_stream" in own.model_fields:
-            values.setdefault("noise_per_stream", False)  # likewise
+        for name in ("noise_per_stream", "critic_memory"):  # likewise
+            if name in own.model_fields:
+                values.setdefault(name, False)
         settings = build(own, values, {})
         return build(cls, {**data, "settings": settings}, origins or {})
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rltrain.envs.spec import ActionSpec, AgentGroup, EnvSpec, Leaf
 from rltrain.rollout.tree import tree_map
@@ -284,3 +285,29 @@ def whose(batch: Trajectory, t: int, b: int) -> Array:
         return batch.acting[t + 1, b].numpy().astype(float)
     late = [bool(x) and not bool(y) for x, y in zip(batch.truncated[t, b], batch.terminated[t, b], strict=True)]
     return np.array(late, float) / max(sum(late), 1)
+
+
+def recurrent_values(p: dict[str, Tensor], states: Tensor, first: Tensor) -> Tensor:
+    """V of a critic with a GRU (Cho et al. 2014, as torch writes it) of one stream, row by row.
+
+    Args:
+        p:      the parameters of the critic: `value_trunk` of one tanh layer, `value_memory`, `critic` of one layer.
+        states: [T, S] its input.
+        first:  [T] an episode begins: the memory is empty.
+    """
+    trunk = [x for name, x in p.items() if name.startswith("value_trunk.")]
+    weight, bias = sorted(trunk, key=lambda x: -x.dim())
+    head, head_bias = sorted((x for name, x in p.items() if name.startswith("critic.")), key=lambda x: -x.dim())
+    w_x, w_h, b_x, b_h = (p[f"value_memory.{name}"] for name in ("weight_x", "weight_h", "bias_x", "bias_h"))
+    size = w_h.shape[1]
+    h, values = torch.zeros(size, dtype=states.dtype), []
+    for state, begins in zip(states, first, strict=True):
+        if begins:
+            h = torch.zeros_like(h)
+        x = torch.tanh(weight @ state + bias)
+        of_x, of_h = (w_x @ x + b_x).split(size), (w_h @ h + b_h).split(size)
+        reset, update = torch.sigmoid(of_x[0] + of_h[0]), torch.sigmoid(of_x[1] + of_h[1])
+        new = torch.tanh(of_x[2] + reset * of_h[2])
+        h = (1 - update) * new + update * h
+        values.append(head.reshape(1, size) @ h + head_bias.reshape(1))
+    return torch.cat(values)

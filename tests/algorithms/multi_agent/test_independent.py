@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from oracles.acting import Bench
-from oracles.teams import THREE, TWO, episodes, team_spec
+from oracles.teams import THREE, TWO, episodes, recurrent_values, team_spec
 
 from rltrain.algorithms import algorithm_class, settings_class
 from rltrain.algorithms.multi_agent.global_state import GlobalState
@@ -185,6 +185,45 @@ def test_mappo_learns_all_it_has(memory: str) -> None:
         bench.learn(bench.collect())
 
     assert all(not torch.equal(x, start[name]) for name, x in bench.policy.named_parameters())
+
+
+def test_the_memory_of_a_central_value_equals_the_oracle_over_several_unrolls() -> None:
+    """Each stream's memory continues from unroll to unroll and is empty where an agent's episode begins."""
+    bench = Bench(
+        "mappo", "generations", streams=3, unroll=8, widths=(6,), memory="gru", memory_size=4, sequence=4, lr=1e-30
+    )
+    (algorithm,), view = bench.algorithm.inner, bench.algorithm.views[0]
+    with torch.no_grad():
+        for parameter in algorithm.policy.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    found, rows, starts = [], [], []
+    values, loss = algorithm.values, algorithm.loss
+
+    def watched(own: Trajectory) -> torch.Tensor:
+        value = values(own)
+        found.append(value[:-1])
+        numbers = torch.nn.functional.one_hot(own.obs[ID], view.count)
+        rows.append(torch.cat([numbers, own.obs[OWN], own.obs[STATE]], -1)[:-1])
+        starts.append(own.first[:-1])
+        return value
+
+    def same_values(minibatch: Any, *others: Any) -> Any:
+        """The sequences of a minibatch begin with the cores of the same pass."""
+        _, value = algorithm.policy.forward(minibatch.obs, minibatch.action_mask, minibatch.core, minibatch.first)
+        torch.testing.assert_close(value[minibatch.valid], minibatch.value[minibatch.valid], atol=1e-5, rtol=1e-5)
+        return loss(minibatch, *others)
+
+    algorithm.values, algorithm.loss = watched, same_values
+    for _ in range(4):
+        bench.learn(bench.collect())
+
+    p = {name: x.detach() for name, x in algorithm.policy.named_parameters()}
+    value, obs, first = torch.cat(found), torch.cat(rows), torch.cat(starts)
+    for column in range(value.shape[1]):
+        expected = recurrent_values(p, obs[:, column], first[:, column])
+        torch.testing.assert_close(value[:, column], expected, atol=1e-5, rtol=1e-5)
+    assert first[8:].any()
+    assert not first[8].all()
 
 
 def test_all_of_it_is_in_a_checkpoint() -> None:
