@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 Watch = Callable[[str], None]  # gets the name of each call of an environment's code before the call is made
 
@@ -21,6 +23,11 @@ class InvalidValue(Exception):
     """An environment returned a value that breaks its interface: its spaces, or Gymnasium's API. One line."""
 
 
+class ProcessExit(BaseException):
+    """The environment called `os._exit` in a process that must continue. No Exception, so that it does not catch it."""
+
+
+NOT_THEIRS = (sysconfig.get_path("stdlib"), str(Path(__file__).parents[1]))  # folders of code that no user wrote
 INVALID = "the environment broke its interface"  # in the detail of an EnvFault: no restart can help
 
 
@@ -42,13 +49,34 @@ class EnvFault(Exception):
         return f"stream {self.stream} (seed {self.seed}), row {self.row}: {self.detail.strip().splitlines()[-1]}"
 
 
-def detail_of(error: Exception) -> str:
+def fault_of(error: BaseException, stream: int, seed: int, row: int) -> EnvFault:
+    """The EnvFault for an exception of an environment, SystemExit too; a KeyboardInterrupt is raised as it is."""
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    return EnvFault(stream, seed, row, detail_of(error))
+
+
+def detail_of(error: BaseException) -> str:
     """The detail of an EnvFault for an exception: one line if the environment's code did not raise it itself."""
     if isinstance(error, EnvFault):
         return error.detail
     if isinstance(error, InvalidValue):
         return f"{INVALID}: {error}"
+    if not isinstance(error, Exception):
+        return exit_text(error)
     return "".join(traceback.format_exception(error))
+
+
+def exit_text(error: BaseException) -> str:
+    """What an exception did that is no Exception, such as SystemExit, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(NOT_THEIRS)] or frames
+    place = f"{own[-1].filename}, line {own[-1].lineno}" if own else "an unknown place"
+    status = error.args[0] if error.args else None
+    if isinstance(error, SystemExit | ProcessExit):
+        name = "sys.exit" if isinstance(error, SystemExit) else "os._exit"
+        return f"it ended the program with {name}({'' if status is None else repr(status)}) at {place}"
+    return f"it raised {type(error).__name__} at {place}"
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rltrain.envs.closing import close_all
-from rltrain.envs.errors import EnvError, EnvFault, InvalidValue, Watch, detail_of, unwatched
+from rltrain.envs.errors import EnvError, EnvFault, InvalidValue, Watch, fault_of, unwatched
 from rltrain.envs.seeding import seed_of
 from rltrain.envs.spaces import action_reader, env_spec, random_action
 from rltrain.envs.spec import EnvSpec
@@ -96,8 +96,8 @@ class NativeVectorEnv:
                 rows.terminated[t, columns] = _column(terminated, width, "b", "terminations")
                 rows.truncated[t, columns] = _column(truncated, width, "b", "truncations")
                 self._put(rows, t + 1, i)
-        except Exception as error:
-            raise EnvFault(self._blocks[i][0], self._seeds[i], t, detail_of(error)) from error
+        except BaseException as error:
+            raise fault_of(error, self._blocks[i][0], self._seeds[i], t) from error
         if over.any():  # reset rows: no reward, no end
             rows.reward[t, :count][over] = 0.0
             rows.terminated[t, :count][over] = False
@@ -159,8 +159,8 @@ class NativeVectorEnv:
             return function()
         except EnvError:
             raise
-        except Exception as error:
-            raise EnvFault(self._blocks[i][0], self._seeds[i], 0, detail_of(error)) from error
+        except BaseException as error:
+            raise fault_of(error, self._blocks[i][0], self._seeds[i], 0) from error
 
 
 def write_batch(

@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 
 from rltrain.envs.closing import close_all
-from rltrain.envs.errors import EnvFault, InvalidValue, detail_of
+from rltrain.envs.errors import EnvFault, InvalidValue, fault_of
 from rltrain.envs.spaces import EPISODE_CONTINUES, MASK, action_reader, final_mask, mask_in_obs, mask_of, obs_writer
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.values import FLAGS, REWARDS, end_flag, reset_result, reward_number, step_result
@@ -109,8 +109,8 @@ class SerialVectorEnv:
                 elif info and MASK in info and self._no_mask:
                     raise InvalidValue(LATE_MASK)
             rows.reward[t, : len(rewards)] = rewards
-        except Exception as error:
-            raise EnvFault(self.streams[b], self._seeds[b], t, detail_of(error)) from error
+        except BaseException as error:
+            raise fault_of(error, self.streams[b], self._seeds[b], t) from error
 
     def check(self, rows: UnrollBuffer, unroll: int) -> dict[int, int]:
         try:
@@ -170,8 +170,8 @@ class SerialVectorEnv:
         """Turns exceptions of an environment outside `step` into an EnvFault of the current stream."""
         try:
             yield
-        except Exception as error:
-            raise EnvFault(self.streams[self._column], self._seeds[self._column], 0, detail_of(error)) from error
+        except BaseException as error:
+            raise fault_of(error, self.streams[self._column], self._seeds[self._column], 0) from error
 
 
 def _digest(obs: Any, t: int, b: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rltrain.envs.errors import EnvFault, detail_of
+from rltrain.envs.errors import fault_of
 from rltrain.envs.multi_agent.joint_env import AGENTS, JointEnv
 from rltrain.envs.spaces import MASK
 from rltrain.envs.spec import EnvSpec
@@ -52,8 +52,8 @@ class SerialMultiVectorEnv(SerialVectorEnv):
                     rows.truncated[t, b] = agents.truncated
                     over[b] = terminated or truncated
                 self._put(rows, t + 1, b, obs, info)
-        except Exception as error:
-            raise EnvFault(self.streams[b], self._seeds[b], t, detail_of(error)) from error
+        except BaseException as error:
+            raise fault_of(error, self.streams[b], self._seeds[b], t) from error
 
     def _put(self, rows: UnrollBuffer, t: int, b: int, obs: Any, info: dict[str, Any], over: bool = False) -> None:
         self._write(rows.obs, (t, b), obs)

@@ -10,7 +10,6 @@ import math
 import os
 import signal
 import sys
-import sysconfig
 import time
 import traceback
 import warnings
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple, Self
 
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.check import Problem, check_env
-from rltrain.envs.errors import EnvError, EnvFault, Watch
+from rltrain.envs.errors import EnvError, EnvFault, Watch, exit_text
 from rltrain.envs.lookup import EnvSource
 from rltrain.envs.make import read_spec, resolve, vector_kind
 from rltrain.envs.names import register_env, registered_names
@@ -304,7 +303,7 @@ def _serve(pipe: Connection, calls: Connection, payload: EnvSource | bytes, stat
         except Exception:
             error = EnvFault(-1, -1, 0, traceback.format_exc())
         except BaseException as ending:
-            error = EnvError(f"{name}: its {_name(call)} {_exit_text(ending)}")
+            error = EnvError(f"{name}: in its {_name(call)} {exit_text(ending)}")
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
@@ -313,13 +312,3 @@ def _serve(pipe: Connection, calls: Connection, payload: EnvSource | bytes, stat
 
 def _name(call: str) -> str:
     return call if call in CALLS[:2] else f"{call}()"
-
-
-def _exit_text(ending: BaseException) -> str:
-    """What an exception did that is no Exception, such as SystemExit, and where."""
-    frames = traceback.extract_tb(ending.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(sysconfig.get_path("stdlib"))]
-    place = f"{(own or frames)[-1].filename}, line {(own or frames)[-1].lineno}"
-    if isinstance(ending, SystemExit):
-        return f"ended the program with sys.exit({'' if ending.code is None else repr(ending.code)}) at {place}"
-    return f"raised {type(ending).__name__} at {place}"

@@ -15,6 +15,7 @@ import torch
 from rltrain.envs.errors import EnvFault
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.actor.episodes import EpisodeTracker, TeamTracker
+from rltrain.rollout.actor.isolated_env import IsolatedEnv
 from rltrain.rollout.actor.noise import RandomStart, StreamNoise
 from rltrain.rollout.actor.opponents import Opponents
 from rltrain.rollout.buffers import clear_absent, empty_rows, padded
@@ -82,7 +83,7 @@ class Actor:
         if plan.pool is not None:
             self._opponents = Opponents(plan.seed, streams, plan.unroll, plan.pool, plan.make_policy, links.opponents)
         self.row = np.array(job.rows, np.int64)
-        self.env = plan.make_env(streams, job.generations)
+        self.env = IsolatedEnv(lambda: plan.make_env(streams, job.generations))
         self._last: UnrollBuffer | None = None  # the previous unroll; None before the first one
         self._end = plan.unroll  # the row of the previous unroll that the next one begins with
         self._ended = time.perf_counter()

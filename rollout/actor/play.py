@@ -12,6 +12,7 @@ import torch
 from rltrain.envs.make import serial
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.actor.episodes import joint_episode
+from rltrain.rollout.actor.isolated_env import IsolatedEnv
 from rltrain.rollout.actor.noise import StreamNoise
 from rltrain.rollout.actor.opponents import RandomOpponent
 from rltrain.rollout.buffers import clear_absent, empty_rows, padded
@@ -63,7 +64,7 @@ def _play(
     opponent: RandomOpponent | None,
 ) -> list[Episode]:
     count = len(seeds)
-    env = serial(make, spec, range(count), seeds, restore_method="none")
+    env: Any = IsolatedEnv(lambda: serial(make, spec, range(count), seeds, restore_method="none"))
     rows = empty_rows(spec, 1, count)
     noises = [StreamNoise(seed, [0], *policy.noise) for seed in seeds]
     noise = np.zeros((1, padded(count), policy.noise.columns), np.float32)

@@ -6,7 +6,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from rltrain.envs.errors import EnvFault
+from rltrain.envs.closing import close_all
+from rltrain.envs.errors import EnvFault, exit_text
 from rltrain.rollout.workers.handle import ActorLost
 
 
@@ -21,27 +22,33 @@ class LocalHandle:
     exit_reason = None
 
     def __init__(self, worker: int, build: Callable[[], Any]) -> None:
+        from rltrain.rollout.workers.process_state import LocalSettings
+
         self.worker = worker
         self._build = build
         self._object: Any = None
         self._answer: Any = None
+        self._settings = LocalSettings()
 
     def call(self, method: str, *args: Any) -> None:
         import torch
 
-        threads = (
-            torch.get_num_threads()
-        )  # of the learner; an actor uses one, since the number affects the bits of its rows
+        threads = torch.get_num_threads()  # an actor uses one, since the number affects the bits of its rows
         if threads > 1:
             torch.set_num_threads(1)
         try:
-            if self._object is None:
-                self._object = self._build()
-            self._answer = getattr(self._object, method)(*args)
+            with self._settings():
+                if self._object is None:
+                    self._object = self._build()
+                self._answer = getattr(self._object, method)(*args)
         except EnvFault as fault:
             self._answer = ActorLost(self.worker, describe(fault))
         except Exception:
             self._answer = ActorLost(self.worker, traceback.format_exc())
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and type(error) is not KeyboardInterrupt:
+                raise  # the run is to stop; a plain one can only come from the environment, since the run has handlers
+            self._answer = ActorLost(self.worker, exit_text(error))
         finally:
             if threads > 1:
                 torch.set_num_threads(threads)
@@ -60,8 +67,10 @@ class LocalHandle:
 
     def close(self) -> None:
         if self._object is not None:
-            self._object.close()
-            self._object = None
+            closing, self._object = self._object, None
+            with self._settings():
+                close_all([closing])
+                self._settings.run_exit_functions()
 
 
 def describe(fault: EnvFault) -> str:

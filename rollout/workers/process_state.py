@@ -1,0 +1,259 @@
+"""Keeps apart what an environment and the code around it set for their whole process.
+
+The settings of an environment are in force while its code runs, and those of the learner or the actor at all other
+times. So neither of them notices what the other one sets.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # `signal` spends a tenth of a millisecond on its enums
+import atexit
+import builtins
+import contextlib
+import functools
+import gc
+import locale
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+
+from rltrain.envs.errors import ProcessExit
+
+HANDLED = (signal.SIGINT, signal.SIGTERM)
+
+
+class Setting(NamedTuple):
+    """One setting of the process. Values are compared with `==`."""
+
+    get: Callable[[], Any]
+    set: Callable[[Any], Any]
+
+
+class SeparateSettings:
+    """The settings of an environment, apart from those of the code around it."""
+
+    def __init__(self, settings: Sequence[Setting]) -> None:
+        self._settings = settings
+        self._getters = [setting.get for setting in settings]
+        self._theirs: list[Any] | None = None  # if they differ from those around the last call
+
+    @property
+    def differ(self) -> bool:
+        """True if the environment has other settings than those around it."""
+        return self._theirs is not None
+
+    def enter(self) -> list[Any]:
+        """Begin to run code of the environment. Returns what `leave` needs."""
+        ours = [get() for get in self._getters]
+        if self._theirs is not None:
+            self._write(ours, self._theirs)
+        return ours
+
+    def leave(self, ours: list[Any]) -> None:
+        """Code of the environment has ended."""
+        theirs = [get() for get in self._getters]
+        self._theirs = None if theirs == ours else theirs
+        if self._theirs is not None:
+            self._write(theirs, ours)
+
+    def _write(self, before: Sequence[Any], after: Sequence[Any]) -> None:
+        for setting, old, new in zip(self._settings, before, after, strict=True):
+            if old != new:
+                with contextlib.suppress(Exception):  # for example, the folder was removed
+                    setting.set(new)
+
+
+class LocalSettings:
+    """Runs an environment in the learner's process with settings of its own, as in a process of its own.
+
+    It gets its own standard streams, which it may close, and an `os._exit` that raises `ProcessExit`. The run's
+    handlers of SIGINT and SIGTERM are set again after each call, as are functions that it registers for the exit.
+    """
+
+    def __init__(self) -> None:
+        self._settings = SeparateSettings((*TORCH, *process_settings()))
+        self._theirs: dict[tuple[Any, str], Any] = {(os, "_exit"): self._exit, (atexit, "register"): self._at_exit}
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            with contextlib.suppress(Exception):  # in a notebook or a test it is not a file
+                if stream is getattr(sys, f"__{name}__"):
+                    self._theirs[sys, name] = open(stream.fileno(), "w", buffering=1, closefd=False)  # noqa: SIM115
+        self._pid, self._at_exits = os.getpid(), list[Callable[[], Any]]()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Code of the environment runs in the block."""
+        in_main = threading.current_thread() is threading.main_thread()
+        handlers = [_signal.getsignal(number) for number in HANDLED] if in_main else []
+        mask = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        ours = self._settings.enter()
+        replaced = {place: getattr(*place) for place in self._theirs}
+        for place, value in self._theirs.items():
+            setattr(*place, value)
+        try:
+            yield
+        finally:
+            for place, value in replaced.items():
+                self._theirs[place] = getattr(*place)
+                setattr(*place, value)
+            self._settings.leave(ours)
+            for number, handler in zip(HANDLED, handlers, strict=False):
+                if handler is not None:
+                    _signal.signal(number, handler)
+            _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def run_exit_functions(self) -> None:
+        """Call what the environment has registered with `atexit`, the last one first."""
+        while self._at_exits:
+            self._at_exits.pop()()
+
+    def _exit(self, status: int) -> NoReturn:
+        if os.getpid() != self._pid:  # a process that the environment has forked
+            _exit(status)
+        raise ProcessExit(status)
+
+    def _at_exit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._at_exits.append(functools.partial(function, *args, **kwargs))
+        return function
+
+
+_exit = os._exit
+
+
+def _attribute(thing: Any, name: str) -> Setting:
+    return Setting(functools.partial(getattr, thing, name), functools.partial(setattr, thing, name))
+
+
+def _contents(values: list[Any]) -> Setting:
+    """The items of a list, which stays the same object."""
+    return Setting(values.copy, functools.partial(values.__setitem__, slice(None)))
+
+
+def _descriptor(number: int) -> Setting:
+    """The file of a descriptor: its device and inode. A copy of each file is kept open."""
+    copies: dict[Any, int] = {}
+
+    def get() -> Any:
+        try:
+            status = os.fstat(number)
+        except OSError:  # it is closed
+            return None
+        key = status.st_dev, status.st_ino
+        if key not in copies:
+            copies[key] = os.dup(number)
+        return key
+
+    def set_(key: Any) -> None:
+        if key is not None:
+            os.dup2(copies[key], number)
+
+    return Setting(get, set_)
+
+
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
+
+
+def _environ() -> dict[str, str]:
+    data = os.environ._data  # type: ignore[attr-defined]  # a copy of os.environ itself takes a hundred times longer
+    return data.copy()  # type: ignore[no-any-return]
+
+
+def _set_environ(new: dict[Any, Any]) -> None:
+    environ = os.environb
+    for name in [name for name in environ if name not in new]:
+        del environ[name]
+    environ.update(new)
+
+
+def _set_filters(new: list[Any]) -> None:
+    warnings.filters[:] = new  # type: ignore[index]
+    warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _generator() -> bytes:
+    return torch.get_rng_state().numpy().tobytes()
+
+
+def _set_generator(state: bytes) -> None:
+    torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+def _default_device() -> Any:
+    """None without one. A default device is a function mode of torch; only if there is one, it is worth asking."""
+    return torch.get_default_device() if torch._C._len_torch_function_stack() else None
+
+
+TORCH = (
+    Setting(torch.get_default_dtype, torch.set_default_dtype),
+    Setting(torch.is_grad_enabled, torch.set_grad_enabled),
+    Setting(torch.get_num_threads, torch.set_num_threads),
+    Setting(_default_device, torch.set_default_device),
+    Setting(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+    Setting(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    Setting(torch._C._get_float32_matmul_precision, torch._C._set_float32_matmul_precision),
+    Setting(functools.partial(torch.is_autocast_enabled, "cpu"), functools.partial(torch.set_autocast_enabled, "cpu")),
+    Setting(lambda: 5e-324 * 1.0 == 0.0, torch.set_flush_denormal),
+)
+
+
+def process_settings() -> tuple[Setting, ...]:
+    """All others that an environment may change in the learner's process."""
+    return (
+        Setting(_generator, _set_generator),
+        Setting(_folder, lambda folder: None if folder is None else os.chdir(folder)),
+        Setting(_environ, _set_environ),
+        _contents(sys.argv),
+        _contents(sys.path),
+        *(_attribute(sys, name) for name in ("argv", "path", "stdin", "excepthook", "unraisablehook")),
+        _attribute(threading, "excepthook"),
+        _attribute(builtins, "print"),
+        Setting(sys.getrecursionlimit, sys.setrecursionlimit),
+        Setting(sys.getswitchinterval, sys.setswitchinterval),
+        Setting(sys.gettrace, sys.settrace),
+        Setting(sys.getprofile, sys.setprofile),
+        Setting(warnings.filters.copy, _set_filters),  # type: ignore[attr-defined]
+        _attribute(warnings, "showwarning"),
+        Setting(functools.partial(locale.setlocale, locale.LC_ALL), functools.partial(locale.setlocale, locale.LC_ALL)),
+        _attribute(logging.root, "level"),
+        _contents(logging.root.handlers),
+        _attribute(logging.root.manager, "disable"),
+        Setting(np.geterr, lambda values: np.seterr(**values)),
+        Setting(np.get_printoptions, lambda values: np.set_printoptions(**values)),
+        Setting(gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
+        Setting(gc.get_threshold, lambda values: gc.set_threshold(*values)),
+        Setting(_umask, os.umask),
+        _attribute(tempfile, "tempdir"),
+        Setting(socket.getdefaulttimeout, socket.setdefaulttimeout),
+        Setting(
+            functools.partial(multiprocessing.get_start_method, allow_none=True),
+            functools.partial(multiprocessing.set_start_method, force=True),
+        ),
+        *(
+            Setting(functools.partial(resource.getrlimit, number), functools.partial(resource.setrlimit, number))
+            for number in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
+        ),
+        _descriptor(1),
+        _descriptor(2),
+    )
