@@ -10,7 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from rltrain.envs.errors import by_user
+
 CLOSE_SECONDS = 10.0  # allowed for all environments together
+SHORTEST = 0.1  # seconds allowed for one environment, if the others have used up the time
 REPEAT = 1.0  # seconds until an interrupted `close()` that still does not return is interrupted again
 
 _reported: set[str] = set()  # lines that this process has printed
@@ -25,15 +28,21 @@ def close_all(envs: Sequence[Any], seconds: float = CLOSE_SECONDS) -> None:
     """Close environments. In the main thread a `close()` that does not return in time is interrupted."""
     end = time.monotonic() + seconds
     for env in envs:
-        try:
-            with _interrupted_after(max(end - time.monotonic(), REPEAT / 10)):
-                env.close()
-        except KeyboardInterrupt:
+        name = type(getattr(env, "unwrapped", env)).__name__
+        attempt(lambda env=env: env.close(), f"close() of {name}", end - time.monotonic())  # type: ignore[misc]
+
+
+def attempt(call: Callable[[], Any], name: str, seconds: float = CLOSE_SECONDS) -> None:
+    """Call a function of the user's at the end of a run. It may raise, and in the main thread it may hang."""
+    try:
+        with _interrupted_after(max(seconds, SHORTEST)):
+            call()
+    except _Late:
+        _report(f"{name} did not return in time")
+    except BaseException as error:  # also sys.exit
+        if by_user(error):
             raise
-        except _Late:
-            _report(env, f"did not return within {seconds:g} s")
-        except BaseException as error:  # also sys.exit
-            _report(env, f"raised {type(error).__name__}: {' '.join(str(error).split())}".rstrip(": "))
+        _report(f"{name} raised {type(error).__name__}: {' '.join(str(error).split())}".rstrip(": "))
 
 
 class _Late(BaseException):
@@ -60,8 +69,8 @@ def _interrupted_after(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
-def _report(env: Any, what: str) -> None:
-    line = f"rltrain: close() of {type(getattr(env, 'unwrapped', env)).__name__} {what}; this is ignored"
+def _report(text: str) -> None:
+    line = f"rltrain: {text}; this is ignored"
     if line not in _reported:
         _reported.add(line)
         with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed

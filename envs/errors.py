@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
@@ -50,10 +51,17 @@ class EnvFault(Exception):
 
 
 def fault_of(error: BaseException, stream: int, seed: int, row: int) -> EnvFault:
-    """The EnvFault for an exception of an environment, SystemExit too; a KeyboardInterrupt is raised as it is."""
-    if isinstance(error, KeyboardInterrupt):
+    """The EnvFault for an exception of an environment, SystemExit too. Ctrl-C is raised as it is."""
+    if by_user(error):
         raise error
     return EnvFault(stream, seed, row, detail_of(error))
+
+
+def by_user(error: BaseException) -> bool:
+    """True if Ctrl-C raised this, and not the environment itself."""
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    return type(error) is not KeyboardInterrupt or signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def detail_of(error: BaseException) -> str:

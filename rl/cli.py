@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import rltrain
 from rltrain import algorithms
@@ -24,7 +26,7 @@ from rltrain.config.toml_file import read
 from rltrain.envs.errors import EnvError, EnvFault
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, LearnerLost, RunFailed, Stop
 from rltrain.reporting.console import say
-from rltrain.storage.run_folder import run_of_this_launch, saved_config
+from rltrain.storage.run_folder import hide_arguments, run_of_this_launch, saved_config
 from rltrain.system.signals import held, sigterm_stops
 from rltrain.system.torchrun import Rank, current_rank
 
@@ -44,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     here = current_rank()
     if here is not None and here.rank > 0:
         return _serve_learner(here)
-    return _guarded("rltrain", lambda: _train(list(sys.argv[1:] if argv is None else argv)))
+    argv = list(sys.argv[1:] if argv is None else argv)
+    return _guarded("rltrain", lambda: _train(argv))
 
 
 def _serve_learner(here: Rank) -> int:
@@ -65,15 +68,36 @@ def _serve_learner(here: Rank) -> int:
 
 def main_eval(argv: Sequence[str] | None = None) -> int:
     """`rleval`. Exit status as for `rltrain`."""
-    return _guarded("rleval", lambda: _evaluate(list(sys.argv[1:] if argv is None else argv)))
+    argv = list(sys.argv[1:] if argv is None else argv)
+    return _guarded("rleval", lambda: _evaluate(argv))
 
 
 def _guarded(command: str, work: Callable[[], None]) -> int:
     """Does the work of a command. Prints an expected exception as one line and returns its exit status."""
+    before = threading.enumerate()
+    text, status = _status(command, work)
+    if text:
+        say(text, sys.stderr)
+    if any(not thread.daemon for thread in threading.enumerate() if thread not in before):
+        _exit_now(status)  # threads that an environment has left would keep the process alive
+    return status
+
+
+def _exit_now(status: int) -> NoReturn:
+    """End the process as Python does, but without waiting for its threads."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(status)
+
+
+def _status(command: str, work: Callable[[], None]) -> tuple[str, int]:
+    """Does the work of a command. Returns the lines about an expected exception, and the exit status."""
     try:
-        with sigterm_stops():
+        with sigterm_stops(), hide_arguments():
             work()
-        return 0
+        return "", 0
     except (ConfigError, CheckpointError, EnvError) as error:
         text, status = "\n".join(f"{command}: {line}" for line in str(error).splitlines()), ConfigError.status
     except EnvFault as fault:
@@ -84,8 +108,7 @@ def _guarded(command: str, work: Callable[[], None]) -> int:
         text, status = f"{command}: {error}", error.status
     except KeyboardInterrupt as stop:
         text, status = f"{command}: interrupted", stop.status if isinstance(stop, Stop) else Stop().status
-    say(text, sys.stderr)
-    return status
+    return text, status
 
 
 def _train(argv: list[str]) -> None:

@@ -25,7 +25,8 @@ ORDER = {  # inside a package, top to bottom: a line may import those after it; 
         "suites",
         "problems spaces",
         "values names",
-        "spec errors seeding closing",
+        "closing",
+        "spec errors seeding",
     ],
     "rollout": [
         "scheduler",

@@ -113,7 +113,8 @@ class FirstLook:
         state = None if method == "fork" else ParentState.of_this_process()
         arguments = theirs, calls, link, payload, registered_names(), state
         self._process = context.Process(target=_supervise, args=arguments, daemon=False)
-        with warnings.catch_warnings(), without_main(), starting_python():
+        guard = contextlib.nullcontext() if method == "fork" else starting_python()
+        with warnings.catch_warnings(), without_main(), guard:
             warnings.simplefilter("ignore", DeprecationWarning)  # of a fork: numpy has threads of its own
             self._process.start()
         for connection in (theirs, calls, link):

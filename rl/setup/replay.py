@@ -46,7 +46,7 @@ def open_data(
         return DataSource(plan, spec, config.streams), []
     data = DataSource(plan, spec, config.streams)
     if config.replay_from is not None:
-        recording = Recording.open(Path(config.replay_from), spec)
+        recording = Recording.open(Path(config.replay_from).absolute(), spec)
         data = DataSource(plan, recording.spec, recording.streams, recording)
     warmup = 0 if config.replay_from else plan.warmup
     least = max(plan.batch, warmup)

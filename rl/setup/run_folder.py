@@ -120,7 +120,7 @@ def open_recorder(config: RunConfig, spec: EnvSpec, saved: Saved) -> tuple[Recor
     files = None if saved.folder is None else 0
     if saved.checkpoint is not None:
         files = int(saved.checkpoint.state.get("recorded", 0))
-    recorder = Recorder(Path(config.record), config, spec, files, mark)
+    recorder = Recorder(Path(config.record).absolute(), config, spec, files, mark)
     return recorder, recorder.mark
 
 

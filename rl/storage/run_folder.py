@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
@@ -31,12 +31,27 @@ MAY_DIFFER = (*RESUME, "env", "env_args", "reloadable", "folder", "preset_file",
 LAUNCH = "launch"  # key in run.json: the call of torchrun that started the run
 
 
+_command: list[str] = []  # of this process, if `hide_arguments` was called
+
+
+@contextlib.contextmanager
+def hide_arguments() -> Iterator[None]:
+    """In the block sys.argv has no arguments: environments may parse it. run.json still gets the whole command."""
+    _command[:] = sys.argv
+    del sys.argv[1:]
+    try:
+        yield
+    finally:
+        sys.argv[:] = _command
+        _command.clear()
+
+
 def make_folder(config: RunConfig) -> Path:
     """Creates `out/<algo>-<env>-s<seed>-<time>`; ConfigError if that is impossible."""
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env_name.replace("<locals>", "")).strip("-.")
     stem = f"{config.algo}-{name}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in range(1000):
-        folder = Path(config.out) / (stem if number == 0 else f"{stem}-{number + 1}")
+        folder = Path(config.out).absolute() / (stem if number == 0 else f"{stem}-{number + 1}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -158,7 +173,7 @@ def write_run_file(folder: Path, config: RunConfig, spec: EnvSpec, mark: str | N
     content = {
         "format": FORMAT,
         "config": config.to_json(),
-        "commands": [*(before if isinstance(before, list) else []), sys.argv],
+        "commands": [*(before if isinstance(before, list) else []), _command or sys.argv],
         "versions": versions(),
         "spec": to_json(spec),
         "recording": mark,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rltrain.envs.closing import close_all
-from rltrain.envs.errors import EnvFault, exit_text
+from rltrain.envs.errors import EnvFault, by_user, exit_text
 from rltrain.rollout.workers.handle import ActorLost
 
 
@@ -46,8 +46,8 @@ class LocalHandle:
         except Exception:
             self._answer = ActorLost(self.worker, traceback.format_exc())
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and type(error) is not KeyboardInterrupt:
-                raise  # the run is to stop; a plain one can only come from the environment, since the run has handlers
+            if by_user(error):
+                raise
             self._answer = ActorLost(self.worker, exit_text(error))
         finally:
             if threads > 1:
@@ -70,7 +70,7 @@ class LocalHandle:
             closing, self._object = self._object, None
             with self._settings():
                 close_all([closing])
-                self._settings.run_exit_functions()
+            self._settings.end()
 
 
 def describe(fault: EnvFault) -> str:

@@ -12,6 +12,7 @@ import builtins
 import contextlib
 import functools
 import gc
+import itertools
 import locale
 import logging
 import multiprocessing
@@ -29,7 +30,11 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import torch
 
+from rltrain.envs.closing import attempt
 from rltrain.envs.errors import ProcessExit
+from rltrain.rollout.workers.cleanup import name_prefix
+from rltrain.rollout.workers.process_tree import end_marked
+from rltrain.rollout.workers.worker_process import MARKER
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 
@@ -78,19 +83,26 @@ class SeparateSettings:
 class LocalSettings:
     """Runs an environment in the learner's process with settings of its own, as in a process of its own.
 
-    It gets its own standard streams, which it may close, and an `os._exit` that raises `ProcessExit`. The run's
-    handlers of SIGINT and SIGTERM are set again after each call, as are functions that it registers for the exit.
+    It gets its own standard streams, which it may close. `os._exit` raises `ProcessExit`. The run keeps its handlers of
+    SIGINT and SIGTERM. Functions that the environment registers with `atexit` are called by `end`.
     """
 
     def __init__(self) -> None:
         self._settings = SeparateSettings((*TORCH, *process_settings()))
-        self._theirs: dict[tuple[Any, str], Any] = {(os, "_exit"): self._exit, (atexit, "register"): self._at_exit}
+        self._pid, self._at_exits = os.getpid(), list[Callable[[], Any]]()
+        self._marker = f"{name_prefix()}local-{next(_numbers)}"
+        self._children: list[Any] = []  # that multiprocessing has forked
+        self._handlers: dict[int, Any] = {}  # of HANDLED, that the environment has set
+        self._theirs: dict[tuple[Any, str], Any] = {
+            (os, "_exit"): self._exit,
+            (atexit, "register"): self._at_exit,
+            (signal, "signal"): self._signal,
+        }
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             with contextlib.suppress(Exception):  # in a notebook or a test it is not a file
                 if stream is getattr(sys, f"__{name}__"):
                     self._theirs[sys, name] = open(stream.fileno(), "w", buffering=1, closefd=False)  # noqa: SIM115
-        self._pid, self._at_exits = os.getpid(), list[Callable[[], Any]]()
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
@@ -98,7 +110,9 @@ class LocalSettings:
         in_main = threading.current_thread() is threading.main_thread()
         handlers = [_signal.getsignal(number) for number in HANDLED] if in_main else []
         mask = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        before = multiprocessing.active_children()
         ours = self._settings.enter()
+        os.environ[MARKER] = self._marker
         replaced = {place: getattr(*place) for place in self._theirs}
         for place, value in self._theirs.items():
             setattr(*place, value)
@@ -109,15 +123,20 @@ class LocalSettings:
                 self._theirs[place] = getattr(*place)
                 setattr(*place, value)
             self._settings.leave(ours)
+            self._children += [child for child in multiprocessing.active_children() if child not in before]
             for number, handler in zip(HANDLED, handlers, strict=False):
                 if handler is not None:
                     _signal.signal(number, handler)
             _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
-    def run_exit_functions(self) -> None:
-        """Call what the environment has registered with `atexit`, the last one first."""
-        while self._at_exits:
-            self._at_exits.pop()()
+    def end(self) -> None:
+        """Call what the environment has registered with `atexit`, the last one first, and end its processes."""
+        with self():
+            while self._at_exits:
+                attempt(self._at_exits.pop(), "a function that the environment registered with atexit")
+        for child in self._children:
+            child.kill()
+        end_marked(None, f"{MARKER}={self._marker}")
 
     def _exit(self, status: int) -> NoReturn:
         if os.getpid() != self._pid:  # a process that the environment has forked
@@ -128,8 +147,16 @@ class LocalSettings:
         self._at_exits.append(functools.partial(function, *args, **kwargs))
         return function
 
+    def _signal(self, number: int, handler: Any) -> Any:
+        if number not in HANDLED or os.getpid() != self._pid:
+            return _signal.signal(number, handler)
+        before = self._handlers.get(number, signal.getsignal(number))
+        self._handlers[number] = handler
+        return before
+
 
 _exit = os._exit
+_numbers = itertools.count()
 
 
 def _attribute(thing: Any, name: str) -> Setting:
@@ -169,16 +196,16 @@ def _folder() -> str | None:
         return None
 
 
-def _environ() -> dict[str, str]:
+def _environ() -> dict[bytes, bytes]:
     data = os.environ._data  # type: ignore[attr-defined]  # a copy of os.environ itself takes a hundred times longer
     return data.copy()  # type: ignore[no-any-return]
 
 
-def _set_environ(new: dict[Any, Any]) -> None:
-    environ = os.environb
-    for name in [name for name in environ if name not in new]:
-        del environ[name]
-    environ.update(new)
+def _set_environ(new: dict[bytes, bytes]) -> None:
+    old = _environ()
+    for name in old.keys() - new.keys():
+        del os.environb[name]
+    os.environb.update({name: value for name, value in new.items() if old.get(name) != value})
 
 
 def _set_filters(new: list[Any]) -> None:
@@ -198,6 +225,14 @@ def _generator() -> bytes:
 
 def _set_generator(state: bytes) -> None:
     torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+def _timer() -> float:
+    return signal.getitimer(signal.ITIMER_REAL)[1]
+
+
+def _set_timer(interval: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, interval, interval)
 
 
 def _default_device() -> Any:
@@ -222,6 +257,7 @@ def process_settings() -> tuple[Setting, ...]:
     """All others that an environment may change in the learner's process."""
     return (
         Setting(_generator, _set_generator),
+        Setting(_timer, _set_timer),
         Setting(_folder, lambda folder: None if folder is None else os.chdir(folder)),
         Setting(_environ, _set_environ),
         _contents(sys.argv),
