@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 import math
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
+from rltrain.envs.closing import close, close_all
 from rltrain.envs.errors import Watch, unwatched
 from rltrain.envs.spaces import action_reader, final_mask, mask_in_obs, mask_of, random_action
 from rltrain.envs.spec import EnvSpec
@@ -84,10 +84,14 @@ class _Watched(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _offers_state(make: Callable[[], Env]) -> bool:
-    with contextlib.suppress(Exception), contextlib.closing(make()) as env:
-        # not `hasattr`: an environment may answer to every name
+    try:
+        env = make()
+    except Exception:  # an environment may raise anything: so it does in the rounds, which decide
+        return False
+    try:  # not `hasattr`: an environment may answer to every name
         return all(inspect.getattr_static(env.unwrapped, name, None) is not None for name in ("get_state", "set_state"))
-    return False
+    finally:
+        close(env)
 
 
 class _RandomStream:
@@ -173,9 +177,7 @@ def _restores(
     except Exception:  # an environment may raise anything: this method does not work
         return False
     finally:
-        for env in made:
-            with contextlib.suppress(Exception):
-                env.close()
+        close_all(made)
 
 
 def _run(

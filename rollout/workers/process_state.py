@@ -23,6 +23,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -30,7 +31,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import torch
 
-from rltrain.envs.closing import attempt
+from rltrain.envs.closing import CLOSE_SECONDS, attempt
 from rltrain.envs.errors import ProcessExit
 from rltrain.rollout.workers.cleanup import name_prefix
 from rltrain.rollout.workers.process_tree import end_marked
@@ -131,9 +132,11 @@ class LocalSettings:
 
     def end(self) -> None:
         """Call what the environment has registered with `atexit`, the last one first, and end its processes."""
+        until = time.monotonic() + CLOSE_SECONDS
         with self():
             while self._at_exits:
-                attempt(self._at_exits.pop(), "a function that the environment registered with atexit")
+                name = "a function that the environment registered with atexit"
+                attempt(self._at_exits.pop(), name, until - time.monotonic())
         for child in self._children:
             child.kill()
         end_marked(None, f"{MARKER}={self._marker}")

@@ -1,0 +1,191 @@
+"""What an environment sets for its whole process does not reach the learner, nor an actor's policy."""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import gc
+import locale
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+import rltrain
+from rltrain.envs.errors import ProcessExit
+from rltrain.envs.problems.probes import Counter
+from rltrain.rollout.workers.process_state import LocalSettings
+
+QUICK: dict[str, Any] = {
+    "algo": "ppo", "streams": 4, "unroll": 16, "epochs": 1, "minibatches": 1, "widths": (8,), "steps": 130,
+    "eval_every": 64, "eval_episodes": 2, "preset": "none", "quiet": True,
+}  # fmt: skip
+
+
+def disturb() -> None:
+    """Change all that a process has only once."""
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    torch.set_flush_denormal(True)
+    torch.set_float32_matmul_precision("medium")
+    np.random.seed(7)
+    random.seed(7)
+    np.seterr(all="raise")
+    np.set_printoptions(precision=1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.chdir("/")
+    os.environ.update(OMP_NUM_THREADS="7", TMPDIR="/nowhere")
+    sys.argv.clear()
+    sys.path.clear()
+    sys.setswitchinterval(0.9)
+    warnings.simplefilter("error")
+    locale.setlocale(locale.LC_ALL, "C")
+    logging.disable(logging.CRITICAL)
+    gc.disable()
+    os.umask(0o777)
+    tempfile.tempdir = "/nowhere"
+    socket.setdefaulttimeout(0.001)
+    multiprocessing.set_start_method("spawn", force=True)
+    builtins.print = lambda *_, **__: None  # type: ignore[assignment]
+
+
+def state() -> dict[str, Any]:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return {
+        "torch": (torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
+                  torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), 5e-324 * 1.0,
+                  torch.get_float32_matmul_precision()),
+        "numpy": (np.geterr(), np.get_printoptions()),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "python": (sys.argv[:], sys.path[:], warnings.filters[:], gc.isenabled(), builtins.print, tempfile.tempdir,
+                   sys.getswitchinterval(), logging.root.manager.disable, locale.setlocale(locale.LC_ALL)),
+        "system": (os.getcwd(), dict(os.environ), mask, socket.getdefaulttimeout(),
+                   multiprocessing.get_start_method(allow_none=True)),
+    }  # fmt: skip
+
+
+class Disturbs(Counter):
+    """`disturb` in its constructor, at each reset and at each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        disturb()
+
+    def reset(self, **kwargs: Any) -> Any:
+        assert torch.get_default_dtype() == torch.float64, "it has lost its own settings"
+        disturb()
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        assert torch.get_default_dtype() == torch.float64
+        assert not torch.is_inference_mode_enabled()
+        disturb()
+        return super().step(action)
+
+
+@pytest.mark.usefixtures("fork_server")
+def test_the_weights_are_those_of_an_environment_that_changes_nothing(tmp_path: Path) -> None:
+    quiet = rltrain.train(**QUICK, env=Counter, workers=0, out=str(tmp_path)).fingerprint
+    before = state()
+
+    here = rltrain.train(**QUICK, env=Disturbs, workers=0, out=str(tmp_path))
+    assert state() == before
+    there = rltrain.train(**QUICK, env=Disturbs, workers=2, out=str(tmp_path))
+
+    assert (here.fingerprint, there.fingerprint) == (quiet, quiet)
+
+
+class Learns(Counter):
+    """Trains a network of its own in `step`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = torch.nn.Linear(1, 1)
+
+    def step(self, action: Any) -> Any:
+        self.network(torch.ones(1)).sum().backward()
+        return super().step(action)
+
+
+@pytest.mark.usefixtures("fork_server")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_environment_may_train_a_network(workers: int, tmp_path: Path) -> None:
+    result = rltrain.train(**QUICK, env=Learns, workers=workers, out=str(tmp_path))
+
+    assert result.restarts == 0
+    assert rltrain.evaluate(result.run, episodes=1, env=Learns).episodes == 1
+
+
+def test_the_runs_handlers_hold_while_the_environment_ignores_signals() -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    settings = LocalSettings()
+    try:
+        with settings():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.kill(os.getpid(), signal.SIGTERM)
+        with settings():
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM, signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_end_of_the_process_is_an_exception() -> None:
+    settings = LocalSettings()
+    with pytest.raises(ProcessExit), settings():
+        os._exit(0)
+    with settings():
+        assert os.waitstatus_to_exitcode(os.waitpid(_forked(), 0)[1]) == 3  # a fork of it may end
+
+
+def _forked() -> int:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(3)
+    return pid
+
+
+def test_its_exit_functions_and_processes_end_with_it() -> None:
+    settings, called = LocalSettings(), list[str]()
+    with settings():
+        atexit.register(called.append, "mine")
+        atexit.register(sys.exit, 7)
+        child = psutil.Popen(["sleep", "3600"])
+
+    settings.end()
+
+    assert called == ["mine"]
+    assert child.wait(5) is not None
+
+
+def test_it_may_close_its_output() -> None:
+    code = (
+        "import sys\n"
+        "from rltrain.rollout.workers.process_state import LocalSettings\n"
+        "settings = LocalSettings()\n"
+        "with settings():\n"
+        "    sys.stdout.close()\n"
+        "    sys.stderr = None\n"
+        "print('still here')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"still here\n"
