@@ -57,6 +57,13 @@ def fault_of(error: BaseException, stream: int, seed: int, row: int) -> EnvFault
     return EnvFault(stream, seed, row, detail_of(error))
 
 
+def describe(fault: EnvFault) -> str:
+    """Message with the place of the failure and the environment's traceback."""
+    where = "the environment" if fault.stream < 0 else f"the environment of stream {fault.stream} (seed {fault.seed})"
+    what = f"{where} failed at step {fault.row}:"
+    return f"{what}{chr(10) if chr(10) in fault.detail else ' '}{fault.detail}"
+
+
 def by_user(error: BaseException) -> bool:
     """True if Ctrl-C raised this, and not the environment itself."""
     if not isinstance(error, KeyboardInterrupt):

@@ -23,7 +23,7 @@ from rltrain.config.flags import Parser, add_consent, run_parser, whole
 from rltrain.config.load import load, reload
 from rltrain.config.run_config import PRELOAD, RunConfig
 from rltrain.config.toml_file import read
-from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.errors import EnvError, EnvFault, describe
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, LearnerLost, RunFailed, Stop
 from rltrain.reporting.console import say
 from rltrain.storage.run_folder import hide_arguments, run_of_this_launch, saved_config
@@ -101,8 +101,6 @@ def _status(command: str, work: Callable[[], None]) -> tuple[str, int]:
     except (ConfigError, CheckpointError, EnvError) as error:
         text, status = "\n".join(f"{command}: {line}" for line in str(error).splitlines()), ConfigError.status
     except EnvFault as fault:
-        from rltrain.rollout.workers.in_process import describe
-
         text, status = f"{command}: {describe(fault).rstrip()}", RunFailed.status
     except (RunFailed, Interrupted) as error:
         text, status = f"{command}: {error}", error.status

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rltrain.envs.closing import close_all
-from rltrain.envs.errors import EnvFault, by_user, exit_text
+from rltrain.envs.errors import EnvFault, by_user, describe, exit_text
 from rltrain.rollout.workers.handle import ActorLost
 
 
@@ -71,9 +71,3 @@ class LocalHandle:
             with self._settings():
                 close_all([closing])
             self._settings.end()
-
-
-def describe(fault: EnvFault) -> str:
-    """Message with the place of the failure and the environment's traceback."""
-    what = f"the environment of stream {fault.stream} (seed {fault.seed}) failed at step {fault.row}:"
-    return f"{what}{chr(10) if chr(10) in fault.detail else ' '}{fault.detail}"

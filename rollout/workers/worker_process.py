@@ -23,10 +23,9 @@ from multiprocessing import forkserver, process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
-from rltrain.envs.errors import EnvFault
+from rltrain.envs.errors import EnvFault, describe
 from rltrain.rollout.workers.cleanup import folder_of_worker, use_folder, use_own_semaphore_names
 from rltrain.rollout.workers.forks import closed_in_children, ignore
-from rltrain.rollout.workers.in_process import describe
 from rltrain.rollout.workers.parent_state import ParentState
 from rltrain.rollout.workers.process_tree import adopt_orphans, die_with_parent, end_descendants, reap, send
 
