@@ -15,6 +15,7 @@ from rltrain.evaluation.background import BackgroundEvaluation, EvaluationFailed
 from rltrain.evaluation.multi_agent import return_metrics
 from rltrain.learner.algorithm import make_algorithm
 from rltrain.reporting.console import Console
+from rltrain.reporting.divergence import Divergence
 from rltrain.reporting.metrics import Metrics, Window
 from rltrain.reporting.report import Report, Result
 from rltrain.rollout.replay.ring import NoStack
@@ -87,7 +88,10 @@ class Run:
         self.learner.join()
         self.metrics = Metrics(self.folder, self.rollout.steps, self._lines)
         closing.callback(self.metrics.close)
-        self.report = Report(config.steps, self.learner, self.rollout, self.window, self.metrics, self.console)
+        divergence = Divergence(config.settings)
+        self.report = Report(
+            config.steps, self.learner, self.rollout, self.window, self.metrics, self.console, divergence
+        )
         if saved.folder is not None:
             write_run_file(self.folder, config, spec, mark)  # last: a resume that fails leaves the file as it was
         self.console.start(config, config.preset_file, notes)

@@ -42,10 +42,12 @@ AgentIds = Annotated[bool, Field(description="agents that share a network observ
 
 
 class VDNConfig(QLearning):
-    """VDN. Defaults: EPyMARL's QMIX and VDN."""
+    """VDN. Defaults: EPyMARL's QMIX and VDN, except where a note says otherwise."""
 
     capacity: Capacity = default(100_000, "our choice")
-    batch: Batch = default(32, "each a sequence; with memory or last_action, an entire episode")
+    batch: Batch = default(
+        32, "each a sequence of length steps; with memory or last_action an entire episode, as EPyMARL's 32 always are"
+    )
     length: int = Field(
         default=1, ge=1, description="steps of a sequence; with memory or last_action, of the entire episode"
     )

@@ -132,13 +132,13 @@ class QLearning(Replay, TargetNetwork):
 
 
 class DQNConfig(QLearning, Prioritized):
-    """DQN and Rainbow. Defaults: Stable-Baselines3's DQN."""
+    """DQN and Rainbow. Defaults: Stable-Baselines3's DQN, except where a note says otherwise."""
 
-    warmup: Warmup = default(1000, "the paper uses 50_000 on Atari")
+    warmup: Warmup = default(1000, "Stable-Baselines3 uses 100, the paper 50_000 on Atari")
     lr: Lr = 1e-4
     adam_eps: AdamEps = default(1e-8, "Rainbow uses 1.5e-4")
     n_step: NStep = default(1, "Rainbow uses 3")
-    target_every: CopyEvery = 1000
+    target_every: CopyEvery = default(1000, "our choice; Stable-Baselines3's 10_000 steps are 2500 updates")
     loss: ValueLoss = default("huber", "C51 uses the cross-entropy")
     atoms: Atoms = default(1, "C51 uses 51")
     v_min: float = Field(default=-10.0, description="return of the lowest atom")

@@ -37,6 +37,7 @@ class Learner:
         version: number of updates so far.
         seconds: time spent in `step`.
         skipped: batches that had become too old before their update.
+        largest_reward: the largest absolute reward so far, of all agents of a stream together; 0 without rewards.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Learner:
         self.algorithm, self.learners = algorithm, learners
         self.feed: Feed = StreamFeed(device) if feed is None else feed
         self.version = self.skipped = 0
-        self.seconds = 0.0
+        self.seconds = self.largest_reward = 0.0
         self._device = device
         self._observes = observes(algorithm)
         self._observed = False  # a delivery is in the running statistics
@@ -80,6 +81,7 @@ class Learner:
         """
         began = time.perf_counter()
         first = len(self._pending)  # of this delivery
+        self.note_rewards(unrolls)
         is_first = not self._observed
         if is_first:
             self._observe(unrolls)
@@ -103,6 +105,14 @@ class Learner:
         if not is_first:
             self._observe(unrolls)
         self.seconds += time.perf_counter() - began
+
+    def note_rewards(self, unrolls: list[Trajectory]) -> None:
+        """Keep `largest_reward` up to date; gradients, which some actors send instead of unrolls, have no rewards."""
+        for unroll in unrolls:
+            reward = getattr(unroll, "reward", None)
+            if reward is not None and reward.size:
+                size = np.abs(reward) if reward.ndim < 3 else np.abs(reward).sum(-1)
+                self.largest_reward = max(self.largest_reward, float(size.max()))
 
     def weights(self, step: int) -> Weights:
         """The policy's parameters and buffers for actors; on the CPU the arrays are views of its tensors."""
@@ -140,7 +150,7 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold, except for the feed."""
         counters = {"version": self.version, "skipped": self.skipped, "observed": self._observed}
-        return {**counters, "parts": self.parts()}
+        return {**counters, "largest_reward": self.largest_reward, "parts": self.parts()}
 
     def parts(self) -> dict[str, Any]:
         """The state of each part of the algorithm; the fingerprint of a run is computed from it."""
@@ -149,7 +159,8 @@ class Learner:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         self.version, self.skipped = int(state["version"]), int(state.get("skipped", 0))
-        self._observed = bool(state.get("observed", True))  # not in older checkpoints
+        self._observed = bool(state.get("observed", True))  # not in older checkpoints, nor is the next one
+        self.largest_reward = float(state.get("largest_reward", 0.0))
         for name, part in self.algorithm.parts().items():
             part.load_state_dict(to_tensors(state["parts"][name]))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rltrain.learner.learner import Learner
 from rltrain.reporting.console import Console
+from rltrain.reporting.divergence import Divergence
 from rltrain.reporting.metrics import Metrics, Window
 from rltrain.rollout.scheduler import Rollout
 from rltrain.setup.offline import OfflineRollout
@@ -37,7 +38,8 @@ class Report:
     """Writes the metrics, the progress line, and how the time was spent. Its clock starts when it is created.
 
     Args:
-        total: steps of the complete run.
+        total:      steps of the complete run.
+        divergence: notices values and temperatures that diverge; a line on the console says so.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Report:
         window: Window,
         metrics: Metrics,
         console: Console,
+        divergence: Divergence | None = None,
     ) -> None:
+        self._divergence = divergence
         self._total, self._start = total, rollout.steps
         self._learner, self._rollout, self._window = learner, rollout, window
         self._metrics, self._console = metrics, console
@@ -107,6 +111,11 @@ class Report:
         values |= {f"time/{name}": fraction for name, fraction in self._times().items()}
         values |= {"time/actors_waiting": rollout.waited}
         self._metrics.log_progress(rollout.steps, values)
+        if self._divergence is not None:
+            longest = max((episode.length for episode in window.episodes), default=0)
+            note = self._divergence.note(values, self._learner.largest_reward, longest)
+            if note is not None:
+                self._console.note(note)
 
     def finish(self) -> None:
         """End the progress line and print how the time was spent."""

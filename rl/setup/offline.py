@@ -100,6 +100,7 @@ def fill(learner: Learner, recording: Recording, device: torch.device) -> str:
             feed.replay.append(piece)
         except NoStack as error:
             raise CheckpointError(f"{recording.folder}: {error}") from None
+        learner.note_rewards([piece])
         learner.algorithm.observe(tensors(piece, device))
     rows = len(feed.replay)
     if not rows:
