@@ -21,7 +21,8 @@ from paired import BIN, Bench, Numbers, Ratio, Variant, arguments, commit, ours
 METRICS = {"rate": "1/s", "steps_per_second": "1/s", "wall_s": "s"}
 NOTE = (
     "`rate`: training steps per second of the whole loop; of `start` it is 1 / seconds from the shell to the first "
-    "step of all 8 actors. `before` and `after` take turns, and each ratio is of two runs that followed each other."
+    "step of all 8 actors; of `acting` there is no learning. `before` and `after` take turns, and each ratio is of two "
+    "runs that followed each other."
 )
 CASES = {  # name: flags, steps
     "throughput": ([*throughput.SETTINGS, "--workers", "2"], 250_000),
@@ -45,9 +46,20 @@ def first_step(bench: Bench, program: str, index: int) -> Numbers:
     return numbers | {"rate": 1 / numbers["first_step_s"]}
 
 
+def acting(bench: Bench, program: str, env: str, seconds: str, _: int) -> Numbers:
+    """The other version's own benchmarks/acting.py measures the other version."""
+    bin_folder = Path(program).resolve().parent
+    script = bin_folder.parents[1] / "benchmarks" / "acting.py"
+    numbers = bench.call([str(bin_folder / "python"), str(script), "--act", env, "--seconds", seconds])
+    return numbers | {"rate": numbers["steps_per_second"]}
+
+
 def main() -> None:
     before = {"required": True, "help": "the command rltrain of the other version's environment"}
-    only = {"default": "", "help": f"some of {', '.join(dict.fromkeys(name.split()[0] for name in CASES))}, start"}
+    only = {
+        "default": "",
+        "help": f"some of {', '.join(dict.fromkeys(name.split()[0] for name in CASES))}, start, acting",
+    }
     options = arguments(__doc__, before=before, only=only)
     bench = Bench("versions", options, METRICS)
     programs = {"before": options.before, "after": str(BIN / "rltrain")}
@@ -57,6 +69,10 @@ def main() -> None:
         runs[name] = lambda p, flags=flags, length=length: partial(train, bench, p, flags, length)  # type: ignore[misc]
     shown = {name: shlex.join(["rltrain", *flags, "--steps", str(steps)]) for name, (flags, steps) in CASES.items()}
     shown["start"] = "as in benchmarks/start.py"
+    seconds = "1" if options.quick else "5"
+    for env in ("CartPole-v1", "HalfCheetah-v5"):
+        runs[f"acting {env}"] = lambda p, env=env: partial(acting, bench, p, env, seconds)  # type: ignore[misc]
+        shown[f"acting {env}"] = f"python benchmarks/acting.py --act {env} --seconds {seconds}"
     wanted = [word for word in options.only.split(",") if word]
     variants, ratios = [], []
     for name, make in runs.items():
