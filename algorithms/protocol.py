@@ -45,6 +45,7 @@ __all__ = [
     "Stateful",
     "Update",
     "check_bounded",
+    "check_exploration",
     "hooks_of",
     "modules_of",
     "observes",
@@ -99,6 +100,18 @@ def observes(algorithm: Algorithm) -> bool:
 def shares_updates(algorithm: Algorithm) -> TypeGuard[SharesUpdates]:
     """Whether several learners can share an update of the algorithm: whether it has a `sync`."""
     return hasattr(algorithm, "sync")
+
+
+def check_exploration(spec: EnvSpec, sde: bool, squash: bool = False) -> None:
+    """ValueError with one line if the settings `sde` or `squash` are on and the actions do not suit them."""
+    if (sde or squash) and spec.action.kind != "box":
+        name = "sde" if sde else "squash"
+        raise ValueError(f"{name} is for Box actions; {spec.id} has {spec.action.kind} actions. Turn {name} off")
+    if squash and spec.action.unbounded:
+        raise ValueError(
+            f"squash keeps actions between bounds, and actions of {spec.id} have none. Set them, for example "
+            "--action-bound 1.0 for -1.0 to 1.0, or turn squash off"
+        )
 
 
 def check_bounded(spec: EnvSpec) -> None:

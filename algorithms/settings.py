@@ -22,7 +22,7 @@ HELP_ORDER = """
     gumbel regularize noise noise_end noise_kind ou_theta
     prioritized alpha beta priority_eps epsilon epsilon_end epsilon_share epsilon_per_stream noisy noise_per_stream
     policy torso widths widths_q activation layer_norm dropout
-    init dueling shared_torso log_std_init agent_ids last_action
+    init dueling shared_torso log_std_init squash sde sde_every agent_ids last_action
     memory memory_size critic_memory sequence normalize_obs normalize_return mixer_width hyper_width
 """.split()
 
@@ -68,6 +68,13 @@ Activation = Annotated[Literal["tanh", "relu"], Field(description="activation fu
 NormalizeObs = Annotated[
     bool, Field(description="scale observations by their running mean and deviation, clipped at 10")
 ]
+
+
+Sde = Annotated[
+    bool,
+    Field(description="explore Box actions by gSDE: noise that depends on the state, held for sde_every steps"),
+]
+SdeEvery = Annotated[int, Field(ge=1, description="steps for which one draw of sde's noise is held")]
 
 
 class Settings(BaseModel):

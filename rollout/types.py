@@ -152,6 +152,7 @@ class Noise(NamedTuple):
     kind: Literal["gumbel", "logistic", "normal", "uniform"]
     width: int
     stream: bool = False  # one more column, the last: the number of the row's stream
+    hold: int = 1  # rows of a stream that share one draw
 
     @property
     def columns(self) -> int:

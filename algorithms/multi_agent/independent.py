@@ -139,7 +139,8 @@ class JointPolicy(nn.Module):
         pairs = list(zip(views, policies, strict=True))
         self._noise = _slices([view.count * policy.noise.columns for view, policy in pairs])
         self.cores = _slices([view.count * policy.core_size for view, policy in pairs])
-        self.noise = Noise(kinds.pop(), self._noise[-1].stop)
+        hold = policies[0].noise.hold  # of the settings, so that of all
+        self.noise = Noise(kinds.pop(), self._noise[-1].stop, hold=hold)
         self.core_size = self.cores[-1].stop
 
     def prefix(self, number: int) -> str:

@@ -17,6 +17,7 @@ import math
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +27,7 @@ from rltrain.algorithms.protocol import Noise
 from rltrain.envs.spec import ActionSpec
 
 FORCED = 1e9  # logit of a bit with only one legal value
+LARGEST = 1 - 2.0**-24  # the largest float32 below 1
 
 
 class Categorical:
@@ -207,6 +209,25 @@ class TanhGaussian:
         """[..., *A] float: tanh of the mean, which is the median of each number."""
         return self._shaped(torch.tanh(self.mean))
 
+    def log_prob(self, action: Tensor) -> Tensor:
+        """[...] log density of action [..., *A] in the policy's units [-1, 1].
+
+        An action that was rounded to 1 counts as the largest number below it.
+        """
+        bounded = action.reshape(self.mean.shape).clamp(-LARGEST, LARGEST)
+        one, other = torch.log1p(bounded), torch.log1p(-bounded)
+        u = 0.5 * (one - other)  # [..., n] before tanh; log(1 - tanh(u)^2) = one + other
+        z = (u - self.mean) * torch.exp(-self.log_std)
+        return (-0.5 * z * z - self.log_std - one - other).sum(-1) - 0.5 * math.log(2 * math.pi) * self.mean.shape[-1]
+
+    def entropy(self) -> Tensor:
+        """[...] in nats, summed over the dimensions: that of u, plus the mean of log(1 - tanh(u)^2) by quadrature."""
+        nodes, weights = (torch.as_tensor(x, dtype=self.mean.dtype, device=self.mean.device) for x in QUADRATURE)
+        u = self.mean.unsqueeze(-1) + self.log_std.exp().unsqueeze(-1) * nodes  # [..., n, nodes]
+        squash = 2 * (math.log(2) - u.abs() - torch.log1p(torch.exp(-2 * u.abs())))
+        each = 0.5 * (1 + math.log(2 * math.pi)) + self.log_std + squash @ weights  # [..., n]
+        return each.sum(-1)
+
     def sample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """A sample [..., *A] and its log density [...], in the policy's units [-1, 1]; both carry gradients.
 
@@ -245,7 +266,14 @@ class _Squashed(torch.autograd.Function):
         return of_u, of_u * spread - of_each, None
 
 
-Distribution = Categorical | MultiCategorical | Bernoulli | DiagGaussian
+def _normal_quadrature(nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of the Gauss-Hermite quadrature of an expectation under the standard normal distribution."""
+    x, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    return x, weights / weights.sum()
+
+
+QUADRATURE = _normal_quadrature(32)
+Distribution = Categorical | MultiCategorical | Bernoulli | DiagGaussian | TanhGaussian
 
 
 def kl_divergence(one: Distribution, other: Distribution) -> Tensor:
@@ -265,7 +293,9 @@ def kl_divergence(one: Distribution, other: Distribution) -> Tensor:
         of_one = one.log_one.exp() * (one.log_one - other.log_one)
         log_zero, other_log_zero = one.log_one - one.logits, other.log_one - other.logits
         return (of_one + log_zero.exp() * (log_zero - other_log_zero)).sum(-1)
-    if isinstance(one, DiagGaussian) and isinstance(other, DiagGaussian):
+    if (isinstance(one, DiagGaussian) and isinstance(other, DiagGaussian)) or (
+        isinstance(one, TanhGaussian) and isinstance(other, TanhGaussian)  # tanh of both changes nothing
+    ):
         wider = other.log_std - one.log_std
         square = (2 * one.log_std).exp() + (one.mean - other.mean).square()
         return (wider + 0.5 * square * torch.exp(-2 * other.log_std) - 0.5).sum(-1)
@@ -287,13 +317,18 @@ def noise_of(action: ActionSpec) -> Noise:
 
 
 def distribution(
-    action: ActionSpec, head: Tensor, mask: Tensor | None = None, log_std: Tensor | None = None
+    action: ActionSpec,
+    head: Tensor,
+    mask: Tensor | None = None,
+    log_std: Tensor | None = None,
+    squash: bool = False,
 ) -> Distribution:
     """The distribution over actions for a network's output [..., head_size].
 
     Args:
         mask:    [..., mask_size]  bool, legal actions. Not for Box.
         log_std: [n] or [..., n]   Box only.
+        squash:  for Box: tanh of a Gaussian, so that actions are in [-1, 1].
     """
     if action.kind == "discrete":
         return Categorical(head, mask)
@@ -303,4 +338,8 @@ def distribution(
         return Bernoulli(head, mask)
     if log_std is None:
         raise ValueError("a Box action needs log_std")
-    return DiagGaussian(head, log_std, action.shape)
+    return (
+        TanhGaussian(head, log_std.expand_as(head), action.shape)
+        if squash
+        else DiagGaussian(head, log_std, action.shape)
+    )

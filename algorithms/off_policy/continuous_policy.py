@@ -11,13 +11,16 @@ from torch import Tensor
 from rltrain.algorithms.functions.optim import linear
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.networks.distributions import Categorical, TanhGaussian
+from rltrain.algorithms.networks.mlp import MLP
 from rltrain.algorithms.networks.normalize import NormalizedPolicy
 from rltrain.algorithms.networks.normalized_mlp import Norm
-from rltrain.algorithms.protocol import Act, Noise, check_bounded
+from rltrain.algorithms.networks.state_noise import StateDependentNoise
+from rltrain.algorithms.protocol import Act, Noise, check_bounded, check_exploration
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree
 
 LOG_STD = (-20.0, 2.0)  # the authors' bounds of the log standard deviation
+MEAN = 2.0  # largest mean before tanh, with gSDE
 
 
 class SquashedGaussian(NormalizedPolicy):
@@ -49,6 +52,41 @@ class SquashedGaussian(NormalizedPolicy):
         return TanhGaussian(mean, log_std.clamp(*LOG_STD), self.spec.action.shape)
 
 
+class StateDependentGaussian(NormalizedPolicy):
+    """`SquashedGaussian` with gSDE: the deviation, and the noise that is held, depend on the last hidden layer.
+
+    As in Stable-Baselines3's SAC, gradients pass through these features, and the mean before tanh is within +-2. In
+    updates each action has noise of its own, with the same distribution.
+    """
+
+    def __init__(self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> None:
+        super().__init__(spec, config)
+        check_bounded(spec)
+        if not config.widths:
+            raise ValueError("sde needs a hidden layer, whose units its noise depends on: widths must not be empty")
+        *widths, last = config.widths
+        self.size = math.prod(spec.action.shape)
+        self.actor = EncoderMLP(spec, config, 0, last, 1, generator, widths)  # the last hidden layer before activation
+        self.head = MLP(last, (), self.size, generator=generator, init="uniform")
+        self.state_noise = StateDependentNoise(last, self.size, config.log_std_init)
+        self.activate = {"tanh": torch.tanh, "relu": torch.relu}[config.activation]
+        self.noise = Noise("normal", self.state_noise.size, hold=config.sde_every)
+
+    def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
+        """One decision for B streams, from noise [B, F * A]."""
+        h = self.activate(self.actor.rows(self.normalised(obs)))
+        dist = self._distribution(h)
+        return Act(dist.sample(self.state_noise.normal(h, dist.log_std, noise)) if explore else dist.mode(), {}, core)
+
+    def sample(self, obs: Tree, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions [B, *A] and their log densities [B] at normalised obs, from noise [B, A]; both with gradients."""
+        return self._distribution(self.activate(self.actor.forward(obs)[0])).sample_with_log_prob(noise)
+
+    def _distribution(self, h: Tensor) -> TanhGaussian:
+        mean = self.head.forward(h).clamp(-MEAN, MEAN)
+        return TanhGaussian(mean, self.state_noise.log_std(h), self.spec.action.shape)
+
+
 class SoftCategorical(NormalizedPolicy):
     """Discrete actions: a sample of the softmax over the legal actions; without exploration the most likely one."""
 
@@ -72,9 +110,15 @@ class SoftCategorical(NormalizedPolicy):
         return Categorical(self.actor.forward(obs)[0], action_mask)
 
 
-def soft(spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> SquashedGaussian | SoftCategorical:
+def soft(
+    spec: EnvSpec, config: Any, streams: int, generator: torch.Generator
+) -> SquashedGaussian | StateDependentGaussian | SoftCategorical:
     """The policy of SAC for the action space; ValueError with one line if there is none."""
+    sde = getattr(config, "sde", False)
+    check_exploration(spec, sde)
     if spec.action.kind == "box":
+        if sde:
+            return StateDependentGaussian(spec, config, streams, generator)
         return SquashedGaussian(spec, config, streams, generator)
     if spec.action.kind == "discrete":
         return SoftCategorical(spec, config, streams, generator)
@@ -102,11 +146,7 @@ class Deterministic(NormalizedPolicy):
 
     def __init__(self, spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> None:
         super().__init__(spec, config)
-        if spec.action.kind != "box":
-            raise ValueError(
-                f"this algorithm needs Box actions; {spec.id} has {spec.action.kind} actions. "
-                "Use ppo, or for Discrete actions dqn or sac"
-            )
+        require_box(spec)
         check_bounded(spec)
         self.size = math.prod(spec.action.shape)
         self.noise = Noise("normal", self.size)

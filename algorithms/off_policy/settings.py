@@ -20,6 +20,8 @@ from rltrain.algorithms.settings import (
     Optimise,
     Overlap,
     PolicyName,
+    Sde,
+    SdeEvery,
     Settings,
     Streams,
     TargetNetwork,
@@ -274,7 +276,15 @@ class SoftTargets(Settings):
     target_every: int = Field(default=1, ge=1, description="updates between two steps of the target networks")
 
 
-class SACConfig(SoftSettings, SoftTargets, CriticSubsets):
+class StateDependentExploration(Settings):
+    """gSDE, Raffin et al. 2021."""
+
+    sde: Sde = False
+    sde_every: SdeEvery = 8
+    log_std_init: float = Field(default=-3.0, description="with sde: log of the deviation of each weight at the start")
+
+
+class SACConfig(SoftSettings, SoftTargets, CriticSubsets, StateDependentExploration):
     """SAC. Defaults: Haarnoja et al. 2018 (arXiv:1812.05905)."""
 
     target_entropy_share: float = Field(
@@ -309,7 +319,7 @@ class DroQConfig(SACConfig):
     )
 
 
-class TQCConfig(SoftSettings, SoftTargets, RegularizedCritics):
+class TQCConfig(SoftSettings, SoftTargets, RegularizedCritics, StateDependentExploration):
     """TQC. Defaults: Kuznetsov et al. 2020 (arXiv:2005.04269)."""
 
     critics: Annotated[int, Field(ge=1, description="number of critics")] = 5

@@ -13,8 +13,9 @@ from rltrain.algorithms.networks.encoder import Encoder, load_torso
 from rltrain.algorithms.networks.mlp import MLP
 from rltrain.algorithms.networks.normalize import Normalizer, ReturnScale
 from rltrain.algorithms.networks.recurrent import RecurrentCore, core_size
+from rltrain.algorithms.networks.state_noise import StateDependentNoise
 from rltrain.algorithms.on_policy.settings import A2CConfig, A3CConfig, APPOConfig, IMPALAConfig, PPOConfig
-from rltrain.algorithms.protocol import Act
+from rltrain.algorithms.protocol import Act, Noise, check_exploration
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree, tree_map
 from rltrain.rollout.types import Trajectory
@@ -71,7 +72,18 @@ class ActorCritic(nn.Module):
         if config.memory != "none":
             self.memory = RecurrentCore(features, config.memory_size, generator, config.memory)
             features = config.memory_size
-        self.actor = mlp(features, widths, outputs, gain=0.01)
+        self.hidden: MLP | None = None
+        self.state_noise: StateDependentNoise | None = None
+        inputs, layers = features, widths
+        check_exploration(spec, config.sde, config.squash)
+        if config.sde:
+            if widths:  # their output is what the noise depends on
+                self.hidden = mlp(features, widths)
+                inputs, layers = self.hidden.features, ()
+            self.state_noise = StateDependentNoise(inputs, outputs, config.log_std_init)
+            self.noise = Noise("normal", self.state_noise.size, hold=config.sde_every)
+        self.squash = config.squash
+        self.actor = mlp(inputs, layers, outputs, gain=0.01)
         self.value_trunk: MLP | None = None
         self.value_memory: RecurrentCore | None = None
         if private is not None and self.value_encoder is not None:
@@ -84,7 +96,9 @@ class ActorCritic(nn.Module):
                 features, widths = config.memory_size, ()
                 self.register_buffer("critic_core", torch.zeros(streams, self.core_size))
         self.critic = mlp(features, widths, 1, gain=1.0)
-        self.log_std = nn.Parameter(torch.full((outputs,), config.log_std_init)) if spec.action.kind == "box" else None
+        self.log_std: nn.Parameter | None = None
+        if spec.action.kind == "box" and not config.sde:
+            self.log_std = nn.Parameter(torch.full((outputs,), config.log_std_init))
         # `act` reports V(obs) to PPO if that costs one matrix product, because the layers are shared (and no user's).
         ours = type(self) is ActorCritic and isinstance(self.encoder, Encoder) and isinstance(config, PPOConfig)
         self.reports_value = ours and learns and shared and not self.recurrent and private is None
@@ -96,14 +110,23 @@ class ActorCritic(nn.Module):
             assert core is not None
             core = self.memory.step(x, core)
             x = self.memory.output(core)
-        head = self.actor.forward(x)
-        dist = distribution(self.spec.action, head, action_mask, self.log_std)
+        h, head, log_std = self._head(x)
+        dist = distribution(self.spec.action, head, action_mask, log_std, self.squash)
         if not explore:
             return Act(dist.mode(), {}, core)
         extras = {"head": head}
+        if self.state_noise is not None and log_std is not None:
+            extras["log_std"] = log_std
+            noise = self.state_noise.normal(h, log_std, noise)
         if self.reports_value:
             extras["value"] = self.critic.row_wise(x)
         return Act(dist.sample(noise), extras, core)
+
+    def _head(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """From the policy's features: what its noise depends on, the last layer's output, and the log deviation."""
+        h = x if self.hidden is None else self.hidden.forward(x)
+        log_std = self.log_std if self.state_noise is None else self.state_noise.log_std(h.detach())
+        return h, self.actor.forward(h), log_std
 
     def set_active_rows(self, rows: int | None) -> None:
         """See `PolicyHooks`."""
@@ -114,7 +137,8 @@ class ActorCritic(nn.Module):
         self, extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None
     ) -> dict[str, Tensor]:
         """See `PolicyHooks`: log_prob [T, B], and the value if `act` computed it."""
-        dist = distribution(self.spec.action, extras["head"], action_mask, self.log_std)
+        log_std = extras.get("log_std", self.log_std)
+        dist = distribution(self.spec.action, extras["head"], action_mask, log_std, self.squash)
         return {"log_prob": dist.log_prob(action), **{name: extras[name] for name in extras if name == "value"}}
 
     def forward(
@@ -131,7 +155,8 @@ class ActorCritic(nn.Module):
             x, x_value = self.encoder.forward(inputs), self.value_encoder.forward(inputs)
         else:
             x, x_value = self.recall(obs, core, first), self.recall_value(obs, core, first)
-        dist = distribution(self.spec.action, self.actor.forward(x), action_mask, self.log_std)
+        _, head, log_std = self._head(x)
+        dist = distribution(self.spec.action, head, action_mask, log_std, self.squash)
         return dist, self.critic.forward(x_value).squeeze(-1)
 
     def value(self, obs: Tree, core: Tensor | None = None, first: Tensor | None = None) -> Tensor:

@@ -20,6 +20,8 @@ from rltrain.algorithms.settings import (
     Optimise,
     Overlap,
     PolicyName,
+    Sde,
+    SdeEvery,
     Settings,
     Streams,
     TargetEvery,
@@ -71,8 +73,13 @@ class ActorCriticSettings(Collect, Optimise, Network):
         default=False, description="policy and value share torso and hidden layers; with memory they always do"
     )
     log_std_init: float = Field(
-        default=0.0, description="log of the Gaussian's deviation at the start, for Box actions"
+        default=0.0,
+        description="log of the Gaussian's deviation at the start, for Box actions; with sde that of each weight, for "
+        "which -2 is usual",
     )
+    squash: bool = Field(default=False, description="Box actions are tanh of a Gaussian, so that none is clipped")
+    sde: Sde = False
+    sde_every: SdeEvery = 8
     memory: Literal["none", "gru", "lstm"] = Field(default="none", description="recurrent core after the hidden layers")
     memory_size: int = Field(default=64, ge=1, description="H, units of the recurrent core")
     sequence: SequenceLength

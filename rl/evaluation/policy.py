@@ -40,6 +40,8 @@ class Trained:
         self.policy, self.spec, self.config, self.path, self.own = policy, spec, config, path, own
         self._core: torch.Tensor | None = None
         self._count = 0  # number of observations that the core belongs to
+        self._drawn: np.ndarray | None = None  # noise that is held, and the number of calls that it served
+        self._calls = 0
         self._rng = np.random.default_rng(config.seed)
         self._read_actions = action_reader(spec.action, joint_dtype(spec.action) if spec.groups else None)
 
@@ -109,13 +111,21 @@ class Trained:
             self._core, self._count = torch.zeros(width, policy.core_size), count
         noise = np.zeros((width, policy.noise.columns), np.float32)  # the last column, the stream number, stays 0
         if explore:
-            noise[:, : policy.noise.width] = DRAWS[policy.noise.kind](self._rng, (width, policy.noise.width))
+            noise[:, : policy.noise.width] = self._noise(width)
         with torch.inference_mode():
             obs = tree_map(lambda row: torch.from_numpy(row[0]), rows)
             legal = torch.from_numpy(mask) if self.spec.action_mask else None
             act = policy.act(obs, self._core, legal, torch.from_numpy(noise), explore)
         self._core = act.core
         return np.asarray(self._read_actions(act.action.numpy()[:count]))
+
+    def _noise(self, width: int) -> np.ndarray:
+        """Noise [width, K]: a new draw, or the one that is held for `noise.hold` calls."""
+        kind, columns, _, hold = self.policy.noise
+        if self._drawn is None or len(self._drawn) != width or self._calls % hold == 0:
+            self._drawn, self._calls = DRAWS[kind](self._rng, (width, columns)), 0
+        self._calls += 1
+        return self._drawn
 
 
 def load(path: str | Path, best: bool = False, trust: bool = False) -> Trained:

@@ -30,36 +30,55 @@ class StreamNoise:
         kind:    a key of DRAWS.
         width:   random numbers per row.
         number:  add a last column that holds the number of the stream.
+        hold:    rows that share one draw: those whose row counters are equal, divided by this number and rounded down.
         branch:  of the tree of seeds: see `rltrain.envs.seeding`.
     """
 
     def __init__(
-        self, seed: int, streams: Sequence[int], kind: str, width: int, number: bool = False, branch: int = NOISE
+        self,
+        seed: int,
+        streams: Sequence[int],
+        kind: str,
+        width: int,
+        number: bool = False,
+        hold: int = 1,
+        branch: int = NOISE,
     ) -> None:
         self._key = seed_of(seed, branch)
         self._streams = tuple(streams)
         self._draw = DRAWS[kind]
-        self._width, self._number = width, number
+        self._width, self._number, self._hold = width, number, hold
         self._generators = [np.random.Generator(np.random.Philox(key=[self._key, s])) for s in streams]
 
     def fill(self, out: np.ndarray, rows: np.ndarray, generations: Sequence[int]) -> None:
         """Write the noise of an unroll that begins at each stream's `rows[b]` into out [T, >=B, >=K]."""
-        size = (out.shape[0], self._width)
-        for b, (generator, stream) in enumerate(zip(self._generators, self._streams, strict=True)):
-            generator.bit_generator.state = {
-                "bit_generator": "Philox",
-                "state": {
-                    "counter": np.array([0, int(rows[b]), generations[b], 0], np.uint64),
-                    "key": np.array([self._key, stream], np.uint64),
-                },
-                "buffer": np.zeros(4, np.uint64),
-                "buffer_pos": 4,
-                "has_uint32": 0,
-                "uinteger": 0,
-            }
-            out[:, b, : self._width] = self._draw(generator, size)
+        size, hold = (out.shape[0], self._width), self._hold
+        for b, stream in enumerate(self._streams):
+            if hold == 1:
+                out[:, b, : self._width] = self._drawn(b, int(rows[b]), generations[b], size)
+            else:
+                row, end = int(rows[b]), int(rows[b]) + len(out)
+                for begin in range(row - row % hold, end, hold):
+                    drawn = self._drawn(b, begin, generations[b], (1, self._width))
+                    out[max(begin - row, 0) : begin - row + hold, b, : self._width] = drawn
             if self._number:
                 out[:, b, self._width] = stream
+
+    def _drawn(self, b: int, row: int, generation: int, size: tuple[int, int]) -> np.ndarray:
+        """The noise of stream number b of this object, from its row `row` on."""
+        generator = self._generators[b]
+        generator.bit_generator.state = {
+            "bit_generator": "Philox",
+            "state": {
+                "counter": np.array([0, row, generation, 0], np.uint64),
+                "key": np.array([self._key, self._streams[b]], np.uint64),
+            },
+            "buffer": np.zeros(4, np.uint64),
+            "buffer_pos": 4,
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        return self._draw(generator, size)
 
 
 class RandomStart:

@@ -29,6 +29,7 @@ def unroll(spec: EnvSpec, policy: Any, seed: int, rows: int = 16, streams: int =
     action, mask, core = plain.action, None, None
     if spec.action.kind == "box":
         action = torch.from_numpy(1.5 * rng.normal(size=(rows, streams, 2)))
+        action = torch.tanh(action) if policy.squash else action
     if spec.action_mask:
         mask = torch.from_numpy(rng.random((rows + 1, streams, 4)) < 0.4)
         mask[:-1].scatter_(-1, action[..., None], True)
@@ -44,9 +45,8 @@ def unroll(spec: EnvSpec, policy: Any, seed: int, rows: int = 16, streams: int =
                     cores.append(before)
                 before = Reference.remember(p, obs[t], before)
             core = torch.stack(cores)
-        dist, _ = outputs(
-            p, obs[:-1], None if mask is None else mask[:-1], None if core is None else core[0], plain.first
-        )
+        before = None if core is None else core[0]
+        dist, _ = outputs(p, obs[:-1], None if mask is None else mask[:-1], before, plain.first, policy.squash)
         log_prob = dist.log_prob(action) + lag * torch.from_numpy(rng.normal(size=(rows, streams)))
     return replace(
         plain, obs=obs, reward=reward, action=action, action_mask=mask, core=core, extras={"log_prob": log_prob}
@@ -58,7 +58,7 @@ def shaken(policy: Any, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, x in policy.named_parameters():
-            if name.startswith(("actor", "log_std")):
+            if name.startswith(("actor", "log_std", "state_noise")):
                 x.add_(0.3 * torch.randn(x.shape, generator=generator))
 
 

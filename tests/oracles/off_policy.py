@@ -140,6 +140,11 @@ class Reference:
             self.actor = nets(algorithm.policy.actor.dense)
             self.critics = self.critics_of(algorithm)
         self.target_actor, self.target_critics = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
+        self.gsde: list[Tensor] | None = None  # weight and bias of the mean, and the log deviations [F, A] of the noise
+        if getattr(self.config, "sde", False):
+            policy = algorithm.policy
+            shared = (*policy.head.pairs[0], policy.state_noise.weight)
+            self.gsde = [x.detach().clone().requires_grad_() for x in shared]
         start = getattr(self.config, "temperature", 0.0)
         self.log_temperature = torch.tensor(math.log(start) if start else -math.inf, requires_grad=True)
         config = self.config
@@ -150,7 +155,7 @@ class Reference:
         def adam(params: list[Tensor], lr: float, betas: tuple[float, float] = betas) -> Any:
             return torch.optim.Adam(params, lr=lr, eps=config.adam_eps, betas=betas)
 
-        self.of_actor = adam(flat(self.actor), config.lr)
+        self.of_actor = adam(self.actor_params(), config.lr)
         self.of_critics = adam(flat(self.critics), config.lr_q or config.lr)
         self.of_temperature = adam(
             [self.log_temperature], getattr(config, "lr_temperature", None) or config.lr, (0.9, 0.999)
@@ -159,6 +164,9 @@ class Reference:
         self.updates = 0
 
     # --- pieces ---
+
+    def actor_params(self) -> list[Tensor]:
+        return flat(self.actor) + (self.gsde or [])
 
     def critics_of(self, algorithm: Any) -> list[Net]:
         return nets((algorithm.critic if self.kind == "DDPG" else algorithm.critics).dense)
@@ -203,6 +211,13 @@ class Reference:
             head = self.norm_actor(obs, self.learns_from_batch)
         else:
             head = run(self.actor[0], obs, activation=self.config.activation)
+        if self.gsde is not None:
+            weight, bias, log_std = self.gsde
+            h = torch.tanh(head) if self.config.activation == "tanh" else torch.relu(head)
+            deviation = torch.sqrt((h**2) @ (log_std.exp() ** 2) + 1e-6)
+            dist = Normal((h @ weight.T + bias).clip(-2, 2), deviation)
+            u = dist.loc + dist.scale * noise
+            return torch.tanh(u), (dist.log_prob(u) - torch.log(1 - torch.tanh(u) ** 2)).sum(1)
         half = head.shape[1] // 2
         dist = Normal(head[:, :half], head[:, half:].clip(-20, 2).exp())
         u = dist.loc + dist.scale * noise
@@ -258,7 +273,7 @@ class Reference:
         if not delayed:
             action, log_prob = self.gaussian(batch.obs, noise[1])
             value = self.q_of_policy(batch.obs, action)
-            self.apply(self.of_actor, flat(self.actor), (temperature * log_prob - value).mean())
+            self.apply(self.of_actor, self.actor_params(), (temperature * log_prob - value).mean())
         if config.learn_temperature and not delayed:
             wanted = -size if config.target_entropy is None else config.target_entropy
             loss = -(self.log_temperature * (log_prob.detach() + wanted)).mean()
@@ -274,7 +289,7 @@ class Reference:
             return
         action, log_prob = self.gaussian(batch.obs, noise)
         loss = (temperature * log_prob - value(batch.obs, action)).mean()
-        self.apply(self.of_actor, flat(self.actor), loss)
+        self.apply(self.of_actor, self.actor_params(), loss)
         loss = -(self.log_temperature * (log_prob.detach() - batch.action.shape[1])).mean()
         self.log_temperature.grad = torch.autograd.grad(loss, self.log_temperature)[0]
         self.of_temperature.step()
@@ -354,7 +369,7 @@ class Reference:
         if not delayed:
             probs, logs = self.choice(batch.obs, batch.action_mask)
             value = self.q_of_policy(batch.obs).detach()
-            self.apply(self.of_actor, flat(self.actor), (probs * (temperature * logs - value)).sum(1).mean())
+            self.apply(self.of_actor, self.actor_params(), (probs * (temperature * logs - value)).sum(1).mean())
         if config.learn_temperature and not delayed:
             legal = torch.full((len(probs),), 4.0) if batch.action_mask is None else batch.action_mask.sum(1).double()
             wanted = config.target_entropy_share * torch.log(legal)
@@ -395,6 +410,6 @@ class Reference:
             self.q(self.critics, batch.obs, action)[0] if self.kind == "DDPG" else self.q_of_policy(batch.obs, action)
         )
         loss = -value.mean()
-        self.apply(self.of_actor, flat(self.actor), loss)
+        self.apply(self.of_actor, self.actor_params(), loss)
         self.follow(self.target_actor, self.actor)
         self.follow(self.target_critics, self.critics)

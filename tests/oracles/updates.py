@@ -6,6 +6,7 @@ Nothing here comes from `algorithms` but the first weights. Boxes of one dimensi
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy as np
 import torch
 from oracles import targets
 from torch import Tensor
-from torch.distributions import Categorical, Independent, Normal
+from torch.distributions import Categorical, Independent, Normal, TransformedDistribution
+from torch.distributions.transforms import TanhTransform
 
 from rltrain.rollout.types import Trajectory
 
@@ -40,7 +42,9 @@ def gru(p: Params, x: Tensor, h: Tensor) -> Tensor:
     return (1 - z) * n + z * h
 
 
-def outputs(p: Params, obs: Tensor, mask: Tensor | None, core: Tensor | None, first: Tensor) -> tuple[Any, Tensor]:
+def outputs(
+    p: Params, obs: Tensor, mask: Tensor | None, core: Tensor | None, first: Tensor, squash: bool = False
+) -> tuple[Any, Tensor]:
     """Distribution and value at rows obs [L, N, O]; core [N, H] is forgotten where first [L, N] says so."""
     x = obs
     if any(key.startswith("trunk") for key in p):
@@ -52,16 +56,31 @@ def outputs(p: Params, obs: Tensor, mask: Tensor | None, core: Tensor | None, fi
             core = gru(p, x[t], core)
             rows.append(core)
         x = torch.stack(rows)
-    head, value = dense(p, "actor", x, True), dense(p, "critic", x, True)[..., 0]
-    if "log_std" in p:
-        return Independent(Normal(head, p["log_std"].exp()), 1), value
+    value = dense(p, "critic", x, True)[..., 0]
+    if "state_noise.weight" in p:  # gSDE, Raffin et al. 2021, equation 8
+        h = dense(p, "hidden", x, last_is_linear=False)
+        variance = torch.einsum("...i,ij->...j", h.detach() ** 2, p["state_noise.weight"].exp() ** 2)
+        normal = Normal(dense(p, "actor", h, True), torch.sqrt(variance + 1e-6))
+    else:
+        head = dense(p, "actor", x, True)
+        normal = Normal(head, p["log_std"].exp().expand_as(head)) if "log_std" in p else None
+    if normal is not None:
+        dist = Independent(normal, 1)
+        return (TransformedDistribution(dist, [TanhTransform()]) if squash else dist), value
     if mask is not None:
         head = torch.where(mask, head, -1e30)
     return Categorical(logits=head), value
 
 
 def entropy_of(dist: Any, mask: Tensor | None) -> Tensor:
-    """Over the legal actions; torch's own would meet 0 * inf."""
+    """Over the legal actions; torch's own would meet 0 * inf. Of a squashed Gaussian: an integral, by small steps."""
+    if isinstance(dist, TransformedDistribution):
+        normal = dist.base_dist.base_dist
+        z = torch.linspace(-9, 9, 2001)
+        u = normal.loc.unsqueeze(-1) + normal.scale.unsqueeze(-1) * z
+        weight = torch.exp(-0.5 * z**2) * (z[1] - z[0]) / math.sqrt(2 * math.pi)
+        slope = (2 * (math.log(2) - u - torch.nn.functional.softplus(-2 * u)) * weight).sum(-1)
+        return (normal.entropy() + slope).sum(-1)
     if mask is None:
         found: Tensor = dist.entropy()
         return found
@@ -133,7 +152,9 @@ class Reference:
         for i in range(pieces):
             part = slice(i * length, (i + 1) * length)
             mask = None if u.action_mask is None else u.action_mask[part]
-            dist, v = outputs(self.p, u.obs[part], mask, None if u.core is None else u.core[i], u.first[part])
+            dist, v = outputs(
+                self.p, u.obs[part], mask, None if u.core is None else u.core[i], u.first[part], config.squash
+            )
             log_prob.append(dist.log_prob(u.action[part]))
             value.append(v)
             entropy.append(entropy_of(dist, mask))
@@ -166,7 +187,7 @@ class Reference:
         old_value, advantage, target = (x[t, b] for x in made)
         core = None if u.core is None else u.core[t[0] // length, b[0]]
         mask = None if u.action_mask is None else u.action_mask[t, b]
-        dist, value = outputs(self.p, u.obs[t, b], mask, core, u.first[t, b])
+        dist, value = outputs(self.p, u.obs[t, b], mask, core, u.first[t, b], self.config.squash)
         keep = u.valid[t, b]
         weight = advantage[keep]
         if config.normalize_advantage:

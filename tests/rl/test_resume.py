@@ -26,6 +26,7 @@ REPLAYS = "--n-step 3 --double --prioritized --normalize-obs".split()
 EARLY = "--normalize-obs --no-random-start --epsilon 0 --epsilon-end 0 --warmup 700".split()
 BOX = "--env Pendulum-v1 --workers 0 --streams 2 --unroll 5 --widths 8,8 --steps 400 --checkpoint-every 80".split()
 BOX += "--warmup 60 --batch 8 --updates-per-step 0.3 --eval-every 0 --preset none --json --quiet".split()
+GSDE = "--sde --squash --sde-every 7".split()
 TEAM = "--workers 0 --streams 3 --unroll 4 --widths 8 --memory-size 8 --eval-episodes 2 --steps 900".split()
 TEAM += "--checkpoint-every 100 --eval-every 300 --warmup 60 --batch 8 --updates-per-step 0.3 --capacity 400".split()
 TEAM += "--target-every 20 --preset none --json --quiet".split()
@@ -53,6 +54,10 @@ CASES = [
     pytest.param(["--algo", "sac", *BOX, "--n-step", "2", "--prioritized"], id="sac, n-step, prioritised"),
     pytest.param(["--algo", "td3", *BOX, "--normalize-obs"], id="td3, normalised"),
     pytest.param(["--algo", "droq", *BOX, "--critics", "3", "--target-critics", "2", "--dropout", "0.2"], id="droq"),
+    pytest.param(["--algo", "sac", *BOX, "--sde", "--sde-every", "7"], id="sac, gsde"),
+    pytest.param(
+        [*SHORT, "--env", "Pendulum-v1", "--sde", "--squash", "--sde-every", "7", "--workers", "0"], id="ppo, gsde"
+    ),
     pytest.param(["--algo", "crossq", *BOX, "--widths-q", "16,16"], id="crossq"),
     pytest.param(["--algo", "tqc", *BOX, "--widths-q", "16,16", "--n-step", "2"], id="tqc"),
     pytest.param(["--algo", "ddpg", *BOX, "--noise-kind", "ou"], id="ddpg, ou"),

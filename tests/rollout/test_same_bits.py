@@ -46,6 +46,13 @@ def test_any_number_of_workers(env: str, memory: str, tmp_path: Path) -> None:
     assert fingerprint(tmp_path, env, memory=memory, workers=2, backend="local") == expected
 
 
+def test_noise_that_is_held(tmp_path: Path) -> None:
+    given = {"sde": True, "sde_every": 5, "squash": True}
+    expected = fingerprint(tmp_path, "Pendulum-v1", workers=0, **given)
+    assert fingerprint(tmp_path, "Pendulum-v1", workers=3, **given) == expected
+    assert fingerprint(tmp_path, "Pendulum-v1", workers=2, inference="central", **given) == expected
+
+
 def test_eight_workers_and_fewer(tmp_path: Path) -> None:
     """17 streams do not fit one width of padding, 8 workers' shares do."""
     given = {"memory": "gru", "streams": 17}
@@ -103,12 +110,12 @@ def test_a_replay_with_any_number_of_workers(env: str, given: dict[str, Any], tm
     assert replayed(tmp_path, env, workers=0, streams=7, **given, seed=4) != expected
 
 
-@pytest.mark.parametrize("algo", ["sac", "crossq", "td3", "ddpg"])
+@pytest.mark.parametrize("algo", ["sac", "sac, gsde", "crossq", "td3", "ddpg"])
 def test_continuous_actions(algo: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {"algo": algo, "streams": 5, "unroll": 2, "widths": (8,), "warmup": 40, "batch": 16}
     given |= {"updates_per_step": 0.3, "steps": 200, "n_step": 2, "prioritized": True, "normalize_obs": True}
     given |= {"preset": "none", "seed": 3, "eval_every": 0, "checkpoint_every": 0, "quiet": True}
-    given |= {"widths_q": (8,)} if algo == "crossq" else {}
+    given |= {"sac, gsde": {"algo": "sac", "sde": True, "sde_every": 3}, "crossq": {"widths_q": (8,)}}.get(algo, {})
 
     def found(workers: int) -> str:
         return train(**given, env="Pendulum-v1", out=str(tmp_path), workers=workers).fingerprint

@@ -15,8 +15,10 @@ from rltrain.algorithms.networks.distributions import (
     Categorical,
     DiagGaussian,
     MultiCategorical,
+    TanhGaussian,
     distribution,
     head_size,
+    kl_divergence,
     noise_of,
 )
 from rltrain.envs.spec import ActionSpec
@@ -35,7 +37,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def noise(spec: ActionSpec, *lead: int, seed: int = 0) -> torch.Tensor:
-    kind, width, _ = noise_of(spec)
+    kind, width, *_ = noise_of(spec)
     rng = np.random.default_rng(seed)
     return torch.from_numpy(getattr(rng, kind)(size=(*lead, width)).astype(np.float32))
 
@@ -194,3 +196,47 @@ def test_what_each_action_asks_of_network_and_noise():
     assert [noise_of(spec)[:2] for spec in ALL] == [
         ("gumbel", 5), ("gumbel", 9), ("logistic", 4), ("normal", 3), ("normal", 4)
     ]  # fmt: skip
+
+
+def squashed(mean, std):
+    normal_dist = reference.Independent(reference.Normal(mean, std), 1)
+    return reference.TransformedDistribution(normal_dist, [reference.TanhTransform()])
+
+
+@pytest.mark.usefixtures("double")
+def test_the_density_of_a_squashed_gaussian_equals_torchs_and_is_finite_at_the_bounds():
+    mean, log_std = normal(6, 4), 0.3 * normal(6, 4, seed=1) - 0.5
+    ours = TanhGaussian(mean, log_std, (2, 2))
+    action = ours.sample(normal(6, 4, seed=2))
+
+    assert action.shape == (6, 2, 2)
+    assert_close(ours.log_prob(action), squashed(mean, log_std.exp()).log_prob(action.flatten(1)), atol=1e-9, rtol=1e-9)
+    action, log_prob = ours.sample_with_log_prob(normal(6, 4, seed=3))
+    assert_close(ours.log_prob(action), log_prob, atol=1e-9, rtol=1e-9)
+    edge = TanhGaussian(mean.float(), log_std.float(), (4,))
+    assert torch.isfinite(edge.log_prob(torch.ones(6, 4))).all()
+    assert torch.isfinite(edge.log_prob(-torch.ones(6, 4))).all()
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(("std", "error"), [(0.05, 1e-9), (0.5, 1e-6), (1.0, 1e-4), (3.0, 2e-2)])
+def test_the_entropy_of_a_squashed_gaussian_is_its_integral(std, error):
+    mean = torch.tensor([[0.0, 0.7, -2.0]])
+    ours = TanhGaussian(mean, torch.full((1, 3), math.log(std)), (3,)).entropy()
+    u = torch.linspace(-12 * std - 3, 12 * std + 3, 400_001).unsqueeze(1)
+    density = torch.exp(-0.5 * ((u - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
+    log_density = -0.5 * ((u - mean) / std) ** 2 - math.log(std * math.sqrt(2 * math.pi))
+    log_slope = 2 * (math.log(2) - u - torch.nn.functional.softplus(-2 * u))
+    expected = -torch.trapezoid(density * (log_density - log_slope), u, dim=0).sum()
+
+    assert_close(ours[0], expected, atol=error, rtol=0)
+
+
+@pytest.mark.usefixtures("double")
+def test_squashing_changes_no_divergence():
+    pairs = [(normal(5, 3, seed=i), 0.3 * normal(5, 3, seed=i + 9)) for i in (0, 1)]
+    expected = kl_divergence(*(DiagGaussian(mean, log_std, (3,)) for mean, log_std in pairs))
+
+    assert_close(kl_divergence(*(TanhGaussian(mean, log_std, (3,)) for mean, log_std in pairs)), expected)
+    with pytest.raises(TypeError, match="no KL between TanhGaussian and DiagGaussian"):
+        kl_divergence(TanhGaussian(*pairs[0], (3,)), DiagGaussian(*pairs[1], (3,)))

@@ -65,6 +65,28 @@ def test_four_updates_equal_those_written_anew(spec, settings):
     assert_close(sac.temperature.log[0], reference.log_temperature.detach(), atol=1e-9, rtol=0)
 
 
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("settings", [{}, {"activation": "tanh", "log_std_init": 0.5}, {"widths": (5,), "lr": 0.3}])
+def test_four_updates_with_gsde_equal_those_of_the_oracle(settings):
+    """With the last settings means reach their bounds."""
+    sac = make_sac(**{"sde": True, "log_std_init": -1.0, **settings})
+    reference = Reference(sac, seed=3)
+    start = sac.policy.state_noise.weight.detach().clone()
+    for seed in range(4):
+        batch = batch_of(BOX, seed)
+        reference.update(batch)
+        sac.update(batch, 0.5)
+
+    assert_close(flat(nets(sac.policy.actor.dense)), flat(reference.actor), atol=1e-7, rtol=0)
+    assert_close(flat(nets(sac.critics.dense)), flat(reference.critics), atol=1e-7, rtol=0)
+    weight, bias, log_std = reference.gsde
+    (head,) = sac.policy.head.pairs
+    assert_close(head[0], weight, atol=1e-7, rtol=0)
+    assert_close(head[1], bias, atol=1e-7, rtol=0)
+    assert_close(sac.policy.state_noise.weight, log_std, atol=1e-7, rtol=0)
+    assert (log_std - start).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("spec", [BOX, MASKED], ids=lambda spec: spec.id)
 def test_after_a_termination_neither_value_nor_entropy_counts(spec):
     """With discount 0 the target is the reward, whatever the next observation is."""

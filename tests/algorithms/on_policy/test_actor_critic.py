@@ -68,7 +68,7 @@ def observe(obs: ObsSpec, lead: tuple[int, ...], seed: int = 0):
 
 
 def noise(policy: ActorCritic, rows: int, seed: int = 1) -> torch.Tensor:
-    kind, width, _ = policy.noise
+    kind, width, *_ = policy.noise
     return torch.from_numpy(DRAWS[kind](np.random.default_rng(seed), (rows, width)).astype(np.float32))
 
 

@@ -64,6 +64,7 @@ REPLAYS: list[tuple[str, str, dict[str, Any]]] = [
     ("sac", "CartPole-v1", {"normalize_obs": True}),
     ("sac", "probe:image", {}),
     ("sac", "probe:box3", {}),
+    ("sac", "probe:box3", {"sde": True}),
     ("crossq", "probe:box3", {}),
     ("td3", "probe:box3", {"normalize_obs": True}),
     ("ddpg", "probe:box3", {"noise_kind": "ou"}),

@@ -148,3 +148,21 @@ def test_random_actions_are_not_the_noise_of_the_policy() -> None:
     noise = np.zeros((4, 1, 6), np.float32)
     StreamNoise(3, [0], "uniform", 6).fill(noise, np.zeros(1, np.int64), [0])
     assert not np.isclose(action[:, 0].reshape(4, 6), 2 * noise[:, 0] - 1).any()
+
+
+@pytest.mark.parametrize("hold", [2, 3, 5, 64])
+def test_held_noise_changes_at_the_same_rows_whatever_the_unrolls_are(hold: int) -> None:
+    """A whole stretch of 23 rows from row 7 on, and the same in pieces: also of one row."""
+    noise = StreamNoise(3, [4, 2], "normal", 3, hold=hold)
+    whole = np.zeros((23, 16, 3), np.float32)
+    noise.fill(whole, np.array([7, 0]), [0, 1])
+    for length in (1, 4, 10):
+        for begin in range(0, 23, length):
+            piece = np.zeros((min(length, 23 - begin), 16, 3), np.float32)
+            noise.fill(piece, np.array([7 + begin, begin]), [0, 1])
+            np.testing.assert_array_equal(piece, whole[begin : begin + length])
+    changes = [t for t in range(1, 23) if (whole[t, 0] != whole[t - 1, 0]).any()]
+    assert changes == [t for t in range(1, 23) if (7 + t) % hold == 0]
+    assert len(np.unique(whole[:, :2].reshape(-1, 3), axis=0)) == len({(7 + t) // hold for t in range(23)}) + len(
+        {t // hold for t in range(23)}
+    )
