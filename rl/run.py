@@ -83,6 +83,10 @@ class Run:
         self._lines: int | None = None
         if saved.restore(self._load) and config.steps > saved.steps:
             self.evaluation.goal_reached = False  # the run was extended
+        self._finished: Path | None = None  # the last checkpoint, if the run had ended before it was resumed
+        if saved.checkpoint is not None and self.stopped is not None and self._is_evaluated:
+            self._finished = saved.checkpoint.path
+            notes.append("this run is finished; a larger --steps continues it")
         if not self.self_play.places:
             self._add_opponent()
         self.learner.join()
@@ -128,7 +132,7 @@ class Run:
         if steps < config.steps and self.evaluation.due(steps):
             self.drain()
             self.evaluation.launch(self.learner.frozen(self.rollout.steps))
-        self.evaluation.collect(self.rollout.steps, self.metrics, config.stop_return is not None, self.signals.received)
+        self.collect(wait=config.stop_return is not None)
         self._out_of_time = config.max_seconds is not None and seconds >= config.max_seconds
         if self.signals.received():
             raise self.interrupted()
@@ -136,6 +140,10 @@ class Run:
             self.checkpoint()
         if self.report.due:
             self._report(line=self.metrics.due)
+
+    def collect(self, wait: bool) -> None:
+        """Take the results of evaluations; with `wait`, of all that are under way, unless a signal arrives."""
+        self.evaluation.collect(self.rollout.steps, self.metrics, wait, self.signals.received)
 
     def drain(self) -> None:
         """Wait for the unrolls under way and learn from them as usual. Afterwards no actor acts."""
@@ -148,20 +156,20 @@ class Run:
 
     def finish(self) -> Result:
         """The last evaluation, the last checkpoint, the result."""
-        self.drain()
-        steps = self.rollout.steps
-        if self.config.eval_every and self.evaluation.launched_step != steps:
-            self.evaluation.launch(self.learner.frozen(steps))
-        self.evaluation.collect(steps, self.metrics, wait=True, stop=self.signals.received)
-        if self.evaluation.pending:
-            raise self.interrupted()
-        self._report(line=True)
-        path = self.checkpoint()
-        if self.stopped == "return":
-            self.evaluation.save_final(self.learner.weights(steps))
+        path = self._finished
+        if path is None:
+            self.drain()
+            steps = self.rollout.steps
+            if self.config.eval_every and self.evaluation.launched_step != steps:
+                self.evaluation.launch(self.learner.frozen(steps))
+            self.collect(wait=True)
+            if self.evaluation.pending:
+                raise self.interrupted()
+            self._report(line=True)
+            path = self.checkpoint()
         self.report.finish()
         return Result(
-            steps=steps,
+            steps=self.rollout.steps,
             seconds=time.monotonic() - self._started,
             steps_per_second=self.report.speed,
             episodes=self.window.count,
@@ -173,6 +181,12 @@ class Run:
             restarts=self.restarts,
             fingerprint=fingerprint(self.learner.parts()),
         )
+
+    @property
+    def _is_evaluated(self) -> bool:
+        """True if the result of the last evaluation of a run that ends now is known."""
+        last = not self.config.eval_every or self.evaluation.launched_step == self.rollout.steps
+        return last and not self.evaluation.pending
 
     def _add_unrolls(self, unrolls: list[Trajectory]) -> None:
         if self.recorder is not None:
@@ -263,6 +277,8 @@ def open_run(config: RunConfig, resume: str | Path | None = None, look: FirstLoo
         except Stop as stop:
             raise Interrupted(stop.signum, "interrupted while it started") from None
         try:
+            if config.stop_return is not None:  # an evaluation that a signal interrupted may have reached the goal
+                run.collect(wait=True)
             yield run
         except (WorkerFailed, ActorLost, ClusterLost, LearnerLost, NoStack) as failed:
             raise run.failed(failed, actors_lost=True) from None

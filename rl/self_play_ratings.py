@@ -157,8 +157,8 @@ class SelfPlay:
         self._taken, self._elo = int(state["taken"]), float(state["elo"])
         self._recent = deque(state["recent"], maxlen=WINDOW)
         known = [(one.weights.version, one.weights.step, one.elo) for one in self.places]
-        every = sorted([*known, *state.get("ratings", ())])
-        self._ratings = {int(number): (int(step), float(elo)) for number, step, elo in every}
+        every = [(int(number), int(step), float(elo)) for number, step, elo in [*known, *state.get("ratings", ())]]
+        self._ratings = {number: (step, elo) for number, step, elo in sorted(every, key=lambda one: one[0])}
         self._games = {
             (int(policy), int(interval), int(opponent)): (int(count), float(score))
             for policy, interval, opponent, count, score in state.get("games", ())

@@ -90,7 +90,7 @@ class BackgroundEvaluation:
         self._queue.launch(weights)
 
     def collect(self, steps: int, metrics: Metrics, wait: bool, stop: Callable[[], bool]) -> None:
-        """Log the finished evaluations in the order of their steps, and save the policy if it is the best so far.
+        """Log the finished evaluations in the order of their steps; save a policy that is the best or reached the goal.
 
         Args:
             steps: of the run now.
@@ -112,17 +112,13 @@ class BackgroundEvaluation:
             }
             if has_line(self._count):
                 metrics.log(weights.step, values)
-            if self._best is None or self.return_mean > self._best:
-                self._best = self.return_mean
-                self._checkpoints.save_best(weights, self.return_mean)
             goal = self._config.stop_return
             if goal is not None:
                 self._successes = self._successes + 1 if self.return_mean >= goal else 0
                 self.goal_reached = self._successes >= 2 and weights.step == steps
-
-    def save_final(self, weights: Weights) -> None:
-        """Make the policy that reached the goal the best one, also if an earlier one had the same return."""
-        self._checkpoints.save_best(weights, self.return_mean)
+            if self._best is None or self.return_mean > self._best or self.goal_reached:
+                self._best = self.return_mean
+                self._checkpoints.save_best(weights, self.return_mean)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold."""

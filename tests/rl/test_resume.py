@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -271,3 +273,52 @@ def test_what_cannot_be_brought_back_says_so(launch: Any, tmp_path: Path) -> Non
 
     assert done.result["steps"] >= 500
     assert "exact: false" in done.err
+
+
+def test_a_finished_run_says_so_and_writes_nothing_new(launch: Any, tmp_path: Path) -> None:
+    argv = [*SHORT, *CARTPOLE, "--workers", "0", "--steps", "400", "--out", "runs"]
+    first = launch(tmp_path, *argv).result
+    run = folder_of(tmp_path / "runs")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+
+    done = launch(tmp_path, "--resume", str(run), "--json")
+
+    assert "this run is finished; a larger --steps continues it" in done.err
+    same = ("fingerprint", "steps", "episodes", "train_return", "eval_return", "stopped", "checkpoint")
+    again = done.result | {"checkpoint": str(Path(done.result["checkpoint"]).relative_to(tmp_path))}
+    assert {key: again[key] for key in same} == {key: first[key] for key in same}
+    changed = {path for path in run.rglob("*") if path.is_file() and path.stat().st_mtime_ns != before.get(path)}
+    assert changed <= {run / "run.json", run / "metrics.jsonl"}
+
+
+def test_an_evaluation_that_a_signal_interrupted_still_ends_the_run_at_its_goal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C during the second evaluation in a row that reaches the goal."""
+    from rltrain.evaluation.background import BackgroundEvaluation
+
+    asked = {**KEYWORDS, "eval_every": 130, "stop_return": 5.0, "steps": 5000}
+    whole = rltrain.train(**asked, out=str(tmp_path / "whole"))
+    assert whole.stopped == "return"
+    collect, calls = BackgroundEvaluation.collect, 0
+
+    def interrupted(self: BackgroundEvaluation, *args: Any, **more: Any) -> None:
+        nonlocal calls
+        calls += self.pending
+        if calls == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+        collect(self, *args, **more)
+
+    monkeypatch.setattr(BackgroundEvaluation, "collect", interrupted)
+    with pytest.raises(rltrain.Interrupted):
+        rltrain.train(**asked, out=str(tmp_path / "cut"))
+    monkeypatch.undo()
+    run = folder_of(tmp_path / "cut")
+    assert len(checkpoints.find(run)[0].state["evaluation"]["pending"]) == 1
+
+    again = rltrain.train(resume=run, quiet=True)
+
+    assert (again.stopped, again.steps, again.fingerprint) == ("return", whole.steps, whole.fingerprint)
+    assert evaluations(run) == evaluations(whole.run)
+    assert checkpoints.find(run, best=True)[0].meta["step"] == whole.steps
