@@ -167,27 +167,10 @@ class EnvSource:
         file = Path(self.folder, path)
         if not file.is_file():
             raise EnvError(f"{self.target}: there is no file {file}")
-        name = f"_env_file_{file.stem}_{zlib.crc32(str(file.resolve()).encode()):08x}"
-        if name in sys.modules:
-            return sys.modules[name]
         parent = str(file.resolve().parent)
         if parent not in sys.path:
             sys.path.append(parent)  # so that the file can import modules of its folder
-
-        def load() -> ModuleType:
-            spec = importlib.util.spec_from_file_location(name, file)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[name] = module
-            try:
-                spec.loader.exec_module(module)
-            except BaseException:
-                del sys.modules[name]
-                raise
-            return module
-
-        return self._call(load)
+        return self._call(lambda: load_file(file.resolve()))
 
     def _load_module(self, name: str, attribute: str) -> ModuleType:
         def load() -> ModuleType:
@@ -272,6 +255,50 @@ def make_importable(folder: str) -> None:
     """Let modules of a folder be imported: after all others, so that they do not hide installed packages."""
     if folder and folder not in sys.path:
         sys.path.append(folder)
+
+
+def load_file(file: Path) -> ModuleType:
+    """Import a file under a name that other processes can import too, which get this process's sys.path.
+
+    The name is that of the file, with the names of its folders before it if it is also the name of another module.
+    """
+    for depth in range(1, len(file.parts)):
+        parts, root = (*file.parts[-depth:-1], file.stem), str(file.parents[depth - 1])
+        name, added = ".".join(parts), root not in sys.path
+        if any("." in part for part in parts):
+            break
+        if added:
+            sys.path.append(root)
+        if _is_module(name, file):
+            return importlib.import_module(name)
+        if added:
+            sys.path.remove(root)
+    name = f"_env_file_{file.stem}_{zlib.crc32(str(file).encode()):08x}"  # no process but this one can import it
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _is_module(name: str, file: Path) -> bool:
+    """True if the import of `name` gives this file."""
+    if name in sys.modules:
+        found = getattr(sys.modules[name], "__file__", None)
+    else:
+        importlib.invalidate_caches()  # the file may be new
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            return False
+        found = None if spec is None else spec.origin
+    return found is not None and Path(found).resolve() == file
 
 
 def load_entry_point(entry_point: str | Callable[..., Any] | None) -> Callable[..., Any]:
