@@ -104,13 +104,11 @@ def sweep() -> None:
                             os.unlink(entry.path)
 
 
-def _in_fork_server() -> None:
+def _in_fork_server(folder: str) -> None:
     os.setsid()  # the terminal's Ctrl-C, and signals to the command's group, do not reach it
     ignore()
-    folder = os.environ.get(FOLDER)
-    if folder:
-        atexit.register(shutil.rmtree, folder, True)
+    atexit.register(shutil.rmtree, folder, True)
 
 
 if FOLDER in os.environ:
-    _in_fork_server()
+    _in_fork_server(os.environ.pop(FOLDER))  # programs that an environment starts must not find it

@@ -110,9 +110,9 @@ class ProcessHandle:
     @property
     def pid(self) -> int:
         """Of the worker; of its supervisor if the worker could not be started."""
-        if self._pid is None and not self._future.done():
+        if self._pid is None:
             with contextlib.suppress(EOFError, OSError):
-                self._pid = int(self._link.recv())
+                self._pid = int(self._link.recv())  # sent when it starts
         return int(self._process.pid) if self._pid is None else self._pid
 
     @property
@@ -171,7 +171,7 @@ class ProcessHandle:
             self._process.kill()
             self._ended(END_SECONDS)
         if self._future.exception() is not None:  # the supervisor was killed, and could not end the others
-            end_marked(self._pid, self._marker)
+            end_marked(self.pid, self._marker)
         self._pipe.close()
         self._link.close()
         self._executor.shutdown(wait=False, kill_workers=False)

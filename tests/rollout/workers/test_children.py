@@ -1,0 +1,267 @@
+"""Processes that an environment starts: they work as in a program started by hand, and all end with their worker."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing import shared_memory
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rltrain.rollout.workers.handle import ActorLost
+from rltrain.rollout.workers.process import ProcessHandle
+from rltrain.rollout.workers.process_tree import descendants
+
+METHODS = ("fork", "spawn", "forkserver")
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def worker(fork_server: None) -> Iterator[ProcessHandle]:
+    handle = ProcessHandle(0, Simulators)
+    yield handle
+    handle.close()
+
+
+def answer(handle: ProcessHandle, method: str, *args: Any) -> Any:
+    handle.call(method, *args)
+    return handle.result()
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def sleep() -> None:
+    time.sleep(600)
+
+
+def signal_state(queue: Any) -> None:
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    expected = [signal.default_int_handler, signal.SIG_DFL]
+    queue.put((handlers == expected, sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))))
+
+
+class Simulators:
+    """Stands for an environment."""
+
+    def __init__(self) -> None:
+        self.kept: list[Any] = []
+
+    def signals_of_a_program(self) -> dict[str, int]:
+        text = subprocess.run(["cat", "/proc/self/status"], stdout=subprocess.PIPE, text=True, check=True).stdout
+        fields = dict(line.split(":", 1) for line in text.splitlines())
+        return {name: int(fields[name], 16) for name in ("SigIgn", "SigBlk")}
+
+    def signals_of_a_fork(self) -> Any:
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        child = context.Process(target=signal_state, args=(queue,))
+        child.start()
+        state = queue.get(timeout=30)
+        child.join()
+        return state
+
+    def terminate(self) -> int:
+        process = subprocess.Popen(["sleep", "600"])
+        process.terminate()
+        return process.wait(30)
+
+    def compute(self, method: str, kind: str) -> Any:
+        context: Any = multiprocessing.get_context(method)
+        if kind == "executor":
+            with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
+                return executor.submit(square, 7).result(60)
+        with context.Pool(1) as pool:
+            return pool.apply_async(square, (7,)).get(60)
+
+    def start(self, kind: str) -> list[int]:
+        """Start something that does not end by itself. Returns the pids of its processes."""
+        context: Any = multiprocessing.get_context("spawn" if kind == "spawn" else "fork")
+        before = set(descendants(os.getpid()))
+        if kind == "program":
+            self.kept.append(subprocess.Popen(["sleep", "600"]))
+        elif kind == "session":
+            self.kept.append(subprocess.Popen(["sleep", "600"], start_new_session=True))
+        elif kind == "daemon":
+            subprocess.run(["sh", "-c", "setsid sleep 600 & setsid sh -c 'setsid sleep 600 &' &"], check=True)
+            time.sleep(0.3)
+            return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _below(int(pid), os.getppid())]
+        elif kind == "stubborn":
+            self.kept.append(subprocess.Popen(["sh", "-c", "trap '' TERM INT HUP; while true; do sleep 0.1; done"]))
+            time.sleep(0.2)
+        elif kind == "pool":
+            self.kept.append(context.Pool(2))
+        else:
+            self.kept.append(context.Process(target=sleep, daemon=False))
+            self.kept[-1].start()
+            threading.Thread(target=sleep, daemon=False).start()
+        return [pid for pid in descendants(os.getpid()) if pid not in before]
+
+    def shared(self) -> str:
+        """The name of shared memory that is never unlinked."""
+        self.kept.append(shared_memory.SharedMemory(create=True, size=64))
+        return str(self.kept[-1].name)
+
+    def names(self) -> tuple[str, str | None, bool]:
+        process = multiprocessing.current_process()
+        return process.name, multiprocessing.get_start_method(allow_none=True), process.daemon
+
+    def at_exit(self) -> str:
+        """The path of a folder that is removed at the end of the program."""
+        self.kept.append(tempfile.TemporaryDirectory())
+        return str(self.kept[-1].name)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def hang(self) -> None:
+        time.sleep(600)
+
+    def close(self) -> None:
+        """Leaves everything behind."""
+
+
+def _below(pid: int, ancestor: int) -> bool:
+    return pid in descendants(ancestor) and pid != os.getpid()
+
+
+def alive(pids: list[int]) -> list[int]:
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+                found.append(pid)
+    return found
+
+
+def gone(pids: list[int], seconds: float = 10.0) -> bool:
+    until = time.monotonic() + seconds
+    while alive(pids) and time.monotonic() < until:
+        time.sleep(0.02)
+    return not alive(pids)
+
+
+def test_programs_and_forks_have_default_handlers_and_an_empty_mask(worker: ProcessHandle) -> None:
+    state = answer(worker, "signals_of_a_program")
+    bits = 1 << (signal.SIGINT - 1) | 1 << (signal.SIGTERM - 1)
+
+    assert state["SigIgn"] & bits == 0
+    assert state["SigBlk"] == 0
+    assert answer(worker, "signals_of_a_fork") == (True, [])
+
+
+def test_a_program_that_is_terminated_ends(worker: ProcessHandle) -> None:
+    assert answer(worker, "terminate") == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["executor", "pool"])
+def test_multiprocessing_works(method: str, kind: str, worker: ProcessHandle) -> None:
+    assert answer(worker, "compute", method, kind) == 49
+
+
+def test_a_worker_looks_like_a_program_started_by_hand(worker: ProcessHandle) -> None:
+    here = multiprocessing.get_start_method(allow_none=True)
+    assert answer(worker, "names") == ("MainProcess", here, False)
+
+
+ENDINGS = ("close", "kill", "worker", "supervisor")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_everything_ends_with_its_worker(ending: str, worker: ProcessHandle) -> None:
+    kinds = ["program", "session", "stubborn", "pool", "process", "spawn"]
+    if ending != "supervisor":  # orphans of orphans are found by the supervisor alone
+        kinds.append("daemon")
+    pids = [pid for kind in kinds for pid in answer(worker, "start", kind)]
+    assert len(alive(pids)) >= len(kinds)
+    pid = answer(worker, "pid")
+    if ending == "kill":
+        worker.kill("as a test")
+    elif ending != "close":
+        os.kill(pid if ending == "worker" else worker._process.pid, signal.SIGKILL)
+        with pytest.raises(ActorLost, match="SIGKILL"):
+            worker.result()
+    worker.close()
+
+    assert gone([*pids, pid], 10.0)
+
+
+@pytest.mark.parametrize("ending", ["close", "kill"])
+def test_shared_memory_is_removed(ending: str, worker: ProcessHandle) -> None:
+    name = answer(worker, "shared")
+    assert Path("/dev/shm", name).exists()
+    if ending == "kill":
+        worker.call("hang")
+        worker.kill("as a test")
+    worker.close()
+
+    assert not Path("/dev/shm", name).exists()
+
+
+def test_functions_at_exit_are_called(worker: ProcessHandle) -> None:
+    folder = answer(worker, "at_exit")
+    worker.close()
+
+    assert not Path(folder).exists()
+
+
+def test_ctrl_c_of_a_terminal_does_not_reach_a_worker(worker: ProcessHandle) -> None:
+    """It is sent to the process group of the command."""
+    assert os.getpgid(answer(worker, "pid")) not in (os.getpgid(0), os.getpgid(worker._process.pid))
+    assert os.getpgid(worker._process.pid) != os.getpgid(0)
+    os.kill(answer(worker, "pid"), signal.SIGTERM)  # a job scheduler signals every process of a job
+    os.kill(answer(worker, "pid"), signal.SIGINT)
+
+    assert answer(worker, "terminate") == -signal.SIGTERM
+
+
+KILLED = """
+import os, signal, sys, time
+sys.path.insert(0, {tests!r})
+from test_children import Simulators, answer
+from rltrain.rollout.workers.fork_server import start_fork_server
+from rltrain.rollout.workers.process import ProcessHandle
+if {server}:
+    start_fork_server([])
+handle = ProcessHandle(0, Simulators)
+pids = [pid for kind in ("program", "daemon", "stubborn", "pool") for pid in answer(handle, "start", kind)]
+name, folder = answer(handle, "shared"), answer(handle, "at_exit")
+print(*pids, answer(handle, "pid"), handle._process.pid, name, folder, flush=True)
+if {hangs}:
+    handle.call("hang")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("server", "hangs"), [(True, False), (False, True)])
+def test_nothing_remains_after_sigkill_of_the_learner(server: bool, hangs: bool) -> None:
+    with tempfile.TemporaryDirectory() as temporary:  # tmp_path would be too long for a socket
+        text = KILLED.format(tests=str(Path(__file__).parent), server=server, hangs=hangs)
+        env = {**os.environ, "TMPDIR": temporary}
+        process = subprocess.Popen([sys.executable, "-c", text], env=env, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        *pids, name, folder = process.stdout.readline().split()
+        assert process.wait(60) == -signal.SIGKILL
+        process.stdout.close()
+
+        assert len(pids) >= 6
+        assert gone([int(pid) for pid in pids], 15.0)
+        until = time.monotonic() + 10.0
+        expected = {Path(folder).name} if hangs else set()  # an environment that hangs cannot be closed
+        while set(os.listdir(temporary)) > expected and time.monotonic() < until:
+            time.sleep(0.02)
+        assert set(os.listdir(temporary)) == expected
+        assert not Path("/dev/shm", name).exists()
