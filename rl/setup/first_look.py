@@ -27,7 +27,7 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.native import verify_native
 from rltrain.envs.vector.restore_check import verify
 from rltrain.rollout.workers.fork_server import has_fork_server, without_main
-from rltrain.rollout.workers.forks import closed_in_children, ignore
+from rltrain.rollout.workers.forks import closed_in_children, ends_forks, ignore
 from rltrain.rollout.workers.parent_state import ParentState, starting_python
 from rltrain.rollout.workers.worker_process import KILL, leave_fork_server, run_supervised
 
@@ -296,9 +296,10 @@ def _serve(pipe: Connection, calls: Connection, payload: EnvSource | bytes, stat
         except (EOFError, OSError):
             return
         try:
-            if examination is None:
-                examination = Examination(_unpickled(payload, state), watch)
-            answer = getattr(examination, task)(*args)
+            with ends_forks():
+                if examination is None:
+                    examination = Examination(_unpickled(payload, state), watch)
+                answer = getattr(examination, task)(*args)
         except (EnvError, EnvFault) as problem:
             error = problem
         except Exception:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -35,6 +37,7 @@ def no_reaction(signum: int, frame: Any) -> None:
 
 
 _own: list[Handler] = [no_reaction]
+_mask = threading.local()
 _connections: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -51,6 +54,32 @@ def closed_in_children(*connections: Any) -> None:
     _connections.update(connections)
 
 
+@contextlib.contextmanager
+def ends_forks() -> Iterator[None]:
+    """A child that code in this block forks ends where it leaves the block, and runs nothing of this process."""
+    pid = os.getpid()
+    try:
+        yield
+    except BaseException as error:
+        if os.getpid() != pid:
+            if not isinstance(error, SystemExit):
+                traceback.print_exc()
+            code = error.code if isinstance(error, SystemExit) else 1
+            os._exit(code if isinstance(code, int) else code is not None)
+        raise
+    if os.getpid() != pid:
+        os._exit(0)
+
+
+def _before() -> None:
+    """Hold back signals until the child has its handlers."""
+    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+
+
+def _in_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+
+
 def _in_child() -> None:
     for connection in _connections:
         connection.close()
@@ -58,7 +87,8 @@ def _in_child() -> None:
         if signal.getsignal(number) in _own:
             with contextlib.suppress(ValueError):  # the fork happened in another interpreter's thread
                 signal.signal(number, DEFAULTS[number])
+    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

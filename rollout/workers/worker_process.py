@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from rltrain.envs.errors import EnvFault, describe
 from rltrain.rollout.workers.cleanup import folder_of_worker, use_folder, use_own_semaphore_names
-from rltrain.rollout.workers.forks import closed_in_children, ignore
+from rltrain.rollout.workers.forks import closed_in_children, ends_forks, ignore
 from rltrain.rollout.workers.parent_state import ParentState
 from rltrain.rollout.workers.process_tree import adopt_orphans, die_with_parent, end_descendants, reap, send
 
@@ -184,9 +184,10 @@ def _serve(pipe: Connection, tickets: tuple[Any, ...], payload: bytes, state: Pa
             if failed is not None:  # later calls may be in the pipe already
                 answer = failed
             else:
-                if worker is None:
-                    worker = state.load(payload)(*tickets)
-                answer = ("ok", getattr(worker, method)(*args))
+                with ends_forks():
+                    if worker is None:
+                        worker = state.load(payload)(*tickets)
+                    answer = ("ok", getattr(worker, method)(*args))
         except EnvFault as fault:
             failed = answer = ("error", describe(fault))
         except BaseException:  # also sys.exit in an environment

@@ -78,6 +78,19 @@ class Simulators:
         process.terminate()
         return process.wait(30)
 
+    def fork(self, how: str) -> int:
+        """The exit code of a forked child."""
+        child = os.fork()
+        if child == 0:
+            if how == "leaves":
+                sys.exit(5)
+            if how == "raises":
+                raise RuntimeError("in a child")
+            time.sleep(600)
+        if how == "terminated":
+            os.kill(child, signal.SIGTERM)  # possibly before the child runs
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
     def compute(self, method: str, kind: str) -> Any:
         context: Any = multiprocessing.get_context(method)
         if kind == "executor":
@@ -164,6 +177,12 @@ def test_programs_and_forks_have_default_handlers_and_an_empty_mask(worker: Proc
 
 def test_a_program_that_is_terminated_ends(worker: ProcessHandle) -> None:
     assert answer(worker, "terminate") == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(("how", "code"), [("leaves", 5), ("raises", 1), ("terminated", -signal.SIGTERM)])
+def test_a_fork_ends_where_it_leaves_the_environment(how: str, code: int, worker: ProcessHandle) -> None:
+    for _ in range(20):
+        assert answer(worker, "fork", how) == code
 
 
 @pytest.mark.parametrize("method", METHODS)
