@@ -37,7 +37,7 @@ def no_reaction(signum: int, frame: Any) -> None:
 
 
 _own: list[Handler] = [no_reaction]
-_mask = threading.local()
+_local = threading.local()
 _connections: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -52,6 +52,16 @@ def ignore() -> None:
 def closed_in_children(*connections: Any) -> None:
     """Close these connections in children that are forked from now on."""
     _connections.update(connections)
+
+
+@contextlib.contextmanager
+def reported_forks(descriptor: int) -> Iterator[None]:
+    """Children that this thread forks in this block write their pid to a pipe first."""
+    _local.report = descriptor
+    try:
+        yield
+    finally:
+        _local.report = None
 
 
 @contextlib.contextmanager
@@ -73,11 +83,11 @@ def ends_forks() -> Iterator[None]:
 
 def _before() -> None:
     """Hold back signals until the child has its handlers."""
-    _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+    _local.mask = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
 
 
 def _in_parent() -> None:
-    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _local.mask)
 
 
 def _in_child() -> None:
@@ -87,7 +97,13 @@ def _in_child() -> None:
         if signal.getsignal(number) in _own:
             with contextlib.suppress(ValueError):  # the fork happened in another interpreter's thread
                 signal.signal(number, DEFAULTS[number])
-    signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
+    report: int | None = getattr(_local, "report", None)
+    if report is not None:
+        _local.report = None
+        with contextlib.suppress(OSError):
+            os.write(report, b"%d\n" % os.getpid())
+            os.close(report)
+    signal.pthread_sigmask(signal.SIG_SETMASK, _local.mask)
 
 
 if hasattr(os, "register_at_fork"):

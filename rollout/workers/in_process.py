@@ -9,6 +9,7 @@ from typing import Any
 from rltrain.envs.closing import close_all
 from rltrain.envs.errors import EnvFault, by_user, describe, exit_text
 from rltrain.rollout.workers.handle import ActorLost
+from rltrain.rollout.workers.local_children import LocalChildren
 
 
 class LocalHandle:
@@ -29,6 +30,7 @@ class LocalHandle:
         self._object: Any = None
         self._answer: Any = None
         self._settings = LocalSettings()
+        self._children = LocalChildren(worker)
 
     def call(self, method: str, *args: Any) -> None:
         import torch
@@ -37,7 +39,7 @@ class LocalHandle:
         if threads > 1:
             torch.set_num_threads(1)
         try:
-            with self._settings():
+            with self._children.marked(), self._settings():
                 if self._object is None:
                     self._object = self._build()
                 self._answer = getattr(self._object, method)(*args)
@@ -66,8 +68,11 @@ class LocalHandle:
         """No-op: `close` ends it."""
 
     def close(self) -> None:
-        if self._object is not None:
-            closing, self._object = self._object, None
-            with self._settings():
-                close_all([closing])
-            self._settings.end()
+        try:
+            if self._object is not None:
+                closing, self._object = self._object, None
+                with self._children.marked(), self._settings():
+                    close_all([closing])
+                self._settings.end()
+        finally:
+            self._children.close()

@@ -171,7 +171,7 @@ class ProcessHandle:
             self._process.kill()
             self._ended(END_SECONDS)
         if self._future.exception() is not None:  # the supervisor was killed, and could not end the others
-            end_marked(self.pid, self._marker)
+            end_marked(self._marker, session=self.pid)
         self._pipe.close()
         self._link.close()
         self._executor.shutdown(wait=False, kill_workers=False)

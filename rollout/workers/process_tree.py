@@ -7,12 +7,11 @@ killed, they are known by the session of the worker and by an environment variab
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 TERM_SECONDS = 0.5  # from SIGTERM to SIGKILL
@@ -34,6 +33,8 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
+        import ctypes
+
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
@@ -43,31 +44,37 @@ def end_descendants(on_reaped: Callable[[int, int], None]) -> None:
     Args:
         on_reaped: called with the pid and the status of each child that ended.
     """
+    _end(lambda: descendants(os.getpid()), lambda: reap(on_reaped), spare_trackers=False)
+
+
+def end_marked(marker: str, session: int | None = None, pids: Sequence[int] = ()) -> None:
+    """End the processes that have `marker` in their environment, those of a session, and `pids` with their descendants.
+
+    Resource trackers are left: they end by themselves.
+    """
+
+    def find() -> list[int]:
+        below = [pid for top in pids for pid in (top, *descendants(top))]
+        marked = [pid for pid, fields in _processes() if int(fields[3]) == session or _has_marker(pid, marker)]
+        return [pid for pid in (*below, *marked) if not _is_tracker(pid)]
+
+    _end(find, lambda: bool(find() or find()), spare_trackers=True)  # one look may miss those of a process that ends
+
+
+def _end(find: Callable[[], list[int]], any_left: Callable[[], bool], spare_trackers: bool) -> None:
     phases = (
         (signal.SIGTERM, TERM_SECONDS, False),
         (signal.SIGKILL, TRACKER_SECONDS, True),
-        (signal.SIGKILL, KILL_SECONDS, False),
+        (signal.SIGKILL, KILL_SECONDS, spare_trackers),
     )
-    for number, seconds, spare_trackers in phases:
+    for number, seconds, spare in phases:
         until, signalled = time.monotonic() + seconds, set[int]()
-        while reap(on_reaped) and time.monotonic() < until:
-            for pid in descendants(os.getpid()):
-                if pid not in signalled and not (spare_trackers and _is_tracker(pid)):
+        while any_left() and time.monotonic() < until:
+            for pid in find():
+                if pid not in signalled and not (spare and _is_tracker(pid)):
                     signalled.add(pid)
                     send(pid, number)
             time.sleep(POLL)
-
-
-def end_marked(session: int | None, marker: str) -> None:
-    """Kill the processes of a session, and those that have `marker` in their environment."""
-    until = time.monotonic() + KILL_SECONDS
-    while time.monotonic() < until:
-        found = [pid for pid, fields in _processes() if int(fields[3]) == session or _has_marker(pid, marker)]
-        if not found:
-            return
-        for pid in found:
-            send(pid, signal.SIGKILL)
-        time.sleep(POLL)
 
 
 def send(pid: int, number: int) -> None:
@@ -101,10 +108,10 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def _processes() -> Iterator[tuple[int, list[str]]]:
+def _processes(only: int | None = None) -> Iterator[tuple[int, list[str]]]:
     """Of each process that has not ended: its pid, and the fields of /proc/PID/stat from the state on."""
     with contextlib.suppress(OSError):
-        for name in os.listdir("/proc"):
+        for name in os.listdir("/proc") if only is None else [str(only)]:
             if name.isdigit():
                 with contextlib.suppress(OSError):
                     fields = Path("/proc", name, "stat").read_text(errors="replace").rpartition(")")[2].split()
@@ -125,3 +132,21 @@ def _read(pid: int, name: str) -> bytes:
         return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
         return b""
+
+
+def watch(marker: str) -> None:
+    """A process of its own: read pids of forks until the pipe ends, then end them and the marked processes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    forks: dict[int, str] = {}
+    for line in sys.stdin:
+        forks[int(line)] = _started(int(line))
+    end_marked(marker, pids=[pid for pid, started in forks.items() if started and started == _started(pid)])
+
+
+def _started(pid: int) -> str:
+    return next((fields[19] for other, fields in _processes(pid) if other == pid), "")
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1])

@@ -108,9 +108,10 @@ class Simulators:
         elif kind == "session":
             self.kept.append(subprocess.Popen(["sleep", "600"], start_new_session=True))
         elif kind == "daemon":
-            subprocess.run(["sh", "-c", "setsid sleep 600 & setsid sh -c 'setsid sleep 600 &' &"], check=True)
+            env = {**os.environ, "DAEMON_OF": str(os.getpid())}
+            subprocess.run(["sh", "-c", "setsid sleep 600 & setsid sh -c 'setsid sleep 600 &' &"], env=env, check=True)
             time.sleep(0.3)
-            return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and _below(int(pid), os.getppid())]
+            return _daemons()
         elif kind == "stubborn":
             self.kept.append(subprocess.Popen(["sh", "-c", "trap '' TERM INT HUP; while true; do sleep 0.1; done"]))
             time.sleep(0.2)
@@ -146,8 +147,14 @@ class Simulators:
         """Leaves everything behind."""
 
 
-def _below(pid: int, ancestor: int) -> bool:
-    return pid in descendants(ancestor) and pid != os.getpid()
+def _daemons() -> list[int]:
+    """Programs that are no descendants any more, known by the environment variable of this test."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and f"DAEMON_OF={os.getpid()}".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+    return found
 
 
 def alive(pids: list[int]) -> list[int]:
@@ -201,9 +208,7 @@ ENDINGS = ("close", "kill", "worker", "supervisor")
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_everything_ends_with_its_worker(ending: str, worker: ProcessHandle) -> None:
-    kinds = ["program", "session", "stubborn", "pool", "process", "spawn"]
-    if ending != "supervisor":  # orphans of orphans are found by the supervisor alone
-        kinds.append("daemon")
+    kinds = ["program", "session", "daemon", "stubborn", "pool", "process", "spawn"]
     pids = [pid for kind in kinds for pid in answer(worker, "start", kind)]
     assert len(alive(pids)) >= len(kinds)
     pid = answer(worker, "pid")
@@ -215,7 +220,7 @@ def test_everything_ends_with_its_worker(ending: str, worker: ProcessHandle) -> 
             worker.result()
     worker.close()
 
-    assert gone([*pids, pid], 10.0)
+    assert gone([*pids, pid])
 
 
 @pytest.mark.parametrize("ending", ["close", "kill"])
@@ -284,3 +289,29 @@ def test_nothing_remains_after_sigkill_of_the_learner(server: bool, hangs: bool)
             time.sleep(0.02)
         assert set(os.listdir(temporary)) == expected
         assert not Path("/dev/shm", name).exists()
+
+
+LOCAL = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from test_children import Simulators, answer
+from rltrain.rollout.workers.in_process import LocalHandle
+handle = LocalHandle(0, Simulators)
+pids = [pid for kind in ("program", "session", "daemon", "stubborn", "pool") for pid in answer(handle, "start", kind)]
+print(*(pid for pid in pids if pid != handle._children._watch.pid), flush=True)
+handle.close() if {closes} else os.kill(os.getpid(), signal.SIGKILL)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_children_of_a_worker_in_this_process_end_with_it(closes: bool) -> None:
+    text = LOCAL.format(tests=str(Path(__file__).parent), closes=closes)
+    process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pids = [int(pid) for pid in process.stdout.readline().split() if int(pid) not in (process.pid, os.getpid())]
+    assert process.wait(60) == (0 if closes else -signal.SIGKILL)
+    process.stdout.close()
+
+    assert len(pids) >= 5
+    assert gone(pids)
