@@ -139,7 +139,7 @@ class LocalSettings:
                 attempt(self._at_exits.pop(), name, until - time.monotonic())
         for child in self._children:
             child.kill()
-        end_marked(None, f"{MARKER}={self._marker}")
+        end_marked(f"{MARKER}={self._marker}")
 
     def _exit(self, status: int) -> NoReturn:
         if os.getpid() != self._pid:  # a process that the environment has forked
