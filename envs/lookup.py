@@ -159,13 +159,13 @@ class EnvSource:
         if slash and namespace.lower() in EXTRAS and not plugins:
             raise EnvError(f"{name} needs an extra: pip install 'rltrain[{namespace.lower()}]'")
         hint = did_you_mean(name, _known_names())
-        if name.endswith(".py") or ("/" in name and Path(self.folder, name).exists()):
+        if name.endswith(".py") or ("/" in name and os.path.exists(os.path.join(self.folder, name))):
             hint = f" To use an environment from a file, add the name of its class: {name}:ClassOrFactory."
         raise EnvError(f"unknown environment {name!r}.{hint} It may be {FORMS}.")
 
     def _load_file(self, path: str) -> ModuleType:
         file = Path(self.folder, path)
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise EnvError(f"{self.target}: there is no file {file}")
         parent = str(file.resolve().parent)
         if parent not in sys.path:
@@ -180,7 +180,7 @@ class EnvSource:
                 if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
                     raise  # the module exists, but one that it imports does not
             file = Path(self.folder, *name.split(".")).with_suffix(".py")
-            if file.is_file():
+            if os.path.isfile(file):
                 short = os.path.relpath(file, self.folder)
                 raise EnvError(
                     f"{self.target}: {name.partition('.')[0]!r} is also the name of an installed package, which hides "

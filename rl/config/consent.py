@@ -53,7 +53,7 @@ def import_code(names: Iterable[str]) -> None:
         folder, module = os.getcwd(), name
         if name.endswith(".py"):
             file = Path(name).resolve()
-            if not file.is_file():
+            if not os.path.isfile(file):
                 raise ConfigError(f"--import {name}: there is no file {file}")
             folder, module = str(file.parent), file.stem
         if folder not in sys.path:

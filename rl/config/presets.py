@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent  # rl/ in a checkout, rltrain/ in a wheel
@@ -26,7 +27,7 @@ def find(algo: str, env: str) -> Path | None:
     for name in names:
         for folder in folders():
             file = folder / algo / name
-            if file.is_file():
+            if os.path.isfile(file):  # false for a name that is too long
                 return file
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -110,7 +111,7 @@ def _checked_address(config: RunConfig) -> dict[str, str]:
         _check_scheduler_file(Path(address))
     tls = {name: str(getattr(config, key)) for key, name in TLS.items() if getattr(config, key) is not None}
     for key, name in TLS.items():
-        if name in tls and not Path(tls[name]).is_file():
+        if name in tls and not os.path.isfile(tls[name]):
             raise ConfigError(f"--{key.replace('_', '-')} {tls[name]}: there is no such file")
     if tls and len(tls) < len(TLS):
         raise ConfigError("--tls-ca, --tls-cert and --tls-key are needed together")
@@ -123,7 +124,7 @@ def _checked_address(config: RunConfig) -> dict[str, str]:
 
 def _check_scheduler_file(file: Path) -> None:
     """ConfigError if the file is missing, or is not a scheduler file of Dask."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ConfigError(f"--cluster {file}: neither an address (tcp://HOST:PORT) nor a scheduler file that exists")
     try:
         json.loads(file.read_text())["address"]

@@ -10,6 +10,7 @@ finished episodes and weights belong to each delivery.
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -234,7 +235,7 @@ def _from_arrays(arrays: dict[str, np.ndarray], spec: EnvSpec) -> Trajectory:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    if not (folder / INDEX).exists():
+    if not os.path.lexists(folder / INDEX):
         raise CheckpointError(f"{folder} is not a recording: it has no {INDEX}")
     index = files.read_hashed_json(folder / INDEX, FORMAT).content
     check_index(folder / INDEX, index)

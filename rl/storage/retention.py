@@ -10,6 +10,7 @@ checkpoints/
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -133,14 +134,14 @@ def find(path: str | Path, best: bool = False) -> tuple[Checkpoint, list[str]]:
         CheckpointError: there is no checkpoint, or none is intact; a checkpoint that `path` itself names is damaged.
     """
     path = Path(path)
-    if (path / META).exists():
+    if os.path.lexists(path / META):
         return checkpoint.load(path), []
     refuse_link(path / "checkpoints")
     for folder in (path / "checkpoints", path):
         found, notes = newest_intact(folder, best)
         if found is not None:
             return found, notes
-    if not path.exists():
+    if not os.path.exists(path):
         raise CheckpointError(f"{path} does not exist")
     what = "a best policy in checkpoints/" if best else f"{META}, or a run's folder with checkpoints/"
     raise CheckpointError(f"{path} holds no checkpoint: expected {what}")

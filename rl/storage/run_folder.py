@@ -22,6 +22,7 @@ from rltrain.storage.files import reason, replace_file
 from rltrain.storage.schema import check_config
 from rltrain.system.torchrun import launch
 
+MAX_NAME = 100  # bytes of the environment's name in the name of a run's folder
 LOCK, RUN_FILE = ".lock", "run.json"
 FORMAT = 1
 FILES = (RUN_FILE, f".{RUN_FILE}", LOCK, "metrics.jsonl", ".metrics.jsonl")
@@ -49,7 +50,9 @@ def hide_arguments() -> Iterator[None]:
 def make_folder(config: RunConfig) -> Path:
     """Creates `out/<algo>-<env>-s<seed>-<time>`; ConfigError if that is impossible."""
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env_name.replace("<locals>", "")).strip("-.")
+    name = name.encode(errors="replace")[:MAX_NAME].decode(errors="ignore")
     stem = f"{config.algo}-{name}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    _check_name(Path(config.out), f"--out {config.out}: ")
     for number in range(1000):
         folder = Path(config.out).absolute() / (stem if number == 0 else f"{stem}-{number + 1}")
         try:
@@ -60,6 +63,14 @@ def make_folder(config: RunConfig) -> Path:
             raise ConfigError(f"--out {config.out}: {folder} cannot be made: {reason(error)}") from None
         return folder
     raise RunFailed(f"no free name for a run's folder in {config.out}")
+
+
+def _check_name(folder: Path, where: str = "") -> None:
+    """ConfigError if the path of a folder is not UTF-8, which TensorBoard needs."""
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{where}the name of the folder {str(folder.absolute())!r} is not UTF-8: rename it") from None
 
 
 def discard(folder: Path) -> None:
@@ -99,6 +110,7 @@ def lock(folder: Path) -> Callable[[], None]:
         ConfigError: another process holds the lock, or the folder cannot be written to.
     """
     path = folder / LOCK
+    _check_name(folder)
     try:
         while True:
             file = _open_lock(path)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import rltrain
-from rltrain import cli
+from rltrain import PPOConfig, RunConfig, cli
 from rltrain.errors import ConfigError, RunFailed
 from rltrain.reporting.metrics import Metrics
 from rltrain.storage import files
@@ -152,3 +152,32 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_there(
     assert (rltrain.load(run).path > good) if complete else (rltrain.load(run).path == good)
     assert not list(run.glob("checkpoints/.writing*"))
     assert rltrain.train(resume=run).steps >= 400
+
+
+def test_a_name_that_is_too_long_is_cut(tmp_path: Path) -> None:
+    """A file system allows 255 bytes; "é" takes two."""
+    run = folder.make_folder(RunConfig(algo="ppo", settings=PPOConfig(), env="é" * 300, out=str(tmp_path)))
+
+    assert run.is_dir()
+    assert run.name.startswith("ppo-ééé")
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    """TensorBoard cannot write there."""
+    where = tmp_path / os.fsdecode(b"folder\xff")
+    where.mkdir()
+
+    with pytest.raises(ConfigError, match="is not UTF-8: rename it"):
+        folder.lock(where)
+    with pytest.raises(ConfigError, match=r"--out .* is not UTF-8: rename it"):
+        folder.make_folder(RunConfig(algo="ppo", settings=PPOConfig(), env="CartPole-v1", out=str(where)))
+
+
+@pytest.mark.parametrize("flags", [["--resume"], ["--config"], ["--algo", "dqn", "--env", "x", "--replay-from"]])
+def test_a_name_that_no_file_can_have_is_one_line(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*flags, "x" * 300]) == 2
+    assert cli.main(["--algo", "ppo", "--env", "x" * 300]) == 2
+    assert cli.main(["--algo", "ppo", "--env", f"{'x' * 300}.py:X"]) == 2
+    assert cli.main_eval(["x" * 300]) == 2
+
+    assert len(capsys.readouterr().err.splitlines()) == 4
