@@ -6,6 +6,7 @@ see `rltrain.envs.vector.row_checks`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -15,6 +16,8 @@ from gymnasium import spaces
 
 from rltrain.envs.errors import InvalidValue
 
+# A number too large for float32 becomes infinite in an unroll, and is refused there.
+warnings.filterwarnings("ignore", "overflow encountered in cast", RuntimeWarning, r"rltrain\.envs\.")
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 REWARDS = frozenset({float, np.float64, np.float32, np.int64})  # types that `float` converts without a check
 FLAGS = frozenset({bool, np.bool_})

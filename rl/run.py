@@ -13,7 +13,7 @@ from rltrain.config.run_config import RunConfig
 from rltrain.errors import ConfigError, Interrupted, LearnerLost, RunFailed, Stop
 from rltrain.evaluation.background import BackgroundEvaluation, EvaluationFailed
 from rltrain.evaluation.multi_agent import return_metrics
-from rltrain.learner.algorithm import make_algorithm
+from rltrain.learner.algorithm import check_size, make_algorithm
 from rltrain.reporting.console import Console
 from rltrain.reporting.divergence import Divergence
 from rltrain.reporting.metrics import Metrics, Window
@@ -65,6 +65,7 @@ class Run:
         if saved.folder is None:
             config = add(settled(config, environment))
         self.config = config
+        notes += check_size(config, spec)
         algorithm = make_algorithm(config, spec)
         cluster = open_cluster(config, self.console.note, closing)
         plan = rollout_spec(config, environment, algorithm.plan, cluster)

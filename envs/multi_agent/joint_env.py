@@ -88,6 +88,9 @@ class JointEnv(gymnasium.Env[Any, Any]):
                 f"{name} has no `possible_agents`: list all agents that can ever be present, since arrays have a row "
                 "for each"
             )
+        twice = next((agent for agent in possible if list(possible).count(agent) > 1), None)
+        if twice is not None:
+            raise EnvError(f"{name} names the agent {twice!r} twice in `possible_agents`; names must differ")
         if not all(isinstance(agent, str) for agent in possible):
             raise EnvError(f"{name} has agents that are not strings: {list(possible)[:3]}")
         self.game, self.name, self.turns = game, name, turns
@@ -135,6 +138,8 @@ class JointEnv(gymnasium.Env[Any, Any]):
             )
         obs, infos = result
         _check_dicts(observations=obs, infos=infos)
+        if not self.game.agents:
+            raise InvalidValue("no agent is present after reset: `agents` must name those that begin the episode")
         if self.joint.kind != "box":
             self._masked |= bool(_agents_with_mask(infos))
         if self._has_state is None:
@@ -221,6 +226,9 @@ class JointEnv(gymnasium.Env[Any, Any]):
         alive = acting = self._flags(present)
         if self.turns:
             acting = np.array([agent == self.game.turn for agent in self.agents]) & alive
+        if missing := present - set(obs):
+            agent = min(missing, key=self.agents.index)
+            raise InvalidValue(f"agent {agent!r} is in `agents` and has no observation; return one for each agent")
         joint = {
             agent: self._visible(agent, obs[agent]) if agent in obs else self._absent[agent] for agent in self.agents
         }
@@ -272,6 +280,11 @@ class JointEnv(gymnasium.Env[Any, Any]):
         if state.dtype.kind not in "biuf":
             raise InvalidValue(f"state() returned {described(state)}; the global state is one array of numbers")
         state = state.astype(np.float32)
+        promised = getattr(getattr(self.game, "unwrapped", self.game), "state_space", None)
+        if isinstance(promised, spaces.Box) and promised.shape != state.shape:
+            raise InvalidValue(
+                f"state() returned an array of shape {state.shape}, and state_space promises {promised.shape}"
+            )
         if self._state_shape not in (None, state.shape):
             raise InvalidValue(
                 f"state() returned an array of shape {state.shape}, and at the reset one of {self._state_shape}: its "

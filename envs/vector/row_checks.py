@@ -159,7 +159,7 @@ def _check(name: str, path: tuple[Any, ...], member: int | None, leaf: int, spac
 def _not_finite(name: str, array: np.ndarray, observed: bool) -> InvalidRow:
     """The error for an array [T, B, ...] with a number that is not finite. `observed`: row t + 1 belongs to step t."""
     t, b = _first(~np.isfinite(array))
-    return InvalidRow(max(t - observed, 0), b, f"{name} {NOT_FINITE}")
+    return InvalidRow(max(t - observed, 0), b, f"{INVALID}: {name} {NOT_FINITE}")
 
 
 def _first(wrong: np.ndarray) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from rltrain import algorithms
 from rltrain.algorithms.multi_agent.independent import Independent, joint_policy
 from rltrain.algorithms.networks.encoder import Encoder
+from rltrain.algorithms.networks.sizes import largest_parts
 from rltrain.algorithms.protocol import Algorithm, Policy, modules_of
 from rltrain.algorithms.registry import BUILT_IN, PolicyFactory, build, policy_factory
 from rltrain.algorithms.settings import TORSOS
@@ -21,10 +23,21 @@ from rltrain.envs.lookup import make_importable
 from rltrain.envs.seeding import LEARNER, seed_of
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import CheckpointError, ConfigError
+from rltrain.system.free_space import amount, free_memory
 from rltrain.system.torch_setup import keep_memory
 
 DEVICES = ("cpu", "cuda", "mps")
 STATISTICS = re.compile(r"(mean|m2_|shift|scale|running_mean|running_var|running)\d*")  # buffers that must be finite
+ITEM = {"float32": 4, "uint8": 1, "int64": 8}  # bytes of a number of an observation
+COPIES = 7  # of the weights, at least: weights, gradients and two moments of the learner, two published, one to test
+LARGE = 50e6  # weights from which a note is printed
+REMEDIES = {  # by the kind of what makes a network large
+    "image": "make the images smaller, for example with gymnasium.wrappers.ResizeObservation(env, (84, 84)) around the "
+    "environment, in a function that is given as --env",
+    "discrete": "give it fewer values, for example as digits in a MultiDiscrete",
+    "action": "give it fewer values, for example as digits in a MultiDiscrete",
+    "box": "leave out numbers, or make them an image (uint8, two or three axes), which has a convolutional network",
+}
 
 
 def make_algorithm(config: RunConfig, spec: EnvSpec) -> Algorithm:
@@ -53,6 +66,35 @@ def make_algorithm(config: RunConfig, spec: EnvSpec) -> Algorithm:
     if any(leaf.kind == "image" for leaf in spec.leaves()):
         keep_memory()
     return algorithm
+
+
+def check_size(config: RunConfig, spec: EnvSpec) -> list[str]:
+    """A note if the networks of a run are large.
+
+    Raises:
+        ConfigError: they and the unrolls do not fit into memory; one line with what makes them smaller.
+    """
+    parts = largest_parts(spec, config.settings)
+    weights, largest = sum(part.weights for part in parts), parts[0]
+    rows = int(getattr(config.settings, "unroll", 1)) + 1
+    unrolls = 2 * rows * config.streams * sum(math.prod(leaf.shape) * ITEM[leaf.dtype] for leaf in spec.leaves())
+    networks = 4 * weights * (COPIES + max(config.workers, 1))
+    have = free_memory()
+    if have is not None and networks + unrolls > have:
+        if unrolls > networks:
+            what = f"unrolls of {rows - 1} steps of {config.streams} streams take at least {amount(unrolls)}"
+            remedy = f"use a smaller --streams or --unroll, or {REMEDIES['image']}"
+        else:
+            what = (
+                f"{largest.name} needs a network of {largest.weights / 1e6:,.0f} million weights, and its copies at "
+                f"least {amount(networks)}"
+            )
+            remedy = REMEDIES.get(largest.kind, REMEDIES["discrete"])
+        raise ConfigError(f"{spec.id}: {what} of memory, of which {amount(have)} is free; {remedy}")
+    if weights <= LARGE:
+        return []
+    remedy = REMEDIES.get(largest.kind, REMEDIES["discrete"])
+    return [f"the network has {weights / 1e6:,.0f} million weights because of {largest.name}: to learn fast, {remedy}"]
 
 
 def torch_device(name: str) -> torch.device:
