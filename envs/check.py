@@ -6,8 +6,10 @@ import time
 import traceback
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 from rltrain.envs.closing import close
 from rltrain.envs.errors import EnvFault, InvalidValue, Watch, unwatched
@@ -17,6 +19,8 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.envs.values import described, end_flag, reward_number
 from rltrain.envs.vector.plain_data import same
 from rltrain.envs.vector.serial import LATE_MASK
+
+STATISTICS = {NormalizeObservation: "--normalize-obs", NormalizeReward: "--normalize-return"}  # of Gymnasium
 
 
 class Problem(NamedTuple):
@@ -47,11 +51,12 @@ def check_env(
     env = source.make()
     row = 0
     try:
+        add(_wrapper_problem(env))
         end = time.monotonic() + seconds
         watch("reset")
         first = env.reset(seed=seed)
         add(_reset_problem(first))
-        if problems:
+        if fatal():
             return list(problems.values())
         before, info = first
         add(_obs_problem(env.observation_space, before, "reset returned an observation"))
@@ -97,6 +102,19 @@ def check_env(
     finally:
         watch("close")
         close(env)
+
+
+def _wrapper_problem(env: Any) -> Problem | None:
+    while isinstance(env, gymnasium.Wrapper):
+        for kind, flag in STATISTICS.items():
+            if isinstance(env, kind):
+                return Problem(
+                    f"the wrapper {type(env).__name__} has statistics of its own in each stream, which are in no "
+                    f"checkpoint: evaluations and resumed runs begin with others. Remove it and use {flag}",
+                    False,
+                )
+        env = env.env
+    return None
 
 
 def _reset_problem(result: Any) -> Problem | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ import numpy as np
 
 from rltrain import self_play_ratings as self_play
 from rltrain.config.consent import EVALUATION, SavedConfig, with_consent
+from rltrain.envs.errors import fault_of
 from rltrain.envs.lookup import EnvSource
 from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.seeding import FRESH, seed_of
+from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
 from rltrain.evaluation.multi_agent import mean_returns
 from rltrain.evaluation.policy import Trained, load_for
 from rltrain.evaluation.video import VideoWriter
 from rltrain.rollout.actor.play import play
 from rltrain.rollout.types import Episode
+from rltrain.rollout.workers.process_state import LocalSettings
 
 RESAMPLES = 10_000  # for the bootstrap
 
@@ -67,19 +71,13 @@ def evaluate(
     uses = [key for key in EVALUATION if key != "env" or env is None]
     trained = what if isinstance(what, Trained) else load_for(what, False, trust, uses)
     source = _source(trained, env, trust)
-    spec = read_spec(source, seed)
+    seeds = [seed_of(seed, FRESH, episode) for episode in range(episodes)]
+    with _this_process(seed):
+        spec = read_spec(source, seed)
     if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
         raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
-    seeds = [seed_of(seed, FRESH, episode) for episode in range(episodes)]
-    at_random = trained.config.opponents == "pool"
-    played: list[Episode] = []
-    if video is not None:
-        writer = VideoWriter(Path(video))
-        filmed = replace(source, kwargs={**source.kwargs, "render_mode": "rgb_array"})
-        played = play(filmed.make, spec, trained.policy, seeds[:1], stochastic, frame=writer.add, at_random=at_random)
-        writer.write()
-    rest = seeds[len(played) :]
-    played += play(source.make, spec, trained.policy, rest, stochastic, at_random=at_random)
+    with _this_process(seed):
+        played = _play(source, spec, trained, seeds, stochastic, video)
     returns = np.array([episode.ret for episode in played])
     by_agent, by_group = mean_returns(spec, played)
     return Evaluation(
@@ -92,8 +90,37 @@ def evaluate(
         returns=tuple(float(r) for r in returns),
         agents=by_agent,
         groups=by_group,
-        outcomes=self_play.shares(played) if at_random else {},
+        outcomes=self_play.shares(played) if trained.config.opponents == "pool" else {},
     )
+
+
+@contextlib.contextmanager
+def _this_process(seed: int) -> Iterator[None]:
+    """For the environment's code: it has settings of its own, and if it ends the process, an EnvFault is raised."""
+    settings = LocalSettings()
+    try:
+        with settings():
+            yield
+    except Exception:
+        raise
+    except BaseException as error:
+        raise fault_of(error, -1, seed, 0) from error
+    finally:
+        settings.end()
+
+
+def _play(
+    source: EnvSource, spec: EnvSpec, trained: Trained, seeds: list[int], stochastic: bool, video: str | Path | None
+) -> list[Episode]:
+    """One episode per seed; the first one is filmed."""
+    at_random = trained.config.opponents == "pool"
+    played: list[Episode] = []
+    if video is not None:
+        writer = VideoWriter(Path(video).absolute())
+        filmed = replace(source, kwargs={**source.kwargs, "render_mode": "rgb_array"})
+        played = play(filmed.make, spec, trained.policy, seeds[:1], stochastic, frame=writer.add, at_random=at_random)
+        writer.write()
+    return played + play(source.make, spec, trained.policy, seeds[len(played) :], stochastic, at_random=at_random)
 
 
 def bootstrap(returns: np.ndarray) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -128,3 +129,17 @@ def test_a_slow_environment_is_looked_at_briefly():
     start = time.monotonic()
     assert seen(broken(step=lambda *back: time.sleep(0.3) or back)) == []
     assert time.monotonic() - start < 2.5
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "flag"),
+    [
+        (gymnasium.wrappers.NormalizeObservation, "--normalize-obs"),
+        (gymnasium.wrappers.NormalizeReward, "--normalize-return"),
+    ],
+)
+def test_statistics_that_no_checkpoint_holds_are_reported(wrapper, flag):
+    source = resolve(lambda: gymnasium.wrappers.TimeLimit(wrapper(gymnasium.make("CartPole-v1")), 9))
+    problems = [problem for problem in check_env(source, read_spec(source, 0), 0) if flag in problem.text]
+    assert len(problems) == 1
+    assert not problems[0].fatal

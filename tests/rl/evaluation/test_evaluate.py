@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,30 @@ class Lengths(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._left -= 1
         return np.zeros(1, np.float32), 1.0, self._left == 0, False, {}
+
+
+class Ends(Asymmetric):
+    """Ends the process: in its constructor or in its first step."""
+
+    def __init__(self, where: str, end: Any) -> None:
+        self.where, self.end = where, end
+        if where == "constructor":
+            end(0)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.end(0)
+        return super().step(action)
+
+
+@pytest.mark.parametrize("where", ["constructor", "step"])
+@pytest.mark.parametrize("end", ["sys.exit", "os._exit"])
+def test_an_environment_that_ends_the_process_is_a_fault(where: str, end: str, tmp_path: Path) -> None:
+    policy = trained(tmp_path, Asymmetric)
+    how = sys.exit if end == "sys.exit" else lambda status: os._exit(status)  # as it is when it is called
+
+    with pytest.raises(rltrain.EnvFault) as raised:
+        rltrain.evaluate(policy, episodes=1, env=lambda: Ends(where, how))
+    assert raised.value.detail.startswith(f"it ended the program with {end}(0) at ")
 
 
 def trained(tmp: Path, env: Any, **more: Any) -> Any:

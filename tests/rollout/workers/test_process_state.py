@@ -111,6 +111,9 @@ def test_the_weights_are_those_of_an_environment_that_changes_nothing(tmp_path: 
     there = rltrain.train(**QUICK, env=Disturbs, workers=2, out=str(tmp_path))
 
     assert (here.fingerprint, there.fingerprint) == (quiet, quiet)
+    returns = [rltrain.evaluate(here.run, episodes=2, env=env).returns for env in (Counter, Disturbs)]
+    assert returns[0] == returns[1]
+    assert state() == before
 
 
 class Learns(Counter):
