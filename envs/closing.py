@@ -13,10 +13,12 @@ from typing import Any
 from rltrain.envs.errors import by_user
 
 CLOSE_SECONDS = 10.0  # allowed for all environments together
+SECOND_CLOSE = 1.0  # the same, after a `close()` has used up its time
 SHORTEST = 0.1  # seconds allowed for one environment, if the others have used up the time
 REPEAT = 1.0  # seconds until an interrupted `close()` that still does not return is interrupted again
 
 _reported: set[str] = set()  # lines that this process has printed
+_was_late = False
 
 
 def close(env: Any) -> None:
@@ -24,9 +26,10 @@ def close(env: Any) -> None:
     close_all([env])
 
 
-def close_all(envs: Sequence[Any], seconds: float = CLOSE_SECONDS) -> None:
+def close_all(envs: Sequence[Any], seconds: float | None = None) -> None:
     """Close environments. In the main thread a `close()` that does not return in time is interrupted."""
-    end = time.monotonic() + seconds
+    seconds = CLOSE_SECONDS if seconds is None else seconds
+    end = time.monotonic() + (min(seconds, SECOND_CLOSE) if _was_late else seconds)
     for env in envs:
         name = type(getattr(env, "unwrapped", env)).__name__
         attempt(lambda env=env: env.close(), f"close() of {name}", end - time.monotonic())  # type: ignore[misc]
@@ -38,6 +41,8 @@ def attempt(call: Callable[[], Any], name: str, seconds: float = CLOSE_SECONDS) 
         with _interrupted_after(max(seconds, SHORTEST)):
             call()
     except _Late:
+        global _was_late
+        _was_late = True
         _report(f"{name} did not return in time")
     except BaseException as error:  # also sys.exit
         if by_user(error):

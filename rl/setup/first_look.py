@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Self
 
 from rltrain.config.run_config import RunConfig
+from rltrain.envs import closing
 from rltrain.envs.check import Problem, check_env
 from rltrain.envs.errors import EnvError, EnvFault, Watch, exit_text
 from rltrain.envs.lookup import EnvSource
@@ -32,7 +33,7 @@ from rltrain.rollout.workers.parent_state import ParentState, starting_python
 from rltrain.rollout.workers.worker_process import KILL, leave_fork_server, run_supervised
 
 CALLS = ("import", "constructor", "reset", "step", "close")  # user code that the child may be executing
-START_SECONDS = 30.0  # allowed for import and constructor, if the time limit is shorter
+LEAST_SECONDS = {"import": 30.0, "constructor": 30.0, "close": closing.CLOSE_SECONDS + 2.0}  # of the time limit
 RESTORE_SECONDS = 300.0  # allowed for the whole decision how to restore an environment
 CLOSE_SECONDS = 2.0
 END_SECONDS = 6.0  # for the end of the child and of all that it started
@@ -140,7 +141,7 @@ class FirstLook:
             now = time.monotonic()
             if self._read_calls():
                 progress = now
-            limit = max(self._timeout, START_SECONDS) if self._call in CALLS[:2] else self._timeout
+            limit = max(self._timeout, LEAST_SECONDS.get(self._call, 0.0))
             if now - progress > limit:
                 raise EnvError(f"{self._what()} did not return within {limit:g} s (--actor-timeout)")
             if now - began > seconds:

@@ -113,7 +113,7 @@ class Actor:
             core, cores = self._core, []
             extras: dict[str, list[torch.Tensor]] = {}
             action_rows, policy, sequence = self._action, self.policy, self.policy.sequence
-            with torch.inference_mode(), self._blaming_environment(rows):
+            with torch.no_grad(), self._blaming_environment(rows):
                 for t in range(unroll):
                     if core is not None:
                         if rows.first[t].any():

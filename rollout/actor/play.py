@@ -73,7 +73,7 @@ def _play(
     env.reset(rows)
     step = 0
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             while not ended.all() and (spec.max_steps is not None or step < LONGEST):
                 if explore:
                     for b, one in enumerate(noises):

@@ -53,25 +53,20 @@ class SeparateSettings:
     def __init__(self, settings: Sequence[Setting]) -> None:
         self._settings = settings
         self._getters = [setting.get for setting in settings]
-        self._theirs: list[Any] | None = None  # if they differ from those around the last call
-
-    @property
-    def differ(self) -> bool:
-        """True if the environment has other settings than those around it."""
-        return self._theirs is not None
+        self.theirs: list[Any] | None = None  # the environment's, if they differ from those around the last call
 
     def enter(self) -> list[Any]:
         """Begin to run code of the environment. Returns what `leave` needs."""
         ours = [get() for get in self._getters]
-        if self._theirs is not None:
-            self._write(ours, self._theirs)
+        if self.theirs is not None:
+            self._write(ours, self.theirs)
         return ours
 
     def leave(self, ours: list[Any]) -> None:
         """Code of the environment has ended."""
         theirs = [get() for get in self._getters]
-        self._theirs = None if theirs == ours else theirs
-        if self._theirs is not None:
+        self.theirs = None if theirs == ours else theirs
+        if self.theirs is not None:
             self._write(theirs, ours)
 
     def _write(self, before: Sequence[Any], after: Sequence[Any]) -> None:
@@ -252,8 +247,9 @@ TORCH = (
     Setting(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     Setting(torch._C._get_float32_matmul_precision, torch._C._set_float32_matmul_precision),
     Setting(functools.partial(torch.is_autocast_enabled, "cpu"), functools.partial(torch.set_autocast_enabled, "cpu")),
-    Setting(lambda: 5e-324 * 1.0 == 0.0, torch.set_flush_denormal),
+    Setting(lambda: 5e-324 * ONE == 0.0, torch.set_flush_denormal),
 )
+ONE = 1.0  # a variable, so that Python does not compute the product in advance
 
 
 def process_settings() -> tuple[Setting, ...]:

@@ -38,6 +38,7 @@ def interrupts() -> None:
 )
 def test_a_bad_close_is_one_line(how: Any, text: str, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(closing, "_reported", set())
+    monkeypatch.setattr(closing, "_was_late", False)
     envs = [Closes(how), Closes(how), Closes(lambda: None)]
 
     closing.close_all(envs, seconds=0.3)

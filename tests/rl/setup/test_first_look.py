@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from rltrain.config.load import load
+from rltrain.envs import closing
 from rltrain.envs.errors import EnvError, EnvFault
 from rltrain.envs.make import resolve
 from rltrain.envs.problems.probes import Counter
@@ -61,7 +62,7 @@ def config(env: Any, **settings: Any) -> Any:
 @pytest.mark.parametrize("how", ENDINGS)
 @pytest.mark.parametrize("where", ["constructor", "reset", "step"])
 def test_the_line_says_which_call_ended_the_program_and_how(where: str, how: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(first_look, "START_SECONDS", 0.3)
+    monkeypatch.setattr(first_look, "LEAST_SECONDS", {})
     asked = config(Ends, env_args={"where": where, "how": how}, actor_timeout=0.3)
 
     with pytest.raises(EnvError) as raised:
@@ -77,6 +78,20 @@ def test_the_line_says_which_call_ended_the_program_and_how(where: str, how: str
     }
     start = rf"Ends: (its {call}|in its {call} it)"
     assert re.fullmatch(rf"{start} {ways.get(how, rf'raised {how} at .*')}", str(raised.value))
+
+
+def test_a_close_that_hangs_or_exits_is_ignored(monkeypatch: Any) -> None:
+    monkeypatch.setattr(closing, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(closing, "SECOND_CLOSE", 0.05)
+
+    class Closes(Counter):
+        def close(self) -> None:
+            try:
+                time.sleep(3600)
+            finally:
+                sys.exit(3)
+
+    assert open_environment(config(Closes, actor_timeout=1.0))[0].kind == "serial"
 
 
 def test_what_an_environment_changes_stays_in_the_child(tmp_path: Path) -> None:
