@@ -2,11 +2,10 @@
 
 scripts/bench kills [--kills 100] [--seed 0] [names]; exit status 0 if all are equal and no process is left.
 
-A moment is uniform in the wall time of the run, with its start, its checkpoints and evaluations. Before a third of the
-kills of runs with workers, the evaluation worker or an actor is killed. A lost evaluation worker must change only
-the number of restarts. A lost actor's streams begin new episodes, so such a run must only reach its end. A run that was
-killed before its first checkpoint begins again. Before it has a folder, there is nothing to resume: such kills are
-counted in addition to the others.
+A moment is uniform in the wall time from the run's folder to its end: the start of the actors, checkpoints and
+evaluations included. Before the folder there is nothing to resume. In a third of the runs with workers, the evaluation
+worker or an actor is killed before. A lost evaluation worker must change only the number of restarts. A lost actor's
+streams begin new episodes, so such a run must only reach its end. A run without a checkpoint begins again.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import argparse
 import contextlib
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -34,8 +34,7 @@ NAMES = [  # each algorithm, in this process and with workers
 LONGER = {"steps": 3000, "checkpoint_every": 150, "eval_every": 220, "keep": 2}  # so that the start is a part only
 PATIENCE = 30.0  # seconds that the processes of a killed run have for ending
 LIMIT = 300.0  # seconds after which a run counts as hung
-NO_FOLDER = "(no folder yet)"
-EQUAL = ("equal", "equal, from step 0", "equal, evaluation worker lost", "ended, actor lost", NO_FOLDER)
+EQUAL = ("equal", "equal, from step 0", "equal, evaluation worker lost", "ended, actor lost")
 
 
 def flags(name: str) -> list[str]:
@@ -87,10 +86,19 @@ def ended(pid: int, seconds: float) -> int | None:
         time.sleep(min(0.005, max(until - time.monotonic(), 0.0)))
 
 
-def finish(argv: Sequence[str], log: Path) -> tuple[int | None, float]:
-    """Exit status, None if it hangs, and seconds of a command."""
-    began = time.monotonic()
+def has_folder(out: Path) -> bool:
+    """Waits for the folder of the run in `out`; False if there is none in time."""
+    until = time.monotonic() + LIMIT
+    while not any(out.glob("*/run.json")) and time.monotonic() < until:
+        time.sleep(0.002)
+    return time.monotonic() < until
+
+
+def finish(argv: Sequence[str], log: Path, out: Path) -> tuple[int | None, float]:
+    """Exit status, None if it hangs, of a command whose run is in `out`, and seconds since it has its folder."""
     pid = start(argv, log)
+    has_folder(out)
+    began = time.monotonic()
     status = ended(pid, LIMIT)
     if status is None:
         os.killpg(pid, signal.SIGKILL)
@@ -137,6 +145,7 @@ def attempt(name: str, whole: dict[str, Any], seconds: float, chance: random.Ran
         lost = chance.choice(("evaluation worker lost", "actor lost"))
     moment = chance.uniform(0.0, seconds)
     pid = start([*flags(name), "--out", str(out)], log)
+    has_folder(out)
     if lost:
         if ended(pid, moment / 2) is not None:
             return ""
@@ -149,12 +158,9 @@ def attempt(name: str, whole: dict[str, Any], seconds: float, chance: random.Ran
     os.waitpid(pid, 0)
     if alive := left(processes):
         return f"WRONG: left over: {[' '.join(process.cmdline())[:200] for process in alive]}"
-    runs = list(out.glob("*")) if out.exists() else []
-    if not runs or not (runs[0] / "run.json").exists():
-        return NO_FOLDER
-    run = runs[0]
+    (run,) = out.iterdir()
     begins = not any((run / "checkpoints").glob("step-*"))
-    status, _ = finish(["--resume", str(run), "--json", "--quiet"], log)
+    status, _ = finish(["--resume", str(run), "--json", "--quiet"], log, out)
     if status != 0:
         return f"WRONG: {'hangs' if status is None else f'status {status}'}"
     if lost == "actor lost":
@@ -186,19 +192,23 @@ def main() -> int:
     for place, name in enumerate(names):
         kills = options.kills * (place + 1) // len(names) - options.kills * place // len(names)
         line = Counter[str]()
-        with tempfile.TemporaryDirectory() as folder:
-            status, seconds = finish([*flags(name), "--out", f"{folder}/whole"], Path(folder, "log"))
+        folder = tempfile.mkdtemp()  # not a TemporaryDirectory, which forks of this process would remove at their end
+        try:
+            whole_out = Path(folder, "whole")
+            status, seconds = finish([*flags(name), "--out", str(whole_out)], Path(folder, "log"), whole_out)
             if status != 0:
                 sys.exit(f"{name}: status {status}\n{Path(folder, 'log').read_text()}")
-            whole = outcome(next(Path(folder, "whole").iterdir()))
+            whole = outcome(next(whole_out.iterdir()))
             number = 0
-            while sum(line.values()) - line[NO_FOLDER] < kills:
+            while sum(line.values()) < kills:
                 number += 1
                 Path(folder, str(number)).mkdir()
                 result = attempt(name, whole, seconds, chance, Path(folder, str(number)))
                 if result not in ("", *EQUAL):
                     print(f"{name}: {result}\n{Path(folder, str(number), 'log').read_text()}", file=sys.stderr)
                 line[result] += bool(result)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         results += line
         print(f"{name:12s} {seconds:5.1f} s  ", ", ".join(f"{count} {text}" for text, count in (+line).items()))
         sys.stdout.flush()

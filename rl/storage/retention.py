@@ -208,13 +208,16 @@ def _pointee(link: Path) -> str | None:
 
 
 def _newest_first(folder: Path, kind: str) -> list[Path]:
-    """The checkpoints in a folder, newest first: step-000000000128.2 comes before step-000000000128."""
+    """The checkpoints in a folder, newest first: step-000000000128.2 comes before step-000000000128.
 
-    def step_and_number(path: Path) -> tuple[str, int]:
-        step, _, number = path.name.partition(".")
-        return step, int(number) if number.isdecimal() else 1
-
-    return sorted((path for path in folder.glob(f"{kind}*") if path.is_dir()), key=step_and_number, reverse=True)
+    Folders with other names are a user's own, for example a copy step-000000000128.bak.
+    """
+    found: list[tuple[int, int, Path]] = []
+    for path in folder.glob(f"{kind}*"):
+        name = re.fullmatch(r"(\d{12,})(?:\.(\d+))?", path.name.removeprefix(kind), re.ASCII)
+        if name is not None and path.is_dir():
+            found.append((int(name[1]), int(name[2] or 1), path))
+    return [path for *_, path in sorted(found, reverse=True)]
 
 
 def require_same_environment(saved: Checkpoint, spec: EnvSpec) -> None:

@@ -338,3 +338,24 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_no_damage(
 
     assert calls[0].parent.name == "step-000000000002"
     assert (found.meta["step"], notes) == (3, [])
+
+
+def test_a_users_own_copy_of_a_checkpoint_is_neither_used_nor_removed(run: Path) -> None:
+    checkpoints = run / "checkpoints"
+    first, *_, last = sorted(checkpoints.glob("step-*"))
+    copies = [checkpoints / name for name in ("step-000000999999.bak", "step-old", f"{first.name} (copy)")]
+    for copy in copies:
+        shutil.copytree(first, copy)
+
+    assert find(run)[0].path == last
+    rltrain.train(resume=run, steps=500, quiet=True)
+
+    assert all(copy.is_dir() for copy in copies)
+
+
+def test_the_tenth_checkpoint_of_a_step_is_newer_than_the_second(tmp_path: Path) -> None:
+    for _ in range(11):
+        path = checkpoint.save(tmp_path, "step-000000000005", {}, {})
+
+    assert path.name == "step-000000000005.11"
+    assert find(tmp_path)[0].path == path
