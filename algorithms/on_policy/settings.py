@@ -180,7 +180,8 @@ class PPOConfig(LearnerActorCriticSettings):
         settings = super().for_box(streams)
         if "minibatches" in self.model_fields_set or "minibatches" not in self.box_defaults():
             return settings
-        most = max(1, streams * settings.unroll // MINIBATCH_STEPS)
+        steps = MINIBATCH_STEPS if self.memory == "none" else max(MINIBATCH_STEPS, self.sequence)
+        most = max(1, streams * settings.unroll // steps)
         return settings.model_copy(update={"minibatches": min(settings.minibatches, most)})
 
 

@@ -100,7 +100,10 @@ def settled(config: RunConfig, environment: Environment) -> tuple[RunConfig, lis
     actions = [group.action for group in spec.groups] or [spec.action]
     settings: Any = config.settings
     if all(action.kind == "box" for action in actions) and getattr(settings, "BOX", {}):
-        chosen = settings.for_box(config.streams)
+        try:
+            chosen = settings.for_box(config.streams)
+        except ValueError as error:  # a rule of a user's own settings
+            raise ConfigError(f"defaults for Box actions: {' '.join(str(error).split())}") from None
         config = config.model_copy(update={"settings": chosen})
         names = [name for name in settings.box_defaults() if name not in settings.model_fields_set]
         if names:

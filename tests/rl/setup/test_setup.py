@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
+from pydantic import model_validator
 
 import rltrain
 from rltrain.algorithms.multi_agent.settings import MAPPOConfig
@@ -76,6 +77,30 @@ def test_what_a_user_gives_wins_over_the_defaults_for_box_actions(tmp_path: Path
     assert settled(preset, open_environment(preset)[0])[0].settings.minibatches == 1  # not 32 of one step
 
 
+def test_minibatches_of_a_memory_have_a_whole_sequence() -> None:
+    settings = PPOConfig(memory="gru", sequence=128).for_box(1)
+
+    assert (settings.unroll, settings.minibatches) == (256, 2)
+
+
+class Strict(PPOConfig):
+    """A user's settings with a rule that the defaults for Box actions break."""
+
+    @model_validator(mode="after")
+    def _few_epochs(self) -> Self:
+        if self.epochs > 5:
+            raise ValueError("epochs must be at most 5")
+        return self
+
+
+def test_defaults_that_break_a_users_rule_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rltrain.algorithms.settings_class", lambda name: Strict)
+    with pytest.raises(ConfigError, match=r"defaults for Box actions: .*epochs must be at most 5") as caught:
+        settled_settings("Pendulum-v1")
+    assert "\n" not in str(caught.value)
+    assert settled_settings("Pendulum-v1", epochs=3)[0].epochs == 3
+
+
 class Mine(PPOConfig):
     """A user's settings: defaults that it changes are its own for every action."""
 
@@ -98,9 +123,9 @@ def test_a_run_keeps_and_says_the_defaults_for_its_actions(tmp_path: Path, capsy
     line = "defaults for Box actions: minibatches 1, entropy 0.0, normalize_obs on, normalize_return on"
     assert capsys.readouterr().out.count(line) == 1
 
-    content = json.loads((run / "run.json").read_text())
-    content["config"]["settings"] |= {"entropy": 0.01, "normalize_return": True}  # the default of another version
-    (run / "run.json").write_text(json.dumps(content))
+    run = rltrain.train(algo="ppo", env="Pendulum-v1", preset="none", **small, entropy=0.01, normalize_obs=False).run
+    capsys.readouterr()
     rltrain.train(resume=run, steps=128)
-    assert json.loads((run / "run.json").read_text())["config"]["settings"]["entropy"] == 0.01
+    saved = json.loads((run / "run.json").read_text())["config"]["settings"]
+    assert (saved["entropy"], saved["normalize_obs"], saved["normalize_return"]) == (0.01, False, True)
     assert "defaults for Box" not in capsys.readouterr().out
