@@ -231,7 +231,7 @@ def _command(case: Case, workers: int, backend: str, root: Path) -> list[str]:
     (root / "bin").mkdir()
     (root / "bin" / "rltrain").write_text(ENTRY)
     flags = ["--algo", case.algo, "--env", case.expect.get("as", f"{name}:{case.name}"), "--out", "runs"]
-    flags += ["--workers", str(workers), "--quiet", "--json"]
+    flags += ["--workers", str(workers), "--json", *([] if "notes" in case.expect else ["--quiet"])]
     for key, value in settings.items():
         flags += [f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     flags += case.expect.get("flags", "").split()

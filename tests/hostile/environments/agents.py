@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from harmless import RUNS
+from harmless import late
 from pettingzoo import ParallelEnv
 
 NAMES = ["a", "b", "c"]
@@ -58,7 +58,7 @@ class Team(ParallelEnv):
         ]
         if over:
             self.agents = []
-        if self.when in ("", "step") or (self.when == "later" and self.steps >= 20 and RUNS.exists()):
+        if self.when in ("", "step") or (self.when == "later" and late(self.steps)):
             values = self.spoil(values)
         return tuple(values)
 

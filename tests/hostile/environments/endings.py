@@ -115,7 +115,7 @@ class Memory(Harmless):
 class Interrupt(Harmless):
     """KeyboardInterrupt"""
 
-    EXPECT = {"when": EVERYWHERE, "says": "KeyboardInterrupt", "traceback": True}
+    EXPECT = {"when": EVERYWHERE, "says": "KeyboardInterrupt", "traceback": None}
 
     def disturb(self) -> None:
         raise KeyboardInterrupt
@@ -133,7 +133,7 @@ class Stop(Harmless):
 class Generator(Harmless):
     """GeneratorExit"""
 
-    EXPECT = {"when": EVERYWHERE, "says": "GeneratorExit", "traceback": True}
+    EXPECT = {"when": EVERYWHERE, "says": "GeneratorExit", "traceback": None}
 
     def disturb(self) -> None:
         raise GeneratorExit
@@ -155,7 +155,7 @@ class Broken(BaseException):
 class RaisesBase(Harmless):
     """A subclass of BaseException whose text raises and that cannot be pickled."""
 
-    EXPECT = {"when": EVERYWHERE, "says": "Broken", "traceback": True}
+    EXPECT = {"when": EVERYWHERE, "says": "Broken", "traceback": None}
 
     def disturb(self) -> None:
         raise Broken(1, 2)

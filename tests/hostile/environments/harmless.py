@@ -9,7 +9,16 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-RUNS = Path(__file__).resolve().parent / "runs"  # exists when training has begun: the first look has ended
+HERE = Path(__file__).resolve().parent
+RUNS, LATE = HERE / "runs", HERE / "late"  # the first exists when training has begun; the second since a first fault
+
+
+def late(steps: int) -> bool:
+    """Whether an environment that has made these steps shall be hostile now, and from now on also when it restarts."""
+    if not (LATE.exists() or (steps >= 20 and RUNS.exists())):
+        return False
+    LATE.touch()
+    return True
 
 
 class Harmless(gymnasium.Env):
@@ -53,7 +62,7 @@ class Harmless(gymnasium.Env):
         return 1 if np.sum(action) > 0.5 else -1
 
     def late(self) -> bool:
-        return self.when == "later" and self.steps >= 20 and RUNS.exists()
+        return self.when == "later" and late(self.steps)
 
     def at(self, event: str) -> None:
         if self.when in ("", event):

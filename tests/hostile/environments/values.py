@@ -122,7 +122,7 @@ class Infinite(Spoilt):
 class TooLarge(Spoilt):
     """1e300, a float64 that is infinite as float32."""
 
-    EXPECT = {"when": ALWAYS, "says": r"1e\+300|inf|finite"}
+    EXPECT = {"when": ALWAYS, "says": r"1e\+300|inf|finite", "status": [1, 2]}
 
     def spoil(self, values: Any) -> Any:
         return [np.array([1e300, 0.0]), *values[1:]]
@@ -295,10 +295,10 @@ class BigEndian(Spoilt):
 
 
 class Tensors(Spoilt):
-    """torch tensors as observation and reward."""
+    """A torch tensor as observation."""
 
     def spoil(self, values: Any) -> Any:
-        return [torch.from_numpy(values[0]), torch.tensor(values[1]), *values[2:]]
+        return [torch.from_numpy(values[0]), *values[1:]]
 
 
 class NumPyFlags(Spoilt):
@@ -436,6 +436,15 @@ class RewardLarge(Spoilt):
 
     def spoil(self, values: Any) -> Any:
         return [values[0], 1e200, *values[2:]]
+
+
+class RewardTensor(Spoilt):
+    """A torch tensor as reward: taken, or refused."""
+
+    EXPECT = {"when": ["step"], "status": [0, 2], "says": r"reward is a Tensor"}
+
+    def spoil(self, values: Any) -> Any:
+        return [values[0], torch.tensor(values[1]), *values[2:]]
 
 
 class RewardFraction(Spoilt):
