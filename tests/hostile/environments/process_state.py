@@ -412,9 +412,9 @@ class FileLimit(Harmless):
 
     def disturb(self) -> None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (12, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
 
 
 class ProcessGroup(Harmless):
