@@ -126,10 +126,13 @@ class LocalSettings:
             _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def end(self) -> None:
-        """Call what the environment has registered with `atexit`, the last one first, and end its processes."""
+        """Call what the environment has registered with `atexit`, the last one first, and end its processes.
+
+        Functions that do not get their turn within CLOSE_SECONDS are not called.
+        """
         until = time.monotonic() + CLOSE_SECONDS
         with self():
-            while self._at_exits:
+            while self._at_exits and time.monotonic() < until:
                 name = "a function that the environment registered with atexit"
                 attempt(self._at_exits.pop(), name, until - time.monotonic())
         for child in self._children:

@@ -9,11 +9,21 @@ from hostile.cases import Case, cases, run, wrong
 
 CASES = {case.id: case for case in cases()}
 QUICK = """
-    process_state.Seeds 0
-    process_state.WarningsToErrors 0
-    process_state.Umask 2
-    values.Reused 0
-    children.Threads 2
+    process_state.Everything 0
+    process_state.Interrupted 0
+    process_state.LeavesThread 0
+    endings.ExitsAtOnce[reset] 0
+    endings.Exits[later] 2
+    hangs.HoldsLock[reset] 0
+    children.ForgottenDouble 2
+    shadows.BesideStandard 2
+    values.Broadcast[later] 0
+    values.RewardText[later] 0
+    values.FlagNone[later] 0
+    odd_spaces.Unbounded 0
+    odd_spaces.Double[sac] 0
+    agents.OneNan[later] 0
+    at_import.ImportKilled 0
 """
 
 

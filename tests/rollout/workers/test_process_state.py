@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,18 @@ def test_its_exit_functions_and_processes_end_with_it() -> None:
 
     assert called == ["mine"]
     assert child.wait(5) is not None
+
+
+def test_its_exit_functions_have_one_time_limit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rltrain.rollout.workers.process_state.CLOSE_SECONDS", 0.2)
+    settings, called = LocalSettings(), list[int]()
+    with settings():
+        for number in range(50):
+            atexit.register(lambda number=number: (called.append(number), time.sleep(60)))  # type: ignore[misc]
+
+    settings.end()
+
+    assert 1 <= len(called) < 50
 
 
 def test_it_may_close_its_output() -> None:
