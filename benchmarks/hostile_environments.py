@@ -125,7 +125,8 @@ def main() -> int:
             failures += judge(case, workers, outcome)
     if args.write:
         results = merged(everything, results)
-        RESULTS.write_text(json.dumps(results, indent=0, sort_keys=True) + "\n")
+        rows = [f"{json.dumps(name)}: {json.dumps(own)}" for name, own in sorted(results.items()) if own]
+        RESULTS.write_text("{\n" + ",\n".join(rows) + "\n}\n")
         write_page(everything, results)
     print(f"{failures} of {len(jobs)} runs were wrong; {time.monotonic() - start:.0f} s")
     return int(failures > 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+from pathlib import Path
 
 import pytest
 from hostile.cases import Case, cases, run, wrong
@@ -54,3 +56,10 @@ def test_there_are_many_and_each_says_what_it_does() -> None:
     assert len({(case.module, case.name) for case in CASES.values()}) >= 60
     assert all(case.text for case in CASES.values())
     assert all(case.twin in CASES for case in CASES.values() if case.twin)
+
+
+def test_the_page_names_every_environment() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "environments.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.M)
+
+    assert sorted(set(rows)) == sorted({(case.name, case.text.replace("|", "/")) for case in CASES.values()})
