@@ -82,7 +82,8 @@ def load(
     config = build(RunConfig, {**run, "settings": chosen}, origins)
     of_file = {item.origin for item in filed.values()}
     if file is not None:
-        require_consent(config, str(file), trust, [key for key, origin in origins.items() if origin in of_file])
+        filed_keys = [key for key, origin in origins.items() if origin in of_file and key != "record"]
+        require_consent(config, str(file), trust, filed_keys)
     return config
 
 

@@ -183,16 +183,26 @@ class Recording:
             CheckpointError: a file is missing, cut or changed.
         """
         for arrays in self.arrays():
-            yield _from_arrays(arrays, self.spec)
+            try:
+                piece = _from_arrays(arrays, self.spec)
+                _check(piece, self.spec, self.streams)
+            except KeyError as error:
+                raise CheckpointError(f"{self.folder} is damaged: a piece has no {error}") from None
+            except (ValueError, TypeError, IndexError, AttributeError) as error:
+                raise CheckpointError(f"{self.folder} is damaged: {files.one_line(error)}") from None
+            yield piece
 
     def arrays(self) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of each piece, by name."""
         for item in self.files:
-            pieces: dict[int, dict[str, np.ndarray]] = {}
-            for name, array in load_arrays(self.folder / str(item["name"]), item).items():
+            path = self.folder / str(item["name"])
+            pieces: dict[str, dict[str, np.ndarray]] = {}
+            for name, array in load_arrays(path, item).items():
                 number, _, field = name.partition("/")
-                pieces.setdefault(int(number), {})[field] = array
-            yield from (pieces[number] for number in sorted(pieces))
+                if not number.isdecimal() or len(number) > 9:
+                    raise CheckpointError(f"{path} is damaged: {name[:100]!r} belongs to no piece")
+                pieces.setdefault(number, {})[field] = array
+            yield from (pieces[number] for number in sorted(pieces, key=int))
 
 
 def _follows(before: Trajectory, after: Trajectory) -> bool:
@@ -232,6 +242,37 @@ def _from_arrays(arrays: dict[str, np.ndarray], spec: EnvSpec) -> Trajectory:
         extras={name.removeprefix("extras."): array for name, array in arrays.items() if name.startswith("extras.")},
         episodes=tuple(Episode(*pair) for pair in zip(returns, lengths, strict=True)),
     )
+
+
+def _check(piece: Trajectory, spec: EnvSpec, streams: int) -> None:
+    """ValueError if the arrays of a piece do not have the shapes, types and values that the spec promises."""
+    rows, columns = len(piece.reward), len(piece.stream)
+    after, before, each = (rows, columns), (rows + 1, columns), (columns,)
+    kinds: dict[str, tuple[Any, tuple[int, ...], str]] = {
+        "action": (piece.action, (*after, *spec.action.shape), spec.action.dtype),
+        "reward": (piece.reward, (*after, *spec.agents_shape), "float32"),
+        "terminated": (piece.terminated, (*after, *spec.agents_shape), "bool"),
+        "truncated": (piece.truncated, (*after, *spec.agents_shape), "bool"),
+        "first": (piece.first, before, "bool"),
+        **{name: (getattr(piece, name), each, "int64") for name in ("version", "stream", "row")},
+    }
+    for number, (leaf, array) in enumerate(zip(spec.leaves(), leaves(piece.obs), strict=True)):
+        kinds[f"obs.{number}"] = array, (*before, *leaf.shape), leaf.dtype
+    for name, (shape, dtype) in spec.optional_fields().items():
+        kinds[name] = getattr(piece, name), (*before, *shape), dtype
+    if piece.num_rows is not None:
+        kinds["num_rows"] = piece.num_rows, each, "int64"
+    for name, (array, shape, dtype) in kinds.items():
+        if array is None or array.shape != shape or array.dtype != dtype:
+            found = "missing" if array is None else f"{array.dtype} {array.shape}"
+            raise ValueError(f"{name} is {found}, and the spec promises {dtype} {shape}")
+        if dtype == "float32" and not np.isfinite(array).all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+    if columns and not 0 <= piece.stream.min() <= piece.stream.max() < streams:
+        raise ValueError(f"stream counts from 0 to {streams - 1}")
+    sizes = np.array(spec.action.nvec).reshape(spec.action.shape) if spec.action.nvec else None
+    if sizes is not None and ((piece.action < 0) | (piece.action >= sizes)).any():
+        raise ValueError(f"action holds numbers outside of 0 to {spec.action.nvec} - 1")
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
+from oracles.forged import forge
 from oracles.replaying import Tiny
 
 import rltrain
 from rltrain import cli
 from rltrain.config.load import load
 from rltrain.envs.make import read_spec, resolve
-from rltrain.errors import ConfigError
+from rltrain.errors import CheckpointError, ConfigError
 from rltrain.learner.learner import Learner
 from rltrain.reporting.metrics import read
 from rltrain.rollout.trajectories import cut_rows, join_columns
 from rltrain.rollout.tree import leaves
 from rltrain.rollout.types import Trajectory
-from rltrain.storage import checkpoint
+from rltrain.storage import checkpoint, files
 from rltrain.storage import recording as record
 from rltrain.storage.recording import Recording
 
@@ -358,3 +360,49 @@ def test_a_gaussians_actions_are_learned_from_as_the_environment_got_them(
     rltrain.train(**{**TINY, **offline, "preset": "none", "batch": 16, "widths": (8,)})
     assert seen
     np.testing.assert_array_equal(np.concatenate([a.ravel() for a in seen]), drawn.clip(-1, 1))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of one file."""
+    folder = tmp_path_factory.mktemp("recorded")
+    rltrain.train(**PPO | {"steps": 64}, out=str(folder / "runs"), record=str(folder / "rec"))
+    return folder / "rec"
+
+
+Arrays = dict[str, np.ndarray]
+DAMAGE: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
+    "missing": (
+        lambda a: {k: v for k, v in a.items() if k != "0/reward"},
+        "missing 1 required positional argument: 'reward'",
+    ),
+    "shape": (lambda a: a | {"0/obs.0": np.zeros((3, 3), np.float32)}, r"obs.0 is float32 \(3, 3\)"),
+    "type": (lambda a: a | {"0/reward": a["0/reward"].astype(np.int8)}, "reward is int8"),
+    "action": (lambda a: a | {"0/action": a["0/action"] + 7}, "action holds numbers outside"),
+    "stream": (lambda a: a | {"0/stream": a["0/stream"] + 2**40}, "stream counts from 0 to 2"),
+    "nan": (lambda a: a | {"0/reward": a["0/reward"] * np.nan}, "reward holds numbers that are not finite"),
+    "piece": (lambda a: a | {"x/reward": np.zeros(1)}, "'x/reward' belongs to no piece"),
+    "episodes": (lambda a: a | {"0/episode_return": np.zeros((2, 2))}, "is damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_recording_with_matching_hashes_is_checked_too(kind: str, recorded: Path, tmp_path: Path) -> None:
+    change, words = DAMAGE[kind]
+    shutil.copytree(recorded, tmp_path / "rec")
+    file = tmp_path / "rec" / "unrolls-000000.safetensors"
+    data = safetensors.numpy.save(change(safetensors.numpy.load(file.read_bytes())))
+    file.write_bytes(data)
+    forge(tmp_path / "rec" / record.INDEX, lambda index: index["files"][0].update(files.digest_of(data)))
+
+    with pytest.raises(CheckpointError, match=words):
+        list(Recording.open(tmp_path / "rec").pieces())
+
+
+@pytest.mark.parametrize("name", ["../unrolls-000000.safetensors", "/etc/passwd", ["x"], None])
+def test_a_recording_names_its_own_files_only(name: Any, recorded: Path, tmp_path: Path) -> None:
+    shutil.copytree(recorded, tmp_path / "rec")
+    forge(tmp_path / "rec" / record.INDEX, lambda index: index["files"][0].update(name=name))
+
+    with pytest.raises(CheckpointError, match=r"record\.json is damaged: files\.0\.name"):
+        Recording.open(tmp_path / "rec")
