@@ -133,7 +133,7 @@ def _under_torchrun(config: RunConfig, resume: Path | None) -> tuple[RunConfig, 
         raise ConfigError(f"--learners {config.learners}: torchrun starts {here.size}; leave the flag out")
     if resume is None and (before := run_of_this_launch(config)) is not None:
         call = {"json": config.json_line, "quiet": config.quiet, "max_seconds": config.max_seconds}
-        config, resume = reload(saved_config(before), call), before
+        config, resume = reload(saved_config(before), call, trust=True), before  # of this command line
     return config.model_copy(update={"learners": here.size}), resume
 
 
