@@ -330,3 +330,16 @@ def test_a_video(cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main_eval([str(cartpole), "--episodes", "1", "--video", str(tmp_path / "film.nonsense")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("rleval: --video ")
+
+
+def test_noise_that_is_held_is_held_for_a_loaded_policy_too(tmp_path: Path) -> None:
+    given = {"steps": 64, "unroll": 16, "streams": 2, "workers": 0, "widths": (8,), "quiet": True, "eval_every": 0}
+    result = rltrain.train(
+        algo="ppo", env="Pendulum-v1", preset="none", out=str(tmp_path), sde=True, sde_every=3, **given
+    )
+    policy = rltrain.load(result.run)
+    obs = np.ones(3, np.float32)
+    actions = [float(policy.act(obs, explore=True)[0]) for _ in range(9)]
+
+    assert [actions.count(action) for action in actions] == [3] * 9
+    assert actions[0] == actions[2] != actions[3]
