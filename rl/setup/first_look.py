@@ -103,8 +103,15 @@ class FirstLook:
     def __init__(self, source: EnvSource, timeout: float) -> None:
         self.source, self._timeout = source, timeout
         method = start_method()
+        payload: EnvSource | bytes = source
+        if method != "fork":
+            try:
+                payload = _pickled(source)
+            except EnvError:
+                if not hasattr(os, "fork"):
+                    raise
+                method = "fork"  # acting in this process needs no pickle; actors in others will raise this error again
         context: Any = get_context(method)
-        payload = source if method == "fork" else _pickled(source)
         self._pipe, theirs = context.Pipe()
         self._calls, calls = context.Pipe(duplex=False)
         os.set_blocking(self._calls.fileno(), False)

@@ -75,11 +75,13 @@ class ParentState:
         if MAIN.encode() not in payload:
             return loaded
         before, main = sys.modules[MAIN], ModuleType(MAIN)
-        for thing in gc.get_objects():
-            if isinstance(thing, FunctionType) and thing.__module__ == MAIN and thing.__globals__ is not vars(before):
+        for (
+            thing
+        ) in gc.get_objects():  # not `isinstance`, which asks some objects of torch for their class, with a warning
+            if type(thing) is FunctionType and thing.__module__ == MAIN and thing.__globals__ is not vars(before):
                 vars(main).update(thing.__globals__)
         for thing in gc.get_objects():
-            if isinstance(thing, type) and thing.__module__ == MAIN and not hasattr(before, thing.__name__):
+            if issubclass(type(thing), type) and thing.__module__ == MAIN and not hasattr(before, thing.__name__):
                 vars(main).setdefault(thing.__qualname__, thing)
         main.__name__ = MAIN
         if self.main_file is not None:

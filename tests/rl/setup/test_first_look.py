@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,13 @@ def test_a_new_python_finds_the_same(monkeypatch: Any) -> None:
     assert (here.spec, here.kind, here.units, here.restore_method) == (
         there.spec, there.kind, there.units, there.restore_method,
     )  # fmt: skip
+
+
+def test_an_environment_that_cannot_be_pickled_is_examined_in_a_fork(monkeypatch: Any) -> None:
+    monkeypatch.setattr(first_look, "start_method", lambda: "spawn")
+    lock = threading.Lock()
+
+    assert open_environment(config(lambda: Counter() if lock else None))[0].kind == "serial"
 
 
 def test_processes_that_an_environment_starts_end_with_the_examination() -> None:
