@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -36,6 +37,13 @@ if TYPE_CHECKING:
 
 
 STARTED = time.monotonic()
+REMEDIES = {  # errors of the operating system for which nothing in the program is to blame
+    errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer workers or environments",
+    errno.ENFILE: "end other programs, or use fewer workers",
+    errno.ENOSPC: "free some space: in /dev/shm, in the folder for temporary files or on the disk of the run",
+    errno.ENOMEM: "free some memory, or use fewer workers or environments",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or use fewer workers",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,6 +114,11 @@ def _status(command: str, work: Callable[[], None]) -> tuple[str, int]:
         text, status = f"{command}: {error}", error.status
     except KeyboardInterrupt as stop:
         text, status = f"{command}: interrupted", stop.status if isinstance(stop, Stop) else Stop().status
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        what = os.strerror(error.errno).lower()
+        text, status = f"{command}: the system refused: {what}; {REMEDIES[error.errno]}", RunFailed.status
     return text, status
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -73,6 +74,8 @@ class LocalHandle:
                 closing, self._object = self._object, None
                 with self._children.marked(), self._settings():
                     close_all([closing])
+                    del closing
+                    gc.collect()  # a pool of multiprocessing must end before its processes do, or its end hangs
                 self._settings.end()
         finally:
             self._children.close()

@@ -72,7 +72,7 @@ class ParentState:
         parent's file.
         """
         loaded = cloudpickle.loads(payload)
-        if MAIN.encode() not in payload:
+        if not any(MAIN.encode() in pickled for pickled in (payload, *self.environments)):
             return loaded
         before, main = sys.modules[MAIN], ModuleType(MAIN)
         for (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -248,3 +249,21 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--version"])
 
     assert capsys.readouterr().out.startswith("rltrain ")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOSPC, errno.ENOMEM])
+def test_a_resource_that_is_used_up_is_one_line(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise OSError(number, os.strerror(number))
+
+    assert cli._guarded("rltrain", work) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rltrain: the system refused: {os.strerror(number).lower()}; ")
+
+
+def test_other_errors_of_the_system_keep_their_traceback() -> None:
+    def work() -> None:
+        raise FileNotFoundError(errno.ENOENT, "no such file")
+
+    with pytest.raises(FileNotFoundError):
+        cli._guarded("rltrain", work)

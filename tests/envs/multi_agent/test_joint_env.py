@@ -13,7 +13,7 @@ from oracles.games import EndOfRound, Leaves, Masked, MaskedPair, Pair, Stranger
 from oracles.walk import Walk
 
 from rltrain.envs.check import check_env
-from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.errors import EnvError, EnvFault, InvalidValue
 from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.multi_agent.joint_spaces import groups_of, joint_action, type_of
 from rltrain.envs.problems import games
@@ -401,3 +401,45 @@ def test_pettingzoos_module_of_mpe2():
     assert np.array_equal(walk.rows.state[3, 0], walk.rows.obs["agent"][3, 0].ravel())
     spec = read_spec(resolve("pettingzoo:mpe2.simple_speaker_listener_v4"), 0)
     assert [group.name for group in spec.groups] == ["speaker", "listener"]
+
+
+class Hides(games.Spread):
+    """Leaves out the observation of a living agent."""
+
+    hidden = "reset"
+
+    def reset(self, seed=None, options=None):
+        obs, infos = super().reset(seed=seed)
+        return ({a: o for a, o in obs.items() if a != self.agents[-1]} if self.hidden == "reset" else obs), infos
+
+    def step(self, actions):
+        obs, *others = super().step(actions)
+        return {a: o for a, o in obs.items() if a != self.agents[-1]}, *others
+
+
+class HidesLater(Hides):
+    hidden = "step"
+
+
+class Nobody(games.Spread):
+    def reset(self, seed=None, options=None):
+        result = super().reset(seed=seed)
+        self.agents = []
+        return result
+
+
+@pytest.mark.parametrize("kind", [Hides, HidesLater])
+def test_a_living_agent_without_an_observation_is_refused(kind):
+    env = resolve(kind).make()
+
+    def play():
+        env.reset(seed=0)
+        env.step(np.zeros(env.action_space.shape, env.action_space.dtype))
+
+    with pytest.raises(InvalidValue, match=f"'{env.agents[-1]}' is in `agents` and has no observation"):
+        play()
+
+
+def test_a_reset_without_a_living_agent_is_refused():
+    with pytest.raises((EnvError, EnvFault), match="no agent is present after reset"):
+        read_spec(resolve(Nobody), 0)
