@@ -38,7 +38,7 @@ def leaf_writer(space: spaces.Space[Any], name: str) -> WriteLeaf:
     shape: tuple[int, ...] = space.shape or ()
     dtype = np.dtype(space.dtype or np.int64)
     floats = isinstance(space, spaces.Box) and dtype.kind == "f"
-    fast = FLOATS if floats else (dtype,)
+    one, other = FLOATS if floats else (dtype, dtype)
     pixels = is_image(space)
 
     def check(value: Any) -> np.ndarray:
@@ -62,7 +62,7 @@ def leaf_writer(space: spaces.Space[Any], name: str) -> WriteLeaf:
         return write_counted
 
     def write(array: Any, at: tuple[int, ...], value: Any) -> None:
-        if type(value) is np.ndarray and value.shape == shape and value.dtype in fast:
+        if type(value) is np.ndarray and value.shape == shape and ((kind := value.dtype) is one or kind is other):
             array[at] = value
         else:
             array[at] = check(value)

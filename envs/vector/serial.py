@@ -17,7 +17,7 @@ from rltrain.envs.closing import close_all
 from rltrain.envs.errors import EnvFault, InvalidValue, fault_of
 from rltrain.envs.spaces import EPISODE_CONTINUES, MASK, action_reader, final_mask, mask_in_obs, mask_of, obs_writer
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.values import FLAGS, REWARDS, end_flag, reset_result, reward_number, step_result
+from rltrain.envs.values import end_flag, reset_result, reward_number, step_result
 from rltrain.envs.vector.restore import EpisodeLog
 from rltrain.envs.vector.row_checks import InvalidRow, RowChecks
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
@@ -94,13 +94,15 @@ class SerialVectorEnv:
                     rows.first[t + 1, b] = True
                     over[b] = False
                 else:
-                    obs, reward, terminated, truncated, info = step_result(env.step(actions[b]))
-                    rewards[b] = float(reward) if type(reward) in REWARDS else reward_number(reward)
-                    if type(terminated) not in FLAGS or type(truncated) not in FLAGS:
-                        terminated, truncated = end_flag(terminated, "terminated"), end_flag(truncated, "truncated")
+                    result = env.step(actions[b])
+                    if type(result) is not tuple or len(result) != 5 or type(result[4]) is not dict:
+                        result = step_result(result)
+                    obs, reward, terminated, truncated, info = result
+                    rewards[b] = reward if type(reward) is float else reward_number(reward)
+                    if terminated is not False or truncated is not False:
+                        rows.terminated[t, b] = terminated = end_flag(terminated, "terminated")
+                        rows.truncated[t, b] = truncated = end_flag(truncated, "truncated")
                     if terminated or truncated:
-                        rows.terminated[t, b] = terminated
-                        rows.truncated[t, b] = truncated
                         rows.episode_continues[t, b] = info.get(EPISODE_CONTINUES, False)
                         over[b] = True
                 write(obs_rows, (t + 1, b), obs)
