@@ -409,6 +409,7 @@ def _child(case: Case, use: str, output: Path, log: Path) -> None:
 def _watch(case: Case, log: int) -> None:
     """Logs imports and executions of files in the case's folder, programs, and changes outside of the run."""
     temporary = os.path.join(tempfile.gettempdir(), "rltrain-")  # what our own processes share
+    ours = rltrain.__path__[0] + os.sep  # the program that ends children of the environment runs a file of ours
     root, run, recording = os.path.realpath(case.root), os.path.realpath(case.run), str(case.root / "recording")
     programs = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.forkpty", "pty.spawn")
     changes = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "os.chmod")
@@ -426,7 +427,7 @@ def _watch(case: Case, log: int) -> None:
             found = f"executed: {args[0].co_filename}"
         elif event == "import" and "payload" in str(args[0]):
             found = f"executed: import of {args[0]}"
-        elif event in programs:
+        elif event in programs and ours not in str(args):
             found = f"program: {event} {str(args)[:100]}"
         elif event == "open" and isinstance(args[2], int) and args[2] & writes and outside(args[0]):
             found = f"outside: open {args[0]!r}"
