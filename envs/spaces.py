@@ -255,7 +255,10 @@ def action_reader(spec: ActionSpec, dtype: DTypeLike | None = None) -> Callable[
     if spec.kind == "box":
         kind = np.dtype(spec.takes if dtype is None else dtype)
         plain = kind == np.float32 and _fits_float32(spec)
-        return _float32_reader(spec) if plain else _float64_reader(spec, kind)
+        reader = _float32_reader(spec) if plain else _float64_reader(spec, kind)
+        if spec.shape == ():  # its rows would be scalars of numpy, which are no arrays and not in the space
+            return lambda action: [np.asarray(one) for one in reader(action)]
+        return reader
     start = np.array(spec.start, np.int64).reshape(spec.shape) if spec.start else np.int64(0)
     default = np.int8 if spec.kind == "multi_binary" else np.int64
     integer = np.dtype(dtype if dtype is not None else default if spec.takes == "float32" else spec.takes)

@@ -113,7 +113,8 @@ def _status(command: str, work: Callable[[], None]) -> tuple[str, int]:
     except (RunFailed, Interrupted) as error:
         text, status = f"{command}: {error}", error.status
     except KeyboardInterrupt as stop:
-        text, status = f"{command}: interrupted", stop.status if isinstance(stop, Stop) else Stop().status
+        started = " while it started; no checkpoint was written" if command == "rltrain" else ""
+        text, status = f"{command}: interrupted{started}", stop.status if isinstance(stop, Stop) else Stop().status
     except OSError as error:
         if error.errno not in REMEDIES:
             raise

@@ -276,7 +276,8 @@ def open_run(config: RunConfig, resume: str | Path | None = None, look: FirstLoo
                 f"the run does not fit into memory: {one_line(error)}; ask for smaller settings"
             ) from None
         except Stop as stop:
-            raise Interrupted(stop.signum, "interrupted while it started") from None
+            kept = "no checkpoint was written" if resume is None else "its checkpoints are unchanged"
+            raise Interrupted(stop.signum, f"interrupted while it started; {kept}") from None
         try:
             if config.stop_return is not None:  # an evaluation that a signal interrupted may have reached the goal
                 run.collect(wait=True)

@@ -181,7 +181,7 @@ def action_splitter(layout: Layout, action: Mapping[str, spaces.Space[Any]]) -> 
     for part in layout.agents:
         (agent,) = part.names
         own, dtype = part.group.action, np.dtype(action[agent].dtype)
-        cast = action_caster(own, dtype) if own.kind == "box" else dtype.type if own.shape == () else _astype(dtype)
+        cast = _box_caster(own, dtype) if own.kind == "box" else dtype.type if own.shape == () else _astype(dtype)
         parts.append((agent, part.action, own.shape, cast))
 
     def split(joint: np.ndarray) -> dict[str, Any]:
@@ -189,6 +189,11 @@ def action_splitter(layout: Layout, action: Mapping[str, spaces.Space[Any]]) -> 
         return {agent: cast(flat[columns].reshape(shape)) for agent, columns, shape, cast in parts}
 
     return split
+
+
+def _box_caster(action: ActionSpec, dtype: np.dtype[Any]) -> Callable[[np.ndarray], np.ndarray]:
+    cast = action_caster(action, dtype)
+    return (lambda values: np.asarray(cast(values))) if action.shape == () else cast  # see `action_reader`
 
 
 def _astype(dtype: np.dtype[Any]) -> Callable[[np.ndarray], np.ndarray]:

@@ -210,7 +210,8 @@ def native_actions(space: spaces.Space[Any], spec: EnvSpec) -> Callable[[np.ndar
     if isinstance(space, spaces.Discrete):
         start, dtype = int(space.start), np.dtype(space.dtype)
         return lambda action: (action + start).astype(dtype, copy=False)
-    return action_reader(spec.action, space.dtype)
+    reader = action_reader(spec.action, space.dtype)
+    return lambda action: np.asarray(reader(action))
 
 
 def check_autoreset(

@@ -59,8 +59,8 @@ def split_actions(spec: EnvSpec, joint: np.ndarray, agents: Mapping[str, Any]) -
         if agent in agents:
             action = flat[part.action].reshape(shape)
             if part.group.action.kind == "box":
-                action = action_caster(part.group.action, part.group.action.takes)(action)
-            actions[agent] = action if shape else action.item()
+                action = np.asarray(action_caster(part.group.action, part.group.action.takes)(action))
+            actions[agent] = action if shape or part.group.action.kind == "box" else action.item()
     return actions
 
 

@@ -81,7 +81,9 @@ class Trained:
         if spec.action_mask and action_mask is not None:
             mask[:count] = np.asarray(action_mask, bool)
         actions = self._act(rows, mask, explore, count)
-        return actions[0] if single else actions
+        if single:
+            return actions[0, ...] if spec.action.kind == "box" else actions[0]  # an array, also of shape ()
+        return actions
 
     def _act_joint(self, obs: Mapping[str, Any], explore: bool, action_masks: Mapping[str, Any]) -> dict[str, Any]:
         """The actions of several agents."""

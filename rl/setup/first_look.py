@@ -122,11 +122,17 @@ class FirstLook:
         arguments = theirs, calls, link, payload, registered_names(), state
         self._process = context.Process(target=_supervise, args=arguments, daemon=False)
         guard = contextlib.nullcontext() if method == "fork" else starting_python()
-        with warnings.catch_warnings(), without_main(), guard:
-            warnings.simplefilter("ignore", DeprecationWarning)  # of a fork: numpy has threads of its own
-            self._process.start()
-        for connection in (theirs, calls, link):
-            connection.close()
+        try:
+            with warnings.catch_warnings(), without_main(), guard:
+                warnings.simplefilter("ignore", DeprecationWarning)  # of a fork: numpy has threads of its own
+                self._process.start()
+        except BaseException:  # also Ctrl-C: the child ends, since nobody is at the other end
+            for connection in (self._pipe, self._calls, self._link):
+                connection.close()
+            raise
+        finally:
+            for connection in (theirs, calls, link):
+                connection.close()
         self._call = CALLS[0]
         self._unanswered = 0
 

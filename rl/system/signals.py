@@ -11,6 +11,7 @@ from rltrain.errors import Stop
 from rltrain.rollout.workers.forks import kept_from_children
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+set_handler = signal.signal  # with --workers 0, code of an environment finds another function under this name
 
 
 class Signals:
@@ -36,7 +37,7 @@ class Signals:
         again, self.signum = self.signum is not None, signum
         if again:  # the default handler ends the process at the third, even in C code that hangs
             for number in NUMBERS:
-                signal.signal(number, signal.SIG_DFL)
+                set_handler(number, signal.SIG_DFL)
         if self.ask is not None:
             self.ask(again)
         elif not again:

@@ -15,7 +15,7 @@ import torch
 from rltrain.envs.errors import EnvFault
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.actor.episodes import EpisodeTracker, TeamTracker
-from rltrain.rollout.actor.isolated_env import IsolatedEnv
+from rltrain.rollout.actor.isolated_env import IsolatedEnv, acting
 from rltrain.rollout.actor.noise import RandomStart, StreamNoise
 from rltrain.rollout.actor.opponents import Opponents
 from rltrain.rollout.buffers import clear_absent, empty_rows, padded
@@ -115,30 +115,33 @@ class Actor:
             action_rows, policy, sequence = self._action, self.policy, self.policy.sequence
             with torch.no_grad(), self._blaming_environment(rows):
                 for t in range(unroll):
-                    if core is not None:
-                        if rows.first[t].any():
-                            core = core * torch.from_numpy(~rows.first[t])[:, None]
-                        if t % sequence == 0:
-                            cores.append(core[:count].numpy().copy())
-                    act = policy.act(views.obs[t], core, views.mask[t], self._noise_rows[t], True)
-                    core, action = act.core, act.action.numpy()
-                    action_rows[t] = action
-                    if at_random:
-                        legal = None if rows.action_mask is None else rows.action_mask[t]
-                        self._random_start.replace(t, action_rows[t], legal)
-                        action = action_rows[t]
+                    with acting():
                         if core is not None:
-                            core = self._hooks.core_with_action(core, torch.from_numpy(action))
-                    if rows.alive is not None and core is not None:
-                        core = clear_absent(core, rows.alive[t])
-                    if opponents is not None:
-                        opponents.act(t, rows, self._noise_rows[t], views.obs[t], views.mask[t], action_rows[t])
-                        action = action_rows[t]
-                    for name, value in act.extras.items():
-                        extras.setdefault(name, []).append(value)
+                            if rows.first[t].any():
+                                core = core * torch.from_numpy(~rows.first[t])[:, None]
+                            if t % sequence == 0:
+                                cores.append(core[:count].numpy().copy())
+                        act = policy.act(views.obs[t], core, views.mask[t], self._noise_rows[t], True)
+                        core, action = act.core, act.action.numpy()
+                        action_rows[t] = action
+                        if at_random:
+                            legal = None if rows.action_mask is None else rows.action_mask[t]
+                            self._random_start.replace(t, action_rows[t], legal)
+                            action = action_rows[t]
+                            if core is not None:
+                                core = self._hooks.core_with_action(core, torch.from_numpy(action))
+                        if rows.alive is not None and core is not None:
+                            core = clear_absent(core, rows.alive[t])
+                        if opponents is not None:
+                            opponents.act(t, rows, self._noise_rows[t], views.obs[t], views.mask[t], action_rows[t])
+                            action = action_rows[t]
+                        for name, value in act.extras.items():
+                            extras.setdefault(name, []).append(value)
                     env.step(action[:count], rows, t)
                     self._heartbeat.step()
-                summary = self._summarize({name: torch.stack(values) for name, values in extras.items()}, rows, unroll)
+                with acting():
+                    stacked = {name: torch.stack(values) for name, values in extras.items()}
+                    summary = self._summarize(stacked, rows, unroll)
             self._core = core
             self._heartbeat.count_outside(self.env.check(rows, unroll))
         except RunEnded:

@@ -16,10 +16,18 @@ set_gradients, gradients = torch._C._set_grad_enabled, torch.is_grad_enabled  # 
 dtype, threads, modes = torch.get_default_dtype, torch.get_num_threads, torch._C._len_torch_function_stack
 
 
+def acting() -> Any:
+    """A block in which a policy acts: in inference mode, as the functions of the networks for actors require.
+
+    It takes 0.3 us; `torch.inference_mode` takes 0.7 us more.
+    """
+    return torch._C._InferenceMode(True)
+
+
 class IsolatedEnv:
     """Passes each call on to a vector environment, which cannot change the results of the policy.
 
-    The caller acts within `torch.no_grad`. It does not use inference mode: to leave that for each step takes 4 us.
+    The caller is within `torch.no_grad`, and only its policy `acting`: to leave inference mode for each step takes 4 us.
 
     Args:
         make: makes the vector environment.

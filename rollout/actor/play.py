@@ -12,7 +12,7 @@ import torch
 from rltrain.envs.make import serial
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.actor.episodes import joint_episode
-from rltrain.rollout.actor.isolated_env import IsolatedEnv
+from rltrain.rollout.actor.isolated_env import IsolatedEnv, acting
 from rltrain.rollout.actor.noise import StreamNoise
 from rltrain.rollout.actor.opponents import RandomOpponent
 from rltrain.rollout.buffers import clear_absent, empty_rows, padded
@@ -78,13 +78,14 @@ def _play(
                 if explore:
                     for b, one in enumerate(noises):
                         one.fill(noise[:, b : b + 1], np.array([step]), [0])
-                if core is not None and rows.first[0].any():  # also after a lost life, as in training
-                    core = core * torch.from_numpy(~rows.first[0])[:, None]
-                obs = tree_map(lambda array: torch.from_numpy(array[0]), rows.obs)
-                mask = None if rows.action_mask is None else torch.from_numpy(rows.action_mask[0])
-                act = policy.act(obs, core, mask, torch.from_numpy(noise[0]), explore)
-                alive = None if rows.alive is None else rows.alive[0]
-                core = None if act.core is None else clear_absent(act.core, alive)
+                with acting():
+                    if core is not None and rows.first[0].any():  # also after a lost life, as in training
+                        core = core * torch.from_numpy(~rows.first[0])[:, None]
+                    obs = tree_map(lambda array: torch.from_numpy(array[0]), rows.obs)
+                    mask = None if rows.action_mask is None else torch.from_numpy(rows.action_mask[0])
+                    act = policy.act(obs, core, mask, torch.from_numpy(noise[0]), explore)
+                    alive = None if rows.alive is None else rows.alive[0]
+                    core = None if act.core is None else clear_absent(act.core, alive)
                 if frame is not None:
                     frame(env.envs[0])
                 action = act.action.numpy()[:count]

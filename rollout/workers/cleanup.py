@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from multiprocessing import process
@@ -107,7 +108,17 @@ def sweep() -> None:
 def _in_fork_server(folder: str) -> None:
     os.setsid()  # the terminal's Ctrl-C, and signals to the command's group, do not reach it
     ignore()
+    sys.excepthook = _unless_given_up
     atexit.register(shutil.rmtree, folder, True)
+
+
+def _unless_given_up(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """A hook for exceptions in a forked process, before it has its task; see `leave_fork_server`.
+
+    If the run ends meanwhile, for example by Ctrl-C, the semaphores that it was to get are gone.
+    """
+    if not isinstance(error, FileNotFoundError | EOFError | ConnectionError):
+        sys.__excepthook__(kind, error, trace)
 
 
 if FOLDER in os.environ:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -72,13 +73,25 @@ def ends_forks() -> Iterator[None]:
         yield
     except BaseException as error:
         if os.getpid() != pid:
-            if not isinstance(error, SystemExit):
-                traceback.print_exc()
-            code = error.code if isinstance(error, SystemExit) else 1
-            os._exit(code if isinstance(code, int) else code is not None)
+            _end(error)
         raise
     if os.getpid() != pid:
         os._exit(0)
+
+
+def _end(error: BaseException) -> NoReturn:
+    """End this process as Python does for an exception. An EnvFault may have been made from it meanwhile."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, SystemExit):
+        cause = cause.__cause__
+    if cause is None:
+        traceback.print_exception(error)
+    code = 1 if cause is None else cause.code
+    if code is not None and not isinstance(code, int):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed
+            print(code, file=sys.stderr, flush=True)
+        code = 1
+    os._exit((code or 0) & 0xFF)
 
 
 def _before() -> None:

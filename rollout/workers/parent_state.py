@@ -7,15 +7,18 @@ import gc
 import importlib.machinery
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing import process
+from multiprocessing import process, resource_tracker
 from types import FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
 import gymnasium
+
+from rltrain.rollout.workers.forks import NUMBERS
 
 SAFE_PATH = "PYTHONSAFEPATH"  # environment variable: Python does not put the working folder first in sys.path
 MAIN = "__main__"
@@ -116,9 +119,15 @@ def _pickled(spec: Any) -> bytes:
 def starting_python() -> Iterator[None]:
     """For the start of a Python process: files in the working folder do not hide Python's own modules in it.
 
-    A daemonic process of multiprocessing, as those of a pool are, may start one too.
+    Ctrl-C does not end it before it has its handlers: SIGINT and SIGTERM are blocked until it calls `forks.ignore`, and
+    in this thread until the end of the block. A daemonic process of multiprocessing, as those of a pool are, may start
+    one too.
     """
     config: Any = process.current_process()._config  # type: ignore[attr-defined]
+    trackers: Any = [resource_tracker, sys.modules.get("loky.backend.resource_tracker")]
+    for tracker in filter(None, trackers):
+        tracker.ensure_running()  # its start, in the block, would unblock the signals
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
     before, daemon = os.environ.get(SAFE_PATH), config.get("daemon")
     os.environ[SAFE_PATH] = "1"
     config["daemon"] = False
@@ -131,3 +140,4 @@ def starting_python() -> Iterator[None]:
         config.pop("daemon")
         if daemon is not None:
             config["daemon"] = daemon
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

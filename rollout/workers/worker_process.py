@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import multiprocessing.util
 import os
+import select
 import signal
 import sys
 import threading
@@ -48,11 +49,21 @@ def remember(pipe: Connection, link: Connection, tickets: tuple[Any, ...]) -> No
     ignore()
     leave_fork_server()
     die_with_parent()
+    if _is_closed(link):  # the parent died before it could be watched
+        os._exit(1)
     _inbox = (pipe, link, tickets)
 
 
+def _is_closed(connection: Connection) -> bool:
+    """Whether the other end is closed. Reads nothing."""
+    poll = select.poll()
+    poll.register(connection.fileno(), 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+
 def leave_fork_server() -> None:
-    """Let the fork server end without waiting for the end of this process."""
+    """Let the fork server end without waiting for the end of this process, and show exceptions as usual."""
+    sys.excepthook = sys.__excepthook__
     server: Any = forkserver._forkserver
     if server._forkserver_alive_fd is not None:
         os.close(server._forkserver_alive_fd)

@@ -96,6 +96,20 @@ def test_whole_numbers_have_the_dtype_of_their_space(space: Any) -> None:
         assert all(space.contains(one) and one.dtype == space.dtype for one in reader(action))
 
 
+@pytest.mark.parametrize("dtype", [*FLOATS, np.int8, np.int64])
+@pytest.mark.parametrize("high", [1, 3, np.inf])
+def test_an_action_of_a_box_without_axes_is_an_array(dtype: Any, high: float) -> None:
+    space = spaces.Box(-high, high, (), dtype)
+    spec = action_spec(space, "x")
+    for one in action_reader(spec, space.dtype)(np.array([-2, 0.3, 2], np.float32)):
+        assert isinstance(one, np.ndarray) and one.dtype == dtype and space.contains(one)
+    groups = groups_of("x", ["a", "b"], dict.fromkeys("ab", spaces.Discrete(2)), dict.fromkeys("ab", space), "none")
+    joint = joint_action(groups)
+    for both in action_reader(joint, joint_dtype(joint))(np.full((3, *joint.shape), 0.3, np.float32)):
+        for one in action_splitter(layout_of(groups), dict.fromkeys("ab", space))(both).values():
+            assert isinstance(one, np.ndarray) and one.dtype == dtype and space.contains(one)
+
+
 def test_a_policy_acts_in_the_units_of_a_space_without_bounds() -> None:
     """-1 and 1 are the bounds of the space where it has them; elsewhere a unit is a unit."""
     low, high = np.array([-np.inf, 5, -np.inf, 0], np.float32), np.array([np.inf, np.inf, 7, 4], np.float32)

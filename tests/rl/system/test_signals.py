@@ -79,7 +79,7 @@ def test_a_signal_in_the_start_closes_everything(
 
     monkeypatch.setattr(cli, "parse", lambda _: send(number))
     assert cli.main([]) == status
-    assert capsys.readouterr().err == "rltrain: interrupted\n"
+    assert capsys.readouterr().err == "rltrain: interrupted while it started; no checkpoint was written\n"
 
 
 def test_the_third_ends_what_hangs_in_this_process(tmp_path: Path) -> None:
@@ -144,4 +144,4 @@ def test_torch_is_imported_whole_before_ctrl_c_ends_the_command(tmp_path: Path) 
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
 
     assert done.stdout == "130 True True\n", done.stderr
-    assert done.stderr == "rltrain: interrupted\n"
+    assert done.stderr == "rltrain: interrupted while it started; no checkpoint was written\n"

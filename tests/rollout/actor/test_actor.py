@@ -11,9 +11,11 @@ from gymnasium import spaces
 from oracles.faulty import NotFinite, NothingLegal, open_rollout, raises, weights_of
 from oracles.replaying import NAME
 
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.problems.probes import Counter, Masked
 from rltrain.envs.seeding import stream_seed
 from rltrain.rollout.actor.noise import StreamNoise
+from rltrain.rollout.actor.play import play
 from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.types import Trajectory
@@ -268,3 +270,20 @@ def test_no_random_start_where_none_is_wanted() -> None:
     rollout.publish(weights_of(policy, 1))
     (unroll,) = collected(rollout, 1)
     assert (unroll.action == 0).all()
+
+
+def test_actors_and_evaluations_use_the_tanh_whose_bits_do_not_depend_on_the_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`fast_tanh_` is for learners: with it the numbers of a stream would depend on the number of workers."""
+
+    def fast_tanh_(_: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the function for learners")
+
+    given: dict[str, Any] = {"algo": "ppo", "preset": "none", "activation": "tanh", "workers": 0, "backend": "local"}
+    rollout, policy = open_rollout("CartPole-v1", streams=2, unroll=3, **given)
+    monkeypatch.setattr("rltrain.algorithms.networks.mlp.fast_tanh_", fast_tanh_)
+    assert len(collected(rollout, 2)) == 2
+    rollout.close()
+    source = resolve("CartPole-v1")
+    assert len(play(source.make, read_spec(source, 0), policy, [1, 2])) == 2

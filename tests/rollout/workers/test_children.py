@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from rltrain.rollout.workers.handle import ActorLost
+from rltrain.rollout.workers.parent_state import starting_python
 from rltrain.rollout.workers.process import ProcessHandle
 from rltrain.rollout.workers.process_tree import descendants
 
@@ -257,6 +258,7 @@ import os, signal, sys, time
 sys.path.insert(0, {tests!r})
 from test_children import Simulators, answer
 from rltrain.rollout.workers.fork_server import start_fork_server
+from rltrain.rollout.workers.parent_state import starting_python
 from rltrain.rollout.workers.process import ProcessHandle
 if {server}:
     start_fork_server([])
@@ -315,3 +317,53 @@ def test_children_of_a_worker_in_this_process_end_with_it(closes: bool) -> None:
 
     assert len(pids) >= 5
     assert gone(pids)
+
+
+@pytest.mark.parametrize(("gone", "code"), [(True, 1), (False, 7)])
+def test_a_worker_ends_whose_parent_died_while_it_started(gone: bool, code: int) -> None:
+    """The death of a parent that died before `die_with_parent` sends no signal; loky's queue would not show it."""
+    text = f"""
+import os
+from multiprocessing import Pipe
+from rltrain.rollout.workers.worker_process import remember
+pipe, link = Pipe(), Pipe()
+link[0].send_bytes(b"kill")
+if {gone}:
+    link[0].close()
+remember(pipe[1], link[1], ())
+assert link[1].recv_bytes() == b"kill"
+os._exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", text], check=False, timeout=60).returncode == code
+
+
+def test_a_worker_that_starts_does_not_react_to_ctrl_c(fork_server: None) -> None:
+    """Its Python gets its own handlers only after some tenths of a second."""
+    text = "import os, signal; os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM); print('lives')"
+    with starting_python():
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, check=True)
+    assert done.stdout == b"lives\n"
+    assert {signal.SIGINT, signal.SIGTERM} <= blocked
+    assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize(("ending", "code", "lines"), [("5", 5, 0), ("None", 0, 0), ("'told'", 1, 1)])
+def test_a_fork_that_leaves_by_sys_exit_shows_no_traceback(ending: str, code: int, lines: int) -> None:
+    """Also if an EnvFault was made from the SystemExit on its way out."""
+    text = f"""
+import os, sys
+from rltrain.envs.errors import fault_of
+from rltrain.rollout.workers.forks import ends_forks
+with ends_forks():
+    child = os.fork()
+    if child == 0:
+        try:
+            sys.exit({ending})
+        except BaseException as error:
+            raise fault_of(error, 0, 0, 0) from error
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout) == code
+    assert done.stderr.count("\n") == lines, done.stderr
