@@ -59,7 +59,12 @@ def import_code(names: Iterable[str]) -> None:
         if folder not in sys.path:
             sys.path.append(folder)
         try:
-            importlib.import_module(module)
+            if name.endswith(".py"):  # not by its name, which an installed module may have too: test.py
+                from rltrain.envs.lookup import load_file
+
+                load_file(file)
+            else:
+                importlib.import_module(module)
         except Exception as error:
             if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
                 text = f"--import {name}: there is no module {error.name!r}; looked in {folder} and among the installed"
@@ -80,7 +85,7 @@ def with_consent(config: RunConfig, saved: SavedConfig, trust: bool, settings: C
         CheckpointError: code is named to which the user did not consent; one line that lists it.
     """
     needs = list(_code_named(config, settings))
-    if saved.own and not trust and (not needs or os.path.isdir(config.folder)):
+    if saved.own and (not needs or os.path.isdir(config.folder)):
         return config
     config = config.model_copy(update={"folder": os.getcwd()})
     if trust or not needs:

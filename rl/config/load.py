@@ -50,6 +50,7 @@ def load(
     run: dict[str, Any] = {"preset_file": None if preset is None else presets.shown(preset)}
     settings: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    of_file, file_args = set[str](), dict[str, Any]()  # settings whose value comes from the file; of env_args the keys
     if (complete := asked.pop("settings", None)) is not None:
         if not isinstance(complete.value, cls):
             raise ConfigError(f"settings must be {cls.__name__} for {algo.value}, got {complete.value!r}")
@@ -71,7 +72,9 @@ def load(
             if value is None and type(None) not in kinds(known[name]):
                 continue  # None from Python stands for the default
             if name == "env_args" and isinstance(value, dict):
+                file_args = value if layer is filed else {k: v for k, v in file_args.items() if k not in value}
                 value = {**run.get("env_args", {}), **value}
+            (of_file.add if layer is filed else of_file.discard)(name)
             values[name], origins[name] = value, item.origin
     chosen = build(cls, settings, origins)
     chose = complete is not None and "streams" in complete.value.model_fields_set
@@ -80,10 +83,9 @@ def load(
     if not chose and isinstance(workers, int) and isinstance(streams, int) and workers > streams:
         run |= {"streams": workers, "raised_from": streams}  # each worker needs a stream
     config = build(RunConfig, {**run, "settings": chosen}, origins)
-    of_file = {item.origin for item in filed.values()}
     if file is not None:
-        filed_keys = [key for key, origin in origins.items() if origin in of_file and key != "record"]
-        require_consent(config, str(file), trust, filed_keys)
+        named = config.model_copy(update={"env_args": file_args})
+        require_consent(named, str(file), trust, {*of_file, "env_args"} - {"record"})
     return config
 
 

@@ -155,7 +155,7 @@ def load_for(path: str | Path, best: bool, trust: bool, uses: Collection[str]) -
     except ConfigError as error:
         raise CheckpointError(f"{saved.path}: {error}") from None
     config = with_consent(config, SavedConfig(saved.meta["config"], meta, saved.own), trust, uses)
-    schema.check_sizes(meta, saved.meta["config"], saved.state)
+    schema.check_sizes(meta, saved.meta["config"], saved.state, critics=False)
     try:
         policy = make_policy(config, spec)()
     except ValueError as error:  # the user's own network or policy is not here

@@ -139,10 +139,13 @@ def _type_of(cls: type[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
-def check_sizes(path: Path, config: Mapping[str, Any], state: Any) -> None:
+def check_sizes(path: Path, config: Mapping[str, Any], state: Any, critics: bool = True) -> None:
     """CheckpointError if the networks or the streams of the configuration are larger than the saved state allows.
 
     So a small checkpoint cannot ask for all memory.
+
+    Args:
+        critics: the critics of the state are used too. A best policy is saved without them.
     """
     numbers, nodes = 0, [state]
     while nodes:
@@ -151,7 +154,11 @@ def check_sizes(path: Path, config: Mapping[str, Any], state: Any) -> None:
         if isinstance(node, dict | list):
             nodes += node.values() if isinstance(node, dict) else node
     settings = config["settings"]
-    for key in ("widths", "widths_q"):
+    for key in ("atoms", "critics", "quantiles") if critics else ("atoms",):
+        count = settings.get(key)
+        if type(count) is int and count > numbers:
+            raise CheckpointError(f"{path} is damaged: {key} {count} do not fit its {numbers:,} numbers")
+    for key in ("widths", "widths_q") if critics else ("widths",):
         widths = settings.get(key) or ()
         if isinstance(widths, list) and all(type(width) is int for width in widths):
             least = sum(a * b for a, b in itertools.pairwise(widths)) + sum(widths)

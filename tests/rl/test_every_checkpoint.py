@@ -16,7 +16,8 @@ import pytest
 pytestmark = pytest.mark.usefixtures("fork_server")
 
 RUNS = [  # each algorithm; those that act and learn at the same time in processes, with --deterministic
-    "ppo-gru", "ppo-goal", "ppo-learners", "a2c-gru", "a3c", "impala-pool", "appo", "dqn-replay", "sac", "td3", "ddpg",
+    "ppo-gru", "ppo-goal", "ppo-sde", "ppo-learners", "a2c-gru", "a3c", "impala-pool", "appo", "dqn-replay", "rainbow",
+    "sac", "redq", "droq", "tqc", "crossq", "td3", "ddpg",
     "qmix-gru", "vdn", "iql", "maddpg", "mappo",
 ]  # fmt: skip
 

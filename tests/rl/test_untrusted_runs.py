@@ -18,6 +18,7 @@ from rltrain import cli
 from rltrain.errors import CheckpointError
 from rltrain.storage.checkpoint import META
 from rltrain.storage.run_folder import RUN_FILE, saved_config
+from rltrain.storage.schema import check_sizes
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "mutations.py"
 
@@ -119,6 +120,13 @@ def test_names_of_files_in_a_checkpoint_lead_nowhere(name: str, run: Path, capsy
 
     with pytest.raises(CheckpointError, match="sha256"):
         rltrain.load(newest(run))
+
+
+@pytest.mark.parametrize("key", ["atoms", "critics", "quantiles"])
+def test_a_small_checkpoint_cannot_ask_for_many_outputs(key: str, run: Path) -> None:
+    config = {"settings": {key: 10**9}, "streams": 1}
+    with pytest.raises(CheckpointError, match=f"{key} 1000000000 do not fit its 6 numbers"):
+        check_sizes(newest(run) / META, config, {"weights": np.zeros(5)})
 
 
 def test_an_edited_run_json_is_refused_with_what_to_do(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

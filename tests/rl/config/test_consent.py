@@ -17,7 +17,7 @@ from rltrain import cli
 from rltrain.algorithms.networks import CNNS
 from rltrain.algorithms.settings import TORSOS
 from rltrain.config import consent
-from rltrain.errors import CheckpointError
+from rltrain.errors import CheckpointError, ConfigError
 from rltrain.storage.checkpoint import META
 from rltrain.storage.run_folder import RUN_FILE
 
@@ -242,6 +242,32 @@ def test_code_may_register_what_a_run_needs(place: Path, capsys: pytest.CaptureF
     assert cli.main(["--algo", "ppo", "--env", "x", "--import", "no_such_module"]) == 2
 
     assert "--import no_such_module: there is no module 'no_such_module'" in capsys.readouterr().err
+
+
+def test_an_imported_file_may_have_the_name_of_an_installed_module(place: Path) -> None:
+    (place / "test.py").write_text("import pathlib\npathlib.Path(__file__).with_name('executed').touch()\n")
+
+    assert cli.parse(["--algo", "ppo", "--env", "CartPole-v1", "--import", "test.py"])
+
+    assert (place / "executed").exists()
+
+
+def test_a_flag_for_one_argument_is_no_consent_to_those_of_the_file(place: Path) -> None:
+    (place / "run.toml").write_text('algo = "ppo"\nenv = "Ant-v5"\n[env_args]\nxml_file = "/a/b.xml"\nframe_skip = 5\n')
+    flags = ["--config", "run.toml", "--env-arg"]
+
+    with pytest.raises(ConfigError, match=r"run.toml: it would give the environment xml_file = '/a/b.xml'"):
+        cli.parse([*flags, "frame_skip=4"])
+    assert cli.parse([*flags, "xml_file=/c/d.xml"])[0].env_args == {"xml_file": "/c/d.xml", "frame_skip": 5}
+
+
+def test_trust_does_not_move_the_folder_of_ones_own_code(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "mine_moved.py").write_text(MINE)
+    run = rltrain.train(**QUICK, env="mine_moved:Env", out="runs").run
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+
+    assert cli.reload(cli.saved_config(run), {}, trust=True).folder == str(place)
 
 
 def test_the_built_in_torsos_are_those_of_the_networks() -> None:

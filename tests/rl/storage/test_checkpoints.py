@@ -243,6 +243,17 @@ def test_a_damaged_best_policy_is_replaced_by_one_before_it_only(run: Path) -> N
         find(run, best=True)
 
 
+def test_a_best_policy_is_smaller_than_its_critics(tmp_path: Path) -> None:
+    settings = {**QUICK, "algo": "tqc", "env": "Pendulum-v1", "streams": 1, "warmup": 64, "updates_per_step": 0.05}
+    for name in ("unroll", "epochs", "minibatches"):
+        del settings[name]
+    settings |= {"widths_q": (99, 99), "eval_every": 64, "eval_episodes": 1, "checkpoint_every": 0, "steps": 100}
+
+    run = rltrain.train(**settings, out=str(tmp_path)).run
+
+    assert rltrain.load(run, best=True).path.name.startswith("best-")
+
+
 def test_what_a_crash_left_half_written_or_half_removed_is_passed_over(run: Path) -> None:
     checkpoints = run / "checkpoints"
     last = max(checkpoints.glob("step-*"))
