@@ -239,9 +239,12 @@ def documented() -> list[str]:
     return re.findall(r"^\| `(\w+/\w+)`", (ROOT / "docs" / "metrics.md").read_text(), re.M)
 
 
+ONLY_WITH_FAULTS = {"rollout/outside_bounds"}  # of the environment; see tests/rl/test_train.py
+
+
 def test_the_metrics_page_lists_what_is_logged(logged: dict[str, set[str]]) -> None:
     assert len(documented()) == len(set(documented()))
-    assert set(documented()) == set.union(*logged.values())
+    assert set(documented()) - ONLY_WITH_FAULTS == set.union(*logged.values())
 
 
 OF_THE_PLATFORM = {"learner/policy_lag", "learner/exchange_seconds", "learner/skipped"}

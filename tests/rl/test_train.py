@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -349,7 +350,7 @@ def test_an_environment_that_raises_shows_its_own_traceback(
         assert "stream" in done.err
         assert "seed" in done.err
         (run,) = (tmp_path / "runs").iterdir()
-        assert f"checkpoint runs/{run.name}/checkpoints/step-" in done.err
+        assert f"checkpoint {run}/checkpoints/step-" in done.err
     else:
         assert not (tmp_path / "runs").exists()
 
@@ -385,8 +386,28 @@ def test_a_folder_that_cannot_be_resumed_is_refused(text: str | None, words: str
     assert words in line
 
 
+class Outside(gymnasium.Env[Any, Any]):
+    """Each observation has one number outside of the bounds of its Box."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.array([0.5, 7.0], np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.array([0.5, 7.0], np.float32), 1.0, False, False, {}
+
+
+def test_numbers_outside_of_a_box_of_floats_are_counted_and_reported_once(quick: dict[str, Any], capsys: Any) -> None:
+    result = rltrain.train(**{**quick, "env": Outside, "steps": 200, "eval_every": 0, "quiet": False})
+
+    assert capsys.readouterr().out.count("counted as rollout/outside_bounds") == 1
+    assert read(result.run)[-1]["rollout/outside_bounds"] >= result.steps
+
+
 def test_a_damaged_checkpoint_is_not_resumed(quick: dict[str, Any], capsys: Any) -> None:
-    result = rltrain.train(**{**quick, "steps": 200, "eval_every": 0})
+    result = rltrain.train(**{**quick, "steps": 200, "eval_every": 0, "checkpoint_every": 0})
     file = result.checkpoint / checkpoint.STATE
     file.write_bytes(file.read_bytes()[:-1])
     lines = (result.run / "metrics.jsonl").read_text()

@@ -27,10 +27,12 @@ QMIX = ["--algo", "qmix", "--env", "two-step", "--streams", "3", "--warmup", "60
 IMPALA = ["--algo", "impala", "--env", "CartPole-v1", "--streams", "4", "--steps", "2000", *QUICK]
 
 SLOW_ENV = """
-import multiprocessing, os, time
+import os, time
 import gymnasium, numpy as np
 from gymnasium import spaces
 from neighbour import REWARD
+
+LATER = 700  # steps of one environment, more than the first look takes
 
 class Slow(gymnasium.Env):
     observation_space = spaces.Box(-1, 1, (2,), np.float32)
@@ -43,10 +45,8 @@ class Slow(gymnasium.Env):
     def step(self, action):
         self.t += 1
         time.sleep(self.seconds)
-        if multiprocessing.current_process().name == "MainProcess":  # the first look, and the proof of a way back
-            return np.zeros(2, np.float32), REWARD, False, self.t % 20 == 0, {}
-        if self.raises and self.t == 100: raise RuntimeError("the arm is stuck")
-        if self.hangs and self.t == 100:
+        if self.raises and self.t == LATER: raise RuntimeError("the arm is stuck")
+        if self.hangs and self.t == LATER:
             try: os.close(os.open(self.hangs, os.O_CREAT | os.O_EXCL))
             except FileExistsError: pass
             else: sum(range(10**12))
@@ -179,17 +179,17 @@ def test_an_environment_in_a_file_travels_with_its_neighbours(two: Machines, slo
 
 
 def test_what_an_environment_raises_is_told_whole(two: Machines, slow: Path) -> None:
-    flags = [*PPO, "--env", "mine.py:Slow", "--steps", "2000", "--env-arg", "raises=true", "--max-restarts", "0"]
+    flags = [*PPO, "--env", "mine.py:Slow", "--steps", "4000", "--env-arg", "raises=true", "--max-restarts", "0"]
     words = command(*flags, "--workers", "2", "--cluster", two.address)
     done = subprocess.run(words, cwd=slow, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert 'raise RuntimeError("the arm is stuck")' in done.stderr
-    where = r"on tcp://127.0.0.1:\d+ on \S+: the environment of stream \d \(seed \d+\) failed at step 1\d\d:"
+    where = r"on tcp://127.0.0.1:\d+ on \S+: the environment of stream \d \(seed \d+\) failed at step 7\d\d:"
     assert re.search(where, done.stderr)
 
 
 def test_an_actor_that_hangs_is_replaced(two: Machines, slow: Path) -> None:
-    flags = [*PPO, "--env", "mine.py:Slow", "--steps", "2000", "--env-arg", f"hangs={slow / 'once'}"]
+    flags = [*PPO, "--env", "mine.py:Slow", "--steps", "4000", "--env-arg", f"hangs={slow / 'once'}"]
     words = command(*flags, "--workers", "2", "--actor-timeout", "3", "--cluster", two.address)
     done = subprocess.run(words, cwd=slow, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -225,7 +225,7 @@ def test_ctrl_c_leaves_a_checkpoint(two: Machines, slow: Path) -> None:
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=60)
     assert run.returncode == 130
-    assert "checkpoint runs/" in err
+    assert f"checkpoint {slow}/runs/" in err
     assert "Traceback" not in err
 
 
@@ -308,7 +308,7 @@ def test_without_a_node_for_too_long_a_run_ends_with_a_checkpoint(some: Machines
     some.kill("a")
     _, err = run.communicate(timeout=60)
     assert run.returncode == 1
-    assert "rltrain: there has been no node for 2 s (--cluster-timeout)\ncheckpoint runs/" in err
+    assert f"rltrain: there has been no node for 2 s (--cluster-timeout)\ncheckpoint {slow}/runs/" in err
     assert "Traceback" not in err
 
 

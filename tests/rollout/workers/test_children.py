@@ -339,7 +339,9 @@ os._exit(7)
 
 def test_a_worker_that_starts_does_not_react_to_ctrl_c(fork_server: None) -> None:
     """Its Python gets its own handlers only after some tenths of a second."""
-    text = "import os, signal; os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM); print('lives')"
+    text = (
+        "import os, signal; os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM); print('lives')"
+    )
     with starting_python():
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, check=True)
