@@ -169,8 +169,8 @@ def test_signals_write_a_checkpoint(
 
 def test_a_second_ctrl_c_does_not_wait_for_a_hanging_environment(command: Callable[..., Command]) -> None:
     one = command(*TINY, "--env", f"{FAULTY}:Slow", "--env-arg", "seconds=0.02", "--unroll", 2000, "--steps", 10**6)
-    one.until(lambda: len(one.others()) >= 4)
-    time.sleep(2.0)
+    one.until(lambda: any(one.runs.glob("*/run.json")) and len(one.others()) >= 6)  # two actors and their supervisors
+    time.sleep(3.0)
     os.killpg(one.process.pid, signal.SIGINT)
     time.sleep(0.5)
     assert one.process.poll() is None, "the first one waits for the unrolls under way"
