@@ -244,17 +244,20 @@ def require_same_config(folder: Path, checkpoint: Path, config: Any) -> None:
 def run_of_this_launch(config: RunConfig) -> Path | None:
     """The newest run of these settings that this call of torchrun started before it restarted its processes, or None.
 
-    The file of such a run is younger than torchrun's process on this machine.
+    The file of such a run is younger than torchrun's process on this machine. It names the same code as the command
+    line, because its names are trusted.
     """
     import psutil
 
+    ours = config.to_json()
     launched = float(psutil.Process(os.getppid()).create_time())
     ages: dict[Path, float] = {}
     for folder in (file.parent for file in Path(config.out).glob(f"*/{RUN_FILE}")):
         content = _read_run_file(folder)
-        with contextlib.suppress(OSError, KeyError, TypeError):
+        with contextlib.suppress(OSError, KeyError, TypeError, AttributeError):
             run = content["config"]
-            same = (run["algo"], run["env"], run["seed"]) == (config.algo, config.env_name, config.seed)
+            same = all(run[key] == ours[key] for key in ("algo", "env", "env_args", "seed", "record", "cluster"))
+            same = same and run["settings"].get("torso") == ours["settings"].get("torso")
             written = (folder / RUN_FILE).stat().st_mtime
             if same and content.get(LAUNCH) == launch() and written > launched:
                 ages[folder] = written

@@ -168,9 +168,10 @@ def check_sizes(path: Path, config: Mapping[str, Any], state: Any, critics: bool
     if settings.get("memory", "none") != "none" and type(size) is int and size**2 > numbers:
         raise CheckpointError(f"{path} is damaged: memory_size {size} does not fit its {numbers:,} numbers")
     with contextlib.suppress(KeyError, TypeError):  # the policy alone
-        units = state["rollout"]["units"]  # none if the actors were lost
-        streams = sum(len(unit["streams"]) for unit in units)
-        if units and config.get("streams") != streams:
+        rollout = state["rollout"]
+        units = [unit["streams"] for unit in rollout["units"]] or [rollout["rows"]]  # rows: the actors were lost
+        streams = sum(map(len, units))
+        if config.get("streams") != streams:
             raise CheckpointError(f"{path} is damaged: it holds {streams} streams, and not {config.get('streams')!r}")
 
 

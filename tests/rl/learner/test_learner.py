@@ -99,7 +99,9 @@ def test_the_first_delivery_is_learnt_from_with_its_own_statistics(algo: str) ->
         return update(batch, progress)
 
     bench.algorithm.update = watched
+    assert learner.state()["observed"] is False  # a run that is interrupted before its first delivery goes on so
     learner.step([unrolls], 0.0)
+    assert learner.state()["observed"] is True
 
     normalised, scaled = seen[0]
     torch.testing.assert_close(normalised.mean(0), torch.zeros(3), atol=1e-5, rtol=0)

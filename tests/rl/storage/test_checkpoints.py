@@ -162,6 +162,30 @@ def test_actors_that_cannot_go_on_fail_the_run(run: Path, monkeypatch: pytest.Mo
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
+class Failing(Changing):
+    """Raises at the 40th step of the program, once."""
+
+    steps = 0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        Failing.steps += 1
+        if Failing.steps == 40:
+            raise ValueError("no more room")
+        return super().step(action)
+
+
+def test_a_run_whose_actors_were_lost_is_resumed_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Failing, "steps", 0)
+    with pytest.raises(RunFailed, match="no more room"):
+        rltrain.train(**{**QUICK, "env": Failing, "checkpoint_every": 0, "max_restarts": 0}, out=str(tmp_path))
+    (run,) = tmp_path.iterdir()
+    saved = find(run)[0]
+    assert saved.state["rollout"]["units"] == []
+
+    assert rltrain.load(run).path == saved.path
+    assert rltrain.train(resume=run, env=Failing).steps >= 200
+
+
 def cut(path: Path, name: str) -> None:
     file = path / name
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

@@ -181,3 +181,31 @@ def test_a_name_that_no_file_can_have_is_one_line(flags: list[str], capsys: pyte
     assert cli.main_eval(["x" * 300]) == 2
 
     assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "continues"),
+    [
+        ({}, True),
+        ({"torso": "payload:X"}, False),
+        ({"env_args": {"args": ["x"]}}, False),
+        ({"record": "/x"}, False),
+        ({"cluster": "tcp://x:1"}, False),
+    ],
+    ids=lambda value: next(iter(value), "same") if isinstance(value, dict) else "",
+)
+def test_a_restart_of_torchrun_continues_no_run_with_other_code(
+    change: dict[str, Any], continues: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    config = RunConfig(
+        algo="ppo", settings=PPOConfig(), env="probe:counter", out=str(tmp_path), workers=0, eval_every=0
+    )
+    saved = config.to_json()
+    for key, value in change.items():
+        (saved["settings"] if key == "torso" else saved)[key] = value
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"config": saved, "launch": "job"}))
+
+    assert folder.run_of_this_launch(config) == (run if continues else None)
