@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from rltrain.rollout.workers import cleanup
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.parent_state import starting_python
 from rltrain.rollout.workers.process import ProcessHandle
@@ -339,7 +340,9 @@ os._exit(7)
 
 def test_a_worker_that_starts_does_not_react_to_ctrl_c(fork_server: None) -> None:
     """Its Python gets its own handlers only after some tenths of a second."""
-    text = "import os, signal; os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM); print('lives')"
+    text = (
+        "import os, signal; os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM); print('lives')"
+    )
     with starting_python():
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, check=True)
@@ -367,3 +370,12 @@ with ends_forks():
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True, timeout=60)
     assert int(done.stdout) == code
     assert done.stderr.count("\n") == lines, done.stderr
+
+
+@pytest.mark.parametrize(("error", "shown"), [(FileNotFoundError(2, "gone"), False), (ValueError("wrong"), True)])
+def test_a_process_that_is_not_needed_any_more_shows_no_traceback(
+    error: Exception, shown: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the fork server: Ctrl-C has removed the semaphores that a worker was to get."""
+    cleanup._unless_given_up(type(error), error, None)
+    assert ("wrong" in capsys.readouterr().err) == shown
