@@ -27,7 +27,8 @@ def acting() -> Any:
 class IsolatedEnv:
     """Passes each call on to a vector environment, which cannot change the results of the policy.
 
-    The caller is within `torch.no_grad`, and only its policy `acting`: to leave inference mode for each step takes 4 us.
+    The caller is within `torch.no_grad`, and only its policy is `acting`: to leave inference mode at each step costs
+    4 us.
 
     Args:
         make: makes the vector environment.

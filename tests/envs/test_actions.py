@@ -102,12 +102,16 @@ def test_an_action_of_a_box_without_axes_is_an_array(dtype: Any, high: float) ->
     space = spaces.Box(-high, high, (), dtype)
     spec = action_spec(space, "x")
     for one in action_reader(spec, space.dtype)(np.array([-2, 0.3, 2], np.float32)):
-        assert isinstance(one, np.ndarray) and one.dtype == dtype and space.contains(one)
+        assert isinstance(one, np.ndarray)
+        assert one.dtype == dtype
+        assert space.contains(one)
     groups = groups_of("x", ["a", "b"], dict.fromkeys("ab", spaces.Discrete(2)), dict.fromkeys("ab", space), "none")
     joint = joint_action(groups)
     for both in action_reader(joint, joint_dtype(joint))(np.full((3, *joint.shape), 0.3, np.float32)):
         for one in action_splitter(layout_of(groups), dict.fromkeys("ab", space))(both).values():
-            assert isinstance(one, np.ndarray) and one.dtype == dtype and space.contains(one)
+            assert isinstance(one, np.ndarray)
+            assert one.dtype == dtype
+            assert space.contains(one)
 
 
 def test_a_policy_acts_in_the_units_of_a_space_without_bounds() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from rltrain.rollout.workers import cleanup
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.parent_state import starting_python
 from rltrain.rollout.workers.process import ProcessHandle
@@ -369,3 +370,12 @@ with ends_forks():
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True, timeout=60)
     assert int(done.stdout) == code
     assert done.stderr.count("\n") == lines, done.stderr
+
+
+@pytest.mark.parametrize(("error", "shown"), [(FileNotFoundError(2, "gone"), False), (ValueError("wrong"), True)])
+def test_a_process_that_is_not_needed_any_more_shows_no_traceback(
+    error: Exception, shown: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the fork server: Ctrl-C has removed the semaphores that a worker was to get."""
+    cleanup._unless_given_up(type(error), error, None)
+    assert ("wrong" in capsys.readouterr().err) == shown
