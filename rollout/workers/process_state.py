@@ -269,8 +269,6 @@ def process_settings() -> tuple[Setting, ...]:
         _attribute(builtins, "print"),
         Setting(sys.getrecursionlimit, sys.setrecursionlimit),
         Setting(sys.getswitchinterval, sys.setswitchinterval),
-        Setting(sys.gettrace, sys.settrace),
-        Setting(sys.getprofile, sys.setprofile),
         Setting(warnings.filters.copy, _set_filters),  # type: ignore[attr-defined]
         _attribute(warnings, "showwarning"),
         Setting(functools.partial(locale.setlocale, locale.LC_ALL), functools.partial(locale.setlocale, locale.LC_ALL)),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import atexit
 import builtins
+import cProfile
 import gc
+import json
 import locale
 import logging
 import multiprocessing
@@ -205,3 +207,22 @@ def test_it_may_close_its_output() -> None:
         "print('still here')\n"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"still here\n"
+
+
+def test_a_profiler_may_start_while_an_environment_has_settings_of_its_own() -> None:
+    """cProfile's object is no function, which sys.setprofile could put back."""
+    settings, profile = LocalSettings(), cProfile.Profile()
+    try:
+        with settings():
+            os.environ["DIFFERS"] = "1"
+        profile.enable()
+        with settings():
+            json.dumps(os.environ["DIFFERS"])
+        json.dumps([])
+    finally:
+        profile.disable()
+        settings.end()
+
+    profile.create_stats()
+    (calls,) = [stats[0] for (_, _, name), stats in profile.stats.items() if name == "dumps"]  # type: ignore[attr-defined]
+    assert calls == 2
