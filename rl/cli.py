@@ -62,12 +62,14 @@ def _serve_learner(here: Rank) -> int:
     """A learner with rank above 0: works until rank 0 ends. Rank 0 does the reporting."""
     if {"-h", "--help", "--version"} & set(sys.argv[1:]):
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 handles signals, and ends the others
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 handles signals, and ends the others
     from rltrain.learner.data_parallel import LearnerRank
 
+    def joined() -> None:  # before, SIGTERM ends this process: torchrun sends it if rank 0 refuses its flags
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     try:
-        LearnerRank(here, None).serve()
+        LearnerRank(here, None).serve(joined)
     except (ConfigError, EnvError, LearnerLost) as error:
         say(f"rltrain: learner {here.rank} of {here.size}: {error}", sys.stderr)
         return ConfigError.status if isinstance(error, ConfigError) else RunFailed.status

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import wait
 from typing import Any
@@ -180,14 +181,18 @@ class LearnerRank(ProcessGroupSync):
     def ready(self) -> None:
         """Answers when everything has been imported."""
 
-    def serve(self) -> None:
+    def serve(self, joined: Callable[[], object] = lambda: None) -> None:
         """Take part in every update.
+
+        Args:
+            joined: called when rank 0 and this learner have found each other.
 
         Raises:
             LearnerLost: rank 0 is gone.
         """
         try:
             form(self.rank, self.size, self._folder, FOREVER)
+            joined()
             self._serve()
         finally:
             dissolve()
