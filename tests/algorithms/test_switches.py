@@ -29,7 +29,12 @@ BUILT_IN = algorithms.names()
 PAIRS = [("qmix", "double", "memory"), ("vdn", "double", "memory"), ("mappo", "critic_memory", "activation")]
 
 
-@pytest.mark.parametrize("algo", BUILT_IN)
+MAIN = ("ppo", "impala", "dqn", "sac", "qmix")
+
+
+@pytest.mark.parametrize(
+    "algo", [pytest.param(name, marks=() if name in MAIN else pytest.mark.sweep) for name in BUILT_IN]
+)
 def test_switches_change_the_weights_or_have_a_reason(algo: str) -> None:
     rng = random.Random(algo)
     for name in rng.sample(switches.switches(algo), 2):

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "kills.py"
 
 
+@pytest.mark.sweep
 def test_runs_that_were_killed_at_random_moments_end_as_the_uninterrupted_ones() -> None:
     command = [sys.executable, str(BENCHMARK), "--kills", "3", "dqn-replay"]
 
