@@ -124,12 +124,12 @@ def starting_python() -> Iterator[None]:
     one too.
     """
     config: Any = process.current_process()._config  # type: ignore[attr-defined]
+    before, daemon = os.environ.get(SAFE_PATH), config.get("daemon")
+    os.environ[SAFE_PATH] = "1"
     trackers: Any = [resource_tracker, sys.modules.get("loky.backend.resource_tracker")]
     for tracker in filter(None, trackers):
         tracker.ensure_running()  # its start, in the block, would unblock the signals
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
-    before, daemon = os.environ.get(SAFE_PATH), config.get("daemon")
-    os.environ[SAFE_PATH] = "1"
     config["daemon"] = False
     try:
         yield

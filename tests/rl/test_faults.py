@@ -61,7 +61,7 @@ def test_an_environment_that_raises_is_not_our_traceback(name: str, said: str, c
     assert cli.main([*FLAGS, "--env", f"mine.py:{name}"]) == 1
 
     text = capsys.readouterr().err
-    assert text.startswith("rltrain: the environment of stream")
+    assert text.startswith("rltrain: the environment failed at step ")  # in the first look: it has no stream yet
     assert text.count("Traceback") == 1
     assert said in text.splitlines()[-1]
     assert 'mine.py", line' in text

@@ -77,7 +77,7 @@ def test_a_folder_that_cannot_be_made_is_named(
     assert cli.main([*FLAGS, "--out", out]) == 2
 
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"rltrain: --out {out}: {out}/ppo-probe-counter-s0-")
+    assert line.startswith(f"rltrain: --out {out}: {tmp_path / out}/ppo-probe-counter-s0-")
     assert "cannot be made: no" in line
 
 
