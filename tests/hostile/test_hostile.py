@@ -13,20 +13,24 @@ CASES = {case.id: case for case in cases()}
 QUICK = """
     process_state.Everything 0
     process_state.Interrupted 0
-    process_state.LeavesThread 0
     endings.ExitsAtOnce[reset] 0
     endings.Exits[later] 2
-    hangs.HoldsLock[reset] 0
     children.ForgottenDouble 2
     shadows.BesideStandard 2
     values.Broadcast[later] 0
+    odd_spaces.Unbounded 0
+    agents.OneNan[later] 0
+"""
+MORE = """
+    process_state.LeavesThread 0
+    hangs.HoldsLock[reset] 0
     values.RewardText[later] 0
     values.FlagNone[later] 0
-    odd_spaces.Unbounded 0
     odd_spaces.Double[sac] 0
-    agents.OneNan[later] 0
     at_import.ImportKilled 0
 """
+LINES = [line.strip() for line in QUICK.strip().splitlines()]
+LINES += [pytest.param(line.strip(), marks=pytest.mark.sweep) for line in MORE.strip().splitlines()]
 
 
 @functools.cache
@@ -34,7 +38,7 @@ def fingerprint(case: Case) -> str:
     return run(case, 0).fingerprint
 
 
-@pytest.mark.parametrize("line", [line.strip() for line in QUICK.strip().splitlines()])
+@pytest.mark.parametrize("line", LINES)
 def test_hostile_environment(line: str) -> None:
     name, _, workers = line.rpartition(" ")
     case = CASES[name]
