@@ -74,9 +74,8 @@ def evaluate(
     seeds = [seed_of(seed, FRESH, episode) for episode in range(episodes)]
     with _this_process(seed):
         spec = read_spec(source, seed)
-    if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
-        raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
-    with _this_process(seed):
+        if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
+            raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
         played = _play(source, spec, trained, seeds, stochastic, video)
     returns = np.array([episode.ret for episode in played])
     by_agent, by_group = mean_returns(spec, played)

@@ -10,7 +10,6 @@ from typing import Any
 from rltrain.envs.closing import close_all
 from rltrain.envs.errors import EnvFault, by_user, describe, exit_text
 from rltrain.rollout.workers.handle import ActorLost
-from rltrain.rollout.workers.local_children import LocalChildren
 
 
 class LocalHandle:
@@ -31,7 +30,6 @@ class LocalHandle:
         self._object: Any = None
         self._answer: Any = None
         self._settings = LocalSettings()
-        self._children = LocalChildren(worker)
 
     def call(self, method: str, *args: Any) -> None:
         import torch
@@ -40,7 +38,7 @@ class LocalHandle:
         if threads > 1:
             torch.set_num_threads(1)
         try:
-            with self._children.marked(), self._settings():
+            with self._settings():
                 if self._object is None:
                     self._object = self._build()
                 self._answer = getattr(self._object, method)(*args)
@@ -72,10 +70,9 @@ class LocalHandle:
         try:
             if self._object is not None:
                 closing, self._object = self._object, None
-                with self._children.marked(), self._settings():
+                with self._settings():
                     close_all([closing])
                     del closing
                     gc.collect()  # a pool of multiprocessing must end before its processes do, or its end hangs
-                self._settings.end()
         finally:
-            self._children.close()
+            self._settings.end()

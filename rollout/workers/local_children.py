@@ -7,6 +7,7 @@ A small process of its own, `process_tree.watch`, ends both when the pipe ends.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -18,13 +19,14 @@ from rltrain.rollout.workers.forks import ends_forks, reported_forks
 
 MARKER = "RLTRAIN_LOCAL_WORKER"  # environment variable
 END_SECONDS = 5.0
+_numbers = itertools.count()
 
 
 class LocalChildren:
-    """The children of the environments of one worker in this process. On Linux only."""
+    """The children that environments start in the blocks of `marked`. On Linux only."""
 
-    def __init__(self, worker: int) -> None:
-        self._value = f"{name_prefix()}{worker}"
+    def __init__(self) -> None:
+        self._value = f"{name_prefix()}{next(_numbers)}"
         self._pipe: int | None = None
         self._watch: subprocess.Popen[bytes] | None = None
         if sys.platform == "linux":

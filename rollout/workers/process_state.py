@@ -12,7 +12,6 @@ import builtins
 import contextlib
 import functools
 import gc
-import itertools
 import locale
 import logging
 import multiprocessing
@@ -33,9 +32,7 @@ import torch
 
 from rltrain.envs.closing import CLOSE_SECONDS, attempt
 from rltrain.envs.errors import ProcessExit
-from rltrain.rollout.workers.cleanup import name_prefix
-from rltrain.rollout.workers.process_tree import end_marked
-from rltrain.rollout.workers.worker_process import MARKER
+from rltrain.rollout.workers.local_children import LocalChildren
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
 
@@ -80,14 +77,14 @@ class LocalSettings:
     """Runs an environment in the learner's process with settings of its own, as in a process of its own.
 
     It gets its own standard streams, which it may close. `os._exit` raises `ProcessExit`. The run keeps its handlers of
-    SIGINT and SIGTERM. Functions that the environment registers with `atexit` are called by `end`.
+    SIGINT and SIGTERM. Functions that the environment registers with `atexit` are called by `end`, which also ends its
+    processes.
     """
 
     def __init__(self) -> None:
         self._settings = SeparateSettings((*TORCH, *process_settings()))
         self._pid, self._at_exits = os.getpid(), list[Callable[[], Any]]()
-        self._marker = f"{name_prefix()}local-{next(_numbers)}"
-        self._children: list[Any] = []  # that multiprocessing has forked
+        self._children = LocalChildren()
         self._handlers: dict[int, Any] = {}  # of HANDLED, that the environment has set
         self._theirs: dict[tuple[Any, str], Any] = {
             (os, "_exit"): self._exit,
@@ -103,12 +100,15 @@ class LocalSettings:
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """Code of the environment runs in the block."""
+        with self._children.marked(), self._in_force():
+            yield
+
+    @contextlib.contextmanager
+    def _in_force(self) -> Iterator[None]:
         in_main = threading.current_thread() is threading.main_thread()
         handlers = [_signal.getsignal(number) for number in HANDLED] if in_main else []
         mask = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
-        before = multiprocessing.active_children()
         ours = self._settings.enter()
-        os.environ[MARKER] = self._marker
         replaced = {place: getattr(*place) for place in self._theirs}
         for place, value in self._theirs.items():
             setattr(*place, value)
@@ -119,7 +119,6 @@ class LocalSettings:
                 self._theirs[place] = getattr(*place)
                 setattr(*place, value)
             self._settings.leave(ours)
-            self._children += [child for child in multiprocessing.active_children() if child not in before]
             for number, handler in zip(HANDLED, handlers, strict=False):
                 if handler is not None:
                     _signal.signal(number, handler)
@@ -135,9 +134,7 @@ class LocalSettings:
             while self._at_exits and time.monotonic() < until:
                 name = "a function that the environment registered with atexit"
                 attempt(self._at_exits.pop(), name, until - time.monotonic())
-        for child in self._children:
-            child.kill()
-        end_marked(f"{MARKER}={self._marker}")
+        self._children.close()
 
     def _exit(self, status: int) -> NoReturn:
         if os.getpid() != self._pid:  # a process that the environment has forked
@@ -157,7 +154,6 @@ class LocalSettings:
 
 
 _exit = os._exit
-_numbers = itertools.count()
 
 
 def _attribute(thing: Any, name: str) -> Setting:
@@ -228,12 +224,16 @@ def _set_generator(state: bytes) -> None:
     torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
-def _timer() -> float:
-    return signal.getitimer(signal.ITIMER_REAL)[1]
+def _timer() -> tuple[float | None, float]:
+    """Of SIGALRM: when it rings next, by time.monotonic, or None; and the seconds between two alarms."""
+    left, interval = signal.getitimer(signal.ITIMER_REAL)
+    return round(time.monotonic() + left, 2) if left else None, interval
 
 
-def _set_timer(interval: float) -> None:
-    signal.setitimer(signal.ITIMER_REAL, interval, interval)
+def _set_timer(state: tuple[float | None, float]) -> None:
+    """An alarm whose time has passed meanwhile rings at once."""
+    at, interval = state
+    signal.setitimer(signal.ITIMER_REAL, 0.0 if at is None else max(at - time.monotonic(), 1e-6), interval)
 
 
 def _default_device() -> Any:

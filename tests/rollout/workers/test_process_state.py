@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,16 @@ def test_an_environment_may_train_a_network(workers: int, tmp_path: Path) -> Non
     assert rltrain.evaluate(result.run, episodes=1, env=Learns).episodes == 1
 
 
-def test_the_runs_handlers_hold_while_the_environment_ignores_signals() -> None:
+@pytest.fixture
+def settings() -> Iterator[LocalSettings]:
+    found = LocalSettings()
+    yield found
+    found.end()
+
+
+def test_the_runs_handlers_hold_while_the_environment_ignores_signals(settings: LocalSettings) -> None:
     received: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    settings = LocalSettings()
     try:
         with settings():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -156,8 +163,7 @@ def test_the_runs_handlers_hold_while_the_environment_ignores_signals() -> None:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_the_end_of_the_process_is_an_exception() -> None:
-    settings = LocalSettings()
+def test_the_end_of_the_process_is_an_exception(settings: LocalSettings) -> None:
     with pytest.raises(ProcessExit), settings():
         os._exit(0)
     with settings():
@@ -196,6 +202,28 @@ def test_its_exit_functions_have_one_time_limit_together(monkeypatch: pytest.Mon
     assert 1 <= len(called) < 50
 
 
+def test_an_alarm_of_the_environment_rings_only_while_its_code_runs(settings: LocalSettings) -> None:
+    """A one-shot alarm that it never cancels. The alarm of the code around it, as pytest has one, goes on."""
+    rung: list[str] = []
+    before, timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 100.0)
+        with settings():
+            signal.signal(signal.SIGALRM, lambda *_: rung.append("ring"))
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+        assert signal.getitimer(signal.ITIMER_REAL) == pytest.approx((100.0, 0.0), abs=5.0)
+        time.sleep(0.4)
+        assert not rung
+        with settings():
+            time.sleep(0.1)
+        assert rung == ["ring"]
+        assert signal.getitimer(signal.ITIMER_REAL) == pytest.approx((100.0, 0.0), abs=5.0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+
+
 def test_it_may_close_its_output() -> None:
     code = (
         "import sys\n"
@@ -204,14 +232,15 @@ def test_it_may_close_its_output() -> None:
         "with settings():\n"
         "    sys.stdout.close()\n"
         "    sys.stderr = None\n"
+        "settings.end()\n"
         "print('still here')\n"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"still here\n"
 
 
-def test_a_profiler_may_start_while_an_environment_has_settings_of_its_own() -> None:
+def test_a_profiler_may_start_while_an_environment_has_settings_of_its_own(settings: LocalSettings) -> None:
     """cProfile's object is no function, which sys.setprofile could put back."""
-    settings, profile = LocalSettings(), cProfile.Profile()
+    profile = cProfile.Profile()
     try:
         with settings():
             os.environ["DIFFERS"] = "1"
@@ -221,7 +250,6 @@ def test_a_profiler_may_start_while_an_environment_has_settings_of_its_own() -> 
         json.dumps([])
     finally:
         profile.disable()
-        settings.end()
 
     profile.create_stats()
     (calls,) = [stats[0] for (_, _, name), stats in profile.stats.items() if name == "dumps"]  # type: ignore[attr-defined]
