@@ -82,7 +82,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
-    # Defaults for Box actions, where they are not the defaults of the fields. They replace values that nobody has set.
+    # Defaults for Box actions, where they are not the defaults of the fields. They replace values that were not given.
     BOX: ClassVar[dict[str, Any]] = {}
 
     @classmethod

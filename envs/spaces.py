@@ -18,9 +18,8 @@ from rltrain.envs.values import described, is_image, leaf_writer, legal_actions
 OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these"
 ACTIONS = "Discrete, MultiDiscrete, MultiBinary and Box"
 MASK = "action_mask"
-EPISODE_CONTINUES = (
-    "rltrain.episode_continues"  # key of an info: the episode ended for learning only, the reported episode continues
-)
+# Key of an info: the episode ended for learning only, the reported episode continues.
+EPISODE_CONTINUES = "rltrain.episode_continues"
 
 Writer = Callable[[Any, tuple[int, ...], Any], None]
 

@@ -89,7 +89,7 @@ def open_environment(
 
 def settled(config: RunConfig, environment: Environment) -> tuple[RunConfig, list[str]]:
     """The configuration of a new run, with the values that depend on its environment: defaults for Box actions, and no
-    more workers than its native vector environment has blocks. One line about each value that nobody has set.
+    more workers than its native vector environment has blocks. One line about each value that was not given.
     """
     notes, spec, units = list[str](), environment.spec, len(environment.units)
     if config.raised_from is not None:

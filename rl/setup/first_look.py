@@ -126,7 +126,7 @@ class FirstLook:
             with warnings.catch_warnings(), without_main(), guard:
                 warnings.simplefilter("ignore", DeprecationWarning)  # of a fork: numpy has threads of its own
                 self._process.start()
-        except BaseException:  # also Ctrl-C: the child ends, since nobody is at the other end
+        except BaseException:  # also Ctrl-C: the child ends when these are closed
             for connection in (self._pipe, self._calls, self._link):
                 connection.close()
             raise

@@ -40,7 +40,6 @@ class CheckpointWriter:
         folder:         the run's folder of checkpoints.
         restore_method: how streams are restored on resume; with "none" a resumed run is not exact.
         resumed:        the checkpoint from which the run continues.
-
     """
 
     def __init__(

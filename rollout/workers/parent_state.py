@@ -78,9 +78,8 @@ class ParentState:
         if not any(MAIN.encode() in pickled for pickled in (payload, *self.environments)):
             return loaded
         before, main = sys.modules[MAIN], ModuleType(MAIN)
-        for (
-            thing
-        ) in gc.get_objects():  # not `isinstance`, which asks some objects of torch for their class, with a warning
+        # Not `isinstance`, which asks some objects of torch for their class, with a warning.
+        for thing in gc.get_objects():
             if type(thing) is FunctionType and thing.__module__ == MAIN and thing.__globals__ is not vars(before):
                 vars(main).update(thing.__globals__)
         for thing in gc.get_objects():

@@ -113,7 +113,7 @@ def run_supervised(run: Callable[[], None], link: Connection, pipe: Connection) 
         finally:
             end_descendants(reaped)
     die_with_parent()
-    if _learner_is_gone(link):  # nobody will tell this process to end
+    if _learner_is_gone(link):  # this process will get no request to end
         os._exit(0)
     return 0 if status is None else os.waitstatus_to_exitcode(status)
 
