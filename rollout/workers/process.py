@@ -46,9 +46,8 @@ def before_exit(call: Callable[[], Any]) -> None:
 
     register: Any = getattr(threading, "_register_atexit", None) or atexit.register
     with contextlib.suppress(RuntimeError):  # the interpreter is exiting already
-        if (
-            theirs.process_pool_executor_at_exit is None
-        ):  # loky registers itself with its first process; the last one registered is called first
+        # loky registers itself with its first process; the last one registered is called first
+        if theirs.process_pool_executor_at_exit is None:
             theirs.process_pool_executor_at_exit = True
             register(theirs._python_exit)
         register(call)
