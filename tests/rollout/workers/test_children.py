@@ -278,11 +278,10 @@ def test_nothing_remains_after_sigkill_of_the_learner(server: bool, hangs: bool)
     with tempfile.TemporaryDirectory() as temporary:  # tmp_path would be too long for a socket
         text = KILLED.format(tests=str(Path(__file__).parent), server=server, hangs=hangs)
         env = {**os.environ, "TMPDIR": temporary}
-        process = subprocess.Popen([sys.executable, "-c", text], env=env, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        *pids, name, folder = process.stdout.readline().split()
-        assert process.wait(60) == -signal.SIGKILL
-        process.stdout.close()
+        with subprocess.Popen([sys.executable, "-c", text], env=env, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            *pids, name, folder = process.stdout.readline().split()
+            assert process.wait(60) == -signal.SIGKILL
 
         assert len(pids) >= 6
         assert gone([int(pid) for pid in pids], 15.0)
@@ -301,7 +300,7 @@ from test_children import Simulators, answer
 from rltrain.rollout.workers.in_process import LocalHandle
 handle = LocalHandle(0, Simulators)
 pids = [pid for kind in ("program", "session", "daemon", "stubborn", "pool") for pid in answer(handle, "start", kind)]
-print(*(pid for pid in pids if pid != handle._children._watch.pid), flush=True)
+print(*(pid for pid in pids if pid != handle._settings._children._watch.pid), flush=True)
 handle.close() if {closes} else os.kill(os.getpid(), signal.SIGKILL)
 os._exit(0)
 """
@@ -310,11 +309,10 @@ os._exit(0)
 @pytest.mark.parametrize("closes", [True, False])
 def test_children_of_a_worker_in_this_process_end_with_it(closes: bool) -> None:
     text = LOCAL.format(tests=str(Path(__file__).parent), closes=closes)
-    process = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    pids = [int(pid) for pid in process.stdout.readline().split() if int(pid) not in (process.pid, os.getpid())]
-    assert process.wait(60) == (0 if closes else -signal.SIGKILL)
-    process.stdout.close()
+    with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split() if int(pid) not in (process.pid, os.getpid())]
+        assert process.wait(60) == (0 if closes else -signal.SIGKILL)
 
     assert len(pids) >= 5
     assert gone(pids)
