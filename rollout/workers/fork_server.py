@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from multiprocessing import get_context
 from typing import Any
 
+from rltrain.rollout.workers.forks import one_thread
+
 PRELOAD = [  # modules that workers need
     "loky.process_executor",
     "rltrain.envs.make",
@@ -70,12 +72,13 @@ def has_fork_server() -> bool:
 def without_main() -> Iterator[None]:
     """Hide the main module: a forked worker does not need it, and would spend time to import it."""
     main = sys.modules["__main__"]
-    hidden = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
-    try:
-        main.__spec__ = None
-        if "__file__" in hidden:
-            del main.__file__
-        yield
-    finally:
-        for name, value in hidden.items():
-            setattr(main, name, value)
+    with one_thread():
+        hidden = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+        try:
+            main.__spec__ = None
+            if "__file__" in hidden:
+                del main.__file__
+            yield
+        finally:
+            for name, value in hidden.items():
+                setattr(main, name, value)

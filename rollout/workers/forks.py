@@ -1,4 +1,4 @@
-"""What a process does not pass on to its children: handlers of SIGINT and SIGTERM, and connections.
+"""What a process does not pass on to its children: handlers of SIGINT and SIGTERM, connections, a lock.
 
 An ignored signal (SIG_IGN) stays ignored in a program that the process starts; a handler written in Python does not.
 A fork keeps both, so the handlers that are registered here are replaced in a forked child. The connections that are
@@ -39,6 +39,7 @@ def no_reaction(signum: int, frame: Any) -> None:
 
 _own: list[Handler] = [no_reaction]
 _local = threading.local()
+_turn = threading.RLock()
 _connections: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -53,6 +54,13 @@ def ignore() -> None:
 def closed_in_children(*connections: Any) -> None:
     """Close these connections in children that are forked from now on."""
     _connections.update(connections)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread at a time is in this block. It may change for a while what all threads share, such as os.environ."""
+    with _turn:
+        yield
 
 
 @contextlib.contextmanager
@@ -104,6 +112,8 @@ def _in_parent() -> None:
 
 
 def _in_child() -> None:
+    global _turn
+    _turn = threading.RLock()  # another thread may have held it, and does not run here
     for connection in _connections:
         connection.close()
     for number in NUMBERS:

@@ -18,7 +18,7 @@ from typing import Any
 import cloudpickle
 import gymnasium
 
-from rltrain.rollout.workers.forks import NUMBERS
+from rltrain.rollout.workers.forks import NUMBERS, one_thread
 
 SAFE_PATH = "PYTHONSAFEPATH"  # environment variable: Python does not put the working folder first in sys.path
 MAIN = "__main__"
@@ -123,20 +123,21 @@ def starting_python() -> Iterator[None]:
     one too.
     """
     config: Any = process.current_process()._config  # type: ignore[attr-defined]
-    before, daemon = os.environ.get(SAFE_PATH), config.get("daemon")
-    os.environ[SAFE_PATH] = "1"
     trackers: Any = [resource_tracker, sys.modules.get("loky.backend.resource_tracker")]
-    for tracker in filter(None, trackers):
-        tracker.ensure_running()  # its start, in the block, would unblock the signals
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
-    config["daemon"] = False
-    try:
-        yield
-    finally:
-        os.environ.pop(SAFE_PATH)
-        if before is not None:
-            os.environ[SAFE_PATH] = before
-        config.pop("daemon")
-        if daemon is not None:
-            config["daemon"] = daemon
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    with one_thread():  # nodes of a cluster in this process start their workers from threads of their own
+        before, daemon = os.environ.get(SAFE_PATH), config.get("daemon")
+        os.environ[SAFE_PATH] = "1"
+        for tracker in filter(None, trackers):
+            tracker.ensure_running()  # its start, in the block, would unblock the signals
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+        config["daemon"] = False
+        try:
+            yield
+        finally:
+            os.environ.pop(SAFE_PATH)
+            if before is not None:
+                os.environ[SAFE_PATH] = before
+            config.pop("daemon")
+            if daemon is not None:
+                config["daemon"] = daemon
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from rltrain.rollout.workers import cleanup
+from rltrain.rollout.workers.fork_server import without_main
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.parent_state import starting_python
 from rltrain.rollout.workers.process import ProcessHandle
@@ -346,6 +347,26 @@ def test_a_worker_that_starts_does_not_react_to_ctrl_c(fork_server: None) -> Non
         done = subprocess.run([sys.executable, "-c", text], stdout=subprocess.PIPE, check=True)
     assert done.stdout == b"lives\n"
     assert {signal.SIGINT, signal.SIGTERM} <= blocked
+    assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_threads_start_processes_one_after_the_other() -> None:
+    """The nodes of a cluster in this process are threads. What a start changes for a while belongs to all of them."""
+    main = sys.modules["__main__"]
+    before = os.environ.get("PYTHONSAFEPATH"), main.__spec__, getattr(main, "__file__", None)
+
+    def start() -> None:
+        with without_main(), starting_python():
+            pass
+
+    other = threading.Thread(target=start)
+    with without_main(), starting_python():
+        other.start()
+        other.join(0.3)
+        assert other.is_alive()
+        assert os.environ["PYTHONSAFEPATH"] == "1"
+    other.join()
+    assert (os.environ.get("PYTHONSAFEPATH"), main.__spec__, getattr(main, "__file__", None)) == before
     assert not {signal.SIGINT, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
