@@ -84,7 +84,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.fixture(params=["source", "wheel"])
+@pytest.fixture(params=[pytest.param("source", marks=pytest.mark.sweep), "wheel"])
 def installed(request: pytest.FixtureRequest) -> Path:
     """A folder from which `import rltrain` works."""
     if request.param == "wheel":

@@ -40,35 +40,21 @@ BOX2D = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="ne
 MUJOCO = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs the extra mujoco")
 
 CASES = [
-    pytest.param([*SHORT, *CARTPOLE, "--workers", "0"], id="ppo"),
-    pytest.param([*A2C, *CARTPOLE, "--workers", "0", "--json", "--quiet"], id="a2c"),
     pytest.param([*SHORT, *CARTPOLE, *GRU, "--workers", "0"], id="gru and normalisers"),
     pytest.param(
         [*SHORT, *CARTPOLE, "--workers", "0", "--streams", "128", "--unroll", "8", "--steps", "9000"]
         + ["--checkpoint-every", "1000", "--vector", "native"],
         id="native",
     ),
-    pytest.param([*SHORT, "--env", "probe:dict", "--workers", "0"], id="dict observations"),
     pytest.param([*DQN, *CARTPOLE, "--workers", "0"], id="dqn"),
-    pytest.param([*DQN, *EARLY, *CARTPOLE, "--workers", "0"], id="dqn, statistics before updates"),
     pytest.param([*DQN, *REPLAYS, *CARTPOLE, "--workers", "0", "--capacity", "300"], id="dqn, n-step, prioritised"),
     pytest.param([*DQN, "--n-step", "3", "--env", "probe:dict", "--workers", "0", "--replay-on-disk"], id="on disk"),
     pytest.param(["--algo", "sac", *BOX, "--n-step", "2", "--prioritized"], id="sac, n-step, prioritised"),
-    pytest.param(["--algo", "td3", *BOX, "--normalize-obs"], id="td3, normalised"),
-    pytest.param(["--algo", "droq", *BOX, "--critics", "3", "--target-critics", "2", "--dropout", "0.2"], id="droq"),
-    pytest.param(["--algo", "sac", *BOX, "--sde", "--sde-every", "7"], id="sac, gsde"),
     pytest.param(
         [*SHORT, "--env", "Pendulum-v1", "--sde", "--squash", "--sde-every", "7", "--workers", "0"], id="ppo, gsde"
     ),
-    pytest.param(["--algo", "crossq", *BOX, "--widths-q", "16,16"], id="crossq"),
     pytest.param(["--algo", "tqc", *BOX, "--widths-q", "16,16", "--n-step", "2"], id="tqc"),
-    pytest.param(["--algo", "ddpg", *BOX, "--noise-kind", "ou"], id="ddpg, ou"),
     pytest.param(["--algo", "qmix", "--env", "generations", *TEAM, "--memory", "gru"], id="qmix, agents that die"),
-    pytest.param(
-        ["--algo", "iql", "--env", "generations", *TEAM, "--last-action", "--share", "agent_0=old,agent_*=young"],
-        id="iql, last actions, named policies",
-    ),
-    pytest.param(["--algo", "vdn", "--env", "tic-tac-toe", *TEAM, "--length", "3"], id="vdn, in turns"),
     pytest.param(
         [*SHORT, "--env", "tic-tac-toe", "--workers", "0", "--normalize-return"]
         + ["--opponents", "pool", "--pool-size", "3", "--pool-every", "90"],
@@ -76,10 +62,39 @@ CASES = [
     ),
     pytest.param(["--algo", "qmix", "--env", "two-step", *TEAM, "--replay-on-disk"], id="qmix, state, on disk"),
     pytest.param(["--algo", "maddpg", "--env", "generations", *ACTORS], id="maddpg, agents that die"),
-    pytest.param(["--algo", "maddpg", "--env", "spread", *ACTORS, "--noise-end", "0"], id="maddpg, box"),
     pytest.param([*SHORT, "--env", "LunarLander-v3", "--workers", "0"], id="LunarLander", marks=BOX2D),
+]
+MORE = [
+    pytest.param([*SHORT, *CARTPOLE, "--workers", "0"], id="ppo", marks=pytest.mark.sweep),
+    pytest.param([*A2C, *CARTPOLE, "--workers", "0", "--json", "--quiet"], id="a2c", marks=pytest.mark.sweep),
+    pytest.param([*SHORT, "--env", "probe:dict", "--workers", "0"], id="dict observations", marks=pytest.mark.sweep),
     pytest.param(
-        [*SHORT, "--env", "HalfCheetah-v5", "--workers", "0", "--eval-every", "0"], id="HalfCheetah", marks=MUJOCO
+        [*DQN, *EARLY, *CARTPOLE, "--workers", "0"], id="dqn, statistics before updates", marks=pytest.mark.sweep
+    ),
+    pytest.param(["--algo", "td3", *BOX, "--normalize-obs"], id="td3, normalised", marks=pytest.mark.sweep),
+    pytest.param(
+        ["--algo", "droq", *BOX, "--critics", "3", "--target-critics", "2", "--dropout", "0.2"],
+        id="droq",
+        marks=pytest.mark.sweep,
+    ),
+    pytest.param(["--algo", "sac", *BOX, "--sde", "--sde-every", "7"], id="sac, gsde", marks=pytest.mark.sweep),
+    pytest.param(["--algo", "crossq", *BOX, "--widths-q", "16,16"], id="crossq", marks=pytest.mark.sweep),
+    pytest.param(["--algo", "ddpg", *BOX, "--noise-kind", "ou"], id="ddpg, ou", marks=pytest.mark.sweep),
+    pytest.param(
+        ["--algo", "iql", "--env", "generations", *TEAM, "--last-action", "--share", "agent_0=old,agent_*=young"],
+        id="iql, last actions, named policies",
+        marks=pytest.mark.sweep,
+    ),
+    pytest.param(
+        ["--algo", "vdn", "--env", "tic-tac-toe", *TEAM, "--length", "3"], id="vdn, in turns", marks=pytest.mark.sweep
+    ),
+    pytest.param(
+        ["--algo", "maddpg", "--env", "spread", *ACTORS, "--noise-end", "0"], id="maddpg, box", marks=pytest.mark.sweep
+    ),
+    pytest.param(
+        [*SHORT, "--env", "HalfCheetah-v5", "--workers", "0", "--eval-every", "0"],
+        id="HalfCheetah",
+        marks=[MUJOCO, pytest.mark.sweep],
     ),
 ]
 # Moments spread over a run, one in the middle of each file of a checkpoint.
@@ -112,7 +127,7 @@ def killed_and_resumed(
     return launch(tmp, "--resume", str(run), "--json", "--quiet", *more).result, run
 
 
-@pytest.mark.parametrize("argv", CASES)
+@pytest.mark.parametrize("argv", CASES + MORE)
 def test_killed_and_resumed_is_as_if_nothing_had_been(launch: Any, tmp_path: Path, argv: list[str]) -> None:
     whole = launch(tmp_path, *argv, "--out", "whole").result
 

@@ -129,14 +129,18 @@ SEVENTEEN = [
     ("dqn", "CartPole-v1", {**HARD, "double": True, "epsilon_per_stream": True}),
     ("dqn", "probe:masked", {**HARD, "dueling": True, "noisy": True, "atoms": 5}),
     ("sac", "Pendulum-v1", HARD),
+    ("td3", "Pendulum-v1", HARD),
+]
+MORE = [
     ("sac", "CartPole-v1", {}),
     ("sac", "probe:masked", HARD),
-    ("td3", "Pendulum-v1", HARD),
     ("ddpg", "Pendulum-v1", {"noise_kind": "ou"}),
 ]
 
 
-@pytest.mark.parametrize(("algo", "env", "given"), SEVENTEEN)
+@pytest.mark.parametrize(
+    ("algo", "env", "given"), [*SEVENTEEN, *(pytest.param(*case, marks=pytest.mark.sweep) for case in MORE)]
+)
 def test_seventeen_streams_with_eight_workers(algo: str, env: str, given: dict[str, Any], tmp_path: Path) -> None:
     """Some have three, some two. In processes, and with 1, 2 and 3 too: tests/learning/test_eight_workers.py."""
     small: dict[str, Any] = {

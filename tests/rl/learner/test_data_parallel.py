@@ -305,7 +305,11 @@ def torchrun(folder: Path, *words: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (False, r"rltrain: learner 1 of 2 was lost: its process is gone\ncheckpoint \S+/step-(\d+)\n"),
+        pytest.param(
+            False,
+            r"rltrain: learner 1 of 2 was lost: its process is gone\ncheckpoint \S+/step-(\d+)\n",
+            marks=pytest.mark.sweep,
+        ),
         (True, r"rltrain: interrupted; checkpoint \S+/step-(\d+)\n"),
     ],
     ids=["the first sees that the second is gone", "torchrun sees it before, and asks the first to end"],
@@ -344,6 +348,7 @@ def test_torchrun_and_the_flag_must_not_differ(tmp_path: Path) -> None:
     assert "forcefully exiting" not in err  # a learner that waited for rank 0 ignored SIGTERM for 30 s
 
 
+@pytest.mark.sweep
 def test_on_two_machines_all_are_started_again(tmp_path: Path) -> None:
     """Each machine has an agent, which counts its own restarts only."""
     port = str(free_port())

@@ -107,7 +107,11 @@ def steps(folder: Path) -> int:
 # --- the same run ---
 
 
-@pytest.mark.parametrize("flags", [PPO, DQN, SAC, QMIX], ids=["ppo", "dqn", "sac", "qmix"])
+@pytest.mark.parametrize(
+    "flags",
+    [PPO, pytest.param(DQN, marks=pytest.mark.sweep), SAC, pytest.param(QMIX, marks=pytest.mark.sweep)],
+    ids=["ppo", "dqn", "sac", "qmix"],
+)
 def test_a_synchronous_run_has_the_same_bits_as_here(
     two: Machines, tmp_path: Path, launch: Any, flags: list[str]
 ) -> None:
@@ -286,6 +290,7 @@ def test_gradients_come_over_too(two: Machines, tmp_path: Path, launch: Any) -> 
     assert sum(line["cluster/unrolls_bytes"] for line in metrics(tmp_path)) > 0
 
 
+@pytest.mark.sweep
 def test_without_a_node_a_run_waits_and_then_goes_on(some: Machines, slow: Path) -> None:
     some.add("a", slots=2)
     run = begin(slow, *PPO, "--env", "mine.py:Slow", "--steps", "2000", "--workers", "2", "--cluster", some.address)
@@ -300,6 +305,7 @@ def test_without_a_node_a_run_waits_and_then_goes_on(some: Machines, slow: Path)
     assert "there is a node again" in err
 
 
+@pytest.mark.sweep
 def test_without_a_node_for_too_long_a_run_ends_with_a_checkpoint(some: Machines, slow: Path) -> None:
     some.add("a", slots=2)
     flags = [*PPO, "--env", "mine.py:Slow", "--steps", "100000", "--workers", "2", "--cluster-timeout", "2"]
