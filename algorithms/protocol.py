@@ -9,6 +9,7 @@ them. All parameters of a policy are trained by one optimiser.
     all others      `normalised(obs)`, the observation as every network gets it, `observe(unrolls)`, and with those obs
     dqn, rainbow    `net`: a `QNetwork` with all the policy's parameters; `explore(progress)`, called before each
                     update, returns the epsilon to log
+    (with `memory`, obs of dqn and sac is a `History`, and the replay keeps each `core` of the policy)
     sac, tqc, crossq, droq, redq with Box actions
                     `sample(obs, noise [B, A]) -> (action [B, *A] in [-1, 1], log density [B])`, both with gradients
     sac, droq, redq with Discrete actions

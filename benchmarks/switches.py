@@ -46,11 +46,11 @@ OTHER: dict[str, Any] = {
     "target_entropy": -5.0, "regularize": 0.1, "noise": 0.5, "noise_end": 0.9, "alpha": 0.2, "beta": 0.9,
     "priority_eps": 0.5, "epsilon": 0.5, "epsilon_end": 0.9, "epsilon_share": 0.9, "widths": (8,), "memory_size": 5,
     "sequence": 2, "mixer_width": 4, "hyper_width": 0, "log_std_init": -1.0, "epochs": 3, "minibatches": 4, "batch": 4,
-    "updates_per_step": 1.0, "buffer_size": 2, "reuse": 3, "wait": 2, "sde_every": 2, "warmup": 48,
+    "updates_per_step": 1.0, "burn_in": 5, "buffer_size": 2, "reuse": 3, "wait": 2, "sde_every": 2, "warmup": 48,
 }  # fmt: skip
 # A setting that needs another one to have a meaning is tried together with it.
 NEEDS: dict[str, dict[str, Any]] = {
-    **{key: {"memory": "gru"} for key in ("memory_size", "critic_memory", "sequence")},
+    **{key: {"memory": "gru"} for key in ("memory_size", "critic_memory", "sequence", "burn_in")},
     **{key: {"prioritized": True} for key in ("alpha", "beta", "priority_eps")},
     **{key: {"atoms": 5} for key in ("v_min", "v_max")},
     **{key: {"noisy": False} for key in ("epsilon", "epsilon_end", "epsilon_share", "epsilon_per_stream", "init")},
@@ -206,6 +206,8 @@ def small(algo: str) -> dict[str, Any]:
     }
     base |= {"widths_q": (6,), "mixer_width": 3, "hyper_width": 3}
     fields = fields_of(algo)
+    if "burn_in" in fields:
+        base |= {"length": 4, "burn_in": 2}
     return {name: value for name, value in base.items() if name in fields}
 
 

@@ -134,6 +134,8 @@ class ReplayPlan:
     gamma: float  # discount per step, of n-step rewards
     n_step: int = 1
     length: int = 1  # above 1, or with several agents: samples are Trajectories [length, B]
+    core_size: int = 0  # H of a policy with memory; above 0: samples are Trajectories [burn_in + length, B] with `core`
+    burn_in: int = 0  # with memory, first rows of a sequence, which are not learnt from
     whole_episodes: bool = False  # samples are complete episodes, Trajectories as long as the longest of the batch
     alpha: float = 0.0  # exponent of priorities; 0: uniform
     beta: float = 0.4  # exponent of importance weights at the start; 1 at the end of the run
@@ -142,6 +144,11 @@ class ReplayPlan:
     clip_reward: bool = False  # rewards are clipped to [-1, 1] before they are stored
     wait: int | Literal["all"] = "all"  # streams a delivery waits for
     overlap: bool = False  # actors continue while the learner updates
+
+    @property
+    def window(self) -> int:
+        """Consecutive rows of a stream that a sample with memory consists of."""
+        return self.burn_in + self.length
 
 
 DataPlan = StreamPlan | GradientPlan | ReplayPlan  # which data an algorithm learns from

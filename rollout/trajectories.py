@@ -35,6 +35,8 @@ AXES: dict[str, Axes] = {  # leading axes of each field of `Trajectory`: rows, t
     "acting": "T+1",
     "state": "T+1",
     "num_rows": "B",
+    "weight": "B",
+    "index": "B",
 }
 EPISODES = "episodes"  # the only field without arrays
 
@@ -82,15 +84,16 @@ def select_columns(batch: Trajectory | Transition, begin: int, end: int) -> Any:
 
 
 def cut_rows(unroll: Trajectory, begin: int, end: int) -> Trajectory:
-    """Rows `begin` to `end` of all columns: views. Without `core`, of which no row may lie at `begin`, and episodes."""
+    """Rows `begin` to `end` of all columns: views. Without episodes, and without `core` if not every row has one."""
     end = min(end, unroll.rows)
     num_rows = None if unroll.num_rows is None else (unroll.num_rows - begin).clip(0, end - begin)
+    every_row = unroll.core is not None and len(unroll.core) == unroll.rows
     return map_axes(
         {"T+1": lambda x: x[begin : end + 1], "T": lambda x: x[begin:end], "B": lambda x: x},
         unroll,
         row=unroll.row + begin,
         num_rows=num_rows,
-        core=None,
+        core=unroll.core[begin:end] if unroll.core is not None and every_row else None,
         episodes=(),
     )
 

@@ -63,6 +63,8 @@ class Trajectory:
     acting: Array | None = None  # [T+1, B, N]  bool, in turn-based games: the agents that act at this step
     state: Array | None = None  # [T+1, B, *S]  float32, global state, which only training uses
     num_rows: Array | None = None  # [B]  int64, number of rows that the actor made, before stretching; None: T
+    weight: Array | None = None  # [B]  float32, of a prioritised replay's sequences: as in `Transition`
+    index: Array | None = None  # [B]   int64, the same
 
     @property
     def valid(self) -> Array:

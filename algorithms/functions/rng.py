@@ -16,7 +16,7 @@ class Shard(NamedTuple):
     total: int  # columns of the whole batch
     begin: int
     end: int  # columns [begin, end) are here
-    items: Tensor | None = None  # [R, total] bool, what minibatches consist of: valid rows, or all sequences
+    items: Tensor | None = None  # [R, total] bool, of a Trajectory: the rows, or sequences, that are learnt from
 
 
 class Rng:
@@ -31,7 +31,7 @@ class Rng:
         self.shard: Shard | None = None  # of the update under way; None: the whole batch is here
 
     def normal(self, *shape: int, batch_dim: int = 0) -> Tensor:
-        """Standard normal numbers of this shape, on the CPU. `batch_dim` is the dimension of the samples."""
+        """Standard normal numbers of this shape, on the CPU. `batch_dim` is the dimension of the samples or rows."""
         return self._draw(torch.randn, shape, batch_dim)
 
     def uniform(self, *shape: int, batch_dim: int = 0) -> Tensor:
@@ -46,9 +46,16 @@ class Rng:
         if self.shard is None:
             return draw(shape, generator=self.generator)
         rows, whole = shape[batch_dim], list(shape)
-        whole[batch_dim] = self.shard.total
+        total, begin, end, items = self.shard
+        if items is None:
+            whole[batch_dim] = total
+            numbers = draw(whole, generator=self.generator)
+            return numbers.narrow(batch_dim, min(begin, total - rows), rows)
+        column = torch.arange(total).expand(items.shape)[items]  # of each row of the whole batch
+        whole[batch_dim] = len(column)
         numbers = draw(whole, generator=self.generator)
-        return numbers.narrow(batch_dim, min(self.shard.begin, self.shard.total - rows), rows)
+        here = ((column >= begin) & (column < end)).nonzero().squeeze(-1)
+        return numbers.index_select(batch_dim, here if len(here) else torch.arange(rows))
 
     def shuffle(self, count: int, pieces: int) -> tuple[Tensor, list[int]]:
         """A random order of `count` items, in pieces whose sizes differ by one at most.

@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.rng import Rng
-from rltrain.algorithms.networks.encoder import load_torso
+from rltrain.algorithms.networks.memory import encode_step, make_encoder
 from rltrain.algorithms.networks.normalized_mlp import Norm, NormalizedMLP
 from rltrain.algorithms.settings import Activation
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree
 
 ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh_, "relu": torch.relu_}
+SHAPES = 8  # numbers of rows whose activation arrays are kept; with memory it differs from update to update
 THIN = 32  # columns of a layer's input below which its weight gradient is computed transposed, which is faster
 
 
@@ -153,7 +154,9 @@ class BatchedMLP(nn.Module):
     def _recycle(self, arrays: list[Tensor]) -> None:
         if arrays:
             nets, rows, _ = arrays[0].shape
-            self._free[nets, rows].append(arrays)
+            if len(self._free) > SHAPES:
+                self._free = {}
+            self._free.setdefault((nets, rows), []).append(arrays)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchedMLP:
         """A copy of the parameters, with empty caches."""
@@ -179,6 +182,7 @@ class EncoderMLP(nn.Module):
         widths:       units of the hidden layers; None: those of the settings.
         norm:         of the hidden layers; this and the next as in `NormalizedMLP`.
         dropout:      probability that a hidden unit is 0.
+        acts:         this network acts; see `MemoryEncoder`.
     """
 
     def __init__(
@@ -192,9 +196,10 @@ class EncoderMLP(nn.Module):
         widths: Sequence[int] | None = None,
         norm: Norm = "none",
         dropout: float = 0.0,
+        acts: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder = load_torso(config.torso, spec, generator)
+        self.encoder = make_encoder(spec, config, generator, acts)
         shape = self.encoder.features + extra_inputs, config.widths if widths is None else widths, outputs, nets
         self.dense: BatchedMLP | NormalizedMLP
         if norm == "none" and dropout == 0:
@@ -203,7 +208,7 @@ class EncoderMLP(nn.Module):
             self.dense = NormalizedMLP(*shape, config.activation, generator, norm, dropout)
 
     def forward(self, obs: Tree, *extra_inputs: Tensor, frozen: bool = False, **options: Any) -> Tensor:
-        """tree of [B, *O], normalised, and [B, F] each to [n, B, outputs].
+        """tree of [B, *O], normalised, and [B, F] each to [n, B, outputs]; with memory obs is a `History`.
 
         With `frozen` only `extra_inputs` get gradients; other options as in `BatchedMLP` and `NormalizedMLP`.
         """
@@ -214,6 +219,11 @@ class EncoderMLP(nn.Module):
     def rows(self, obs: Tree) -> Tensor:
         """tree of [..., *O], normalised, to [..., outputs] of a single net, for actors."""
         return self.dense.rows(self.encoder.forward(obs))
+
+    def step(self, obs: Tree, core: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`rows` of one step [B, *O], and the next core [B, C]; without memory that is `core` itself."""
+        features, core = encode_step(self.encoder, obs, core)
+        return self.dense.rows(features), core
 
 
 class _Fused(torch.autograd.Function):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rltrain.algorithms.networks.memory import History
+from rltrain.algorithms.networks.recurrent import core_size
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree, leaves, tree_map, unflatten
 from rltrain.rollout.types import Trajectory
@@ -78,11 +80,18 @@ class NormalizedPolicy(nn.Module):
     def __init__(self, spec: EnvSpec, config: Any) -> None:
         super().__init__()
         self.spec, self.config, self.sequence = spec, config, config.unroll
+        memory = getattr(config, "memory", "none")
+        if memory != "none":
+            self.core_size, self.sequence = core_size(memory, config.memory_size), 1  # the replay holds every core
         self.normalizer = Normalizer(spec) if config.normalize_obs else None
 
     def normalised(self, obs: Tree) -> Tree:
-        """The observation as all networks get it, those of the critics too."""
-        return obs if self.normalizer is None else self.normalizer.forward(obs)
+        """The observation, or with memory the `History`, as all networks get it, those of the critics too."""
+        if self.normalizer is None:
+            return obs
+        if isinstance(obs, History):
+            return obs._replace(obs=self.normalizer.forward(obs.obs))
+        return self.normalizer.forward(obs)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics with each observation that an actor acted on."""

@@ -59,6 +59,10 @@ class RecurrentCore(nn.Module):
         Returns:
             [L, N, H] the output after each row.
         """
+        return self.output(self.cores(x, core, first, sequence))
+
+    def cores(self, x: Tensor, core: Tensor, first: Tensor, sequence: int | None = None) -> Tensor:
+        """[L, N, C] the core after each row; arguments as in `unroll`."""
         keep = (~first).to(x.dtype).unsqueeze(-1)  # [L, N, 1]
         cores = []
         for t, (row, kept) in enumerate(zip(x.unbind(0), keep.unbind(0), strict=True)):
@@ -66,7 +70,7 @@ class RecurrentCore(nn.Module):
                 core = core.detach()
             core = self.step(row, core * kept)
             cores.append(core)
-        return self.output(torch.stack(cores))
+        return torch.stack(cores)
 
 
 def core_size(kind: str, hidden: int) -> int:

@@ -17,7 +17,7 @@ from rltrain.algorithms.networks.normalized_mlp import Norm
 from rltrain.algorithms.networks.state_noise import StateDependentNoise
 from rltrain.algorithms.protocol import Act, Noise, check_bounded, check_exploration
 from rltrain.envs.spec import EnvSpec
-from rltrain.rollout.tree import Tree
+from rltrain.rollout.tree import Tree, leaves
 
 LOG_STD = (-20.0, 2.0)  # the authors' bounds of the log standard deviation
 MEAN = 2.0  # largest mean before tanh, with gSDE
@@ -32,11 +32,12 @@ class SquashedGaussian(NormalizedPolicy):
         self.size = math.prod(spec.action.shape)
         self.noise = Noise("normal", self.size)
         norm: Norm = getattr(config, "policy_norm", "none")  # CrossQ's is batch normalisation
-        self.actor = EncoderMLP(spec, config, 0, 2 * self.size, 1, generator, norm=norm)
+        self.actor = EncoderMLP(spec, config, 0, 2 * self.size, 1, generator, norm=norm, acts=True)
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams, from noise [B, A]."""
-        dist = self._distribution(self.actor.rows(self.normalised(obs)))
+        head, core = self.actor.step(self.normalised(obs), core)
+        dist = self._distribution(head)
         return Act(dist.sample(noise) if explore else dist.mode(), {}, core)
 
     def sample(self, obs: Tree, noise: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
@@ -66,7 +67,7 @@ class StateDependentGaussian(NormalizedPolicy):
             raise ValueError("sde needs a hidden layer, whose units its noise depends on: widths must not be empty")
         *widths, last = config.widths
         self.size = math.prod(spec.action.shape)
-        self.actor = EncoderMLP(spec, config, 0, last, 1, generator, widths)  # the last hidden layer before activation
+        self.actor = EncoderMLP(spec, config, 0, last, 1, generator, widths, acts=True)  # the last hidden layer
         self.head = MLP(last, (), self.size, generator=generator, init="uniform")
         self.state_noise = StateDependentNoise(last, self.size, config.log_std_init)
         self.activate = {"tanh": torch.tanh, "relu": torch.relu}[config.activation]
@@ -74,7 +75,8 @@ class StateDependentGaussian(NormalizedPolicy):
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams, from noise [B, F * A]."""
-        h = self.activate(self.actor.rows(self.normalised(obs)))
+        h, core = self.actor.step(self.normalised(obs), core)
+        h = self.activate(h)
         dist = self._distribution(h)
         return Act(dist.sample(self.state_noise.normal(h, dist.log_std, noise)) if explore else dist.mode(), {}, core)
 
@@ -94,16 +96,18 @@ class SoftCategorical(NormalizedPolicy):
         super().__init__(spec, config)
         (actions,) = spec.action.nvec
         self.noise = Noise("gumbel", actions)
-        self.actor = EncoderMLP(spec, config, 0, actions, 1, generator)
+        self.actor = EncoderMLP(spec, config, 0, actions, 1, generator, acts=True)
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams, from noise [B, n]."""
-        dist = Categorical(self.score(obs, explore), action_mask)
+        logits, core = self.actor.step(self.normalised(obs), core)
+        dist = Categorical(logits, action_mask)
         return Act(dist.sample(noise) if explore else dist.mode(), {}, core)
 
     def score(self, obs: Tree, explore: bool) -> Tensor:
-        """[B, n] logits of the actions."""
-        return self.actor.rows(self.normalised(obs))
+        """[B, n] logits of the actions, with an empty memory."""
+        core = torch.zeros(len(leaves(obs)[0]), self.core_size) if self.core_size else None
+        return self.actor.step(self.normalised(obs), core)[0]
 
     def distribution(self, obs: Tree, action_mask: Tensor | None) -> Categorical:
         """The distribution over actions at normalised obs, with gradients."""

@@ -81,7 +81,7 @@ class CrossQ:
             metrics |= {"loss_policy": loss_policy.detach(), "entropy": entropy}
 
         metrics |= {"temperature": temperature, "grad_norm": grad_norm}
-        return Update({**metrics}, priority(error, batch.index))
+        return Update({**metrics}, priority(error, batch))
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics, once per delivery and after its updates: the next unroll acts with them."""

@@ -70,7 +70,7 @@ class DDPG:
 
         self.target.follow(config.tau)
         self.critic_target.follow(config.tau)
-        return Update({**metrics, **policy_metrics, "grad_norm": grad_norm}, priority(error, batch.index))
+        return Update({**metrics, **policy_metrics, "grad_norm": grad_norm}, priority(error, batch))
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics, once per delivery and after its updates: the next unroll acts with them."""

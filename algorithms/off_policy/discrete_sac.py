@@ -10,6 +10,7 @@ from rltrain.algorithms.functions.losses import gather_action
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.q_losses import critic_loss
 from rltrain.algorithms.functions.rng import Rng
+from rltrain.algorithms.off_policy.sequences import learned_steps
 from rltrain.algorithms.off_policy.settings import SACConfig
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, make_critics, priority, replay_plan
 from rltrain.algorithms.off_policy.temperature import Temperature
@@ -28,9 +29,9 @@ class DiscreteSAC:
 
     def __init__(self, spec: EnvSpec, config: SACConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
-        self.plan = replay_plan(config)
         self.observes = config.normalize_obs
         self.policy = build_policy(spec, config, device, seed, streams)
+        self.plan = replay_plan(config, core_size=self.policy.core_size)
         (self.actions,) = spec.action.nvec
         generator = torch.Generator().manual_seed(seed + 1)
         self.critics = make_critics(spec, config, 0, self.actions, generator).to(device)
@@ -42,9 +43,11 @@ class DiscreteSAC:
         self.rng = Rng(seed)
         self.sync: GradientSync = SINGLE
 
-    def update(self, batch: Transition, progress: float) -> Update:
+    def update(self, batch: Transition | Trajectory, progress: float) -> Update:
         """A step of the critics, at every `policy_delay`-th one also of policy and temperature, then of the targets."""
         config, policy, critics = self.config, self.policy, self.critics
+        if isinstance(batch, Trajectory):
+            batch = learned_steps(batch, config)
         lr_fraction = linear(1.0, config.lr_end_share, progress)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
         rows = len(batch.reward)
@@ -85,7 +88,7 @@ class DiscreteSAC:
         if self.critics_optimizer.steps % config.target_every == 0:
             self.target.follow(config.tau)
         metrics |= {"temperature": temperature, "grad_norm": grad_norm}
-        return Update({**metrics}, priority(error, batch.index))
+        return Update({**metrics}, priority(error, batch))
 
     def target_entropy(self, action_mask: Tensor | None, like: Tensor) -> Tensor:
         """[B] in nats: the setting, or a share of the entropy of the uniform distribution over the legal actions."""

@@ -11,8 +11,9 @@ from rltrain.algorithms.functions.q_losses import categorical_loss, q_loss
 from rltrain.algorithms.functions.returns import project
 from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.off_policy.q_policy import QNetwork, greedy
+from rltrain.algorithms.off_policy.sequences import learned_steps
 from rltrain.algorithms.off_policy.settings import DQNConfig
-from rltrain.algorithms.off_policy.target_network import TargetNetwork, replay_plan
+from rltrain.algorithms.off_policy.target_network import TargetNetwork, priority, replay_plan
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
@@ -37,9 +38,9 @@ class DQN:
 
     def __init__(self, spec: EnvSpec, config: DQNConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
-        self.plan = replay_plan(config)
         self.observes = config.normalize_obs
         self.policy = build_policy(spec, config, device, seed, streams)
+        self.plan = replay_plan(config, core_size=self.policy.core_size)
         self.net: QNetwork = self.policy.net
         flat = flatten(self.policy)
         self.target = TargetNetwork(self.net, flat)
@@ -49,9 +50,11 @@ class DQN:
         self.last_progress: float | None = None  # of the previous update, for target_every = 0
         self.net.draw(self.rng.generator)  # the noise of actors until the first update
 
-    def update(self, batch: Transition, progress: float) -> Update:
+    def update(self, batch: Transition | Trajectory, progress: float) -> Update:
         """One gradient step on one sample of the replay, then one step of the target network."""
         config, policy = self.config, self.policy
+        if isinstance(batch, Trajectory):
+            batch = learned_steps(batch, config)
         if config.target_every == 0 and progress != self.last_progress:  # the first update after new data
             self.target.follow(1.0)
             self.last_progress = progress
@@ -71,7 +74,7 @@ class DQN:
         metrics["grad_norm"] = step(self.optimizer, loss, lr, config.max_grad_norm, self.sync, len(target), metrics)
         self.target.follow_on_schedule(config.tau, config.target_every, self.optimizer.steps)
         schedules = {"lr": lr} if config.noisy else {"lr": lr, "epsilon": epsilon}
-        return Update({**metrics, **schedules}, None if batch.index is None else error.abs())
+        return Update({**metrics, **schedules}, priority(error.unsqueeze(0), batch))
 
     @torch.no_grad()
     def targets(self, batch: Transition, next_obs: Tree) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import linear
-from rltrain.algorithms.networks.encoder import Encoder, load_torso
+from rltrain.algorithms.networks.encoder import Encoder
+from rltrain.algorithms.networks.memory import MemoryEncoder, encode_step, make_encoder
 from rltrain.algorithms.networks.mlp import MLP
 from rltrain.algorithms.networks.noisy import NoisyMLP, squashed
 from rltrain.algorithms.networks.normalize import NormalizedPolicy
@@ -39,7 +40,7 @@ class QNetwork(nn.Module):
         (self.actions,), self.atoms, self.noisy = spec.action.nvec, config.atoms, config.noisy
         kind: Any = NoisyMLP if config.noisy else partial(MLP, init=config.init)
         layers = partial(kind, activation=config.activation, generator=generator)
-        self.encoder = load_torso(config.torso, spec, generator)
+        self.encoder = make_encoder(spec, config, generator, acts=True)
         features, widths = self.encoder.features, config.widths
         self.trunk: MLP | NoisyMLP | None = None
         self.value: MLP | NoisyMLP | None = None
@@ -54,14 +55,17 @@ class QNetwork(nn.Module):
             self.register_buffer("support", torch.linspace(config.v_min, config.v_max, self.atoms))
 
     def forward(self, obs: Tree, noisy: bool | Tensor = True) -> Tensor:
-        """tree of [B, *O], normalised, to [B, n] values, or to [B, n, atoms] logits.
+        """tree of [B, *O], normalised, to [B, n] values, or to [B, n, atoms] logits; with memory obs is a `History`.
 
         Args:
             noisy: as for `NoisyMLP`; as a tensor it is [B, sum of noise_sizes].
         """
+        return self.values(self.encoder.forward(obs), noisy)
+
+    def values(self, x: Tensor, noisy: bool | Tensor = True) -> Tensor:
+        """As `forward`, from the encoder's features [B, F]."""
         parts = torch.split(noisy, self.noise_sizes, -1) if isinstance(noisy, Tensor) else [noisy] * 3
         trunk, advantage, values = parts
-        x = self.encoder.forward(obs)
         if self.trunk is not None:
             x = _apply(self.trunk, x, trunk)
         out = _apply(self.advantage, x, advantage)
@@ -145,8 +149,11 @@ class QPolicy(NormalizedPolicy):
 
     def set_active_rows(self, rows: int | None) -> None:
         """See `PolicyHooks`."""
-        if isinstance(self.net.encoder, Encoder):
-            self.net.encoder.set_active_rows(rows)
+        encoder: Any = self.net.encoder
+        if isinstance(encoder, MemoryEncoder):
+            encoder = encoder.encoder
+        if isinstance(encoder, Encoder):
+            encoder.set_active_rows(rows)
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams.
@@ -154,7 +161,7 @@ class QPolicy(NormalizedPolicy):
         Args:
             noise: [B, 1 + n], uniform: the decision to explore, and a score per action. Of noisy layers [B, N], normal.
         """
-        score = self.score(obs, explore, noise)  # [B, n]
+        score, core = self.step(obs, core, explore, noise)  # [B, n]
         if explore and not self.net.noisy:
             epsilon = self.epsilon
             if self.each:  # the last column of noise is the index of the stream
@@ -163,15 +170,21 @@ class QPolicy(NormalizedPolicy):
         return Act(greedy(score, action_mask), {}, core)
 
     def score(self, obs: Tree, explore: bool, noise: Tensor | None = None) -> Tensor:
-        """[B, n] the values that `act` maximises; with noisy layers and without noise [B, N], as if it were 1."""
-        if not (explore and self.row_noise):
-            return self.q(obs, noisy=explore)
-        if noise is None:
-            noise = torch.ones(len(leaves(obs)[0]), self.noise.width, device=self.epsilon.device)
-        return self.q(obs, squashed(noise))
+        """[B, n] the values that `act` maximises with an empty memory; noise of noisy layers [B, N] is 1 by default."""
+        rows = len(leaves(obs)[0])
+        if noise is None and explore and self.row_noise:
+            noise = torch.ones(rows, self.noise.width, device=self.epsilon.device)
+        core = torch.zeros(rows, self.core_size, device=self.epsilon.device) if self.core_size else None
+        return self.step(obs, core, explore, noise)[0]
+
+    def step(self, obs: Tree, core: Tensor | None, explore: bool, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """[B, n] the values that `act` maximises, and the next core."""
+        noisy = squashed(noise) if explore and self.row_noise and noise is not None else explore
+        features, core = encode_step(self.net.encoder, self.normalised(obs), core)
+        return self.net.expected(self.net.values(features, noisy)), core
 
     def q(self, obs: Tree, noisy: bool | Tensor = False) -> Tensor:
-        """[B, n] values of the actions at obs, a tree of [B, *O]."""
+        """[B, n] values of the actions at obs, a tree of [B, *O], or with memory a `History`."""
         return self.net.expected(self.net.forward(self.normalised(obs), noisy))
 
     def value(self, obs: Tree) -> Tensor:

@@ -10,6 +10,7 @@ from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.q_losses import critic_loss
 from rltrain.algorithms.functions.rng import Rng
+from rltrain.algorithms.off_policy.sequences import learned_steps
 from rltrain.algorithms.off_policy.settings import SACConfig
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, make_critics, priority, replay_plan
 from rltrain.algorithms.off_policy.temperature import Temperature
@@ -33,9 +34,9 @@ class SAC:
 
     def __init__(self, spec: EnvSpec, config: SACConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
-        self.plan = replay_plan(config)
         self.observes = config.normalize_obs
         self.policy = build_policy(spec, config, device, seed, streams)
+        self.plan = replay_plan(config, core_size=self.policy.core_size)
         self.size = math.prod(spec.action.shape)
         generator = torch.Generator().manual_seed(seed + 1)
         self.critics = make_critics(spec, config, self.size, 1, generator).to(device)
@@ -48,9 +49,11 @@ class SAC:
         self.rng = Rng(seed)
         self.sync: GradientSync = SINGLE
 
-    def update(self, batch: Transition, progress: float) -> Update:
+    def update(self, batch: Transition | Trajectory, progress: float) -> Update:
         """A step of the critics, at every `policy_delay`-th one also of policy and temperature, then of the targets."""
         config, policy, critics = self.config, self.policy, self.critics
+        if isinstance(batch, Trajectory):
+            batch = learned_steps(batch, config)
         lr_fraction = linear(1.0, config.lr_end_share, progress)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
         rows = len(batch.reward)
@@ -86,7 +89,7 @@ class SAC:
         if self.critics_optimizer.steps % config.target_every == 0:
             self.target.follow(config.tau)
         metrics |= {"temperature": temperature, "grad_norm": grad_norm}
-        return Update({**metrics}, priority(error, batch.index))
+        return Update({**metrics}, priority(error, batch))
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics, once per delivery and after its updates: the next unroll acts with them."""

@@ -112,6 +112,17 @@ class Prioritized(Settings):
     normalize_obs: NormalizeObs = False
 
 
+class Memory(Settings):
+    """A memory that is learnt from sequences of the replay, as in R2D2, Kapturowski et al. 2019."""
+
+    length: int = Field(default=20, ge=1, description="with memory: steps of a sequence that are learnt from")
+    burn_in: int = Field(default=10, ge=0, description="with memory: steps before them that only warm it up")
+    memory: Literal["none", "gru", "lstm"] = Field(
+        default="none", description="recurrent core behind the torso; updates are then made from sequences"
+    )
+    memory_size: int = Field(default=64, ge=1, description="H, units of the recurrent core")
+
+
 class QLearning(Replay, TargetNetwork):
     """Values of discrete actions, epsilon-greedy exploration."""
 
@@ -133,7 +144,7 @@ class QLearning(Replay, TargetNetwork):
     init: Init = "uniform"
 
 
-class DQNConfig(QLearning, Prioritized):
+class DQNConfig(QLearning, Prioritized, Memory):
     """DQN and Rainbow. Defaults: Stable-Baselines3's DQN, except where a note says otherwise."""
 
     warmup: Warmup = default(1000, "Stable-Baselines3 uses 100, the paper 50_000 on Atari")
@@ -284,7 +295,7 @@ class StateDependentExploration(Settings):
     log_std_init: float = Field(default=-3.0, description="with sde: log of the deviation of each weight at the start")
 
 
-class SACConfig(SoftSettings, SoftTargets, CriticSubsets, StateDependentExploration):
+class SACConfig(SoftSettings, SoftTargets, CriticSubsets, StateDependentExploration, Memory):
     """SAC. Defaults: Haarnoja et al. 2018 (arXiv:1812.05905)."""
 
     target_entropy_share: float = Field(

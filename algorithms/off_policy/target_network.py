@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import Flat, flatten
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
+from rltrain.algorithms.networks.memory import History
 from rltrain.algorithms.networks.normalized_mlp import Norm
+from rltrain.algorithms.off_policy.sequences import sequence_priority
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import ReplayPlan
+from rltrain.rollout.types import Transition
 
 
 class TargetNetwork:
@@ -80,14 +83,31 @@ def make_critics(
 
 
 def replay_plan(config: BaseModel, **changes: Any) -> ReplayPlan:
-    """The replay plan with the values of the settings of the same names; `changes` replace single values."""
+    """The replay plan with the values of the settings of the same names; `changes` replace single values.
+
+    `core_size` is the policy's. With `memory` the replay keeps its recurrent state, and samples are sequences.
+
+    Raises:
+        ValueError: one line: the settings ask for a memory, and the policy has none.
+    """
     settings = dict(config)
+    if "burn_in" in settings:
+        if settings["memory"] == "none":
+            changes |= {"length": 1, "burn_in": 0, "core_size": 0}
+        elif not changes["core_size"]:
+            raise ValueError(f"policy {settings['policy']} has no memory: set memory to none")
     if not settings.get("prioritized"):
         settings["alpha"] = 0.0
     names = [field.name for field in dataclasses.fields(ReplayPlan) if field.name in settings]
     return ReplayPlan(**{name: settings[name] for name in names} | changes)
 
 
-def priority(error: Tensor, index: Tensor | None) -> Tensor | None:
-    """[B] mean over the critics of their absolute errors [n, B], for prioritized replay; None if it is off."""
-    return None if index is None else error.abs().mean(0)
+def priority(error: Tensor, batch: Transition) -> Tensor | None:
+    """[B] mean over the critics of their absolute errors [n, B], for prioritized replay; None if it is off.
+
+    With memory the errors are [n, N], and the result has a number for each sequence.
+    """
+    if batch.index is None:
+        return None
+    error = error.abs().mean(0)
+    return sequence_priority(error, batch.obs) if isinstance(batch.obs, History) else error

@@ -81,7 +81,7 @@ class TD3:
             self.target.follow(config.tau)
             self.critics_target.follow(config.tau)
             metrics |= policy_metrics
-        return Update({**metrics, "grad_norm": grad_norm}, priority(error, batch.index))
+        return Update({**metrics, "grad_norm": grad_norm}, priority(error, batch))
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics, once per delivery and after its updates: the next unroll acts with them."""

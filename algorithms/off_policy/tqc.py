@@ -81,7 +81,7 @@ class TQC:
         if self.critics_optimizer.steps % config.target_every == 0:
             self.target.follow(config.tau)
         metrics |= {"temperature": temperature, "grad_norm": grad_norm}
-        return Update({**metrics}, priority(error, batch.index))
+        return Update({**metrics}, priority(error, batch))
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics, once per delivery and after its updates: the next unroll acts with them."""

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import TimeLimit
+from gymnasium.wrappers import TimeLimit, TransformObservation
 
 from rltrain.envs.errors import EnvError
 
@@ -291,6 +291,15 @@ def endless_box(limit: int = 10) -> gymnasium.Env[Any, Any]:
     return TimeLimit(Endless(UNIT), limit)
 
 
+def stateless(name: str, shown: list[int]) -> gymnasium.Env[Any, Any]:
+    """The environment `name` with some numbers of its observation only: without velocities it needs a memory."""
+    env = gymnasium.make(name)
+    space = env.observation_space
+    assert isinstance(space, spaces.Box)
+    part = spaces.Box(space.low[shown], space.high[shown], dtype=np.float32)
+    return TransformObservation(env, lambda obs: obs[shown], part)
+
+
 PROBES: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {
     "constant": constant,
     "obs-reward": obs_reward,
@@ -312,6 +321,8 @@ PROBES: dict[str, Callable[..., gymnasium.Env[Any, Any]]] = {
     "endless": endless,
     "endless-box": endless_box,
     "counter": Counter,
+    "stateless-cartpole": lambda: stateless("CartPole-v1", [0, 2]),
+    "stateless-pendulum": lambda: stateless("Pendulum-v1", [0, 1]),
 }
 
 

@@ -103,7 +103,7 @@ class LearnerGroup(ProcessGroupSync):
     def update(self, batch: Trajectory | Transition, progress: float) -> Update:
         """One update by all learners, each with its shard of the batch."""
         assert self._algorithm is not None
-        shards = shards_of(batch, self.size)
+        shards = shards_of(batch, self.size, getattr(self._algorithm.plan, "burn_in", None))
         buffers = None if self._buffers is None else [buffer.cpu().numpy() for buffer in self._buffers]
         seconds = self.seconds
         try:

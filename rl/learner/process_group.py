@@ -182,18 +182,27 @@ def lost() -> Iterator[None]:
         raise LearnerLost(location.sub("", str(error).strip().splitlines()[0])) from None
 
 
-def shards_of(batch: Trajectory | Transition, size: int) -> list[tuple[Shard, Any]]:
+def shards_of(batch: Trajectory | Transition, size: int, burn_in: int | None = None) -> list[tuple[Shard, Any]]:
     """`size` shards of a batch, of equal size as far as possible, each with its columns or samples.
 
     A shard without a valid row is empty. So that its learner can go through the same code as all others, it gets the
     first column that has a valid row, with weight 0.
+
+    Args:
+        burn_in: of a replay's sequences, the number of rows that are not learnt from. None: of unrolls with memory,
+                 whole sequences are learnt from.
     """
     items, first = None, 0
     total = len(batch.reward)
     if isinstance(batch, Trajectory):
         total = len(batch.stream)
         valid = batch.valid.cpu()
-        items = valid if batch.core is None else torch.ones(len(batch.core), total, dtype=torch.bool)
+        if burn_in is not None:
+            items = valid = valid[burn_in:]
+        elif batch.core is None:
+            items = valid
+        else:
+            items = torch.ones(len(batch.core), total, dtype=torch.bool)
         filled = valid.any(0)  # [B]
         first = int(filled.int().argmax())
     bounds = [total * rank // size for rank in range(size + 1)]

@@ -96,6 +96,7 @@ def fill(learner: Learner, recording: Recording, device: torch.device) -> str:
     for piece in recording.pieces():
         if piece.action.dtype == np.float32:  # a Gaussian sample; the environment received it clipped
             piece = dataclasses.replace(piece, action=np.clip(piece.action, -1.0, 1.0))
+        piece = dataclasses.replace(piece, core=None)  # of the policy that acted; this one begins with an empty memory
         try:
             feed.replay.append(piece)
         except NoStack as error:

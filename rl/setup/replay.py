@@ -60,6 +60,12 @@ def open_data(
             f"--warmup {plan.warmup} leaves nothing to learn in --steps {config.steps}; "
             "ask for more steps or a smaller warmup"
         )
+    if plan.core_size and not config.replay_from and config.steps < config.streams * plan.window:
+        raise ConfigError(
+            f"--burn-in {plan.burn_in} and --length {plan.length} ask for sequences of {plan.window} steps, and with "
+            f"--steps {config.steps} each of {config.streams} streams has {config.steps // config.streams}: ask for "
+            "more steps, shorter sequences or fewer --streams"
+        )
     try:
         needed = Replay.bytes_needed(data.spec, data.streams, plan)
     except ValueError as error:

@@ -109,7 +109,8 @@ class Recorder:
             self._pieces[-1].append(delivery)
         else:
             self._pieces.append([delivery])
-        arrays = (*leaves(delivery.obs), delivery.action, *delivery.extras.values())
+        arrays = [*leaves(delivery.obs), delivery.action, *delivery.extras.values()]
+        arrays += [] if delivery.core is None else [delivery.core]
         self._bytes += OVERHEAD + sum(array.nbytes for array in arrays)
         if self._bytes >= FILE_BYTES:
             self.flush()

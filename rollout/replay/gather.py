@@ -1,4 +1,4 @@
-"""Reads the rows that replay.py has chosen out of the ring: n-step transitions, and sequences."""
+"""Reads the rows that replay.py has chosen out of the ring: n-step transitions, sequences, and windows with memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rltrain.envs.spec import OPTIONAL_FIELDS
-from rltrain.rollout.replay.ring import ENDED, FIRST, TERMINATED, TRUNCATED, Ring
+from rltrain.rollout.replay.ring import ENDED, FIRST, MIDST, TERMINATED, TRUNCATED, Ring
 from rltrain.rollout.types import Trajectory, Transition
 
 ENDS = ("terminated", "truncated")
@@ -120,4 +120,41 @@ def sequences(ring: Ring, stream: np.ndarray, row: np.ndarray, length: int) -> T
         stream=stream,
         row=row,
         **optional,
+    )
+
+
+def windows(
+    ring: Ring,
+    stream: np.ndarray,
+    row: np.ndarray,
+    length: int,
+    weight: np.ndarray | None = None,
+    index: np.ndarray | None = None,
+) -> Trajectory:
+    """`length` consecutive rows from each row `row` [B] of `stream` [B] on, with the recurrent state before the first.
+
+    They may extend over several episodes. All rows must be stored, and none after the first may begin a section within
+    an episode.
+    """
+    flat, base = ring.flat, stream * ring.size
+    wanted = row + np.arange(length + 1)[:, None]  # [L+1, B]
+    at = ring.at(wanted, base)
+    flags = ring.flag.take(at, mode="clip")
+    first = (flags & FIRST) != 0
+    first[0] &= (flags[0] & MIDST) == 0  # within an episode the stored state is that of the actor
+    mask = flat.get("action_mask")
+    return Trajectory(
+        obs=ring.obs(wanted, base, at),
+        action=flat["action"].take(at[:-1], 0, mode="clip"),
+        reward=flat["reward"].take(at[:-1], mode="clip"),
+        terminated=(flags[:-1] & TERMINATED) != 0,
+        truncated=(flags[:-1] & TRUNCATED) != 0,
+        first=first,
+        version=np.zeros(len(row), np.int64),
+        stream=stream,
+        row=row,
+        action_mask=None if mask is None else mask.take(at, 0, mode="clip"),
+        core=flat["core"].take(at[:1], 0, mode="clip"),
+        weight=weight,
+        index=index,
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from rltrain.envs.seeding import REPLAY, seed_of
 from rltrain.envs.spec import EnvSpec
-from rltrain.rollout.replay.gather import sequences, transitions
+from rltrain.rollout.replay.gather import sequences, transitions, windows
 from rltrain.rollout.replay.ring import (
     ENDED,
     FIRST,
@@ -44,6 +44,10 @@ class Replay:
     uniformly, or in proportion to their priorities (Schaul et al. 2016, arXiv:1511.05952, the proportional variant):
     P(i) = p_i^alpha / sum, p = |error| + eps, weight (N P(i))^-beta / the largest weight of the batch.
 
+    For a policy with memory (`plan.core_size`) a sample is a window of `burn_in + length` rows of a stream, as in R2D2
+    (Kapturowski et al. 2019), with the recurrent state that the actor had before its first row. A window may extend
+    over several episodes; its first row may be any row for which all the others are stored.
+
     Args:
         spec:    the content of the rows. Stacks of frames (`Leaf.stack`) are stored as single frames.
         streams: the number of streams of the run.
@@ -58,8 +62,9 @@ class Replay:
     def __init__(self, spec: EnvSpec, streams: int, plan: ReplayPlan, seed: int, folder: Path | None = None) -> None:
         self.spec, self.plan = spec, plan
         self.n_step = plan.n_step if plan.length == 1 else 1
+        self._following = plan.window if plan.core_size else self.n_step  # rows that complete a sampleable row
         self._streams = streams
-        self._ring = Ring(spec, streams, rows_per_stream(streams, plan), folder)
+        self._ring = Ring(spec, streams, rows_per_stream(streams, plan), folder, plan.core_size)
         self._tree = SumTree(streams * self._ring.size) if plan.alpha else None
         self._count = 0  # sampleable rows
         self._episodes: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # complete ones; None: not searched yet
@@ -72,7 +77,7 @@ class Replay:
     def bytes_needed(spec: EnvSpec, streams: int, plan: ReplayPlan) -> int:
         """Bytes of a full replay: in memory, or on disk except for the priorities. ValueError as for the replay."""
         rows = streams * (rows_per_stream(streams, plan) + 1 + history(spec))
-        return rows * row_bytes(spec) + (SumTree.bytes_needed(rows) if plan.alpha else 0)
+        return rows * row_bytes(spec, plan.core_size) + (SumTree.bytes_needed(rows) if plan.alpha else 0)
 
     def __len__(self) -> int:
         """The number of rows, or of complete episodes, that can be sampled now."""
@@ -94,7 +99,7 @@ class Replay:
             ValueError: the rows were appended before.
             NoStack: leaves declared as stacks of frames are not. Nothing of the unroll was stored.
         """
-        limit = self._ring.rows - self.n_step
+        limit = self._ring.rows - self._following
         if unroll.rows <= limit:
             self._append(unroll)
         else:
@@ -126,6 +131,8 @@ class Replay:
             ring.flat[name][at[begin:]] = array[begin:]
         ring.flat["action"][at[:-1]] = unroll.action
         ring.flat["reward"][at[:-1]] = unroll.reward
+        if self.plan.core_size:
+            ring.flat["core"][at[:-1]] = 0.0 if unroll.core is None else unroll.core
         flags = first * FIRST
         flags[0] = ring.flag[at[0]] & (FIRST | MIDST)
         terminated, truncated = unroll.terminated, unroll.truncated
@@ -140,7 +147,10 @@ class Replay:
         ring.head[stream] = head + rows
         ring.next[stream] = unroll.row + rows
         self._ends = self._episodes = None
-        self._mark_ready(stream, head - self.n_step + 1, head + rows)
+        unmarked = head - self._following + 1
+        if self.plan.core_size and not follows.all():
+            unmarked -= 1  # the first row of a new section completes a window too
+        self._mark_ready(stream, unmarked, head + rows)
 
     def _begin_section(self, unroll: Trajectory, column: int) -> None:
         """Stores row 0 of a column that does not continue its stream. The rows before keep their final observation."""
@@ -158,7 +168,7 @@ class Replay:
                 ring.flag[last] |= TRUNCATED
                 if unroll.alive is not None:
                     ring.flat["truncated"][last] |= ring.flat["alive"][base + head % ring.size]
-                self._mark_ready(streams, np.array([head - self.n_step]), np.array([head]))
+                self._mark_ready(streams, np.array([head - self._following]), np.array([head]))
             head += 1
         head = max(head, 0)
         obs = [leaf[:1, column] for leaf in leaves(unroll.obs)]
@@ -199,17 +209,35 @@ class Replay:
         row = begin + np.arange(int((end - begin).max()) + 1)[:, None]  # [W+1, B]
         at = ring.at(row, stream * ring.size)
         flags = ring.flag[at]
-        row, at = row[:-1], at[:-1]
-        complete = row + self.n_step <= end  # n rows follow
-        if self.n_step > 1:
-            ended = (flags[:-1] & ENDED) != 0
-            complete |= np.logical_or.accumulate(ended[::-1], 0)[::-1]  # or the episode ended before
-        ready = complete & ((flags[1:] & FIRST) == 0) & ((flags[:-1] & READY) == 0) & (row >= ring.low[stream])
-        new = at[ready]
+        if self.plan.core_size:
+            row, at, ready = self._whole_windows(row, at, flags, end)
+        else:
+            row, at = row[:-1], at[:-1]
+            complete = row + self.n_step <= end  # n rows follow
+            if self.n_step > 1:
+                ended = (flags[:-1] & ENDED) != 0
+                complete |= np.logical_or.accumulate(ended[::-1], 0)[::-1]  # or the episode ended before
+            ready = complete & ((flags[1:] & FIRST) == 0)
+        new = at[ready & ((flags[: len(row)] & READY) == 0) & (row >= ring.low[stream])]
         ring.flag[new] |= READY
         self._count += len(new)
         if self._tree is not None and len(new):
             self._tree.set(new, self._max_priority**self.plan.alpha)
+
+    def _whole_windows(
+        self, row: np.ndarray, at: np.ndarray, flags: np.ndarray, end: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of consecutive rows [W+1, B] those behind which there are enough others; and where a window may begin.
+
+        It may not if a later row begins a section within an episode, of which the recurrent state would be unknown, or
+        if the first row to learn from is a reset row.
+        """
+        window, burn_in = self.plan.window, self.plan.burn_in
+        count = max(len(row) - window, 0)
+        sections = ((flags & MIDST) != 0).cumsum(0)
+        ready = (row[:count] + window <= end) & (sections[window:] == sections[:count])
+        ready &= (flags[burn_in + 1 : burn_in + 1 + count] & FIRST) == 0
+        return row[:count], at[:count], ready
 
     def sample(self, progress: float) -> Transition | Trajectory:
         """A batch of numpy arrays, which the replay does not change later.
@@ -219,7 +247,8 @@ class Replay:
 
         Returns:
             `plan.batch` transitions, with `weight` and `index` if there are priorities. `obs` and `next_obs` of stacked
-            frames may share memory: do not write into them. With `plan.length` above 1, and always with several
+            frames may share memory: do not write into them. With `plan.core_size` a Trajectory of windows, in which
+            priorities add `weight` and `index` too. With `plan.length` above 1, and always with several
             agents, a Trajectory [length, batch] of consecutive rows. Rows after the end of the episode, or not stored
             yet, are not `valid`; if the latter cuts an episode off, its last valid row is `truncated`. With
             `plan.whole_episodes` a Trajectory of complete episodes, with as many rows as the longest of the batch.
@@ -230,17 +259,21 @@ class Replay:
         if not len(self):
             raise ValueError("the replay is empty: nothing can be sampled yet")
         plan, ring = self.plan, self._ring
+        weight = index = None
         if self._tree is not None:
-            return self._prioritised(self._tree, progress)
-        if plan.whole_episodes:
+            stream, row, flag, weight, index = self._prioritised(self._tree, progress)
+        elif plan.whole_episodes:
             episodes = self._complete_episodes()
             number = (self._rng.random(plan.batch) * len(episodes[0])).astype(np.int64)
             stream, row, length = (array[number] for array in episodes)
             return sequences(ring, stream, row, int(length.max()))
-        stream, row, flag = self._draw(plan.batch)
+        else:
+            stream, row, flag = self._draw(plan.batch)
+        if plan.core_size:
+            return windows(ring, stream, row, plan.window, weight, index)
         if plan.length > 1 or self.spec.groups:
             return sequences(ring, stream, row, plan.length)
-        return transitions(ring, stream, row, flag, plan.gamma, self.n_step)
+        return transitions(ring, stream, row, flag, plan.gamma, self.n_step, weight, index)
 
     def _draw(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Streams, rows and flags [batch] each, uniform over the sampleable rows: by rejection, or from a list."""
@@ -287,7 +320,10 @@ class Replay:
         low = self._ring.low.take(stream)
         return stream, low + (at - stream * size - low) % size
 
-    def _prioritised(self, tree: SumTree, progress: float) -> Transition:
+    def _prioritised(
+        self, tree: SumTree, progress: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Streams, rows, flags, importance weights and indices [batch] each, drawn by their priorities."""
         plan = self.plan
         where = self._rng.random(plan.batch)
         where += self._strata
@@ -296,8 +332,7 @@ class Replay:
         beta = plan.beta + (1.0 - plan.beta) * progress
         weight = (value / value.min()) ** -beta  # N and the sum cancel in the division by the largest weight
         flag = self._ring.flag.take(at, mode="clip")
-        index = stream << ROW_BITS | row
-        return transitions(self._ring, stream, row, flag, plan.gamma, self.n_step, weight.astype(np.float32), index)
+        return stream, row, flag, weight.astype(np.float32), stream << ROW_BITS | row
 
     def reprioritise(self, index: np.ndarray, error: np.ndarray) -> None:
         """Sets the priorities of the samples `index` [n] to |error| [n]; samples overwritten since are ignored.
@@ -331,7 +366,7 @@ class Replay:
             that was written once need not be made again, in this replay and in one that loaded its state. (A later call
             may give fewer rows of the block, since older ones are overwritten.) Other replays may use the same names.
         """
-        small, segments = self._ring.state(settled=self.n_step)
+        small, segments = self._ring.state(settled=self._following)
         small["rng"] = self._rng.bit_generator.state
         if self._tree is not None:
             small |= {"priority": self._tree.leaves.copy(), "top": self._max_priority}
@@ -361,11 +396,13 @@ class Replay:
 def rows_per_stream(streams: int, plan: ReplayPlan) -> int:
     """Rows kept of each stream. ValueError if parts of the plan contradict each other."""
     rows = -(-plan.capacity // streams)
-    least = max(plan.n_step, plan.length) + 1
+    least = (plan.window if plan.core_size else max(plan.n_step, plan.length)) + 1
     if rows < least:
+        why = f": with memory burn_in + length = {plan.window} rows in a row" if plan.core_size else ""
         raise ValueError(
             f"a replay of {plan.capacity} rows keeps {rows} of each of {streams} streams, and needs {least} at least"
+            f"{why}"
         )
-    if (plan.length > 1 or plan.whole_episodes) and plan.alpha:
+    if (plan.length > 1 or plan.whole_episodes) and plan.alpha and not plan.core_size:
         raise ValueError("sequences are sampled uniformly: length above 1 and priorities do not go together")
     return rows

@@ -24,8 +24,12 @@ class NoStack(ValueError):
     """A leaf that the spec declares as a stack does not hold the newest frames of its episode."""
 
 
-def fields(spec: EnvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The arrays of one row: name -> (shape, dtype). Of a stack of frames only the newest frame is stored."""
+def fields(spec: EnvSpec, core_size: int = 0) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The arrays of one row: name -> (shape, dtype). Of a stack of frames only the newest frame is stored.
+
+    Args:
+        core_size: numbers of the recurrent state before a row; 0: none is stored.
+    """
     arrays: dict[str, tuple[tuple[int, ...], str]] = {}
     for number, leaf in enumerate(spec.leaves()):
         arrays[f"obs.{number}"] = (leaf.shape[1:] if leaf.stack else leaf.shape), leaf.dtype
@@ -37,12 +41,14 @@ def fields(spec: EnvSpec) -> dict[str, tuple[tuple[int, ...], str]]:
         arrays |= {"terminated": (spec.agents_shape, "bool"), "truncated": (spec.agents_shape, "bool")}
     if history(spec):
         arrays["age"] = (), "uint8"
+    if core_size:
+        arrays["core"] = (core_size,), "float32"
     return arrays
 
 
-def row_bytes(spec: EnvSpec) -> int:
+def row_bytes(spec: EnvSpec, core_size: int = 0) -> int:
     """Bytes of one row."""
-    return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in fields(spec).values())
+    return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in fields(spec, core_size).values())
 
 
 def history(spec: EnvSpec) -> int:
@@ -66,7 +72,7 @@ class Ring:
         history: see the function `history`.
     """
 
-    def __init__(self, spec: EnvSpec, streams: int, rows: int, folder: Path | None) -> None:
+    def __init__(self, spec: EnvSpec, streams: int, rows: int, folder: Path | None, core_size: int = 0) -> None:
         self.spec = spec
         self.rows = rows
         self.head = np.full(streams, -1, np.int64)
@@ -74,9 +80,9 @@ class Ring:
         self.next = np.zeros(streams, np.int64)
         self.history = history(spec)
         self.streams, self.size = streams, rows + 1 + self.history
-        self.block = max(1, min(SEGMENT_BYTES // row_bytes(spec), max(64, rows // 8)))
+        self.block = max(1, min(SEGMENT_BYTES // row_bytes(spec, core_size), max(64, rows // 8)))
         self.flat: dict[str, np.ndarray] = {}
-        for name, (shape, dtype) in fields(spec).items():
+        for name, (shape, dtype) in fields(spec, core_size).items():
             full_shape = (streams * self.size, *shape)
             if folder is None:
                 self.flat[name] = np.zeros(full_shape, dtype)

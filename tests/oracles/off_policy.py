@@ -168,6 +168,9 @@ class Reference:
     def actor_params(self) -> list[Tensor]:
         return flat(self.actor) + (self.gsde or [])
 
+    def critics_params(self) -> list[Tensor]:
+        return flat(self.critics)
+
     def critics_of(self, algorithm: Any) -> list[Net]:
         return nets((algorithm.critic if self.kind == "DDPG" else algorithm.critics).dense)
 
@@ -238,7 +241,7 @@ class Reference:
         weight = torch.ones_like(target) if batch.weight is None else batch.weight
         loss = sum(0.5 * (weight * (v - target) ** 2).mean() for v in values)
         errors = torch.stack([(v - target).abs() for v in values]).mean(0)
-        self.apply(self.of_critics, flat(self.critics), loss)
+        self.apply(self.of_critics, self.critics_params(), loss)
         return errors.detach()
 
     def follow(self, targets: list[Net], online: list[Net]) -> None:
@@ -323,7 +326,7 @@ class Reference:
                     level = (2 * (m + 1) - 1) / (2 * quantiles)
                     loss = loss + weight[b] * ((level - (u < 0).double()).abs() * huber).mean()
         errors = torch.stack([(v.mean(1) - torch.stack(samples).mean(1)).abs() for v in values]).mean(0).detach()
-        self.apply(self.of_critics, flat(self.critics), loss / (len(values) * rows * quantiles))
+        self.apply(self.of_critics, self.critics_params(), loss / (len(values) * rows * quantiles))
         self.soft_policy(
             batch, noise[1], temperature, lambda *inputs: torch.stack(z(self.critics, *inputs)).mean((0, 2))
         )

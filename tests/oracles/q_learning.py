@@ -99,6 +99,10 @@ class Reference:
             return out[..., 0]
         return (torch.softmax(out, -1) * self.support).sum(-1)
 
+    def see(self, p: Params, obs: Any) -> Tensor:
+        """[B, F] what the layers get: the observations themselves."""
+        return obs
+
     def update(self, batch: Any, progress: float) -> tuple[Tensor, Tensor]:
         """Returns the loss [] and the priorities [B]."""
         config, n = self.config, self.actions
@@ -106,11 +110,11 @@ class Reference:
         noise_choice = self.draw() if config.noisy and config.double else None
         noise_online = self.draw() if config.noisy else None
         with torch.no_grad():
-            judged = outputs(self.target, noise_target, batch.next_obs, n, config.atoms)
+            judged = outputs(self.target, noise_target, self.see(self.target, batch.next_obs), n, config.atoms)
             chooser = judged
             if config.double:
-                chooser = outputs(self.p, noise_choice, batch.next_obs, n, config.atoms)
-        out = outputs(self.p, noise_online, batch.obs, n, config.atoms)
+                chooser = outputs(self.p, noise_choice, self.see(self.p, batch.next_obs), n, config.atoms)
+        out = outputs(self.p, noise_online, self.see(self.p, batch.obs), n, config.atoms)
         losses, errors = [], []
         for b in range(len(batch.action)):
             legal = range(n)

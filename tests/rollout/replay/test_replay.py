@@ -29,8 +29,12 @@ def plan_for(capacity: int, batch: int = 1000, **given: Any) -> ReplayPlan:
     return ReplayPlan(unroll=1, capacity=capacity, batch=batch, warmup=0, updates_per_step=1.0, gamma=GAMMA, **given)
 
 
-def happen(world: World, expected: Expected, replay: Replay, rng: np.random.Generator) -> None:
-    """One delivery: some streams, some rows; now and then an actor died or an unroll was lost before."""
+def happen(world: World, expected: Expected, replay: Replay, rng: np.random.Generator, cores: bool = False) -> None:
+    """One delivery: some streams, some rows; now and then an actor died or an unroll was lost before.
+
+    Args:
+        cores: add a recurrent state of each row: the number of its frame, and half of it.
+    """
     streams = len(world.streams)
     columns = sorted(rng.choice(streams, rng.integers(1, streams + 1), replace=False).tolist())
     for stream in columns:
@@ -41,11 +45,19 @@ def happen(world: World, expected: Expected, replay: Replay, rng: np.random.Gene
             world.lose(stream, int(rng.integers(1, 5)))
     unroll = world.unroll(columns, int(rng.integers(1, 9)))
     given = [np.copy(leaf) for leaf in leaves(unroll.obs)]
+    if cores:
+        places = [[name_of(row_of(unroll.obs, t, b)) for b in range(len(columns))] for t in range(unroll.rows)]
+        unroll = replace(unroll, core=np.array(places)[..., None] * np.array([1.0, 0.5], np.float32))
     replay.append(unroll)
     expected.append(unroll)
     for leaf, before in zip(leaves(unroll.obs), given, strict=True):
         np.testing.assert_array_equal(leaf, before)
         leaf[:] = 77  # actors reuse their arrays
+
+
+def row_of(obs: Any, t: int, b: int) -> Any:
+    """Row t of column b."""
+    return tree_map(lambda leaf: leaf[t, b], obs)
 
 
 def same(actual: Any, expected: Any) -> None:
@@ -341,6 +353,76 @@ def test_sequences_are_what_follows_as_far_as_it_goes(kind: str) -> None:
                 assert batch.reward[k, b] == np.float32(reward)
         if round_ % 5 == 4:
             replay = reloaded(replay, disk)
+
+
+@pytest.mark.parametrize(
+    ("kind", "alpha", "burn_in"), [("box", 0.0, 0), ("masked", 0.6, 2), ("stack", 0.6, 0), ("tree", 0.0, 2)]
+)
+@pytest.mark.usefixtures("small_segments")
+def test_windows_are_all_runs_of_stored_rows_with_the_state_before_them(kind: str, alpha: float, burn_in: int) -> None:
+    """They go through ends of episodes and losses of actors, but not through rows that were lost."""
+    length, streams, keep = 4, 2, 24
+    plan = plan_for(streams * keep, batch=300, length=length, burn_in=burn_in, core_size=2, alpha=alpha, n_step=3)
+    replay = Replay(SPECS[kind], streams, plan, 0)
+    world, expected, rng = World(SPECS[kind], streams, 1), Expected(SPECS[kind], streams), np.random.default_rng(1)
+    disk: dict[str, dict[str, np.ndarray]] = {}
+    checked = 0
+    for round_ in range(20):
+        happen(world, expected, replay, rng, cores=True)
+        rows = [{e.base + t: (e, t) for e in episodes for t in range(len(e.obs))} for episodes in expected.episodes]
+        legal = {
+            (stream, row)
+            for stream, here in enumerate(rows)
+            for row in here
+            if row >= max(here) - keep
+            and all(row + k in here for k in range(plan.window + 1))
+            and all(here[row + k][0].began or here[row + k][1] for k in range(1, plan.window + 1))
+            and here[row + burn_in][1] < len(here[row + burn_in][0].steps)
+        }
+        assert len(replay) == len(legal)
+        if not legal:
+            continue
+        batch = replay.sample(0.0)
+        assert isinstance(batch, Trajectory)
+        assert (batch.reward.shape, batch.core.shape) == ((plan.window, 300), (1, 300, 2))
+        assert (batch.weight is None, batch.index is None) == ((False, False) if alpha else (True, True))
+        at = list(zip(batch.stream.tolist(), batch.row.tolist(), strict=True))
+        assert set(at) == legal
+        for stream, row in legal:
+            b = at.index((stream, row))
+            if batch.index is not None:
+                assert (batch.index[b] >> ROW_BITS, batch.index[b] & ROW_MASK) == (stream, row)
+            for k in range(plan.window + 1):
+                episode, t = rows[stream][row + k]
+                same(row_of(batch.obs, k, b), episode.obs[t])
+                if batch.action_mask is not None:
+                    np.testing.assert_array_equal(batch.action_mask[k, b], episode.masks[t])
+                assert bool(batch.first[k, b]) == (t == 0 and episode.began)
+                if k == plan.window:
+                    break
+                valid = t < len(episode.steps)
+                assert bool(batch.valid[k, b]) == valid
+                if valid:
+                    last = t + 1 == len(episode.steps)
+                    np.testing.assert_array_equal(batch.action[k, b], episode.steps[t][0])
+                    assert batch.reward[k, b] == np.float32(episode.steps[t][1])
+                    assert batch.terminated[k, b] == (last and episode.terminated)
+                    assert batch.truncated[k, b] == (last and (episode.truncated or episode.cut))
+            episode, t = rows[stream][row]
+            if t < len(episode.steps):
+                name = name_of(episode.obs[t])
+                np.testing.assert_array_equal(batch.core[0, b], np.array([name, name / 2], np.float32))
+            checked += 1
+        if alpha:
+            replay.reprioritise(batch.index, np.ones(300))
+        if round_ % 5 == 4:
+            replay = reloaded(replay, disk)
+    assert checked > 100
+
+
+def test_windows_are_told_what_they_need() -> None:
+    with pytest.raises(ValueError, match=r"keeps 10 of each of 2 streams.*needs 13 at least: with memory burn_in"):
+        Replay(PLAIN, 2, plan_for(20, length=8, burn_in=4, core_size=3), 0)
 
 
 @pytest.mark.parametrize(("kind", "alpha"), [("tree", 0.0), ("zeros", 0.6), ("box", 0.6)])
