@@ -12,7 +12,7 @@ from paired import RESULTS, ROOT, table
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- results: scripts/bench table --write -->", "<!-- end of results -->"
 ORDER = """throughput throughput_overlap native acting start solve solve_native replay dqn_updates dqn_solve updates
-    teams cycle asynchronous overlap slow solve_async pixels versions""".split()
+    teams cycle asynchronous overlap slow solve_async pixels defaults versions""".split()
 
 
 def section(data: dict[str, Any]) -> str:
