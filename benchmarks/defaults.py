@@ -81,7 +81,8 @@ def both(bench: Bench, algo: str, env: str, steps: int) -> list[Variant]:
             return judged(bench.call([*program, str(first + index)], timeout=7200))
 
         sides.append(Variant(f"{algo} {env} sb3", bench.shown([*program, "{seed}"]), theirs))
-    return [side for side in sides if not any(word in side.name for word in (options.skip or "-").split(","))]
+    skipped = [word for word in (options.skip or "").split(",") if word]
+    return [side for side in sides if not any(word in side.name for word in skipped)]
 
 
 def judged(numbers: Numbers) -> Numbers:
