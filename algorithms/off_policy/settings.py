@@ -365,7 +365,7 @@ class TD3Config(Continuous, CriticSubsets, NoisyActions):
     """TD3. Defaults: Fujimoto et al. 2018 and the authors' code."""
 
     batch: Batch = default(256, "the paper uses 100, the authors' code 256")
-    warmup: Warmup = default(10_000, "the authors' code uses 25_000")
+    warmup: Warmup = default(1000, "the authors' code uses 25_000 for runs of 1,000,000 steps; Stable-Baselines3 100")
     lr: Lr = default(3e-4, "of the policy, and of critics without their own")
     tau: Share = default(0.005, "each update of the policy")
     policy_delay: PolicyDelay = default(2, "and of all targets")
@@ -381,7 +381,7 @@ class DDPGConfig(Continuous, NoisyActions):
     """DDPG. Defaults: Lillicrap et al. 2016 (arXiv:1509.02971)."""
 
     batch: Batch = default(256, "the paper uses 64")
-    warmup: Warmup = default(10_000, "our choice, as for TD3")
+    warmup: Warmup = default(1000, "our choice, as for TD3")
     lr: Lr = default(1e-4, "of the policy")
     lr_q: LrQ = 1e-3
     tau: Share = default(0.005, "the paper uses 0.001")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rltrain.algorithms.functions.optim import Adam, flatten
-from rltrain.algorithms.off_policy.settings import DQNConfig
+from rltrain.algorithms.off_policy.settings import DDPGConfig, DQNConfig, SACConfig, TD3Config
 
 SB3 = {  # stable_baselines3.DQN of version 2.7, in the units here
     "lr": 1e-4,
@@ -35,6 +35,12 @@ def test_defaults_of_dqn_are_those_that_it_names(name: str) -> None:
     note = (field.json_schema_extra or {}).get("note", "")  # type: ignore[union-attr]
 
     assert field.default == SB3[name] or "Stable-Baselines3" in str(note)
+
+
+@pytest.mark.parametrize("config", [DQNConfig, SACConfig, TD3Config, DDPGConfig])
+def test_a_run_of_ten_thousand_steps_learns_from_most_of_them(config: type[DQNConfig]) -> None:
+    """Pendulum-v1 is learnt in that time: with a warmup of 10,000 steps nothing is."""
+    assert config().warmup <= 1000
 
 
 def test_a_constant_factor_of_a_gradient_has_no_effect_with_adam() -> None:
