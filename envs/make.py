@@ -174,7 +174,7 @@ def vector_kind(source: EnvSource, total_streams: int, asked: str = "auto", watc
             raise EnvError(f"{source.name} registers no usable native vector environment. Use --vector serial.")
         spec = read_spec(source, 0, watch)
         check_autoreset(source.make_block, spec, action_bound=source.action_bound, watch=watch)
-    except (EnvError, EnvFault):
+    except Exception:  # also of its own code
         if asked == "native":
             raise
         return "serial"

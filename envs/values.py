@@ -27,6 +27,14 @@ FIX = "Change what the environment returns, or its observation space"
 WriteLeaf = Callable[[Any, tuple[int, ...], Any], None]
 
 
+def array_of(value: Any) -> np.ndarray:
+    """The value as an array; of dtype object if it cannot be one: a ragged list, a tensor on another device."""
+    try:
+        return np.asarray(value)
+    except Exception:
+        return np.empty((), object)
+
+
 def leaf_writer(space: spaces.Space[Any], name: str) -> WriteLeaf:
     """A function `write(array, at, value)` for one array of an observation, which checks shape and kind of the value.
 
@@ -43,10 +51,7 @@ def leaf_writer(space: spaces.Space[Any], name: str) -> WriteLeaf:
 
     def check(value: Any) -> np.ndarray:
         """The value as an array, or InvalidValue."""
-        try:
-            array = np.asarray(value)
-        except Exception:  # a ragged list, a tensor on another device
-            array = np.empty((), object)
+        array = array_of(value)
         if array.dtype.kind not in ("biuf" if floats else "biu") or array.shape != shape:
             raise InvalidValue(f"{name} is {described(value)}; {promised(space)}. {FIX}")
         if pixels and not in_range(array, space).all():  # before they are cast to uint8
@@ -74,10 +79,7 @@ def _number_writer(n: int, start: int, space: spaces.Space[Any], name: str) -> W
     """`leaf_writer` of a Discrete space: the range is checked too, which costs less than the copy."""
 
     def check(value: Any) -> int:
-        try:
-            array = np.asarray(value)
-        except Exception:  # see `leaf_writer`
-            array = np.empty((), object)
+        array = array_of(value)
         if array.shape or array.dtype.kind not in "biu" or not start <= int(array) < start + n:
             raise InvalidValue(f"{name} is {described(value)}; {promised(space)}. {FIX}")
         return int(array) - start
@@ -187,10 +189,7 @@ def reward_number(reward: Any, name: str = "the reward") -> float:
             return float(reward)
         except OverflowError:
             return float("inf")
-    try:
-        array = np.asarray(reward)
-    except Exception:  # see `leaf_writer`
-        array = np.empty((), object)
+    array = array_of(reward)
     if array.size != 1 or array.dtype.kind not in "biuf":
         raise InvalidValue(f"{name} is {described(reward)}; it must be one number: return float(reward)")
     return float(array.reshape(-1)[0])
@@ -211,7 +210,7 @@ def legal_actions(mask: Any, size: int, name: str = "the action mask") -> np.nda
     try:
         joined = np.concatenate([np.ravel(head) for head in mask]) if isinstance(mask, tuple | list) else mask
         array = np.asarray(joined)
-    except Exception:  # see `leaf_writer`
+    except Exception:
         array = np.empty((), object)
     if array.shape != (size,) or array.dtype.kind not in "biuf":
         raise InvalidValue(

@@ -16,9 +16,18 @@ from gymnasium import spaces
 from rltrain.envs.closing import close_all
 from rltrain.envs.errors import EnvError, EnvFault, InvalidValue, Watch, fault_of, unwatched
 from rltrain.envs.seeding import seed_of
-from rltrain.envs.spaces import action_reader, env_spec, random_action
-from rltrain.envs.spec import EnvSpec
-from rltrain.envs.values import described, in_range, is_image, out_of_range, promised
+from rltrain.envs.spaces import MASK, action_reader, env_spec, random_action
+from rltrain.envs.spec import EnvSpec, Leaf, ObsSpec
+from rltrain.envs.values import (
+    array_of,
+    described,
+    in_range,
+    is_image,
+    out_of_range,
+    promised,
+    reset_result,
+    step_result,
+)
 from rltrain.envs.vector.plain_data import attributes, from_plain, same, set_attributes, to_plain
 from rltrain.envs.vector.row_checks import InvalidRow, RowChecks
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
@@ -73,9 +82,8 @@ class NativeVectorEnv:
 
     def reset(self, rows: UnrollBuffer) -> None:
         self._over[:] = False
-        for i, env in enumerate(self.envs):
-            self._obs[i], _ = self._call(i, lambda i=i, env=env: env.reset(seed=self._seeds[i]))  # type: ignore[misc]
-            self._put(rows, 0, i)
+        for i, seed in enumerate(self._seeds):
+            self._call(i, lambda i=i, seed=seed: self._begin(i, seed, rows))  # type: ignore[misc]
         rows.first[0] = False
         rows.first[0, : len(self.streams)] = True
 
@@ -91,10 +99,10 @@ class NativeVectorEnv:
             for i, env in enumerate(self.envs):
                 columns = self._columns[i]
                 width = len(self._blocks[i])
-                self._obs[i], reward, terminated, truncated, _ = env.step(actions[columns])
-                rows.reward[t, columns] = _column(reward, width, "biuf", "rewards")
-                rows.terminated[t, columns] = _column(terminated, width, "b", "terminations")
-                rows.truncated[t, columns] = _column(truncated, width, "b", "truncations")
+                self._obs[i], reward, terminated, truncated, _ = native_step(env, actions[columns], self.spec)
+                rows.reward[t, columns] = native_rewards(reward, width)
+                rows.terminated[t, columns] = native_flags(terminated, width, "terminations")
+                rows.truncated[t, columns] = native_flags(truncated, width, "truncations")
                 self._put(rows, t + 1, i)
         except BaseException as error:
             raise fault_of(error, self._blocks[i][0], self._seeds[i], t) from error
@@ -133,19 +141,23 @@ class NativeVectorEnv:
             self._restarts[i] = int(saved["begun"])
             exact = saved["way"] == self._method == "attributes" and tuple(saved["streams"]) == self._blocks[i]
             if exact:
-                self._call(i, lambda i=i, saved=saved: self._restore(i, saved))  # type: ignore[misc]
+                self._call(i, lambda i=i, saved=saved: self._restore(i, saved, rows))  # type: ignore[misc]
             else:
                 self._restarts[i] += 1
                 seed = seed_of(self._seeds[i], self._restarts[i])
-                self._obs[i], _ = self._call(i, lambda i=i, seed=seed: self.envs[i].reset(seed=seed))  # type: ignore[misc]
+                self._call(i, lambda i=i, seed=seed: self._begin(i, seed, rows))  # type: ignore[misc]
             self._over[self._columns[i]] = saved["over"] if exact else False
             rows.first[0, self._columns[i]] = not exact
-            self._put(rows, 0, i)
 
-    def _restore(self, i: int, saved: dict[str, Any]) -> None:
+    def _begin(self, i: int, seed: int, rows: UnrollBuffer) -> None:
+        self._obs[i] = native_reset(self.envs[i], seed, self.spec)
+        self._put(rows, 0, i)
+
+    def _restore(self, i: int, saved: dict[str, Any], rows: UnrollBuffer) -> None:
         self.envs[i].reset(seed=self._seeds[i])
         set_attributes(self.envs[i].unwrapped, saved["attributes"])
         self._obs[i] = from_plain(saved["obs"])
+        self._put(rows, 0, i)
 
     def close(self) -> None:
         close_all(self.envs)
@@ -173,8 +185,8 @@ def write_batch(
     """
     if isinstance(space, spaces.Dict):
         for key in sorted(arrays):
-            if not isinstance(obs, dict) or key not in obs:
-                raise InvalidValue(f"{name} are {described(obs)}; their space promises the key {key!r}")
+            if not isinstance(obs, dict) or key not in obs or len(obs) != len(space.spaces):
+                raise InvalidValue(f"{name} are {described(obs)}; their space promises the keys {sorted(space.spaces)}")
             write_batch(space.spaces[key], arrays[key], at, obs[key], f"{name}[{key!r}]")
     elif isinstance(space, spaces.Tuple):
         if not isinstance(obs, tuple) or len(obs) != len(space.spaces):
@@ -182,7 +194,7 @@ def write_batch(
         for i, (child, array, part) in enumerate(zip(space.spaces, arrays, obs, strict=True)):
             write_batch(child, array, at, part, f"{name}[{i}]")
     else:
-        start, target, values = getattr(space, "start", None), arrays[at], np.asarray(obs)
+        start, target, values = getattr(space, "start", None), arrays[at], array_of(obs)
         floats = isinstance(space, spaces.Box) and np.dtype(space.dtype).kind == "f"
         if values.shape != (len(target), *(space.shape or ())) or values.dtype.kind not in (
             "biuf" if floats else "biu"
@@ -196,12 +208,42 @@ def write_batch(
         target[...] = values if start is None else values - np.ravel(start) if np.ndim(start) else values - start
 
 
-def _column(values: Any, width: int, kinds: str, name: str) -> np.ndarray:
-    """Values of a block of `width` streams as an array [width]; InvalidValue if they are something else."""
-    array = np.asarray(values)
-    if array.shape != (width,) or array.dtype.kind not in kinds:
-        kind = "booleans" if kinds == "b" else "numbers"
-        raise InvalidValue(f"the {name} are {described(values)}; they must be {kind} of shape ({width},)")
+def native_reset(env: Native, seed: int, spec: EnvSpec) -> Any:
+    """The first observations of a block; InvalidValue if `reset` returns something else."""
+    obs, info = reset_result(env.reset(seed=seed))
+    _without_mask(info, spec)
+    return obs
+
+
+def native_step(env: Native, actions: np.ndarray, spec: EnvSpec) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    """The five results of a step of a block; InvalidValue if it returns something else."""
+    result = step_result(env.step(actions))
+    _without_mask(result[4], spec)
+    return result
+
+
+def _without_mask(info: dict[str, Any], spec: EnvSpec) -> None:
+    if MASK in info and spec.action.kind != "box":
+        raise InvalidValue(f"info has {MASK!r}, which a native vector environment cannot have: use --vector serial")
+
+
+def native_rewards(values: Any, width: int) -> np.ndarray:
+    """The rewards [width] of a block; InvalidValue if they are something else."""
+    array = array_of(values)
+    if array.shape != (width,) or array.dtype.kind not in "biuf":
+        raise InvalidValue(f"the rewards are {described(values)}; they must be numbers of shape ({width},)")
+    return array
+
+
+def native_flags(values: Any, width: int, name: str) -> np.ndarray:
+    """Flags [width] of a block, True and False or 1 and 0; InvalidValue if they are something else."""
+    array = array_of(values)
+    if (
+        array.shape != (width,)
+        or array.dtype.kind not in "biu"
+        or (array.dtype != bool and not np.isin(array, (0, 1)).all())
+    ):
+        raise InvalidValue(f"the {name} are {described(values)}; they must be booleans of shape ({width},)")
     return array
 
 
@@ -229,6 +271,9 @@ def check_autoreset(
     pair = [make(4), make(4)]
     try:
         first = pair[0]
+        for name in ("single_observation_space", "single_action_space"):
+            if not isinstance(getattr(first, name, None), spaces.Space):
+                raise _refused(spec, f"has no {name}, a space of gymnasium.spaces")
         native = env_spec(
             spec.id,
             first.single_observation_space,
@@ -239,34 +284,52 @@ def check_autoreset(
         if spec.action_mask or native != spec:
             text = f"{spec.id}: its native vector environment differs from the serial one. Use --vector serial."
             raise EnvError(text)
-        claimed = first.metadata.get("autoreset_mode")
+        claimed = (getattr(first, "metadata", None) or {}).get("autoreset_mode")
         if claimed is not None and getattr(claimed, "name", claimed) not in ("NEXT_STEP", "NextStep"):
             raise _refused(spec, f"says its autoreset mode is {claimed}")
         rng, reader = np.random.default_rng(0), native_actions(first.single_action_space, spec)
+        space, room = first.single_observation_space, _zeros(spec.obs, 4)
+
+        def step(env: Native, action: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, dict[str, Any]]:
+            obs, reward, terminated, truncated, info = native_step(env, action, spec)
+            write_batch(space, room, (0, slice(4)), obs)
+            ended = native_flags(terminated, 4, "terminations") | native_flags(truncated, 4, "truncations")
+            return obs, native_rewards(reward, 4), ended != 0, info
+
         watch("reset")
         for env in pair:
-            env.reset(seed=0)
+            write_batch(space, room, (0, slice(4)), native_reset(env, 0, spec))
         for _ in range(steps):
             watch("step")
             action = reader(np.stack([random_action(rng, spec.action, None) for _ in range(4)]))
-            (_, _, terminated, truncated, info), _ = (env.step(action) for env in pair)
-            over = np.asarray(terminated) | np.asarray(truncated)
+            (_, _, over, info), _ = (step(env, action) for env in pair)
             if not over.any():
                 continue
             if "final_obs" in info or "final_observation" in info:
                 raise _refused(spec, "resets in the same step in which an episode ends")
             different = [reader(np.stack([extreme_action(spec, high)] * 4)) for high in (0, 1)]
-            rows = [env.step(action) for env, action in zip(pair, different, strict=True)]
-            for obs, reward, terminated, truncated, _ in rows:
-                if np.any(reward[over]) or np.any(terminated[over]) or np.any(truncated[over]):
+            rows = [step(env, action) for env, action in zip(pair, different, strict=True)]
+            for obs, reward, ended, _ in rows:
+                if np.any(reward[over]) or np.any(ended[over]):
                     raise _refused(spec, "does not reset in the step after an episode's end")
                 if not same(_select(obs, over), _select(rows[0][0], over)):
                     raise _refused(spec, "uses the action in the step after an episode's end")
             return
         raise _refused(spec, f"ended no episode in {steps} random steps, so its autoreset mode is unknown")
+    except InvalidValue as error:
+        raise EnvError(f"{spec.id}: of its native vector environment, {error}. Or use --vector serial") from None
     finally:
         watch("close")
         close_all(pair)
+
+
+def _zeros(obs: ObsSpec, width: int) -> Any:
+    """Arrays [1, width, *O] for a batch of observations."""
+    if isinstance(obs, Leaf):
+        return np.zeros((1, width, *obs.shape), obs.dtype)
+    if isinstance(obs, dict):
+        return {key: _zeros(child, width) for key, child in obs.items()}
+    return tuple(_zeros(child, width) for child in obs)
 
 
 def extreme_action(spec: EnvSpec, high: int) -> np.ndarray:

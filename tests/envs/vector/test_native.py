@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 
 import gymnasium
@@ -11,11 +12,12 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
-from rltrain.envs.errors import EnvError, EnvFault
+from rltrain.envs.errors import INVALID, EnvError, EnvFault
 from rltrain.envs.make import read_spec, resolve, vector
 from rltrain.envs.problems.probes import Counter
 from rltrain.envs.vector.native import NativeVectorEnv, blocks, check_autoreset, verify_native
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
+from rltrain.rollout.buffers import empty_rows
 
 SOURCE = resolve("CartPole-v1")
 SPEC = read_spec(SOURCE, 0)
@@ -247,3 +249,187 @@ def test_a_fault_names_the_first_stream_of_its_block():
     with pytest.raises(EnvFault) as caught:
         run(env, rows, np.full((3, 16), 7))
     assert (caught.value.stream, caught.value.seed) == (16, 116)
+
+
+NAMES = ("obs", "reward", "terminated", "truncated", "info")
+
+
+class Block(gymnasium.vector.VectorEnv):
+    """Returns `right`, and the values of `wrong` at `when`: "reset", or a step from 0 on. Episodes have 5 steps."""
+
+    def __init__(self, num_envs, space, right, wrong=(), when=None):
+        self.num_envs, self.metadata = num_envs, {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        self.single_observation_space, self.single_action_space = space, spaces.Discrete(2)
+        self.right, self.wrong, self.when, self.clock = right, dict(wrong), when, 0
+
+    def _values(self, now, *rest):
+        values = dict(zip(NAMES, (batch(self.right, self.num_envs), *rest), strict=True))
+        values |= self.wrong if now == self.when else {}
+        return values["result"] if "result" in values else tuple(values.values())
+
+    def reset(self, *, seed=None, options=None):
+        result = self._values("reset", None, None, None, {})
+        return (result[0], result[4]) if type(result) is tuple and len(result) == 5 else result
+
+    def step(self, action):
+        self.clock += 1
+        over = np.full(self.num_envs, self.clock % 6 == 5)
+        reward = np.full(self.num_envs, float(self.clock % 6 > 0))
+        return self._values(self.clock - 1, reward, over, np.zeros(self.num_envs, bool), {})
+
+
+def batch(obs, width):
+    """Equal observations of a block."""
+    if isinstance(obs, dict):
+        return {key: batch(child, width) for key, child in obs.items()}
+    return tuple(batch(child, width) for child in obs) if isinstance(obs, tuple) else np.stack([obs] * width)
+
+
+class One(gymnasium.Env):
+    """The serial environment of `Block`."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space, right):
+        self.observation_space, self.right = space, right
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.right, {}
+
+    def step(self, action):
+        return self.right, 1.0, False, False, {}
+
+
+BOX, HALF = spaces.Box(0, 1, (5,), np.float32), np.full(5, 0.5, np.float32)
+PIXELS, BLACK = spaces.Box(0, 255, (4, 6, 3), np.uint8), np.zeros((4, 6, 3), np.uint8)
+KEYS, KEYS_OBS = (
+    spaces.Dict({"a": BOX, "n": spaces.Tuple((spaces.Discrete(3, start=5),))}),
+    {"a": HALF, "n": (np.int64(6),)},
+)
+INDEX, MANY = spaces.Discrete(4), spaces.MultiDiscrete([2, 3])
+BITS, WHOLE = spaces.MultiBinary(2), spaces.Box(-2, 9, (2,), np.int32)
+SHAPE, WIDE = "for each of 3 streams its space promises numbers of shape (5,)", np.full((3, 5), 0.5)
+LATE_NAN = np.array([0, np.nan, 0])
+WRONG = [  # space, observation, wrong values, words, the stream that is named
+    (BOX, HALF, {"obs": np.zeros((3, 1), np.float32)}, f"shape (3, 1) and dtype float32; {SHAPE}", 2),
+    (BOX, HALF, {"obs": np.zeros((1, 5), np.float32)}, f"shape (1, 5) and dtype float32; {SHAPE}", 2),
+    (BOX, HALF, {"obs": np.zeros(5, np.float32)}, f"shape (5,) and dtype float32; {SHAPE}", 2),
+    (BOX, HALF, {"obs": np.float32(1)}, f"are 1.0 (float32); {SHAPE}", 2),
+    (BOX, HALF, {"obs": [[0.0], [0.0, 1.0], []]}, f"are a list of 3; {SHAPE}", 2),
+    (BOX, HALF, {"obs": np.zeros((3, 5), complex)}, f"dtype complex128; {SHAPE}", 2),
+    (BOX, HALF, {"obs": np.full((3, 5), "x")}, f"dtype <U1; {SHAPE}", 2),
+    (BOX, HALF, {"obs": None}, f"are None; {SHAPE}", 2),
+    (BOX, HALF, {"obs": np.where(np.arange(3)[:, None] == 1, np.nan, WIDE)}, "the observation is not finite", 3),
+    (BOX, HALF, {"obs": np.where(np.arange(3)[:, None] == 2, np.inf, WIDE)}, "the observation is not finite", 4),
+    (BOX, HALF, {"obs": WIDE * 1e300}, "or too large for float32", 2),
+    (PIXELS, BLACK, {"obs": np.full((3, 4, 6, 3), 0.7)}, "for each of 3 streams its space promises whole", 2),
+    (PIXELS, BLACK, {"obs": np.full((3, 4, 6, 3), -5)}, "is -5 at [0, 0, 0], and its space promises 0 to 255", 2),
+    (PIXELS, BLACK, {"obs": np.full((3, 4, 6, 3), 300)}, "is 300 at [0, 0, 0], and its space promises 0 to 255", 2),
+    (INDEX, np.int64(1), {"obs": np.array([1, 2, 7])}, "the observation is 7, and its space promises 0 to 3", 4),
+    (INDEX, np.int64(1), {"obs": np.array([1, -1, 0])}, "the observation is -1", 3),
+    (INDEX, np.int64(1), {"obs": np.array([1.0, 2.7, 0.0])}, "dtype float64", 2),
+    (INDEX, np.int64(1), {"obs": np.array([[1], [1], [1]])}, "shape (3, 1)", 2),
+    (MANY, np.array([1, 2]), {"obs": np.array([[1, 2], [1, 2], [1, 5]])}, "is 5 at [1], and its space promises 0", 4),
+    (BITS, np.zeros(2, np.int8), {"obs": np.array([[0, 1], [2, 0], [0, 0]])}, "is 2 at [0], and its space", 3),
+    (WHOLE, np.zeros(2, np.int32), {"obs": np.array([[0, 0], [0, 10], [0, 0]])}, "is 10 at [1]", 3),
+    (KEYS, KEYS_OBS, {"obs": {"a": WIDE}}, "a dict with the keys ['a']; their space promises the keys ['a', 'n']", 2),
+    (KEYS, KEYS_OBS, {"obs": {"a": WIDE, "n": (np.array([5, 6, 7]),), "x": WIDE}}, "with the keys ['a', 'n', 'x']", 2),
+    (KEYS, KEYS_OBS, {"obs": {"a": WIDE, "n": ()}}, "['n'] are a tuple of 0; their space promises a tuple of 1", 2),
+    (KEYS, KEYS_OBS, {"obs": {"a": WIDE, "n": (np.array([5, 6, 8]),)}}, "['n'][0] is 8, and its space promises", 4),
+    (KEYS, KEYS_OBS, {"obs": WIDE}, "the observations are an array of shape (3, 5)", 2),
+    (BOX, HALF, {"reward": np.array([0, np.nan, 0])}, "the reward is not finite", 3),
+    (BOX, HALF, {"reward": np.array([0, 1, 1e39])}, "the reward is not finite (nan or inf, or too large", 4),
+    (BOX, HALF, {"reward": np.zeros((3, 1))}, "the rewards are an array of shape (3, 1) and dtype", 2),
+    (BOX, HALF, {"reward": 1.0}, "the rewards are 1.0; they must be numbers of shape (3,)", 2),
+    (BOX, HALF, {"reward": None}, "the rewards are None", 2),
+    (BOX, HALF, {"reward": ["1", "2", "3"]}, "the rewards are a list of 3", 2),
+    (BOX, HALF, {"reward": np.zeros(3, complex)}, "dtype complex128", 2),
+    (BOX, HALF, {"terminated": np.zeros(1, bool)}, "the terminations are an array of shape (1,)", 2),
+    (BOX, HALF, {"terminated": False}, "the terminations are False", 2),
+    (BOX, HALF, {"truncated": LATE_NAN}, "shape (3,) and dtype float64; they must be booleans", 2),
+    (BOX, HALF, {"truncated": np.array([0, 2, 0])}, "the truncations are an array of shape (3,) and dtype int64", 2),
+    (BOX, HALF, {"truncated": [None] * 3}, "the truncations are a list of 3", 2),
+    (BOX, HALF, {"info": None}, "step returned None as info; it must be a dict", 2),
+    (BOX, HALF, {"info": {"action_mask": np.ones((3, 2))}}, "info has 'action_mask', which a native vector", 2),
+    (BOX, HALF, {"result": (WIDE, np.zeros(3), np.zeros(3, bool), {})}, "step returned 4 values as the old gym did", 2),
+    (BOX, HALF, {"result": None}, "step returned None; it must return a tuple of 5", 2),
+]  # fmt: skip
+
+
+def played(makes, space, right, steps=8):
+    """Step blocks of the streams 0 to 1 and 2 to 4, and check the rows."""
+    spec, waiting = read_spec(resolve(lambda: One(space, right)), 0), iter(makes)
+    env = NativeVectorEnv(lambda width: next(waiting)(width), spec, [(0, 1), (2, 3, 4)], [11, 12], "none")
+    rows = empty_rows(spec, steps, 5)
+    env.reset(rows)
+    for t in range(steps):
+        env.step(np.zeros(5, np.int64), rows, t)
+    return rows, env.check(rows, steps)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+@pytest.mark.parametrize(("space", "right", "wrong", "words", "stream"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_value_of_a_block_is_a_fault_of_one_line(space, right, wrong, words, stream):
+    with pytest.raises(EnvFault) as caught:
+        played([lambda n: Block(n, space, right), lambda n: Block(n, space, right, wrong, 3)], space, right)
+    assert (caught.value.stream, caught.value.seed, caught.value.row) == (stream, 12, 3)
+    assert caught.value.detail.startswith(INVALID)
+    assert "\n" not in caught.value.detail
+    assert words in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"obs": np.zeros((3, 1))}, SHAPE),
+        ({"info": None}, "reset returned None as info"),
+        ({"info": {"action_mask": np.ones((3, 2))}}, "info has 'action_mask'"),
+        ({"result": np.zeros((3, 5))}, "reset returned an array of shape (3, 5)"),
+    ],
+)
+@pytest.mark.parametrize("again", [False, True])
+def test_a_wrong_reset_of_a_block_is_a_fault_of_one_line(wrong, words, again):
+    spec = read_spec(resolve(lambda: One(BOX, HALF)), 0)
+    block = Block(3, BOX, HALF, wrong, None if again else "reset")
+    env, rows = NativeVectorEnv(lambda width: block, spec, [(2, 3, 4)], [12], "none"), empty_rows(spec, 1, 3)
+    if again:
+        env.reset(rows)
+        block.when = "reset"
+    with pytest.raises(EnvFault) as caught:
+        env.load(env.state(), rows) if again else env.reset(rows)
+    assert (caught.value.stream, caught.value.row) == (2, 0)
+    assert re.match(rf"{INVALID}: [^\n]*{re.escape(words)}[^\n]*$", caught.value.detail)
+
+
+def test_other_forms_of_the_right_values_of_a_block_are_accepted():
+    wrong = {"obs": WIDE.tolist(), "reward": [1, 2, 3], "truncated": np.array([0, 1, 0], np.uint8), "info": {"x": 1}}
+    rows, outside = played([lambda n: Block(n, BOX, HALF), lambda n: Block(n, BOX, HALF, wrong, 3)], BOX, HALF)
+    assert rows.reward[3, :5].tolist() == [1, 1, 1, 2, 3]
+    assert rows.truncated[3, :5].tolist() == [False, False, False, True, False]
+    assert not outside
+    assert played([lambda n: Block(n, BOX, HALF), lambda n: Block(n, BOX, HALF, {"obs": WIDE + 1}, 3)], BOX, HALF)[
+        1
+    ] == {0: 15}
+
+
+@pytest.mark.parametrize("when", ["reset", 3])
+@pytest.mark.parametrize(("space", "right", "wrong", "words", "stream"), [case for case in WRONG if case[4] == 2][:9])
+def test_the_first_look_says_what_is_wrong_with_a_block(space, right, wrong, words, stream, when):
+    spec = read_spec(resolve(lambda: One(space, right)), 0)
+    with pytest.raises(EnvError) as caught:
+        check_autoreset(lambda n: Block(n, space, right, wrong, when), spec)
+    assert "of its native vector environment, the observations" in str(caught.value)
+    assert str(caught.value).endswith("Or use --vector serial")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["single_observation_space", "single_action_space"])
+def test_a_block_without_a_space_is_refused(name):
+    def make(width):
+        block = Block(width, BOX, HALF)
+        delattr(block, name)
+        return block
+
+    with pytest.raises(EnvError, match=f"has no {name}"):
+        check_autoreset(make, read_spec(resolve(lambda: One(BOX, HALF)), 0))
