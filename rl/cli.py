@@ -88,6 +88,10 @@ def _guarded(command: str, work: Callable[[], None]) -> int:
     text, status = _status(command, work)
     if text:
         say(text, sys.stderr)
+    if "loky" in sys.modules:
+        from rltrain.rollout.workers.process import join_closed
+
+        join_closed()
     if any(not thread.daemon for thread in threading.enumerate() if thread not in before):
         _exit_now(status)  # threads that an environment has left would keep the process alive
     return status
@@ -212,11 +216,10 @@ def _evaluate(argv: list[str]) -> None:
     json_line, path = given.pop("json"), given.pop("path")
     if not os.path.lexists(path):
         raise CheckpointError(f"{path} does not exist")
-    import_code(given.pop("import_code", []))
     with held():
-        from rltrain.evaluation.evaluate import evaluate
+        from rltrain.evaluation.in_child import evaluate_in_child
 
-    evaluation = evaluate(path, **given)
+    evaluation = evaluate_in_child(path, given.pop("import_code", []), given)
     say(json.dumps(as_json(evaluation)) if json_line else evaluation_line(evaluation))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from rltrain import self_play_ratings as self_play
 from rltrain.config.consent import EVALUATION, SavedConfig, with_consent
-from rltrain.envs.errors import fault_of
+from rltrain.envs.errors import Watch, fault_of, unwatched
 from rltrain.envs.lookup import EnvSource
 from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.seeding import FRESH, seed_of
@@ -70,13 +70,27 @@ def evaluate(
     """
     uses = [key for key in EVALUATION if key != "env" or env is None]
     trained = what if isinstance(what, Trained) else load_for(what, False, trust, uses)
+    return evaluate_watched(unwatched, trained, episodes, seed, stochastic, video, env, trust)
+
+
+def evaluate_watched(
+    watch: Watch,
+    trained: Trained,
+    episodes: int,
+    seed: int,
+    stochastic: bool,
+    video: str | Path | None,
+    env: str | Callable[..., Any] | None = None,
+    trust: bool = False,
+) -> Evaluation:
+    """As `evaluate`. `watch` gets the name of each call of the environment before it is made."""
     source = _source(trained, env, trust)
     seeds = [seed_of(seed, FRESH, episode) for episode in range(episodes)]
     with _this_process(seed):
-        spec = read_spec(source, seed)
+        spec = read_spec(source, seed, watch)
         if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
             raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
-        played = _play(source, spec, trained, seeds, stochastic, video)
+        played = _play(source, spec, trained, seeds, stochastic, video, watch)
     returns = np.array([episode.ret for episode in played])
     by_agent, by_group = mean_returns(spec, played)
     return Evaluation(
@@ -109,17 +123,38 @@ def _this_process(seed: int) -> Iterator[None]:
 
 
 def _play(
-    source: EnvSource, spec: EnvSpec, trained: Trained, seeds: list[int], stochastic: bool, video: str | Path | None
+    source: EnvSource,
+    spec: EnvSpec,
+    trained: Trained,
+    seeds: list[int],
+    stochastic: bool,
+    video: str | Path | None,
+    watch: Watch,
 ) -> list[Episode]:
     """One episode per seed; the first one is filmed."""
-    at_random = trained.config.opponents == "pool"
+
+    def episodes(source: EnvSource, seeds: list[int], film: Callable[[Any], None] | None = None) -> list[Episode]:
+        def make() -> Any:
+            watch("constructor")
+            env = source.make()
+            watch("reset")  # follows the last constructor
+            return env
+
+        def frame(env: Any) -> None:
+            watch("step")
+            if film is not None:
+                film(env)
+
+        at_random = trained.config.opponents == "pool"
+        return play(make, spec, trained.policy, seeds, stochastic, frame=frame, at_random=at_random)
+
     played: list[Episode] = []
     if video is not None:
         writer = VideoWriter(Path(video).absolute())
         filmed = replace(source, kwargs={**source.kwargs, "render_mode": "rgb_array"})
-        played = play(filmed.make, spec, trained.policy, seeds[:1], stochastic, frame=writer.add, at_random=at_random)
+        played = episodes(filmed, seeds[:1], writer.add)
         writer.write()
-    return played + play(source.make, spec, trained.policy, seeds[len(played) :], stochastic, at_random=at_random)
+    return played + episodes(source, seeds[len(played) :])
 
 
 def bootstrap(returns: np.ndarray) -> tuple[float, float]:

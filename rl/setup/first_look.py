@@ -13,9 +13,10 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from rltrain.config.run_config import RunConfig
 from rltrain.envs import closing
@@ -27,6 +28,7 @@ from rltrain.envs.names import register_env, registered_names
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.native import verify_native
 from rltrain.envs.vector.restore_check import verify
+from rltrain.errors import CheckpointError, ConfigError
 from rltrain.rollout.workers.fork_server import has_fork_server, without_main
 from rltrain.rollout.workers.forks import closed_in_children, ends_forks, ignore
 from rltrain.rollout.workers.parent_state import ParentState, starting_python
@@ -40,6 +42,18 @@ END_SECONDS = 6.0  # for the end of the child and of all that it started
 POLL = 0.05
 
 _may_fork = False
+
+
+class EnvLost(EnvError):
+    """The environment hangs, or has ended the child; one line."""
+
+
+class Subject(Protocol):
+    """What a child works on."""
+
+    @property
+    def name(self) -> str:
+        """In messages."""
 
 
 class Findings(NamedTuple):
@@ -94,16 +108,19 @@ def start_method() -> str:
 
 
 class FirstLook:
-    """A child process that executes the methods of `Examination`, one after the other. A context that ends it.
+    """A child process that executes the methods of a class, one after the other. A context that ends it.
 
     Args:
+        source:  the first argument of the class; the second one is a `Watch`.
         timeout: seconds that one call of the environment may take.
+        tasks:   the class.
     """
 
-    def __init__(self, source: EnvSource, timeout: float) -> None:
-        self.source, self._timeout = source, timeout
+    def __init__(self, source: Subject, timeout: float, tasks: Callable[[Any, Watch], Any] = Examination) -> None:
+        self.source: Any = source
+        self.timeout = timeout
         method = start_method()
-        payload: EnvSource | bytes = source
+        payload: Subject | bytes = source
         if method != "fork":
             try:
                 payload = _pickled(source)
@@ -119,7 +136,7 @@ class FirstLook:
         self._link, link = context.Pipe()
         closed_in_children(self._pipe, self._link)
         state = None if method == "fork" else ParentState.of_this_process()
-        arguments = theirs, calls, link, payload, registered_names(), state
+        arguments = theirs, calls, link, payload, registered_names(), state, tasks
         self._process = context.Process(target=_supervise, args=arguments, daemon=False)
         guard = contextlib.nullcontext() if method == "fork" else starting_python()
         try:
@@ -137,7 +154,7 @@ class FirstLook:
         self._unanswered = 0
 
     def start(self, task: str, *args: Any) -> None:
-        """Call a method of `Examination`; `result` returns its result."""
+        """Call a method of the tasks; `result` returns its result."""
         self._unanswered += 1
         with contextlib.suppress(OSError):  # the child is gone; `result` reports it
             self._pipe.send((task, args))
@@ -146,7 +163,8 @@ class FirstLook:
         """The result of the oldest task, which may take so many seconds in all.
 
         Raises:
-            EnvError: the environment cannot be used, hangs, or has ended the child; one line.
+            EnvError: the environment cannot be used; one line.
+            EnvLost:  it hangs, or has ended the child.
             EnvFault: its own code raised an exception.
         """
         progress = began = time.monotonic()
@@ -154,18 +172,18 @@ class FirstLook:
             now = time.monotonic()
             if self._read_calls():
                 progress = now
-            limit = max(self._timeout, LEAST_SECONDS.get(self._call, 0.0))
+            limit = max(self.timeout, LEAST_SECONDS.get(self._call, 0.0))
             if now - progress > limit:
-                raise EnvError(f"{self._what()} did not return within {limit:g} s (--actor-timeout)")
+                raise EnvLost(f"{self._what()} did not return within {limit:g} s (--actor-timeout)")
             if now - began > seconds:
-                raise EnvError(
+                raise EnvLost(
                     f"{self.source.name}: in {seconds:g} s it could not be decided how to restore it on resume; "
                     "its steps are too slow"
                 )
         try:
             answer, error = self._pipe.recv()
         except (EOFError, OSError):
-            raise EnvError(self._ending()) from None
+            raise EnvLost(self._ending()) from None
         self._unanswered -= 1
         if error is not None:
             raise error
@@ -238,7 +256,7 @@ def look_at(config: RunConfig, new: bool = True) -> FirstLook:
     return look
 
 
-def _pickled(source: EnvSource) -> bytes:
+def _pickled(source: Subject) -> bytes:
     import cloudpickle
 
     try:
@@ -254,11 +272,11 @@ def _registered_elsewhere(**_: Any) -> Any:
     raise EnvError("the environment is registered in another process")
 
 
-def _unpickled(payload: EnvSource | bytes, state: ParentState | None) -> EnvSource:
+def _unpickled(payload: Subject | bytes, state: ParentState | None) -> Subject:
     if not isinstance(payload, bytes):
         return payload
     assert state is not None
-    source: EnvSource = state.load(payload)
+    source: Subject = state.load(payload)
     return source
 
 
@@ -266,11 +284,12 @@ def _supervise(
     pipe: Connection,
     calls: Connection,
     link: Connection,
-    payload: EnvSource | bytes,
+    payload: Subject | bytes,
     registered: list[str],
     state: ParentState | None,
+    tasks: Callable[[Any, Watch], Any],
 ) -> None:
-    """multiprocessing's process: runs the child that examines, and ends all that this one started."""
+    """multiprocessing's process: runs the child that works, and ends all that this one started."""
     with contextlib.suppress(OSError):
         os.setsid()  # Ctrl-C in a terminal is for the command, which ends this process
     ignore()
@@ -281,7 +300,7 @@ def _supervise(
             register_env(known, _registered_elsewhere)
         if state is not None:
             state.take_over()
-        _serve(pipe, calls, payload, state)
+        _serve(pipe, calls, payload, state, tasks)
 
     code = run_supervised(run, link, pipe)
     with contextlib.suppress(OSError):
@@ -289,11 +308,17 @@ def _supervise(
     os._exit(0)
 
 
-def _serve(pipe: Connection, calls: Connection, payload: EnvSource | bytes, state: ParentState | None) -> None:
+def _serve(
+    pipe: Connection,
+    calls: Connection,
+    payload: Subject | bytes,
+    state: ParentState | None,
+    tasks: Callable[[Any, Watch], Any],
+) -> None:
     """The child: executes tasks until the pipe closes."""
     call = CALLS[0]
     name = "the environment" if isinstance(payload, bytes) else payload.name
-    examination: Examination | None = None
+    worker: Any = None
 
     def watch(called: str) -> None:
         nonlocal call
@@ -311,10 +336,10 @@ def _serve(pipe: Connection, calls: Connection, payload: EnvSource | bytes, stat
             return
         try:
             with ends_forks():
-                if examination is None:
-                    examination = Examination(_unpickled(payload, state), watch)
-                answer = getattr(examination, task)(*args)
-        except (EnvError, EnvFault) as problem:
+                if worker is None:
+                    worker = tasks(_unpickled(payload, state), watch)
+                answer = getattr(worker, task)(*args)
+        except (EnvError, EnvFault, ConfigError, CheckpointError) as problem:
             error = problem
         except Exception:
             error = EnvFault(-1, -1, 0, traceback.format_exc())

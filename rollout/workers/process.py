@@ -53,6 +53,15 @@ def before_exit(call: Callable[[], Any]) -> None:
         register(call)
 
 
+def join_closed(seconds: float = END_SECONDS) -> None:
+    """Wait at most so long for the threads of closed handles, which unlink and unregister semaphores."""
+    from loky import process_executor as theirs
+
+    until = time.monotonic() + seconds
+    for thread in list(theirs._threads_wakeups):
+        thread.join(max(until - time.monotonic(), 0.0))
+
+
 class ProcessHandle:
     """An object in another process; calls and answers go through a pipe.
 

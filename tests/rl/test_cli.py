@@ -21,6 +21,7 @@ from rltrain.config.flags import literal
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import EnvError
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, RunFailed
+from rltrain.rollout.workers.process import ProcessHandle
 from rltrain.storage import run_folder
 
 OURS = sorted(name for name, entry in algorithms._registry.items() if isinstance(entry.algorithm, str))  # not a test's
@@ -267,3 +268,18 @@ def test_other_errors_of_the_system_keep_their_traceback() -> None:
 
     with pytest.raises(FileNotFoundError):
         cli._guarded("rltrain", work)
+
+
+@pytest.mark.usefixtures("fork_server")
+def test_a_command_ends_after_the_threads_of_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They unlink and unregister semaphores: if the process ends between the two, a message about a leak appears."""
+
+    def work() -> None:
+        handle = ProcessHandle(0, list)
+        handle.call("__len__")
+        handle.result()
+        handle.close()
+
+    monkeypatch.setattr(cli, "_exit_now", lambda status: pytest.fail("a thread was still at work"))
+
+    assert cli._guarded("rltrain", work) == 0

@@ -1,0 +1,76 @@
+"""`rleval` loads and plays in a child process: an environment that hangs, or ends its process, gives one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rltrain.config.consent import EVALUATION, import_code
+from rltrain.envs.errors import Watch
+from rltrain.errors import RunFailed
+from rltrain.setup import first_look
+from rltrain.setup.first_look import EnvLost, FirstLook
+
+if TYPE_CHECKING:
+    from rltrain.evaluation.evaluate import Evaluation
+
+LOAD_SECONDS = 600.0  # allowed for the imports of torch and of the user's code, and for the policy
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `rleval` was asked for."""
+
+    path: str
+    imports: Sequence[str]  # modules and files to import first
+    settings: dict[str, Any]  # keywords of `rltrain.evaluate`
+    name: str = "the run"  # in messages
+
+
+class Player:
+    """The tasks of the child, in this order.
+
+    Args:
+        watch: gets the name of each call of the environment before it is made.
+    """
+
+    def __init__(self, request: Request, watch: Watch) -> None:
+        self._request, self._watch = request, watch
+
+    def load(self) -> tuple[str, float]:
+        """Load the policy. Returns the name of its environment, and the seconds that one call of it may take."""
+        from rltrain.evaluation.policy import load_for
+
+        import_code(self._request.imports)
+        self._trained = load_for(self._request.path, False, self._request.settings.get("trust", False), EVALUATION)
+        return self._trained.spec.id, self._trained.config.actor_timeout
+
+    def play(self) -> Evaluation:
+        from rltrain.evaluation.evaluate import evaluate_watched
+
+        return evaluate_watched(self._watch, self._trained, **self._request.settings)
+
+
+def evaluate_in_child(path: str, imports: Sequence[str], settings: dict[str, Any]) -> Evaluation:
+    """As `rltrain.evaluate(path, **settings)`, after the import of the user's code. For commands only.
+
+    Raises:
+        RunFailed: the environment hangs, or has ended its process; one line.
+    """
+    request = Request(path, imports, settings)
+    first_look.may_fork()
+    if first_look.start_method() != "fork":  # this process has imported torch, or the system cannot fork
+        player = Player(request, lambda call: None)
+        player.load()
+        return player.play()
+    with FirstLook(request, LOAD_SECONDS, Player) as look:
+        try:
+            look.start("load")
+            name, seconds = look.result()
+            look.source, look.timeout = replace(request, name=name), seconds
+            look.start("play")
+            evaluation: Evaluation = look.result()
+        except EnvLost as lost:
+            raise RunFailed(str(lost)) from None
+    return evaluation
