@@ -62,6 +62,7 @@ def _own(room: int, limit: float) -> Cluster:
         worker_dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
         local_directory=folder,
+        scheduler_kwargs={"local_directory": folder},
         memory_limit=0,  # the worker must not watch the memory of the learner
     )
 

@@ -69,6 +69,22 @@ class Line(gymnasium.Env[Any, Any]):
         return np.array([self._at], np.float32), float(self._at), abs(self._at) >= self.length, False, {}
 
 
+KEYS = """
+    goes_on episode_continues over first valid alive acting agents state mask legal lives reward terminated truncated
+    episode _episode final_info final_obs final_observation terminal_observation TimeLimit.truncated is_success way done
+""".split()
+
+
+class TellsMuch(Line):
+    """Each key that this package uses, has used or might use, in each info."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        return super().reset(**kwargs)[0], dict.fromkeys(KEYS, True)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return *super().step(action)[:4], dict.fromkeys(KEYS, True)
+
+
 def run(argv: list[str], cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *argv], cwd=cwd, env={**os.environ, **environ}, capture_output=True, text=True, timeout=120,
@@ -83,6 +99,48 @@ def test_a_class_with_arguments(tmp_path: Path) -> None:
     assert rltrain.evaluate(result.run, episodes=3, env=Line).episodes == 3
     told = json.loads((result.run / "run.json").read_text())["config"]
     assert (told["env"], told["env_args"], told["reloadable"]) == ("Line", {"length": 5}, False)
+
+
+def test_keys_of_an_info_are_the_environments_own(tmp_path: Path) -> None:
+    plain, much = (rltrain.train(**QUICK, env=env, out=str(tmp_path)) for env in (Line, TellsMuch))
+
+    assert (much.episodes, much.train_return, much.fingerprint) == (
+        plain.episodes,
+        plain.train_return,
+        plain.fingerprint,
+    )
+    assert plain.episodes > 3
+    returns = [rltrain.evaluate(plain.run, episodes=3, env=env).returns for env in (Line, TellsMuch)]
+    assert returns[0] == returns[1]
+
+
+PARSES = """
+import argparse, sys
+from pathlib import Path
+SEEN = Path(__file__).with_name("seen")
+
+def look(where):
+    argparse.ArgumentParser().parse_args()
+    with SEEN.open("a") as file:
+        file.write(f"{where} {len(sys.argv)} {Path(sys.argv[0]).name}\\n")
+
+look("import")
+""" + MAZE.replace("self.size = size", "self.size = size; look('constructor')").replace(
+    "super().reset", "look('reset'); super().reset"
+)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_environment_with_a_parser_of_its_own_sees_no_flag_of_ours(workers: int, tmp_path: Path) -> None:
+    (tmp_path / "parses.py").write_text(PARSES)
+    (tmp_path / "program").write_text("import sys\nfrom rltrain.cli import main\nsys.exit(main())\n")
+    words = "--streams 2 --unroll 8 --epochs 1 --minibatches 1 --steps 32 --eval-every 0 --quiet --preset none".split()
+
+    done = run(["program", "--algo", "ppo", "--env", "parses.py:Maze", "--workers", str(workers), *words], tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    seen = set((tmp_path / "seen").read_text().splitlines())
+    assert seen == {f"{where} 1 program" for where in ("import", "constructor", "reset")}
 
 
 @pytest.mark.usefixtures("fork_server")
