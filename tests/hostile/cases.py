@@ -78,6 +78,11 @@ class Case:
         return "says" not in self.expect and self.expect.get("status", 0) == 0
 
     @property
+    def acts(self) -> bool:
+        """Whether actors are started: other runs end at the first look, and no backend is used."""
+        return self.trains or self.when in ("later", "close") or "signal" in self.expect
+
+    @property
     def statuses(self) -> tuple[int, ...]:
         """The right ones."""
         default = 0 if "says" not in self.expect else 1 if self.when == "later" else 2

@@ -448,6 +448,8 @@ class TrainsNetwork(Harmless):
 class Everything(Harmless):
     """All of the above together that does not end the process."""
 
+    EXPECT = {"workers": (0, 1, 2, 8)}
+
     def disturb(self) -> None:
         for kind in TOGETHER:
             kind.disturb(self)  # type: ignore[arg-type]
