@@ -8,13 +8,15 @@ Each run is a few updates of tiny networks in this process. A setting that has n
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import hashlib
 import itertools
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin
 
 import gymnasium
 import numpy as np
@@ -28,6 +30,7 @@ from rltrain.errors import ConfigError
 from rltrain.learner.algorithm import make_algorithm, torch_device
 from rltrain.learner.learner import Learner
 from rltrain.rollout.scheduler import Rollout
+from rltrain.rollout.workers import process_state
 from rltrain.setup.environment import Environment, open_environment
 from rltrain.setup.replay import make_feed, open_data
 from rltrain.setup.rollout import rollout_spec
@@ -35,46 +38,70 @@ from rltrain.setup.rollout import rollout_spec
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "switches.md"
 DELIVERIES = 8
 
-# Another value of each setting; booleans and choices have it from their type. Settings that are not here are numbers of
-# the same kind as one that is, or say where and how long something runs.
+# Another value of each setting; booleans and choices have theirs from the type.
 OTHER: dict[str, Any] = {
-    "lr": 2e-2, "lr_end": 5e-3, "lr_q": 3e-2, "lr_temperature": 3e-2, "lr_end_share": 0.5, "rms_alpha": 0.9,
-    "rms_eps": 1e-2, "adam_eps": 1e-2, "max_grad_norm": 1e-3, "gamma": 0.9, "lam": 0.5, "n_step": 2, "rho_bar": 0.5,
-    "c_bar": 0.5, "rho_bar_pg": 0.5, "tau": 0.3, "target_every": 3, "policy_delay": 4, "smoothing": 0.9,
-    "smoothing_clip": 0.01, "clip": 1e-3, "clip_end": 1e-5, "kl": 1.0, "value_clip": 1e-3, "value": 2.0, "entropy": 0.5,
-    "entropy_end": 0.5, "max_kl": 1e-12, "atoms": 5, "v_min": -5.0, "v_max": 5.0, "temperature": 0.1,
-    "target_entropy": -5.0, "regularize": 0.1, "noise": 0.5, "noise_end": 0.9, "alpha": 0.2, "beta": 0.9,
-    "priority_eps": 0.5, "epsilon": 0.5, "epsilon_end": 0.9, "epsilon_share": 0.9, "widths": (8,), "memory_size": 5,
-    "sequence": 2, "mixer_width": 4, "hyper_width": 0, "log_std_init": -1.0, "epochs": 3, "minibatches": 4, "batch": 4,
-    "updates_per_step": 1.0, "burn_in": 5, "buffer_size": 2, "reuse": 3, "wait": 2, "sde_every": 2, "warmup": 48,
+    "streams": 5, "unroll": 16, "epochs": 3, "minibatches": 4, "wait": 2, "capacity": 40, "batch": 4, "length": 3,
+    "warmup": 48, "updates_per_step": 0.5, "buffer_size": 2, "reuse": 3, "lr": 2e-2, "lr_end": 5e-3, "lr_q": 3e-2,
+    "lr_temperature": 3e-2, "lr_end_share": 0.5, "rms_alpha": 0.9, "rms_eps": 1e-2, "adam_eps": 1e-2,
+    "max_grad_norm": 1e-3, "gamma": 0.9, "lam": 0.5, "n_step": 2, "rho_bar": 0.5, "c_bar": 0.5, "rho_bar_pg": 0.5,
+    "target_every": 3, "tau": 0.3, "critics": 3, "target_critics": 1, "policy_delay": 4, "smoothing": 0.9,
+    "smoothing_clip": 0.01, "clip": 1e-3, "clip_end": 1e-5, "ratio_bar": 1.0, "kl": 1.0, "value_clip": 1e-3,
+    "value": 2.0, "entropy": 0.5, "entropy_end": 0.2, "max_kl": 1e-12, "atoms": 5, "v_min": -5.0, "v_max": 5.0,
+    "quantiles": 5, "drop": 1, "temperature": 0.1, "target_entropy": -5.0, "target_entropy_share": 0.5, "gumbel": 0.5,
+    "regularize": 0.1, "noise": 0.5, "noise_end": 0.9, "ou_theta": 0.5, "alpha": 0.2, "beta": 0.9, "priority_eps": 0.5,
+    "epsilon": 0.5, "epsilon_end": 0.9, "epsilon_share": 0.9, "widths": (8,), "widths_q": (8,), "dropout": 0.3,
+    "log_std_init": -1.0, "sde_every": 2, "memory_size": 5, "sequence": 2, "burn_in": 5, "mixer_width": 4,
+    "hyper_width": 0,
 }  # fmt: skip
-# A setting that needs another one to have a meaning is tried together with it.
+SOFT = ("sac", "redq", "droq", "tqc")
+RECURRENT = ("dqn", "rainbow", "sac", "redq", "droq")  # whose sequences of a replay are for a memory
+# A setting that needs another one to have a meaning is tried together with it; also as "algorithm.setting".
 NEEDS: dict[str, dict[str, Any]] = {
     **{key: {"memory": "gru"} for key in ("memory_size", "critic_memory", "sequence", "burn_in")},
     **{key: {"prioritized": True} for key in ("alpha", "beta", "priority_eps")},
     **{key: {"atoms": 5} for key in ("v_min", "v_max")},
     **{key: {"noisy": False} for key in ("epsilon", "epsilon_end", "epsilon_share", "epsilon_per_stream", "init")},
+    **{f"{algo}.log_std_init": {"sde": True} for algo in SOFT},
+    **{f"{algo}.length": {"memory": "gru"} for algo in RECURRENT},
     "loss": {"atoms": 1},
     "noise_per_stream": {"noisy": True},
     "sde_every": {"sde": True},
-    "adam_eps": {"optimizer": "adam"},
+    "rms_alpha": {"optimizer": "rmsprop"},
+    "rms_eps": {"optimizer": "rmsprop"},
     "rho_bar": {"c_bar": 0.5},
     "noise_end": {"noise": 0.5},
+    "ou_theta": {"noise_kind": "ou"},
     "smoothing_clip": {"smoothing": 0.9},
     "buffer_size": {"reuse": 2},
+    **{f"{algo}.adam_eps": {"optimizer": "adam"} for algo in ("a2c", "a3c", "impala")},
 }
+STRUCTURE = {  # numbers that make another computation, as switches do
+    "n_step", "atoms", "critics", "quantiles", "drop", "dropout", "policy_delay", "epochs", "minibatches", "reuse",
+    "noise", "kl", "widths_q", "sequence", "length", "burn_in", "target_every", "smoothing",
+    "regularize", "hyper_width",
+}  # fmt: skip
 ALONE = {  # settings without an effect on weights, of all algorithms or as "algorithm.setting"
     "mappo.shared_torso": "a central value function has layers of its own",
     "overlap": "says when actors act, not what is computed; here they act in the learner's process",
+    "max_in_flight": "with `overlap` only",
+    "max_lag": "no unroll is older than one update here",
     "policy": "its choices are those of `register_policy`",
+    "torso": "its choices are networks for images, or a user's",
+}
+FOR_KIND = {  # settings for one kind of actions, where the other kind does not refuse them
+    "target_entropy_share": "Discrete",
+    "gumbel": "Discrete",
+    "maddpg.noise": "Box",
+    "maddpg.noise_end": "Box",
+    "log_std_init": "Box",
 }
 NOT_WITH = {  # (setting, other setting): why the first has no effect once the second is set
+    ("epochs", "max_kl"): "the first epoch is the last one here",
     ("clip_end", "max_kl"): "an update ends here before a ratio leaves the range",
     ("shared_torso", "memory"): "with memory the layers are always shared",
     ("target_entropy", "learn_temperature"): "a fixed temperature has no target",
     ("lr_temperature", "learn_temperature"): "a fixed temperature has no step size",
 }
-DISCRETE = ("dqn", "rainbow")
 
 
 class Task(gymnasium.Env[Any, Any]):
@@ -145,7 +172,27 @@ class TeamTask(pettingzoo.ParallelEnv[str, Any, Any]):
         return result
 
 
-TEAMS = {**dict.fromkeys(("qmix", "vdn", "iql"), TeamTask), "mappo": "spread", "maddpg": "spread"}
+ENVIRONMENTS: dict[bool, dict[str, Any]] = {  # by whether they are for several agents, and by the kind of actions
+    False: {"Box": Task, "Discrete": DiscreteTask},
+    True: {"Box": "spread", "Discrete": TeamTask},
+}
+
+
+class Case(NamedTuple):
+    """An algorithm and the kind of actions with which its settings are tried."""
+
+    algo: str
+    kind: str  # Box or Discrete
+
+    def __str__(self) -> str:
+        return f"{self.algo}, {self.kind} actions"
+
+
+@functools.cache
+def cases(algo: str) -> list[Case]:
+    """The algorithm with each kind of actions that it can choose."""
+    both = [Case(algo, kind) for kind in ENVIRONMENTS[False]]
+    return [case for case in both if not weights(case).startswith("refused")]
 
 
 def fields_of(algo: str) -> dict[str, Any]:
@@ -153,58 +200,65 @@ def fields_of(algo: str) -> dict[str, Any]:
     return dict(algorithms.settings_class(algo).model_fields)
 
 
-def others(algo: str) -> dict[str, Any]:
-    """Another value of each setting that has one."""
-    found: dict[str, Any] = {}
+def others(algo: str) -> dict[str, list[Any]]:
+    """Other values of each setting that has some; the first one is for pairs."""
+    found: dict[str, list[Any]] = {}
     for name, field in fields_of(algo).items():
+        if {name, f"{algo}.{name}"} & ALONE.keys():
+            continue
         if name in OTHER:
-            found[name] = OTHER[name]
+            found[name] = [OTHER[name]]
         elif isinstance(field.default, bool):
-            found[name] = not field.default
+            found[name] = [not field.default]
         elif get_origin(field.annotation) is Literal:
-            found[name] = next(value for value in get_args(field.annotation) if value != field.default)
+            found[name] = [value for value in get_args(field.annotation) if value != field.default]
     return found
 
 
 def switches(algo: str) -> list[str]:
-    """The settings that are tried in pairs: those that turn something on, off, or into another kind."""
+    """The settings that are tried in pairs: those that turn something on or off, or make another computation."""
     fields = fields_of(algo)
-    kinds = [name for name in others(algo) if isinstance(fields[name].default, bool) or fields[name].default is None]
-    kinds += [name for name in others(algo) if get_origin(fields[name].annotation) is Literal]
-    kinds += [name for name in ("n_step", "atoms") if name in fields]
-    return [name for name in dict.fromkeys(kinds) if not {name, f"{algo}.{name}"} & ALONE.keys()]
+
+    def switch(name: str) -> bool:
+        field = fields[name]
+        turns = isinstance(field.default, bool) or field.default is None or get_origin(field.annotation) is Literal
+        return turns or name in STRUCTURE
+
+    return [name for name in others(algo) if switch(name)]
 
 
-def needs_of(algo: str, *names: str) -> dict[str, Any]:
+def untried(algo: str) -> list[str]:
+    """Settings for which this file has neither another value nor a reason."""
+    return [
+        name for name in fields_of(algo) if name not in others(algo) and not {name, f"{algo}.{name}"} & ALONE.keys()
+    ]
+
+
+def needs_of(case: Case, *names: str) -> dict[str, Any]:
     """What these settings need, as far as the algorithm has it."""
-    fields = fields_of(algo)
-    return {key: value for name in names for key, value in NEEDS.get(name, {}).items() if key in fields}
+    fields = fields_of(case.algo)
+    needs = [NEEDS.get(f"{case.algo}.{name}", NEEDS.get(name, {})) for name in names]
+    return {key: value for one in needs for key, value in one.items() if key in fields}
 
 
-def pairs(algo: str) -> list[tuple[str, str]]:
+def pairs(case: Case) -> list[tuple[str, str]]:
     """All pairs of switches, without those of which one needs the other, or needs what the other excludes."""
 
     def fit(one: str, other: str) -> bool:
-        mine, theirs = needs_of(algo, one), needs_of(algo, other)
+        mine, theirs = needs_of(case, one), needs_of(case, other)
         agree = all(theirs.get(key, value) == value for key, value in mine.items())
         return agree and one not in theirs and other not in mine
 
-    return [(one, other) for one, other in itertools.combinations(switches(algo), 2) if fit(one, other)]
+    return [(one, other) for one, other in itertools.combinations(switches(case.algo), 2) if fit(one, other)]
 
 
 def small(algo: str) -> dict[str, Any]:
     """Settings of a run that takes a tenth of a second."""
-    base = {"streams": 4, "unroll": 8, "widths": (6,), "memory_size": 4, "sequence": 4, "epochs": 2, "minibatches": 2}
-    base |= {
-        "capacity": 1000,
-        "batch": 8,
-        "warmup": 32,
-        "updates_per_step": 0.5,
-        "lr": 1e-2,
-        "lr_end": None,
-        "wait": None,
-    }
-    base |= {"widths_q": (6,), "mixer_width": 3, "hyper_width": 3}
+    base: dict[str, Any] = {
+        "streams": 4, "unroll": 8, "widths": (6,), "memory_size": 4, "sequence": 4, "epochs": 2, "minibatches": 2,
+        "capacity": 1000, "batch": 8, "warmup": 32, "updates_per_step": 0.25, "lr": 1e-2, "lr_end": None, "wait": None,
+        "widths_q": (6,), "mixer_width": 3, "hyper_width": 3,
+    }  # fmt: skip
     fields = fields_of(algo)
     if "burn_in" in fields:
         base |= {"length": 4, "burn_in": 2}
@@ -219,11 +273,10 @@ def environment(env: Any, streams: int) -> Environment:
 
 
 @functools.cache
-def _weights(algo: str, given: frozenset[tuple[str, Any]]) -> str:
-    env: Any = TEAMS.get(algo) or (DiscreteTask if algo in DISCRETE else Task)
-    config = load(
-        {"algo": algo, "env": env, "preset": "none", "workers": 0, "steps": 1000, **small(algo), **dict(given)}
-    )
+def _weights(case: Case, given: frozenset[tuple[str, Any]]) -> str:
+    algo, env = case.algo, ENVIRONMENTS[algorithms.for_several(case.algo)][case.kind]
+    settings = {**small(algo), **dict(given)}
+    config = load({"algo": algo, "env": env, "preset": "none", "workers": 0, "steps": 1000, **settings})
     here = environment(env, config.streams)
     algorithm = make_algorithm(config, here.spec)
     feed = make_feed(config, open_data(config, here.spec, algorithm.plan)[0])
@@ -245,58 +298,62 @@ def _weights(algo: str, given: frozenset[tuple[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def weights(algo: str, **settings: Any) -> str:
+def weights(case: Case, **settings: Any) -> str:
     """A hash of all weights after a few updates, or the line of the error if the settings are refused."""
     try:
-        return _weights(algo, frozenset(settings.items()))
+        return _weights(case, frozenset(settings.items()))
     except ConfigError as error:
         return f"refused: {error}"
 
 
-def alone(algo: str, name: str) -> str | None:
-    """Why the setting has no effect: None if it has one, "" without a reason."""
-    if (reason := ALONE.get(f"{algo}.{name}", ALONE.get(name))) is not None:
-        return reason
-    needs = needs_of(algo, name)
-    return None if weights(algo, **needs, **{name: others(algo)[name]}) != weights(algo, **needs) else ""
+def alone(case: Case, name: str) -> str | None:
+    """Why the setting has no effect: None if each of its values has one, "" without a reason."""
+    for key in (name, f"{case.algo}.{name}"):
+        if FOR_KIND.get(key, case.kind) != case.kind:
+            return f"for {FOR_KIND[key]} actions"
+    needs = needs_of(case, name)
+    results = [weights(case, **needs)]
+    results += [weights(case, **{**needs, name: value}) for value in others(case.algo)[name]]
+    if (refused := next((result for result in results if result.startswith("refused")), None)) is not None:
+        return refused
+    return None if len(set(results)) == len(results) else ""
 
 
-def pair(algo: str, one: str, other: str) -> list[tuple[str, str, str]]:
+def pair(case: Case, one: str, other: str) -> list[tuple[str, str, str]]:
     """(setting, other setting, why the first has no effect once the second is set); empty if both have one.
 
     A refused pair is one of two settings that exclude each other: its reason is the line of the error.
     """
-    values, needs = others(algo), needs_of(algo, one, other)
-    both = weights(algo, **{**needs, one: values[one], other: values[other]})
+    values, needs = {name: all_values[0] for name, all_values in others(case.algo).items()}, needs_of(case, one, other)
+    both = weights(case, **{**needs, one: values[one], other: values[other]})
     if both.startswith("refused"):
         return [(one, other, both)]
     found = []
     for first, second in ((one, other), (other, one)):
-        if both == weights(algo, **{**needs, second: values[second]}):
+        if both == weights(case, **{**needs, second: values[second]}):
             reasons = [NOT_WITH[first, cause] for cause in (second, *needs) if (first, cause) in NOT_WITH]
             found.append((first, second, reasons[0] if reasons else ""))
     return found
 
 
-def section(algo: str) -> tuple[list[str], int]:
-    """Lines of the page about an algorithm, and the number of settings without an effect and without a reason."""
-    names, faults = list(others(algo)), 0
-    lines = [f"## {algo}", ""]
-    useless = {name: reason for name in names if (reason := alone(algo, name)) is not None}
-    effective = [f"`{name}`" for name in names if name not in useless]
-    text = f"Alone, {len(effective)} of {len(names)} change the weights: {', '.join(effective)}."
-    lines += [textwrap.fill(text, 120, break_on_hyphens=False), ""]
-    tried = pairs(algo)
-    without = [line for one, other in tried for line in pair(algo, one, other)]
-    lines += [f"In pairs of {len(switches(algo))} switches, {len(tried)} pairs: each changes the weights, except:", ""]
+def section(case: Case) -> tuple[list[str], int]:
+    """Lines of the page about a case, and the number of settings without an effect and without a reason."""
+    names = list(others(case.algo))
+    without = [(name, "", reason) for name in names if (reason := alone(case, name)) is not None]
+    useless = {name for name, _, _ in without}
+    effective = [name for name in names if name not in useless]
+    tried = [both for both in pairs(case) if not useless & set(both)]
+    without += [line for one, other in tried for line in pair(case, one, other)]
+    without += [(name, "", "") for name in untried(case.algo)]
+    text = (
+        f"{len(effective)} of {len(names)} settings change the weights: "
+        f"{', '.join(f'`{name}`' for name in effective)}. In {len(tried)} pairs of switches each does, except:"
+    )
+    lines = [f"## {case}", "", textwrap.fill(text, 120, break_on_hyphens=False), ""]
     lines += ["| setting | with | why not |", "| --- | --- | --- |"]
-    for name, reason in useless.items():
-        faults += not reason
-        lines.append(f"| `{name}` | | {reason or '**no reason known**'} |")
     for first, second, reason in without:
-        faults += not reason
-        lines.append(f"| `{first}` | `{second}` | {reason or '**no reason known**'} |")
-    return [*lines, ""], faults
+        lines.append(f"| `{first}` | {f'`{second}`' if second else ''} | {reason or '**no reason known**'} |")
+    return [*lines, ""], sum(not reason for _, _, reason in without)
 
 
 def intro() -> str:
@@ -306,19 +363,32 @@ def intro() -> str:
         for name, values in NEEDS.items()
     ]
     text = (
-        "Made by `python benchmarks/switches.py`: a few updates of tiny networks for each setting, alone and with each "
-        "other switch of its algorithm. A setting that leaves every weight as it was has its reason in the table. "
-        "A pair that is refused has the line that a user gets. A setting that needs another is tried together with it: "
+        "Made by `python benchmarks/switches.py`: a few updates of tiny networks with another value of each setting, "
+        "alone, and of each pair of switches together: settings that turn something on or off or make another "
+        "computation. A setting that leaves every weight as it was has its reason in the table. A pair that is refused "
+        "has the line that a user gets. A setting that needs another is tried together with it: "
     )
     text = textwrap.fill(f"{text}{'; '.join(needs)}.", 120, break_long_words=False, break_on_hyphens=False)
-    return f"# Switches: which settings change what is learnt\n\n{text}"
+    never = "\n".join(f"- `{name}`: {reason}" for name, reason in ALONE.items())
+    return f"# Switches: which settings change what is learnt\n\n{text}\n\nNot tried:\n\n{never}"
+
+
+class Unprotected:
+    """In place of the settings that an environment has in this process: those of this file change nothing in it."""
+
+    def __call__(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def end(self) -> None: ...
 
 
 def main(names: list[str]) -> int:
     torch.set_num_threads(1)
+    process_state.LocalSettings = Unprotected  # type: ignore[misc, assignment]  # a third of the time
+    gc.freeze()  # another third: the end of a run collects garbage
     page, total = [intro(), ""], 0
-    for algo in names or algorithms.names():
-        lines, faults = section(algo)
+    for case in itertools.chain.from_iterable(map(cases, names or algorithms.names())):
+        lines, faults = section(case)
         print("\n".join(lines), flush=True)
         page += lines
         total += faults

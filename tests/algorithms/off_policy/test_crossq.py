@@ -79,3 +79,16 @@ def test_what_it_cannot_do_is_refused():
     with pytest.raises(ValueError, match="needs Box actions; discrete has discrete actions"):
         make_crossq(DISCRETE)
     assert not shares_updates(make_crossq())  # the moments are those of the whole batch
+
+
+def test_defaults_are_those_of_the_paper():
+    config = CrossQConfig()
+    assert (config.critics, config.widths_q, config.widths, config.activation) == (2, (2048, 2048), (256, 256), "relu")
+    assert (config.lr, config.lr_q, config.lr_temperature, config.adam_eps) == (1e-3, None, None, 1e-8)
+    assert (config.policy_delay, config.updates_per_step, config.warmup, config.random_start) == (3, 1.0, 5000, True)
+    assert (config.batch, config.capacity, config.gamma, config.temperature) == (256, 1_000_000, 0.99, 1.0)
+    crossq = make_crossq()
+    assert (crossq.optimizer.betas, crossq.critics_optimizer.betas) == ((0.5, 0.999), (0.5, 0.999))
+    assert crossq.temperature._optimizer.betas == (0.9, 0.999)
+    assert crossq.target_entropy == -2.0  # two dimensions
+    assert not any("target" in name for name in crossq.parts())

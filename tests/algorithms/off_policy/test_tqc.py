@@ -80,3 +80,14 @@ def test_what_it_cannot_do_is_refused():
         make_tqc(DISCRETE)
     with pytest.raises(ValueError, match="drop must be below quantiles, got drop 4 and quantiles 4"):
         make_tqc(drop=4)
+
+
+def test_defaults_are_those_of_the_paper():
+    config = TQCConfig()
+    assert (config.critics, config.quantiles, config.drop) == (5, 25, 2)
+    assert (config.widths_q, config.widths, config.activation) == ((512, 512, 512), (256, 256), "relu")
+    assert (config.lr, config.lr_q, config.tau, config.target_every, config.policy_delay) == (3e-4, None, 0.005, 1, 1)
+    assert (config.batch, config.capacity, config.gamma, config.temperature) == (256, 1_000_000, 0.99, 1.0)
+    tqc = make_tqc(critics=5, quantiles=25, drop=2)
+    assert tqc.kept == 5 * 23
+    assert tqc.target_entropy == -2.0  # two dimensions
