@@ -41,7 +41,7 @@ DELIVERIES = 8
 # Another value of each setting; booleans and choices have theirs from the type.
 OTHER: dict[str, Any] = {
     "streams": 5, "unroll": 16, "epochs": 3, "minibatches": 4, "wait": 2, "capacity": 40, "batch": 4, "length": 3,
-    "warmup": 48, "updates_per_step": 0.5, "buffer_size": 2, "reuse": 3, "lr": 2e-2, "lr_end": 5e-3, "lr_q": 3e-2,
+    "warmup": 48, "updates_per_step": 0.75, "buffer_size": 2, "reuse": 3, "lr": 2e-2, "lr_end": 5e-3, "lr_q": 3e-2,
     "lr_temperature": 3e-2, "lr_end_share": 0.5, "rms_alpha": 0.9, "rms_eps": 1e-2, "adam_eps": 1e-2,
     "max_grad_norm": 1e-3, "gamma": 0.9, "lam": 0.5, "n_step": 2, "rho_bar": 0.5, "c_bar": 0.5, "rho_bar_pg": 0.5,
     "target_every": 3, "tau": 0.3, "critics": 3, "target_critics": 1, "policy_delay": 4, "smoothing": 0.9,
@@ -54,6 +54,7 @@ OTHER: dict[str, Any] = {
     "hyper_width": 0,
 }  # fmt: skip
 SOFT = ("sac", "redq", "droq", "tqc")
+TEAMS = ("iql", "qmix", "vdn")
 RECURRENT = ("dqn", "rainbow", "sac", "redq", "droq")  # whose sequences of a replay are for a memory
 # A setting that needs another one to have a meaning is tried together with it; also as "algorithm.setting".
 NEEDS: dict[str, dict[str, Any]] = {
@@ -101,6 +102,9 @@ NOT_WITH = {  # (setting, other setting): why the first has no effect once the s
     ("shared_torso", "memory"): "with memory the layers are always shared",
     ("target_entropy", "learn_temperature"): "a fixed temperature has no target",
     ("lr_temperature", "learn_temperature"): "a fixed temperature has no step size",
+    **{
+        (f"{algo}.length", other): "samples are whole episodes" for algo in TEAMS for other in ("last_action", "memory")
+    },
 }
 
 
@@ -262,6 +266,8 @@ def small(algo: str) -> dict[str, Any]:
     fields = fields_of(algo)
     if "burn_in" in fields:
         base |= {"length": 4, "burn_in": 2}
+    if "double" in fields:  # more updates, after which the online network and its target choose other actions
+        base |= {"updates_per_step": 0.5}
     return {name: value for name, value in base.items() if name in fields}
 
 
@@ -331,7 +337,8 @@ def pair(case: Case, one: str, other: str) -> list[tuple[str, str, str]]:
     found = []
     for first, second in ((one, other), (other, one)):
         if both == weights(case, **{**needs, second: values[second]}):
-            reasons = [NOT_WITH[first, cause] for cause in (second, *needs) if (first, cause) in NOT_WITH]
+            places = [(name, cause) for name in (first, f"{case.algo}.{first}") for cause in (second, *needs)]
+            reasons = [NOT_WITH[place] for place in places if place in NOT_WITH]
             found.append((first, second, reasons[0] if reasons else ""))
     return found
 
