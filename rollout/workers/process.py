@@ -20,7 +20,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from rltrain.envs.errors import EnvError
-from rltrain.rollout.workers.cleanup import name_prefix, use_own_semaphore_names
+from rltrain.rollout.workers.cleanup import name_prefix, sweep, use_own_semaphore_names
 from rltrain.rollout.workers.fork_server import has_fork_server, without_main
 from rltrain.rollout.workers.forks import closed_in_children
 from rltrain.rollout.workers.handle import ActorLost
@@ -98,6 +98,7 @@ class ProcessHandle:
             context: Any = get_context("forkserver")
             guard: Any = without_main()
         else:
+            sweep()  # with a fork server, its start did that
             context, guard = loky.backend.get_context("loky"), contextlib.nullcontext()
         try:
             self._pipe, child = context.Pipe()

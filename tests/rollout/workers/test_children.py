@@ -398,3 +398,20 @@ def test_a_process_that_is_not_needed_any_more_shows_no_traceback(
     """In the fork server: Ctrl-C has removed the semaphores that a worker was to get."""
     cleanup._unless_given_up(type(error), error, None)
     assert ("wrong" in capsys.readouterr().err) == shown
+
+
+def test_a_program_too_sweeps_what_a_killed_run_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*args: Any, **keywords: Any) -> None:
+        raise OSError("no process today")
+
+    left, others = tmp_path / "rltrain-999999999-1-x", tmp_path / f"{cleanup.name_prefix()}x"
+    left.mkdir()
+    others.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("rltrain.rollout.workers.process.has_fork_server", lambda: False)
+    monkeypatch.setattr("loky.ProcessPoolExecutor", refuses)
+
+    with pytest.raises(ActorLost, match="no process today"):
+        ProcessHandle(0, list)
+
+    assert list(tmp_path.iterdir()) == [others]
