@@ -201,7 +201,7 @@ def _run(case: Case, workers: int, limit: float, backend: str, root: Path) -> Ou
     seconds = time.monotonic() - start
     left: list[str] = []
     if status is not None:
-        end = time.monotonic() + 6
+        end = time.monotonic() + 20
         while time.monotonic() < end:
             left = _left_over(environ[MARKER], temporary, memory)
             if not left:
@@ -222,6 +222,7 @@ def _command(case: Case, workers: int, backend: str, root: Path) -> list[str]:
         shutil.copy(file, folder)
     settings = SETTINGS | ALGORITHMS["replay" if case.algo in REPLAY else "on-policy"]
     if case.module == "scripts":
+        settings["actor-timeout"] = 120  # without a fork server each worker imports torch
         shutil.copy(HERE / "scripts" / f"{case.name}.py", folder)
         words = ", ".join(f"{key.replace('-', '_')}={value!r}" for key, value in settings.items())
         return [f"{case.name}.py", str(workers), SCRIPT_SETTINGS.format(words)]
