@@ -348,7 +348,10 @@ def _serve(
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
-        pipe.send((answer, error))
+        try:
+            pipe.send((answer, error))
+        except OSError:  # the parent has closed it, for example since something else is wrong with the run
+            return
 
 
 def _name(call: str) -> str:

@@ -112,6 +112,20 @@ def test_what_an_environment_changes_stays_in_the_child(tmp_path: Path) -> None:
     assert state() == before
 
 
+def test_an_answer_for_which_no_process_waits_is_no_error(capfd: pytest.CaptureFixture[str]) -> None:
+    class Slow(Counter):
+        def __init__(self) -> None:
+            super().__init__()
+            time.sleep(0.3)
+
+    look = look_at(config(Slow))
+    look._pipe.close()  # as at the begin of `close`
+    look._process.join(30)
+    look.close()
+
+    assert capfd.readouterr().err == ""
+
+
 def test_an_exception_keeps_its_traceback() -> None:
     class Raises(Counter):
         def step(self, action: Any) -> Any:
