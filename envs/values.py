@@ -66,8 +66,10 @@ def leaf_writer(space: spaces.Space[Any], name: str) -> WriteLeaf:
 
         return write_counted
 
+    plain = np.ndarray  # a local name, for speed
+
     def write(array: Any, at: tuple[int, ...], value: Any) -> None:
-        if type(value) is np.ndarray and value.shape == shape and ((kind := value.dtype) is one or kind is other):
+        if type(value) is plain and value.shape == shape and ((kind := value.dtype) is one or kind is other):
             array[at] = value
         else:
             array[at] = check(value)

@@ -81,11 +81,9 @@ class SerialVectorEnv:
         over, write, obs_rows = self._over, self._write, rows.obs
         actions = self._actions(action)
         rewards = self._zeros.copy()
-        masked = rows.action_mask is not None
-        rows.terminated[t] = False
-        rows.truncated[t] = False
-        rows.episode_continues[t] = False
-        rows.first[t + 1] = False
+        masked, no_mask = rows.action_mask is not None, self._no_mask
+        if t == 0:
+            rows.terminated[:] = rows.truncated[:] = rows.episode_continues[:] = rows.first[1:] = False
         b = 0
         try:
             for b, env in self._active:
@@ -95,20 +93,22 @@ class SerialVectorEnv:
                     over[b] = False
                 else:
                     result = env.step(actions[b])
-                    if type(result) is not tuple or len(result) != 5 or type(result[4]) is not dict:
+                    if type(result) is not tuple or len(result) != 5:
                         result = step_result(result)
                     obs, reward, terminated, truncated, info = result
+                    if type(info) is not dict:
+                        step_result(result)
                     rewards[b] = reward if type(reward) is float else reward_number(reward)
                     if terminated is not False or truncated is not False:
                         rows.terminated[t, b] = terminated = end_flag(terminated, "terminated")
                         rows.truncated[t, b] = truncated = end_flag(truncated, "truncated")
-                    if terminated or truncated:
-                        rows.episode_continues[t, b] = info.get(EPISODE_CONTINUES, False)
-                        over[b] = True
+                        if terminated or truncated:
+                            rows.episode_continues[t, b] = info.get(EPISODE_CONTINUES, False)
+                            over[b] = True
                 write(obs_rows, (t + 1, b), obs)
                 if masked:
                     self._put_mask(rows, t + 1, b, obs, info, over[b])
-                elif info and MASK in info and self._no_mask:
+                elif no_mask and info and MASK in info:
                     raise InvalidValue(LATE_MASK)
             rows.reward[t, : len(rewards)] = rewards
         except BaseException as error:

@@ -49,7 +49,10 @@ class VectorEnv(Protocol):
         """Begin all streams: writes row 0 of obs, first and the optional fields."""
 
     def step(self, action: np.ndarray, rows: UnrollBuffer, t: int) -> None:
-        """Take action [B, *A]: writes row t of reward and ends, row t+1 of obs, first and the optional fields."""
+        """Take action [B, *A]: writes row t of reward and ends, row t+1 of obs, first and the optional fields.
+
+        An unroll begins with t = 0, which may clear the ends of all rows.
+        """
 
     def check(self, rows: UnrollBuffer, unroll: int) -> dict[int, int]:
         """Check the numbers of an unroll of `unroll` rows.

@@ -89,7 +89,7 @@ def test_bits_that_change_no_choice_are_found(algo: str) -> None:
     """Of values that differ by 1e-7 the same one is the highest, mostly: then no action tells."""
     policy, spec = replaying(algo, "CartPole-v1")
     inner = policy.net if algo == "dqn" else policy.actor.dense
-    name = "forward" if algo == "dqn" else "rows"
+    name = "values" if algo == "dqn" else "rows"
     real = getattr(inner, name)
     assert is_width_invariant(policy, spec, 33)
 
