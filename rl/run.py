@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rltrain.algorithms.networks import products
 from rltrain.config.run_config import RunConfig
 from rltrain.errors import ConfigError, Interrupted, LearnerLost, RunFailed, Stop
 from rltrain.evaluation.background import BackgroundEvaluation, EvaluationFailed
@@ -65,7 +66,7 @@ class Run:
         if saved.folder is None:
             config = add(settled(config, environment))
         self.config = config
-        notes += check_size(config, spec)
+        notes += [*products.use(config.products), *check_size(config, spec)]
         algorithm = make_algorithm(config, spec)
         cluster = open_cluster(config, self.console.note, closing)
         plan = rollout_spec(config, environment, algorithm.plan, cluster)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +21,16 @@ from torch import Tensor, nn
 from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.networks.memory import encode_step, make_encoder
 from rltrain.algorithms.networks.normalized_mlp import Norm, NormalizedMLP
+from rltrain.algorithms.networks.products import (
+    ACTIVATE,
+    add_batched_weight_gradient,
+    batched_dense,
+    batched_input_gradient,
+)
 from rltrain.algorithms.settings import Activation
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.tree import Tree
 
-ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh_, "relu": torch.relu_}
 SHAPES = 8  # numbers of rows whose activation arrays are kept; with memory it differs from update to update
 THIN = 32  # columns of a layer's input below which its weight gradient is computed transposed, which is faster
 
@@ -137,12 +142,13 @@ class BatchedMLP(nn.Module):
 
     def _evaluate(self, x: Tensor, layers: list[Layer]) -> tuple[Tensor, list[Tensor]]:
         """[B, F] to the output [n, B, outputs] and the activations [n, B, width] of the hidden layers."""
-        nets, activate = len(layers[0].weight), ACTIVATE[self.activation]
+        nets = len(layers[0].weight)
         hidden = self._arrays(nets, len(x))
         x = x.expand(nets, *x.shape)
         for layer, out in zip(layers[:-1], hidden, strict=True):
-            x = activate(torch.baddbmm(layer.bias, x, layer.transposed, out=out))
-        return torch.baddbmm(layers[-1].bias, x, layers[-1].transposed), hidden
+            x = batched_dense(x, layer.weight, layer.transposed, layer.bias, self.activation, out)
+        last = layers[-1]
+        return batched_dense(x, last.weight, last.transposed, last.bias, "none"), hidden
 
     def _arrays(self, nets: int, rows: int) -> list[Tensor]:
         """Arrays [n, B, width] for the hidden layers; give them back with `_recycle`."""
@@ -251,8 +257,7 @@ class _Fused(torch.autograd.Function):
             if ctx.needs_input_grad[2]:
                 _accumulate(layers[i], grad, below[i])
             if i:
-                product = torch.bmm if net.outputs > 1 or i < len(hidden) else torch.mul
-                grad = product(grad, layers[i].weight, out=arrays[i - 1])
+                grad = batched_input_gradient(grad, layers[i].weight, arrays[i - 1])
                 if net.activation == "relu":
                     torch.ops.aten.threshold_backward.grad_input(grad, below[i], 0.0, grad_input=grad)
                 else:
@@ -284,7 +289,4 @@ def _accumulate(layer: Layer, grad: Tensor, x: Tensor) -> None:
     assert layer.weight_grad is not None, "optim.flatten comes first"
     assert layer.bias_grad is not None
     layer.bias_grad.add_(grad.sum(1, keepdim=True))
-    if x.shape[-1] < THIN:
-        layer.weight_grad.add_(torch.bmm(x.mT, grad).mT)
-    else:
-        layer.weight_grad.baddbmm_(grad.mT, x)
+    add_batched_weight_gradient(layer.weight_grad, grad, x, THIN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rltrain.algorithms.networks.products import add_weight_gradient, dense, fast_tanh_, input_gradient, is_large
 from rltrain.algorithms.settings import Activation
 
 HIDDEN_GAIN = math.sqrt(2)
@@ -56,28 +56,6 @@ def turned(policy: Any) -> Any:
 Init = Literal["orthogonal", "uniform"]
 
 
-def _slow_tanh() -> bool:
-    """Whether torch's own tanh is slow here: it is MKL's, which is fast on Intel processors only."""
-    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
-        return False
-    try:
-        with open("/proc/cpuinfo", "rb") as cpuinfo:
-            return b"GenuineIntel" not in cpuinfo.read(4096)
-    except OSError:
-        return "GenuineIntel" not in platform.processor()
-
-
-SLOW_TANH = _slow_tanh()
-
-
-def fast_tanh_(x: Tensor) -> Tensor:
-    """tanh in place, with an absolute error of 1e-7: a third of the time where torch's own is slow.
-
-    For learners only: the last bit of an element depends on its position in the array, so actors use `torch.tanh`.
-    """
-    return x.mul_(2).sigmoid_().mul_(2).sub_(1) if SLOW_TANH and x.device.type == "cpu" else x.tanh_()
-
-
 class MLP(Layers):
     """Linear layers with an activation after each of `widths`, and a linear output layer if `outputs` is given.
 
@@ -97,6 +75,7 @@ class MLP(Layers):
     ) -> None:
         super().__init__()
         self.activation: Callable[[Tensor], Tensor] = {"tanh": torch.tanh, "relu": torch.relu}[activation]
+        self.activation_name = activation
         self.hidden = len(widths)
         self.features = inputs
         for width in widths:
@@ -113,18 +92,20 @@ class MLP(Layers):
         gradients to `.grad` directly, so hooks of the weights are not called and `torch.autograd.grad` sees no weights.
         Such a graph allows one backward pass (TypeError at the second).
         """
-        activation = self.activation
+        activation, learns = self.activation, False
         if torch.is_grad_enabled():
             first = self.pairs[0][0] if self.pairs else None
             if first is not None and first.grad is not None and first.requires_grad and not x.requires_grad:
                 out: Tensor = _Fused.apply(self, first, x.reshape(-1, x.shape[-1]))  # type: ignore[no-untyped-call]
                 return out if x.ndim == 2 else out.view(*x.shape[:-1], self.features)
-        elif activation is torch.relu:
-            activation = torch.relu_
-        elif not torch.is_inference_mode_enabled():
-            activation = fast_tanh_
+        else:
+            learns = not torch.is_inference_mode_enabled()  # actors are in inference mode
+            activation = torch.relu_ if activation is torch.relu else fast_tanh_ if learns else activation
         for weight, bias in self.pairs[: self.hidden]:
-            x = activation(F.linear(x, weight, bias))
+            if learns and is_large(x, weight):
+                x = dense(x, weight, bias, self.activation_name)
+            else:
+                x = activation(F.linear(x, weight, bias))
         for weight, bias in self.pairs[self.hidden :]:
             x = F.linear(x, weight, bias)
         return x
@@ -141,13 +122,11 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, net: MLP, weight: Tensor, x: Tensor) -> Tensor:
         """[N, inputs] to [N, features]. `weight` is the first one, without which the result would need no gradient."""
-        activate = fast_tanh_ if net.activation is torch.tanh else torch.relu_
         ctx.ends_graph = True  # nothing before this node needs a gradient
         ctx.net, ctx.values = net, [x]  # the input of each layer; the output too if the last layer has an activation
         for i, (w, b) in enumerate(net.pairs):
-            x = torch.addmm(b, x, w.t())
+            x = dense(x, w, b, net.activation_name if i < net.hidden else "none")
             if i < net.hidden:
-                x = activate(x)
                 ctx.values.append(x if i + 1 < len(net.pairs) else x.detach())
         return x
 
@@ -167,14 +146,10 @@ class _Fused(torch.autograd.Function):
                     parameter.grad = torch.zeros_like(parameter)
             if bias.requires_grad:
                 bias.grad.add_(grad.sum(0))
-            if not weight.requires_grad:
-                pass
-            elif values[i].shape[1] < THIN:
-                weight.grad.add_(torch.mm(values[i].t(), grad).t())
-            else:
-                weight.grad.addmm_(grad.t(), values[i])
+            if weight.requires_grad:
+                add_weight_gradient(weight.grad, grad, values[i], THIN)
             if i > 0:
-                grad = torch.mm(grad, weight)
+                grad = input_gradient(grad, weight)
         return None, None, None
 
 

@@ -155,6 +155,7 @@ class RunConfig(BaseModel):
     preset: Literal["auto", "none"] = Field("auto", description="auto: use the tuned values of configs/")
     preset_file: str | None = Field(None, description="the file of configs/ in use")
     raised_from: int | None = Field(None, description="the streams of the preset or algorithm, fewer than the workers")
+    products: Literal["mkl", "onednn"] = Field("mkl", description="library of the learner's large matrix products")
     reloadable: bool = Field(
         default_factory=lambda data: isinstance(data["env"], str) and _survives_json(data["env_args"]),
         description="true if the environment can be made from its name",
@@ -265,7 +266,8 @@ PRELOAD = (
     "rltrain.algorithms.multi_agent.q_policy",
     "rltrain.setup.rollout",
 )
-INNER = ("settings", "preset_file", "raised_from", "reloadable", "folder")  # not flags: they follow from others
+# Settings that are not flags: they follow from others.
+INNER = ("settings", "preset_file", "raised_from", "products", "reloadable", "folder")
 # The settings that can change on resume; those of CALL are reset.
 PLACES = ("workers", "learners", "backend", "cluster", "cluster_timeout", "tls_ca", "tls_cert", "tls_key")
 RESUME = ("steps", *PLACES, "json", "quiet", "max_seconds")

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rltrain import algorithms
+from rltrain.algorithms.networks import products
 from rltrain.algorithms.protocol import Algorithm, SharesUpdates, Update, modules_of, shares_updates
 from rltrain.algorithms.registry import policy_factory, register_policy
 from rltrain.config.run_config import RunConfig
@@ -204,6 +205,7 @@ class LearnerRank(ProcessGroupSync):
         if config.device == "cuda":
             config = config.model_copy(update={"device": f"cuda:{self._place.local % torch.cuda.device_count()}"})
         torch.set_num_threads(config.learner_threads)
+        products.use(config.products)
         algorithms.register(config.algo, *maker)  # a user's algorithm may have the name of a built-in one
         register_policy(policy, factory)
         algorithm, device = make_algorithm(config, spec), torch_device(config.device)

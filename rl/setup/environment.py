@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rltrain import algorithms
+from rltrain.algorithms.networks import products
 from rltrain.config.flags import as_text
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import EnvError
@@ -89,9 +90,11 @@ def open_environment(
 
 def settled(config: RunConfig, environment: Environment) -> tuple[RunConfig, list[str]]:
     """The configuration of a new run, with the values that depend on its environment: defaults for Box actions, and no
-    more workers than its native vector environment has blocks. One line about each value that was not given.
+    more workers than its native vector environment has blocks. One line about each value that was not given. The
+    library of the learner's products depends on the processor.
     """
     notes, spec, units = list[str](), environment.spec, len(environment.units)
+    config = config.model_copy(update={"products": products.fastest()})
     if config.raised_from is not None:
         notes.append(f"{config.streams} streams, one for each worker (the default is {config.raised_from})")
     if config.workers > units:

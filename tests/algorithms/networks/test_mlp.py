@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import io
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import Adam, flatten, step
-from rltrain.algorithms.networks import mlp
-from rltrain.algorithms.networks.mlp import MLP, fast_tanh_
+from rltrain.algorithms.networks.mlp import MLP
 
 
 class Net(nn.Module):
@@ -117,30 +115,3 @@ def test_layers_that_a_user_has_frozen_stay_as_they_are_and_the_others_learn(fro
 
     expected = [torch.zeros_like(p) if p.grad is None else p.grad for p in plain.parameters()]
     torch.testing.assert_close(flat.grad, torch.cat([x.flatten() for x in expected]))
-
-
-@pytest.mark.parametrize("slow", [True, False])
-@pytest.mark.parametrize("proc", [True, False])
-def test_tanh_is_slow_where_mkl_is_and_the_processor_is_not_intels(monkeypatch, slow, proc):
-    vendor = "AuthenticAMD" if slow else "GenuineIntel"
-
-    def cpuinfo(path, mode):
-        if not proc:
-            raise FileNotFoundError(path)
-        return io.BytesIO(b"vendor_id : " + vendor.encode() + b"\xae\n")
-
-    monkeypatch.setattr("builtins.open", cpuinfo)
-    monkeypatch.setattr(mlp.platform, "processor", lambda: f"Family 6, {vendor}")
-    for mkl in (True, False):
-        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda mkl=mkl: mkl)
-        found = mlp._slow_tanh()
-        assert found == (mkl and slow)
-
-
-@pytest.mark.parametrize("slow", [True, False])
-def test_the_quicker_tanh_is_tanh(monkeypatch, slow):
-    monkeypatch.setattr(mlp, "SLOW_TANH", slow)
-    x = torch.cat([torch.linspace(-20, 20, 4001), torch.tensor([0.0, -0.0, 1e-20, 100.0, -100.0, 1e30, -1e30])])
-
-    torch.testing.assert_close(fast_tanh_(x.clone()), torch.tanh(x.double()).float(), atol=2e-7, rtol=0)
-    assert torch.isnan(fast_tanh_(torch.tensor([float("nan")]))).all()
