@@ -28,6 +28,7 @@ OFF: dict[str, Any] = {"env": "CartPole-v1", "unroll": 4, "warmup": 40, "batch":
 OFF |= {"updates_per_step": 0.3}
 BOX = OFF | {"env": "Pendulum-v1", "eval_every": 130, "eval_episodes": 1}
 GRU: dict[str, Any] = {"memory": "gru", "memory_size": 8}
+SEQUENCES: dict[str, Any] = {**GRU, "length": 5, "burn_in": 3}
 NORMALIZE: dict[str, Any] = {"normalize_obs": True, "normalize_return": True}
 POOL: dict[str, Any] = {"env": "tic-tac-toe", "opponents": "pool", "pool_size": 3, "pool_every": 60}
 SERVED: dict[str, Any] = {"workers": 2, "inference": "central"}
@@ -63,7 +64,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "rainbow": {"algo": "rainbow", **OFF, "target_every": 20},
     "dqn-overlap": {"algo": "dqn", **OFF, "workers": 2, "deterministic": True, "overlap": True},
     "dqn-disk": {"algo": "dqn", **OFF, "replay_on_disk": True, "workers": 2},
+    "dqn-gru": {"algo": "dqn", **OFF, **SEQUENCES, "prioritized": True, "n_step": 2, "workers": 2},
     "sac": {"algo": "sac", **BOX},
+    "sac-lstm": {"algo": "sac", **BOX, **SEQUENCES, "memory": "lstm", "normalize_obs": True},
     "sac-discrete": {"algo": "sac", **OFF, "prioritized": True},
     "sac-sde": {"algo": "sac", **BOX, "sde": True, "sde_every": 5},
     "crossq": {"algo": "crossq", **BOX, "widths_q": (8,)},

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from oracles import cases, off_policy
+from oracles import cases, memory, off_policy
 from torch import Tensor
 
 from rltrain.algorithms import algorithm_class
@@ -32,6 +32,7 @@ UPDATES, CPU = 10, torch.device("cpu")
 SMALL = {"widths": (8, 7), "lr": 1e-2}
 STREAM = SMALL | {"unroll": 16, "normalize_obs": True, "normalize_return": True}
 GRU = {"memory": "gru", "memory_size": 6, "sequence": 8}
+SEQUENCES = {"memory": "gru", "memory_size": 6, "length": 4, "burn_in": 3}
 IMAGES = SMALL | {"unroll": 16, "shared_torso": True}
 PICTURES = replace(cases.DISCRETE, id="pictures", obs=Leaf("image", (2, 12, 12), "uint8"))
 ROWS = 13  # of a sample: no number of learners divides it
@@ -62,6 +63,9 @@ REPLAYS: dict[str, tuple[Any, Any, Any]] = {
     "droq and redq": (algorithm_class("droq"), DroQConfig(**SMALL, critics=3, target_critics=2), off_policy.BOX),
     "droq discrete": (algorithm_class("droq"), DroQConfig(**SMALL, critics=3, target_critics=2), off_policy.MASKED),
     "tqc": (algorithm_class("tqc"), TQCConfig(**SMALL, quantiles=4, drop=1, widths_q=(8, 8)), off_policy.BOX),
+    "dqn gru": (DQN, DQNConfig(**SMALL, **SEQUENCES, prioritized=True, n_step=2), cases.MASKED),
+    "sac lstm": (algorithm_class("sac"), SACConfig(**SMALL, **SEQUENCES | {"memory": "lstm"}), off_policy.BOX),
+    "droq gru": (algorithm_class("droq"), DroQConfig(**SMALL, **SEQUENCES, policy_delay=1), off_policy.MASKED),
     "td3": (TD3, TD3Config(**SMALL), off_policy.BOX),
     "ddpg": (DDPG, DDPGConfig(**SMALL), off_policy.BOX),
 }
@@ -85,6 +89,9 @@ def updated(name: str, sync: Any = None) -> dict[str, Tensor]:
                 else cases.unroll(spec, algorithm.policy, seed, streams=streams)
             )
             batch = replace(batch, version=torch.zeros(streams, dtype=torch.int64), stream=torch.arange(streams))
+        elif algorithm.plan.core_size:
+            plan = algorithm.plan
+            batch = memory.sequences(spec, seed, plan.window, 5, plan.core_size, bool(plan.alpha))
         else:
             batch = off_policy.batch_of(spec, seed, ROWS)
         update = step(algorithm, batch, seed / UPDATES, sync)
@@ -116,7 +123,7 @@ def step(algorithm: Any, batch: Any, progress: float, sync: Any) -> Any:
     from rltrain.learner.process_group import shards_of
 
     sync.attach(algorithm)
-    shard, part = shards_of(batch, sync.size)[sync.rank]
+    shard, part = shards_of(batch, sync.size, getattr(algorithm.plan, "burn_in", None))[sync.rank]
     sync.take(shard)
     return algorithm.update(part, progress)
 

@@ -100,6 +100,9 @@ def replayed(folder: Path, env: str, **given: Any) -> str:
     return result.fingerprint
 
 
+SEQUENCES: dict[str, Any] = {"memory": "gru", "memory_size": 8, "length": 5, "burn_in": 3}
+
+
 @pytest.mark.parametrize("given", [{}, RAINBOW], ids=["plain", "3 steps and priorities"])
 @pytest.mark.parametrize("env", ["CartPole-v1", "probe:masked"])
 def test_a_replay_with_any_number_of_workers(env: str, given: dict[str, Any], tmp_path: Path) -> None:
@@ -110,12 +113,16 @@ def test_a_replay_with_any_number_of_workers(env: str, given: dict[str, Any], tm
     assert replayed(tmp_path, env, workers=0, streams=7, **given, seed=4) != expected
 
 
-@pytest.mark.parametrize("algo", ["sac", "sac, gsde", "crossq", "td3", "ddpg"])
+@pytest.mark.parametrize("algo", ["sac", "sac, gsde", "sac, memory", "crossq", "td3", "ddpg"])
 def test_continuous_actions(algo: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {"algo": algo, "streams": 5, "unroll": 2, "widths": (8,), "warmup": 40, "batch": 16}
     given |= {"updates_per_step": 0.3, "steps": 200, "n_step": 2, "prioritized": True, "normalize_obs": True}
     given |= {"preset": "none", "seed": 3, "eval_every": 0, "checkpoint_every": 0, "quiet": True}
-    given |= {"sac, gsde": {"algo": "sac", "sde": True, "sde_every": 3}, "crossq": {"widths_q": (8,)}}.get(algo, {})
+    given |= {
+        "sac, gsde": {"algo": "sac", "sde": True, "sde_every": 3},
+        "sac, memory": {"algo": "sac", **SEQUENCES, "memory": "lstm"},
+        "crossq": {"widths_q": (8,)},
+    }.get(algo, {})
 
     def found(workers: int) -> str:
         return train(**given, env="Pendulum-v1", out=str(tmp_path), workers=workers).fingerprint
@@ -128,6 +135,7 @@ HARD: dict[str, Any] = {"n_step": 3, "prioritized": True, "normalize_obs": True}
 SEVENTEEN = [
     ("dqn", "CartPole-v1", {**HARD, "double": True, "epsilon_per_stream": True}),
     ("dqn", "probe:masked", {**HARD, "dueling": True, "noisy": True, "atoms": 5}),
+    ("dqn", "probe:masked", {**HARD, **SEQUENCES, "noisy": True, "epsilon_per_stream": True}),
     ("sac", "Pendulum-v1", HARD),
     ("td3", "Pendulum-v1", HARD),
 ]

@@ -23,6 +23,10 @@ QUICK: dict[str, Any] = {
     "algo": "ppo", "workers": 0, "streams": 4, "unroll": 16, "epochs": 1, "minibatches": 1, "widths": (8,),
     "steps": 64, "eval_every": 0, "preset": "none", "quiet": True, "sequence": 8,
 }  # fmt: skip
+SEQUENCES: dict[str, Any] = {
+    "workers": 0, "streams": 4, "unroll": 4, "widths": (8,), "steps": 64, "eval_every": 0, "preset": "none",
+    "quiet": True, "warmup": 16, "batch": 4, "length": 4, "burn_in": 2,
+}  # fmt: skip
 
 
 class Asymmetric(gymnasium.Env[Any, Any]):
@@ -199,8 +203,11 @@ def test_actions_of_whole_numbers_are_those_of_training(tmp_path: Path) -> None:
     assert Whole.action_space.contains(policy.act(np.zeros(3, np.float32)))
 
 
-def test_memory_is_kept_until_reset(tmp_path: Path) -> None:
-    policy = trained(tmp_path, "probe:memory", memory="gru", memory_size=8)
+@pytest.mark.parametrize("algo", ["ppo", "dqn", "sac"])
+def test_memory_is_kept_until_reset(algo: str, tmp_path: Path) -> None:
+    asked = QUICK if algo == "ppo" else {**SEQUENCES, "algo": algo}
+    run = rltrain.train(**asked, env="probe:memory", memory="gru", memory_size=8, out=str(tmp_path)).run
+    policy = rltrain.load(run)
     one = np.array([1.0, 0.0], np.float32)
 
     def core() -> Any:
