@@ -16,10 +16,10 @@ import pytest
 pytestmark = pytest.mark.usefixtures("fork_server")
 
 RUNS = [  # those that act and learn at the same time in processes, with --deterministic
-    "ppo-gru", "ppo-goal", "a3c", "impala-pool", "appo", "dqn-replay", "dqn-gru", "sac", "qmix-gru", "maddpg", "mappo"
+    "ppo-gru", "ppo-goal", "a3c", "impala-pool", "appo", "dqn-replay", "sac", "qmix-gru", "maddpg", "mappo"
 ]  # fmt: skip
 MORE = [  # the other algorithms
-    "ppo-sde", "ppo-learners", "a2c-gru", "rainbow", "redq", "droq", "sac-lstm", "tqc", "crossq", "td3", "ddpg", "vdn",
+    "ppo-sde", "ppo-learners", "a2c-gru", "rainbow", "dqn-gru", "sac-lstm", "redq", "droq", "tqc", "crossq", "td3", "ddpg", "vdn",
     "iql",
 ]  # fmt: skip
 
