@@ -19,8 +19,8 @@ RUNS = [  # those that act and learn at the same time in processes, with --deter
     "ppo-gru", "ppo-goal", "a3c", "impala-pool", "appo", "dqn-replay", "sac", "qmix-gru", "maddpg", "mappo"
 ]  # fmt: skip
 MORE = [  # the other algorithms
-    "ppo-sde", "ppo-learners", "a2c-gru", "rainbow", "dqn-gru", "sac-lstm", "redq", "droq", "tqc", "crossq", "td3", "ddpg", "vdn",
-    "iql",
+    "ppo-sde", "ppo-learners", "a2c-gru", "rainbow", "dqn-gru", "sac-lstm", "redq", "droq", "tqc", "crossq", "td3",
+    "ddpg", "vdn", "iql",
 ]  # fmt: skip
 
 
