@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -298,12 +298,20 @@ class StateDependentExploration(Settings):
 class SACConfig(SoftSettings, SoftTargets, CriticSubsets, StateDependentExploration, Memory):
     """SAC. Defaults: Haarnoja et al. 2018 (arXiv:1812.05905)."""
 
+    batch: Batch = default(256, "with memory 32, which are sequences")
     target_entropy_share: float = Field(
         default=0.89,
         gt=0,
         le=1,
         description="of the log of the number of legal Discrete actions; the paper's 0.98 is too high",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sequences_are_fewer(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("memory", "none") != "none" and "batch" not in data:
+            return {**data, "batch": 32}
+        return data
 
 
 class REDQConfig(SACConfig):

@@ -244,6 +244,14 @@ def test_the_plan_asks_for_sequences_only_with_memory() -> None:
     assert make("sac", BOX, memory="lstm").plan.core_size == 10
 
 
+def test_a_batch_of_sac_has_fewer_sequences_than_samples() -> None:
+    assert [SACConfig(**given).batch for given in ({}, {"memory": "gru"}, {"memory": "gru", "batch": 7})] == [
+        256,
+        32,
+        7,
+    ]
+
+
 def test_a_policy_without_a_memory_is_refused() -> None:
     register_policy("forgetful", lambda spec, config, streams, generator: Forgetful())
     with pytest.raises(ValueError, match="policy forgetful has no memory: set memory to none"):
