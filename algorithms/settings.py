@@ -23,7 +23,7 @@ HELP_ORDER = """
     prioritized alpha beta priority_eps epsilon epsilon_end epsilon_share epsilon_per_stream noisy noise_per_stream
     policy torso widths widths_q activation layer_norm dropout
     init dueling shared_torso log_std_init squash sde sde_every agent_ids last_action
-    memory memory_size critic_memory sequence normalize_obs normalize_return mixer_width hyper_width
+    memory memory_size critic_memory sequence normalize_obs normalize_return reward_limit mixer_width hyper_width
 """.split()
 
 

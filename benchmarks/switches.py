@@ -51,7 +51,7 @@ OTHER: dict[str, Any] = {
     "regularize": 0.1, "noise": 0.5, "noise_end": 0.9, "ou_theta": 0.5, "alpha": 0.2, "beta": 0.9, "priority_eps": 0.5,
     "epsilon": 0.5, "epsilon_end": 0.9, "epsilon_share": 0.9, "widths": (8,), "widths_q": (8,), "dropout": 0.3,
     "log_std_init": -1.0, "sde_every": 2, "memory_size": 5, "sequence": 2, "burn_in": 5, "mixer_width": 4,
-    "hyper_width": 0,
+    "hyper_width": 0, "reward_limit": 0.1,
 }  # fmt: skip
 SOFT = ("sac", "redq", "droq", "tqc")
 TEAMS = ("iql", "qmix", "vdn")
@@ -64,6 +64,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     **{key: {"noisy": False} for key in ("epsilon", "epsilon_end", "epsilon_share", "epsilon_per_stream", "init")},
     **{f"{algo}.log_std_init": {"sde": True} for algo in SOFT},
     **{f"{algo}.length": {"memory": "gru"} for algo in RECURRENT},
+    "reward_limit": {"normalize_return": True},
     "loss": {"atoms": 1},
     "noise_per_stream": {"noisy": True},
     "sde_every": {"sde": True},

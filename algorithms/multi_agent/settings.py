@@ -23,7 +23,15 @@ from rltrain.algorithms.off_policy.settings import (
     ValueLoss,
     Warmup,
 )
-from rltrain.algorithms.on_policy.settings import Epochs, Minibatches, NormalizeReturn, PPOConfig, Value, ValueClip
+from rltrain.algorithms.on_policy.settings import (
+    Epochs,
+    Minibatches,
+    NormalizeReturn,
+    PPOConfig,
+    RewardLimit,
+    Value,
+    ValueClip,
+)
 from rltrain.algorithms.settings import (
     AdamEps,
     ClipReward,
@@ -100,6 +108,7 @@ class MAPPOConfig(PPOConfig):
         default=True, description="with memory, the value function has one of its own; off: it sees one state only"
     )
     normalize_return: NormalizeReturn = True
+    reward_limit: RewardLimit = default(None, "the authors normalise values instead of rewards")
 
 
 class MADDPGConfig(Replay):

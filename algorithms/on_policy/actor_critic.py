@@ -56,6 +56,7 @@ class ActorCritic(nn.Module):
         self.normalizer = Normalizer(spec) if config.normalize_obs else None
         self.return_scale = ReturnScale(streams) if config.normalize_return else None
         self.clip_reward = config.clip_reward
+        self.reward_limit: float | None = getattr(config, "reward_limit", None)
         self.encoder = load_torso(config.torso, _without(spec, private), generator)
         shared = self.recurrent or config.shared_torso
         learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
@@ -171,10 +172,17 @@ class ActorCritic(nn.Module):
         return self.encoder.fast_layout(obs)
 
     def scaled(self, reward: Tensor) -> Tensor:
-        """[T, B] rewards in the unit of the value function: clipped to [-1, 1], then scaled, each if configured."""
+        """[T, B] rewards in the unit of the value function: clipped to [-1, 1], then scaled, each if configured.
+
+        Without the limit the first reward of a sparse task, in units of the small returns before it, would be so large
+        that the gradient of its value leaves nothing of the policy's within `max_grad_norm`.
+        """
         if self.clip_reward:
             reward = reward.clamp(-1.0, 1.0)
-        return reward if self.return_scale is None else reward * self.return_scale.scale()
+        if self.return_scale is None:
+            return reward
+        scaled, limit = reward * self.return_scale.scale(), self.reward_limit
+        return scaled if limit is None else scaled.clamp(-limit, limit)
 
     def observe(self, unrolls: Trajectory, gamma: float) -> None:
         """Update the running statistics on a delivery: each observation that was acted on counts once."""

@@ -36,6 +36,10 @@ Entropy = Annotated[float, Field(ge=0, description="weight of the entropy bonus"
 Value = Annotated[float, Field(ge=0, description="weight of the value loss")]
 SequenceLength = Annotated[int, Field(ge=1, description="L, steps that gradients flow back through; divides unroll")]
 NormalizeReturn = Annotated[bool, Field(description="divide rewards by the running deviation of the discounted return")]
+RewardLimit = Annotated[
+    float | None,
+    Field(gt=0, description="with normalize_return: largest absolute value of a scaled reward; none: no limit"),
+]
 NormalizeAdvantage = Annotated[
     bool, Field(description="scale the advantages in each minibatch to mean 0 and deviation 1")
 ]
@@ -101,6 +105,7 @@ class LearnerActorCriticSettings(ActorCriticSettings):
     )
     normalize_obs: NormalizeObs = False
     normalize_return: NormalizeReturn = False
+    reward_limit: RewardLimit = default(10.0, "from the code of PPO's authors")
 
 
 class RMSprop(Settings):
@@ -247,3 +252,4 @@ class A3CConfig(ActorCriticSettings, RMSprop, Asynchronous):
     # Not settings: running statistics need the observations, which stay with the actors.
     normalize_obs: ClassVar[bool] = False
     normalize_return: ClassVar[bool] = False
+    reward_limit: ClassVar[None] = None

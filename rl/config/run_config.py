@@ -250,6 +250,8 @@ class RunConfig(BaseModel):
         for name in ("noise_per_stream", "critic_memory"):  # likewise
             if name in own.model_fields:
                 values.setdefault(name, False)
+        if "reward_limit" in own.model_fields:
+            values.setdefault("reward_limit", None)
         settings = build(own, values, {})
         return build(cls, {**data, "settings": settings}, origins or {})
 

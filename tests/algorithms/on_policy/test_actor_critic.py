@@ -274,6 +274,17 @@ def test_statistics_travel_with_the_weights():
         assert not torch.equal(two.value(obs), one.value(obs))
 
 
+def test_a_scaled_reward_is_limited():
+    """The first reward of a sparse task is large in units of the small returns before it."""
+    policies = [make(normalize_return=True, **more) for more in ({}, {"reward_limit": None}, {"reward_limit": 2.5})]
+    rewards = torch.tensor([100.0, -100.0, 0.01])
+    for policy, expected in zip(policies, (10.0, 1000.0, 2.5), strict=True):
+        for name, value in {"count": 100.0, "m2": 1.0}.items():  # a deviation of 0.1
+            policy.get_buffer(f"return_scale.{name}").fill_(value)
+        assert_close(policy.scaled(rewards), torch.tensor([expected, -expected, 0.1]))
+    assert torch.equal(make().scaled(rewards), rewards), "rewards that are not scaled have no limit"
+
+
 class Doubling(nn.Module):
     """A user's torso for the dict observation."""
 

@@ -252,6 +252,15 @@ def test_runs_written_with_the_former_names_of_settings_are_read() -> None:
     assert (settings.max_in_flight, settings.buffer_size, settings.reuse) == (2, 3, 5)
 
 
+def test_runs_from_before_scaled_rewards_were_limited_have_no_limit() -> None:
+    data = flags(algo="ppo").to_json()
+    del data["settings"]["reward_limit"]
+
+    settings: Any = RunConfig.from_json(data).settings
+
+    assert settings.reward_limit is None
+
+
 def test_an_environment_that_is_an_object_is_kept_by_name_only() -> None:
     class Maze:
         pass
