@@ -22,7 +22,7 @@ from rltrain import algorithms
 from rltrain.config.consent import import_code
 from rltrain.config.flags import Parser, add_consent, run_parser, whole
 from rltrain.config.load import load, reload
-from rltrain.config.run_config import PRELOAD, RunConfig
+from rltrain.config.run_config import RunConfig, preload
 from rltrain.config.toml_file import read
 from rltrain.envs.errors import EnvError, EnvFault, describe
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, LearnerLost, RunFailed, Stop
@@ -134,7 +134,7 @@ def _train(argv: list[str]) -> None:
     if config.backend != "local" or (config.learners > 1 and current_rank() is None):
         from rltrain.rollout.workers.fork_server import start_fork_server
 
-        start_fork_server(list(PRELOAD))  # imports torch in parallel with this process
+        start_fork_server(preload(config))  # imports torch in parallel with this process
     from rltrain.setup.first_look import may_fork
     from rltrain.training_loop import train
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +39,7 @@ def train(
     if config is None:
         config = load(settings) if resume is None else reload(saved_config(Path(resume)), settings, trust=trust)
     with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch
-        with held():
+        with held(), _no_collection():
             from rltrain.run import open_run
         with open_run(config, resume, look) as run:  # folder, seeds, actors, learner, metrics
             learner, rollout, plan = run.learner, run.rollout, run.learner.algorithm.plan
@@ -49,3 +53,20 @@ def train(
                 rollout.publish(learner.weights(rollout.steps))
                 run.tick(unrolls)  # log, evaluate, checkpoint, each when due
             return run.finish()
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """For the import of torch: the search for garbage takes a tenth of its time, and hardly any is found.
+
+    Later collections do not visit what exists at the end of the block.
+    """
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()

@@ -260,7 +260,6 @@ class RunConfig(BaseModel):
 PRELOAD = (
     "torch",
     "gymnasium",
-    "rltrain.algorithms.on_policy.settings",
     "rltrain.algorithms.on_policy.actor_critic",
     "rltrain.algorithms.off_policy.continuous_policy",
     "rltrain.algorithms.off_policy.q_policy",
@@ -268,6 +267,17 @@ PRELOAD = (
     "rltrain.algorithms.multi_agent.q_policy",
     "rltrain.setup.rollout",
 )
+
+
+def preload(config: RunConfig) -> list[str]:
+    """Those of PRELOAD that the actors of one run need."""
+    family = type(config.settings).__module__.rpartition(".")[0]  # the package of its algorithm
+    packages = {f"rltrain.algorithms.{name}" for name in ("on_policy", "off_policy", "multi_agent")}
+    if family not in packages or family.endswith("multi_agent"):  # a user's algorithm, or several agents
+        return list(PRELOAD)
+    return [module for module in PRELOAD if module.rpartition(".")[0] not in packages - {family}]
+
+
 # Settings that are not flags: they follow from others.
 INNER = ("settings", "preset_file", "raised_from", "products", "reloadable", "folder")
 # The settings that can change on resume; those of CALL are reset.

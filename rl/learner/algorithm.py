@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from rltrain import algorithms
-from rltrain.algorithms.multi_agent.independent import Independent, joint_policy
 from rltrain.algorithms.networks.encoder import Encoder
 from rltrain.algorithms.networks.sizes import largest_parts
 from rltrain.algorithms.protocol import Algorithm, Policy, modules_of
@@ -52,6 +51,8 @@ def make_algorithm(config: RunConfig, spec: EnvSpec) -> Algorithm:
     try:
         make: Any = algorithms.algorithm_class(config.algo)
         if spec.groups and not algorithms.for_several(config.algo):
+            from rltrain.algorithms.multi_agent.independent import Independent
+
             make = functools.partial(Independent, make)
         algorithm: Algorithm = make(spec, config.settings, device, seed, config.streams)
     except (TypeError, ValueError, RuntimeError, MemoryError) as error:
@@ -116,6 +117,8 @@ def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Policy]:
     factory = policy_factory(getattr(settings, "policy", "actor_critic"))
     seed = seed_of(config.seed, LEARNER)
     if spec.groups and algorithms.acts_for_one(config.algo):
+        from rltrain.algorithms.multi_agent.independent import joint_policy
+
         factory = functools.partial(joint_policy, factory)
     return functools.partial(_build, factory, spec, settings, config.streams, seed, _folder_of_code(config))
 
