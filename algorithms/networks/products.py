@@ -6,19 +6,23 @@ takes 10 us longer. So oneDNN computes the large products on these processors, a
 
 The choice depends on the processor only, so a run has the same bits each time. It is a setting of the run, which a
 resume keeps. Actors always use MKL: they have few rows, whose bits must not depend on their number.
+
+With `--precision bfloat16` oneDNN rounds the factors of all products to bfloat16 and adds in float32, which processors
+with AMX or AVX512-BF16 do in a third of the time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Library = Literal["mkl", "onednn"]
+Library = Literal["mkl", "onednn", "bfloat16"]
 
 LARGE = 2**20  # multiplications of a product from which oneDNN saves more than its call takes
 WIDE = 128  # columns of a layer's input from which its weight's gradient is worth the transposed copy that oneDNN needs
@@ -55,6 +59,13 @@ def has_onednn() -> bool:
         return False
 
 
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies numbers of bfloat16 faster than those of float32."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
 def fastest() -> Library:
     """The library for the large products of a learner on this processor."""
     wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -62,17 +73,31 @@ def fastest() -> Library:
 
 
 def use(library: Library) -> list[str]:
-    """From now on `library` computes the large products. A line for the user if this torch does not have it."""
+    """From now on learners multiply by `library`. A line for the user if that is not possible here."""
     global _library
-    _library = "mkl" if library == "onednn" and not has_onednn() else library
+    _library = library if {"onednn": has_onednn, "bfloat16": has_bfloat16}.get(library, lambda: True)() else "mkl"
     if _library == library:
         return []
-    return ["this torch has no oneDNN, with which the run began: its results differ in their last bits from here on"]
+    return [f"products by {library}, with which the run began, cannot be computed here: the results differ from now on"]
+
+
+@contextlib.contextmanager
+def learning() -> Iterator[None]:
+    """A block of a learner's updates. Actors in the same process and the user's program keep float32."""
+    before = torch.get_float32_matmul_precision()
+    if _library != "bfloat16" or before == "medium":
+        yield
+        return
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def is_large(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN computes the product of x [..., a] and a weight with any of its dimensions equal to a."""
-    if _library == "mkl" or x.dtype is not torch.float32 or x.device.type != "cpu":
+    if _library != "onednn" or x.dtype is not torch.float32 or x.device.type != "cpu":
         return False
     return x.shape[:-1].numel() * weight.numel() >= LARGE
 
@@ -110,7 +135,7 @@ def batched_dense(
     x: Tensor, weight: Tensor, transposed: Tensor, bias: Tensor, activation: str, out: Tensor | None = None
 ) -> Tensor:
     """As `dense`, for n nets: x [n, B, in], weight [n, out, in] and its view `transposed`, bias [n, 1, out]."""
-    if _library == "mkl" or not is_large(x[0], weight[0]):
+    if _library != "onednn" or not is_large(x[0], weight[0]):
         out = torch.baddbmm(bias, x, transposed) if out is None else torch.baddbmm(bias, x, transposed, out=out)
         return out if activation == "none" else ACTIVATE[activation](out)
     out = x.new_empty(*x.shape[:2], weight.shape[1]) if out is None else out
@@ -123,7 +148,7 @@ def batched_input_gradient(grad: Tensor, weight: Tensor, out: Tensor) -> Tensor:
     """As `input_gradient`, for n nets, in `out` [n, B, in]."""
     if weight.shape[1] == 1:
         return torch.mul(grad, weight, out=out)
-    if _library == "mkl" or not is_large(grad[0], weight[0]):
+    if _library != "onednn" or not is_large(grad[0], weight[0]):
         return torch.bmm(grad, weight, out=out)
     for net in range(len(weight)):
         out[net] = _onednn(grad[net], weight[net].t())
@@ -134,7 +159,7 @@ def add_batched_weight_gradient(into: Tensor, grad: Tensor, x: Tensor, thin: int
     """As `add_weight_gradient`, for n nets."""
     if x.shape[-1] < thin:
         into.add_(torch.bmm(x.mT, grad).mT)
-    elif _library == "mkl" or x.shape[-1] < WIDE or not is_large(x[0], into[0]):
+    elif _library != "onednn" or x.shape[-1] < WIDE or not is_large(x[0], into[0]):
         into.baddbmm_(grad.mT, x)
     else:
         for net in range(len(into)):

@@ -121,7 +121,8 @@ class RunConfig(BaseModel):
         False, description="takes unrolls in a fixed order: a run with overlap is then reproducible to the bit"
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision of the learner's image networks; actors use float32"
+        "float32",
+        description="precision of the learner's image networks, or of all products without images; actors use float32",
     )
     compile: bool = Field(False, description="compiles the learner's image networks; this takes a minute at the start")
     actor_timeout: float = Field(120.0, gt=0, description="seconds without progress after which an actor is restarted")
@@ -155,7 +156,7 @@ class RunConfig(BaseModel):
     preset: Literal["auto", "none"] = Field("auto", description="auto: use the tuned values of configs/")
     preset_file: str | None = Field(None, description="the file of configs/ in use")
     raised_from: int | None = Field(None, description="the streams of the preset or algorithm, fewer than the workers")
-    products: Literal["mkl", "onednn"] = Field("mkl", description="library of the learner's large matrix products")
+    products: Literal["mkl", "onednn", "bfloat16"] = Field("mkl", description="how the learner multiplies matrices")
     reloadable: bool = Field(
         default_factory=lambda data: isinstance(data["env"], str) and _survives_json(data["env_args"]),
         description="true if the environment can be made from its name",

@@ -222,7 +222,8 @@ class LearnerRank(ProcessGroupSync):
                 for mine, new in zip(_buffers(algorithm), buffers, strict=True):
                     mine.copy_(torch.from_numpy(new))
             self.take(shard)
-            update = algorithm.update(tensors(part, device), progress)
+            with products.learning():
+                update = algorithm.update(tensors(part, device), progress)
             if update.priority is not None:
                 self._send(update.priority.detach().cpu().numpy(), 0)
 

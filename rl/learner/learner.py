@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rltrain.algorithms.networks import products
 from rltrain.algorithms.protocol import Algorithm, observes, shares_updates
 from rltrain.errors import diverged
 from rltrain.learner.feed import Feed, ReplayFeed, StreamFeed
@@ -87,20 +88,21 @@ class Learner:
             self._observe(unrolls)
         updater = self.algorithm if self.learners is None else self.learners
         lags = not isinstance(self.feed, ReplayFeed)
-        for batch in self.feed(unrolls, progress):
-            lag = self.version - int(batch.version.min()) if lags else 0
-            if self._max_lag is not None and lag > self._max_lag:
-                self.skipped += 1
-                continue
-            update = updater.update(batch, progress)
-            if update.priority is not None:
-                self.feed.reprioritise(batch, update.priority)
-            self._pending.append({**update.metrics, "policy_lag": float(lag)} if lags else update.metrics)
-            self.version += 1
-            if len(self._pending) >= MAX_PENDING:
-                self._check(first)
-                self._add_up()
-                first = 0
+        with products.learning():
+            for batch in self.feed(unrolls, progress):
+                lag = self.version - int(batch.version.min()) if lags else 0
+                if self._max_lag is not None and lag > self._max_lag:
+                    self.skipped += 1
+                    continue
+                update = updater.update(batch, progress)
+                if update.priority is not None:
+                    self.feed.reprioritise(batch, update.priority)
+                self._pending.append({**update.metrics, "policy_lag": float(lag)} if lags else update.metrics)
+                self.version += 1
+                if len(self._pending) >= MAX_PENDING:
+                    self._check(first)
+                    self._add_up()
+                    first = 0
         self._check(first)
         if not is_first:
             self._observe(unrolls)

@@ -94,7 +94,12 @@ def settled(config: RunConfig, environment: Environment) -> tuple[RunConfig, lis
     library of the learner's products depends on the processor.
     """
     notes, spec, units = list[str](), environment.spec, len(environment.units)
-    config = config.model_copy(update={"products": products.fastest()})
+    dense = config.precision == "bfloat16" and config.device == "cpu"
+    dense = dense and all(leaf.kind != "image" for leaf in spec.leaves())
+    if dense and not products.has_bfloat16():
+        notes.append("precision bfloat16: this processor has no units for it, so that the learner uses float32")
+    library = "bfloat16" if dense and products.has_bfloat16() else products.fastest()
+    config = config.model_copy(update={"products": library})
     if config.raised_from is not None:
         notes.append(f"{config.streams} streams, one for each worker (the default is {config.raised_from})")
     if config.workers > units:

@@ -16,6 +16,7 @@ from rltrain.algorithms.functions.optim import flatten
 from rltrain.algorithms.networks import products
 from rltrain.algorithms.networks.batched_mlp import BatchedMLP
 from rltrain.algorithms.networks.mlp import MLP
+from rltrain.algorithms.off_policy.continuous_policy import SquashedGaussian
 from rltrain.config.run_config import RunConfig
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}
@@ -139,29 +140,62 @@ def test_a_torch_without_the_function_computes_the_same_by_mkl(monkeypatch, func
     products.has_onednn.cache_clear()
     try:
         (line,) = products.use("onednn")
-        assert "no oneDNN" in line
+        assert "by onednn" in line
         x, weight, bias = normal(6, 20), normal(4, 20), normal(4)
         assert torch.equal(products.dense(x, weight, bias, "none"), torch.addmm(bias, x, weight.t()))
     finally:
         products.has_onednn.cache_clear()
 
 
+@pytest.mark.skipif(not products.has_bfloat16(), reason="this processor has no bfloat16")
+def test_bfloat16_rounds_the_factors_in_a_learners_updates_only(tmp_path, monkeypatch):
+    """Not where the policy acts in the same process, nor in the user's program."""
+    acted, act = set(), SquashedGaussian.act
+    precision = torch.get_float32_matmul_precision
+    monkeypatch.setattr(SquashedGaussian, "act", lambda *x: (acted.add(precision()), act(*x))[1])
+    x, y = normal(64, 64), normal(64, 64, seed=1)
+    exact = x.double() @ y.double()
+    products.use("bfloat16")
+    with products.learning():
+        rounded = x @ y
+    assert 1e-3 < (rounded - exact).abs().max() < 0.3
+    assert_close(x @ y, exact.float(), **CLOSE)
+
+    given = {"algo": "sac", "env": "Pendulum-v1", "workers": 0, "warmup": 20, "batch": 16, "widths": (32, 32)}
+    given |= {"eval_every": 0, "quiet": True, "checkpoint_every": 40, "out": str(tmp_path), "preset": "none"}
+    runs = {p: rltrain.train(**given, steps=60, precision=p) for p in ("float32", "bfloat16")}
+    assert runs["float32"].fingerprint != runs["bfloat16"].fingerprint
+    assert acted == {precision()} == {"highest"}
+    half = rltrain.train(**given, steps=40, precision="bfloat16")
+    assert rltrain.train(resume=str(half.run), steps=60).fingerprint == runs["bfloat16"].fingerprint
+    for run, library in (("float32", products.fastest()), ("bfloat16", "bfloat16")):
+        assert json.loads((runs[run].run / "run.json").read_text())["config"]["products"] == library
+
+
+def test_without_the_units_precision_bfloat16_is_float32_with_a_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(products, "has_bfloat16", lambda: False)
+    given = {"algo": "sac", "env": "probe:box", "workers": 0, "warmup": 20, "batch": 16, "widths": (8,), "steps": 40}
+    given |= {"eval_every": 0, "checkpoint_every": 0, "out": str(tmp_path), "preset": "none"}
+    fingerprints = [rltrain.train(**given, precision=p).fingerprint for p in ("float32", "bfloat16")]
+    assert fingerprints[0] == fingerprints[1]
+    assert "no units for it" in "".join(capsys.readouterr())
+
+
 @needs_onednn
 def test_a_run_saves_its_library_and_a_resume_repeats_it(tmp_path, monkeypatch):
     """The resumed half has the bits of the whole run, although the processor now seems to prefer the other library."""
     monkeypatch.setattr(products, "LARGE", 1)
+    monkeypatch.setattr(products, "fastest", lambda: "mkl")
     given = {"algo": "sac", "env": "Pendulum-v1", "workers": 0, "warmup": 20, "batch": 16, "widths": (32, 32)}
     given |= {"eval_every": 0, "quiet": True, "checkpoint_every": 40, "out": str(tmp_path), "preset": "none"}
-    fingerprints = {}
-    for library in ("mkl", "onednn"):
-        monkeypatch.setattr(products, "fastest", lambda library=library: library)
-        fingerprints[library] = rltrain.train(**given, steps=80).fingerprint
-        half = rltrain.train(**given, steps=40)
-        saved = json.loads((half.run / "run.json").read_text())["config"]["products"]
-        assert saved == library
-        monkeypatch.setattr(products, "fastest", lambda: "neither")
-        assert rltrain.train(resume=str(half.run), steps=80).fingerprint == fingerprints[library]
-    assert fingerprints["mkl"] != fingerprints["onednn"]
+    fingerprints = [rltrain.train(**given, steps=60).fingerprint]
+    monkeypatch.setattr(products, "fastest", lambda: "onednn")
+    fingerprints.append(rltrain.train(**given, steps=60).fingerprint)
+    half = rltrain.train(**given, steps=40)
+    assert json.loads((half.run / "run.json").read_text())["config"]["products"] == "onednn"
+    monkeypatch.setattr(products, "fastest", lambda: "mkl")
+    assert rltrain.train(resume=str(half.run), steps=60).fingerprint == fingerprints[1]
+    assert fingerprints[0] != fingerprints[1]
 
 
 def test_a_run_of_an_older_version_keeps_mkl():
