@@ -72,6 +72,11 @@ def table(everything: list[Case], results: Results) -> str:
     return "\n".join(lines)
 
 
+def column(workers: int, backend: str) -> str:
+    """The name of the column of such runs."""
+    return f"{workers} {backend}".strip()
+
+
 def load_results(everything: list[Case]) -> Results:
     """The kept results of cases that still exist."""
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -109,6 +114,7 @@ def main() -> int:
     parser.add_argument("--backends", nargs="*", default=["", "dask"], help="'' for the default one, dask")
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--limit", type=float, default=90.0, help="seconds of one run")
+    parser.add_argument("--missing", action="store_true", help="only runs of which no right result is kept")
     parser.add_argument("--write", action="store_true", help="keep the results and write the table")
     parser.add_argument("--show", action="store_true", help="print the errors of each run")
     args = parser.parse_args()
@@ -128,7 +134,7 @@ def main() -> int:
         base = f"{case.algo} {case.twin or case.id}"
         fingerprint = fingerprints.setdefault(base, outcome.fingerprint) if case.trains else None
         found = wrong(case, workers, outcome, fingerprint)
-        results[case.id][f"{workers} {backend}".strip()] = (outcome.status, not found)
+        results[case.id][column(workers, backend)] = (outcome.status, not found)
         if args.write:
             save_results(results)
         name = f"{case.id} --workers {workers} {backend}".strip()
@@ -142,6 +148,8 @@ def main() -> int:
     start = time.monotonic()
     by_id = {case.id: case for case in everything}
     jobs = jobs_of(chosen, args.workers, args.backends)
+    if args.missing:
+        jobs = [(case, *where) for case, *where in jobs if not results[case.id].get(column(*where), (None, False))[1]]
     for name in sorted({case.twin for case, _, _ in jobs if case.twin}):
         case = by_id[name]
         fingerprints[f"{case.algo} {name}"] = run(case, 0, args.limit).fingerprint
