@@ -19,6 +19,7 @@ from rltrain.envs.seeding import seed_of
 from rltrain.envs.spaces import MASK, action_reader, env_spec, random_action
 from rltrain.envs.spec import EnvSpec, Leaf, ObsSpec
 from rltrain.envs.values import (
+    FIX,
     array_of,
     described,
     in_range,
@@ -35,6 +36,7 @@ from rltrain.envs.vector.unroll_rows import UnrollBuffer
 Native = Any  # gymnasium.vector.VectorEnv, or EnvPool's
 MakeBlock = Callable[[int], Native]
 NATIVE_METHODS = ("attributes", "none")
+SERIAL = "use --vector serial"
 
 
 def blocks(total: int) -> list[tuple[int, ...]]:
@@ -186,11 +188,15 @@ def write_batch(
     if isinstance(space, spaces.Dict):
         for key in sorted(arrays):
             if not isinstance(obs, dict) or key not in obs or len(obs) != len(space.spaces):
-                raise InvalidValue(f"{name} are {described(obs)}; their space promises the keys {sorted(space.spaces)}")
+                raise InvalidValue(
+                    f"{name} are {described(obs)}; their space promises the keys {sorted(space.spaces)}. {FIX}"
+                )
             write_batch(space.spaces[key], arrays[key], at, obs[key], f"{name}[{key!r}]")
     elif isinstance(space, spaces.Tuple):
         if not isinstance(obs, tuple) or len(obs) != len(space.spaces):
-            raise InvalidValue(f"{name} are {described(obs)}; their space promises a tuple of {len(space.spaces)}")
+            raise InvalidValue(
+                f"{name} are {described(obs)}; their space promises a tuple of {len(space.spaces)}. {FIX}"
+            )
         for i, (child, array, part) in enumerate(zip(space.spaces, arrays, obs, strict=True)):
             write_batch(child, array, at, part, f"{name}[{i}]")
     else:
@@ -199,7 +205,9 @@ def write_batch(
         if values.shape != (len(target), *(space.shape or ())) or values.dtype.kind not in (
             "biuf" if floats else "biu"
         ):
-            raise InvalidValue(f"{name} are {described(obs)}; for each of {len(target)} streams {promised(space)}")
+            raise InvalidValue(
+                f"{name} are {described(obs)}; for each of {len(target)} streams {promised(space)}. {FIX}"
+            )
         if is_image(space) and values.dtype != np.uint8:
             within = in_range(values, space).reshape(len(values), -1).all(-1)
             if not within.all():
@@ -224,7 +232,7 @@ def native_step(env: Native, actions: np.ndarray, spec: EnvSpec) -> tuple[Any, A
 
 def _without_mask(info: dict[str, Any], spec: EnvSpec) -> None:
     if MASK in info and spec.action.kind != "box":
-        raise InvalidValue(f"info has {MASK!r}, which a native vector environment cannot have: use --vector serial")
+        raise InvalidValue(f"info has {MASK!r}, which a native vector environment cannot have: {SERIAL}")
 
 
 def native_rewards(values: Any, width: int) -> np.ndarray:
@@ -317,7 +325,8 @@ def check_autoreset(
             return
         raise _refused(spec, f"ended no episode in {steps} random steps, so its autoreset mode is unknown")
     except InvalidValue as error:
-        raise EnvError(f"{spec.id}: of its native vector environment, {error}. Or use --vector serial") from None
+        advice = "" if SERIAL in str(error) else f". Or {SERIAL}"
+        raise EnvError(f"{spec.id}: of its native vector environment, {error}{advice}") from None
     finally:
         watch("close")
         close_all(pair)

@@ -420,7 +420,9 @@ def test_the_first_look_says_what_is_wrong_with_a_block(space, right, wrong, wor
     with pytest.raises(EnvError) as caught:
         check_autoreset(lambda n: Block(n, space, right, wrong, when), spec)
     assert "of its native vector environment, the observations" in str(caught.value)
-    assert str(caught.value).endswith("Or use --vector serial")
+    assert str(caught.value).endswith(
+        "Change what the environment returns, or its observation space. Or use --vector serial"
+    )
     assert "\n" not in str(caught.value)
 
 
