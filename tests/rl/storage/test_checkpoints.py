@@ -205,27 +205,27 @@ DAMAGES: dict[str, Callable[[Path], object]] = {  # of the newest checkpoint, wh
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_newest_intact_checkpoint_is_resumed_loaded_and_evaluated(
-    run: Path, damage: str, capsys: pytest.CaptureFixture[str]
+    run: Path, damage: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = run / "checkpoints"
     _, second, last = sorted(checkpoints.glob("step-*"))
     DAMAGES[damage](last)
 
     assert rltrain.load(run).path == second
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = capfd.readouterr().err.splitlines()
     assert str(last if last.exists() else checkpoints / "latest") in line
     assert second.name in line
     assert cli.main_eval([str(run), "--episodes", "1", "--json"]) == 0
-    done = capsys.readouterr()
+    done = capfd.readouterr()
     assert json.loads(done.out)["checkpoint"] == str(second)
     assert done.err.splitlines() == [line]
     if last.exists():  # a checkpoint that is named itself is not replaced by another one
         assert cli.main_eval([str(last)]) == 2
-        assert str(last) in capsys.readouterr().err
+        assert str(last) in capfd.readouterr().err
 
     assert cli.main(["--resume", str(run), "--steps", "400"]) == 0
 
-    said = capsys.readouterr().out.splitlines()
+    said = capfd.readouterr().out.splitlines()
     assert line.removeprefix("rltrain: ") in said
     assert f"resumed {run} at step {int(second.name[5:]):,}" in said
     for path in checkpoints.glob("step-*"):
