@@ -60,7 +60,7 @@ def trial(case: switches.Case, drawn: dict[str, Any], workers: int, rng: random.
         except ConfigError:
             return None
         whole = resume.outcome(first.run)
-        with_workers = rltrain.train(**given | {"workers": workers}, out=folder)
+        with_workers = rltrain.train(**given | {"workers": min(workers, given["streams"])}, out=folder)
         wrong = [f"workers {workers}: {key}" for key in differing(whole, resume.outcome(with_workers.run), "state")]
         step = rng.choice(resume.checkpoints_of(first.run)[:-1])
         again = resume.resume(first.run, step, Path(folder) / "again")

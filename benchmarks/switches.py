@@ -1,7 +1,7 @@
 """Which settings change the weights that an algorithm learns, alone and in pairs; makes docs/switches.md.
 
 python benchmarks/switches.py             all algorithms
-python benchmarks/switches.py ppo dqn     prints these and writes nothing
+python benchmarks/switches.py ppo dqn     these; the sections of others stay as they are
 
 Each run is a few updates of tiny networks in this process. A setting that has no effect needs a reason below.
 """
@@ -50,7 +50,7 @@ OTHER: dict[str, Any] = {
     "quantiles": 5, "drop": 1, "temperature": 0.1, "target_entropy": -5.0, "target_entropy_share": 0.5, "gumbel": 0.5,
     "regularize": 0.1, "noise": 0.5, "noise_end": 0.9, "ou_theta": 0.5, "alpha": 0.2, "beta": 0.9, "priority_eps": 0.5,
     "epsilon": 0.5, "epsilon_end": 0.9, "epsilon_share": 0.9, "widths": (8,), "widths_q": (8,), "dropout": 0.3,
-    "log_std_init": -1.0, "sde_every": 2, "memory_size": 5, "sequence": 2, "burn_in": 5, "mixer_width": 4,
+    "log_std_init": -1.0, "sde_every": 2, "memory_size": 5, "sequence": 2, "burn_in": 6, "mixer_width": 4,
     "hyper_width": 0, "reward_limit": 0.1,
 }  # fmt: skip
 SOFT = ("sac", "redq", "droq", "tqc")
@@ -274,8 +274,10 @@ def small(algo: str) -> dict[str, Any]:
 
 @functools.cache
 def environment(env: Any, streams: int) -> Environment:
-    """The environment, examined once."""
-    config = load({"algo": "ppo", "env": env, "preset": "none", "workers": 0, "streams": streams})
+    """The environment, examined once; the time limit is for computers that are busy."""
+    config = load(
+        {"algo": "ppo", "env": env, "preset": "none", "workers": 0, "streams": streams, "actor_timeout": 3600.0}
+    )
     return open_environment(config)[0]
 
 
@@ -355,10 +357,11 @@ def section(case: Case) -> tuple[list[str], int]:
     without += [(name, "", "") for name in untried(case.algo)]
     text = (
         f"{len(effective)} of {len(names)} settings change the weights: "
-        f"{', '.join(f'`{name}`' for name in effective)}. In {len(tried)} pairs of switches each does, except:"
+        f"{', '.join(f'`{name}`' for name in effective)}. In {len(tried)} pairs of switches each does"
+        f"{', except:' if without else '.'}"
     )
     lines = [f"## {case}", "", textwrap.fill(text, 120, break_on_hyphens=False), ""]
-    lines += ["| setting | with | why not |", "| --- | --- | --- |"]
+    lines += ["| setting | with | why not |", "| --- | --- | --- |"] if without else []
     for first, second, reason in without:
         lines.append(f"| `{first}` | {f'`{second}`' if second else ''} | {reason or '**no reason known**'} |")
     return [*lines, ""], sum(not reason for _, _, reason in without)
@@ -366,19 +369,31 @@ def section(case: Case) -> tuple[list[str], int]:
 
 def intro() -> str:
     """The first paragraphs of the page."""
-    needs = [
-        f"`{name}` with {', '.join(f'`{key}` {value}' for key, value in values.items())}"
-        for name, values in NEEDS.items()
-    ]
+    needs: dict[str, list[str]] = {}
+    for name, values in NEEDS.items():
+        key = ", ".join(f"`{key}` {value}" for key, value in values.items())
+        needs.setdefault(key, []).append(f"`{name.partition('.')[2] or name}`")
+    listed = "; ".join(f"with {key}: {', '.join(dict.fromkeys(names))}" for key, names in needs.items())
     text = (
         "Made by `python benchmarks/switches.py`: a few updates of tiny networks with another value of each setting, "
         "alone, and of each pair of switches together: settings that turn something on or off or make another "
         "computation. A setting that leaves every weight as it was has its reason in the table. A pair that is refused "
-        "has the line that a user gets. A setting that needs another is tried together with it: "
+        "has the line that a user gets. Settings that need another one are tried together with it: "
     )
-    text = textwrap.fill(f"{text}{'; '.join(needs)}.", 120, break_long_words=False, break_on_hyphens=False)
+    text = textwrap.fill(f"{text}{listed}.", 120, break_long_words=False, break_on_hyphens=False)
     never = "\n".join(f"- `{name}`: {reason}" for name, reason in ALONE.items())
     return f"# Switches: which settings change what is learnt\n\n{text}\n\nNot tried:\n\n{never}"
+
+
+def write(title: str, text: str) -> None:
+    """Adds a section to the page, or replaces it."""
+    page = PAGE.read_text() if PAGE.exists() else ""
+    sections = {part.partition("\n")[0]: f"## {part.rstrip()}\n" for part in page.split("\n## ")[1:]}
+    sections[title] = f"{text.rstrip()}\n"
+    made = {name.partition(",")[0] for name in sections}
+    missing = [f"`{algo}`" for algo in algorithms.names() if algo not in made]
+    note = [f"Not made yet: {', '.join(missing)}.\n"] if missing else []
+    PAGE.write_text("\n".join([f"{intro()}\n", *note, *(sections[name] for name in sorted(sections))]))
 
 
 class Unprotected:
@@ -394,14 +409,12 @@ def main(names: list[str]) -> int:
     torch.set_num_threads(1)
     process_state.LocalSettings = Unprotected  # type: ignore[misc, assignment]  # a third of the time
     gc.freeze()  # another third: the end of a run collects garbage
-    page, total = [intro(), ""], 0
+    total = 0
     for case in itertools.chain.from_iterable(map(cases, names or algorithms.names())):
         lines, faults = section(case)
         print("\n".join(lines), flush=True)
-        page += lines
+        write(str(case), "\n".join(lines))
         total += faults
-    if not names:
-        PAGE.write_text("\n".join(page).rstrip() + "\n")
     print(f"{total} without a reason")
     return bool(total)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,3 +62,10 @@ def test_a_sample_of_settings_changes_the_weights_or_has_a_reason(algo: str) -> 
 @pytest.mark.parametrize(("algo", "kind", "one", "other"), PAIRS)
 def test_pairs_that_were_wrong_once(algo: str, kind: str, one: str, other: str) -> None:
     assert not switches.pair(switches.Case(algo, kind), one, other)
+
+
+def test_the_page_has_no_exception_without_a_reason() -> None:
+    page = (ROOT / "docs" / "switches.md").read_text()
+
+    assert {title.partition(",")[0] for title in re.findall("^## (.*)$", page, re.M)} <= set(BUILT_IN)
+    assert "no reason known" not in page
