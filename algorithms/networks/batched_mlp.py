@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.rng import Rng
-from rltrain.algorithms.networks.memory import encode_step, make_encoder
+from rltrain.algorithms.networks.memory import make_encoder
 from rltrain.algorithms.networks.normalized_mlp import Norm, NormalizedMLP
 from rltrain.algorithms.networks.products import (
     ACTIVATE,
@@ -227,8 +227,9 @@ class EncoderMLP(nn.Module):
         return self.dense.rows(self.encoder.forward(obs))
 
     def step(self, obs: Tree, core: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """`rows` of one step [B, *O], and the next core [B, C]; without memory that is `core` itself."""
-        features, core = encode_step(self.encoder, obs, core)
+        """`rows` of one step [B, *O], and the next core [B, C]; None without memory."""
+        encoder: Any = self.encoder
+        features, core = (encoder.forward(obs), None) if core is None else encoder.step(obs, core)
         return self.dense.rows(features), core
 
 

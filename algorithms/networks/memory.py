@@ -66,13 +66,3 @@ def make_encoder(
     """The torso of the settings, with a memory if they ask for one."""
     torso = load_torso(config.torso, spec, generator)
     return torso if getattr(config, "memory", "none") == "none" else MemoryEncoder(torso, config, generator, acts)
-
-
-def encode_step(
-    encoder: Encoder | UserTorso | MemoryEncoder, obs: Tree, core: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """The features of one observation, and the next core: `core` itself if the encoder has no memory."""
-    if isinstance(encoder, MemoryEncoder):
-        assert core is not None
-        return encoder.step(obs, core)
-    return encoder.forward(obs), core

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import linear
 from rltrain.algorithms.networks.encoder import Encoder
-from rltrain.algorithms.networks.memory import MemoryEncoder, encode_step, make_encoder
+from rltrain.algorithms.networks.memory import MemoryEncoder, make_encoder
 from rltrain.algorithms.networks.mlp import MLP
 from rltrain.algorithms.networks.noisy import NoisyMLP, squashed
 from rltrain.algorithms.networks.normalize import NormalizedPolicy
@@ -180,8 +180,10 @@ class QPolicy(NormalizedPolicy):
     def step(self, obs: Tree, core: Tensor | None, explore: bool, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """[B, n] the values that `act` maximises, and the next core."""
         noisy = squashed(noise) if explore and self.row_noise and noise is not None else explore
-        features, core = encode_step(self.net.encoder, self.normalised(obs), core)
-        return self.net.expected(self.net.values(features, noisy)), core
+        net, obs = self.net, self.normalised(obs)
+        encoder: Any = net.encoder
+        features, core = (encoder.forward(obs), None) if core is None else encoder.step(obs, core)
+        return net.expected(net.values(features, noisy)), core
 
     def q(self, obs: Tree, noisy: bool | Tensor = False) -> Tensor:
         """[B, n] values of the actions at obs, a tree of [B, *O], or with memory a `History`."""
