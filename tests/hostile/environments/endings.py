@@ -79,7 +79,7 @@ class Aborts(Harmless):
 class TerminatesItself(Harmless):
     """SIGTERM to its own process."""
 
-    EXPECT = {"when": ["reset"], "says": "SIGTERM|ended|stopped"}
+    EXPECT = {"when": ["reset"]}  # workers ignore it, as they do Ctrl-C of a terminal
 
     def disturb(self) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
