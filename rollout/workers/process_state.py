@@ -147,13 +147,14 @@ class LocalSettings:
 
     def _signal(self, number: int, handler: Any) -> Any:
         if number not in HANDLED or os.getpid() != self._pid:
-            return _signal.signal(number, handler)
+            return _set_handler(number, handler)
         before = self._handlers.get(number, signal.getsignal(number))
         self._handlers[number] = handler
         return before
 
 
 _exit = os._exit
+_set_handler = signal.signal
 
 
 def _attribute(thing: Any, name: str) -> Setting:

@@ -163,6 +163,19 @@ def test_the_runs_handlers_hold_while_the_environment_ignores_signals(settings: 
         signal.signal(signal.SIGTERM, before)
 
 
+def test_other_signals_have_the_handlers_that_the_environment_sets(settings: LocalSettings) -> None:
+    with settings():
+        before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        assert signal.signal(signal.SIGUSR1, before) is signal.SIG_IGN
+
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os._exit(7 if signal.signal(signal.SIGTERM, signal.SIG_DFL) is signal.SIG_IGN else 1)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
 def test_the_end_of_the_process_is_an_exception(settings: LocalSettings) -> None:
     with pytest.raises(ProcessExit), settings():
         os._exit(0)
