@@ -44,8 +44,11 @@ class Stop(KeyboardInterrupt):
         self.status = 128 + self.signum
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM ended the run, after it wrote a checkpoint. Exit status 130 or 143."""
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended the run, after it wrote a checkpoint. Exit status 130 or 143.
+
+    As KeyboardInterrupt, it is not an Exception: a loop over runs that catches those ends too.
+    """
 
     def __init__(self, signum: int = signal.SIGINT, text: str = "") -> None:
         super().__init__(signum, text)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rltrain.config.load import load, reload
+from rltrain.config.load import change, load, reload
 from rltrain.config.run_config import RunConfig
 from rltrain.setup.first_look import look_at
 from rltrain.storage.run_folder import saved_config
@@ -25,7 +25,7 @@ def train(
     """Train and return the result.
 
     Args:
-        config:   the configuration; or give its fields and the settings of the algorithm as keywords.
+        config:   the configuration, of which keywords replace single values; or give all values as keywords.
         resume:   the folder of a run to continue; keywords may then only raise `steps` and the like.
         trust:    a resumed run that somebody else made may import the code that it names.
         settings: `algo="ppo", env="CartPole-v1", workers=2, lr=1e-3, ...`; `env` may be a class or a function too.
@@ -36,8 +36,10 @@ def train(
         RunFailed: the run ended too early; a checkpoint was written.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
     """
-    if config is None:
-        config = load(settings) if resume is None else reload(saved_config(Path(resume)), settings, trust=trust)
+    if resume is not None and config is None:
+        config = reload(saved_config(Path(resume)), settings, trust=trust)
+    elif resume is None or settings:
+        config = load(settings) if config is None else change(config, settings)
     with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch
         with held(), _no_collection():
             from rltrain.run import open_run

@@ -184,7 +184,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             ConfigError: a flag is unknown; the message names the nearest known one.
         """
-        values, rest = self.parse_known_args(argv)
+        values, rest = self.parse_known_args([_hyphens(word) for word in argv])
         for word in rest:
             if not word.startswith("-"):
                 raise ConfigError(f"unexpected {word!r}; values follow a flag, as in --seed 1")
@@ -192,6 +192,12 @@ class Parser(argparse.ArgumentParser):
             flags.remove("help")
             raise ConfigError(unknown("flag", word.partition("=")[0].lstrip("-").replace("-", "_"), flags, spelled))
         return vars(values)
+
+
+def _hyphens(word: str) -> str:
+    """A word of the command line; a flag with underscores, as in `--eval_every=100`, gets hyphens."""
+    name, sign, value = word.partition("=")
+    return name.replace("_", "-") + sign + value if name.startswith("--") else word
 
 
 def run_parser(algo: str | None, version: str) -> Parser:

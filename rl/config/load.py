@@ -89,6 +89,46 @@ def load(
     return config
 
 
+def change(config: Any, given: Mapping[str, Any]) -> RunConfig:
+    """A configuration with some other values.
+
+    Args:
+        given: values by name, of the run and of its algorithm.
+
+    Raises:
+        ConfigError: one line: `config` is no RunConfig, or a value is wrong.
+    """
+    if not isinstance(config, RunConfig):
+        what = repr(config) if isinstance(config, str) else f"of type {type(config).__name__}"
+        raise ConfigError(
+            f"the configuration is {what}, and must be a RunConfig; or give the values as keywords: "
+            "rltrain.train(algo='ppo', env='CartPole-v1', steps=100_000)"
+        )
+    if not given:
+        return config
+    settings: Any = config.settings
+    of_run, of_algo = (
+        _annotations(RunConfig),
+        {key: field.annotation for key, field in type(settings).model_fields.items()},
+    )
+    origins = {key: f"keyword {key}" for key in given}
+    run: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in ("algo", "settings"):
+            raise ConfigError(f"keyword {key}: the configuration is one of {config.algo}; make another one")
+        if key not in of_run and key not in of_algo:
+            raise ConfigError(f"keyword {key}: {unknown('key', key, {**of_algo, **of_run}, repr)}")
+        (run if key in of_run else own)[key] = _plain(value, {**of_algo, **of_run}[key], False)
+    fields = RunConfig.model_fields
+    values = {fields[key].alias or key: getattr(config, key) for key in config.model_fields_set}
+    workers = run.get("workers")
+    if "streams" not in {**run, **values} and isinstance(workers, int) and workers > config.streams:
+        run |= {"streams": workers, "raised_from": config.streams}  # as in `load`
+    settings = build(type(settings), {**settings.model_dump(exclude_unset=True), **own}, origins)
+    return build(RunConfig, {**values, **run, "settings": settings}, origins)
+
+
 def reload(saved: SavedConfig, given: Mapping[str, Any], text: bool = False, trust: bool = False) -> RunConfig:
     """The configuration of a resumed run: that of its run.json, with changes to settings of RESUME.
 

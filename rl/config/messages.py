@@ -14,35 +14,68 @@ from rltrain.errors import ConfigError
 # Former names of settings, in run folders of version 0.1.
 RENAMED = {"credits": "max_in_flight", "kept": "buffer_size", "uses": "reuse"}
 
-# Names of our settings in other libraries.
+# Names of our settings in Stable-Baselines3, RLlib and CleanRL. Of one with two meanings the algorithm has one.
 ELSEWHERE = {
-    "lr": "learning_rate learning-rate step_size",
+    "lr": "learning_rate step_size policy_lr actor_lr",
+    "lr_q": "q_lr critic_lr",
+    "lr_end": "anneal_lr lr_schedule",
     "gamma": "discount discount_factor",
     "lam": "gae_lambda lambda lambda_",
-    "unroll": "n_steps num_steps rollout rollout_length horizon n_step",
-    "epochs": "n_epochs num_epochs update_epochs noptepochs",
-    "minibatches": "num_minibatches n_minibatches nminibatches batch_size minibatch_size",
+    "unroll": "n_steps num_steps rollout rollout_length horizon n_step rollout_fragment_length train_freq "
+    "train_frequency",
+    "epochs": "n_epochs num_epochs update_epochs noptepochs num_sgd_iter",
+    "minibatches": "num_minibatches n_minibatches nminibatches batch_size minibatch_size sgd_minibatch_size",
+    "batch": "batch_size train_batch_size minibatch_size",
+    "capacity": "buffer_size replay_size replay_buffer_size memory_size",
+    "warmup": "learning_starts num_steps_sampled_before_learning_starts start_steps",
+    "updates_per_step": "gradient_steps training_intensity utd_ratio policy_delay_ratio",
+    "target_every": "target_update_interval target_network_frequency target_network_update_freq",
+    "tau": "polyak polyak_update",
+    "epsilon": "exploration_initial_eps start_e initial_epsilon",
+    "epsilon_end": "exploration_final_eps end_e final_epsilon",
+    "epsilon_share": "exploration_fraction epsilon_timesteps",
     "entropy": "ent_coef entropy_coef entropy_coeff",
+    "temperature": "ent_coef alpha initial_alpha entropy_coef",
+    "learn_temperature": "autotune",
+    "policy_delay": "policy_frequency",
+    "smoothing": "target_policy_noise policy_noise",
+    "smoothing_clip": "target_noise_clip noise_clip",
+    "noise": "action_noise exploration_noise",
     "value": "vf_coef value_coef vf_loss_coeff",
     "clip": "clip_range clip_coef clip_param",
     "value_clip": "clip_range_vf clip_vloss vf_clip_param",
     "max_kl": "target_kl",
-    "steps": "total_timesteps timesteps total_steps max_steps num_timesteps frames",
-    "streams": "n_envs num_envs envs_per_worker num_envs_per_worker",
-    "workers": "num_workers n_workers actors num_actors",
-    "widths": "hidden_sizes hidden net_arch layers hidden_size",
-    "env_args": "env_kwargs",
+    "sde": "use_sde",
+    "sde_every": "sde_sample_freq",
+    "random_start": "use_sde_at_warmup",
+    "steps": "total_timesteps timesteps total_steps max_steps num_timesteps frames stop_timesteps",
+    "streams": "n_envs num_envs envs_per_worker num_envs_per_worker num_envs_per_env_runner",
+    "workers": "num_workers n_workers actors num_actors num_rollout_workers num_env_runners",
+    "learners": "num_learners",
+    "widths": "hidden_sizes hidden net_arch layers hidden_size fcnet_hiddens policy_kwargs",
+    "activation": "activation_fn fcnet_activation",
+    "torso": "model custom_model features_extractor_class",
+    "memory": "use_lstm lstm recurrent",
+    "memory_size": "lstm_cell_size lstm_hidden_size",
+    "env_args": "env_kwargs env_config",
     "normalize_advantage": "norm_adv",
+    "normalize_obs": "norm_obs observation_filter",
     "normalize_return": "norm_reward normalize_reward",
     "max_grad_norm": "grad_clip",
+    "device": "cuda num_gpus gpu",
+    "quiet": "verbose",
+    "deterministic": "torch_deterministic",
     "algo": "algorithm",
     "env": "env_id environment",
-    "out": "output logdir log_dir folder",
-    "eval_every": "eval_freq eval_interval",
-    "eval_episodes": "n_eval_episodes",
-    "checkpoint_every": "save_every save_freq checkpoint_interval",
+    "out": "output logdir log_dir folder tensorboard_log local_dir exp_name",
+    "eval_every": "eval_freq eval_interval evaluation_interval",
+    "eval_episodes": "n_eval_episodes evaluation_duration",
+    "checkpoint_every": "save_every save_freq checkpoint_interval checkpoint_frequency",
 }
-OTHER_NAMES = RENAMED | {theirs: ours for ours, names in ELSEWHERE.items() for theirs in names.split()}
+OTHER_NAMES: dict[str, list[str]] = {former: [name] for former, name in RENAMED.items()}
+for _ours, _names in ELSEWHERE.items():
+    for _theirs in _names.split():
+        OTHER_NAMES.setdefault(_theirs, []).append(_ours)
 
 # What is wrong with a value, by pydantic's type of the error.
 FAULTS = {
@@ -66,9 +99,11 @@ M = TypeVar("M", bound=BaseModel)
 def unknown(what: str, name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
     """A message about an unknown name: with the known name that was most likely meant, or with all if they are few."""
     known = sorted(known)
-    near = OTHER_NAMES.get(name.lower())
-    near = near if near in known else nearest(name, known)
-    if near:
+    ours = OTHER_NAMES.get(name.lower().replace("-", "_"), [])
+    near = next((name for name in ours if name in known), None) or (None if ours else nearest(name, known))
+    if ours and not near:
+        hint = f"other algorithms call it {spell(ours[0])}, and this one has no such setting"
+    elif near:
         hint = f"did you mean {spell(near)}?"
     elif len(known) <= 8:
         hint = f"known: {', '.join(map(spell, known))}"

@@ -181,6 +181,17 @@ def test_a_wrong_call_is_answered_in_one_line(argv: list[str], words: str, capsy
     assert refused(capsys, *argv).startswith(words)
 
 
+def test_flags_may_have_underscores() -> None:
+    config = parsed("--normalize_obs", "--eval_every=70", "--env-arg", "a_b=c_d", "--out", "some_where")
+    assert (config.settings.normalize_obs, config.eval_every) == (True, 70)  # type: ignore[attr-defined]
+    assert (config.env_args, config.out) == ({"a_b": "c_d"}, "some_where")
+
+
+def test_a_loop_over_runs_that_catches_exceptions_ends_at_ctrl_c() -> None:
+    assert issubclass(Interrupted, KeyboardInterrupt)
+    assert not issubclass(Interrupted, Exception)
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

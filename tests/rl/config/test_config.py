@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+import rltrain
 from rltrain.algorithms.on_policy.settings import PPOConfig
 from rltrain.config import presets
 from rltrain.config import run_config as config_module
 from rltrain.config.consent import SavedConfig
-from rltrain.config.load import load, reload
+from rltrain.config.load import change, load, reload
 from rltrain.config.messages import RENAMED
 from rltrain.config.run_config import RunConfig
 from rltrain.config.toml_file import line_of
@@ -321,3 +322,64 @@ def test_lines_of_keys_are_found_in_their_table() -> None:
     text = "lr = 1\n[ppo]\n# lr = 2\n'lr' = 3\n[a2c]\nlr = 4\n"
 
     assert [line_of(text, table, "lr") for table in ("", "ppo", "a2c")] == [1, 4, 6]
+
+
+THEIRS = {  # by algorithm: names in Stable-Baselines3, CleanRL and RLlib, and ours
+    "ppo": "learning_rate:lr n_steps:unroll batch_size:minibatches n_epochs:epochs gae_lambda:lam clip_range:clip "
+    "clip_range_vf:value_clip ent_coef:entropy vf_coef:value use_sde:sde sde_sample_freq:sde_every target_kl:max_kl "
+    "policy_kwargs:widths tensorboard_log:out verbose:quiet n_envs:streams total_timesteps:steps num_steps:unroll "
+    "anneal_lr:lr_end num_minibatches:minibatches update_epochs:epochs norm_adv:normalize_advantage clip_coef:clip "
+    "clip_vloss:value_clip torch_deterministic:deterministic cuda:device exp_name:out num_env_runners:workers "
+    "rollout_fragment_length:unroll num_sgd_iter:epochs lambda:lam grad_clip:max_grad_norm env_config:env_args "
+    "evaluation_interval:eval_every evaluation_duration:eval_episodes fcnet_hiddens:widths num_gpus:device",
+    "dqn": "buffer_size:capacity learning_starts:warmup batch_size:batch train_freq:unroll "
+    "gradient_steps:updates_per_step target_update_interval:target_every exploration_fraction:epsilon_share "
+    "exploration_initial_eps:epsilon exploration_final_eps:epsilon_end "
+    "start_e:epsilon end_e:epsilon_end target_network_frequency:target_every",
+    "sac": "ent_coef:temperature autotune:learn_temperature policy_lr:lr q_lr:lr_q train_batch_size:batch",
+    "td3": "policy_frequency:policy_delay target_policy_noise:smoothing target_noise_clip:smoothing_clip",
+}
+
+
+@pytest.mark.parametrize("algo", THEIRS)
+def test_names_of_other_libraries_lead_to_ours(algo: str) -> None:
+    for pair in THEIRS[algo].split():
+        theirs, _, ours = pair.partition(":")
+        with pytest.raises(ConfigError, match=rf"unknown key '{theirs}'; did you mean '{ours}'\?"):
+            load({"algo": algo, "env": "CartPole-v1", theirs: 1})
+
+
+def test_a_setting_that_only_other_algorithms_have() -> None:
+    said = "unknown flag --learning-starts; other algorithms call it --warmup, and this one has no such setting"
+    with pytest.raises(ConfigError, match=said):
+        load({"algo": "ppo", "env": "CartPole-v1", "learning_starts": "1"}, text=True)
+
+
+def test_keywords_replace_values_of_a_configuration() -> None:
+    whole = load({"algo": "sac", "env": "Pendulum-v1", "steps": 500, "lr": 1e-3, "json": False, "workers": 0})
+    changed = change(whole, {"steps": 700, "tau": 0.1, "workers": 3})
+    assert (changed.steps, changed.workers, changed.streams, changed.raised_from) == (700, 3, 3, 1)
+    assert changed.settings.model_dump() == {**whole.settings.model_dump(), "tau": 0.1}
+    assert change(whole, {}) is whole
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"nonsense": 1}, "keyword nonsense: unknown key 'nonsense'"),
+        ({"learning_starts": 1}, "keyword learning_starts: unknown key 'learning_starts'; did you mean 'warmup'"),
+        ({"lr": "fast"}, "keyword lr must be a number, got 'fast'"),
+        ({"algo": "td3"}, "keyword algo: the configuration is one of sac; make another one"),
+        ({"settings": None}, "keyword settings: the configuration is one of sac"),
+        ({"preset_file": "x"}, "unknown key 'preset_file'"),
+    ],
+)
+def test_wrong_keywords_beside_a_configuration_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        change(load({"algo": "sac", "env": "Pendulum-v1"}), given)
+
+
+@pytest.mark.parametrize(("config", "what"), [("ppo", "'ppo'"), (PPOConfig(), "of type PPOConfig")])
+def test_what_is_no_configuration_is_refused(config: Any, what: str) -> None:
+    with pytest.raises(ConfigError, match=f"the configuration is {what}, and must be a RunConfig"):
+        rltrain.train(config)
