@@ -36,10 +36,10 @@ def train(
         RunFailed: the run ended too early; a checkpoint was written.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
     """
-    if resume is not None and config is None:
-        config = reload(saved_config(Path(resume)), settings, trust=trust)
-    elif resume is None or settings:
-        config = load(settings) if config is None else change(config, settings)
+    if config is not None:
+        config = change(config, settings)
+    else:
+        config = load(settings) if resume is None else reload(saved_config(Path(resume)), settings, trust=trust)
     with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch
         with held(), _no_collection():
             from rltrain.run import open_run
