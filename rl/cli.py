@@ -263,12 +263,15 @@ def result_line(result: Result) -> str:
 
 def evaluation_line(evaluation: Evaluation) -> str:
     """The result of an evaluation, for a person."""
-    low, high = evaluation.return_ci95
     agents = ", ".join(f"{name} {value:.2f}" for name, value in evaluation.agents.items())
     outcomes = ", ".join(f"{name} {share:.0%}" for name, share in evaluation.outcomes.items())
+    interval = (
+        "" if evaluation.return_ci95 is None else ", 95% interval {:.2f} to {:.2f}".format(*evaluation.return_ci95)
+    )
+    count = f"{evaluation.episodes} episode{'s' if evaluation.episodes > 1 else ''}"
     return (
-        f"return {evaluation.return_mean:.2f} (std {evaluation.return_std:.2f}, 95% interval {low:.2f} to {high:.2f}), "
+        f"return {evaluation.return_mean:.2f} (std {evaluation.return_std:.2f}{interval}), "
         + (f"of {agents}, " if agents else "")
         + (f"{outcomes} against random play, " if outcomes else "")
-        + f"length {evaluation.length_mean:.1f}, {evaluation.episodes} episodes of {evaluation.checkpoint}"
+        + f"length {evaluation.length_mean:.1f}, {count} of {evaluation.checkpoint}"
     )

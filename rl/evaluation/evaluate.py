@@ -26,6 +26,7 @@ from rltrain.rollout.types import Episode
 from rltrain.rollout.workers.process_state import LocalSettings
 
 RESAMPLES = 10_000  # for the bootstrap
+FEW = 4  # episodes whose bootstrap interval would say nothing
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Evaluation:
 
     return_mean: float
     return_std: float
-    return_ci95: tuple[float, float]  # bootstrap confidence interval of the mean
+    return_ci95: tuple[float, float] | None  # bootstrap confidence interval of the mean; None: FEW episodes or less
     length_mean: float  # steps
     episodes: int
     checkpoint: Path
@@ -66,8 +67,11 @@ def evaluate(
         trust:      a run that somebody else made may import the code that it names.
 
     Raises:
+        ConfigError: episodes is less than 1, or `env` has other spaces.
         CheckpointError: there is no checkpoint, it is damaged, or it names code to which the user did not consent.
     """
+    if episodes < 1:
+        raise ConfigError(f"episodes must be at least 1, got {episodes}")
     uses = [key for key in EVALUATION if key != "env" or env is None]
     trained = what if isinstance(what, Trained) else load_for(what, False, trust, uses)
     return evaluate_watched(unwatched, trained, episodes, seed, stochastic, video, env, trust)
@@ -96,7 +100,7 @@ def evaluate_watched(
     return Evaluation(
         return_mean=float(returns.mean()),
         return_std=float(returns.std()),
-        return_ci95=bootstrap(returns),
+        return_ci95=bootstrap(returns) if len(returns) > FEW else None,
         length_mean=float(np.mean([episode.length for episode in played])),
         episodes=len(played),
         checkpoint=trained.path,

@@ -126,7 +126,8 @@ def find(path: str | Path, best: bool = False) -> tuple[Checkpoint, list[str]]:
     """The checkpoint at `path`, and a line about each newer one that is damaged.
 
     Args:
-        path: a checkpoint; or a run's folder or its folder of checkpoints: the newest checkpoint that is intact.
+        path: a checkpoint; or a run's folder, its folder of checkpoints or the file `latest` in there: the newest
+              checkpoint that is intact; or the file `best` in there, as `best`.
         best: the newest of the policies that were the best so far.
 
     Raises:
@@ -135,6 +136,8 @@ def find(path: str | Path, best: bool = False) -> tuple[Checkpoint, list[str]]:
     path = Path(path)
     if os.path.lexists(path / META):
         return checkpoint.load(path), []
+    if path.name in ("latest", "best") and os.path.isfile(path):
+        path, best = path.parent, best or path.name == "best"
     refuse_link(path / "checkpoints")
     for folder in (path / "checkpoints", path):
         found, notes = newest_intact(folder, best)

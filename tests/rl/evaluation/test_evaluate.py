@@ -268,6 +268,7 @@ def test_short_episodes_are_not_preferred(tmp_path: Path) -> None:
 
     assert {1.0, 100.0} == set(found.returns)
     assert abs(found.return_mean - 50.5) < 3 * 49.5 / 10
+    assert found.return_ci95 is not None
     assert found.return_ci95[0] < 50.5 < found.return_ci95[1]
 
 
@@ -280,6 +281,13 @@ def test_the_interval_of_the_mean() -> None:
     assert low == pytest.approx(returns.mean() - half, abs=0.03)
     assert high == pytest.approx(returns.mean() + half, abs=0.03)
     assert bootstrap(np.array([3.0])) == (3.0, 3.0)
+
+
+def test_few_episodes_have_no_interval_and_none_are_refused(cartpole: Path) -> None:
+    assert rltrain.evaluate(cartpole, episodes=4).return_ci95 is None
+    assert rltrain.evaluate(cartpole, episodes=5).return_ci95 is not None
+    with pytest.raises(rltrain.ConfigError, match="episodes must be at least 1, got 0"):
+        rltrain.evaluate(cartpole, episodes=0)
 
 
 def test_another_environment_must_have_the_same_spaces(cartpole: Path) -> None:
@@ -302,6 +310,8 @@ def test_best_and_latest_and_a_checkpoint_can_be_loaded(cartpole: Path) -> None:
     assert rltrain.load(best.path).path == best.path
     latest = checkpoints.find(cartpole)[0].path
     assert rltrain.load(cartpole / "checkpoints").path == rltrain.load(cartpole).path == latest
+    assert rltrain.load(cartpole / "checkpoints" / "latest").path == latest
+    assert rltrain.load(cartpole / "checkpoints" / "best").path == best.path
     assert rltrain.evaluate(best.path, episodes=2).checkpoint == best.path
     with pytest.raises(rltrain.CheckpointError, match="does not exist"):
         rltrain.load(cartpole / "nowhere")
