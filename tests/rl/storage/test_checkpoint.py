@@ -296,11 +296,11 @@ def test_latest_cannot_lead_elsewhere(folder: Path, tmp_path: Path, text: bytes)
     assert len(list(folder.glob("step-*"))) == 2
 
 
-def test_a_pickle_for_latest_is_not_executed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pickle_for_latest_is_not_executed(folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (folder / "latest").write_bytes(pickle.dumps(Bomb(tmp_path / "executed")))
 
     assert cli.main_eval([str(folder.parent)]) == 2  # this one holds no policy
-    lines = capsys.readouterr().err.splitlines()
+    lines = capfd.readouterr().err.splitlines()
     assert lines[0].startswith(f"rltrain: {folder / 'latest'} does not hold the name of a checkpoint; step-")
     assert len(lines) == 2
     assert not (tmp_path / "executed").exists()
