@@ -169,7 +169,7 @@ class Bench:
         if not self.options.quick:
             RESULTS.mkdir(exist_ok=True)
             file = RESULTS / f"{self.name}.json"
-            file.write_text(json.dumps(data, indent=1) + "\n")
+            file.write_text(json.dumps(data, indent=1).replace(f"{self.scratch}/", "") + "\n")  # no local paths
             print(f"kept in {file.relative_to(ROOT)}", file=sys.stderr)
         shutil.rmtree(self.scratch, ignore_errors=True)
         return data
