@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import rltrain
-from rltrain import algorithms
 from rltrain.config.consent import import_code
 from rltrain.config.flags import Parser, add_consent, run_parser, whole
 from rltrain.config.load import load, reload
+from rltrain.config.messages import settings_class, unknown_setting
 from rltrain.config.run_config import RunConfig, preload
 from rltrain.config.toml_file import read
 from rltrain.envs.errors import EnvError, EnvFault, describe
@@ -159,8 +159,16 @@ def _under_torchrun(config: RunConfig, resume: Path | None) -> tuple[RunConfig, 
 
 def parse(argv: Sequence[str]) -> tuple[RunConfig, Path | None]:
     """The configuration that the flags describe, and with --resume the folder of the run."""
-    import_code(_early(argv).import_code)  # it may register the algorithm
-    given = run_parser(_named_algorithm(argv), rltrain.__version__).parse(argv)
+    early = _early(argv)
+    import_code(early.import_code)  # it may register the algorithm
+    algo = None
+    with contextlib.suppress(CheckpointError, ConfigError):  # reported later, or with an unknown flag
+        algo = _named_algorithm(early)
+
+    def explain(what: str, flag: str, known: list[str], spell: Callable[[str], str]) -> str:
+        return unknown_setting(what, flag, known, spell, _named_algorithm(early))
+
+    given = run_parser(algo, rltrain.__version__).parse(argv, explain)
     file, resume, trust = given.pop("config", None), given.pop("resume", None), given.pop("trust", False)
     given.pop("import_code", None)
     if resume is not None:
@@ -172,19 +180,21 @@ def parse(argv: Sequence[str]) -> tuple[RunConfig, Path | None]:
     return load(given, file, text=True, trust=trust), None
 
 
-def _named_algorithm(argv: Sequence[str]) -> str | None:
-    """The algorithm that --algo, the run of --resume or the file of --config names; None without a known one."""
-    algo = None
-    with contextlib.suppress(CheckpointError, ConfigError):  # reported later
-        flags = _early(argv)
-        if flags.algo is not None:
-            algo = flags.algo
-        elif flags.resume is not None:
-            algo = saved_config(Path(flags.resume)).values["algo"]
-        elif flags.config is not None:
-            named = read(Path(flags.config), flags.config).get("algo")
-            algo = None if named is None else named.value
-    return algo if algo in algorithms.names() else None
+def _named_algorithm(flags: argparse.Namespace) -> str | None:
+    """The algorithm that --algo, the run of --resume or the file of --config names; None if there is none.
+
+    Raises:
+        ConfigError, CheckpointError: it is unknown, or the file or the run cannot be read.
+    """
+    algo, origins = flags.algo, {"algo": "--algo"}
+    if algo is None and flags.resume is not None:
+        algo, origins = saved_config(Path(flags.resume)).values["algo"], {}
+    elif algo is None and flags.config is not None:
+        named = read(Path(flags.config), flags.config).get("algo")
+        algo, origins = (None, {}) if named is None else (named.value, {"algo": named.origin})
+    if algo is not None:
+        settings_class(algo, origins)
+    return None if algo is None else str(algo)
 
 
 def _early(argv: Sequence[str]) -> argparse.Namespace:

@@ -8,7 +8,7 @@ import contextlib
 import re
 import tomllib
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -178,8 +178,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(re.sub(r"^argument (--[\w-]+)(?:/\S+)?:", r"\1:", message))
 
-    def parse(self, argv: Sequence[str]) -> dict[str, Any]:
+    def parse(
+        self, argv: Sequence[str], explain: Callable[[str, str, list[str], Callable[[str], str]], str] = unknown
+    ) -> dict[str, Any]:
         """The values of the given flags, by name.
+
+        Args:
+            explain: the message about an unknown flag; see `unknown`.
 
         Raises:
             ConfigError: a flag is unknown; the message names the nearest known one.
@@ -190,7 +195,7 @@ class Parser(argparse.ArgumentParser):
                 raise ConfigError(f"unexpected {word!r}; values follow a flag, as in --seed 1")
             flags = [flag[2:].replace("-", "_") for flag in self._option_string_actions if flag.startswith("--")]
             flags.remove("help")
-            raise ConfigError(unknown("flag", word.partition("=")[0].lstrip("-").replace("-", "_"), flags, spelled))
+            raise ConfigError(explain("flag", word.partition("=")[0].lstrip("-").replace("-", "_"), flags, spelled))
         return vars(values)
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_origin
 from rltrain.config import presets
 from rltrain.config.consent import TRAINING, SavedConfig, require_consent, with_consent
 from rltrain.config.flags import from_text, kinds, spelled, whole
-from rltrain.config.messages import build, settings_class, unknown
+from rltrain.config.messages import build, settings_class, unknown_setting
 from rltrain.config.run_config import CALL, INNER, RESUME, RunConfig
 from rltrain.config.toml_file import Given, read
 from rltrain.errors import ConfigError
@@ -65,7 +65,8 @@ def load(
             if name not in known:
                 names = of_algo if table else {**of_algo, **of_run}
                 where = "" if flags else f"{item.origin}: "
-                raise ConfigError(where + unknown("flag" if flags else "key", name, names, spelled if flags else repr))
+                what, spell = ("flag", spelled) if flags else ("key", repr)
+                raise ConfigError(where + unknown_setting(what, name, names, spell, algo.value, of_run))
             if values is settings and complete is not None and layer is not asked:
                 continue
             value = _plain(item.value, known[name], flags)
@@ -118,7 +119,8 @@ def change(config: Any, given: Mapping[str, Any]) -> RunConfig:
         if key in ("algo", "settings"):
             raise ConfigError(f"keyword {key}: the configuration is one of {config.algo}; make another one")
         if key not in of_run and key not in of_algo:
-            raise ConfigError(f"keyword {key}: {unknown('key', key, {**of_algo, **of_run}, repr)}")
+            known = {**of_algo, **of_run}
+            raise ConfigError(f"keyword {key}: {unknown_setting('key', key, known, repr, config.algo)}")
         (run if key in of_run else own)[key] = _plain(value, {**of_algo, **of_run}[key], False)
     fields = RunConfig.model_fields
     values = {fields[key].alias or key: getattr(config, key) for key in config.model_fields_set}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -14,28 +14,29 @@ from rltrain.errors import ConfigError
 # Former names of settings, in run folders of version 0.1.
 RENAMED = {"credits": "max_in_flight", "kept": "buffer_size", "uses": "reuse"}
 
-# Names of our settings in Stable-Baselines3, RLlib and CleanRL. Of one with two meanings the algorithm has one.
+# Our settings, each with its names in Stable-Baselines3, RLlib, CleanRL and Spinning Up, and with other usual words.
+# A name that stands for two of our settings, as batch_size does, means the first one that the algorithm has.
 ELSEWHERE = {
     "lr": "learning_rate step_size policy_lr actor_lr",
     "lr_q": "q_lr critic_lr",
     "lr_end": "anneal_lr lr_schedule",
     "gamma": "discount discount_factor",
     "lam": "gae_lambda lambda lambda_",
-    "unroll": "n_steps num_steps rollout rollout_length horizon n_step rollout_fragment_length train_freq "
-    "train_frequency",
+    "n_step": "n_steps",
+    "unroll": "n_steps num_steps rollout rollout_length rollout_fragment_length train_freq train_frequency",
     "epochs": "n_epochs num_epochs update_epochs noptepochs num_sgd_iter",
     "minibatches": "num_minibatches n_minibatches nminibatches batch_size minibatch_size sgd_minibatch_size",
     "batch": "batch_size train_batch_size minibatch_size",
     "capacity": "buffer_size replay_size replay_buffer_size memory_size",
     "warmup": "learning_starts num_steps_sampled_before_learning_starts start_steps",
-    "updates_per_step": "gradient_steps training_intensity utd_ratio policy_delay_ratio",
+    "updates_per_step": "gradient_steps training_intensity utd_ratio",
     "target_every": "target_update_interval target_network_frequency target_network_update_freq",
-    "tau": "polyak polyak_update",
+    "tau": "polyak",
     "epsilon": "exploration_initial_eps start_e initial_epsilon",
     "epsilon_end": "exploration_final_eps end_e final_epsilon",
     "epsilon_share": "exploration_fraction epsilon_timesteps",
     "entropy": "ent_coef entropy_coef entropy_coeff",
-    "temperature": "ent_coef alpha initial_alpha entropy_coef",
+    "temperature": "ent_coef initial_alpha entropy_coef",
     "learn_temperature": "autotune",
     "policy_delay": "policy_frequency",
     "smoothing": "target_policy_noise policy_noise",
@@ -47,7 +48,6 @@ ELSEWHERE = {
     "max_kl": "target_kl",
     "sde": "use_sde",
     "sde_every": "sde_sample_freq",
-    "random_start": "use_sde_at_warmup",
     "steps": "total_timesteps timesteps total_steps max_steps num_timesteps frames stop_timesteps",
     "streams": "n_envs num_envs envs_per_worker num_envs_per_worker num_envs_per_env_runner",
     "workers": "num_workers n_workers actors num_actors num_rollout_workers num_env_runners",
@@ -58,6 +58,7 @@ ELSEWHERE = {
     "memory": "use_lstm lstm recurrent",
     "memory_size": "lstm_cell_size lstm_hidden_size",
     "env_args": "env_kwargs env_config",
+    "env_arg": "env_kwargs env_config",  # the flag
     "normalize_advantage": "norm_adv",
     "normalize_obs": "norm_obs observation_filter",
     "normalize_return": "norm_reward normalize_reward",
@@ -99,17 +100,52 @@ M = TypeVar("M", bound=BaseModel)
 def unknown(what: str, name: str, known: Iterable[str], spell: Callable[[str], str] = str) -> str:
     """A message about an unknown name: with the known name that was most likely meant, or with all if they are few."""
     known = sorted(known)
-    ours = OTHER_NAMES.get(name.lower().replace("-", "_"), [])
-    near = next((name for name in ours if name in known), None) or (None if ours else nearest(name, known))
-    if ours and not near:
-        hint = f"other algorithms call it {spell(ours[0])}, and this one has no such setting"
-    elif near:
+    if near := nearest(name, known):
         hint = f"did you mean {spell(near)}?"
     elif len(known) <= 8:
         hint = f"known: {', '.join(map(spell, known))}"
     else:
         hint = f"the nearest is {spell(nearest(name, known, 0.0) or known[0])}"
     return f"unknown {what} {spell(name)}; {hint}"
+
+
+def unknown_setting(
+    what: str,
+    name: str,
+    known: Collection[str],
+    spell: Callable[[str], str],
+    algo: str | None,
+    of_run: Collection[str] = (),
+) -> str:
+    """A message about an unknown setting, which may have this name in another library or in another algorithm.
+
+    Args:
+        known:  the settings that can stand in this place.
+        algo:   the algorithm; None if the command line names none: then `known` are the flags of the run.
+        of_run: settings of the run that must stand in another place, above the table of the algorithm.
+    """
+    key = name.lower().replace("-", "_")
+    meant = [other for other in (key, *OTHER_NAMES.get(key, ())) if other != name]
+    for other in meant:
+        if other in known:
+            return f"unknown {what} {spell(name)}; did you mean {spell(other)}?"
+    for other in (name, *meant):
+        it = "it is" if other == name else f"in rltrain it is {spell(other)},"
+        if other in of_run:
+            return f"unknown {what} {spell(name)}; {it} a setting of the run: write it above all tables"
+        if owners := _owners(other):
+            if algo is None:
+                return f"--algo is needed: {spell(name)} is no flag of a run, but a setting of an algorithm"
+            shown = ", ".join(owners) if len(owners) <= 6 else f"{', '.join(owners[:3])} and {len(owners) - 3} others"
+            return f"unknown {what} {spell(name)}; {it} a setting of {shown}, and {algo} has none"
+    if algo is None and not nearest(name, known):
+        return f"--algo is needed: {spell(name)} is no flag of a run, and may be a setting of an algorithm"
+    return unknown(what, name, known, spell)
+
+
+def _owners(setting: str) -> list[str]:
+    """The algorithms that have this setting."""
+    return [algo for algo in algorithms.names() if setting in algorithms.settings_class(algo).model_fields]
 
 
 def settings_class(algo: Any, origins: Mapping[str, str]) -> type[BaseModel]:

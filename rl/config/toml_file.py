@@ -42,8 +42,9 @@ def read(file: Path, name: str) -> dict[str, Given]:
     for key, value in tables.items():
         if isinstance(value, dict) and key not in TABLES:
             if key not in algorithms.names():
+                known = [*algorithms.names(), *TABLES]
                 raise ConfigError(
-                    f"{name}, line {line_of(text, '', key)}: {unknown('table', key, algorithms.names(), '[{}]'.format)}"
+                    f"{name}, line {line_of(text, '', key)}: {unknown('table', key, known, '[{}]'.format)}"
                 )
             for inner, item in value.items():
                 values[f"{key}.{inner}"] = Given(item, f"{name}, line {line_of(text, key, inner)}")

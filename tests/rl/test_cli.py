@@ -157,6 +157,19 @@ def test_the_file_chooses_the_algorithm_whose_flags_are_known(tmp_path: Path) ->
     [
         (["--algo", "ppp", "--env", "X-v0"], "--algo: unknown algorithm 'ppp'; did you mean 'ppo'?"),
         (["--env", "X-v0"], "--algo is needed"),
+        (["--env", "X-v0", "--learning-rate", "1"], "--algo is needed: --learning-rate is no flag of a run, but a"),
+        (["--env", "X-v0", "--clip=1"], "--algo is needed: --clip is no flag of a run, but a setting of an algorithm"),
+        (["--env", "X-v0", "--nonsense"], "--algo is needed: --nonsense is no flag of a run, and may be a setting of"),
+        (["--env", "X-v0", "--n-envs", "3"], "unknown flag --n-envs; did you mean --streams?"),
+        (["--env", "X-v0", "--stpes", "3"], "unknown flag --stpes; did you mean --steps?"),
+        (["--algo", "ppp", "--env", "X-v0", "--lr", "1"], "--algo: unknown algorithm 'ppp'; did you mean 'ppo'?"),
+        (["--algo", "alpha", "--env", "X-v0"], "--algo: unknown algorithm 'alpha'; the nearest is '"),
+        (
+            ["--algo", "ppo", "--env", "X-v0", "--env-kwargs", "a=1"],
+            "unknown flag --env-kwargs; did you mean --env-arg",
+        ),
+        (["--resume", "nowhere", "--nonsense"], "nowhere is not a run's folder: it has no run.json"),
+        (["--config", "nowhere.toml", "--nonsense"], "nowhere.toml: cannot be read: no such file or directory"),
         (["--algo", "ppo"], "--env is needed"),
         (
             ["--algo", "ppo", "--env", "X-v0", "--learning-rate", "1"],
@@ -200,6 +213,8 @@ def test_a_loop_over_runs_that_catches_exceptions_ends_at_ctrl_c() -> None:
         ([".", "--episodes", "0"], "--episodes: must be at least 1, got 0"),
         ([".", "--episodes", "x"], "--episodes: must be a whole number, got 'x'"),
         ([".", "--episode", "3"], "unknown flag --episode; did you mean --episodes?"),
+        ([".", "--n-eval-episodes", "3"], "unknown flag --n-eval-episodes; did you mean --episodes?"),
+        ([".", "--learning-rate", "3"], "unknown flag --learning-rate; known: --episodes, --import, --json, --seed, "),
     ],
 )
 def test_rleval_answers_in_one_line_too(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

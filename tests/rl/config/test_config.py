@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pytest
 from pydantic import ValidationError
 
 import rltrain
+from rltrain import algorithms
 from rltrain.algorithms.on_policy.settings import PPOConfig
 from rltrain.config import presets
 from rltrain.config import run_config as config_module
 from rltrain.config.consent import SavedConfig
+from rltrain.config.flags import run_parser, spelled
 from rltrain.config.load import change, load, reload
-from rltrain.config.messages import RENAMED
+from rltrain.config.messages import ELSEWHERE, RENAMED
 from rltrain.config.run_config import RunConfig
 from rltrain.config.toml_file import line_of
 from rltrain.errors import CheckpointError, ConfigError
@@ -148,6 +151,7 @@ def test_none_from_python_stands_for_the_default() -> None:
         ({"algo": "appo", "uses": "2"}, "unknown flag --uses; did you mean --reuse?"),
         ({"wrokers": "1"}, "unknown flag --wrokers; did you mean --workers?"),
         ({"algo": "pp0"}, "--algo: unknown algorithm 'pp0'; did you mean 'ppo'?"),
+        ({"algo": "lambda"}, "--algo: unknown algorithm 'lambda'; the nearest is '"),
         ({"workers": "9", "streams": "8"}, "--workers: workers must be at most streams, got 9 workers for 8 streams"),
         ({"stop_return": "3", "eval_every": "0"}, "--stop-return: stop_return needs evaluations, but eval_every is 0"),
     ],
@@ -168,6 +172,10 @@ def test_a_wrong_flag_is_answered_in_one_line(given: dict[str, str], words: str)
         ("steps = '10'\n", "line 1: steps must be a whole number, got '10'"),
         ("[ppo]\nnormalize_obs = 1\n", "line 2: normalize_obs must be true or false, got 1"),
         ("\n[pp]\nlr = 1\n", "line 2: unknown table [pp]; did you mean [ppo]?"),
+        ("\n[env_kwargs]\nn = 1\n", "line 2: unknown table [env_kwargs]; did you mean [env_args]?"),
+        ("\n[model]\nn = 1\n", "line 2: unknown table [model]; the nearest is ["),
+        ("[ppo]\nsteps = 9\n", "line 2: unknown key 'steps'; it is a setting of the run: write it above all tables"),
+        ("[ppo]\nmax_steps = 9\n", "line 2: unknown key 'max_steps'; in rltrain it is 'steps', a setting of the run"),
         ("steps = = 3\n", "is not TOML: "),
         ("keep = -1\n", "line 1: keep must be at least 1, got -1"),
     ],
@@ -349,10 +357,36 @@ def test_names_of_other_libraries_lead_to_ours(algo: str) -> None:
             load({"algo": algo, "env": "CartPole-v1", theirs: 1})
 
 
-def test_a_setting_that_only_other_algorithms_have() -> None:
-    said = "unknown flag --learning-starts; other algorithms call it --warmup, and this one has no such setting"
-    with pytest.raises(ConfigError, match=said):
-        load({"algo": "ppo", "env": "CartPole-v1", "learning_starts": "1"}, text=True)
+@pytest.mark.parametrize(
+    ("algo", "theirs", "said"),
+    [
+        (
+            "ppo",
+            "learning_starts",
+            "unknown flag --learning-starts; in rltrain it is --warmup, a setting of crossq, ddpg, dqn and 10 others, "
+            "and ppo has none",
+        ),
+        ("sac", "credits", "in rltrain it is --max-in-flight, a setting of a3c, appo, impala, and sac has none"),
+        ("ppo", "buffer_size", "unknown flag --buffer-size; it is a setting of appo, and ppo has none"),
+        ("ppo", "noisy", "unknown flag --noisy; it is a setting of dqn, rainbow, and ppo has none"),
+        ("dqn", "n_steps", "unknown flag --n-steps; did you mean --n-step?"),
+        ("sac", "use_sde_at_warmup", "the nearest is"),
+    ],
+)
+def test_a_setting_that_only_other_algorithms_have(
+    algo: str, theirs: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = {name: entry for name, entry in algorithms._registry.items() if isinstance(entry.algorithm, str)}
+    monkeypatch.setattr(algorithms, "_registry", ours)  # without those of other tests
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load({"algo": algo, "env": "CartPole-v1", theirs: "1"}, text=True)
+
+
+def test_each_name_of_another_library_leads_to_a_flag_that_exists() -> None:
+    flags = set[str]()
+    for algo in algorithms.names():
+        flags |= set(run_parser(algo, "0")._option_string_actions)
+    assert {spelled(ours) for ours in ELSEWHERE} - flags == {"--env-args"}  # the keyword; the flag is --env-arg
 
 
 def test_keywords_replace_values_of_a_configuration() -> None:
