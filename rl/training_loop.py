@@ -26,7 +26,8 @@ def train(
 
     Args:
         config:   the configuration, of which keywords replace single values; or give all values as keywords.
-        resume:   the folder of a run to continue; keywords may then only raise `steps` and the like.
+                  With another `env` its `env_args` are replaced too; the values of the old one's preset stay.
+        resume:   the folder of a run to continue; keywords may then only be `env`, `steps`, `workers` and the like.
         trust:    a resumed run that somebody else made may import the code that it names.
         settings: `algo="ppo", env="CartPole-v1", workers=2, lr=1e-3, ...`; `env` may be a class or a function too.
 
@@ -37,7 +38,7 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
     """
     if config is not None:
-        config = change(config, settings)
+        config = change(config, settings, resumed=resume is not None)
     else:
         config = load(settings) if resume is None else reload(saved_config(Path(resume)), settings, trust=trust)
     with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch

@@ -90,14 +90,18 @@ def load(
     return config
 
 
-def change(config: Any, given: Mapping[str, Any]) -> RunConfig:
+def change(config: Any, given: Mapping[str, Any], resumed: bool = False) -> RunConfig:
     """A configuration with some other values.
 
+    Another `env` has the `env_args` of `given`, or none. All other values stay, also those that the preset of the old
+    environment set.
+
     Args:
-        given: values by name, of the run and of its algorithm.
+        given:   values by name, of the run and of its algorithm. None stands for the present value.
+        resumed: for a run that is resumed: only `env`, given as the same class or function, and RESUME can change.
 
     Raises:
-        ConfigError: one line: `config` is no RunConfig, or a value is wrong.
+        ConfigError: one line: `config` is no RunConfig, or a value is wrong or cannot change.
     """
     if not isinstance(config, RunConfig):
         what = repr(config) if isinstance(config, str) else f"of type {type(config).__name__}"
@@ -107,6 +111,8 @@ def change(config: Any, given: Mapping[str, Any]) -> RunConfig:
         )
     if not given:
         return config
+    if resumed:
+        _only_resumable(given)
     settings: Any = config.settings
     of_run, of_algo = (
         _annotations(RunConfig),
@@ -118,12 +124,24 @@ def change(config: Any, given: Mapping[str, Any]) -> RunConfig:
     for key, value in given.items():
         if key in ("algo", "settings"):
             raise ConfigError(f"keyword {key}: the configuration is one of {config.algo}; make another one")
+        if key == "preset":
+            raise ConfigError(
+                "keyword preset: the configuration has the values of its preset already; make another one"
+            )
         if key not in of_run and key not in of_algo:
             known = {**of_algo, **of_run}
             raise ConfigError(f"keyword {key}: {unknown_setting('key', key, known, repr, config.algo)}")
-        (run if key in of_run else own)[key] = _plain(value, {**of_algo, **of_run}[key], False)
+        annotation = {**of_algo, **of_run}[key]
+        if value is not None or type(None) in kinds(annotation):
+            (run if key in of_run else own)[key] = _plain(value, annotation, False)
     fields = RunConfig.model_fields
     values = {fields[key].alias or key: getattr(config, key) for key in config.model_fields_set}
+    if run.get("env", config.env) != config.env and not resumed:
+        values = {key: value for key, value in values.items() if key not in ("env_args", "folder")}
+    if run.keys() & {"env", "env_args"}:
+        values.pop("reloadable", None)  # follows from both
+    if "workers" in run and config.workers == 0:
+        values.pop("backend", None)  # workers 0 implied local
     workers = run.get("workers")
     if "streams" not in {**run, **values} and isinstance(workers, int) and workers > config.streams:
         run |= {"streams": workers, "raised_from": config.streams}  # as in `load`
@@ -144,10 +162,8 @@ def reload(saved: SavedConfig, given: Mapping[str, Any], text: bool = False, tru
         ConfigError: a change is wrong.
         CheckpointError: run.json is wrong, or names code to which the user did not consent.
     """
+    _only_resumable(given, text)
     origins = {key: spelled(key) if text else f"keyword {key}" for key in given}
-    for key in given:
-        if key not in RESUME and (text or key != "env"):
-            raise ConfigError(f"{origins[key]}: cannot be changed by --resume; what can: {', '.join(RESUME)}")
     known = _annotations(RunConfig)
     changes = {**CALL, **{key: _plain(value, known[key], text) for key, value in given.items()}}
     values = {**saved.values, **changes}
@@ -165,6 +181,13 @@ def reload(saved: SavedConfig, given: Mapping[str, Any], text: bool = False, tru
         )
     config = RunConfig.from_json(values, origins)
     return with_consent(config, saved, trust, [key for key in TRAINING if key not in given])
+
+
+def _only_resumable(given: Mapping[str, Any], text: bool = False) -> None:
+    for key in given:
+        if key not in RESUME and (text or key != "env"):
+            origin = spelled(key) if text else f"keyword {key}"
+            raise ConfigError(f"{origin}: cannot be changed by --resume; what can: {', '.join(RESUME)}")
 
 
 def _annotations(model: type[RunConfig]) -> dict[str, Any]:

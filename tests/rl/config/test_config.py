@@ -395,6 +395,42 @@ def test_keywords_replace_values_of_a_configuration() -> None:
     assert (changed.steps, changed.workers, changed.streams, changed.raised_from) == (700, 3, 3, 1)
     assert changed.settings.model_dump() == {**whole.settings.model_dump(), "tau": 0.1}
     assert change(whole, {}) is whole
+    assert change(whole, {"steps": None, "lr": None}).model_dump() == whole.model_dump()
+    saved = RunConfig.from_json(whole.to_json())  # all fields are given, backend too
+    assert (change(saved, {"workers": 1}).backend, change(saved, {"steps": 9}).backend) == ("processes", "local")
+
+
+def test_another_environment_has_its_own_arguments_and_folder(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    first = RunConfig.from_json({**flags(env_args={"hard": "x"}).to_json(), "folder": "/somewhere"})
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert (first.env_args, first.reloadable) == ({"hard": "x"}, True)
+
+    other = change(first, {"env": "CartPole-v1"})
+    assert (other.env_args, other.folder, other.steps) == ({}, str(tmp_path / "elsewhere"), 5_000)  # the preset's steps
+    assert change(first, {"env": "CartPole-v1", "env_args": {"b": 1}}).env_args == {"b": 1}
+    assert change(first, {"env": "Task-v0"}).env_args == {"hard": "x"}
+
+    made = change(first, {"env": dict})
+    assert (made.reloadable, made.env_args, made.to_json()["reloadable"]) == (False, {}, False)
+    assert change(made, {"env": "Task-v0"}).reloadable
+    odd = change(first, {"env_args": {"made": object()}})
+    assert (odd.reloadable, odd.folder) == (False, "/somewhere")
+    assert change(odd, {"env_args": {}}).reloadable
+
+
+def test_beside_resume_only_some_keywords_are_taken(tuned: Path, tmp_path: Path) -> None:
+    config = flags(env_args={"hard": "x"})
+    for keyword in ({"lr": 1e-4}, {"seed": 3}, {"env_args": {}}, {"settings": None}, {"nonsense": 1}):
+        said = f"keyword {next(iter(keyword))}: cannot be changed by --resume; what can: steps, workers, "
+        with pytest.raises(ConfigError, match=said):
+            rltrain.train(config, resume=tmp_path, **keyword)
+        with pytest.raises(ConfigError, match=said):
+            change(config, keyword, resumed=True)
+    again = change(config, {"env": dict, "steps": 6_000, "workers": 0}, resumed=True)
+    assert (again.env, again.env_args, again.steps, again.reloadable) == (dict, {"hard": "x"}, 6_000, False)
 
 
 @pytest.mark.parametrize(
@@ -405,6 +441,7 @@ def test_keywords_replace_values_of_a_configuration() -> None:
         ({"lr": "fast"}, "keyword lr must be a number, got 'fast'"),
         ({"algo": "td3"}, "keyword algo: the configuration is one of sac; make another one"),
         ({"settings": None}, "keyword settings: the configuration is one of sac"),
+        ({"preset": "none"}, "keyword preset: the configuration has the values of its preset already; make another"),
         ({"preset_file": "x"}, "unknown key 'preset_file'"),
     ],
 )
