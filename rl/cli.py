@@ -135,7 +135,7 @@ def _train(argv: list[str]) -> None:
         from rltrain.rollout.workers.fork_server import start_fork_server
 
         start_fork_server(preload(config))  # imports torch in parallel with this process
-    from rltrain.setup.first_look import may_fork
+    from rltrain.setup.task_process import may_fork
     from rltrain.training_loop import train
 
     may_fork()

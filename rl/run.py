@@ -26,11 +26,11 @@ from rltrain.rollout.workers.handle import ActorLost, ClusterLost
 from rltrain.self_play_ratings import SelfPlay
 from rltrain.setup.cluster import open_cluster
 from rltrain.setup.environment import open_environment, settled
-from rltrain.setup.first_look import FirstLook
 from rltrain.setup.learner import open_learner
 from rltrain.setup.replay import open_data
 from rltrain.setup.rollout import open_actors, rollout_spec
 from rltrain.setup.run_folder import CHECKPOINTS, open_folder, open_recorder, open_saved
+from rltrain.setup.task_process import TaskProcess
 from rltrain.storage.checkpoint import fingerprint
 from rltrain.storage.files import one_line
 from rltrain.storage.retention import CheckpointWriter
@@ -47,7 +47,7 @@ class Run:
     """The parts of a run, as the training loop uses them. Created by `open_run`."""
 
     def __init__(
-        self, config: RunConfig, resume: Path | None, look: FirstLook | None, signals: Signals, closing: ExitStack
+        self, config: RunConfig, resume: Path | None, look: TaskProcess | None, signals: Signals, closing: ExitStack
     ) -> None:
         self.signals = signals
         self._started, self._out_of_time = time.monotonic(), False
@@ -260,7 +260,7 @@ class Run:
 
 
 @contextmanager
-def open_run(config: RunConfig, resume: str | Path | None = None, look: FirstLook | None = None) -> Iterator[Run]:
+def open_run(config: RunConfig, resume: str | Path | None = None, look: TaskProcess | None = None) -> Iterator[Run]:
     """A run whose parts are closed in any case; failures and signals leave a checkpoint behind.
 
     Args:

@@ -40,7 +40,7 @@ import torch
 import rltrain
 from rltrain import cli, run
 from rltrain.evaluation import evaluate
-from rltrain.setup import first_look
+from rltrain.setup import task_process
 from rltrain.storage import signature
 
 IMPORTED = run, evaluate  # before the forks, so that each of them does not import them again
@@ -514,7 +514,7 @@ def main() -> int:
     parser.add_argument("--show", action="store_true", help="prints every case")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    first_look.start_method = lambda: "fork"  # the child that examines an environment is watched too
+    task_process.start_method = lambda: "fork"  # the child that examines an environment is watched too
     counts: collections.Counter[str] = collections.Counter()
     slowest, most = 0.0, 0
     with tempfile.TemporaryDirectory(prefix="mutations-") as name:

@@ -25,9 +25,9 @@ def fork_server() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def quick_look() -> None:
     """Environments are examined in forks of this process, since a new Python takes a third of a second."""
-    from rltrain.setup import first_look
+    from rltrain.setup import task_process
 
-    first_look.start_method = lambda: "fork"
+    task_process.start_method = lambda: "fork"
 
 
 @pytest.fixture(scope="session", autouse=True)

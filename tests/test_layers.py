@@ -74,6 +74,7 @@ LIGHT = [  # files that --help imports, and so must not import torch while they 
     "rl/reporting/console.py",
     "rl/reporting/metrics.py",
     "rl/setup/first_look.py",
+    "rl/setup/task_process.py",
     "rl/storage/files.py",
     "rl/storage/run_folder.py",
     "rl/system/signals.py",

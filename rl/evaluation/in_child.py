@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rltrain.config.consent import EVALUATION, import_code
 from rltrain.envs.errors import Watch
 from rltrain.errors import RunFailed
-from rltrain.setup import first_look
-from rltrain.setup.first_look import EnvLost, FirstLook
+from rltrain.setup import task_process
+from rltrain.setup.task_process import EnvLost, TaskProcess
 
 if TYPE_CHECKING:
     from rltrain.evaluation.evaluate import Evaluation
@@ -59,18 +59,18 @@ def evaluate_in_child(path: str, imports: Sequence[str], settings: dict[str, Any
         RunFailed: the environment hangs, or has ended its process; one line.
     """
     request = Request(path, imports, settings)
-    first_look.may_fork()
-    if first_look.start_method() != "fork":  # this process has imported torch, or the system cannot fork
+    task_process.may_fork()
+    if task_process.start_method() != "fork":  # this process has imported torch, or the system cannot fork
         player = Player(request, lambda call: None)
         player.load()
         return player.play()
-    with FirstLook(request, LOAD_SECONDS, Player) as look:
+    with TaskProcess(Player, request, LOAD_SECONDS) as child:
         try:
-            look.start("load")
-            name, seconds = look.result()
-            look.source, look.timeout = replace(request, name=name), seconds
-            look.start("play")
-            evaluation: Evaluation = look.result()
+            child.start("load")
+            name, seconds = child.result()
+            child.subject, child.timeout = replace(request, name=name), seconds
+            child.start("play")
+            evaluation: Evaluation = child.result()
         except EnvLost as lost:
             raise RunFailed(str(lost)) from None
     return evaluation

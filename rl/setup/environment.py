@@ -18,8 +18,9 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector import native
 from rltrain.envs.vector.unroll_rows import VectorEnv
 from rltrain.errors import ConfigError
-from rltrain.setup.first_look import RESTORE_SECONDS, FirstLook, look_at
+from rltrain.setup.first_look import RESTORE_SECONDS, look_at
 from rltrain.setup.run_folder import NEW_RUN, Saved
+from rltrain.setup.task_process import TaskProcess
 
 RECORDED = "record"  # restore method of a run that learns from a recording: no stream has to be restored
 
@@ -47,7 +48,7 @@ class Environment:
 
 
 def open_environment(
-    config: RunConfig, saved: Saved = NEW_RUN, look: FirstLook | None = None
+    config: RunConfig, saved: Saved = NEW_RUN, look: TaskProcess | None = None
 ) -> tuple[Environment, list[str]]:
     """What an examination of the environment found: how its streams are stepped and restored.
 
@@ -60,7 +61,7 @@ def open_environment(
         CheckpointError: its observations or actions have changed since the checkpoint.
     """
     with look or look_at(config, new=saved.folder is None) as look:
-        source, (spec, problems, kind) = look.source, look.result()
+        source, (spec, problems, kind) = look.subject, look.result()
         restore_method = RECORDED if config.replay_from else saved.restore_method
         if algorithms.for_several(config.algo) and not spec.groups:
             others = ", ".join(name for name in algorithms.names() if not algorithms.for_several(name))
@@ -80,7 +81,7 @@ def open_environment(
         if restore_method is None:
             if saved.folder is not None:
                 look.start("restore_method", config.seed)
-            restore_method = look.result(RESTORE_SECONDS)
+            restore_method = look.result(RESTORE_SECONDS, "it could not be decided how to restore it on resume")
     saved.check(spec)
     notes = [problem.text for problem in problems]
     if restore_method == "none":

@@ -85,9 +85,9 @@ def serve() -> None:
     import rltrain.evaluation.evaluate
     import rltrain.run
     import rltrain.training_loop  # noqa: F401
-    from rltrain.setup import first_look
+    from rltrain.setup import task_process
 
-    first_look.start_method = lambda: "fork"
+    task_process.start_method = lambda: "fork"
     torch.set_num_threads(1)
     for line in sys.stdin:
         job = json.loads(line)
