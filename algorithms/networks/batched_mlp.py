@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.networks.memory import make_encoder
+from rltrain.algorithms.networks.mlp import ActorPass
 from rltrain.algorithms.networks.normalized_mlp import Norm, NormalizedMLP
 from rltrain.algorithms.networks.products import (
     ACTIVATE,
@@ -82,12 +83,14 @@ class BatchedMLP(nn.Module):
             self.register_parameter(f"bias{i}", bias)
             self.pairs.append((weight, bias))
             inputs = width
+        self.keeps_memory = False  # see `for_actors`
         self._reset_caches()
 
     def _reset_caches(self) -> None:
         self._free: dict[tuple[int, int], list[list[Tensor]]] = {}  # unused activation arrays, by n and B
         self._layers: list[list[Layer]] = []  # of all nets, and of the first net alone
         self._single: list[tuple[Tensor, Tensor]] = []  # of the first net: weight [out, in] and bias [out]
+        self._actor_pass: ActorPass | None = None
         self._addresses: tuple[int, int] | None = None  # of the parameters and gradients that the views belong to
 
     def forward(
@@ -123,6 +126,11 @@ class BatchedMLP(nn.Module):
 
     def rows(self, x: Tensor) -> Tensor:
         """[..., F] to [..., outputs] of a single net, for actors: the bits of a row do not depend on other rows."""
+        if self.keeps_memory and x.ndim == 2:
+            if self._actor_pass is None or not self._actor_pass.is_of(self.pairs[0][0]):
+                pairs = [(weight[0], bias[0, 0]) for weight, bias in self.pairs]
+                self._actor_pass = ActorPass(pairs, len(pairs) - 1, self.activation)
+            return self._actor_pass(x)
         activate = ACTIVATE[self.activation]
         self._views()
         *hidden, (weight, bias) = self._single
@@ -168,7 +176,7 @@ class BatchedMLP(nn.Module):
         """A copy of the parameters, with empty caches."""
         twin = self.__class__.__new__(self.__class__)
         memo[id(self)] = twin
-        caches = ("_free", "_layers", "_single", "_addresses")
+        caches = ("_free", "_layers", "_single", "_actor_pass", "_addresses")
         own = {name: value for name, value in self.__dict__.items() if name not in caches}
         twin.__dict__.update(copy.deepcopy(own, memo))
         twin._reset_caches()

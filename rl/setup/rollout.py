@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rltrain.algorithms.networks.mlp import turned
+from rltrain.algorithms.networks.mlp import for_actors
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.names import code_in
 from rltrain.envs.pickling import self_contained
@@ -60,7 +60,7 @@ def rollout_spec(
         options["reduce"] = plan.reduce
     if config.opponents == "pool":
         options["pool"] = _opponent_pool(config, environment.spec, plan)
-    policy = functools.partial(_transposed, make_policy(config, environment.spec))
+    policy = functools.partial(_make_for_actors, make_policy(config, environment.spec))
     acting = policy()
     if config.backend == "dask":
         portable = replace(environment, source=self_contained(environment.source))
@@ -160,8 +160,8 @@ def _check_central_inference(config: RunConfig, plan: DataPlan) -> None:
         )
 
 
-def _transposed(make: Callable[[], Any]) -> Any:
-    return turned(make())
+def _make_for_actors(make: Callable[[], Any]) -> Any:
+    return for_actors(make())
 
 
 def _blockwise(policy: Callable[[], Any], single_rows: bool) -> Blockwise:

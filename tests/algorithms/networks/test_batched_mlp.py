@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from rltrain.algorithms.functions.optim import flatten
 from rltrain.algorithms.networks.batched_mlp import BatchedMLP
+from rltrain.algorithms.networks.mlp import for_actors
 
 
 @pytest.fixture(autouse=True)
@@ -197,3 +198,22 @@ def test_nets_differ_from_the_start_and_a_copy_is_a_copy():
         twin.pairs[0][0].zero_()
         assert not torch.equal(twin(x), dense(x))
     assert dict(twin.named_parameters())["weight0"] is twin.pairs[0][0]
+
+
+@pytest.mark.parametrize("rows", [1, 8, 16])
+def test_actors_compute_the_same_bits_in_memory_that_they_keep(rows):
+    plain = BatchedMLP(3, (64, 256), 2)
+    prepared = for_actors(copy.deepcopy(plain))
+    with torch.inference_mode():
+        for _ in range(3):
+            x = torch.randn(rows, 3)
+            first = prepared.rows(x)
+            torch.testing.assert_close(first, plain.rows(x), rtol=0, atol=0)
+            kept = first.clone()
+            prepared.rows(torch.randn(rows, 3))
+            assert torch.equal(first, kept)
+    flatten(prepared)
+    with torch.no_grad():
+        prepared.pairs[-1][0].zero_()
+    with torch.inference_mode():
+        torch.testing.assert_close(prepared.rows(x), prepared.pairs[-1][1][0].expand(rows, 2))

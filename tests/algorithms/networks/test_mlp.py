@@ -6,10 +6,11 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import Adam, flatten, step
-from rltrain.algorithms.networks.mlp import MLP
+from rltrain.algorithms.networks.mlp import MLP, for_actors
 
 
 class Net(nn.Module):
@@ -115,3 +116,42 @@ def test_layers_that_a_user_has_frozen_stay_as_they_are_and_the_others_learn(fro
 
     expected = [torch.zeros_like(p) if p.grad is None else p.grad for p in plain.parameters()]
     torch.testing.assert_close(flat.grad, torch.cat([x.flatten() for x in expected]))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 16, 31, 64])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("shape", [(4, (64, 64), 2), (17, (256, 256), 12), (3, (), 2), (5, (7, 600, 600), None)])
+def test_actors_compute_the_same_bits_in_memory_that_they_keep(rows, activation, shape):
+    inputs, widths, outputs = shape
+    prepared = for_actors(MLP(inputs, widths, outputs, activation))
+    before = torch.randn(rows, inputs)
+    with torch.inference_mode():
+        first = prepared(before)
+        kept = first.clone()
+        for _ in range(2):
+            x = torch.randn(rows, inputs)
+            with torch.no_grad():
+                prepared.pairs[-1][0].mul_(1.5)  # as new weights are written
+            torch.testing.assert_close(prepared(x), _by_modules(prepared, x), rtol=0, atol=0)
+    assert torch.equal(first, kept)  # later calls do not change a result
+
+
+def _by_modules(net: MLP, x: Tensor) -> Tensor:
+    for number, (weight, bias) in enumerate(net.pairs):
+        x = F.linear(x, weight, bias)
+        x = net.activation(x) if number < net.hidden else x
+    return x
+
+
+def test_actors_use_weights_that_have_moved():
+    """As after `flatten`, for gradients of the same policy."""
+    net = for_actors(MLP(3, (4,), 2))
+    x = torch.ones(2, 3)
+    with torch.inference_mode():
+        before = net(x)
+    flatten(net)
+    with torch.no_grad():
+        net.pairs[0][0].zero_()
+    with torch.inference_mode():
+        torch.testing.assert_close(net(x), net.pairs[1][1].expand(2, 2))
+        assert not torch.equal(net(x), before)
