@@ -264,6 +264,7 @@ PRELOAD = (
     "rltrain.algorithms.on_policy.actor_critic",
     "rltrain.algorithms.off_policy.continuous_policy",
     "rltrain.algorithms.off_policy.q_policy",
+    "rltrain.algorithms.multi_agent.independent",
     "rltrain.algorithms.multi_agent.maddpg_policy",
     "rltrain.algorithms.multi_agent.q_policy",
     "rltrain.setup.rollout",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from multiprocessing import shared_memory
 from pathlib import Path
@@ -75,6 +77,20 @@ class Simulators:
         state = queue.get(timeout=30)
         child.join()
         return state
+
+    def garbage(self) -> tuple[bool, int, bool]:
+        """Whether collection is on, the number of objects that it never visits, and whether it finds a cycle."""
+
+        class Node:
+            pass
+
+        node: Any = Node()
+        node.itself = node
+        alive = weakref.ref(node)
+        del node
+        for _ in range(10 * gc.get_threshold()[0]):
+            self.kept.append([])
+        return gc.isenabled(), gc.get_freeze_count(), alive() is None
 
     def terminate(self) -> int:
         process = subprocess.Popen(["sleep", "600"])
@@ -243,6 +259,15 @@ def test_functions_at_exit_are_called(worker: ProcessHandle) -> None:
     worker.close()
 
     assert not Path(folder).exists()
+
+
+def test_a_worker_collects_garbage_but_not_what_it_was_forked_with(worker: ProcessHandle) -> None:
+    """The fork server imports without collection."""
+    enabled, frozen, found = answer(worker, "garbage")
+
+    assert enabled
+    assert found
+    assert frozen > 10_000  # objects of the imported modules, of which torch has hundreds of thousands
 
 
 def test_ctrl_c_of_a_terminal_does_not_reach_a_worker(worker: ProcessHandle) -> None:

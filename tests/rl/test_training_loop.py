@@ -1,0 +1,42 @@
+"""The start of a run: garbage collection around the import of torch."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from rltrain.training_loop import _no_collection
+
+
+@pytest.fixture(autouse=True)
+def torch_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+def test_garbage_is_collected_again_after_the_import() -> None:
+    with _no_collection():
+        assert not gc.isenabled()
+
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("failure", [ImportError, KeyboardInterrupt])
+def test_garbage_is_collected_again_after_an_import_that_failed(failure: type[BaseException]) -> None:
+    with pytest.raises(failure), _no_collection():
+        raise failure
+
+    assert gc.isenabled()
+
+
+def test_a_program_that_has_switched_collection_off_keeps_it_off() -> None:
+    gc.disable()
+    with _no_collection():
+        assert not gc.isenabled()
+
+    assert not gc.isenabled()
