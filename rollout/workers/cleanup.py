@@ -91,8 +91,15 @@ def _multiprocessing() -> dict[str, Any]:
     return config
 
 
+_swept_by: int | None = None  # id of the process that has called `sweep`
+
+
 def sweep() -> None:
-    """Remove the folders and semaphores of processes that are gone."""
+    """Remove the folders and semaphores of processes that are gone. Later calls in the same process do nothing."""
+    global _swept_by
+    if _swept_by == os.getpid():
+        return
+    _swept_by = os.getpid()
     pattern = re.compile(rf"(?:sem\.)?{PREFIX}-(\d+)-(\d+)-")
     for folder in {tempfile.gettempdir(), "/dev/shm"}:
         with contextlib.suppress(OSError):

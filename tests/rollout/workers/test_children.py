@@ -425,7 +425,7 @@ def test_a_process_that_is_not_needed_any_more_shows_no_traceback(
     assert ("wrong" in capsys.readouterr().err) == shown
 
 
-def test_a_program_too_sweeps_what_a_killed_run_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_too_sweeps_what_a_killed_run_left_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(*args: Any, **keywords: Any) -> None:
         raise OSError("no process today")
 
@@ -433,10 +433,25 @@ def test_a_program_too_sweeps_what_a_killed_run_left(tmp_path: Path, monkeypatch
     left.mkdir()
     others.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cleanup, "_swept_by", None)
     monkeypatch.setattr("rltrain.rollout.workers.process.has_fork_server", lambda: False)
     monkeypatch.setattr("loky.ProcessPoolExecutor", refuses)
 
     with pytest.raises(ActorLost, match="no process today"):
         ProcessHandle(0, list)
-
     assert list(tmp_path.iterdir()) == [others]
+
+    monkeypatch.setattr(os, "scandir", lambda folder: pytest.fail(f"{folder} is searched at each worker"))
+    with pytest.raises(ActorLost, match="no process today"):
+        ProcessHandle(1, list)
+
+
+def test_a_forked_program_sweeps_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / "rltrain-999999999-1-x"
+    left.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(cleanup, "_swept_by", os.getppid())
+
+    cleanup.sweep()
+
+    assert not left.exists()
