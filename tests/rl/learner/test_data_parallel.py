@@ -240,31 +240,16 @@ def test_a_learner_that_is_lost_ends_the_run_with_a_checkpoint(signum: int, tmp_
     assert json.loads(out.splitlines()[-1])["steps"] >= steps + 100
 
 
-def test_of_three_the_one_that_was_lost_is_named(tmp_path: Path) -> None:
-    process = begin(tmp_path, *SAC, *LONG, "--learners", "3", "--checkpoint-every", "200")
-    try:
-        until(lambda: checkpoints(tmp_path))
-        others = [
-            child for child in psutil.Process(process.pid).children(recursive=True) if child.net_connections("tcp")
-        ]
-        max(others, key=lambda child: child.pid).kill()  # times of birth may be the same
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == 1
-    assert err.splitlines()[0].startswith("rltrain: learner 2 of 3 was lost: its process was ended")
-
-
 FAULTY = """
+import os, signal
 import rltrain
 from rltrain.algorithms.on_policy.ppo import PPO
 from rltrain.algorithms.on_policy.settings import PPOConfig
 
 class Mine(PPO):
     def update(self, unrolls, progress):
-        if self.sync.rank == FAULTY:
-            raise ValueError("it is mine")
+        if self.sync.rank == RANK and progress >= SINCE:
+            FAULT
         return super().update(unrolls, progress)
 
 rltrain.register_algorithm("ppo", Mine, PPOConfig)  # under a name of ours
@@ -272,17 +257,29 @@ if __name__ == "__main__":
     common = dict(algo="ppo", env="CartPole-v1", workers=0, streams=4, unroll=8, preset="none", eval_every=0)
     for _ in range(2):  # what is left behind does not stand in the way of the next one
         try:
-            rltrain.train(learners=2, quiet=True, **common)
+            rltrain.train(learners=LEARNERS, quiet=True, **common)
         except Exception as error:
             print(type(error).__name__, str(error).splitlines()[0])
 """
 
 
+RAISES, IS_KILLED = 'raise ValueError("it is mine")', "os.kill(os.getpid(), signal.SIGKILL)"
+KILLED = "its process was ended by SIGKILL, most likely because memory ran out"
+
+
 @pytest.mark.parametrize(
-    ("rank", "said"), [(0, "ValueError it is mine"), (1, "RunFailed learner 1 of 2 was lost: ValueError: it is mine")]
+    ("learners", "rank", "since", "fault", "said"),
+    [
+        (2, 0, 0.0, RAISES, "ValueError it is mine"),
+        (2, 1, 0.0, RAISES, "RunFailed learner 1 of 2 was lost: ValueError: it is mine"),
+        (3, 2, 0.001, IS_KILLED, f"RunFailed learner 2 of 3 was lost: {KILLED}"),  # after three updates
+    ],
 )
-def test_a_fault_in_one_learner_is_told_at_once(rank: int, said: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(FAULTY.replace("FAULTY", str(rank)))
+def test_the_learner_that_fails_or_is_killed_is_named_at_once(
+    learners: int, rank: int, since: float, fault: str, said: str, tmp_path: Path
+) -> None:
+    values = {"LEARNERS": str(learners), "RANK": str(rank), "SINCE": str(since), "FAULT": fault}
+    (tmp_path / "mine.py").write_text(re.sub("|".join(values), lambda found: values[found[0]], FAULTY))
 
     done = subprocess.run(
         [sys.executable, "mine.py"], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=100
