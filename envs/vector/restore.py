@@ -120,8 +120,11 @@ class EpisodeLog:
         env.reset(seed=self._base)
         obs, info = inner.set_state(from_plain(saved["offered"]))
         chain = wrappers(env)
-        for wrapper, data in zip(chain, saved["wrappers"], strict=True):
-            set_attributes(wrapper, data)
+        states = saved["wrappers"]
+        if len(states) > len(chain):  # of a run whose environments still had the wrapper OrderEnforcing
+            states = [state for state in states if "_has_reset" not in state]
+        for wrapper, state in zip(chain, states, strict=True):
+            set_attributes(wrapper, state)
         for wrapper in reversed(chain):
             if isinstance(wrapper, gymnasium.ObservationWrapper):
                 obs = wrapper.observation(obs)

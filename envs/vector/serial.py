@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from rltrain.envs.closing import close_all
 from rltrain.envs.errors import EnvFault, InvalidValue, fault_of
@@ -56,7 +57,7 @@ class SerialVectorEnv:
         self._logs = [EpisodeLog(restore_method) for _ in streams]
         with self._faults():
             for self._column in range(len(streams)):
-                self.envs.append(make())
+                self.envs.append(_without_order_checks(make()))
         space = self.envs[0].observation_space
         self._write = obs_writer(space)
         self._actions = action_reader(spec.action, self.envs[0].action_space.dtype)
@@ -174,6 +175,21 @@ class SerialVectorEnv:
             yield
         except BaseException as error:
             raise fault_of(error, self.streams[self._column], self._seeds[self._column], 0) from error
+
+
+def _without_order_checks(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """Take the wrapper OrderEnforcing out of the chain of wrappers, where `gymnasium.make` puts it.
+
+    It refuses steps before the first reset, and there are none here. Its two calls take a tenth of a cheap step's time.
+    """
+    if type(env) is OrderEnforcing:
+        return env.env
+    wrapper: Any = env
+    while isinstance(wrapper, gymnasium.Wrapper):
+        if type(wrapper) is TimeLimit and type(wrapper.env) is OrderEnforcing:
+            wrapper.env = wrapper.env.env
+        wrapper = wrapper.env
+    return env
 
 
 def _digest(obs: Any, t: int, b: int) -> str:

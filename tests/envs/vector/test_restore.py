@@ -109,6 +109,18 @@ def test_an_offer_is_wrapped_by_what_wraps_the_environment():
     assert new.step(0)[3] is True
 
 
+def test_a_state_that_was_saved_with_a_wrapper_for_the_order_of_calls_is_restored():
+    """Of an older run; today's vector environment takes this wrapper out."""
+    inner = resolve("oracles.faulty:OfferingCounter").make
+    old = gymnasium.wrappers.TimeLimit(gymnasium.wrappers.OrderEnforcing(inner()), 2)
+    new, log = gymnasium.wrappers.TimeLimit(inner(), 2), EpisodeLog("offered")
+    log.first_reset(old, 1)
+    old.step(0)
+    *_, exact = EpisodeLog("offered").load(new, log.state(old), 1, lambda action: action)
+    assert exact
+    assert new.step(0)[3] is True
+
+
 def slow(inner, clock, step=0.5):
     """An environment each of whose steps takes a while by `clock`, a list of one number."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from rltrain.envs.check import check_env
 from rltrain.envs.errors import EnvFault
@@ -156,6 +157,28 @@ def test_a_fault_names_stream_seed_row_and_the_environments_own_line():
     assert "stream 9 (seed 90), row" in str(caught.value)
     assert "raises in step 5" in str(caught.value)
     assert "faulty.py" in caught.value.detail
+
+
+def test_the_wrapper_for_the_order_of_calls_is_taken_out_and_no_other_one():
+    class Own(OrderEnforcing):
+        pass
+
+    def chain(env):
+        found = []
+        while isinstance(env, gymnasium.Wrapper):
+            found.append(type(env))
+            env = env.env
+        return found
+
+    make = resolve("CartPole-v1").make
+    spec = read_spec(resolve("CartPole-v1"), 0)
+    assert chain(make()) == [TimeLimit, OrderEnforcing]
+    for made, left in (
+        (make, [TimeLimit]),
+        (lambda: OrderEnforcing(make().unwrapped), []),
+        (lambda: Own(TimeLimit(Own(OrderEnforcing(make())), 3)), [Own, TimeLimit, Own, OrderEnforcing, TimeLimit]),
+    ):
+        assert chain(SerialVectorEnv(made, spec, [0], [0]).envs[0]) == left
 
 
 def test_a_fault_in_reset_and_in_the_constructor_is_blamed_on_its_stream():
