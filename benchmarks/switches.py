@@ -375,10 +375,10 @@ def intro() -> str:
         needs.setdefault(key, []).append(f"`{name.partition('.')[2] or name}`")
     listed = "; ".join(f"with {key}: {', '.join(dict.fromkeys(names))}" for key, names in needs.items())
     text = (
-        "Made by `python benchmarks/switches.py`: a few updates of tiny networks with another value of each setting, "
-        "alone, and of each pair of switches together: settings that turn something on or off or make another "
-        "computation. A setting that leaves every weight as it was has its reason in the table. A pair that is refused "
-        "has the line that a user gets. Settings that need another one are tried together with it: "
+        "Made by `python benchmarks/switches.py`: a few updates of tiny networks with another value of each setting "
+        "alone, and with other values of each two switches. Switches are the settings that turn something on or off, "
+        "or select another computation. If a setting changes no weight, the table says why. If a pair is refused, the "
+        "table has the line that a user gets. Settings that need another one are tried together with it: "
     )
     text = textwrap.fill(f"{text}{listed}.", 120, break_long_words=False, break_on_hyphens=False)
     never = "\n".join(f"- `{name}`: {reason}" for name, reason in ALONE.items())

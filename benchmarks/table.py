@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="replace the results in docs/benchmarks.md")
     options = parser.parse_args()
     found = {file.stem: json.loads(file.read_text()) for file in RESULTS.glob("*.json")}
-    found = {name: data for name, data in found.items() if "machine" in data}  # not hostile_environments, with a page
+    # The results of hostile_environments have no machine: their table is in docs/environments.md.
+    found = {name: data for name, data in found.items() if "machine" in data}
     names = sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     text = "\n".join(section(found[name]) for name in names) or "No results yet.\n"
     if not options.write:

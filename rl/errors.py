@@ -47,7 +47,7 @@ class Stop(KeyboardInterrupt):
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM ended the run, after it wrote a checkpoint. Exit status 130 or 143.
 
-    As KeyboardInterrupt, it is not an Exception: a loop over runs that catches those ends too.
+    It is a KeyboardInterrupt and no Exception, so it also ends a loop over runs that catches exceptions.
     """
 
     def __init__(self, signum: int = signal.SIGINT, text: str = "") -> None:

@@ -60,9 +60,9 @@ def train(
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """For the import of torch: the search for garbage takes a tenth of its time, and hardly any is found.
+    """Switch garbage collection off while torch is imported: it takes a tenth of the time and finds hardly anything.
 
-    Later collections do not visit what exists at the end of the block.
+    Later collections do not visit the objects that exist at the end of the block.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield

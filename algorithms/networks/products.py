@@ -1,4 +1,4 @@
-"""Matrix products of a learner's dense layers: MKL computes them or oneDNN, depending on the processor and the shape.
+"""Matrix products of a learner's dense layers: by MKL or by oneDNN, depending on the processor and on their shapes.
 
 torch contains both. It uses MKL for float32, which computes with half the width of the vector units of AMD's
 processors with AVX-512. oneDNN uses the full width, and adds bias and activation to the result at once, but a call
@@ -73,12 +73,20 @@ def fastest() -> Library:
 
 
 def use(library: Library) -> list[str]:
-    """From now on learners multiply by `library`. A line for the user if that is not possible here."""
+    """Let learners multiply by `library` from now on. If this machine cannot do that, MKL multiplies.
+
+    Returns:
+        A line for the user if MKL replaces `library`.
+    """
     global _library
-    _library = library if {"onednn": has_onednn, "bfloat16": has_bfloat16}.get(library, lambda: True)() else "mkl"
-    if _library == library:
+    possible = library == "mkl" or (has_onednn() if library == "onednn" else has_bfloat16())
+    _library = library if possible else "mkl"
+    if possible:
         return []
-    return [f"products by {library}, with which the run began, cannot be computed here: the results differ from now on"]
+    return [
+        f"this run has multiplied matrices with {library}, which this machine cannot do: MKL multiplies from now on, "
+        "so the results are not those of an uninterrupted run"
+    ]
 
 
 @contextlib.contextmanager

@@ -51,7 +51,8 @@ class VectorEnv(Protocol):
     def step(self, action: np.ndarray, rows: UnrollBuffer, t: int) -> None:
         """Take action [B, *A]: writes row t of reward and ends, row t+1 of obs, first and the optional fields.
 
-        An unroll begins with t = 0, which may clear the ends of all rows.
+        The actor calls it for t = 0, 1, 2, ... of each unroll. At t = 0 a vector may set `terminated`, `truncated`,
+        `episode_continues` and the later rows of `first` to False for the whole unroll; then it writes True only.
         """
 
     def check(self, rows: UnrollBuffer, unroll: int) -> dict[int, int]:

@@ -26,7 +26,7 @@ from rltrain.rollout.types import Episode
 from rltrain.rollout.workers.process_state import LocalSettings
 
 RESAMPLES = 10_000  # for the bootstrap
-FEW = 4  # episodes whose bootstrap interval would say nothing
+FEW = 4  # of so few episodes a bootstrap interval says nothing
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Evaluation:
 
     return_mean: float
     return_std: float
-    return_ci95: tuple[float, float] | None  # bootstrap confidence interval of the mean; None: FEW episodes or less
+    return_ci95: tuple[float, float] | None  # bootstrap confidence interval of the mean; None with at most FEW episodes
     length_mean: float  # steps
     episodes: int
     checkpoint: Path

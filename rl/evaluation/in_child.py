@@ -20,7 +20,7 @@ LOAD_SECONDS = 600.0  # allowed for the imports of torch and of the user's code,
 
 @dataclass(frozen=True)
 class Request:
-    """What `rleval` was asked for."""
+    """The arguments of `rleval`."""
 
     path: str
     imports: Sequence[str]  # modules and files to import first

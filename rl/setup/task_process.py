@@ -1,4 +1,4 @@
-"""A child process that runs user code in tasks with a time limit. The process that starts it gets data."""
+"""A child process that runs user code in tasks with a time limit. The process that starts it gets data only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Subject(Protocol):
 
     @property
     def name(self) -> str:
-        """In messages."""
+        """Its name in messages."""
 
 
 def may_fork() -> None:
@@ -114,8 +114,8 @@ class TaskProcess:
         """The result of the oldest task.
 
         Args:
-            seconds: that the whole task may take.
-            undone:  what is not done if it takes longer, for the message.
+            seconds: the time limit of the whole task.
+            undone:  what is not finished after that time, for the message.
 
         Raises:
             EnvError: the environment cannot be used; one line.
@@ -163,11 +163,11 @@ class TaskProcess:
         self.close()
 
     def _ready(self) -> bool:
-        """True if there is an answer, or will be none. The pipe alone does not show that: others may hold its end."""
+        """True if there is an answer, or none can come. The pipe alone does not show this: others may keep it open."""
         return self._pipe.poll(POLL) or (not self._process.is_alive() and not self._pipe.poll(0.0))
 
     def _read_calls(self) -> bool:
-        """Read which calls were made; False if there was none."""
+        """Read which calls the child has made since the last time; False if it has made none."""
         try:
             calls = os.read(self._calls.fileno(), 1 << 16)
         except OSError:

@@ -54,7 +54,7 @@ def before_exit(call: Callable[[], Any]) -> None:
 
 
 def join_closed(seconds: float = END_SECONDS) -> None:
-    """Wait at most so long for the threads of closed handles, which unlink and unregister semaphores."""
+    """Wait at most `seconds` for the threads of closed handles, which unlink and unregister semaphores."""
     from loky import process_executor as theirs
 
     until = time.monotonic() + seconds
