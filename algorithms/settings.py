@@ -27,6 +27,7 @@ HELP_ORDER = """
 """.split()
 
 
+Actions = Literal["Box", "Discrete"]  # kinds of action that have defaults of their own
 TORSOS = ("auto", "nature", "impala")  # others are "module:Class", which is imported
 
 
@@ -82,19 +83,23 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, defer_build=True)
 
-    # Defaults for Box actions, where they are not the defaults of the fields. They replace values that were not given.
+    # Defaults for a kind of action, where they are not the defaults of the fields. They replace values that were not
+    # given. DISCRETE holds for one agent with actions other than Box, without images, action masks and memory.
     BOX: ClassVar[dict[str, Any]] = {}
+    DISCRETE: ClassVar[dict[str, Any]] = {}
 
     @classmethod
-    def box_defaults(cls) -> dict[str, Any]:
-        """BOX without the settings whose default a subclass has changed: that is its default for all actions."""
-        owner: Any = next(base for base in cls.__mro__ if "BOX" in vars(base))
-        fields, of_owner = cls.model_fields, owner.model_fields
-        return {name: value for name, value in cls.BOX.items() if fields[name].default == of_owner[name].default}
+    def defaults_for(cls, actions: Actions) -> dict[str, Any]:
+        """BOX or DISCRETE, without the settings whose default a subclass has changed: it holds for all actions."""
+        name = actions.upper()
+        owner: Any = next(base for base in cls.__mro__ if name in vars(base))
+        fields, of_owner, values = cls.model_fields, owner.model_fields, getattr(cls, name)
+        return {name: value for name, value in values.items() if fields[name].default == of_owner[name].default}
 
-    def for_box(self, streams: int) -> Self:
-        """These settings with the defaults for Box actions, for a run of so many streams."""
-        changes = {name: value for name, value in self.box_defaults().items() if name not in self.model_fields_set}
+    def for_actions(self, actions: Actions, streams: int) -> Self:
+        """These settings with the defaults for this kind of action, for a run of so many streams."""
+        defaults = self.defaults_for(actions)
+        changes = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
         return type(self)(**{**self.model_dump(), **changes})
 
 

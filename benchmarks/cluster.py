@@ -25,7 +25,7 @@ ENV = "HalfCheetah-v5"
 COMMON = f"""--env {ENV} --preset none --workers 2 --streams 16 --vector serial --lr-end none --widths 64,64
     --activation tanh --steps 1000000000 --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
 SETTINGS = {
-    "ppo": "--unroll 128 --epochs 4 --minibatches 8".split(),
+    "ppo": "--unroll 128 --epochs 4 --minibatches 8 --entropy 0 --normalize-obs --normalize-return".split(),
     "impala": "--unroll 128 --wait 8 --optimizer adam --lr 5e-4 --value 0.5 --entropy 0.01".split(),
 }
 NOTE = (

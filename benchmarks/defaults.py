@@ -12,14 +12,10 @@ from paired import BIN, HERE, RESULTS, Bench, Numbers, Variant, arguments, commi
 
 sys.path.insert(0, str(HERE / "peers"))
 
+BOX, DISCRETE = "Pendulum-v1 MountainCarContinuous-v0 HalfCheetah-v5", "LunarLander-v3 Acrobot-v1 MountainCar-v0"
 STEPS = {  # of each algorithm on each environment
-    **{
-        algo: dict.fromkeys(
-            "Pendulum-v1 MountainCarContinuous-v0 HalfCheetah-v5 LunarLander-v3 Acrobot-v1".split(), 100_000
-        )
-        for algo in ("ppo", "a2c")
-    },
-    "dqn": dict.fromkeys("LunarLander-v3 Acrobot-v1".split(), 100_000),
+    **{algo: {"CartPole-v1": 50_000} | dict.fromkeys(f"{DISCRETE} {BOX}".split(), 100_000) for algo in ("ppo", "a2c")},
+    "dqn": {"CartPole-v1": 50_000} | dict.fromkeys("LunarLander-v3 Acrobot-v1".split(), 100_000),
     **{
         algo: {"Pendulum-v1": 10_000, "MountainCarContinuous-v0": 20_000, "HalfCheetah-v5": 20_000}
         for algo in ("sac", "td3")

@@ -7,7 +7,7 @@ from paired import BIN, TRAINING, Bench, Ratio, Variant, arguments, ours
 # 1,024 streams x 32 steps, 4 epochs of 8 minibatches of 4,096, the nets of benchmarks/throughput.py.
 SETTINGS = """--algo ppo --env CartPole-v1 --preset none --streams 1024 --vector native --unroll 32
     --epochs 4 --minibatches 8 --lr 2.5e-4 --lr-end none --gamma 0.99 --lam 0.95 --clip 0.2 --entropy 0.01
-    --value 0.5 --max-grad-norm 0.5 --widths 64,64 --activation tanh
+    --value 0.5 --max-grad-norm 0.5 --widths 64,64 --activation tanh --no-normalize-obs --no-normalize-return
     --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
 NOTE = "Stable-Baselines3 runs as in benchmarks/throughput.py: 8 streams, DummyVecEnv, one thread, its best."
 

@@ -26,7 +26,8 @@ COMMON = """--preset none --workers 1 --learner-threads 1 --streams 16 --vector 
 SETTINGS = {  # each learner takes more time than CartPole, so that the environment can be slowed down to match
     "impala": "--unroll 32 --wait 16 --optimizer adam --widths 512,512".split(),
     "appo": "--unroll 32 --wait 16 --buffer-size 1 --reuse 2 --widths 256,256".split(),
-    "ppo": "--unroll 128 --epochs 4 --minibatches 8 --widths 64,64".split(),
+    "ppo": """--unroll 128 --epochs 4 --minibatches 8 --entropy 0.01 --no-normalize-obs --no-normalize-return
+        --widths 64,64""".split(),
 }
 NOTE = (
     "1 worker, a learner of one thread, equal batches; `work` turns of a Python loop are added to each step of the "

@@ -12,8 +12,8 @@ SEEDS = 10
 PRESET = "--algo ppo --env CartPole-v1 --workers 8 --stop-return 475 --json --quiet".split()
 # In one process, to save the start of others. The first settings that solve it; --flags tries others.
 NATIVE = """--algo ppo --env CartPole-v1 --preset none --vector native --streams 128 --workers 0 --unroll 16 --epochs 8
-    --minibatches 8 --lr 2.5e-3 --lr-end 0 --gamma 0.98 --lam 0.9 --entropy 0 --steps 100000 --eval-every 4096
-    --checkpoint-every 0 --stop-return 475 --json --quiet""".split()
+    --minibatches 8 --lr 2.5e-3 --lr-end 0 --gamma 0.98 --lam 0.9 --entropy 0 --no-normalize-obs --no-normalize-return
+    --steps 100000 --eval-every 4096 --checkpoint-every 0 --stop-return 475 --json --quiet""".split()
 NOTE = (
     "Ours ends by itself, after two evaluations in a row of 50 episodes that reach 475; `fresh_return` is what "
     "`rleval` then finds over 100 new episodes, and `solved` asks for both. The peers end at their first greedy "

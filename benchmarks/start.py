@@ -16,6 +16,8 @@ from paired import BIN, HERE, Bench, Ratio, Variant, arguments
 METRICS = {"first_step_s": "s", "pss_mib": "MiB", "processes": "", "wall_s": "s"}
 STAMPED = HERE / "peers" / "stamped.py"  # an environment that records the time of its first step
 ACTORS = 8
+SETTINGS = """--preset none --unroll 128 --epochs 4 --minibatches 4 --lr-end 0 --entropy 0.01
+    --no-normalize-obs --no-normalize-return""".split()
 SAMPLE_SECONDS = 0.2
 NOTE = (
     "`first_step_s`: from exec to the moment the last of 8 processes has made its first training step. `pss_mib`: peak "
@@ -82,7 +84,7 @@ def main() -> None:
     options = arguments(__doc__)
     bench = Bench("start", options, METRICS)
     steps = 8_192 if options.quick else 32_768
-    mine = [str(BIN / "rltrain"), *f"--algo ppo --env {STAMPED}:make --preset none --workers {ACTORS}".split()]
+    mine = [str(BIN / "rltrain"), *f"--algo ppo --env {STAMPED}:make --workers {ACTORS}".split(), *SETTINGS]
     mine += f"--streams {ACTORS} --eval-every {steps // 2} --checkpoint-every 0 --quiet --json --steps {steps}".split()
     commands = {f"rltrain --workers {ACTORS}": mine}
     if options.peers:

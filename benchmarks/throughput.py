@@ -8,7 +8,7 @@ SLOW = 49_152  # steps for peers that need minutes for 200,000; their rate does 
 # 8 streams, 128 steps, 4 epochs of 4 minibatches of 256, two separate nets of two layers of 64, tanh.
 SETTINGS = """--algo ppo --env CartPole-v1 --preset none --streams 8 --vector serial --unroll 128
     --epochs 4 --minibatches 4 --lr 2.5e-4 --lr-end none --gamma 0.99 --lam 0.95 --clip 0.2 --entropy 0.01
-    --value 0.5 --max-grad-norm 0.5 --widths 64,64 --activation tanh
+    --value 0.5 --max-grad-norm 0.5 --widths 64,64 --activation tanh --no-normalize-obs --no-normalize-return
     --eval-every 0 --checkpoint-every 0 --quiet --json""".split()
 NOTE = (
     "`steps_per_second`: ours counts the start of its processes, which the peers' numbers leave out; "

@@ -40,9 +40,9 @@ def train(bench: Bench, program: str, flags: list[str], steps: int, index: int) 
 
 
 def first_step(bench: Bench, program: str, index: int) -> Numbers:
-    flags = f"--algo ppo --env {start.STAMPED}:make --preset none --workers {start.ACTORS} --streams {start.ACTORS}"
+    flags = f"--algo ppo --env {start.STAMPED}:make --workers {start.ACTORS} --streams {start.ACTORS}"
     flags += f" --eval-every 4096 --checkpoint-every 0 --quiet --json --steps 8192 --seed {index}"
-    numbers = start.first_step(bench, [program, *flags.split()])
+    numbers = start.first_step(bench, [program, *flags.split(), *start.SETTINGS])
     return numbers | {"rate": 1 / numbers["first_step_s"]}
 
 

@@ -63,11 +63,14 @@ def settings(algo: str, names: list[str]) -> str:
     from rltrain.algorithms import settings_class
     from rltrain.config.flags import description
 
-    fields, for_box = settings_class(algo).model_fields, settings_class(algo).box_defaults()
+    fields, kinds = settings_class(algo).model_fields, ("Box", "Discrete")
+    others = {kind: settings_class(algo).defaults_for(kind) for kind in kinds}
     lines = ["| flag | default | meaning |", "| --- | --- | --- |"]
     for name in names:
         field, value = fields[name], default(fields[name].default)
-        value += f"; Box: {default(for_box[name])}" if name in for_box else ""
+        given = {kind: default(values[name]) for kind, values in others.items() if name in values}
+        for one in dict.fromkeys(given.values()):
+            value += f"; {', '.join(kind for kind in kinds if given.get(kind) == one)}: {one}"
         lines.append(f"| `--{name.replace('_', '-')}` | {value} | {description(field)} |")
     return "\n".join(lines)
 

@@ -96,6 +96,7 @@ class MAPPOConfig(PPOConfig):
     """MAPPO: PPO with a central value function. Defaults with a note are those of the authors' code."""
 
     BOX: ClassVar[dict[str, Any]] = {}  # the authors use one set of values
+    DISCRETE: ClassVar[dict[str, Any]] = {}
 
     epochs: Epochs = default(10, "the authors use 10")
     minibatches: Minibatches = default(1, "the authors use 1")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rltrain.algorithms.settings import (
+    Actions,
     Activation,
     AdamEps,
     ClipReward,
@@ -151,7 +152,8 @@ class PPOConfig(LearnerActorCriticSettings):
     """PPO. `lr`, `gamma`, `lam` and `clip` are those of the MuJoCo runs of Schulman et al. 2017.
 
     For Box actions the others are, too: 2048 steps for an update, 10 passes, minibatches of 64 steps, no entropy bonus;
-    and observations and rewards are normalised, as in the authors' code.
+    and observations and rewards are normalised, as in the authors' code. For Discrete actions without images they are
+    the same, but the entropy bonus stays that of Atari, and the step size does not fall, as in Stable-Baselines3.
     """
 
     BOX: ClassVar[dict[str, Any]] = {
@@ -160,11 +162,19 @@ class PPOConfig(LearnerActorCriticSettings):
         "minibatches": 32,
         **LearnerActorCriticSettings.BOX,
     }
+    DISCRETE: ClassVar[dict[str, Any]] = {
+        "unroll": 256,
+        "epochs": 10,
+        "minibatches": 32,
+        "lr_end": None,
+        "normalize_obs": True,
+        "normalize_return": True,
+    }
 
     streams: Streams = default(8, "the value for Atari")
     unroll: Unroll = default(128, "the value for Atari")
     epochs: Epochs = default(4, "our choice")
-    minibatches: Minibatches = default(4, "for Box actions fewer if they would have less than 64 steps")
+    minibatches: Minibatches = default(4, "for Box and Discrete actions fewer if they would have less than 64 steps")
     overlap: Overlap = default(False, "unrolls are then one update old")
     lr: Lr = 3e-4
     adam_eps: AdamEps = default(1e-5, "from the authors' code")
@@ -180,10 +190,10 @@ class PPOConfig(LearnerActorCriticSettings):
     )
     sequence: SequenceLength = 16
 
-    def for_box(self, streams: int) -> Self:
+    def for_actions(self, actions: Actions, streams: int) -> Self:
         """See `Settings`; minibatches have at least 64 steps."""
-        settings = super().for_box(streams)
-        if "minibatches" in self.model_fields_set or "minibatches" not in self.box_defaults():
+        settings = super().for_actions(actions, streams)
+        if "minibatches" in self.model_fields_set or "minibatches" not in self.defaults_for(actions):
             return settings
         steps = MINIBATCH_STEPS if self.memory == "none" else max(MINIBATCH_STEPS, self.sequence)
         most = max(1, streams * settings.unroll // steps)

@@ -14,10 +14,13 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from rltrain import algorithms
-from rltrain.algorithms.settings import HELP_ORDER
+from rltrain.algorithms.settings import HELP_ORDER, Actions
 from rltrain.config.messages import unknown
 from rltrain.config.run_config import INNER, RunConfig
 from rltrain.errors import ConfigError
+
+DISCRETE = "Defaults for Discrete actions, also MultiDiscrete and MultiBinary, are those of one agent without images, "
+DISCRETE += "action masks and memory."
 
 
 def spelled(key: str) -> str:
@@ -233,7 +236,23 @@ def run_parser(algo: str | None, version: str) -> Parser:
     add_flags(run, RunConfig.model_fields, ("algo", "env_args", *INNER), defaults)
     if algo is not None:
         names = [field.alias or key for key, field in RunConfig.model_fields.items()]
-        for_box: dict[str, Any] = getattr(algorithms.settings_class(algo), "box_defaults", dict)()
-        both = {key: f"{_default(settings[key])}; Box actions: {as_text(value)}" for key, value in for_box.items()}
-        add_flags(top.add_argument_group(f"settings of {algo}"), settings, names, both)
+        own = algorithms.settings_class(algo)
+        about = DISCRETE if getattr(own, "DISCRETE", {}) else None
+        add_flags(top.add_argument_group(f"settings of {algo}", about), settings, names, by_actions(own))
     return top
+
+
+def by_actions(own: Any) -> dict[str, str]:
+    """The defaults that depend on the kind of action, as `4; Box actions: 10`."""
+    if not hasattr(own, "defaults_for"):  # a user's own settings
+        return {}
+    by_kind: dict[str, dict[str, Any]] = {kind: own.defaults_for(kind) for kind in get_args(Actions)}
+    found = dict[str, str]()
+    for key in dict.fromkeys(key for values in by_kind.values() for key in values):
+        of_value = dict[str, list[str]]()
+        for kind, values in by_kind.items():
+            if key in values:
+                of_value.setdefault(as_text(values[key]), []).append(kind)
+        parts = [f"{' and '.join(words)} actions: {value}" for value, words in of_value.items()]
+        found[key] = "; ".join([_default(own.model_fields[key]), *parts])
+    return found

@@ -8,6 +8,7 @@ from typing import Any
 
 from rltrain import algorithms
 from rltrain.algorithms.networks import products
+from rltrain.algorithms.settings import Actions
 from rltrain.config.flags import as_text
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import EnvError
@@ -106,16 +107,25 @@ def settled(config: RunConfig, environment: Environment) -> tuple[RunConfig, lis
     if config.workers > units:
         notes.append(f"{units} workers: the native vector environment of {spec.id} comes in {units} blocks")
         config = config.model_copy(update={"workers": units})
-    actions = [group.action for group in spec.groups] or [spec.action]
     settings: Any = config.settings
-    if all(action.kind == "box" for action in actions) and getattr(settings, "BOX", {}):
+    actions = actions_of(spec, settings)
+    if actions is not None and getattr(settings, actions.upper(), {}):
         try:
-            chosen = settings.for_box(config.streams)
+            chosen = settings.for_actions(actions, config.streams)
         except ValueError as error:  # a rule of a user's own settings
-            raise ConfigError(f"defaults for Box actions: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"defaults for {actions} actions: {' '.join(str(error).split())}") from None
         config = config.model_copy(update={"settings": chosen})
-        names = [name for name in settings.box_defaults() if name not in settings.model_fields_set]
+        names = [name for name in settings.defaults_for(actions) if name not in settings.model_fields_set]
         if names:
             values = ", ".join(f"{name} {as_text(getattr(chosen, name))}" for name in names)
-            notes.append(f"defaults for Box actions: {values}")
+            notes.append(f"defaults for {actions} actions: {values}")
     return config, notes
+
+
+def actions_of(spec: EnvSpec, settings: Any) -> Actions | None:
+    """The kind of action whose defaults hold for this environment and these settings; None: those of the fields."""
+    if all(action.kind == "box" for action in [group.action for group in spec.groups] or [spec.action]):
+        return "Box"
+    memory = getattr(settings, "memory", "none") != "none"
+    images = any(leaf.kind == "image" for leaf in spec.leaves())
+    return None if spec.groups or spec.action_mask or images or memory else "Discrete"

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any, Self
+from unittest.mock import ANY
 
+import gymnasium
+import numpy as np
 import pytest
+from gymnasium import spaces
 from pydantic import model_validator
 
 import rltrain
+from rltrain import cli
 from rltrain.algorithms.multi_agent.settings import MAPPOConfig
 from rltrain.algorithms.on_policy.settings import Epochs, Minibatches, PPOConfig
 from rltrain.config.load import load
@@ -54,10 +59,81 @@ def test_box_actions_have_defaults_of_their_own() -> None:
         "defaults for Box actions: unroll 256, epochs 10, minibatches 32, entropy 0.0, normalize_obs on, "
         "normalize_return on"
     ]
-    assert settled_settings("CartPole-v1") == (PPOConfig(), [])
-    assert settled_settings("two-step") == (PPOConfig(), [])  # several agents with Discrete actions
     assert settled_settings("spread")[0].epochs == 10
     assert settled_settings("spread", "mappo") == (MAPPOConfig(), [])  # the authors have one set
+
+
+class Task(gymnasium.Env[Any, Any]):
+    """An environment with these spaces."""
+
+    def __init__(self, action: str, obs: str = "numbers") -> None:
+        self.action_space = {
+            "discrete": spaces.Discrete(3),
+            "multi_discrete": spaces.MultiDiscrete([2, 3]),
+            "multi_binary": spaces.MultiBinary(2),
+        }[action]
+        image, numbers = spaces.Box(0, 255, (48, 48, 3), np.uint8), spaces.Box(-1, 1, (3,), np.float32)
+        both = spaces.Dict({"image": image, "numbers": numbers})
+        self.observation_space = {"numbers": numbers, "image": image, "both": both}[obs]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("action", ["discrete", "multi_discrete", "multi_binary"])
+def test_discrete_actions_have_defaults_of_their_own(action: str) -> None:
+    settings, notes = settled_settings(Task, env_args={"action": action})
+
+    assert settings == PPOConfig(**PPOConfig.DISCRETE)
+    assert (settings.unroll, settings.epochs, settings.minibatches, settings.lr_end) == (256, 10, 32, None)
+    assert (settings.normalize_obs, settings.normalize_return) == (True, True)
+    assert settings.entropy == 0.01
+    assert notes == [
+        "defaults for Discrete actions: unroll 256, epochs 10, minibatches 32, lr_end none, normalize_obs on, "
+        "normalize_return on"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("env", "args", "given"),
+    [
+        (Task, {"action": "discrete", "obs": "image"}, {}),
+        (Task, {"action": "multi_discrete", "obs": "both"}, {}),
+        ("CartPole-v1", {}, {"memory": "gru"}),
+        ("probe:masked", {}, {}),
+        ("two-step", {}, {}),  # several agents
+    ],
+)
+def test_images_memory_masks_and_several_agents_keep_the_defaults_of_the_fields(
+    env: Any, args: dict[str, Any], given: dict[str, Any]
+) -> None:
+    assert settled_settings(env, env_args=args, **given) == (PPOConfig(**given), [])
+
+
+def test_what_a_user_gives_wins_over_the_defaults_for_discrete_actions() -> None:
+    given = {"epochs": 4, "lr_end": 0.0, "normalize_return": False, "unroll": 128, "streams": 2}
+    settings, notes = settled_settings("CartPole-v1", **given)
+
+    assert (settings.epochs, settings.lr_end, settings.normalize_return, settings.unroll) == (4, 0.0, False, 128)
+    assert settings.minibatches == 4  # of 64 steps
+    assert notes == ["defaults for Discrete actions: minibatches 4, normalize_obs on"]
+
+    preset = load({"algo": "ppo", "env": "CartPole-v1"})
+    assert settled(preset, open_environment(preset)[0]) == (preset.model_copy(update={"products": ANY}), [])
+
+
+def test_help_shows_the_defaults_of_both_kinds_of_action(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--algo", "ppo", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+
+    assert "[4; Box and Discrete actions: 10]" in text  # epochs
+    assert "[0.0; Discrete actions: none]" in text  # lr_end
+    assert "of one agent without images, action masks and memory" in text
 
 
 def test_what_a_user_gives_wins_over_the_defaults_for_box_actions(tmp_path: Path) -> None:
@@ -78,7 +154,7 @@ def test_what_a_user_gives_wins_over_the_defaults_for_box_actions(tmp_path: Path
 
 
 def test_minibatches_of_a_memory_have_a_whole_sequence() -> None:
-    settings = PPOConfig(memory="gru", sequence=128).for_box(1)
+    settings = PPOConfig(memory="gru", sequence=128).for_actions("Box", 1)
 
     assert (settings.unroll, settings.minibatches) == (256, 2)
 
@@ -109,7 +185,7 @@ class Mine(PPOConfig):
 
 
 def test_a_subclass_keeps_the_defaults_that_it_changes() -> None:
-    settings = Mine().for_box(8)
+    settings = Mine().for_actions("Box", 8)
 
     assert (settings.epochs, settings.minibatches, settings.unroll, settings.normalize_obs) == (3, 2, 256, True)
 
