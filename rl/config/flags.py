@@ -194,11 +194,15 @@ class Parser(argparse.ArgumentParser):
         """
         values, rest = self.parse_known_args([_hyphens(word) for word in argv])
         for word in rest:
-            if not word.startswith("-"):
+            typed = word.partition("=")[0]
+            name = typed.lstrip("-").replace("-", "_")
+            if not word.startswith("-") or not name:
                 raise ConfigError(f"unexpected {word!r}; values follow a flag, as in --seed 1")
             flags = [flag[2:].replace("-", "_") for flag in self._option_string_actions if flag.startswith("--")]
             flags.remove("help")
-            raise ConfigError(explain("flag", word.partition("=")[0].lstrip("-").replace("-", "_"), flags, spelled))
+            if name in flags:
+                raise ConfigError(f"unknown flag {typed}; did you mean {spelled(name)}?")
+            raise ConfigError(explain("flag", name, flags, spelled))
         return vars(values)
 
 

@@ -125,15 +125,18 @@ def unknown_setting(
         of_run: settings of the run that must stand in another place, above the table of the algorithm.
     """
     key = name.lower().replace("-", "_")
-    meant = [other for other in (key, *OTHER_NAMES.get(key, ())) if other != name]
+    no = "no_" if what == "flag" and key.startswith("no_") else ""  # the flag that turns a setting off
+    key = key.removeprefix(no)
+    meant = [no + other for other in (key, *OTHER_NAMES.get(key, ()))]
     for other in meant:
         if other in known:
             return f"unknown {what} {spell(name)}; did you mean {spell(other)}?"
-    for other in (name, *meant):
+    for other in meant:
         it = "it is" if other == name else f"in rltrain it is {spell(other)},"
         if other in of_run:
             return f"unknown {what} {spell(name)}; {it} a setting of the run: write it above all tables"
-        if owners := _owners(other):
+        owners = _owners(other.removeprefix(no))
+        if owners and algo not in owners:
             if algo is None:
                 return f"--algo is needed: {spell(name)} is no flag of a run, but a setting of an algorithm"
             shown = ", ".join(owners) if len(owners) <= 6 else f"{', '.join(owners[:3])} and {len(owners) - 3} others"
