@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rltrain.config.load import change, load, reload
 from rltrain.config.run_config import RunConfig
 from rltrain.setup.first_look import look_at
-from rltrain.storage.run_folder import saved_config
+from rltrain.storage.run_folder import for_resume, saved_config
 from rltrain.system.signals import held
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def train(
         config:   the configuration, of which keywords replace single values; or give all values as keywords.
                   With another `env` its `env_args` are replaced too; the values of the old one's preset stay.
         resume:   the folder of a run to continue; keywords may then only be `env`, `steps`, `workers` and the like.
+                  A configuration beside it must agree with the run in all other values that it was given.
         trust:    a resumed run that somebody else made may import the code that it names.
         settings: `algo="ppo", env="CartPole-v1", workers=2, lr=1e-3, ...`; `env` may be a class or a function too.
 
@@ -39,6 +40,7 @@ def train(
     """
     if config is not None:
         config = change(config, settings, resumed=resume is not None)
+        config = config if resume is None else for_resume(config, Path(resume))
     else:
         config = load(settings) if resume is None else reload(saved_config(Path(resume)), settings, trust=trust)
     with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch

@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from rltrain.config.consent import SavedConfig
-from rltrain.config.run_config import RESUME, RunConfig
+from rltrain.config.consent import TRAINING, SavedConfig
+from rltrain.config.run_config import INNER, RESUME, RunConfig
 from rltrain.envs.spec import EnvSpec, to_json
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
 from rltrain.storage import files
@@ -230,15 +230,49 @@ def require_same_config(folder: Path, checkpoint: Path, config: Any) -> None:
         of_run, of_checkpoint = (RunConfig.from_json(values).to_json() for values in (saved.values, config))
     except ConfigError as error:
         raise CheckpointError(f"{checkpoint}: {error}") from None
-    changed = [key for key in of_run if key not in MAY_DIFFER and of_run[key] != of_checkpoint[key]]
-    for key in changed:
-        before, now = of_checkpoint[key], of_run[key]
-        if key == "settings":
-            name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
-            key, before, now = f"{key}.{name}", before.get(name), now.get(name)
+    for key, before, now in _differences(of_checkpoint, of_run):
         raise CheckpointError(
             f"{saved.file} does not belong to {checkpoint}: {key} is {now!r}, and was {before!r} at the checkpoint"
         )
+
+
+def for_resume(config: RunConfig, folder: Path) -> RunConfig:
+    """The configuration with which the run in `folder` is resumed, if the user gives `config` for it.
+
+    Values that `config` leaves to their defaults are those of the run, for example the defaults for Box actions. The
+    exception are settings that name code: they are never taken from a file.
+
+    Raises:
+        ConfigError: `config` has a value that a resume cannot change.
+        CheckpointError: run.json is damaged.
+    """
+    saved = RunConfig.from_json(saved_config(folder).values)
+    if config.algo == saved.algo:
+        fields, given = RunConfig.model_fields, config.model_fields_set - set(INNER)
+        of_run = [key for key in fields if key not in given and (fields[key].alias or key) not in MAY_DIFFER]
+        own = config.settings
+        of_algo = [key for key in type(own).model_fields if key not in (*own.model_fields_set, *TRAINING)]
+        settings = own.model_copy(update={key: getattr(saved.settings, key) for key in of_algo})
+        update = {key: getattr(saved, key) for key in of_run} | {"settings": settings}
+        config = config.model_copy(update=update)
+    for key, before, now in _differences(saved.to_json(), config.to_json()):
+        raise ConfigError(
+            f"the configuration has {key} {now!r}, and the run in {folder} has {before!r}, which a resume cannot "
+            "change; leave the configuration out"
+        )
+    return config
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The values that a resume keeps, and that differ in two configurations: key, first value, second value."""
+    for key in before:
+        one, other = before[key], now[key]
+        if key == "settings":
+            for name in {**one, **other}:
+                if one.get(name) != other.get(name):
+                    yield f"{key}.{name}", one.get(name), other.get(name)
+        elif key not in MAY_DIFFER and one != other:
+            yield key, one, other
 
 
 def run_of_this_launch(config: RunConfig) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import rltrain
+from rltrain.config.load import change, load
 from rltrain.reporting.metrics import read
 from rltrain.storage import checkpoint
 from rltrain.storage import retention as checkpoints
@@ -336,3 +338,26 @@ def test_an_evaluation_that_a_signal_interrupted_still_ends_the_run_at_its_goal(
     assert (again.stopped, again.steps, again.fingerprint) == ("return", whole.steps, whole.fingerprint)
     assert evaluations(run) == evaluations(whole.run)
     assert checkpoints.find(run, best=True)[0].meta["step"] == whole.steps
+
+
+def test_a_configuration_beside_resume_must_be_that_of_the_run(tmp_path: Path) -> None:
+    """What it leaves to its defaults is the run's, as are the defaults for Box actions; run.json stays as it was."""
+    given = {"algo": "ppo", "env": "Pendulum-v1", "workers": 0, "streams": 2, "unroll": 16, "widths": (8,)}
+    given |= {"steps": 64, "eval_every": 0, "quiet": True, "preset": "none", "out": str(tmp_path / "runs")}
+    config = load(given)
+    run = rltrain.train(config).run
+    shutil.copytree(run, tmp_path / "copy")
+    before = (run / "run.json").read_bytes()
+
+    for other in ({"lr": 0.5}, {"seed": 7}, {"streams": 3}, {"gamma": 0.5}, {"checkpoint_every": 7}):
+        (key,) = other
+        with pytest.raises(
+            rltrain.ConfigError, match=rf"has (settings\.)?{key} .* which a resume cannot change; leave"
+        ):
+            rltrain.train(change(config, other), resume=run, steps=128)
+    with pytest.raises(rltrain.ConfigError, match=r"the configuration has algo 'a2c', and the run in .* has 'ppo'"):
+        rltrain.train(load(given | {"algo": "a2c"}), resume=run, steps=128)
+    assert (run / "run.json").read_bytes() == before
+
+    again = rltrain.train(config, resume=run, steps=128)
+    assert again.fingerprint == rltrain.train(resume=tmp_path / "copy", steps=128, quiet=True).fingerprint
