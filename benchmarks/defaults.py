@@ -24,9 +24,9 @@ STEPS = {  # of each algorithm on each environment
 METRICS = {"return": "mean of the last policy's greedy episodes", "steps": "", "wall_s": "s"}
 NOTE = (
     "One torch thread; both sides of a seed run at the same time. The last policy plays 20 greedy episodes, with the "
-    "same 20 starts on both sides. The table has the mean over the seeds, and their standard deviation. `reached`: our "
-    "mean is at least the peer's mean minus its standard deviation over the seeds. Seeds that chose a default are from "
-    "100 on; those here chose nothing."
+    "same 20 starts on both sides. The table has the return of each seed, then their mean and standard deviation. "
+    "`reached`: our mean is at least the peer's mean minus its standard deviation over the seeds. Seeds that chose a "
+    "default are from 100 on; those here chose nothing."
 )
 
 
@@ -108,10 +108,17 @@ def compared(found: Mapping[str, list[Numbers]]) -> str:
             if not all(sides):
                 continue
             (mine, _), (theirs, spread) = (mean_and_spread(side) for side in sides)
-            cells = [f"{mean:.1f} ± {around:.1f}" for mean, around in map(mean_and_spread, sides)]
+            cells = [each_and_mean(side) for side in sides]
             reached = "yes" if mine >= theirs - spread else "no"
             lines.append(f"| {algo} | {env} | {steps:,} | {' | '.join(cells)} | {reached} |")
     return "\n".join(lines)
+
+
+def each_and_mean(side: Sequence[Numbers]) -> str:
+    """The return of each seed, then their mean and standard deviation."""
+    mean, around = mean_and_spread(side)
+    each = ", ".join(f"{run['return']:.1f}" for run in side)
+    return f"{each}: {mean:.1f} ± {around:.1f}"
 
 
 def mean_and_spread(side: Sequence[Numbers]) -> tuple[float, float]:
