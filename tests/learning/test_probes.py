@@ -18,7 +18,8 @@ SMALL = {
     "gamma": 0.9,
     "entropy": 0.0,
 }
-OF = {"ppo": {"epochs": 4, "minibatches": 2}, "a2c": {"unroll": 8}}
+RAW = {"normalize_obs": False, "normalize_return": False}  # values are those of the rewards themselves
+OF = {"ppo": {"epochs": 4, "minibatches": 2, "lr_end": 0.0, **RAW}, "a2c": {"unroll": 8}}
 MEMORY = {"memory": "gru", "memory_size": 16, "sequence": 8, "normalize_advantage": True}
 both = pytest.mark.parametrize("algo", ["ppo", "a2c"])
 
