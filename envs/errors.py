@@ -25,7 +25,10 @@ class InvalidValue(Exception):
 
 
 class ProcessExit(BaseException):
-    """The environment called `os._exit` in a process that must continue. No Exception, so that it does not catch it."""
+    """The environment ended a process that must continue, for example `with os._exit(0)` or `by SIGABRT`.
+
+    No Exception, so that it does not catch it.
+    """
 
 
 NOT_THEIRS = (sysconfig.get_path("stdlib"), str(Path(__file__).parents[1]))  # folders of code that no user wrote
@@ -87,10 +90,11 @@ def exit_text(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(NOT_THEIRS)] or frames
     place = f"{own[-1].filename}, line {own[-1].lineno}" if own else "an unknown place"
-    status = error.args[0] if error.args else None
-    if isinstance(error, SystemExit | ProcessExit):
-        name = "sys.exit" if isinstance(error, SystemExit) else "os._exit"
-        return f"it ended the program with {name}({'' if status is None else repr(status)}) at {place}"
+    if isinstance(error, ProcessExit):
+        return f"it ended the program {error} at {place}"
+    if isinstance(error, SystemExit):
+        status = error.args[0] if error.args else None
+        return f"it ended the program with sys.exit({'' if status is None else repr(status)}) at {place}"
     return f"it raised {type(error).__name__} at {place}"
 
 

@@ -22,6 +22,7 @@ from rltrain.reporting.report import Report, Result
 from rltrain.rollout.replay.ring import NoStack
 from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.types import Trajectory
+from rltrain.rollout.workers import in_process
 from rltrain.rollout.workers.handle import ActorLost, ClusterLost
 from rltrain.self_play_ratings import SelfPlay
 from rltrain.setup.cluster import open_cluster
@@ -242,6 +243,8 @@ class Run:
         """After a signal: give up the unrolls under way after some seconds; at once if it came again."""
         deadline = 0.0 if again else time.monotonic() + GRACE_SECONDS
         self.rollout.deadline = min(self.rollout.deadline, deadline)
+        if again:
+            in_process.give_up()
 
     def interrupted(self, actors_lost: bool = False) -> Interrupted:
         """Write a checkpoint of a run that was ended by a signal; returns the exception to raise."""

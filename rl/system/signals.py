@@ -1,9 +1,14 @@
-"""Ctrl-C and SIGTERM: the first asks a run to stop, the second to stop at once, the third ends the process."""
+"""Ctrl-C and SIGTERM: the first asks a run to stop, the second to stop at once, the third ends the process.
+
+An environment in this process may send itself many of them within a moment. So the process ends only if a second has
+passed since the first one. If the second one ends a call of the environment, a second must pass after that, too.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -11,15 +16,20 @@ from rltrain.errors import Stop
 from rltrain.rollout.workers.forks import kept_from_children
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+REACTION_SECONDS = 1.0
 set_handler = signal.signal  # with --workers 0, code of an environment finds another function under this name
 
 
 class Signals:
-    """A context that handles signals. Before `ask` is set a signal raises `Stop`; afterwards it calls `ask`."""
+    """A context that handles signals. Before `ask` is set a signal raises `Stop`; afterwards it calls `ask`.
+
+    `ask` may raise an exception, to end what the process does.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None  # of the newest signal
         self.ask: Callable[[bool], None] | None = None  # called with False at the first signal, then with True
+        self._count, self._since = 0, 0.0
         self._handlers = _handled_by(self._on, NUMBERS)
 
     def received(self) -> bool:
@@ -34,14 +44,31 @@ class Signals:
         self._handlers.__exit__(*error)
 
     def _on(self, signum: int, _: Any) -> None:
-        again, self.signum = self.signum is not None, signum
-        if again:  # the default handler ends the process at the third, even in C code that hangs
-            for number in NUMBERS:
-                set_handler(number, signal.SIG_DFL)
-        if self.ask is not None:
-            self.ask(again)
-        elif not again:
-            raise Stop(signum)
+        now = time.monotonic()
+        self.signum = signum
+        self._count += 1
+        if self._count == 1:
+            self._since = now
+        late = self._count > 1 and now - self._since >= REACTION_SECONDS
+        if late and self._count > 2:
+            _end_at_next()
+        try:
+            if self.ask is not None:
+                self.ask(self._count > 1)
+            elif self._count == 1:
+                raise Stop(signum)
+        except BaseException:  # the process reacts
+            if self._count == 2:
+                self._since = now
+            raise
+        if late:
+            _end_at_next()
+
+
+def _end_at_next() -> None:
+    """Let the next signal end the process, even in C code that hangs."""
+    for number in NUMBERS:
+        set_handler(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -11,9 +11,21 @@ from rltrain.envs.closing import close_all
 from rltrain.envs.errors import EnvFault, by_user, describe, exit_text
 from rltrain.rollout.workers.handle import ActorLost
 
+_running = False  # a call of a LocalHandle
+
+
+class _GivenUp(KeyboardInterrupt):
+    """Ends a call. It passes through the code of an environment as Ctrl-C does."""
+
+
+def give_up() -> None:
+    """End the call that is under way, if there is one; it raises InterruptedError. For handlers of signals."""
+    if _running:
+        raise _GivenUp
+
 
 class LocalHandle:
-    """Calls the object immediately; a call that hangs cannot be supervised.
+    """Calls the object immediately; a call that hangs cannot be supervised, but for `give_up`.
 
     Args:
         build: makes the object, at the first call.
@@ -32,6 +44,7 @@ class LocalHandle:
         self._settings = LocalSettings()
 
     def call(self, method: str, *args: Any) -> None:
+        global _running
         import torch
 
         threads = torch.get_num_threads()  # an actor uses one, since the number affects the bits of its rows
@@ -39,9 +52,15 @@ class LocalHandle:
             torch.set_num_threads(1)
         try:
             with self._settings():
-                if self._object is None:
-                    self._object = self._build()
-                self._answer = getattr(self._object, method)(*args)
+                try:
+                    _running = True
+                    if self._object is None:
+                        self._object = self._build()
+                    self._answer = getattr(self._object, method)(*args)
+                finally:
+                    _running = False
+        except _GivenUp:
+            raise InterruptedError from None
         except EnvFault as fault:
             self._answer = ActorLost(self.worker, describe(fault))
         except Exception:

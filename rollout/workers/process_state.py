@@ -35,6 +35,8 @@ from rltrain.envs.errors import ProcessExit
 from rltrain.rollout.workers.local_children import LocalChildren
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
+HARMLESS = {"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH", "SIGINFO", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU"}
+CRASHES = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"}  # fatal under faulthandler too
 
 
 class Setting(NamedTuple):
@@ -76,9 +78,9 @@ class SeparateSettings:
 class LocalSettings:
     """Runs an environment in the learner's process with settings of its own, as in a process of its own.
 
-    It gets its own standard streams, which it may close. `os._exit` raises `ProcessExit`. The run keeps its handlers of
-    SIGINT and SIGTERM. Functions that the environment registers with `atexit` are called by `end`, which also ends its
-    processes.
+    It gets its own standard streams, which it may close. `os._exit` and a signal to itself that would end the process
+    raise `ProcessExit`. The run keeps its handlers of SIGINT and SIGTERM, also for those that the environment sends.
+    Functions that the environment registers with `atexit` are called by `end`, which also ends its processes.
     """
 
     def __init__(self) -> None:
@@ -88,6 +90,10 @@ class LocalSettings:
         self._handlers: dict[int, Any] = {}  # of HANDLED, that the environment has set
         self._theirs: dict[tuple[Any, str], Any] = {
             (os, "_exit"): self._exit,
+            (os, "abort"): self._abort,
+            (os, "kill"): self._kill,
+            (os, "killpg"): self._killpg,
+            (signal, "raise_signal"): self._raise_signal,
             (atexit, "register"): self._at_exit,
             (signal, "signal"): self._signal,
         }
@@ -137,24 +143,73 @@ class LocalSettings:
         self._children.close()
 
     def _exit(self, status: int) -> NoReturn:
-        if os.getpid() != self._pid:  # a process that the environment has forked
+        if self._forked():
             _exit(status)
-        raise ProcessExit(status)
+        raise ProcessExit(f"with os._exit({status!r})")
+
+    def _abort(self) -> NoReturn:
+        if self._forked():
+            _abort()
+        raise ProcessExit("with os.abort()")
+
+    def _kill(self, pid: int, number: int) -> None:
+        if pid == self._pid or (pid <= 0 and -pid in (0, os.getpgrp())):
+            self._check_signal(number)
+        _kill(pid, number)
+
+    def _killpg(self, group: int, number: int) -> None:
+        self._kill(-group, number)
+
+    def _raise_signal(self, number: int) -> None:
+        self._check_signal(number)
+        _raise_signal(number)
+
+    def _check_signal(self, number: int) -> None:
+        if not self._forked() and _ends_process(number):
+            raise ProcessExit(f"by {signal.Signals(number).name}")
+
+    def _forked(self) -> bool:
+        """True in a process that the environment has forked."""
+        return os.getpid() != self._pid
 
     def _at_exit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._at_exits.append(functools.partial(function, *args, **kwargs))
         return function
 
     def _signal(self, number: int, handler: Any) -> Any:
-        if number not in HANDLED or os.getpid() != self._pid:
+        if number not in HANDLED or self._forked():
             return _set_handler(number, handler)
         before = self._handlers.get(number, signal.getsignal(number))
         self._handlers[number] = handler
         return before
 
 
-_exit = os._exit
-_set_handler = signal.signal
+_exit, _abort, _kill, _raise_signal, _set_handler = os._exit, os.abort, os.kill, signal.raise_signal, signal.signal
+
+
+def _ends_process(number: int) -> bool:
+    """Whether a signal that this process sends to itself ends it."""
+    try:
+        name = signal.Signals(number).name
+    except ValueError:  # 0, or no signal
+        return False
+    if name in HARMLESS or number in HANDLED:
+        return False
+    if name == "SIGKILL":
+        return True
+    if signal.getsignal(number) not in (signal.SIG_DFL, None) or number in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        return False
+    return name in CRASHES or not _handled_in_c(number)
+
+
+def _handled_in_c(number: int) -> bool:
+    """Whether a library has set a handler of which Python does not know, as `faulthandler.register` does."""
+    try:
+        with open("/proc/self/status") as status:
+            caught = next(line for line in status if line.startswith("SigCgt"))
+    except (OSError, StopIteration):  # another system than Linux
+        return False
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
 def _attribute(thing: Any, name: str) -> Setting:

@@ -9,6 +9,7 @@ must end as that of `Harmless` does, with the same fingerprint. Keys of EXPECT:
     notes    pattern of a line that a run prints although it trains
     traceback  True: the user's traceback is printed; None: it may be
     dies     it ends the process that it runs in, so with --workers 0 the run itself
+    alone    other values with --workers 0, where it runs in the process of the run
     twin     class with the same fingerprint; None: the fingerprint need only be the same for all numbers of workers
     flags    more flags
     algos    algorithms, a case each; default ppo
@@ -32,7 +33,7 @@ import sys
 import tempfile
 import time
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,8 @@ def wrong(case: Case, workers: int, outcome: Outcome, twin: str | None = None) -
     Args:
         twin: the fingerprint that it must have, if that is known.
     """
+    if workers == 0 and "alone" in case.expect:
+        case = replace(case, expect=case.expect | case.expect["alone"])
     expect = case.expect
     status, err = outcome.status, outcome.err
     if status is None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 
 import rltrain
 from rltrain import cli
-from rltrain.errors import Interrupted, Stop
+from rltrain.envs.problems.probes import Counter
+from rltrain.errors import Interrupted, RunFailed, Stop
+from rltrain.system import signals as signals_module
 from rltrain.system.signals import Signals, held, sigterm_stops
 
 HANGS = """
@@ -27,9 +30,17 @@ class Hangs(Counter):
         if any(Path("runs").glob("*/metrics.jsonl")):
             time.sleep(0.5)  # the run has started by now
             print("hangs", flush=True)
-            while True: time.sleep(0.1)
+            while True:
+                try: time.sleep(0.1)
+                except SWALLOWED: pass
         return super().step(action)
 """
+
+
+TINY: dict[str, Any] = {
+    "algo": "ppo", "preset": "none", "workers": 0, "streams": 2, "unroll": 16, "epochs": 1, "minibatches": 1,
+    "widths": [8], "steps": 96, "eval_every": 0, "quiet": True,
+}  # fmt: skip
 
 
 def send(number: int) -> None:
@@ -37,7 +48,8 @@ def send(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_while_starting_it_raises_once_and_then_it_asks(number: int) -> None:
+def test_while_starting_it_raises_once_and_then_it_asks(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals_module, "REACTION_SECONDS", 0.0)
     before = signal.getsignal(number)
     asked: list[bool] = []
     with Signals() as signals:
@@ -54,6 +66,17 @@ def test_while_starting_it_raises_once_and_then_it_asks(number: int) -> None:
         assert signal.getsignal(number) == signal.SIG_DFL, "a third one is not ours"
     assert asked == [False, True]
     assert signal.getsignal(number) == before
+
+
+def test_signals_within_a_moment_do_not_end_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Signals() as signals:
+        signals.ask = lambda again: None
+        for _ in range(10):
+            send(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signals._on
+        monkeypatch.setattr(signals_module, "REACTION_SECONDS", 0.0)
+        send(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -82,22 +105,115 @@ def test_a_signal_in_the_start_closes_everything(
     assert capsys.readouterr().err == "rltrain: interrupted while it started; no checkpoint was written\n"
 
 
-def test_the_third_ends_what_hangs_in_this_process(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(HANGS)
+@pytest.mark.parametrize("swallows", [False, True])
+def test_a_hang_in_this_process_is_given_up_at_the_second_signal(swallows: bool, tmp_path: Path) -> None:
+    """If the environment swallows the exception that ends its call, the fourth one ends the process."""
+    (tmp_path / "mine.py").write_text(HANGS.replace("SWALLOWED", "BaseException" if swallows else "Exception"))
     flags = "--algo ppo --env mine.py:Hangs --workers 0 --streams 4 --unroll 16 --eval-every 0 --quiet".split()
     text = "import sys; from rltrain.cli import main; sys.exit(main())"
-    with subprocess.Popen([sys.executable, "-c", text, *flags], cwd=tmp_path, stdout=subprocess.PIPE) as command:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", text, *flags], cwd=tmp_path, stdout=pipe, stderr=pipe) as command:
         assert command.stdout is not None
+        assert command.stderr is not None
         try:
             assert command.stdout.readline() == b"hangs\n"
-            for _ in range(2):
-                command.send_signal(signal.SIGTERM)
-                time.sleep(0.3)
-            assert command.poll() is None, "the first two wait"
             command.send_signal(signal.SIGTERM)
-            assert command.wait(10) == -signal.SIGTERM
+            time.sleep(0.3)
+            assert command.poll() is None
+            command.send_signal(signal.SIGTERM)
+            for _ in range(2 if swallows else 0):
+                time.sleep(1.1)
+                assert command.poll() is None
+                command.send_signal(signal.SIGTERM)
+            assert command.wait(10) == (-signal.SIGTERM if swallows else 143)
+            error = command.stderr.read()
+            assert error.startswith(b"" if swallows else b"rltrain: interrupted; checkpoint ")
+            assert error.count(b"\n") == (0 if swallows else 1)
         finally:
             command.kill()
+
+
+class SendsSignals(Counter):
+    """Sends a signal to its own process in some of its calls, once a run trains."""
+
+    def __init__(self, runs: str, calls: Sequence[str], number: int, way: str = "kill") -> None:
+        super().__init__()
+        self.runs, self.calls, self.number, self.way = Path(runs), calls, number, way
+
+    def send(self, call: str) -> None:
+        if call in self.calls and any(self.runs.glob("*/metrics.jsonl")):
+            if self.way == "kill":
+                os.kill(os.getpid(), self.number)
+            else:
+                subprocess.run(["/bin/kill", f"-{self.number}", str(os.getpid())], check=True)
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.send("reset")
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        self.send("step")
+        return super().step(action)
+
+    def close(self) -> None:
+        self.send("close")
+
+
+@pytest.mark.parametrize("way", ["kill", "a process of its own"])
+@pytest.mark.parametrize(
+    ("calls", "number"),
+    [
+        ("reset", signal.SIGTERM),
+        ("step", signal.SIGINT),
+        ("close", signal.SIGTERM),
+        ("reset step close", signal.SIGTERM),
+    ],
+)
+def test_an_environment_that_stops_its_own_process_again_and_again(
+    calls: str, number: int, way: str, tmp_path: Path
+) -> None:
+    """With --workers 0. The run ends once, with a checkpoint that can be resumed."""
+    args = {"runs": str(tmp_path), "calls": calls.split(), "number": int(number), "way": way}
+    asked: dict[str, Any] = {"env": SendsSignals, "env_args": args, "out": str(tmp_path)} | TINY
+    before = signal.getsignal(number)
+    if calls == "close":
+        assert rltrain.train(**asked).stopped == "steps"
+    else:
+        with pytest.raises(Interrupted, match="interrupted; checkpoint") as interrupted:
+            rltrain.train(**asked)
+        assert interrupted.value.status == 128 + number
+        (run,) = tmp_path.iterdir()
+        (tmp_path / "elsewhere").mkdir()
+        moved = run.rename(tmp_path / "elsewhere" / run.name)  # where the environment does not look for a run
+        assert rltrain.train(resume=moved, env=SendsSignals).stopped == "steps"
+    assert signal.getsignal(number) == before
+
+
+FATAL: dict[str, Any] = {
+    "SIGHUP": lambda: os.kill(os.getpid(), signal.SIGHUP),
+    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "SIGQUIT": lambda: os.killpg(os.getpgrp(), signal.SIGQUIT),
+    "SIGUSR1": lambda: os.kill(0, signal.SIGUSR1),
+    "SIGVTALRM": lambda: signal.raise_signal(signal.SIGVTALRM),
+    "SIGSEGV": lambda: signal.raise_signal(signal.SIGSEGV),
+    "os.abort": lambda: os.abort(),
+}
+
+
+class EndsItself(SendsSignals):
+    """Ends its own process in some of its calls."""
+
+    def send(self, call: str) -> None:
+        if call in self.calls and any(self.runs.glob("*/metrics.jsonl")):
+            FATAL[self.way]()
+
+
+@pytest.mark.parametrize("way", FATAL)
+def test_a_signal_that_would_end_the_process_gives_a_line_and_a_checkpoint(way: str, tmp_path: Path) -> None:
+    args = {"runs": str(tmp_path), "calls": ["step"], "number": 0, "way": way}
+    text = rf"it ended the program (by|with) {way}.* at .*test_signals\.py, line \d+(.|\n)*checkpoint /"
+    with pytest.raises(RunFailed, match=text):
+        rltrain.train(env=EndsItself, env_args=args, out=str(tmp_path), max_restarts=0, **TINY)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
