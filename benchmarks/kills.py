@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -34,6 +35,7 @@ NAMES = [  # each algorithm, in this process and with workers
 LONGER = {"steps": 3000, "checkpoint_every": 150, "eval_every": 220, "keep": 2}  # so that the start is a part only
 PATIENCE = 30.0  # seconds that the processes of a killed run have for ending
 LIMIT = 300.0  # seconds after which a run counts as hung
+LOST = {"actor lost": r"(?m)^worker \d+ was lost", "evaluation worker lost": "the evaluating worker was lost"}
 EQUAL = ("equal", "equal, from step 0", "equal, evaluation worker lost", "ended, actor lost")
 
 
@@ -144,7 +146,8 @@ def attempt(name: str, whole: dict[str, Any], seconds: float, chance: random.Ran
     if workers and chance.random() < 1 / 3:
         lost = chance.choice(("evaluation worker lost", "actor lost"))
     moment = chance.uniform(0.0, seconds)
-    pid = start([*flags(name), "--out", str(out)], log)
+    words = [word for word in flags(name) if word not in ("--json", "--quiet")]  # it says which workers it has lost
+    pid = start([*words, "--out", str(out)], log)
     has_folder(out)
     if lost:
         if ended(pid, moment / 2) is not None:
@@ -158,6 +161,8 @@ def attempt(name: str, whole: dict[str, Any], seconds: float, chance: random.Ran
     os.waitpid(pid, 0)
     if alive := left(processes):
         return f"WRONG: left over: {[' '.join(process.cmdline())[:200] for process in alive]}"
+    if lost:  # two processes may have been born in the same hundredth of a second
+        lost = next((worker for worker, words in LOST.items() if re.search(words, log.read_text())), "")
     (run,) = out.iterdir()
     begins = not any((run / "checkpoints").glob("step-*"))
     status, _ = finish(["--resume", str(run), "--json", "--quiet"], log, out)

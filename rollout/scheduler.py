@@ -174,7 +174,11 @@ class Rollout:
         return {"units": [], "rows": self.rows.copy(), "incarnations": self.generations + 1, **self._counters()}
 
     def load(self, state: dict[str, Any]) -> bool:
-        """Continue from `state`. Returns whether every stream was restored exactly."""
+        """Continue from `state`. Returns whether every stream was restored exactly.
+
+        Raises:
+            ValueError: the state of a stream has the wrong kind of numbers.
+        """
         self.steps, self.restarts, self.dropped = (int(state.get(name, 0)) for name in ("steps", "restarts", "dropped"))
         self._dropped_episodes = tuple(
             Episode(ret, length, tuple(agents), *others) for ret, length, agents, *others in state.get("episodes", ())
@@ -189,6 +193,7 @@ class Rollout:
         by_first = {int(unit["streams"][0]): unit for unit in state["units"]}
         exact, restarts = True, self.restarts
         for unit in state["units"]:
+            _check_unit(unit)
             self.rows[unit["streams"]] = unit["row"]
             self.generations[unit["streams"]] = unit["incarnation"]
         for actor in self._actors:
@@ -374,3 +379,12 @@ class Rollout:
         actors = self._actors[self._turn :] + self._actors[: self._turn]
         following = next((actor for actor in actors if actor.busy or actor.handle is None), None)
         return [following] if following in busy and following is not None else []
+
+
+def _check_unit(unit: dict[str, Any]) -> None:
+    """ValueError if the arrays of a stream's state (of a block's) are not those that `Actor.state` returns."""
+    width = len(unit["streams"])
+    for name, kind in (("row", "i"), ("first", "b"), ("length", "i")):
+        array = unit[name]
+        if array.dtype.kind != kind or len(array) != width or (kind == "i" and (array < 0).any()):
+            raise ValueError(f"{name} of the streams {unit['streams']} is damaged")

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rltrain.algorithms.networks.mlp import for_actors
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.names import code_in
@@ -120,6 +122,8 @@ def open_actors(
             if saved.is_own or not (isinstance(config.env, str) and code_in(config.env) is None):
                 raise  # the environment's own code may have failed: with its traceback
             raise ValueError(str(failed).strip().splitlines()[-1]) from None
+        if isinstance(rollout, Rollout):
+            _check_rows(rollout.rows, state.get("feed", {}).get("replay", {}).get("next"))
         if not exact:
             notes.append("some streams could not be restored: they begin a new episode (exact: false)")
         rollout.publish(learner.weights(rollout.steps))
@@ -131,6 +135,13 @@ def open_actors(
 def random_rows(plan: DataPlan, streams: int) -> int:
     """Rows with random actions at the start of each stream; those of all streams together make up `warmup`."""
     return -(-plan.warmup // streams) if isinstance(plan, ReplayPlan) and plan.random_start else 0
+
+
+def _check_rows(rows: np.ndarray, stored: np.ndarray | None) -> None:
+    """ValueError if a stream continues at a row that is in the replay already: see `Replay.append`."""
+    if stored is not None and len(stored) == len(rows) and (behind := np.flatnonzero(rows < stored)).size:
+        stream = int(behind[0])
+        raise ValueError(f"stream {stream} is at row {rows[stream]}, and the replay holds {stored[stream]} rows of it")
 
 
 def _opponent_pool(config: RunConfig, spec: EnvSpec, plan: DataPlan) -> OpponentPool:

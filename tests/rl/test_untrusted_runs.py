@@ -158,6 +158,27 @@ def test_no_bit_of_run_json_can_flip(run: Path) -> None:
             saved_config(run)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("row", lambda row: row.astype(bool), "row of the streams [1] is damaged"),
+        ("row", lambda row: -row, "row of the streams [1] is damaged"),
+        ("row", lambda row: np.tile(row, 2), "row of the streams [1] is damaged"),
+        ("row", lambda row: row - 3, "stream 1 is at row "),
+        ("first", lambda first: first.astype(np.int64), "first of the streams [1] is damaged"),
+        ("length", lambda length: length + 0.5, "length of the streams [1] is damaged"),
+    ],
+)
+def test_a_stream_whose_numbers_are_wrong_is_refused(
+    name: str, change: Any, said: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = safetensors.numpy.load((newest(run) / "state.safetensors").read_bytes())
+    arrays[f"rollout/units/1/{name}"] = change(arrays[f"rollout/units/1/{name}"])
+    forge_state(newest(run), safetensors.numpy.save(arrays))
+
+    assert f"does not fit this run: {said}" in refused(run, capsys, "--workers", "0")
+
+
 @pytest.mark.parametrize("use", ["load", "resume"])
 def test_weights_that_are_not_finite_are_refused(use: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arrays = safetensors.numpy.load((newest(run) / "state.safetensors").read_bytes())
