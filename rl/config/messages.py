@@ -94,6 +94,8 @@ FAULTS = {
     "dict_type": "must be a table of key = value",
 }
 
+LARGEST = 2**63 - 1  # of an integer
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -161,6 +163,11 @@ def settings_class(algo: Any, origins: Mapping[str, str]) -> type[BaseModel]:
 
 def build(model: type[M], values: Mapping[str, Any], origins: Mapping[str, str]) -> M:
     """A checked model. ConfigError for a wrong value; `origins` has the flag, keyword or line of each value."""
+    for key, value in values.items():
+        if isinstance(value, int) and abs(value) > LARGEST:  # else numpy and torch overflow somewhere
+            origin = origins.get(key, key)
+            place = origin if origin.replace("-", "_").endswith(key) else f"{origin}: {key}"
+            raise ConfigError(f"{place} must be between -2^63 and 2^63 - 1")
     try:
         return model(**values)
     except ValidationError as error:

@@ -18,6 +18,8 @@ from rltrain.errors import CheckpointError
 
 MAX_OBS = 2**28  # limit of the numbers of one observation
 MAX_ACTION = 2**24  # limit of the numbers of one action, and of its mask
+DTYPES = {"bool", *(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))}
+DTYPES |= {"float16", "float32", "float64"}  # of observations and actions
 MAX_TEXT = 4096  # limit of a text in a configuration
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -119,6 +121,9 @@ def read_spec(path: Path, data: Any) -> EnvSpec:
         for obs, action in ((spec.obs, spec.action), *((group.obs, group.action) for group in spec.groups)):
             leaves = [_type_of(Leaf).validate_python(asdict(leaf)) for leaf in iter_leaves(obs)]
             _type_of(ActionSpec).validate_python(asdict(action))
+            for dtype in (action.takes, *(leaf.dtype for leaf in leaves)):
+                if dtype not in DTYPES:
+                    raise ValueError(f"no numbers are of type {dtype!r}")
             sizes = [size for leaf in leaves for size in (*leaf.shape, *leaf.nvec)] + [*action.shape, *action.nvec]
             if min(sizes, default=0) < 0:
                 raise ValueError("a negative size")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from rltrain import cli
 from rltrain.errors import CheckpointError
 from rltrain.storage.checkpoint import META
 from rltrain.storage.run_folder import RUN_FILE, saved_config
-from rltrain.storage.schema import check_sizes
+from rltrain.storage.schema import check_sizes, read_spec
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "mutations.py"
 
@@ -177,6 +178,20 @@ def test_a_stream_whose_numbers_are_wrong_is_refused(
     forge_state(newest(run), safetensors.numpy.save(arrays))
 
     assert f"does not fit this run: {said}" in refused(run, capsys, "--workers", "0")
+
+
+@pytest.mark.parametrize("part", ["takes", "dtype"])
+@pytest.mark.parametrize("dtype", ["antigravity:geohash", "O", "float128x", "U9", ""])
+def test_a_spec_of_other_things_than_numbers_is_refused(part: str, dtype: str, run: Path) -> None:
+    spec = json.loads((newest(run) / META).read_text())["spec"]
+    (spec["action"] if part == "takes" else spec["obs"]["leaf"])[part] = dtype
+    with pytest.raises(CheckpointError, match="its spec is wrong: ValueError no numbers are of type"):
+        read_spec(run, spec)
+
+
+def test_whole_numbers_of_a_run_are_of_64_bits(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    forge_config(run, unroll=10**39)
+    assert "unroll must be between -2^63 and 2^63 - 1" in refused(run, capsys)
 
 
 @pytest.mark.parametrize("use", ["load", "resume"])
