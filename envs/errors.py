@@ -69,9 +69,9 @@ def describe(fault: EnvFault) -> str:
 
 def by_user(error: BaseException) -> bool:
     """True if Ctrl-C raised this, and not the environment itself."""
-    if not isinstance(error, KeyboardInterrupt):
-        return False
-    return type(error) is not KeyboardInterrupt or signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if type(error) is KeyboardInterrupt:
+        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return isinstance(error, KeyboardInterrupt) and type(error).__module__.startswith("rltrain.")
 
 
 def detail_of(error: BaseException) -> str:

@@ -155,6 +155,9 @@ class LocalSettings:
     def _kill(self, pid: int, number: int) -> None:
         if pid == self._pid or (pid <= 0 and -pid in (0, os.getpgrp())):
             self._check_signal(number)
+            if pid == self._pid and number in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+                signal.pthread_kill(threading.get_ident(), number)  # the run's other threads do not block it
+                return
         _kill(pid, number)
 
     def _killpg(self, group: int, number: int) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -216,6 +217,44 @@ def test_a_signal_that_would_end_the_process_gives_a_line_and_a_checkpoint(way: 
     text = rf"it ended the program (by|with) {way}.* at .*test_signals\.py, line \d+(.|\n)*checkpoint /"
     with pytest.raises(RunFailed, match=text):
         rltrain.train(env=EndsItself, env_args=args, out=str(tmp_path), max_restarts=0, **TINY)
+
+
+class Waits(Counter):
+    """Blocks a signal, sends it to its own process, and takes it."""
+
+    def step(self, action: Any) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR1,))
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signal.sigwait((signal.SIGUSR1,)) == signal.SIGUSR1
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return super().step(action)
+
+
+def test_a_signal_that_an_environment_blocks_reaches_no_other_thread(tmp_path: Path) -> None:
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)  # with the default action of the signal, which ends the process
+    other.start()
+    try:
+        assert rltrain.train(env=Waits, out=str(tmp_path), **TINY).stopped == "steps"
+    finally:
+        done.set()
+        other.join()
+
+
+class Stop(KeyboardInterrupt):
+    """An exception of the environment's own."""
+
+
+class Stops(SendsSignals):
+    def send(self, call: str) -> None:
+        if call in self.calls and any(self.runs.glob("*/metrics.jsonl")):
+            raise Stop("no further")
+
+
+def test_an_exception_of_the_environment_is_not_taken_for_ctrl_c(tmp_path: Path) -> None:
+    args = {"runs": str(tmp_path), "calls": ["step"], "number": 0}
+    with pytest.raises(RunFailed, match=r"Stop.* at .*test_signals\.py, line \d+(.|\n)*checkpoint /"):
+        rltrain.train(env=Stops, env_args=args, out=str(tmp_path), max_restarts=0, **TINY)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
