@@ -18,6 +18,7 @@ import rltrain
 from rltrain import cli
 from rltrain.envs.problems.probes import Counter
 from rltrain.errors import Interrupted, RunFailed, Stop
+from rltrain.rollout.workers import process_state
 from rltrain.system import signals as signals_module
 from rltrain.system.signals import Signals, held, sigterm_stops
 
@@ -212,11 +213,25 @@ class EndsItself(SendsSignals):
 
 
 @pytest.mark.parametrize("way", FATAL)
-def test_a_signal_that_would_end_the_process_gives_a_line_and_a_checkpoint(way: str, tmp_path: Path) -> None:
+def test_a_signal_that_would_end_the_process_gives_a_line_and_a_checkpoint(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sent(*_: Any) -> None:
+        raise AssertionError("the signal was sent to the process of the tests, or to all of its group")
+
+    for function in ("_kill", "_raise_signal", "_abort"):
+        monkeypatch.setattr(process_state, function, sent)
+    monkeypatch.setattr(process_state, "_handled_in_c", lambda number: False)  # another test may have set a handler
+    numbers = [signal.SIGHUP, signal.SIGQUIT]  # ignored where the tests run in the background
+    before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     args = {"runs": str(tmp_path), "calls": ["step"], "number": 0, "way": way}
     text = rf"it ended the program (by|with) {way}.* at .*test_signals\.py, line \d+(.|\n)*checkpoint /"
-    with pytest.raises(RunFailed, match=text):
-        rltrain.train(env=EndsItself, env_args=args, out=str(tmp_path), max_restarts=0, **TINY)
+    try:
+        with pytest.raises(RunFailed, match=text):
+            rltrain.train(env=EndsItself, env_args=args, out=str(tmp_path), max_restarts=0, **TINY)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class Waits(Counter):
@@ -241,19 +256,19 @@ def test_a_signal_that_an_environment_blocks_reaches_no_other_thread(tmp_path: P
         other.join()
 
 
-class Stop(KeyboardInterrupt):
+class OwnStop(KeyboardInterrupt):
     """An exception of the environment's own."""
 
 
 class Stops(SendsSignals):
     def send(self, call: str) -> None:
         if call in self.calls and any(self.runs.glob("*/metrics.jsonl")):
-            raise Stop("no further")
+            raise OwnStop("no further")
 
 
 def test_an_exception_of_the_environment_is_not_taken_for_ctrl_c(tmp_path: Path) -> None:
     args = {"runs": str(tmp_path), "calls": ["step"], "number": 0}
-    with pytest.raises(RunFailed, match=r"Stop.* at .*test_signals\.py, line \d+(.|\n)*checkpoint /"):
+    with pytest.raises(RunFailed, match=r"OwnStop.* at .*test_signals\.py, line \d+(.|\n)*checkpoint /"):
         rltrain.train(env=Stops, env_args=args, out=str(tmp_path), max_restarts=0, **TINY)
 
 
