@@ -180,7 +180,7 @@ class SerialVectorEnv:
 def _without_order_checks(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """Take the wrapper OrderEnforcing out of the chain of wrappers, where `gymnasium.make` puts it.
 
-    It refuses steps before the first reset, and there are none here. Its two calls take a tenth of a cheap step's time.
+    It refuses steps before the first reset, and there are none here. Its two calls take 7% of a step of CartPole.
     """
     if type(env) is OrderEnforcing:
         return env.env

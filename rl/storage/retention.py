@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from rltrain.storage.schema import read_spec
 from rltrain.storage.segments import Listed, Segments, check_segments
 from rltrain.system.schedule import Schedule
 
+LISTINGS = 50  # of a folder of checkpoints that appears empty
 STEPS, BEST = "step-", "best-"  # first letters of the names of checkpoints: states of the run, best policies
 COSMETIC = ("id", "stack", "padding")  # parts of a spec that do not change what the policy observes and does
 
@@ -166,10 +168,15 @@ def newest_intact(folder: Path, best: bool = False, segments: bool = False) -> t
         CheckpointError: none of the checkpoints is intact.
     """
     damaged: dict[Path, str] = {}
+    link, again = folder / ("best" if best else "latest"), LISTINGS
     while True:
         paths = _newest_first(folder, BEST if best else STEPS)
         path = next((path for path in paths if path not in damaged), None)
         if path is None:
+            again -= 1
+            if not paths and again and link.exists():  # the run wrote and removed checkpoints during the listing
+                time.sleep(0.001)
+                continue
             break
         try:
             refuse_link(path)
@@ -181,7 +188,7 @@ def newest_intact(folder: Path, best: bool = False, segments: bool = False) -> t
             continue
         newer = [damaged[other] for other in paths[: paths.index(path)]]
         notes = [f"{text}; {path.name} is used instead" for text in newer]
-        return found, [*notes, *_note_about_link(folder / ("best" if best else "latest"), path)]
+        return found, [*notes, *_note_about_link(link, path)]
     if paths:
         others = "; no other checkpoint is intact" if len(paths) > 1 else ""
         raise CheckpointError(f"{damaged[paths[0]]}{others}")

@@ -19,7 +19,7 @@ from oracles.forged import forge_config
 import rltrain
 from rltrain import cli
 from rltrain.errors import CheckpointError, RunFailed
-from rltrain.storage import checkpoint, files
+from rltrain.storage import checkpoint, files, retention
 from rltrain.storage.retention import find, newest_intact, point, prune
 
 QUICK: dict[str, Any] = {
@@ -348,6 +348,23 @@ def test_a_reader_finds_a_checkpoint_while_the_writer_keeps_one_only(tmp_path: P
         stop.set()
         writer.join()
     assert loads == 300
+
+
+def test_a_listing_that_misses_the_only_checkpoint_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system may do while the run writes the next one and removes this one."""
+    checkpoint.save(tmp_path, "step-000000000001", {}, {"step": 1})
+    point(tmp_path, "latest", "step-000000000001")
+    listed, calls = retention._newest_first, list[str]()
+
+    def misses(folder: Path, kind: str) -> list[Path]:
+        calls.append(kind)
+        return [] if len(calls) < 4 else listed(folder, kind)
+
+    monkeypatch.setattr(retention, "_newest_first", misses)
+    found, notes = newest_intact(tmp_path)
+    assert (found is not None, notes, len(calls)) == (True, [], 4)
 
 
 @pytest.mark.parametrize("file", [checkpoint.META, checkpoint.STATE])
