@@ -164,7 +164,8 @@ def settings_class(algo: Any, origins: Mapping[str, str]) -> type[BaseModel]:
 def build(model: type[M], values: Mapping[str, Any], origins: Mapping[str, str]) -> M:
     """A checked model. ConfigError for a wrong value; `origins` has the flag, keyword or line of each value."""
     for key, value in values.items():
-        if isinstance(value, int) and abs(value) > LARGEST:  # else numpy and torch overflow somewhere
+        items = value if isinstance(value, tuple | list) else (value,)
+        if any(isinstance(item, int) and abs(item) > LARGEST for item in items):  # else numpy and torch overflow
             origin = origins.get(key, key)
             place = origin if origin.replace("-", "_").endswith(key) else f"{origin}: {key}"
             raise ConfigError(f"{place} must be between -2^63 and 2^63 - 1")

@@ -30,7 +30,7 @@ from rltrain.storage.schema import read_spec
 from rltrain.storage.segments import Listed, Segments, check_segments
 from rltrain.system.schedule import Schedule
 
-LISTINGS = 50  # of a folder of checkpoints that appears empty
+LISTINGS = 50  # so often a folder of checkpoints that appears empty is listed
 STEPS, BEST = "step-", "best-"  # first letters of the names of checkpoints: states of the run, best policies
 COSMETIC = ("id", "stack", "padding")  # parts of a spec that do not change what the policy observes and does
 

@@ -155,7 +155,8 @@ class LocalSettings:
     def _kill(self, pid: int, number: int) -> None:
         if pid == self._pid or (pid <= 0 and -pid in (0, os.getpgrp())):
             self._check_signal(number)
-            if pid == self._pid and number in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+            own = pid == self._pid and not self._forked()
+            if own and number in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
                 signal.pthread_kill(threading.get_ident(), number)  # the run's other threads do not block it
                 return
         _kill(pid, number)

@@ -143,6 +143,7 @@ def test_none_from_python_stands_for_the_default() -> None:
         ({"steps": "2.5"}, "--steps must be a whole number, got 2.5"),
         ({"epochs": "0"}, "--epochs must be at least 1, got 0"),
         ({"unroll": "1" + 39 * "0"}, "--unroll must be between -2^63 and 2^63 - 1"),
+        ({"widths": "8,1" + 39 * "0"}, "--widths must be between -2^63 and 2^63 - 1"),
         ({"activation": "gelu"}, "--activation must be 'tanh' or 'relu', got 'gelu'"),
         ({"memory": "gru", "unroll": "100"}, "sequence must divide unroll, got sequence 16 and unroll 100"),
         ({"widths": "8,x"}, "--widths must be a whole number, got 'x'"),
