@@ -256,6 +256,23 @@ def test_a_signal_that_an_environment_blocks_reaches_no_other_thread(tmp_path: P
         other.join()
 
 
+def test_a_process_that_an_environment_forks_sends_signals_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that the process blocks: it must not send the signal to itself."""
+    reads, writes = os.pipe()
+    monkeypatch.setattr(process_state, "_kill", lambda pid, number: os.write(writes, f"{pid} {int(number)}".encode()))
+    parent = os.getpid()
+    with process_state.LocalSettings()():
+        child = os.fork()
+        if child == 0:
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR2,))
+            os.kill(parent, signal.SIGUSR2)
+            os._exit(0)
+        os.waitpid(child, 0)
+    os.close(writes)
+    assert os.read(reads, 100).decode() == f"{parent} {int(signal.SIGUSR2)}"
+    os.close(reads)
+
+
 class OwnStop(KeyboardInterrupt):
     """An exception of the environment's own."""
 
