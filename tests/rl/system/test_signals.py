@@ -261,13 +261,16 @@ def test_a_process_that_an_environment_forks_sends_signals_to_its_parent(monkeyp
     reads, writes = os.pipe()
     monkeypatch.setattr(process_state, "_kill", lambda pid, number: os.write(writes, f"{pid} {int(number)}".encode()))
     parent = os.getpid()
-    with process_state.LocalSettings()():
+    settings = process_state.LocalSettings()
+    with settings():
         child = os.fork()
         if child == 0:
             signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR2,))
             os.kill(parent, signal.SIGUSR2)
             os._exit(0)
         os.waitpid(child, 0)
+    monkeypatch.undo()
+    settings.end()
     os.close(writes)
     assert os.read(reads, 100).decode() == f"{parent} {int(signal.SIGUSR2)}"
     os.close(reads)
