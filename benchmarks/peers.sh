@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the environments of the libraries we compare with:
-#   benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou] [sf] [cleanrl] [benchmarl]
+#   benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou] [sf] [cleanrl] [benchmarl] [sbx] [rejax]
 set -euo pipefail
-peers="sb3 rllib torchrl tianshou sf cleanrl benchmarl"
+peers="sb3 rllib torchrl tianshou sf cleanrl benchmarl sbx rejax"
 [ $# -ge 1 ] || { echo "usage: benchmarks/peers.sh DIR [peer ...]; peers: $peers" >&2; exit 2; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dir=$1
@@ -21,6 +21,8 @@ for name in "$@"; do
     cleanrl)
       packages=("gym==0.23.1" "numpy<2" cloudpickle pandas matplotlib tensorboard pygame-ce "ale-py==0.12.1")
       packages+=("opencv-python-headless<4.12") ;; # and, below, itself
+    sbx) packages=("sbx-rl==0.28.0") ;;
+    rejax) packages=("rejax==0.1.3" "gymnax==0.0.9") ;; # it calls the step function of gymnax before 1.0
     # Newer PettingZoo has no mpe of its own; torchvision is the one that belongs to this torch.
     benchmarl) packages=("benchmarl==1.5.2" "torchrl==0.11.1" "torchvision==0.28.0" "pettingzoo[mpe]==1.24.3") ;;
     *) echo "peers.sh: no peer $name; there are $peers" >&2; exit 2 ;;

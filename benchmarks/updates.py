@@ -1,6 +1,7 @@
-"""SAC and TD3 on Pendulum-v1, one update for each step: updates per second against Stable-Baselines3 and CleanRL.
+"""SAC and TD3 on Pendulum-v1, one update for each step: updates per second against SB3, CleanRL and sbx (JAX).
 
-Both with two layers of 256, batches of 256, one torch thread and one environment.
+All with two layers of 256, batches of 256 and one environment. On one core: one torch thread, or sbx bound to one core.
+On two cores: two torch threads, or one worker that overlaps, or sbx on two cores.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ NOTE = (
     "`updates_per_second`: updates over the whole time of training, environment, acting and sampling included. "
     "`arithmetic alone`: as many products of two 256 x 256 matrices as an update needs (SAC 16, TD3 11.5 on average), "
     "and nothing else, right before. CleanRL is release 1.2.0, the newest that is packaged. `learning` is the share "
-    "of updates and sampling, `acting` that of policy and environment."
+    "of updates and sampling, `acting` that of policy and environment. "
+    "sbx: without its first 1,000 steps, in which JAX compiles."
 )
 
 
@@ -66,17 +68,28 @@ def main() -> None:
         return Variant(name, bench.shown(command), run)
 
     for algo in options.algo.split(","):
-        names = [f"{algo} {who}" for who in ("arithmetic alone", "rltrain", "sb3", "cleanrl")]
         products = PRODUCTS[algo]
         rltrain = [str(BIN / "rltrain"), "--algo", algo, *SETTINGS, "--steps", str(steps), "--seed", "{seed}"]
-        variants.append(Variant(names[0], f"{products:g} products an update", lambda index, p=products: arithmetic(p)))
-        variants.append(mine(names[1], rltrain))
+        alone, one, threads, overlap, *peers = (
+            f"{algo} {who}"
+            for who in ("arithmetic alone", "rltrain", "rltrain, two threads", "rltrain, overlapped", "sb3", "cleanrl")
+        )
+        sbx = [f"{algo} sbx, {cores} cores" for cores in (1, 2)]
+        variants.append(Variant(alone, f"{products:g} products an update", lambda index, p=products: arithmetic(p)))
+        variants.append(mine(one, rltrain))
+        variants.append(mine(threads, [*rltrain, "--learner-threads", "2"]))
+        variants.append(mine(overlap, [*rltrain, "--workers", "1", "--overlap"]))
         if options.peers:
-            variants.append(theirs(names[2], bench.peer("updates_sb3.py", algo, "{seed}", "--steps", steps)))
-            variants.append(theirs(names[3], bench.peer("updates_cleanrl.py", algo, "{seed}", "--steps", steps)))
-        for peer in names[2:]:
-            ratios.append(Ratio(f"{algo} updates", [names[1]], peer, "updates_per_second", "at least", 1.25))
-        ratios.append(Ratio(f"{algo} updates", [names[1]], names[0], "updates_per_second", "at least"))
+            for name, program in zip(peers, ("updates_sb3.py", "updates_cleanrl.py"), strict=True):
+                variants.append(theirs(name, bench.peer(program, algo, "{seed}", "--steps", steps)))
+            for cores, name in enumerate(sbx, start=1):
+                words = (algo, "{seed}", "--steps", steps, "--cores", cores)
+                variants.append(theirs(name, bench.peer("updates_sbx.py", *words)))
+        for peer in peers:
+            ratios.append(Ratio(f"{algo} updates", [one], peer, "updates_per_second", "at least", 1.7))
+        ratios.append(Ratio(f"{algo} updates", [one], sbx[0], "updates_per_second", "at least", 1.0))
+        ratios.append(Ratio(f"{algo} updates", [one, threads, overlap], sbx[1], "updates_per_second", "at least", 1.0))
+        ratios.append(Ratio(f"{algo} updates", [one], alone, "updates_per_second", "at least", 0.75))
     bench.report(variants, bench.alternate(variants), ratios, NOTE)
 
 
