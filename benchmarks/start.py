@@ -7,7 +7,6 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -30,9 +29,9 @@ def first_step(bench: Bench, command: Sequence[str]) -> dict[str, Any]:
     """Seconds until all actors have made a step. Steps in the command's own process do not count.
 
     Of our processes, the one that examines the environment makes a step before all actors, and the evaluating actor
-    makes one after them.
+    makes one after them if the run evaluates.
     """
-    later = 1 if Path(command[0]).name == "rltrain" else 0
+    later = int("--eval-every" in command)
     stamps = bench.scratch / f"stamps-{time.time_ns()}"
     began = time.time()
     process = subprocess.Popen(
