@@ -7,6 +7,7 @@ and declares what its paper adds or changes. A changed default keeps the bounds 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -31,6 +32,21 @@ Actions = Literal["Box", "Discrete"]  # kinds of action that have defaults of th
 TORSOS = ("auto", "nature", "impala")  # others are "module:Class", which is imported
 
 
+@dataclass(frozen=True)
+class Changeable:
+    """In the type of a setting: a callback may change it during a run, since the algorithm reads it at each update."""
+
+
+CHANGEABLE = Changeable()
+
+
+def changeable(settings: type[BaseModel]) -> list[str]:
+    """The settings of an algorithm that can change during a run, in the order of HELP_ORDER."""
+    fixed = getattr(settings, "FIXED", ())
+    names = [key for key, field in settings.model_fields.items() if CHANGEABLE in field.metadata and key not in fixed]
+    return sorted(names, key=lambda key: HELP_ORDER.index(key) if key in HELP_ORDER else len(HELP_ORDER))
+
+
 def default(value: Any, note: str) -> Any:
     """A default value with a note on its origin, which `--help` adds to the description of the setting."""
     return Field(default=value, json_schema_extra={"note": note})
@@ -44,10 +60,14 @@ Overlap = Annotated[
 ]
 
 # optimiser
-Lr = Annotated[float, Field(gt=0, description="step size of the optimiser at the start")]
-LrEnd = Annotated[float | None, Field(ge=0, description="step size at the last step, reached linearly; none keeps lr")]
+Lr = Annotated[float, Field(gt=0, description="step size of the optimiser at the start"), CHANGEABLE]
+LrEnd = Annotated[
+    float | None, Field(ge=0, description="step size at the last step, reached linearly; none keeps lr"), CHANGEABLE
+]
 AdamEps = Annotated[float, Field(gt=0, description="Adam's epsilon")]
-MaxGradNorm = Annotated[float, Field(ge=0, description="largest L2 norm of all gradients together; 0: no clipping")]
+MaxGradNorm = Annotated[
+    float, Field(ge=0, description="largest L2 norm of all gradients together; 0: no clipping"), CHANGEABLE
+]
 
 # targets
 Gamma = Annotated[float, Field(ge=0, le=1, description="discount per step")]
@@ -60,6 +80,7 @@ TargetEvery = Annotated[
 Tau = Annotated[
     float | None,
     Field(gt=0, le=1, description="share by which the target network follows after each update; none: target_every"),
+    CHANGEABLE,
 ]
 
 # networks
@@ -87,6 +108,9 @@ class Settings(BaseModel):
     # given. DISCRETE holds for one agent with actions other than Box, without images, action masks and memory.
     BOX: ClassVar[dict[str, Any]] = {}
     DISCRETE: ClassVar[dict[str, Any]] = {}
+
+    # Settings that cannot change during a run of this algorithm, although their types are CHANGEABLE.
+    FIXED: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def defaults_for(cls, actions: Actions) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from rltrain.envs.lookup import EnvSource
 from rltrain.envs.spaces import MASK, action_reader, mask_in_obs, mask_of, random_action, text_keys
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.values import described, end_flag, reward_number
+from rltrain.envs.vector.episode_info import begin_progress
 from rltrain.envs.vector.plain_data import same
 from rltrain.envs.vector.serial import LATE_MASK
 
@@ -48,7 +49,7 @@ def check_env(
         return any(problem.fatal for problem in problems.values())
 
     watch("constructor")
-    env = source.make()
+    env = begin_progress(source.make())
     row = 0
     try:
         add(_wrapper_problem(env))

@@ -21,6 +21,7 @@ from rltrain.envs.spaces import MASK, env_spec, stacked
 from rltrain.envs.spec import EnvSpec, Padding
 from rltrain.envs.suites import atari
 from rltrain.envs.values import described
+from rltrain.envs.vector.episode_info import EpisodeOptions, begin_progress, progress_method
 from rltrain.envs.vector.native import NativeVectorEnv, blocks, check_autoreset
 from rltrain.envs.vector.serial import SerialVectorEnv
 from rltrain.envs.vector.unroll_rows import VectorEnv
@@ -76,7 +77,7 @@ def read_spec(source: EnvSource, seed: int, watch: Watch = unwatched) -> EnvSpec
     watch("import")
     source.lookup()
     watch("constructor")
-    env = source.make()
+    env = begin_progress(source.make())
     try:
         limit = env.spec.max_episode_steps if env.spec is not None else None
         inner: Any = env
@@ -94,7 +95,7 @@ def read_spec(source: EnvSource, seed: int, watch: Watch = unwatched) -> EnvSpec
         except Exception as error:
             raise EnvFault(-1, seed, 0, traceback.format_exc()) from error
         if getattr(type(env), "spec_of", None) is not None:  # several agents
-            spec: EnvSpec = env.spec_of()  # type: ignore[attr-defined]
+            spec: EnvSpec = env.spec_of()
             return spec
         info = result[1] if isinstance(result, tuple) and len(result) == 2 else None
         mask_in_info = isinstance(info, dict) and MASK in info
@@ -173,12 +174,27 @@ def vector_kind(source: EnvSource, total_streams: int, asked: str = "auto", watc
         if source.native_id() is None:
             raise EnvError(f"{source.name} registers no usable native vector environment. Use --vector serial.")
         spec = read_spec(source, 0, watch)
+        _refuse_progress(source, watch)
         check_autoreset(source.make_block, spec, action_bound=source.action_bound, watch=watch)
     except Exception:  # also of its own code
         if asked == "native":
             raise
         return "serial"
     return "native"
+
+
+def _refuse_progress(source: EnvSource, watch: Watch) -> None:
+    """EnvError if the environment has `set_progress`, which native vector environments do not call."""
+    watch("constructor")
+    env = source.make()
+    try:
+        if progress_method(env) is not None:
+            raise EnvError(
+                f"{source.name} has set_progress, which a native vector environment does not call. Use --vector serial."
+            )
+    finally:
+        watch("close")
+        close(env)
 
 
 def vector(
@@ -189,6 +205,7 @@ def vector(
     restore_method: str,
     kind: str = "serial",
     total: int = 0,
+    options: EpisodeOptions = EpisodeOptions(),  # noqa: B008, a tuple
 ) -> VectorEnv:
     """The vector environment of one actor.
 
@@ -198,14 +215,16 @@ def vector(
         restore_method: see `restore_check.verify` and `native.verify_native`.
         kind:           see `vector_kind`.
         total:          streams of the whole run; only for "native".
+        options:        what the run asks of all streams.
     """
     if kind == "serial":
-        return serial(source.make, spec, streams, seeds, restore_method)
+        return serial(source.make, spec, streams, seeds, restore_method, options)
     seed_of_stream = dict(zip(streams, seeds, strict=True))
     own = [block for block in blocks(total) if block[0] in seed_of_stream]
     if [stream for block in own for stream in block] != list(streams):
         raise ValueError("an actor owns whole blocks of a native vector environment")
-    return NativeVectorEnv(source.make_block, spec, own, [seed_of_stream[block[0]] for block in own], restore_method)
+    own_seeds = [seed_of_stream[block[0]] for block in own]
+    return NativeVectorEnv(source.make_block, spec, own, own_seeds, restore_method, options)
 
 
 def serial(
@@ -214,13 +233,14 @@ def serial(
     streams: Sequence[int],
     seeds: Sequence[int],
     restore_method: str,
+    options: EpisodeOptions = EpisodeOptions(),  # noqa: B008, a tuple
 ) -> SerialVectorEnv:
     """Environments of one agent or of several that are stepped one after the other."""
     if not spec.groups:
-        return SerialVectorEnv(make, spec, streams, seeds, restore_method)
+        return SerialVectorEnv(make, spec, streams, seeds, restore_method, options)
     from rltrain.envs.vector.serial_multi import SerialMultiVectorEnv
 
-    return SerialMultiVectorEnv(make, spec, streams, seeds, restore_method)
+    return SerialMultiVectorEnv(make, spec, streams, seeds, restore_method, options)
 
 
 def make_env(env: str | Callable[..., Any], **env_args: Any) -> gymnasium.Env[Any, Any]:

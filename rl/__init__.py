@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from rltrain.algorithms.on_policy.settings import A2CConfig, A3CConfig, APPOConfig, IMPALAConfig, PPOConfig
     from rltrain.algorithms.protocol import Algorithm, Update
     from rltrain.algorithms.registry import build_policy, policy_factory, register_policy
+    from rltrain.algorithms.settings import CHANGEABLE
+    from rltrain.callbacks.callback import Callback
+    from rltrain.callbacks.histograms import Histograms
+    from rltrain.callbacks.run_view import RunView
+    from rltrain.callbacks.stop_on_plateau import StopOnPlateau
+    from rltrain.callbacks.video import Video
     from rltrain.config.run_config import RunConfig
     from rltrain.envs.errors import EnvError, EnvFault
     from rltrain.envs.make import make_env
@@ -54,6 +60,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "CHANGEABLE",
     "SINGLE",
     "A2CConfig",
     "A3CConfig",
@@ -62,6 +69,7 @@ __all__ = [
     "ActionSpec",
     "AgentGroup",
     "Algorithm",
+    "Callback",
     "CheckpointError",
     "ConfigError",
     "CrossQConfig",
@@ -74,6 +82,7 @@ __all__ = [
     "Evaluation",
     "GradientPlan",
     "Gradients",
+    "Histograms",
     "IMPALAConfig",
     "IQLConfig",
     "Interrupted",
@@ -93,7 +102,9 @@ __all__ = [
     "Rng",
     "RunConfig",
     "RunFailed",
+    "RunView",
     "SACConfig",
+    "StopOnPlateau",
     "StreamPlan",
     "TD3Config",
     "TQCConfig",
@@ -102,6 +113,7 @@ __all__ = [
     "Transition",
     "Update",
     "VDNConfig",
+    "Video",
     "build_policy",
     "discounts",
     "distributions",
@@ -139,6 +151,12 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "algorithms.on_policy.settings": "A2CConfig A3CConfig APPOConfig IMPALAConfig PPOConfig",
     "algorithms.protocol": "Algorithm Update",
     "algorithms.registry": "build_policy policy_factory register_policy",
+    "algorithms.settings": "CHANGEABLE",
+    "callbacks.callback": "Callback",
+    "callbacks.histograms": "Histograms",
+    "callbacks.run_view": "RunView",
+    "callbacks.stop_on_plateau": "StopOnPlateau",
+    "callbacks.video": "Video",
     "config.run_config": "RunConfig",
     "envs.errors": "EnvError EnvFault",
     "envs.make": "make_env",

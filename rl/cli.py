@@ -175,8 +175,9 @@ def parse(argv: Sequence[str]) -> tuple[RunConfig, Path | None]:
         if file is not None:
             raise ConfigError("--config: cannot be changed by --resume")
         return reload(saved_config(Path(resume)), given, text=True, trust=trust), Path(resume)
-    if "env_args" in given:
-        given["env_args"] = dict(given["env_args"])
+    for key in ("env_args", "eval_env_args"):
+        if key in given:
+            given[key] = dict(given[key])
     return load(given, file, text=True, trust=trust), None
 
 
@@ -220,6 +221,13 @@ def _evaluate(argv: list[str]) -> None:
     top.add_argument("--seed", type=_at_least(0), default=0, metavar="INT", help="seed of the episodes [0]")
     top.add_argument("--stochastic", action="store_true", default=False, help="samples actions, as in training")
     top.add_argument("--video", metavar="FILE", default=None, help="writes a video of the first episode to this file")
+    top.add_argument(
+        "--log-info",
+        type=lambda text: tuple(key for key in text.replace(" ", "").split(",") if key),
+        default=None,
+        metavar="TEXT,...",
+        help="keys of the last info of each episode whose means are printed [those of the run]",
+    )
     top.add_argument("--json", action="store_true", default=False, help="prints one JSON object")
     add_consent(top)
     given = top.parse(argv)
@@ -275,6 +283,7 @@ def evaluation_line(evaluation: Evaluation) -> str:
     """The result of an evaluation, for a person."""
     agents = ", ".join(f"{name} {value:.2f}" for name, value in evaluation.agents.items())
     outcomes = ", ".join(f"{name} {share:.0%}" for name, share in evaluation.outcomes.items())
+    infos = "".join(f"{key} {value:.4g}, " for key, value in evaluation.info.items())
     interval = (
         "" if evaluation.return_ci95 is None else ", 95% interval {:.2f} to {:.2f}".format(*evaluation.return_ci95)
     )
@@ -282,6 +291,7 @@ def evaluation_line(evaluation: Evaluation) -> str:
     return (
         f"return {evaluation.return_mean:.2f} (std {evaluation.return_std:.2f}{interval}), "
         + (f"of {agents}, " if agents else "")
+        + infos
         + (f"{outcomes} against random play, " if outcomes else "")
         + f"length {evaluation.length_mean:.1f}, {count} of {evaluation.checkpoint}"
     )

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rltrain.algorithms.networks import products
+from rltrain.callbacks.dispatch import CallbackFailed, Callbacks
 from rltrain.config.run_config import RunConfig
 from rltrain.errors import ConfigError, Interrupted, LearnerLost, RunFailed, Stop
-from rltrain.evaluation.background import BackgroundEvaluation, EvaluationFailed
+from rltrain.evaluation.background import BackgroundEvaluation, Evaluated, EvaluationFailed
 from rltrain.evaluation.multi_agent import return_metrics
 from rltrain.learner.algorithm import check_size, make_algorithm
+from rltrain.learner.changes import checked_changes
 from rltrain.reporting.console import Console
 from rltrain.reporting.divergence import Divergence
-from rltrain.reporting.metrics import Metrics, Window
+from rltrain.reporting.metrics import Metrics, Window, info_metrics
 from rltrain.reporting.report import Report, Result
 from rltrain.rollout.replay.ring import NoStack
 from rltrain.rollout.supervision import WorkerFailed
@@ -30,7 +33,7 @@ from rltrain.setup.environment import open_environment, settled
 from rltrain.setup.learner import open_learner
 from rltrain.setup.replay import open_data
 from rltrain.setup.rollout import open_actors, rollout_spec
-from rltrain.setup.run_folder import CHECKPOINTS, open_folder, open_recorder, open_saved
+from rltrain.setup.run_folder import CHECKPOINTS, Saved, open_folder, open_recorder, open_saved
 from rltrain.setup.task_process import TaskProcess
 from rltrain.storage.checkpoint import fingerprint
 from rltrain.storage.files import one_line
@@ -48,7 +51,13 @@ class Run:
     """The parts of a run, as the training loop uses them. Created by `open_run`."""
 
     def __init__(
-        self, config: RunConfig, resume: Path | None, look: TaskProcess | None, signals: Signals, closing: ExitStack
+        self,
+        config: RunConfig,
+        resume: Path | None,
+        look: TaskProcess | None,
+        signals: Signals,
+        closing: ExitStack,
+        callbacks: Sequence[Any] = (),
     ) -> None:
         self.signals = signals
         self._started, self._out_of_time = time.monotonic(), False
@@ -62,7 +71,7 @@ class Run:
         self.console = Console(json=config.json_line, quiet=config.quiet)
         closing.callback(self.console.finish, "")
         saved = add(open_saved(resume, closing))
-        environment = add(open_environment(config, saved, look))
+        self.environment = environment = add(open_environment(config, saved, look))
         self.spec = spec = environment.spec
         if saved.folder is None:
             config = add(settled(config, environment))
@@ -80,12 +89,16 @@ class Run:
         self.learner = add(open_learner(config, spec, algorithm, data, self.folder, saved, closing))
         on_restart = self.console.note_restart
         self.rollout = add(open_actors(config, plan, self.learner, cluster, saved, on_restart, closing))
-        self.evaluation = BackgroundEvaluation(config, environment, self.checkpoints, on_restart, closing)
+        self.callbacks = Callbacks(callbacks, self)
+        self.evaluation = BackgroundEvaluation(
+            config, environment, self.checkpoints, on_restart, closing, self._evaluated
+        )
         self.window = Window()
         self.self_play = SelfPlay(config.pool_size if config.opponents == "pool" else 0, config.pool_every)
         self._lines: int | None = None
-        if saved.restore(self._load) and config.steps > saved.steps:
-            self.evaluation.goal_reached = False  # the run was extended
+        if saved.restore(lambda state: notes.extend(self._load(state, saved))) and config.steps > saved.steps:
+            self.evaluation.goal_reached, self.callbacks.requests.stop = False, None  # the run was extended
+        self.resumed_at = None if saved.checkpoint is None else self.rollout.steps
         self._finished: Path | None = None  # the last checkpoint, if the run had ended before it was resumed
         if saved.checkpoint is not None and self.stopped is not None and self._is_evaluated:
             self._finished = saved.checkpoint.path
@@ -93,11 +106,19 @@ class Run:
         if not self.self_play.places:
             self._add_opponent()
         self.learner.join()
-        self.metrics = Metrics(self.folder, self.rollout.steps, self._lines)
+        lines = None if self._finished else self._lines
+        self.metrics = Metrics(self.folder, self.rollout.steps, lines, config.flat())
         closing.callback(self.metrics.close)
         divergence = Divergence(config.settings)
         self.report = Report(
-            config.steps, self.learner, self.rollout, self.window, self.metrics, self.console, divergence
+            config.steps,
+            self.learner,
+            self.rollout,
+            self.window,
+            self.metrics,
+            self.console,
+            divergence,
+            config.log_info,
         )
         if saved.folder is not None:
             write_run_file(self.folder, config, spec, mark)  # last: a resume that fails leaves the file as it was
@@ -120,9 +141,11 @@ class Run:
 
     @property
     def stopped(self) -> str | None:
-        """Why the run ends: return, seconds or steps; None while it continues."""
+        """Why the run ends: return, seconds, steps, or a callback's reason; None while it continues."""
         if self.evaluation.goal_reached:
             return "return"
+        if self.callbacks.requests.stop is not None:
+            return self.callbacks.requests.stop
         if self._out_of_time:
             return "seconds"
         return "steps" if self.rollout.steps >= self.config.steps else None
@@ -130,19 +153,45 @@ class Run:
     def tick(self, unrolls: list[Trajectory]) -> None:
         """After an update: log, evaluate and write a checkpoint if due; check for reasons to stop."""
         config, steps, seconds = self.config, self.rollout.steps, time.monotonic() - self._started
-        self._add_unrolls(unrolls)
+        requests = self.callbacks.requests
+        self._learned(unrolls)
         self._add_opponent()
-        if steps < config.steps and self.evaluation.due(steps):
+        if steps < config.steps and (self.evaluation.due(steps) or requests.evaluate):
+            requests.evaluate = False
             self.drain()
             self.evaluation.launch(self.learner.frozen(self.rollout.steps))
-        self.collect(wait=config.stop_return is not None)
+        self.collect(wait=self.waits)
         self._out_of_time = config.max_seconds is not None and seconds >= config.max_seconds
         if self.signals.received():
             raise self.interrupted()
-        if steps < config.steps and self.checkpoints.due(steps):
-            self.checkpoint()
+        if steps < config.steps and (self.checkpoints.due(steps) or requests.checkpoint):
+            self.callbacks.call("on_checkpoint", self.checkpoint())
         if self.report.due:
             self._report(line=self.metrics.due)
+
+    def begin(self, resumed: bool) -> None:
+        """Before the first step: call callbacks, and finish what a signal interrupted at the last checkpoint."""
+        if self._finished is not None:
+            return
+        self.callbacks.begin(resumed)
+        if self.waits:
+            self.collect(wait=True)
+            if self.callbacks.requests.checkpoint and self.rollout.steps < self.config.steps:
+                self.callbacks.call("on_checkpoint", self.checkpoint())
+
+    @property
+    def waits(self) -> bool:
+        """True if the run waits for each evaluation, since what it does next depends on the result."""
+        return self.config.stop_return is not None or self.callbacks.wants("on_evaluation")
+
+    def window_metrics(self) -> dict[str, float]:
+        """Metrics of the last training episodes."""
+        window = self.window
+        values = {"rollout/episodes": float(window.count), **return_metrics("rollout", self.spec, window.episodes)}
+        values |= info_metrics("rollout", window.episodes)
+        if window.return_mean is not None and window.length_mean is not None:
+            values |= {"rollout/return_mean": window.return_mean, "rollout/length_mean": window.length_mean}
+        return values
 
     def collect(self, wait: bool) -> None:
         """Take the results of evaluations; with `wait`, of all that are under way, unless a signal arrives."""
@@ -155,21 +204,28 @@ class Run:
         if unrolls:
             self.learner.step(unrolls, progress)
             self.rollout.publish(self.learner.weights(self.rollout.steps))
-            self._add_unrolls(unrolls)
+            self._learned(unrolls)
 
     def finish(self) -> Result:
         """The last evaluation, the last checkpoint, the result."""
         path = self._finished
         if path is None:
+            requests = self.callbacks.requests
+            reason = requests.stop
             self.drain()
             steps = self.rollout.steps
-            if self.config.eval_every and self.evaluation.launched_step != steps:
+            if (self.config.eval_every or requests.evaluate) and self.evaluation.launched_step != steps:
                 self.evaluation.launch(self.learner.frozen(steps))
             self.collect(wait=True)
             if self.evaluation.pending:
                 raise self.interrupted()
             self._report(line=True)
+            requests.stop, requests.evaluate = reason, False  # a callback's wish to stop comes too late now
             path = self.checkpoint()
+            self.callbacks.call("on_checkpoint", path)
+            self._end_callbacks(self.stopped or "steps", path)
+            returns = {"train_return": self.window.return_mean, "eval_return": self.evaluation.return_mean}
+            self.metrics.finish(self.rollout.steps, returns)
         self.report.finish()
         return Result(
             steps=self.rollout.steps,
@@ -191,12 +247,22 @@ class Run:
         last = not self.config.eval_every or self.evaluation.launched_step == self.rollout.steps
         return last and not self.evaluation.pending
 
-    def _add_unrolls(self, unrolls: list[Trajectory]) -> None:
+    def _learned(self, unrolls: list[Trajectory]) -> None:
+        """After the updates of a delivery: record it, count its episodes, call callbacks."""
         if self.recorder is not None:
             self.recorder.add(unrolls)
         for unroll in unrolls:
             self.window.add(unroll.episodes)
             self.self_play.add(unroll.episodes, self.rollout.steps)
+        if self.callbacks.wants("on_episode"):
+            for unroll in unrolls:
+                for episode in unroll.episodes:
+                    self.callbacks.call("on_episode", episode)
+        if self.callbacks.wants("on_update"):
+            self.callbacks.call("on_update")
+
+    def _evaluated(self, result: Evaluated) -> None:
+        self.callbacks.call("on_evaluation", result)
 
     def _add_opponent(self) -> None:
         """Add the newest policy to the pool of opponents when that is due."""
@@ -206,14 +272,21 @@ class Run:
     def _report(self, line: bool) -> None:
         """Update the progress line and, with `line`, write a line of metrics."""
         if line:
-            more = return_metrics("rollout", self.spec, self.window.episodes) | self.self_play.metrics()
-            self.report.log(self.restarts, more)
+            logged = self.callbacks.requests.logged
+            more = logged | self.window_metrics() | self.self_play.metrics()
+            values = self.report.log(self.restarts, more)
+            logged.clear()
+            self.callbacks.call("on_log", values)
         self.report.show(self.evaluation.return_mean, self.restarts)
 
     def checkpoint(self, actors_lost: bool = False) -> Path:
         """Write the complete state. With `actors_lost` every stream starts a new episode on resume."""
         if not actors_lost:
             self.drain()
+        requests = self.callbacks.requests
+        is_due = self.checkpoints.due(self.rollout.steps) or requests.checkpoint
+        requests.checkpoint = False
+        callbacks = self.callbacks.state(repeat=is_due)
         feed, blocks = self.learner.feed.state()
         if self.recorder is not None:
             self.recorder.flush()
@@ -226,18 +299,24 @@ class Run:
             **self.evaluation.state(),
             "self_play": self.self_play.state(),
             "lines": self.metrics.lines,
+            **({"callbacks": callbacks} if callbacks else {}),
         }
         path = self.checkpoints.save(self.rollout.steps, self.learner.version, state, blocks, actors_lost)
         self.metrics.flush()
         return path
 
-    def _load(self, state: dict[str, Any]) -> None:
-        """Restore what happens between updates; the learner and the rollout are restored already."""
+    def _load(self, state: dict[str, Any], saved: Saved) -> list[str]:
+        """Restore what happens between updates; the learner and the rollout are restored already. Returns notes."""
         self.window.load(state["window"])
         for place, snapshot in enumerate(self.self_play.load(state["self_play"])):
             self.rollout.publish_opponent(place, snapshot)
         self.evaluation.load(state, self.rollout.steps)
         self._lines = state.get("lines")  # not in version 0.1
+        assert saved.checkpoint is not None
+        notes = self.callbacks.load(state.get("callbacks", {}), saved.checkpoint.path)
+        if self.callbacks.requests.changes:
+            self.learner.change(checked_changes(self.config.settings, self.callbacks.requests.changes))
+        return notes
 
     def _set_deadline(self, again: bool) -> None:
         """After a signal: give up the unrolls under way after some seconds; at once if it came again."""
@@ -248,30 +327,65 @@ class Run:
 
     def interrupted(self, actors_lost: bool = False) -> Interrupted:
         """Write a checkpoint of a run that was ended by a signal; returns the exception to raise."""
-        path, exact = self.checkpoint(actors_lost), " (exact: false)" if actors_lost else ""
+        path, exact = self._last_checkpoint(actors_lost), " (exact: false)" if actors_lost else ""
         return Interrupted(self.signals.signum or signal.SIGINT, f"interrupted; checkpoint {path}{exact}")
 
     def failed(self, cause: Exception, actors_lost: bool) -> RunFailed:
         """Write a checkpoint of a run that cannot continue; returns the exception to raise."""
         try:
-            path = self.checkpoint(actors_lost)
+            path = self._last_checkpoint(actors_lost)
+        except CallbackFailed as second:
+            return self.failed(RunFailed(f"{cause}\n{second}"), actors_lost)
         except (WorkerFailed, ClusterLost, LearnerLost, InterruptedError):  # the actors were lost meanwhile
             return self.failed(cause, actors_lost=True)
         except RunFailed as second:  # for example, the disk is full as well
             return RunFailed(f"{cause}\nno checkpoint: {second}")
         return RunFailed(f"{cause}\ncheckpoint {path}")
 
+    def _last_checkpoint(self, actors_lost: bool) -> Path:
+        """The checkpoint of a run that ends early. A callback cannot prevent it."""
+        path = self.checkpoint(actors_lost)
+        try:
+            self.callbacks.call("on_checkpoint", path)
+        except CallbackFailed as failed:
+            self.console.note(str(failed))
+        return path
+
+    def _end_callbacks(self, why: str, path: Path | None = None) -> None:
+        """Call `on_end`, and write what it logs.
+
+        Args:
+            path: the last checkpoint of a run that ends as it should; None: the run ends early.
+
+        Raises:
+            RunFailed: a callback raised an exception. If the run ends early, that is a note only.
+        """
+        text = self.callbacks.end(why)
+        with contextlib.suppress(*(() if path is not None else (RunFailed,))):  # the disk may be full
+            if logged := self.callbacks.requests.logged:
+                self.metrics.log(self.rollout.steps, logged)
+        if text is not None and path is not None:
+            raise RunFailed(f"{text}\ncheckpoint {path}")
+        if text is not None:
+            self.console.note(text)
+
 
 @contextmanager
-def open_run(config: RunConfig, resume: str | Path | None = None, look: TaskProcess | None = None) -> Iterator[Run]:
+def open_run(
+    config: RunConfig,
+    resume: str | Path | None = None,
+    look: TaskProcess | None = None,
+    callbacks: Sequence[Any] = (),
+) -> Iterator[Run]:
     """A run whose parts are closed in any case; failures and signals leave a checkpoint behind.
 
     Args:
-        look: the examination of the environment, if it has already begun.
+        look:      the examination of the environment, if it has already begun.
+        callbacks: objects with the hooks of `rltrain.callbacks.callback.Callback`.
     """
     with Signals() as signals, ExitStack() as closing:
         try:
-            run = Run(config, None if resume is None else Path(resume).absolute(), look, signals, closing)
+            run = Run(config, None if resume is None else Path(resume).absolute(), look, signals, closing, callbacks)
         except (WorkerFailed, ActorLost, ClusterLost, LearnerLost) as failed:
             what = "started" if resume is None else "resumed; its checkpoints are unchanged"
             raise RunFailed(f"it could not be {what}: {failed}") from None
@@ -283,12 +397,30 @@ def open_run(config: RunConfig, resume: str | Path | None = None, look: TaskProc
             kept = "no checkpoint was written" if resume is None else "its checkpoints are unchanged"
             raise Interrupted(stop.signum, f"interrupted while it started; {kept}") from None
         try:
-            if config.stop_return is not None:  # an evaluation that a signal interrupted may have reached the goal
-                run.collect(wait=True)
-            yield run
-        except (WorkerFailed, ActorLost, ClusterLost, LearnerLost, NoStack) as failed:
-            raise run.failed(failed, actors_lost=True) from None
-        except EvaluationFailed as failed:
-            raise run.failed(failed, actors_lost=False) from None
-        except InterruptedError:
-            raise run.interrupted(actors_lost=True) from None
+            with _endings(run):
+                run.begin(resumed=resume is not None)
+                yield run
+        except BaseException as ending:
+            run._end_callbacks("interrupted" if isinstance(ending, Interrupted) else "failed")
+            raise
+
+
+@contextmanager
+def _endings(run: Run) -> Iterator[None]:
+    """Turns what ends a run early into RunFailed and Interrupted, after a checkpoint was written."""
+    try:
+        yield
+    except (WorkerFailed, ActorLost, ClusterLost, LearnerLost, NoStack) as failed:
+        raise run.failed(failed, actors_lost=True) from None
+    except CallbackFailed as failed:
+        if run.resumed_at == run.rollout.steps:
+            raise RunFailed(f"{failed}\nthe checkpoints of the run are unchanged") from failed.__cause__
+        raise run.failed(failed, actors_lost=False) from failed.__cause__
+    except EvaluationFailed as failed:
+        raise run.failed(failed, actors_lost=False) from None
+    except InterruptedError:
+        try:
+            ending: Interrupted | RunFailed = run.interrupted(actors_lost=True)
+        except CallbackFailed as second:
+            ending = run.failed(second, actors_lost=True)
+        raise ending from None

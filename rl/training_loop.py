@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rltrain.config.load import change, load, reload
+from rltrain.config.load import change, load, reload, with_callbacks
 from rltrain.config.run_config import RunConfig
 from rltrain.setup.first_look import look_at
 from rltrain.storage.run_folder import for_resume, saved_config
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: RunConfig | None = None, *, resume: str | Path | None = None, trust: bool = False, **settings: Any
+    config: RunConfig | None = None,
+    *,
+    resume: str | Path | None = None,
+    trust: bool = False,
+    callbacks: Sequence[Any] | None = None,
+    **settings: Any,
 ) -> Result:
     """Train and return the result.
 
@@ -30,6 +35,8 @@ def train(
         resume:   the folder of a run to continue; keywords may then only be `env`, `steps`, `workers` and the like.
                   A configuration beside it must agree with the run in all other values that it was given.
         trust:    a resumed run that somebody else made may import the code that it names.
+        callbacks: `rltrain.Callback` objects, or classes or functions that make them. A run that had some needs them
+                  again when it is resumed; an empty list continues it without.
         settings: `algo="ppo", env="CartPole-v1", workers=2, lr=1e-3, ...`; `env` may be a class or a function too.
 
     Raises:
@@ -43,10 +50,14 @@ def train(
         config = config if resume is None else for_resume(config, Path(resume))
     else:
         config = load(settings) if resume is None else reload(saved_config(Path(resume)), settings, trust=trust)
+    config = with_callbacks(config, callbacks, resumed=resume is not None)
     with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch
         with held(), _no_collection():
+            from rltrain.callbacks.loading import make_callbacks
             from rltrain.run import open_run
-        with open_run(config, resume, look) as run:  # folder, seeds, actors, learner, metrics
+        with open_run(
+            config, resume, look, make_callbacks(config, callbacks)
+        ) as run:  # folder, seeds, actors, learner, metrics
             learner, rollout, plan = run.learner, run.rollout, run.learner.algorithm.plan
             while run.stopped is None:
                 progress = run.progress

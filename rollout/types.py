@@ -30,6 +30,7 @@ class Episode(NamedTuple):
     agents: tuple[float, ...] = ()  # with several agents, the return of each
     player: int = 0  # in self-play, the index of the learner's player
     opponent: int = NEWEST  # in self-play, the number of the snapshot that acted for the other players
+    info: dict[str, float] = {}  # noqa: RUF012, never changed: numbers of the last info, by key; of several agents, also of each as KEY/AGENT
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ ORDER = {  # inside a package, top to bottom: a line may import those after it; 
         "cli",
         "training_loop",
         "run",
+        "callbacks",
         "evaluation",
         "self_play_ratings",
         "reporting",

@@ -106,8 +106,7 @@ class MADDPGPolicy(nn.Module):
 
     def schedule(self, progress: float) -> None:
         """Set sigma for this share of the run."""
-        if self.config.noise_end is not None:
-            self.sigma.fill_(linear(self.config.noise, self.config.noise_end, progress))
+        self.sigma.fill_(linear(self.config.noise, self.config.noise_end, progress))
 
     def observe(self, unrolls: Trajectory) -> None:
         """No running statistics."""

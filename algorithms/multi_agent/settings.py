@@ -33,6 +33,7 @@ from rltrain.algorithms.on_policy.settings import (
     ValueClip,
 )
 from rltrain.algorithms.settings import (
+    CHANGEABLE,
     AdamEps,
     ClipReward,
     Gamma,
@@ -129,7 +130,7 @@ class MADDPGConfig(Replay):
     tau: Share = 0.01
     clip_reward: ClipReward = False
     gumbel: float = Field(default=1.0, gt=0, description="temperature of the Gumbel softmax; Discrete actions only")
-    regularize: float = Field(
+    regularize: Annotated[float, CHANGEABLE] = Field(
         default=1e-3, ge=0, description="weight of the mean square of the actors' outputs, as logits"
     )
     noise: ActionNoise = default(0.1, "Box actions only; our choice")

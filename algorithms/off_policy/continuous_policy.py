@@ -171,8 +171,7 @@ class Deterministic(NormalizedPolicy):
 
     def schedule(self, progress: float) -> None:
         """Set sigma for `progress`, the completed share of the run."""
-        if self.config.noise_end is not None:
-            self.sigma.fill_(linear(self.config.noise, self.config.noise_end, progress))
+        self.sigma.fill_(linear(self.config.noise, self.config.noise_end, progress))
 
 
 def deterministic(actor: EncoderMLP, obs: Tree) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rltrain.algorithms.settings import (
+    CHANGEABLE,
     Activation,
     AdamEps,
     ClipReward,
@@ -35,10 +36,16 @@ Batch = Annotated[int, Field(ge=1, description="samples per update")]
 Warmup = Annotated[int, Field(ge=0, description="steps before the first update")]
 UpdatesPerStep = Annotated[float, Field(gt=0, description="updates per environment step, kept exactly")]
 RandomStart = Annotated[bool, Field(description="actions are random during the warmup")]
-LrQ = Annotated[float | None, Field(gt=0, description="Adam step size of the critics; none: lr")]
-Share = Annotated[float, Field(gt=0, le=1, description="share by which the target networks follow at each update")]
-ActionNoise = Annotated[float, Field(ge=0, description="deviation of the noise on actions, which are in [-1, 1]")]
-NoiseEnd = Annotated[float | None, Field(ge=0, description="noise at the last step, reached linearly; none keeps it")]
+LrQ = Annotated[float | None, Field(gt=0, description="Adam step size of the critics; none: lr"), CHANGEABLE]
+Share = Annotated[
+    float, Field(gt=0, le=1, description="share by which the target networks follow at each update"), CHANGEABLE
+]
+ActionNoise = Annotated[
+    float, Field(ge=0, description="deviation of the noise on actions, which are in [-1, 1]"), CHANGEABLE
+]
+NoiseEnd = Annotated[
+    float | None, Field(ge=0, description="noise at the last step, reached linearly; none keeps it"), CHANGEABLE
+]
 NStep = Annotated[int, Field(ge=1, description="rewards summed before the bootstrap")]
 Alpha = Annotated[float, Field(gt=0, description="exponent of priorities")]
 NumCritics = Annotated[int, Field(ge=1, description="number of critics, whose smallest value is the target's")]
@@ -57,8 +64,10 @@ PolicyValue = Annotated[
     Literal["min", "mean", "first"],
     Field(description="value that the policy maximises: the smallest of the critics, their mean, or the first"),
 ]
-Epsilon = Annotated[float, Field(ge=0, le=1, description="probability of a random action at the start")]
-EpsilonShare = Annotated[float, Field(gt=0, le=1, description="share of the run's steps over which epsilon falls")]
+Epsilon = Annotated[float, Field(ge=0, le=1, description="probability of a random action at the start"), CHANGEABLE]
+EpsilonShare = Annotated[
+    float, Field(gt=0, le=1, description="share of the run's steps over which epsilon falls"), CHANGEABLE
+]
 Double = Annotated[bool, Field(description="double Q-learning: the online network chooses the next actions")]
 CopyEvery = Annotated[
     int | None,
@@ -136,7 +145,7 @@ class QLearning(Replay, TargetNetwork):
     double: Double = False
     loss: ValueLoss
     epsilon: Epsilon = 1.0
-    epsilon_end: float = Field(
+    epsilon_end: Annotated[float, CHANGEABLE] = Field(
         default=0.05, ge=0, le=1, description="probability of a random action after epsilon_share"
     )
     epsilon_share: EpsilonShare = 0.1
@@ -198,7 +207,7 @@ class Continuous(Replay, Prioritized):
     policy_norm: ClassVar[Literal["none", "batch"]] = "none"  # of the policy's hidden layers
 
     lr_q: LrQ = None
-    lr_end_share: float | None = Field(
+    lr_end_share: Annotated[float | None, CHANGEABLE] = Field(
         default=None,
         ge=0,
         le=1,
@@ -260,7 +269,9 @@ class SoftSettings(Continuous):
 
     warmup: Warmup = default(1000, "Stable-Baselines3 uses 100")
     lr: Lr = default(3e-4, "of the policy, and of the others without their own")
-    lr_temperature: float | None = Field(default=None, gt=0, description="Adam step size of log temperature; none: lr")
+    lr_temperature: Annotated[float | None, CHANGEABLE] = Field(
+        default=None, gt=0, description="Adam step size of log temperature; none: lr"
+    )
     n_step: NStep = default(1, "without their entropy bonus")
     policy_delay: PolicyDelay = default(1, "and of the temperature")
     temperature: float = Field(default=1.0, ge=0, description="weight of the entropy; at the start, if it is learned")
@@ -378,10 +389,12 @@ class TD3Config(Continuous, CriticSubsets, NoisyActions):
     tau: Share = default(0.005, "each update of the policy")
     policy_delay: PolicyDelay = default(2, "and of all targets")
     policy_value: PolicyValue = "first"
-    smoothing: float = Field(
+    smoothing: Annotated[float, CHANGEABLE] = Field(
         default=0.2, ge=0, description="deviation of the noise on target actions, which are in [-1, 1]"
     )
-    smoothing_clip: float = Field(default=0.5, ge=0, description="largest absolute value of that noise")
+    smoothing_clip: Annotated[float, CHANGEABLE] = Field(
+        default=0.5, ge=0, description="largest absolute value of that noise"
+    )
     policy: PolicyName = "deterministic"
 
 

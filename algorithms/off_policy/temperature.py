@@ -20,7 +20,7 @@ class Temperature:
         self.log = torch.full((1,), start, device=device)
         self._flat = Flat(self.log, torch.zeros_like(self.log))
         self._optimizer = Adam(self._flat, eps=config.adam_eps)
-        self._lr = config.lr_temperature or config.lr
+        self.config = config
 
     def value(self) -> Tensor:
         """[] the current weight, without a gradient."""
@@ -33,7 +33,7 @@ class Temperature:
             lr_fraction: factor of the step size, from its schedule.
         """
         self._flat.grad.copy_(surplus)
-        self._optimizer.update(lr_fraction * self._lr)
+        self._optimizer.update(lr_fraction * (self.config.lr_temperature or self.config.lr))
 
     def state_dict(self) -> dict[str, Any]:
         return {"log": self.log, "optimizer": self._optimizer.state_dict()}

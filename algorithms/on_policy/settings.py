@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rltrain.algorithms.settings import (
+    CHANGEABLE,
     Actions,
     Activation,
     AdamEps,
@@ -32,9 +33,12 @@ from rltrain.algorithms.settings import (
     default,
 )
 
-Lam = Annotated[float, Field(ge=0, le=1, description="lambda of GAE or V-trace; 1: n-step returns")]
-Entropy = Annotated[float, Field(ge=0, description="weight of the entropy bonus")]
-Value = Annotated[float, Field(ge=0, description="weight of the value loss")]
+Lam = Annotated[float, Field(ge=0, le=1, description="lambda of GAE or V-trace; 1: n-step returns"), CHANGEABLE]
+Entropy = Annotated[float, Field(ge=0, description="weight of the entropy bonus"), CHANGEABLE]
+EntropyEnd = Annotated[
+    float | None, Field(ge=0, description="entropy at the last step, reached linearly; none keeps it"), CHANGEABLE
+]
+Value = Annotated[float, Field(ge=0, description="weight of the value loss"), CHANGEABLE]
 SequenceLength = Annotated[int, Field(ge=1, description="L, steps that gradients flow back through; divides unroll")]
 NormalizeReturn = Annotated[bool, Field(description="divide rewards by the running deviation of the discounted return")]
 RewardLimit = Annotated[
@@ -46,11 +50,21 @@ NormalizeAdvantage = Annotated[
 ]
 Epochs = Annotated[int, Field(ge=1, description="passes over one batch of unrolls")]
 Minibatches = Annotated[int, Field(ge=1, description="minibatches per pass; with memory, of whole sequences")]
-Clip = Annotated[float, Field(gt=0, description="epsilon of the surrogate: the ratio is clipped to 1 +- clip")]
-ClipEnd = Annotated[float | None, Field(ge=0, description="clip at the last step, reached linearly; none keeps clip")]
-ValueClip = Annotated[
-    float | None, Field(gt=0, description="largest change of a value that its loss counts; none: no clipping")
+Clip = Annotated[
+    float, Field(gt=0, description="epsilon of the surrogate: the ratio is clipped to 1 +- clip"), CHANGEABLE
 ]
+ClipEnd = Annotated[
+    float | None, Field(ge=0, description="clip at the last step, reached linearly; none keeps clip"), CHANGEABLE
+]
+ValueClip = Annotated[
+    float | None,
+    Field(gt=0, description="largest change of a value that its loss counts; none: no clipping"),
+    CHANGEABLE,
+]
+MaxKl = Annotated[
+    float | None, Field(gt=0, description="approximate KL divergence, in nats, that ends the epochs"), CHANGEABLE
+]
+Kl = Annotated[float, Field(ge=0, description="weight of KL(target network || policy); 0: not computed"), CHANGEABLE]
 RmsEps = Annotated[float, Field(gt=0, description="RMSprop's epsilon, added to the root")]
 Wait = Annotated[int | None, Field(ge=1, description="streams that an update waits for; none: all of them")]
 MaxInFlight = Annotated[int, Field(ge=1, description="unrolls that an actor may be ahead of the learner")]
@@ -101,9 +115,7 @@ class LearnerActorCriticSettings(ActorCriticSettings):
 
     BOX: ClassVar[dict[str, Any]] = {"entropy": 0.0, "normalize_obs": True, "normalize_return": True}
 
-    entropy_end: float | None = Field(
-        default=None, ge=0, description="entropy at the last step, reached linearly; none keeps it"
-    )
+    entropy_end: EntropyEnd = None
     normalize_obs: NormalizeObs = False
     normalize_return: NormalizeReturn = False
     reward_limit: RewardLimit = default(10.0, "from the code of PPO's authors")
@@ -185,9 +197,7 @@ class PPOConfig(LearnerActorCriticSettings):
     value_clip: ValueClip = None
     value: Value = default(0.5, "the paper's 1.0, without the half of the squared error, is 2.0 here")
     entropy: Entropy = default(0.01, "the value for Atari")
-    max_kl: float | None = Field(
-        default=None, gt=0, description="approximate KL divergence, in nats, that ends the epochs"
-    )
+    max_kl: MaxKl = None
     sequence: SequenceLength = 16
 
     def for_actions(self, actions: Actions, streams: int) -> Self:
@@ -243,7 +253,7 @@ class APPOConfig(LearnerActorCriticSettings, TargetNetwork, VTrace):
     ratio_bar: float = Field(
         default=2.0, ge=1, description="upper bound of the actor's probability over the target network's"
     )
-    kl: float = Field(default=0.0, ge=0, description="weight of KL(target network || policy); 0: not computed")
+    kl: Kl = 0.0
     sequence: SequenceLength = 25
 
 
@@ -258,6 +268,8 @@ class A3CConfig(ActorCriticSettings, RMSprop, Asynchronous):
     lr: Lr = 7e-4
     max_grad_norm: MaxGradNorm = default(0.5, "for each actor")
     sequence: SequenceLength = 8
+
+    FIXED: ClassVar[tuple[str, ...]] = ("entropy", "value", "lam", "max_grad_norm")  # the actors use them
 
     # Not settings: running statistics need the observations, which stay with the actors.
     normalize_obs: ClassVar[bool] = False

@@ -32,6 +32,7 @@ from rltrain.envs.suites.pettingzoo_parallel import faster_view
 from rltrain.envs.values import described, end_flag, reward_number
 
 AGENTS = "agents"  # key of an info: the `AgentSteps` of this step
+LAST_INFOS = "last_infos"  # key of the last info of an episode: the last info of each agent
 STATELESS = ("multiwalker_v9",)  # games whose `state` raises after a walker has fallen
 
 
@@ -113,6 +114,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
         self._nvec = [part.group.action.nvec for part in layout.agents]
         self._idle_mask = [np.array([i == 0 for n in nvec for i in range(n)], bool) for nvec in self._nvec]
         self._masked = self.joint.kind != "box" and (turns or any(self._mask_in_obs.values()))
+        self._last_infos: dict[str, Any] = {}  # of the agents that have left in this episode
         self._has_state: bool | None = None  # None: not known before the first reset
         self._state_shape: tuple[int, ...] | None = None
         if self.metadata.get("name") in STATELESS:
@@ -147,10 +149,12 @@ class JointEnv(gymnasium.Env[Any, Any]):
             callable_state = callable(getattr(inner, "state", self.reset))  # rps_v2 keeps data under that name
             self._has_state = callable_state and self._state() is not None
         no_end = np.zeros(len(self.agents), bool)
+        self._last_infos = {}
         return self._result(obs, infos, set(self.game.agents), np.zeros(len(self.agents)), no_end, no_end.copy())
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        actions, present = self._split(action), self._flags(self.game.agents)
+        before = list(self.game.agents)
+        actions, present = self._split(action), self._flags(before)
         acting = [agent for agent in self.game.agents if not self.turns or agent == self.game.turn]
         result = self.game.step({agent: actions[agent] for agent in acting})
         if not isinstance(result, tuple) or len(result) != 5:
@@ -166,6 +170,9 @@ class JointEnv(gymnasium.Env[Any, Any]):
         remaining = {agent for agent in self.game.agents if not (terminations.get(agent) or truncations.get(agent))}
         terminated |= present & ~self._flags(remaining) & ~truncated
         joint_obs, info = self._result(obs, infos, remaining, reward, terminated, truncated)
+        if len(remaining) < len(before):
+            self._last_infos |= {agent: infos.get(agent) for agent in before if agent not in remaining}
+            info[LAST_INFOS] = self._last_infos
         out_of_time = bool((truncated & ~terminated).any())
         return joint_obs, float(reward.sum()), not remaining and not out_of_time, not remaining and out_of_time, info
 

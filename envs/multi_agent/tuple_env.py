@@ -59,7 +59,7 @@ class TupleEnv:
             {agent: own for agent, own in observations.items() if agent in before},
             self._by_name(rewards, "the rewards"),
             *ends,
-            self._infos(info),
+            self._infos(info) if len(self.agents) == len(before) else self._last_infos(info),
         )
 
     def _ends(self, flags: Any, name: str) -> dict[str, bool]:
@@ -82,6 +82,20 @@ class TupleEnv:
             )
         by_name = self._by_name(masks, f"info[{MASK!r}]")
         return {agent: {MASK: mask} for agent, mask in by_name.items() if mask is not None}
+
+    def _last_infos(self, info: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """The info of each agent in a step in which agents leave: also what does not concern masks."""
+        count, masks = len(self.possible_agents), self._infos(info)
+        shared = {key: value for key, value in info.items() if key != MASK}
+
+        def of_agent(value: Any, number: int) -> Any:
+            listed = isinstance(value, tuple | list) or (isinstance(value, np.ndarray) and value.ndim == 1)
+            return value[number] if listed and len(value) == count else value
+
+        return {
+            agent: {key: of_agent(value, number) for key, value in shared.items()} | masks.get(agent, {})
+            for number, agent in enumerate(self.possible_agents)
+        }
 
     def _by_name(self, parts: Any, name: str) -> dict[str, Any]:
         count = len(self.possible_agents)

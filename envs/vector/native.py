@@ -29,6 +29,7 @@ from rltrain.envs.values import (
     reset_result,
     step_result,
 )
+from rltrain.envs.vector.episode_info import EpisodeOptions, numbers_in
 from rltrain.envs.vector.plain_data import attributes, from_plain, same, set_attributes, to_plain
 from rltrain.envs.vector.row_checks import InvalidRow, RowChecks
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
@@ -54,6 +55,7 @@ class NativeVectorEnv:
         blocks:         the streams of each block of this actor.
         seeds:          one per block.
         restore_method: "attributes" or "none", see `verify_native`.
+        options:        what the run asks of all streams.
     """
 
     def __init__(
@@ -63,11 +65,14 @@ class NativeVectorEnv:
         blocks: Sequence[tuple[int, ...]],
         seeds: Sequence[int],
         restore_method: str,
+        options: EpisodeOptions = EpisodeOptions(),  # noqa: B008, a tuple
     ) -> None:
         if restore_method not in NATIVE_METHODS:
             methods = ", ".join(NATIVE_METHODS)
             raise ValueError(f"unknown method to restore a native environment: {restore_method!r}; methods: {methods}")
-        self.spec = spec
+        self.spec, self._options = spec, options
+        self.finals: dict[tuple[int, int], dict[str, float]] = {}
+        self.made: np.ndarray | None = None
         self.streams = tuple(stream for block in blocks for stream in block)
         self._blocks, self._seeds, self._method = list(blocks), list(seeds), restore_method
         ends = np.cumsum([len(block) for block in blocks])
@@ -96,15 +101,22 @@ class NativeVectorEnv:
         rows.truncated[t] = False
         rows.first[t + 1] = False
         rows.first[t + 1, :count] = over
+        if t == 0:
+            self.finals.clear()
         i = 0
         try:
             for i, env in enumerate(self.envs):
                 columns = self._columns[i]
                 width = len(self._blocks[i])
-                self._obs[i], reward, terminated, truncated, _ = native_step(env, actions[columns], self.spec)
+                self._obs[i], reward, terminated, truncated, info = native_step(env, actions[columns], self.spec)
                 rows.reward[t, columns] = native_rewards(reward, width)
                 rows.terminated[t, columns] = native_flags(terminated, width, "terminations")
                 rows.truncated[t, columns] = native_flags(truncated, width, "truncations")
+                if info:
+                    ended = (rows.terminated[t, columns] | rows.truncated[t, columns]) & ~over[columns]
+                    for column in np.flatnonzero(ended).tolist():
+                        own = {key: _of_column(info, key, column, width) for key in info if not key.startswith("_")}
+                        self.finals[t, columns.start + column] = numbers_in(own, self._options.info_keys)
                 self._put(rows, t + 1, i)
         except BaseException as error:
             raise fault_of(error, self._blocks[i][0], self._seeds[i], t) from error
@@ -175,6 +187,16 @@ class NativeVectorEnv:
             raise
         except BaseException as error:
             raise fault_of(error, self._blocks[i][0], self._seeds[i], 0) from error
+
+
+def _of_column(info: dict[str, Any], key: str, column: int, width: int) -> Any:
+    """The value of one stream in the info of a block: `_key` says which streams have one."""
+    value, there = info[key], info.get(f"_{key}")
+    if isinstance(value, dict):
+        return {name: _of_column(value, name, column, width) for name in value if not name.startswith("_")}
+    if there is not None and not np.asarray(there).reshape(-1)[column]:
+        return None
+    return value[column] if isinstance(value, np.ndarray | list | tuple) and len(value) == width else None
 
 
 def write_batch(

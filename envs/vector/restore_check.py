@@ -16,6 +16,7 @@ from rltrain.envs.closing import close, close_all
 from rltrain.envs.errors import Watch, unwatched
 from rltrain.envs.spaces import action_reader, final_mask, mask_in_obs, mask_of, random_action
 from rltrain.envs.spec import EnvSpec
+from rltrain.envs.vector.episode_info import begin_progress
 from rltrain.envs.vector.plain_data import same
 from rltrain.envs.vector.restore import Env, EpisodeLog
 
@@ -51,7 +52,7 @@ def verify(make: Callable[[], Env], spec: EnvSpec, seed: int, seconds: float = 2
 
     def watched() -> Env:
         watch("constructor")
-        return _Watched(make(), watch)
+        return _Watched(begin_progress(make()), watch)
 
     methods = ["offered", "rng"] if _offers_state(watched) else ["rng"]
     if methods == ["rng"] and not _restores("rng", watched, spec, seed, 1, SHORT):

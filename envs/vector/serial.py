@@ -19,6 +19,7 @@ from rltrain.envs.errors import EnvFault, InvalidValue, fault_of
 from rltrain.envs.spaces import EPISODE_CONTINUES, MASK, action_reader, final_mask, mask_in_obs, mask_of, obs_writer
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.values import end_flag, reset_result, reward_number, step_result
+from rltrain.envs.vector.episode_info import EpisodeOptions, numbers_in, progress_method
 from rltrain.envs.vector.restore import EpisodeLog
 from rltrain.envs.vector.row_checks import InvalidRow, RowChecks
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
@@ -38,6 +39,7 @@ class SerialVectorEnv:
         streams:        of this actor.
         seeds:          of each stream, for its first reset.
         restore_method: how a stream is restored on resume, see `rltrain.envs.vector.restore`.
+        options:        what the run asks of all streams.
     """
 
     def __init__(
@@ -47,17 +49,22 @@ class SerialVectorEnv:
         streams: Sequence[int],
         seeds: Sequence[int],
         restore_method: str = "rng",
+        options: EpisodeOptions = EpisodeOptions(),  # noqa: B008, a tuple
     ) -> None:
-        self.spec = spec
+        self.spec, self._options = spec, options
         self.streams = tuple(streams)
         self._seeds = tuple(seeds)
         self._column = 0  # of the stream that is reset or restored
+        self.finals: dict[tuple[int, int], dict[str, float]] = {}
+        self.made: np.ndarray | None = None
         self._newest: tuple[UnrollBuffer, int] | None = None  # buffer and row of the newest observations
         self.envs: list[gymnasium.Env[Any, Any]] = []
         self._logs = [EpisodeLog(restore_method) for _ in streams]
         with self._faults():
             for self._column in range(len(streams)):
                 self.envs.append(_without_order_checks(make()))
+            self._tell = [progress_method(env) for env in self.envs]  # `set_progress` of each
+            self._told = [0.0] * len(self.envs)
         space = self.envs[0].observation_space
         self._write = obs_writer(space)
         self._actions = action_reader(spec.action, self.envs[0].action_space.dtype)
@@ -74,6 +81,7 @@ class SerialVectorEnv:
             for b, env in enumerate(self.envs):
                 self._column = b
                 self._over[b] = False
+                self._tell_progress(b, 0)
                 obs, info = reset_result(self._logs[b].first_reset(env, self._seeds[b]))
                 self._put(rows, 0, b, obs, info)
                 rows.first[0, b] = True
@@ -84,11 +92,13 @@ class SerialVectorEnv:
         rewards = self._zeros.copy()
         masked, no_mask = rows.action_mask is not None, self._no_mask
         if t == 0:
+            self.finals.clear()
             rows.terminated[:] = rows.truncated[:] = rows.episode_continues[:] = rows.first[1:] = False
         b = 0
         try:
             for b, env in self._active:
                 if over[b]:
+                    self._tell_progress(b, t)
                     obs, info = reset_result(self._logs[b].next_reset(env))
                     rows.first[t + 1, b] = True
                     over[b] = False
@@ -104,8 +114,10 @@ class SerialVectorEnv:
                         rows.terminated[t, b] = terminated = end_flag(terminated, "terminated")
                         rows.truncated[t, b] = truncated = end_flag(truncated, "truncated")
                         if terminated or truncated:
-                            rows.episode_continues[t, b] = info.get(EPISODE_CONTINUES, False)
                             over[b] = True
+                            if info:
+                                rows.episode_continues[t, b] = info.get(EPISODE_CONTINUES, False)
+                                self.finals[t, b] = numbers_in(info, self._options.info_keys)
                 write(obs_rows, (t + 1, b), obs)
                 if masked:
                     self._put_mask(rows, t + 1, b, obs, info, over[b])
@@ -134,7 +146,9 @@ class SerialVectorEnv:
         assert self._newest is not None, "reset comes first"
         rows, t = self._newest
         return [
-            self._logs[b].state(env) | {"over": self._over[b], "seen": _digest(rows.obs, t, b)}
+            self._logs[b].state(env)
+            | {"over": self._over[b], "seen": _digest(rows.obs, t, b)}
+            | ({} if self._tell[b] is None else {"progress": self._told[b]})
             for b, env in enumerate(self.envs)
         ]
 
@@ -143,6 +157,9 @@ class SerialVectorEnv:
         with self._faults():
             for b, (env, saved) in enumerate(zip(self.envs, state, strict=True)):
                 self._column = b
+                if (tell := self._tell[b]) is not None:
+                    self._told[b] = float(saved.get("progress", 0.0))
+                    tell(self._told[b])
                 obs, info, exact = self._logs[b].load(env, saved, self._seeds[b], self._actions)
                 self._put(rows, 0, b, obs, info, bool(saved["over"]) and exact)
                 if exact and _digest(rows.obs, 0, b) != saved["seen"]:
@@ -153,6 +170,18 @@ class SerialVectorEnv:
 
     def close(self) -> None:
         close_all(self.envs)
+
+    def _tell_progress(self, b: int, t: int) -> None:
+        """Before a reset in row t: call `set_progress` of the environment of column b, if it has that.
+
+        The progress follows from the steps of this stream alone, so that it does not depend on the number of workers:
+        its rows without its resets.
+        """
+        tell = self._tell[b]
+        if tell is not None:
+            made = 0 if self.made is None else int(self.made[b])
+            self._told[b] = self._options.progress(made + t - self._logs[b].episode)
+            tell(self._told[b])
 
     def _put(self, rows: UnrollBuffer, t: int, b: int, obs: Any, info: dict[str, Any], over: bool = False) -> None:
         """Write an observation and its mask; `over`: it is the last one of an episode."""

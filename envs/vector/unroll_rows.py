@@ -44,6 +44,8 @@ class VectorEnv(Protocol):
 
     spec: EnvSpec
     streams: tuple[int, ...]  # the stream of each column, ascending
+    finals: dict[tuple[int, int], dict[str, float]]  # by (row, column): numbers of the infos that ended episodes
+    made: np.ndarray | None  # [B] rows that each stream had made before the unroll; the actor keeps it up to date
 
     def reset(self, rows: UnrollBuffer) -> None:
         """Begin all streams: writes row 0 of obs, first and the optional fields."""

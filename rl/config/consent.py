@@ -21,8 +21,14 @@ from rltrain.config.run_config import RunConfig
 from rltrain.envs.names import code_in
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
 
-EVALUATION = ("env", "env_args", "torso")  # the settings with which an evaluation can reach code
-TRAINING = (*EVALUATION, "cluster", "record")  # and those with which a training run can
+EVALUATION = (
+    "env",
+    "env_args",
+    "eval_env",
+    "eval_env_args",
+    "torso",
+)  # the settings with which an evaluation can reach code
+TRAINING = (*EVALUATION, "cluster", "record", "callback")  # and those with which a training run can
 
 _imported: set[str] = set()  # modules and files that the user named with --import
 
@@ -117,17 +123,23 @@ def _listed(needs: list[str]) -> str:
 
 def _code_named(config: RunConfig, settings: Collection[str]) -> Iterator[str]:
     """What a run with this configuration would do with code, files and machines that `settings` name, in words."""
-    if "env" in settings and isinstance(config.env, str):
-        code = code_in(config.env)
-        if code is not None and not _is_imported(code):
-            yield f"import {code!r} (env {config.env!r})"
+    for key in ("env", "eval_env"):
+        env = getattr(config, key)
+        if key in settings and isinstance(env, str):
+            code = code_in(env)
+            if code is not None and not _is_imported(code):
+                yield f"import {code!r} ({key} {env!r})"
     if "torso" in settings:
         torso = getattr(config.settings, "torso", "auto")
         code, colon, _ = torso.partition(":")
         if colon and torso not in TORSOS and not _is_imported(code):
             yield f"import {code!r} (torso {torso!r})"
-    if "env_args" in settings:
-        for key, text in _texts(config.env_args):
+    for name in config.callback if "callback" in settings else ():
+        code = name.rpartition(":")[0]
+        if not _is_imported(code):
+            yield f"import {code!r} (callback {name!r})"
+    for table in ("env_args", "eval_env_args"):
+        for key, text in _texts(getattr(config, table)) if table in settings else ():
             if not re.fullmatch(r"[\w +-]*", text):
                 yield f"give the environment {key} = {text!r}"
     if "cluster" in settings and config.cluster is not None:

@@ -49,7 +49,8 @@ def from_text(annotation: Any, text: str) -> Any:
             parts = [part.partition("=") for part in text.replace(" ", "").split(",") if part]
             return {key: value for key, _, value in parts}
         if get_origin(member) is tuple:
-            return tuple(whole(part) for part in text.replace(" ", "").strip("()[],").split(",") if part)
+            items = [item for item in text.replace(" ", "").strip("()[],").split(",") if item]
+            return tuple(items if str in get_args(member) else map(whole, items))
     return text
 
 
@@ -143,7 +144,7 @@ def _metavar(field: FieldInfo) -> str:
         if get_origin(member) is Literal:
             return "{" + ",".join(map(str, get_args(member))) + "}"
         if get_origin(member) is tuple:
-            return "INT,..."
+            return "TEXT,..." if str in get_args(member) else "INT,..."
         if member in (int, float):
             return str(member.__name__).upper()
     return "TEXT"
@@ -234,10 +235,24 @@ def run_parser(algo: str | None, version: str) -> Parser:
         metavar="KEY=VALUE",
         help="a keyword argument of the environment's constructor; can be repeated",
     )
+    run.add_argument(
+        "--callback",
+        action="append",
+        metavar="MODULE:CLASS",
+        help="a rltrain.Callback, from a module or path/to/file.py; can be repeated",
+    )
+    run.add_argument(
+        "--eval-env-arg",
+        action="append",
+        type=env_arg,
+        dest="eval_env_args",
+        metavar="KEY=VALUE",
+        help="a keyword argument of the environment in evaluations; can be repeated",
+    )
     settings = in_help_order(algorithms.settings_class(algo).model_fields) if algo is not None else {}
     defaults = {"streams": str(settings["streams"].default)} if "streams" in settings else {}
     run.add_argument("--algo", metavar="NAME", help=f"algorithm: {', '.join(algorithms.names())}")
-    add_flags(run, RunConfig.model_fields, ("algo", "env_args", *INNER), defaults)
+    add_flags(run, RunConfig.model_fields, ("algo", "callback", "env_args", "eval_env_args", *INNER), defaults)
     if algo is not None:
         names = [field.alias or key for key, field in RunConfig.model_fields.items()]
         own = algorithms.settings_class(algo)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -72,6 +72,8 @@ def load(
             value = _plain(item.value, known[name], flags)
             if value is None and type(None) not in kinds(known[name]):
                 continue  # None from Python stands for the default
+            if name == "eval_env_args" and isinstance(value, dict):
+                value = {**run.get(name, {}), **value}
             if name == "env_args" and isinstance(value, dict):
                 file_args = value if layer is filed else {k: v for k, v in file_args.items() if k not in value}
                 value = {**run.get("env_args", {}), **value}
@@ -138,7 +140,7 @@ def change(config: Any, given: Mapping[str, Any], resumed: bool = False) -> RunC
     values = {fields[key].alias or key: getattr(config, key) for key in config.model_fields_set}
     if run.get("env", config.env) != config.env and not resumed:
         values = {key: value for key, value in values.items() if key not in ("env_args", "folder")}
-    if run.keys() & {"env", "env_args"}:
+    if run.keys() & {"env", "env_args", "eval_env", "eval_env_args"}:
         values.pop("reloadable", None)  # follows from both
     if "workers" in run and config.workers == 0:
         values.pop("backend", None)  # workers 0 implied local
@@ -172,7 +174,7 @@ def reload(saved: SavedConfig, given: Mapping[str, Any], text: bool = False, tru
         values["backend"] = "dask" if on_cluster else "processes" if values.get("workers") else "local"
     elif changes["backend"] != "dask":
         values["cluster"] = changes.get("cluster")
-    if "env" in given:
+    if given.keys() & {"env", "eval_env"}:
         values.pop("reloadable", None)
     elif not values.get("reloadable", True):
         raise ConfigError(
@@ -183,9 +185,28 @@ def reload(saved: SavedConfig, given: Mapping[str, Any], text: bool = False, tru
     return with_consent(config, saved, trust, [key for key in TRAINING if key not in given])
 
 
+def with_callbacks(config: RunConfig, given: Any, resumed: bool) -> RunConfig:
+    """The configuration with the names of the callbacks that a program gives as objects.
+
+    Raises:
+        ConfigError: `given` is no list; or a run that is resumed had such callbacks, and they are not given again.
+    """
+    if given is None:
+        if resumed and config.own_callbacks:
+            raise ConfigError(
+                f"the run's callbacks {', '.join(config.own_callbacks)} were given as objects, which are not kept; "
+                "resume from Python with rltrain.train(resume=..., callbacks=[...]), or callbacks=[] to leave them out"
+            )
+        return config
+    if isinstance(given, str | type) or not isinstance(given, Iterable):
+        raise ConfigError(f"keyword callbacks: must be a list of callbacks, got {given!r}")
+    names = tuple(getattr(each, "__qualname__", type(each).__qualname__) for each in given)
+    return config.model_copy(update={"own_callbacks": names})
+
+
 def _only_resumable(given: Mapping[str, Any], text: bool = False) -> None:
     for key in given:
-        if key not in RESUME and (text or key != "env"):
+        if key not in RESUME and (text or key not in ("env", "eval_env")):
             origin = spelled(key) if text else f"keyword {key}"
             raise ConfigError(f"{origin}: cannot be changed by --resume; what can: {', '.join(RESUME)}")
 

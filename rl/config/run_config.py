@@ -38,6 +38,13 @@ class RunConfig(BaseModel):
     env_args: dict[str, Any] = Field(
         default_factory=dict, description="keyword arguments of the environment's constructor"
     )
+    eval_env: str | Callable[..., Any] | None = Field(
+        None, description="another environment, with the same spaces, for evaluations; none: env"
+    )
+    eval_env_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of eval_env; without eval_env, of env in evaluations, in addition to env_args",
+    )
     share: Literal["all", "type", "none"] | dict[str, str] = Field(
         "all",
         description="agents that share a policy: all with equal spaces, those of one type by name, or none; "
@@ -128,6 +135,18 @@ class RunConfig(BaseModel):
     actor_timeout: float = Field(120.0, gt=0, description="seconds without progress after which an actor is restarted")
     max_restarts: int = Field(5, ge=0, description="consecutive failures of one actor that the run tolerates")
 
+    # callbacks and infos
+    log_info: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (),
+        description="keys of the last info of an episode to log, as is_success is in any case; a.b is b in the table a",
+    )
+    callback: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="module:Class or path/to/file.py:Class of a rltrain.Callback; can be repeated"
+    )
+    own_callbacks: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        (), description="the classes of the callbacks that a program gave as objects"
+    )
+
     # output
     out: str = Field("runs", description="folder that contains the run folders")
     eval_every: int = Field(
@@ -158,7 +177,9 @@ class RunConfig(BaseModel):
     raised_from: int | None = Field(None, description="the streams of the preset or algorithm, fewer than the workers")
     products: Literal["mkl", "onednn", "bfloat16"] = Field("mkl", description="how the learner multiplies matrices")
     reloadable: bool = Field(
-        default_factory=lambda data: isinstance(data["env"], str) and _survives_json(data["env_args"]),
+        default_factory=lambda data: (
+            _is_named(data["env"], data["env_args"]) and _is_named(data["eval_env"] or "", data["eval_env_args"])
+        ),
         description="true if the environment can be made from its name",
     )
 
@@ -229,14 +250,25 @@ class RunConfig(BaseModel):
     @property
     def env_name(self) -> str:
         """The name of the environment, or of the class or function that makes it."""
-        return self.env if isinstance(self.env, str) else getattr(self.env, "__qualname__", repr(self.env))
+        return _name_of(self.env)
+
+    def flat(self) -> dict[str, Any]:
+        """The values that describe the run, by name, with the settings and the arguments of the environment."""
+        values = self.to_json()
+        settings, args = values.pop("settings"), values.pop("env_args")
+        for name in FLAT_OMITS:
+            values.pop(name)
+        return {**values, **settings, **{f"env_args.{key}": value for key, value in args.items()}}
 
     def to_json(self) -> dict[str, Any]:
         """The JSON data for run.json. Of an environment that is an object only the name is kept; see `reloadable`."""
         address = getattr(getattr(self.cluster, "scheduler", None), "address", None)  # of a distributed.Client
         cluster = self.cluster if isinstance(self.cluster, str) else address
-        data = self.model_dump(mode="json", by_alias=True, exclude={"env", "cluster", "folder"}, fallback=repr)
-        return {**data, "env": self.env_name, "cluster": cluster, "folder": self.folder}
+        data = self.model_dump(
+            mode="json", by_alias=True, exclude={"env", "eval_env", "cluster", "folder"}, fallback=repr
+        )
+        eval_env = None if self.eval_env is None else _name_of(self.eval_env)
+        return {**data, "env": self.env_name, "eval_env": eval_env, "cluster": cluster, "folder": self.folder}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], origins: Mapping[str, str] | None = None) -> Self:
@@ -281,11 +313,22 @@ def preload(config: RunConfig) -> list[str]:
 
 
 # Settings that are not flags: they follow from others.
-INNER = ("settings", "preset_file", "raised_from", "products", "reloadable", "folder")
+INNER = ("settings", "preset_file", "raised_from", "products", "reloadable", "folder", "own_callbacks")
+# Not part of a run's description in TensorBoard.
+FLAT_OMITS = ("folder", "reloadable", "json", "quiet", "out", "tls_ca", "tls_cert", "tls_key", "raised_from")
 # The settings that can change on resume; those of CALL are reset.
 PLACES = ("workers", "learners", "backend", "cluster", "cluster_timeout", "tls_ca", "tls_cert", "tls_key")
-RESUME = ("steps", *PLACES, "json", "quiet", "max_seconds")
+RESUME = ("steps", *PLACES, "json", "quiet", "max_seconds", "callback", "log_info")
 CALL = {"json": False, "quiet": False, "max_seconds": None}
+
+
+def _name_of(env: str | Callable[..., Any]) -> str:
+    return env if isinstance(env, str) else str(getattr(env, "__qualname__", repr(env)))
+
+
+def _is_named(env: Any, env_args: Any) -> bool:
+    """True if an environment can be made from its name and its arguments in a file."""
+    return isinstance(env, str) and _survives_json(env_args)
 
 
 def _survives_json(value: Any) -> bool:

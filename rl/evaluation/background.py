@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from rltrain.config.run_config import RunConfig
 from rltrain.envs.seeding import evaluation_seed
 from rltrain.evaluation.multi_agent import return_metrics
 from rltrain.learner.algorithm import make_policy
-from rltrain.reporting.metrics import Metrics
+from rltrain.reporting.metrics import Metrics, info_metrics
 from rltrain.rollout.actor.play import Evaluator, EvaluatorJob
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.supervision import SupervisedWorker, WorkerFailed
@@ -36,16 +36,31 @@ class EvaluationFailed(Exception):
     """The evaluation worker was lost more often in a row than allowed. The actors are not affected."""
 
 
+class Evaluated(NamedTuple):
+    """The result of one evaluation."""
+
+    step: int  # of the weights
+    episodes: list[Episode]
+    metrics: dict[str, float]  # by name, as they are logged
+
+    @property
+    def return_mean(self) -> float:
+        """Mean undiscounted return."""
+        return self.metrics["eval/return_mean"]
+
+
 class BackgroundEvaluation:
     """The evaluations of a run: when they are due, their results, the best policy, and whether the goal is reached.
 
     Args:
         checkpoints: writes the best policy.
         on_restart:  called with each failure of the worker that is followed by a restart.
+        on_result:   called with each result.
 
     Attributes:
         launched_step: step of the newest evaluation that was launched; -1 if there was none.
         return_mean:   of the newest evaluation that is finished.
+        metrics:       of the same, by name.
         goal_reached:  the policy of this step reached `stop_return`, and so did the evaluation before.
     """
 
@@ -56,13 +71,16 @@ class BackgroundEvaluation:
         checkpoints: CheckpointWriter,
         on_restart: Callable[[ActorLost], None],
         closing: ExitStack,
+        on_result: Callable[[Evaluated], None] = lambda _: None,
     ) -> None:
+        self._on_result = on_result
         self._config, self._spec, self._checkpoints = config, environment.spec, checkpoints
         self._queue = EvaluationQueue(config, environment, on_restart)
         closing.callback(self._queue.close)
         if config.eval_every:
             self._queue.open()
         self.return_mean: float | None = None
+        self.metrics: dict[str, float] = {}
         self.goal_reached = False
         self.launched_step = -1
         self._count = 0  # finished evaluations
@@ -108,8 +126,10 @@ class BackgroundEvaluation:
                 "eval/length_mean": float(lengths.mean()),
                 "eval/episodes": float(len(episodes)),
                 **return_metrics("eval", self._spec, episodes),
+                **info_metrics("eval", episodes),
                 **{f"eval/{name}": share for name, share in outcomes.items()},
             }
+            self.metrics = values
             if has_line(self._count):
                 metrics.log(weights.step, values)
             goal = self._config.stop_return
@@ -119,6 +139,7 @@ class BackgroundEvaluation:
             if self._best is None or self.return_mean > self._best or self.goal_reached:
                 self._best = self.return_mean
                 self._checkpoints.save_best(weights, self.return_mean)
+            self._on_result(Evaluated(weights.step, episodes, values))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
@@ -129,6 +150,7 @@ class BackgroundEvaluation:
             "evaluated": self.launched_step,
             "next": self._schedule.next,
             "count": self._count,
+            "metrics": self.metrics,
             "pending": [{"version": w.version, "step": w.step, "arrays": w.arrays} for w in self._queue.pending],
         }
         return {"evaluation": evaluation, "restarts": self.restarts}
@@ -143,6 +165,7 @@ class BackgroundEvaluation:
         self.return_mean, self._best = evaluation["return"], evaluation["best"]
         self._successes, launched_step = int(evaluation["good"]), int(evaluation["evaluated"])
         self._count = int(evaluation.get("count", 0))
+        self.metrics = dict(evaluation.get("metrics", {}))
         self._queue.restarts = int(state["restarts"])
         for weights in evaluation["pending"]:
             self._queue.launch(Weights(int(weights["version"]), int(weights["step"]), weights["arrays"]))
@@ -160,8 +183,8 @@ class EvaluationQueue:
     """
 
     def __init__(self, config: RunConfig, environment: Environment, on_restart: Callable[[ActorLost], None]) -> None:
-        spec, against_random = environment.spec, config.opponents == "pool"
-        self._job = EvaluatorJob(spec, environment.source.make, make_policy(config, spec), against_random)
+        (source, spec), against_random = environment.evaluated, config.opponents == "pool"
+        self._job = EvaluatorJob(spec, source.make, make_policy(config, spec), against_random, config.log_info)
         self._local = config.backend == "local" or config.workers == 0
         self._memory = SharedMemory(8)
         steps = self._memory.array(0, (1,), "int64")  # that the workers have made

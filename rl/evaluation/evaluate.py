@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from rltrain.errors import ConfigError
 from rltrain.evaluation.multi_agent import mean_returns
 from rltrain.evaluation.policy import Trained, load_for
 from rltrain.evaluation.video import VideoWriter
+from rltrain.reporting.metrics import info_means
 from rltrain.rollout.actor.play import play
 from rltrain.rollout.types import Episode
 from rltrain.rollout.workers.process_state import LocalSettings
+from rltrain.setup.first_look import evaluation_source
 
 RESAMPLES = 10_000  # for the bootstrap
 FEW = 4  # of so few episodes a bootstrap interval says nothing
@@ -42,6 +44,7 @@ class Evaluation:
     returns: tuple[float, ...]
     agents: dict[str, float] = field(default_factory=dict)  # mean return of each agent; {} for a single agent
     groups: dict[str, float] = field(default_factory=dict)  # mean over episodes of the sum over a group's agents
+    info: dict[str, float] = field(default_factory=dict)  # means of numbers of the last infos, by key
     outcomes: dict[str, float] = field(default_factory=dict)  # after self-play: fractions of win, draw and loss
 
 
@@ -53,6 +56,7 @@ def evaluate(
     video: str | Path | None = None,
     env: str | Callable[..., Any] | None = None,
     trust: bool = False,
+    log_info: Sequence[str] | None = None,
 ) -> Evaluation:
     """Play complete episodes without exploration, on seeds that neither training nor its evaluations use.
 
@@ -65,6 +69,7 @@ def evaluate(
         video:      file (.mp4, .gif) for a video of the first episode.
         env:        an environment with the same spaces, in place of the one that the policy was trained on.
         trust:      a run that somebody else made may import the code that it names.
+        log_info:   keys of the last infos whose means are in `Evaluation.info`; default: those of the run.
 
     Raises:
         ConfigError: episodes is less than 1, or `env` has other spaces.
@@ -74,7 +79,7 @@ def evaluate(
         raise ConfigError(f"episodes must be at least 1, got {episodes}")
     uses = [key for key in EVALUATION if key != "env" or env is None]
     trained = what if isinstance(what, Trained) else load_for(what, False, trust, uses)
-    return evaluate_watched(unwatched, trained, episodes, seed, stochastic, video, env, trust)
+    return evaluate_watched(unwatched, trained, episodes, seed, stochastic, video, env, trust, log_info)
 
 
 def evaluate_watched(
@@ -86,6 +91,7 @@ def evaluate_watched(
     video: str | Path | None,
     env: str | Callable[..., Any] | None = None,
     trust: bool = False,
+    log_info: Sequence[str] | None = None,
 ) -> Evaluation:
     """As `evaluate`. `watch` gets the name of each call of the environment before it is made."""
     source = _source(trained, env, trust)
@@ -94,7 +100,8 @@ def evaluate_watched(
         spec = read_spec(source, seed, watch)
         if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
             raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
-        played = _play(source, spec, trained, seeds, stochastic, video, watch)
+        keys = trained.config.log_info if log_info is None else tuple(log_info)
+        played = _play(source, spec, trained, seeds, stochastic, video, watch, keys)
     returns = np.array([episode.ret for episode in played])
     by_agent, by_group = mean_returns(spec, played)
     return Evaluation(
@@ -107,6 +114,7 @@ def evaluate_watched(
         returns=tuple(float(r) for r in returns),
         agents=by_agent,
         groups=by_group,
+        info=info_means(played),
         outcomes=self_play.shares(played) if trained.config.opponents == "pool" else {},
     )
 
@@ -134,6 +142,7 @@ def _play(
     stochastic: bool,
     video: str | Path | None,
     watch: Watch,
+    info_keys: tuple[str, ...],
 ) -> list[Episode]:
     """One episode per seed; the first one is filmed."""
 
@@ -150,7 +159,9 @@ def _play(
                 film(env)
 
         at_random = trained.config.opponents == "pool"
-        return play(make, spec, trained.policy, seeds, stochastic, frame=frame, at_random=at_random)
+        return play(
+            make, spec, trained.policy, seeds, stochastic, frame=frame, at_random=at_random, info_keys=info_keys
+        )
 
     played: list[Episode] = []
     if video is not None:
@@ -174,6 +185,9 @@ def _source(trained: Trained, env: str | Callable[..., Any] | None, trust: bool)
     if env is None and not config.reloadable:
         raise ConfigError(f"{trained.path} was trained on {trained.spec.id}, an object of a program: give it as `env`")
     saved = SavedConfig({}, trained.path, trained.own)
-    config = with_consent(config, saved, trust, ("env_args",) if env is not None else ("env", "env_args"))
+    config = with_consent(config, saved, trust, ("env_args",) if env is not None else EVALUATION[:-1])
+    source = evaluation_source(config) if env is None else None
+    if source is not None:
+        return source
     name = config.env if env is None else env
     return resolve(name, config.env_args, config.share, config.action_bound, config.folder)

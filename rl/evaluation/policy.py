@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ class Trained:
         self._calls = 0
         self._rng = np.random.default_rng(config.seed)
         self._read_actions = action_reader(spec.action, joint_dtype(spec.action) if spec.groups else None)
+
+    def seed(self, seed: Sequence[int]) -> None:
+        """Start the random numbers of exploring actions again."""
+        self._rng = np.random.default_rng(seed)
 
     def reset(self) -> None:
         """Clear the memory of the policy, if it has one. Call this when an episode begins."""

@@ -2,12 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from rltrain.envs.errors import EnvError
+from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
+from rltrain.rollout.actor.play import play
+from rltrain.rollout.types import Policy
+
+TENSORBOARD_FRAMES, TENSORBOARD_PIXELS = 200, 256  # of a film in TensorBoard, at most; the file has all
+
+
+class Film(NamedTuple):
+    """An episode that was filmed to a file, and as a small GIF."""
+
+    gif: bytes
+    shape: tuple[int, int]  # height and width
+
+
+class Filmer:
+    """Plays and films one episode per call, in a worker.
+
+    Args:
+        make: makes one environment that renders.
+    """
+
+    def __init__(
+        self, spec: EnvSpec, make: Callable[[], Any], make_policy: Callable[[], Policy], at_random: bool
+    ) -> None:
+        self._spec, self._make, self._at_random = spec, make, at_random
+        self._policy = make_policy()
+        self._parameters = {name: tensor.numpy() for name, tensor in self._policy.state_dict().items()}
+
+    def film(self, arrays: dict[str, np.ndarray], seed: int, path: str) -> Film | str:
+        """Film an episode with these weights to a file; one line if the environment cannot be filmed."""
+        for name, array in self._parameters.items():
+            array[...] = arrays[name]
+        try:
+            writer = VideoWriter(Path(path))
+            play(self._make, self._spec, self._policy, [seed], frame=writer.add, at_random=self._at_random)
+            writer.write()
+            return writer.small()
+        except (ConfigError, EnvError) as error:
+            return str(error)
+
+    def close(self) -> None:
+        """No-op: environments are closed at the end of each call."""
 
 
 class VideoWriter:
@@ -41,6 +85,17 @@ class VideoWriter:
             imageio.v3.imwrite(self.path, np.stack(self.frames), **self._options())
         except Exception as error:
             raise ConfigError(f"--video {self.path}: {str(error).splitlines()[0]}") from None
+
+    def small(self) -> Film:
+        """The film as a GIF with fewer frames and pixels."""
+        import imageio.v3
+
+        every = -(-len(self.frames) // TENSORBOARD_FRAMES)
+        frames = np.stack(self.frames[::every])
+        step = -(-max(frames.shape[1:3]) // TENSORBOARD_PIXELS)
+        frames = frames[:, ::step, ::step]
+        gif = imageio.v3.imwrite("<bytes>", frames, extension=".gif", duration=1000 * every / self.rate, loop=0)
+        return Film(bytes(gif), (frames.shape[1], frames.shape[2]))
 
     def _options(self) -> dict[str, Any]:
         return {"duration": 1000 / self.rate, "loop": 0} if self.path.suffix == ".gif" else {"fps": self.rate}

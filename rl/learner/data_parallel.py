@@ -30,6 +30,7 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError, LearnerLost
 from rltrain.learner.algorithm import make_algorithm, torch_device
 from rltrain.learner.batches import tensors
+from rltrain.learner.changes import change_settings
 from rltrain.learner.process_group import ProcessGroupSync, as_arrays, dissolve, form, shards_of
 from rltrain.rollout.specs import DataPlan, GradientPlan, ReplayPlan
 from rltrain.rollout.trajectories import map_arrays
@@ -56,6 +57,7 @@ class LearnerGroup(ProcessGroupSync):
         self._config, self._spec = config, spec
         self._handles: list[ProcessHandle] = []
         self._algorithm: SharesUpdates | None = None
+        self._changes: dict[str, Any] = {}  # of settings, that the other learners do not have yet
         self._buffers: list[Tensor] | None = None  # running statistics that the other learners do not have yet
         self._formed = False  # the group of torch.distributed exists
         self._healthy = False  # and all its members listen
@@ -90,7 +92,7 @@ class LearnerGroup(ProcessGroupSync):
 
         maker = algorithms.algorithm_class(config.algo), type(config.settings), algorithms.for_several(config.algo)
         policy = getattr(config.settings, "policy", "actor_critic")
-        outline = config.model_copy(update={"env": "", "env_args": {}, "cluster": None})
+        outline = config.model_copy(update={"env": "", "env_args": {}, "eval_env": None, "cluster": None})
         state = {name: as_arrays(part.state_dict()) for name, part in algorithm.parts().items()}
         job = cloudpickle.dumps((outline, self._spec, maker, policy, policy_factory(policy), state))
         try:
@@ -109,8 +111,8 @@ class LearnerGroup(ProcessGroupSync):
         seconds = self.seconds
         try:
             for rank, (shard, part) in enumerate(shards[1:], 1):
-                self._send(("update", progress, shard, map_arrays(_array, part), buffers), rank)
-            self._buffers = None
+                self._send(("update", progress, shard, map_arrays(_array, part), buffers, self._changes), rank)
+            self._buffers, self._changes = None, {}
             shard, part = shards[0]
             self.take(shard)
             update = self._algorithm.update(part, progress)
@@ -125,6 +127,10 @@ class LearnerGroup(ProcessGroupSync):
             dissolve()
             raise
         return Update({**update.metrics, "exchange_seconds": self.seconds - seconds}, priority)
+
+    def change(self, changes: dict[str, Any]) -> None:
+        """Send new values of settings with the next update."""
+        self._changes = {**self._changes, **changes}
 
     def observed(self) -> None:
         """Send the running statistics, which have changed here, with the next update."""
@@ -217,7 +223,9 @@ class LearnerRank(ProcessGroupSync):
             command, *arguments = self._receive(0)
             if command == "end":
                 break
-            progress, shard, part, buffers = arguments
+            progress, shard, part, buffers, changes = arguments
+            if changes:
+                change_settings(algorithm, changes)
             if buffers is not None:
                 for mine, new in zip(_buffers(algorithm), buffers, strict=True):
                     mine.copy_(torch.from_numpy(new))

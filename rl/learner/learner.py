@@ -12,6 +12,7 @@ import torch
 from rltrain.algorithms.networks import products
 from rltrain.algorithms.protocol import Algorithm, observes, shares_updates
 from rltrain.errors import diverged
+from rltrain.learner.changes import change_settings
 from rltrain.learner.feed import Feed, ReplayFeed, StreamFeed
 from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.trajectories import rounds
@@ -39,6 +40,7 @@ class Learner:
         seconds: time spent in `step`.
         skipped: batches that had become too old before their update.
         largest_reward: the largest absolute reward so far, of all agents of a stream together; 0 without rewards.
+        newest: metrics of the newest update.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Learner:
         self._max_lag = None if isinstance(algorithm.plan, ReplayPlan) else algorithm.plan.max_lag
         self._tensors: list[tuple[dict[str, Any], str, torch.Tensor, int]] = []  # where the policy keeps its tensors
         self._arrays: dict[str, np.ndarray] = {}  # views of these tensors, by name
+        self.newest: Metrics = {}
         self._pending: list[Metrics] = []  # of the newest updates, not yet in the sums
         self._sums: dict[str, tuple[float, int]] = {}  # name: (sum, number of values)
 
@@ -97,7 +100,8 @@ class Learner:
                 update = updater.update(batch, progress)
                 if update.priority is not None:
                     self.feed.reprioritise(batch, update.priority)
-                self._pending.append({**update.metrics, "policy_lag": float(lag)} if lags else update.metrics)
+                self.newest = {**update.metrics, "policy_lag": float(lag)} if lags else update.metrics
+                self._pending.append(self.newest)
                 self.version += 1
                 if len(self._pending) >= MAX_PENDING:
                     self._check(first)
@@ -107,6 +111,12 @@ class Learner:
         if not is_first:
             self._observe(unrolls)
         self.seconds += time.perf_counter() - began
+
+    def change(self, changes: dict[str, Any]) -> None:
+        """Give the algorithm, in all learners, new values of settings; they hold from the next update on."""
+        change_settings(self.algorithm, changes)
+        if self.learners is not None:
+            self.learners.change(changes)
 
     def note_rewards(self, unrolls: list[Trajectory]) -> None:
         """Keep `largest_reward` up to date; gradients, which some actors send instead of unrolls, have no rewards."""

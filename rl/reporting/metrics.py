@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rltrain.rollout.types import Episode
 from rltrain.storage.files import replace_file, writing
 
@@ -29,12 +31,20 @@ class Metrics:
         folder:      the run's folder.
         start_step:  the step at which the run resumes; 0 for a new run.
         start_lines: the number of lines at that step. None: not known.
+        about:       settings of the run by name, for TensorBoard.
 
     Attributes:
         lines: number of lines in metrics.jsonl.
     """
 
-    def __init__(self, folder: Path, start_step: int = 0, start_lines: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        start_step: int = 0,
+        start_lines: int | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._about = dict(about or {})
         self.folder, self.start_step = Path(folder), start_step
         self._resumed = (self.folder / FILE).exists()
         self._begin = time.monotonic()
@@ -75,11 +85,37 @@ class Metrics:
             self._file.flush()
         self.lines += 1
         with writing(self.folder / EVENTS):
-            if self._events is None:
-                self._events = self._open_events()
             for name, value in finite.items():
                 if value is not None:
-                    self._events.add_scalar(name, value, int(step))
+                    self._writer().add_scalar(name, value, int(step))
+
+    def histogram(self, step: int, name: str, values: np.ndarray) -> None:
+        """Write a histogram of finite numbers to TensorBoard."""
+        with writing(self.folder / EVENTS):
+            self._writer().add_histogram(name, values, int(step))
+
+    def image(self, step: int, name: str, image: bytes, width: int, height: int) -> None:
+        """Write an image to TensorBoard, which shows a GIF as a video."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        encoded = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=image)
+        with writing(self.folder / EVENTS):
+            self._writer().file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=encoded)]), int(step))
+
+    def finish(self, step: int, results: Mapping[str, float | None]) -> None:
+        """Write the settings of a finished run beside its results, as TensorBoard's table of hyperparameters."""
+        known = {f"final/{name}": value for name, value in results.items() if value is not None}
+        if not self._about or not known:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        with writing(self.folder / EVENTS):
+            writer = self._writer()
+            settings = {name: as_hparam(value) for name, value in self._about.items()}
+            for summary in hparams(settings, known):  # type: ignore[no-untyped-call]
+                writer.file_writer.add_summary(summary)
+            for name, value in known.items():
+                writer.add_scalar(name, value, int(step))
 
     def flush(self) -> None:
         """Passes everything logged so far to the operating system."""
@@ -98,11 +134,40 @@ class Metrics:
                 self._events.close()
             self._events = None
 
-    def _open_events(self) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
+    def _writer(self) -> Any:
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter
 
-        purge = self.start_step + 1 if self._resumed else None  # TensorBoard drops the events after the cut
-        return SummaryWriter(log_dir=str(self.folder / EVENTS), purge_step=purge)
+            purge = self.start_step + 1 if self._resumed else None  # TensorBoard drops the events after the cut
+            self._events = SummaryWriter(log_dir=str(self.folder / EVENTS), purge_step=purge)
+            if self._about:
+                lines = [f"| {name} | {as_hparam(value)} |" for name, value in self._about.items()]
+                text = "\n".join(["| setting | value |", "| --- | --- |", *lines])
+                self._events.add_text("configuration", text, self.start_step)
+        return self._events
+
+
+def as_hparam(value: Any) -> bool | int | float | str:
+    """The value of a setting as TensorBoard's table of hyperparameters takes it."""
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def info_means(episodes: Iterable[Episode]) -> dict[str, float]:
+    """The means of the numbers of the last infos, by key, over the episodes that have the key."""
+    values: dict[str, list[float]] = {}
+    for episode in episodes:
+        for key, value in episode.info.items():
+            values.setdefault(key, []).append(value)
+    return {key: sum(of_key) / len(of_key) for key, of_key in values.items()}
+
+
+def info_metrics(prefix: str, episodes: Iterable[Episode]) -> dict[str, float]:
+    """`info_means` as metrics: `PREFIX_info/KEY`."""
+    return {f"{prefix}_info/{key}": mean for key, mean in info_means(episodes).items()}
 
 
 class Window:
@@ -128,13 +193,17 @@ class Window:
 
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""
-        return {"count": self.count, "episodes": [[e.ret, e.length, *e.agents] for e in self.episodes]}
+        state = {"count": self.count, "episodes": [[e.ret, e.length, *e.agents] for e in self.episodes]}
+        infos = [episode.info for episode in self.episodes]
+        return {**state, "infos": infos} if any(infos) else state
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.count = int(state["count"])
         self.episodes.clear()
+        infos = state.get("infos") or [{}] * len(state["episodes"])
         self.episodes.extend(
-            Episode(float(ret), int(length), tuple(map(float, agents))) for ret, length, *agents in state["episodes"]
+            Episode(float(ret), int(length), tuple(map(float, agents)), info=dict(info))
+            for (ret, length, *agents), info in zip(state["episodes"], infos, strict=True)
         )
 
 

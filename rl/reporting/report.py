@@ -14,6 +14,7 @@ from rltrain.reporting.metrics import Metrics, Window
 from rltrain.rollout.scheduler import Rollout
 from rltrain.setup.offline import OfflineRollout
 
+ENOUGH_EPISODES = 20  # after which a key that occurs in no info is reported
 SHOW_SECONDS = 1.0  # between two updates of the progress line
 
 
@@ -40,6 +41,7 @@ class Report:
     Args:
         total:      steps of the complete run.
         divergence: notices values and temperatures that diverge; a line on the console says so.
+        log_info:   keys that the last info of an episode should have; a line on the console says if none has them.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class Report:
         metrics: Metrics,
         console: Console,
         divergence: Divergence | None = None,
+        log_info: tuple[str, ...] = (),
     ) -> None:
         self._divergence = divergence
+        self._unseen = log_info  # until a note was printed about those that do not occur
         self._total, self._start = total, rollout.steps
         self._learner, self._rollout, self._window = learner, rollout, window
         self._metrics, self._console = metrics, console
@@ -95,8 +99,15 @@ class Report:
                 "they are used as they are, and counted as rollout/outside_bounds in the metrics"
             )
 
-    def log(self, restarts: int, more: Mapping[str, float]) -> None:
-        """Write a line of metrics.
+        if self._unseen and self._window.count >= ENOUGH_EPISODES:
+            seen = {key for episode in self._window.episodes for key in episode.info}
+            missing = [key for key in self._unseen if key not in seen]
+            self._unseen = ()
+            if missing:
+                self._console.note(f"log_info: the last info of no episode has a number under {', '.join(missing)}")
+
+    def log(self, restarts: int, more: Mapping[str, float]) -> dict[str, float]:
+        """Write a line of metrics; returns its values.
 
         Args:
             restarts: of all workers.
@@ -116,6 +127,7 @@ class Report:
             note = self._divergence.note(values, self._learner.largest_reward, longest)
             if note is not None:
                 self._console.note(note)
+        return values
 
     def finish(self) -> None:
         """End the progress line and print how the time was spent."""

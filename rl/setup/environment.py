@@ -17,11 +17,13 @@ from rltrain.envs.make import vector
 from rltrain.envs.seeding import stream_seed
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector import native
+from rltrain.envs.vector.episode_info import EpisodeOptions
 from rltrain.envs.vector.unroll_rows import VectorEnv
 from rltrain.errors import ConfigError
-from rltrain.setup.first_look import RESTORE_SECONDS, look_at
+from rltrain.setup.first_look import RESTORE_SECONDS, Examination, evaluation_source, look_at
 from rltrain.setup.run_folder import NEW_RUN, Saved
 from rltrain.setup.task_process import TaskProcess
+from rltrain.storage.retention import COSMETIC, spec_differences
 
 RECORDED = "record"  # restore method of a run that learns from a recording: no stream has to be restored
 
@@ -35,6 +37,13 @@ class Environment:
     kind: str  # serial or native
     units: tuple[tuple[int, ...], ...]  # streams that one actor must step together
     restore_method: str  # how a stream is restored on resume; "none": a resumed run is not exact
+    options: EpisodeOptions = EpisodeOptions()  # noqa: RUF009, a tuple
+    evaluation: tuple[EnvSource, EnvSpec] | None = None  # the environment of evaluations, if it is another one
+
+    @property
+    def evaluated(self) -> tuple[EnvSource, EnvSpec]:
+        """The environment of evaluations."""
+        return self.evaluation or (self.source, self.spec)
 
     def make_vector(self, seed: int, streams: Sequence[int], generations: Sequence[int]) -> VectorEnv:
         """The vector environment of some streams, which make up complete units.
@@ -45,7 +54,7 @@ class Environment:
         """
         seeds = [stream_seed(seed, stream, gen) for stream, gen in zip(streams, generations, strict=True)]
         total = sum(len(unit) for unit in self.units)
-        return vector(self.source, self.spec, streams, seeds, self.restore_method, self.kind, total)
+        return vector(self.source, self.spec, streams, seeds, self.restore_method, self.kind, total, self.options)
 
 
 def open_environment(
@@ -87,7 +96,22 @@ def open_environment(
     notes = [problem.text for problem in problems]
     if restore_method == "none":
         notes.append(f"{spec.id} cannot be restored in mid-episode: a resumed run is not exact (exact: false)")
-    return Environment(source, spec, kind, units, restore_method), notes
+    options = EpisodeOptions(config.log_info, config.steps / config.streams)
+    evaluation = _for_evaluation(config, spec)
+    return Environment(source, spec, kind, units, restore_method, options, evaluation), notes
+
+
+def _for_evaluation(config: RunConfig, spec: EnvSpec) -> tuple[EnvSource, EnvSpec] | None:
+    """The environment of evaluations, if it is not that of the run; ConfigError if its spaces are others."""
+    source = evaluation_source(config)
+    if source is None:
+        return None
+    with TaskProcess(Examination, source, config.actor_timeout) as look:
+        look.start("read_spec", config.seed)
+        other: EnvSpec = look.result()
+    if changed := spec_differences(spec, other, ignored=(*COSMETIC, "max_steps")):
+        raise ConfigError(f"--eval-env {other.id}: its spaces are not those of {spec.id}: {changed}")
+    return source, other
 
 
 def settled(config: RunConfig, environment: Environment) -> tuple[RunConfig, list[str]]:

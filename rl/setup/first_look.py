@@ -58,6 +58,15 @@ class Examination:
         return verify(self._source.make, spec, seed, watch=self._watch)
 
 
+def evaluation_source(config: RunConfig) -> EnvSource | None:
+    """The environment of evaluations, if it is not that of the run."""
+    if config.eval_env is None and not config.eval_env_args:
+        return None
+    args = config.eval_env_args if config.eval_env is not None else {**config.env_args, **config.eval_env_args}
+    env = config.env if config.eval_env is None else config.eval_env
+    return resolve(env, args, config.share, config.action_bound, config.folder)
+
+
 def look_at(config: RunConfig, new: bool = True) -> TaskProcess:
     """Begin to examine the environment of a run.
 

@@ -28,7 +28,10 @@ FORMAT = 1
 FILES = (RUN_FILE, f".{RUN_FILE}", LOCK, "metrics.jsonl", ".metrics.jsonl")
 PARTS = (*FILES, "checkpoints", "tensorboard", "replay")  # of a run's folder; what else lies in it is left alone
 # Settings of run.json that may differ from the checkpoint's: a resume changes them, or they only describe others.
-MAY_DIFFER = (*RESUME, "env", "env_args", "reloadable", "folder", "preset_file", "out", "record", "replay_from")
+MAY_DIFFER = (
+    *(*RESUME, "env", "env_args", "reloadable", "folder", "preset_file", "out", "record", "replay_from"),
+    *("own_callbacks", "eval_env", "eval_env_args"),
+)
 LAUNCH = "launch"  # key in run.json: the call of torchrun that started the run
 
 

@@ -95,7 +95,7 @@ def check_index(path: Path, index: Mapping[str, Any]) -> None:
 def check_config(path: Path, config: Any) -> dict[str, Any]:
     """The same; CheckpointError if this is no configuration of a run, or a text in it cannot be shown in a message."""
     _check(path, _Config, config)
-    nodes = [(key, node) for key, node in config.items() if key != "env_args"]
+    nodes = [(key, node) for key, node in config.items() if key not in ("env_args", "eval_env_args")]
     while nodes:
         key, node = nodes.pop()
         if isinstance(node, dict):

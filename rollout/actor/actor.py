@@ -14,7 +14,7 @@ import torch
 
 from rltrain.envs.errors import EnvFault
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
-from rltrain.rollout.actor.episodes import EpisodeTracker, TeamTracker
+from rltrain.rollout.actor.episodes import EpisodeTracker, TeamTracker, with_infos
 from rltrain.rollout.actor.isolated_env import IsolatedEnv, acting
 from rltrain.rollout.actor.noise import RandomStart, StreamNoise
 from rltrain.rollout.actor.opponents import Opponents
@@ -84,6 +84,7 @@ class Actor:
             self._opponents = Opponents(plan.seed, streams, plan.unroll, plan.pool, plan.make_policy, links.opponents)
         self.row = np.array(job.rows, np.int64)
         self.env = IsolatedEnv(lambda: plan.make_env(streams, job.generations))
+        self.env.vector.made = self.row
         self._last: UnrollBuffer | None = None  # the previous unroll; None before the first one
         self._end = plan.unroll  # the row of the previous unroll that the next one begins with
         self._ended = time.perf_counter()
@@ -172,6 +173,8 @@ class Actor:
         if opponents is not None:
             episodes = opponents.assign(episodes, ended)
             trajectory = replace(trajectory, acting=trajectory.acting & opponents.learning(unroll))
+        if env.vector.finals:
+            episodes = with_infos(episodes, ended, env.vector.finals)
         self.row += unroll
         slot = self._slot if len(self._rows) > 1 else None
         self._last, self._end, self._slot = rows, unroll, (self._slot + 1) % len(self._rows)

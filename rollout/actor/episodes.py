@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -61,6 +61,23 @@ class TeamTracker:
             begin += agents * count
             episodes += [joint_episode(one) for one in zip(*of_agents, strict=True)]
         return tuple(episodes)
+
+
+def with_infos(
+    episodes: Sequence[Episode], ended: np.ndarray, finals: Mapping[tuple[int, int], dict[str, float]]
+) -> tuple[Episode, ...]:
+    """The episodes with the numbers of their last infos.
+
+    Args:
+        episodes: as `EpisodeTracker.add` returns them: those that `ended` [T, B] marks, ordered by stream and time.
+        finals:   the numbers, by (row, column).
+    """
+    ends = zip(*np.nonzero(ended.T), strict=True)  # (column, row)
+    found = [finals.get((int(row), int(column))) for column, row in ends]
+    return tuple(
+        episode if not numbers else episode._replace(info=numbers)
+        for episode, numbers in zip(episodes, found, strict=True)
+    )
 
 
 def joint_episode(episodes: Sequence[Episode]) -> Episode:

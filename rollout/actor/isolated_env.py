@@ -43,6 +43,12 @@ class IsolatedEnv:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
 
+    @property
+    def vector(self) -> VectorEnv:
+        """The vector environment itself."""
+        vector: VectorEnv = self._env
+        return vector
+
     def reset(self, rows: UnrollBuffer) -> None:
         with self._isolated():
             self._env.reset(rows)

@@ -11,6 +11,7 @@ import torch
 
 from rltrain.envs.make import serial
 from rltrain.envs.spec import EnvSpec
+from rltrain.envs.vector.episode_info import EpisodeOptions
 from rltrain.rollout.actor.episodes import joint_episode
 from rltrain.rollout.actor.isolated_env import IsolatedEnv, acting
 from rltrain.rollout.actor.noise import StreamNoise
@@ -32,6 +33,7 @@ def play(
     at_once: int = 64,
     frame: Callable[[Any], None] | None = None,
     at_random: bool = False,
+    info_keys: tuple[str, ...] = (),
 ) -> list[Episode]:
     """Play one complete episode per seed, so that short episodes are not overrepresented.
 
@@ -45,12 +47,13 @@ def play(
         frame:     called with the first environment before each of its steps (for videos).
         at_random: one of two players acts at random: the second in the first episode, the first in the next, and so on.
                    The return is that of the other player.
+        info_keys: see `EpisodeOptions`.
     """
     episodes: list[Episode] = []
     for begin in range(0, len(seeds), at_once):
         now = seeds[begin : begin + at_once]
         opponent = RandomOpponent(spec, now, begin, LONGEST) if at_random else None
-        episodes += _play(make, spec, policy, now, explore, frame, opponent)
+        episodes += _play(make, spec, policy, now, explore, frame, opponent, info_keys)
     return episodes
 
 
@@ -62,9 +65,11 @@ def _play(
     explore: bool,
     frame: Callable[[Any], None] | None,
     opponent: RandomOpponent | None,
+    info_keys: tuple[str, ...],
 ) -> list[Episode]:
-    count = len(seeds)
-    env: Any = IsolatedEnv(lambda: serial(make, spec, range(count), seeds, restore_method="none"))
+    count, options = len(seeds), EpisodeOptions(info_keys)
+    env: Any = IsolatedEnv(lambda: serial(make, spec, range(count), seeds, "none", options))
+    infos: list[dict[str, float]] = [{} for _ in seeds]
     rows = empty_rows(spec, 1, count)
     noises = [StreamNoise(seed, [0], *policy.noise) for seed in seeds]
     noise = np.zeros((1, padded(count), policy.noise.columns), np.float32)
@@ -98,6 +103,8 @@ def _play(
                 length += ~(ended | rows.first[1, :count])
                 over = rows.episode_end(0)[:count] & ~rows.episode_continues[0, :count]
                 if (over & ~ended).any():
+                    for b in np.flatnonzero(over & ~ended).tolist():
+                        infos[b] = env.finals.get((0, b), {})
                     ended |= over
                     env.rest(ended)
                 rows.first[0] = rows.first[1]
@@ -109,13 +116,14 @@ def _play(
         env.close()
     if spec.groups:
         episodes = [
-            joint_episode([Episode(r, n) for r in each]) for each, n in zip(ret.tolist(), length.tolist(), strict=True)
+            joint_episode([Episode(r, n) for r in each])._replace(info=info)
+            for each, n, info in zip(ret.tolist(), length.tolist(), infos, strict=True)
         ]
         if opponent is None:
             return episodes
         players = zip(episodes, opponent.players, strict=True)
         return [episode._replace(ret=episode.agents[player], player=player) for episode, player in players]
-    return [Episode(float(r), int(n)) for r, n in zip(ret, length, strict=True)]
+    return [Episode(float(r), int(n), info=info) for r, n, info in zip(ret, length, infos, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,7 @@ class EvaluatorJob:
     make: Callable[[], Any]  # one environment
     make_policy: Callable[[], Policy]
     at_random: bool = False  # see `play`
+    info_keys: tuple[str, ...] = ()
 
 
 class Evaluator:
@@ -150,7 +159,16 @@ class Evaluator:
             self._steps[0] += 1
 
         job = self.job
-        return play(job.make, job.spec, self.policy, seeds, explore, frame=count, at_random=job.at_random)
+        return play(
+            job.make,
+            job.spec,
+            self.policy,
+            seeds,
+            explore,
+            frame=count,
+            at_random=job.at_random,
+            info_keys=job.info_keys,
+        )
 
     def close(self) -> None:
         """No-op: environments are closed at the end of each call."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-EVALUATOR, SERVER = -1, -2  # in place of an actor's number: the evaluating worker, and the inference server
+# In place of an actor's number: the evaluating worker, the inference server, the worker that films.
+EVALUATOR, SERVER, FILMER = -1, -2, -3
 
 
 class ActorLost(Exception):
@@ -17,7 +18,7 @@ class ActorLost(Exception):
     @property
     def who(self) -> str:
         """The worker's name in messages."""
-        names = {EVALUATOR: "the evaluating worker", SERVER: "the inference server"}
+        names = {EVALUATOR: "the evaluating worker", SERVER: "the inference server", FILMER: "the filming worker"}
         return names.get(self.worker, f"worker {self.worker}")
 
     def __str__(self) -> str:
