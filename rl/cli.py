@@ -82,6 +82,22 @@ def main_eval(argv: Sequence[str] | None = None) -> int:
     return _guarded("rleval", lambda: _evaluate(argv))
 
 
+def main_compare(argv: Sequence[str] | None = None) -> int:
+    """`rlcompare`. Exit status as for `rltrain`."""
+    from rltrain.comparison.command import compare_runs
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    return _guarded("rlcompare", lambda: say(compare_runs(argv, rltrain.__version__)))
+
+
+def main_plot(argv: Sequence[str] | None = None) -> int:
+    """`rlplot`. Exit status as for `rltrain`."""
+    from rltrain.comparison.command import plot_runs
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    return _guarded("rlplot", lambda: say(plot_runs(argv, rltrain.__version__)))
+
+
 def _guarded(command: str, work: Callable[[], None]) -> int:
     """Does the work of a command. Prints an expected exception as one line and returns its exit status."""
     before = threading.enumerate()

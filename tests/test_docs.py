@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ALGORITHM_PAGES = sorted((ROOT / "docs" / "algorithms").glob("*.md"))
 SETTINGS_OF = {"rainbow": "dqn", "droq": "sac", "redq": "sac"}  # algorithms that share the page of another
 OTHERS = {"--env-id", "--logdir", "--num-envs", "--resources", "--save-model", "--scheduler-file"}  # of other programs
-COMMANDS = {"rltrain": "main", "rleval": "main_eval"}
+COMMANDS = {"rltrain": "main", "rleval": "main_eval", "rlcompare": "main_compare", "rlplot": "main_plot"}
 
 page = pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
 
@@ -53,7 +53,7 @@ def help_of(command: str, *words: str) -> str:
 def flags() -> dict[str, set[str]]:
     """What each command takes."""
     trains = {algo: help_of("rltrain", "--algo", algo) for algo in names()}
-    texts = {"rltrain": "".join(trains.values()), "rleval": help_of("rleval")}
+    texts = {"rltrain": "".join(trains.values())} | {name: help_of(name) for name in COMMANDS if name != "rltrain"}
     own = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
     texts["ours"] = "".join(file.read_text() for file in own)
     return {command: set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) for command, text in texts.items()}
