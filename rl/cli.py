@@ -98,6 +98,20 @@ def main_plot(argv: Sequence[str] | None = None) -> int:
     return _guarded("rlplot", lambda: say(plot_runs(argv, rltrain.__version__)))
 
 
+def main_doctor(argv: Sequence[str] | None = None) -> int:
+    """`rldoctor`. Exit status: 0 the environment is sound, 1 it is not, 2 wrong usage, 130 and 143 interrupted."""
+    argv, status = list(sys.argv[1:] if argv is None else argv), 0
+
+    def examine() -> None:
+        nonlocal status
+        from rltrain.doctor import command
+
+        text, status = command.examine(argv, rltrain.__version__)
+        say(text)
+
+    return _guarded("rldoctor", examine) or status
+
+
 def _guarded(command: str, work: Callable[[], None]) -> int:
     """Does the work of a command. Prints an expected exception as one line and returns its exit status."""
     before = threading.enumerate()

@@ -25,7 +25,13 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ALGORITHM_PAGES = sorted((ROOT / "docs" / "algorithms").glob("*.md"))
 SETTINGS_OF = {"rainbow": "dqn", "droq": "sac", "redq": "sac"}  # algorithms that share the page of another
 OTHERS = {"--env-id", "--logdir", "--num-envs", "--resources", "--save-model", "--scheduler-file"}  # of other programs
-COMMANDS = {"rltrain": "main", "rleval": "main_eval", "rlcompare": "main_compare", "rlplot": "main_plot"}
+COMMANDS = {
+    "rltrain": "main",
+    "rleval": "main_eval",
+    "rlcompare": "main_compare",
+    "rlplot": "main_plot",
+    "rldoctor": "main_doctor",
+}
 
 page = pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
 
