@@ -85,13 +85,18 @@ def _for_actions_of(entry: Entry, spec: EnvSpec, *others: Any) -> Any:
     return _imported(algorithm)(spec, *others)
 
 
+def entry_of(algorithm: Any) -> Entry | None:
+    """The entry that `register` made for this class, if there is one."""
+    return next((entry for entry in _registry.values() if entry.algorithm is algorithm), None)
+
+
 def register(name: str, algorithm: str | type[Any], settings: str | type[BaseModel], several: bool = False) -> None:
     """Adds an algorithm, for one agent or for several. Replaces an algorithm of the same name.
 
     Raises:
         ValueError: the name is no identifier, so that it cannot head a table of a TOML file.
     """
-    if not name.isidentifier():
+    if not name.isidentifier() and ":" not in name:
         raise ValueError(f"an algorithm's name must be an identifier, so that [{name}] can head a table; got {name!r}")
     _registry[name] = Entry(algorithm, settings, several=several)
 

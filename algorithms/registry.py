@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +35,11 @@ def register_policy(name: str, factory: PolicyFactory) -> None:
 def policy_factory(name: str) -> PolicyFactory:
     """The factory registered under `name`; ValueError with one line if there is none."""
     if name not in POLICIES:
-        raise ValueError(f"unknown policy {name!r}. Known: {', '.join(sorted(POLICIES))}")
+        known = ", ".join(sorted(POLICIES))
+        raise ValueError(
+            f"unknown policy {name!r}. Known: {known}; one of your own: module:Class, file.py:Class, or a name that "
+            "rltrain.register_policy got in a module that --import names"
+        )
     factory = POLICIES[name]
     if isinstance(factory, str):
         module, _, attribute = factory.partition(":")
@@ -44,7 +49,15 @@ def policy_factory(name: str) -> PolicyFactory:
 
 def build(factory: PolicyFactory, spec: EnvSpec, config: Any, streams: int, seed: int) -> Any:
     """A policy on the CPU. Its first weights depend on `seed` only, so they are the same in every process."""
-    policy = factory(spec, config, streams, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        inspect.signature(factory).bind(spec, config, streams, generator)
+    except TypeError as error:
+        name = getattr(factory, "__qualname__", repr(factory))
+        raise ValueError(f"a policy is created as {name}(spec, settings, streams, generator): {error}") from None
+    except ValueError:
+        pass  # it has no signature
+    policy = factory(spec, config, streams, generator)
     check_hooks(policy)
     return policy
 

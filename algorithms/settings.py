@@ -7,10 +7,11 @@ and declares what its paper adds or changes. A changed default keeps the bounds 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 HELP_ORDER = """
     streams unroll epochs minibatches wait capacity batch length burn_in warmup updates_per_step random_start
@@ -30,6 +31,7 @@ HELP_ORDER = """
 
 Actions = Literal["Box", "Discrete"]  # kinds of action that have defaults of their own
 TORSOS = ("auto", "nature", "impala")  # others are "module:Class", which is imported
+OWN: dict[str, Callable[..., Any]] = {}  # torsos and policies of the user's in this process, by "module:Class"
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,22 @@ Tau = Annotated[
     CHANGEABLE,
 ]
 
+
+def name_of_class(given: Any) -> Any:
+    """The name "module:Class" of a torso or a policy that is given as a class or a function, which OWN keeps."""
+    if not callable(given) or not hasattr(given, "__qualname__"):
+        return given
+    name = f"{given.__module__}:{given.__qualname__}"
+    OWN[name] = given
+    return name
+
+
 # networks
-PolicyName = Annotated[str, Field(description="name of the policy; rltrain.register_policy adds others")]
+PolicyName = Annotated[
+    str,
+    BeforeValidator(name_of_class),
+    Field(description="name of the policy, module:Class or file.py:Class; rltrain.register_policy adds others"),
+]
 Widths = Annotated[tuple[int, ...], Field(strict=False, description="units of the hidden layers")]
 Activation = Annotated[Literal["tanh", "relu"], Field(description="activation function of the hidden layers")]
 NormalizeObs = Annotated[
@@ -146,8 +162,9 @@ class Network(Settings):
     """The networks of a policy."""
 
     policy: PolicyName
-    torso: str = Field(
-        default="auto", description="auto, nature, impala, or module:Class of an nn.Module: observations to features"
+    torso: Annotated[str, BeforeValidator(name_of_class)] = Field(
+        default="auto",
+        description="auto, nature, impala, or module:Class or file.py:Class of an nn.Module: observations to features",
     )
     widths: Widths
     activation: Activation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -12,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward
 
 from rltrain.envs.closing import close
-from rltrain.envs.errors import EnvFault, InvalidValue, Watch, unwatched
+from rltrain.envs.errors import EnvFault, InvalidValue, Watch, unwatched, user_traceback
 from rltrain.envs.lookup import EnvSource
 from rltrain.envs.spaces import MASK, action_reader, mask_in_obs, mask_of, random_action, text_keys
 from rltrain.envs.spec import EnvSpec
@@ -99,7 +98,7 @@ def check_env(
         add(Problem(str(error), True))
         return list(problems.values())
     except Exception as error:
-        raise EnvFault(-1, seed, row, traceback.format_exc()) from error
+        raise EnvFault(-1, seed, row, user_traceback(error)) from None
     finally:
         watch("close")
         close(env)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 import signal
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 Watch = Callable[[str], None]  # gets the name of each call of an environment's code before the call is made
 
@@ -32,6 +34,8 @@ class ProcessExit(BaseException):
 
 
 NOT_THEIRS = (sysconfig.get_path("stdlib"), str(Path(__file__).parents[1]))  # folders of code that no user wrote
+INSTALLED = (*NOT_THEIRS, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+ENVIRONMENT = "the environment"  # the first words of `describe`
 INVALID = "the environment broke its interface"  # in the detail of an EnvFault: no restart can help
 
 
@@ -50,7 +54,7 @@ class EnvFault(Exception):
         self.stream, self.seed, self.row, self.detail = stream, seed, row, detail
 
     def __str__(self) -> str:
-        return f"stream {self.stream} (seed {self.seed}), row {self.row}: {self.detail.strip().splitlines()[-1]}"
+        return describe(self).rstrip()
 
 
 def fault_of(error: BaseException, stream: int, seed: int, row: int) -> EnvFault:
@@ -62,9 +66,26 @@ def fault_of(error: BaseException, stream: int, seed: int, row: int) -> EnvFault
 
 def describe(fault: EnvFault) -> str:
     """Message with the place of the failure and the environment's traceback."""
-    where = "the environment" if fault.stream < 0 else f"the environment of stream {fault.stream} (seed {fault.seed})"
+    where = ENVIRONMENT if fault.stream < 0 else f"{ENVIRONMENT} of stream {fault.stream} (seed {fault.seed})"
     what = f"{where} failed at step {fault.row}:"
     return f"{what}{chr(10) if chr(10) in fault.detail else ' '}{fault.detail}"
+
+
+def place_of(detail: str) -> str | None:
+    """What two faults of a user's code have in common if they are the same one: place, step and kind of exception.
+
+    Args:
+        detail: text with a traceback, as of `describe`. Its message and the seed may differ.
+
+    Returns:
+        None if there is no traceback, or none of its frames is of a user's code.
+    """
+    lines = detail.strip().splitlines()
+    frames = [line for line in lines if line.startswith('  File "')]
+    if all(line.removeprefix('  File "').startswith((*INSTALLED, "<frozen ")) for line in frames):
+        return None
+    kind = next((line for line in reversed(lines) if line[:1] not in ("", " ")), "").partition(":")[0]
+    return "\n".join([re.sub(r"\(seed -?\d+\)", "", lines[0]), *frames, kind])
 
 
 def by_user(error: BaseException) -> bool:
@@ -82,7 +103,41 @@ def detail_of(error: BaseException) -> str:
         return f"{INVALID}: {error}"
     if not isinstance(error, Exception):
         return exit_text(error)
-    return "".join(traceback.format_exception(error))
+    return user_traceback(error)
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback of an exception, from the first frame of code that is not ours on; also of its causes.
+
+    Frames of installed packages before the first one of the user's own code are left out too.
+    """
+    whole = traceback.TracebackException.from_exception(error)
+    chain: list[traceback.TracebackException] = [whole]
+    for part in chain:
+        chain += [other for other in (part.__cause__, part.__context__) if other is not None]
+        files = [frame.filename for frame in part.stack]
+        for ours in (INSTALLED, NOT_THEIRS):
+            first = next((place for place, file in enumerate(files) if _is_code(file) and not file.startswith(ours)), 0)
+            if first or (files and not files[0].startswith(ours)):
+                break
+        part.stack = traceback.StackSummary.from_list(part.stack[first:])
+    return "".join(whole.format())
+
+
+def whole_traceback(error: BaseException) -> str:
+    """The traceback of an exception: from the first frame of a user's code on, or with all frames if there is none."""
+    return user_traceback(error) if in_user_code(error) else "".join(traceback.format_exception(error))
+
+
+def in_user_code(error: BaseException) -> bool:
+    """True if the exception passed through code that is neither ours nor installed."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return any(_is_code(file) and not file.startswith(INSTALLED) for file in files)
+
+
+def _is_code(file: str) -> bool:
+    """True if this names a file or a cell of a notebook, and not a part of Python."""
+    return not file.startswith("<frozen ")
 
 
 def exit_text(error: BaseException) -> str:
@@ -96,6 +151,20 @@ def exit_text(error: BaseException) -> str:
         status = error.args[0] if error.args else None
         return f"it ended the program with sys.exit({'' if status is None else repr(status)}) at {place}"
     return f"it raised {type(error).__name__} at {place}"
+
+
+def made_already(env: Any) -> str | None:
+    """The message about an environment that is given as an instance; None if it is something else."""
+    if isinstance(env, type) or not all(callable(getattr(env, name, None)) for name in ("reset", "step")):
+        return None
+    spec_id = getattr(getattr(env, "spec", None), "id", None)
+    name = f"its id {spec_id!r}, " if isinstance(spec_id, str) else ""
+    kind = type(getattr(env, "unwrapped", env)).__name__
+    single = " of a single one" if hasattr(env, "num_envs") else ""
+    return (
+        f"env is an instance of {kind}, and each stream makes an environment of its own: give {name}the class{single}, "
+        "or a function that makes one"
+    )
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -11,7 +11,6 @@ import os
 import pkgutil
 import re
 import sys
-import traceback
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import gymnasium
 from gymnasium.spaces import Tuple
 
-from rltrain.envs.errors import EnvError, EnvFault, did_you_mean
+from rltrain.envs.errors import EnvError, EnvFault, did_you_mean, user_traceback
 from rltrain.envs.names import code_in, registered_names
 from rltrain.envs.suites import atari, envpool, pettingzoo
 
@@ -75,11 +74,13 @@ class EnvSource:
             creator = self._call(lambda: load_entry_point(spec.entry_point), env_id)
             own = {key: value for key, value in self.kwargs.items() if key not in MAKE_ARGUMENTS}
             self._check_arguments(creator, {**spec.kwargs, **own})
+            self._check_render_mode(creator)
             _filter_mujoco_log()
             env = self._call(lambda: gymnasium.make(env_id, **{"disable_env_checker": True, **self.kwargs}), env_id)
         else:
             factory = entry
             self._check_arguments(factory, self.kwargs)
+            self._check_render_mode(factory)
             _filter_mujoco_log()
             env = self._call(lambda: factory(**self.kwargs))
         if not isinstance(env, gymnasium.Env) or isinstance(getattr(env, "action_space", None), Tuple):
@@ -119,6 +120,20 @@ class EnvSource:
     @property
     def _is_envpool(self) -> bool:
         return isinstance(self.target, str) and self.target.startswith(envpool.PREFIX)
+
+    def unknown_arguments(self) -> list[str]:
+        """The keys of `kwargs` that the constructor does not take."""
+        entry = self.lookup()
+        spec = gymnasium.registry[entry] if isinstance(entry, str) else None
+        creator = entry if spec is None else self._call(lambda: load_entry_point(spec.entry_point), spec.id)
+        try:
+            parameters = inspect.signature(creator).parameters.values()  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            return []
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return []
+        known = {parameter.name for parameter in parameters} | (MAKE_ARGUMENTS if spec is not None else set())
+        return [key for key in self.kwargs if key not in known]
 
     def lookup(self) -> str | Callable[..., Any]:
         """The registered id, or the class or function to call; EnvError if `target` names nothing."""
@@ -205,6 +220,14 @@ class EnvSource:
             raise EnvError(f"{self.target} is {factory!r}, not a class or a function that makes an environment")
         return factory
 
+    def _check_render_mode(self, creator: Any) -> None:
+        """EnvError if `kwargs` ask for a way of rendering that a class does not have; Gymnasium only warns."""
+        mode, metadata = self.kwargs.get("render_mode"), getattr(creator, "metadata", None)
+        modes = metadata.get("render_modes") if isinstance(metadata, dict) else None
+        if mode is None or not modes or mode in modes or (mode == "human" and "rgb_array" in modes):
+            return
+        raise EnvError(f"{self.name}: it has no render_mode {mode!r}; it has {', '.join(map(repr, modes))}")
+
     def _check_arguments(self, creator: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
         try:
             signature = inspect.signature(creator)
@@ -240,7 +263,7 @@ class EnvSource:
                 raise EnvError(f"{self.name} needs an extra: pip install 'rltrain[{extra}]' ({_line(error)})") from None
             if isinstance(error, gymnasium.error.DependencyNotInstalled) or entry.startswith("gymnasium."):
                 raise EnvError(f"{self.name} needs something that is not installed: {_line(error)}") from None
-            raise EnvFault(-1, -1, 0, traceback.format_exc()) from error
+            raise EnvFault(-1, -1, 0, user_traceback(error)) from None
         except Exception as error:
             key = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             usage = isinstance(error, TypeError | gymnasium.error.Error)
@@ -248,7 +271,7 @@ class EnvSource:
                 raise EnvError(f"{self.name}: its constructor takes no {key.group(1)!r} ({_line(error)})") from None
             if isinstance(error, gymnasium.error.Error):
                 raise EnvError(f"{self.name}: {_line(error)}") from None
-            raise EnvFault(-1, -1, 0, traceback.format_exc()) from error
+            raise EnvFault(-1, -1, 0, user_traceback(error)) from None
 
 
 def make_importable(folder: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-import traceback
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from gymnasium.spaces import Space
 from gymnasium.wrappers import FrameStackObservation
 
 from rltrain.envs.closing import close
-from rltrain.envs.errors import EnvError, EnvFault, InvalidValue, Watch, unwatched
+from rltrain.envs.errors import EnvError, EnvFault, InvalidValue, Watch, made_already, unwatched, user_traceback
 from rltrain.envs.lookup import FORMS, EnvSource
 from rltrain.envs.names import registered
 from rltrain.envs.spaces import MASK, env_spec, stacked
@@ -29,6 +29,7 @@ from rltrain.envs.vector.unroll_rows import VectorEnv
 if TYPE_CHECKING:
     from rltrain.envs.multi_agent.joint_spaces import Share
 
+MAY_BE = f"It may be {FORMS}."
 NATIVE_FROM = 128  # streams of a run from which "auto" chooses a native vector environment if there is one
 
 PASS_ON = {  # modules of Gymnasium's wrappers that neither change nor drop observations
@@ -60,8 +61,22 @@ def resolve(
     if isinstance(env, str):
         return EnvSource(env, registered(env), kwargs, folder, share, action_bound)
     if not callable(env):
-        raise EnvError(f"{env!r} is not an environment's name, class or function. It may be {FORMS}.")
+        raise EnvError(made_already(env) or f"{env!r} is not an environment's name, class or function. {MAY_BE}")
     return EnvSource(getattr(env, "__qualname__", type(env).__name__), env, kwargs, folder, share, action_bound)
+
+
+def fitting(source: EnvSource, inherited: Mapping[str, Any]) -> EnvSource:
+    """The source without those inherited arguments that its constructor does not take; a line on stderr names them.
+
+    Args:
+        inherited: arguments that a run gave to another environment.
+    """
+    refused = [key for key in source.unknown_arguments() if key in inherited]
+    if not refused:
+        return source
+    text = f"{source.name} does not take {', '.join(refused)}, which the run's environment got"
+    print(f"rltrain: {text}; it is made without", file=sys.stderr)
+    return replace(source, kwargs={key: value for key, value in source.kwargs.items() if key not in refused})
 
 
 def read_spec(source: EnvSource, seed: int, watch: Watch = unwatched) -> EnvSpec:
@@ -93,7 +108,7 @@ def read_spec(source: EnvSource, seed: int, watch: Watch = unwatched) -> EnvSpec
         except InvalidValue as error:
             raise EnvError(f"{source.name}: {error}") from None
         except Exception as error:
-            raise EnvFault(-1, seed, 0, traceback.format_exc()) from error
+            raise EnvFault(-1, seed, 0, user_traceback(error)) from None
         if getattr(type(env), "spec_of", None) is not None:  # several agents
             spec: EnvSpec = env.spec_of()
             return spec

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rltrain.envs.errors import EnvError
+from rltrain.envs.errors import EnvError, made_already
 
 # Packages whose environments a prefix names. Such a name is data: it selects one of them.
 PETTINGZOO, ENVPOOL, ATARI = "pettingzoo:", "envpool:", "atari:"
@@ -30,7 +30,10 @@ _registered: dict[str, Callable[..., Any]] = {}
 def register_env(name: str, factory: Callable[..., Any]) -> None:
     """Let `--env name` mean `factory(**kwargs)`, a class or a function that returns a Gymnasium environment."""
     if not callable(factory):
-        raise EnvError(f"cannot register {name!r}: {factory!r} is not a class or a function that makes an environment")
+        raise EnvError(
+            f"cannot register {name!r}: "
+            + (made_already(factory) or f"{factory!r} is not a class or a function that makes an environment")
+        )
     _registered[name] = factory
 
 

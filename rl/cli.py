@@ -15,16 +15,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import rltrain
-from rltrain.config.consent import import_code
-from rltrain.config.flags import Parser, add_consent, run_parser, whole
+from rltrain.config.consent import TRAINING, import_code, require_consent, use_saved_algorithm
+from rltrain.config.flags import Parser, add_consent, add_env_arg, run_parser, whole
 from rltrain.config.load import load, reload
-from rltrain.config.messages import settings_class, unknown_setting
+from rltrain.config.messages import OTHER_NAMES, settings_class, unknown, unknown_setting
 from rltrain.config.run_config import RunConfig, preload
 from rltrain.config.toml_file import read
-from rltrain.envs.errors import EnvError, EnvFault, describe
+from rltrain.config.user_code import use_algorithm
+from rltrain.envs.errors import EnvError, EnvFault, describe, in_user_code, user_traceback
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, LearnerLost, RunFailed, Stop
 from rltrain.reporting.console import say
 from rltrain.storage.run_folder import hide_arguments, run_of_this_launch, saved_config
@@ -151,11 +153,14 @@ def _status(command: str, work: Callable[[], None]) -> tuple[str, int]:
     except KeyboardInterrupt as stop:
         started = " while it started; no checkpoint was written" if command == "rltrain" else ""
         text, status = f"{command}: interrupted{started}", stop.status if isinstance(stop, Stop) else Stop().status
-    except OSError as error:
-        if error.errno not in REMEDIES:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in REMEDIES:
+            text = f"the system refused: {os.strerror(error.errno).lower()}; {REMEDIES[error.errno]}"
+        elif in_user_code(error):
+            text = f"your code raised an exception:\n{user_traceback(error).rstrip()}"
+        else:
             raise
-        what = os.strerror(error.errno).lower()
-        text, status = f"{command}: the system refused: {what}; {REMEDIES[error.errno]}", RunFailed.status
+        text, status = f"{command}: {text}", RunFailed.status
     return text, status
 
 
@@ -219,10 +224,14 @@ def _named_algorithm(flags: argparse.Namespace) -> str | None:
     """
     algo, origins = flags.algo, {"algo": "--algo"}
     if algo is None and flags.resume is not None:
-        algo, origins = saved_config(Path(flags.resume)).values["algo"], {}
+        saved = saved_config(Path(flags.resume))
+        use_saved_algorithm(saved, flags.trust, TRAINING)
+        algo, origins = saved.values["algo"], {}
     elif algo is None and flags.config is not None:
         named = read(Path(flags.config), flags.config).get("algo")
         algo, origins = (None, {}) if named is None else (named.value, {"algo": named.origin})
+        require_consent(SimpleNamespace(algo=algo, settings=None), flags.config, flags.trust, ("algo",))
+    use_algorithm(algo, os.getcwd())
     if algo is not None:
         settings_class(algo, origins)
     return None if algo is None else str(algo)
@@ -234,6 +243,7 @@ def _early(argv: Sequence[str]) -> argparse.Namespace:
     for flag in ("--algo", "--resume", "--config"):
         early.add_argument(flag)
     early.add_argument("--import", action="append", dest="import_code", default=[])
+    early.add_argument("--trust", action="store_true")
     try:
         return early.parse_known_args(argv)[0]
     except argparse.ArgumentError:
@@ -250,6 +260,12 @@ def _evaluate(argv: list[str]) -> None:
     top.add_argument("--episodes", type=_at_least(1), default=100, metavar="INT", help="number of episodes [100]")
     top.add_argument("--seed", type=_at_least(0), default=0, metavar="INT", help="seed of the episodes [0]")
     top.add_argument("--stochastic", action="store_true", default=False, help="samples actions, as in training")
+    top.add_argument("--best", action="store_true", default=False, help="plays the best checkpoint, not the newest")
+    top.add_argument(
+        "--env", metavar="ENV", default=None, help="plays another environment with the same spaces [that of the run]"
+    )
+    add_env_arg(top)
+    top.add_argument("--render", action="store_true", default=False, help="shows the episodes in a window")
     top.add_argument("--video", metavar="FILE", default=None, help="writes a video of the first episode to this file")
     top.add_argument(
         "--log-info",
@@ -260,8 +276,9 @@ def _evaluate(argv: list[str]) -> None:
     )
     top.add_argument("--json", action="store_true", default=False, help="prints one JSON object")
     add_consent(top)
-    given = top.parse(argv)
+    given = top.parse(argv, _unknown_flag)
     json_line, path = given.pop("json"), given.pop("path")
+    given["env_args"] = dict(given["env_args"]) if "env_args" in given else None
     if not os.path.lexists(path):
         raise CheckpointError(f"{path} does not exist")
     with held():
@@ -269,6 +286,25 @@ def _evaluate(argv: list[str]) -> None:
 
     evaluation = evaluate_in_child(path, given.pop("import_code", []), given)
     say(json.dumps(as_json(evaluation)) if json_line else evaluation_line(evaluation))
+
+
+OF_EVALUATION = {  # other words for flags of rleval, and what a user does instead of those that it does not have
+    "deterministic": "episodes are played without exploration; --stochastic samples actions",
+    "device": "evaluations run on the cpu",
+    "checkpoint": "give the folder of a checkpoint, RUN/checkpoints/NAME, in place of RUN, or --best",
+    "load": "give the folder of a run or of a checkpoint",
+}
+
+
+def _unknown_flag(what: str, flag: str, known: list[str], spell: Callable[[str], str]) -> str:
+    """The message about an unknown flag of rleval."""
+    ours = [flag, *OTHER_NAMES.get(flag, ())]
+    for name in ours:
+        if name.removeprefix("eval_") in known:
+            return f"unknown {what} {spell(flag)}; did you mean {spell(name.removeprefix('eval_'))}?"
+        if name in OF_EVALUATION:
+            return f"unknown {what} {spell(flag)}; {OF_EVALUATION[name]}"
+    return unknown(what, flag, known, spell)
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -317,6 +353,8 @@ def evaluation_line(evaluation: Evaluation) -> str:
     interval = (
         "" if evaluation.return_ci95 is None else ", 95% interval {:.2f} to {:.2f}".format(*evaluation.return_ci95)
     )
+    from rltrain.rollout.types import LONGEST
+
     count = f"{evaluation.episodes} episode{'s' if evaluation.episodes > 1 else ''}"
     return (
         f"return {evaluation.return_mean:.2f} (std {evaluation.return_std:.2f}{interval}), "
@@ -324,4 +362,5 @@ def evaluation_line(evaluation: Evaluation) -> str:
         + infos
         + (f"{outcomes} against random play, " if outcomes else "")
         + f"length {evaluation.length_mean:.1f}, {count} of {evaluation.checkpoint}"
+        + (f"; {evaluation.cut_off} did not end within {LONGEST:,} steps" if evaluation.cut_off else "")
     )

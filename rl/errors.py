@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from os import PathLike
+from pathlib import Path
 
 
 class ConfigError(Exception):
@@ -21,6 +23,13 @@ class RunFailed(Exception):
     """The run failed. The message includes the traceback of the environment, if that raised. Exit status 1."""
 
     status = 1
+
+
+def as_folder(what: str, value: object) -> Path:
+    """The path of a run or a checkpoint; ConfigError if the value is no path."""
+    if isinstance(value, str | PathLike) and value != "":
+        return Path(value)
+    raise ConfigError(f"{what} must be the folder of a run or of a checkpoint, got {value!r}")
 
 
 class LearnerLost(Exception):

@@ -7,15 +7,17 @@ import gc
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from rltrain.config.load import change, load, reload, with_callbacks
 from rltrain.config.run_config import RunConfig
+from rltrain.errors import as_folder
 from rltrain.setup.first_look import look_at
 from rltrain.storage.run_folder import for_resume, saved_config
 from rltrain.system.signals import held
 
 if TYPE_CHECKING:
+    from rltrain.config.keywords import Keywords
     from rltrain.reporting.report import Result
 
 
@@ -25,7 +27,7 @@ def train(
     resume: str | Path | None = None,
     trust: bool = False,
     callbacks: Sequence[Any] | None = None,
-    **settings: Any,
+    **settings: Unpack[Keywords],
 ) -> Result:
     """Train and return the result.
 
@@ -45,11 +47,12 @@ def train(
         RunFailed: the run ended too early; a checkpoint was written.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
     """
+    resume = None if resume is None else as_folder("resume", resume)
     if config is not None:
         config = change(config, settings, resumed=resume is not None)
-        config = config if resume is None else for_resume(config, Path(resume))
+        config = config if resume is None else for_resume(config, resume)
     else:
-        config = load(settings) if resume is None else reload(saved_config(Path(resume)), settings, trust=trust)
+        config = load(settings) if resume is None else reload(saved_config(resume), settings, trust=trust)
     config = with_callbacks(config, callbacks, resumed=resume is not None)
     with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch
         with held(), _no_collection():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
-from rltrain.envs.errors import INVALID
+from rltrain.envs.errors import ENVIRONMENT, INVALID, place_of
 from rltrain.rollout.shared_memory.heartbeat import Heartbeat
 from rltrain.rollout.workers.handle import ActorLost, Handle, NoNode
 
@@ -51,6 +51,7 @@ class SupervisedWorker:
         self.restart_at = 0.0  # if there is no handle: the earliest time of the next `open`
         self._last_steps = self._steps_at_start = 0
         self._last_progress = 0.0
+        self._last_fault: str | None = None  # see `place_of`
 
     @property
     def restart_due(self) -> bool:
@@ -116,13 +117,20 @@ class SupervisedWorker:
         """Close the worker and schedule its restart.
 
         Raises:
-            WorkerFailed: too many failures in a row, or the environment broke its interface, which it would do again.
+            WorkerFailed: too many failures in a row, or a failure that would happen again: the environment broke its
+                interface, or a user's code raised the same exception at the same step as the last time.
         """
         self.close()
         self.restart_at = time.monotonic() + BACKOFF[min(self.failures, len(BACKOFF) - 1)]
         self.failures += 1
         if INVALID in lost.detail:
             raise WorkerFailed(f"{lost.who}: {lost.detail}")
+        # An environment that raises before its first step may have lacked a licence or a port.
+        again = self._steps() != self._steps_at_start or not lost.detail.startswith(ENVIRONMENT)
+        fault, before = place_of(lost.detail) if again else None, self._last_fault
+        self._last_fault = fault
+        if fault is not None and fault == before:
+            raise WorkerFailed(f"{lost.who} failed twice at the same step, so it would fail again: {lost.detail}")
         if self.failures > self._max_restarts:
             raise WorkerFailed(
                 f"{lost.who} failed {self.failures} times in a row (--max-restarts {self._max_restarts}); "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Array = Any  # numpy in actors, torch in the learner
 NEWEST = -1  # in place of a snapshot's number: the policy in training
+LONGEST = 10_000  # steps after which an episode of an evaluation is cut off if its environment has no time limit
 
 
 class Episode(NamedTuple):

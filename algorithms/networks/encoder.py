@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rltrain.algorithms.networks.cnn import CNNS, NATURE_SIDE, NatureCNN, SmallCNN, arranged, channels_first
+from rltrain.algorithms.settings import OWN
 from rltrain.envs.spec import EnvSpec, Leaf
 from rltrain.rollout.tree import Tree, leaves, tree_map, unflatten
 
@@ -152,12 +154,20 @@ def load_torso(name: str, spec: EnvSpec, generator: torch.Generator | None = Non
     home, colon, attribute = name.partition(":")
     if not (home and colon and attribute):
         raise ValueError(f"torso {name!r} is neither 'auto', 'nature', 'impala' nor of the form 'package.module:Class'")
+    build = OWN.get(name)
+    if build is None:
+        try:
+            build = getattr(importlib.import_module(home), attribute)
+        except ImportError as error:
+            raise ValueError(f"torso {name!r} cannot be imported: {error}") from error
+        except AttributeError as error:
+            raise ValueError(f"torso {name!r}: module {home!r} has no {attribute!r}") from error
     try:
-        build = getattr(importlib.import_module(home), attribute)
-    except ImportError as error:
-        raise ValueError(f"torso {name!r} cannot be imported: {error}") from error
-    except AttributeError as error:
-        raise ValueError(f"torso {name!r}: module {home!r} has no {attribute!r}") from error
+        inspect.signature(build).bind(spec)
+    except TypeError as error:
+        raise ValueError(f"torso {name!r} is created as {attribute}(spec): {error}") from None
+    except ValueError:
+        pass  # it has no signature
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
         module = build(spec)

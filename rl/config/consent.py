@@ -10,25 +10,21 @@ import importlib
 import os
 import re
 import sys
-import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from rltrain.algorithms.settings import TORSOS
 from rltrain.config.run_config import RunConfig
+from rltrain.config.user_code import is_code, use_algorithm
+from rltrain.envs.errors import whole_traceback
 from rltrain.envs.names import code_in
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
 
-EVALUATION = (
-    "env",
-    "env_args",
-    "eval_env",
-    "eval_env_args",
-    "torso",
-)  # the settings with which an evaluation can reach code
-TRAINING = (*EVALUATION, "cluster", "record", "callback")  # and those with which a training run can
+NETWORK = ("algo", "policy", "torso")  # the settings with which loading a policy can reach code
+EVALUATION = ("env", "env_args", "eval_env", "eval_env_args", *NETWORK)  # and those with which an evaluation can
+TRAINING = (*EVALUATION, "cluster", "record", "callback")  # and a training run
 
 _imported: set[str] = set()  # modules and files that the user named with --import
 
@@ -75,7 +71,7 @@ def import_code(names: Iterable[str]) -> None:
             if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
                 text = f"--import {name}: there is no module {error.name!r}; looked in {folder} and among the installed"
                 raise ConfigError(text) from None
-            raise RunFailed(f"--import {name} failed:\n{traceback.format_exc()}") from error
+            raise RunFailed(f"--import {name} failed:\n{whole_traceback(error)}") from None
         _imported.add(os.path.realpath(name) if name.endswith(".py") else name)
 
 
@@ -96,15 +92,39 @@ def with_consent(config: RunConfig, saved: SavedConfig, trust: bool, settings: C
     config = config.model_copy(update={"folder": os.getcwd()})
     if trust or not needs:
         return config
-    whose = (
-        f"the folder of its code is gone ({saved.file})"
-        if saved.own
-        else f"you did not make this run here ({saved.file})"
-    )
-    raise CheckpointError(f"{whose}, and it would {_listed(needs)}. {ADVICE}")
+    raise _refusal(saved, needs)
 
 
-def require_consent(config: RunConfig, file: str, trust: bool, settings: Collection[str]) -> None:
+def _refusal(saved: SavedConfig, needs: list[str]) -> CheckpointError:
+    whose = "the folder of its code is gone" if saved.own else "you did not make this run here"
+    return CheckpointError(f"{whose} ({saved.file}), and it would {_listed(needs)}. {ADVICE}")
+
+
+def use_saved_algorithm(saved: SavedConfig, trust: bool, settings: Collection[str]) -> None:
+    """Import the algorithm of a saved configuration, if its name is code. Without it the settings cannot be read.
+
+    Args:
+        settings: see `with_consent`; for the list of everything that would be imported.
+
+    Raises:
+        CheckpointError: the user did not consent to all of it.
+        ConfigError: there is no such algorithm.
+    """
+    values = saved.values
+    if not is_code(values["algo"]):
+        return
+    others = {"env": "", "env_args": {}, "eval_env": None, "eval_env_args": {}, "cluster": None, "record": None}
+    raw = SimpleNamespace(**{**others, "callback": (), **values})
+    raw.settings = SimpleNamespace(**values["settings"])
+    needs, folder = list(_code_named(raw, settings)), os.getcwd()
+    if saved.own and (not needs or os.path.isdir(str(values.get("folder")))):
+        folder = str(values.get("folder"))
+    elif needs and not trust:
+        raise _refusal(saved, needs)
+    use_algorithm(values["algo"], folder)
+
+
+def require_consent(config: Any, file: str, trust: bool, settings: Collection[str]) -> None:
     """ConfigError if a file of settings names code, by one of these settings, to which the user did not consent."""
     needs = [] if trust else list(_code_named(config, settings))
     if needs:
@@ -121,19 +141,17 @@ def _listed(needs: list[str]) -> str:
     return ", ".join(needs[:-1]) + " and " * (len(needs) > 1) + needs[-1]
 
 
-def _code_named(config: RunConfig, settings: Collection[str]) -> Iterator[str]:
+def _code_named(config: Any, settings: Collection[str]) -> Iterator[str]:
     """What a run with this configuration would do with code, files and machines that `settings` name, in words."""
     for key in ("env", "eval_env"):
-        env = getattr(config, key)
-        if key in settings and isinstance(env, str):
-            code = code_in(env)
-            if code is not None and not _is_imported(code):
-                yield f"import {code!r} ({key} {env!r})"
-    if "torso" in settings:
-        torso = getattr(config.settings, "torso", "auto")
-        code, colon, _ = torso.partition(":")
-        if colon and torso not in TORSOS and not _is_imported(code):
-            yield f"import {code!r} (torso {torso!r})"
+        env = getattr(config, key) if key in settings else None
+        code = code_in(env) if isinstance(env, str) else None
+        if code is not None and not _is_imported(code):
+            yield f"import {code!r} ({key} {env!r})"
+    for key in NETWORK:
+        name = config.algo if key == "algo" else getattr(config.settings, key, "auto")
+        if key in settings and is_code(name) and not _is_imported(code := name.rpartition(":")[0]):
+            yield f"import {code!r} ({key} {name!r})"
     for name in config.callback if "callback" in settings else ():
         code = name.rpartition(":")[0]
         if not _is_imported(code):

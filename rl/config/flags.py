@@ -111,6 +111,18 @@ def add_flags(group: Any, fields: Mapping[str, FieldInfo], skip: Iterable[str], 
             group.add_argument(spelled(key), metavar=_metavar(field), **options)
 
 
+def add_env_arg(group: Any) -> None:
+    """Adds the flag for arguments of the environment."""
+    group.add_argument(
+        "--env-arg",
+        action="append",
+        type=env_arg,
+        dest="env_args",
+        metavar="KEY=VALUE",
+        help="a keyword argument of the environment's constructor; can be repeated",
+    )
+
+
 def add_consent(group: Any) -> None:
     """Adds the flags by which a user consents to code that a file names; see `rltrain.config.consent`."""
     group.add_argument(
@@ -180,7 +192,18 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"rltrain {version}")
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(re.sub(r"^argument (--[\w-]+)(?:/\S+)?:", r"\1:", message))
+        message = re.sub(r"^argument (--[\w-]+)(?:/\S+)?:", r"\1:", message)
+        flag, _, fault = message.partition(": ")
+        if fault.startswith("ignored explicit argument"):
+            raise ConfigError(_without_value(flag) if flag in self._switches() else f"{flag} takes no value")
+        if flag == "the following arguments are required":
+            raise ConfigError(f"{fault} is needed, as in {self.prog} runs/NAME")
+        raise ConfigError(message)
+
+    def _switches(self) -> set[str]:
+        """The flags that turn a setting on, each of which has another flag that turns it off."""
+        actions = [action for action in self._actions if isinstance(action, argparse.BooleanOptionalAction)]
+        return {action.option_strings[0] for action in actions}
 
     def parse(
         self, argv: Sequence[str], explain: Callable[[str, str, list[str], Callable[[str], str]], str] = unknown
@@ -197,14 +220,25 @@ class Parser(argparse.ArgumentParser):
         for word in rest:
             typed = word.partition("=")[0]
             name = typed.lstrip("-").replace("-", "_")
-            if not word.startswith("-") or not name:
-                raise ConfigError(f"unexpected {word!r}; values follow a flag, as in --seed 1")
             flags = [flag[2:].replace("-", "_") for flag in self._option_string_actions if flag.startswith("--")]
+            if not word.startswith("-") or not name:
+                before = _hyphens(argv[place - 1]) if (place := list(argv).index(word)) else ""
+                if before in self._switches():
+                    raise ConfigError(f"unexpected {word!r}; {_without_value(before)}")
+                if name in flags:
+                    raise ConfigError(f"unexpected {word!r}; did you mean {spelled(name)}{word[len(typed) :]}?")
+                one = next((action.metavar for action in self._actions if not action.option_strings), None)
+                remedy = "values follow a flag, as in --seed 1" if one is None else f"{self.prog} takes one {one}"
+                raise ConfigError(f"unexpected {word!r}; {remedy}")
             flags.remove("help")
             if name in flags:
                 raise ConfigError(f"unknown flag {typed}; did you mean {spelled(name)}?")
             raise ConfigError(explain("flag", name, flags, spelled))
         return vars(values)
+
+
+def _without_value(switch: str) -> str:
+    return f"{switch} takes no value: {switch} turns it on, --no-{switch[2:]} turns it off"
 
 
 def _hyphens(word: str) -> str:
@@ -227,14 +261,7 @@ def run_parser(algo: str | None, version: str) -> Parser:
     run.add_argument("--config", metavar="FILE.toml", help="values of these flags; a table [ppo] has those of ppo")
     run.add_argument("--resume", metavar="DIR", help="continues the run in this folder; needs no other flag")
     add_consent(run)
-    run.add_argument(
-        "--env-arg",
-        action="append",
-        type=env_arg,
-        dest="env_args",
-        metavar="KEY=VALUE",
-        help="a keyword argument of the environment's constructor; can be repeated",
-    )
+    add_env_arg(run)
     run.add_argument(
         "--callback",
         action="append",

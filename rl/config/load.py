@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_origin
 
+from pydantic import BaseModel
+
+from rltrain import algorithms
 from rltrain.config import presets
-from rltrain.config.consent import TRAINING, SavedConfig, require_consent, with_consent
+from rltrain.config.consent import TRAINING, SavedConfig, require_consent, use_saved_algorithm, with_consent
 from rltrain.config.flags import from_text, kinds, spelled, whole
 from rltrain.config.messages import build, settings_class, unknown_setting
 from rltrain.config.run_config import CALL, INNER, RESUME, RunConfig
 from rltrain.config.toml_file import Given, read
+from rltrain.config.user_code import use_algorithm
 from rltrain.errors import ConfigError
 
 
@@ -36,9 +42,12 @@ def load(
     layers = [filed, asked]
     top = {key: value for layer in layers for key, value in layer.items()}
     for key in ("algo", "env"):
-        if key not in top:
-            raise ConfigError(f"{spelled(key) if text else key} is needed")
+        if key not in top or top[key].value in (None, ""):
+            raise ConfigError(_needed(key, text))
     algo, env = top["algo"], top["env"]
+    if algo is filed.get("algo"):
+        require_consent(SimpleNamespace(algo=algo.value, settings=None), str(file), trust, ("algo",))
+    algo = Given(use_algorithm(algo.value, os.getcwd()), algo.origin)
     cls = settings_class(algo.value, {"algo": algo.origin})
     preset = None
     if isinstance(env.value, str) and top.get("preset", Given("auto", "")).value == "auto":
@@ -53,7 +62,10 @@ def load(
     of_file, file_args = set[str](), dict[str, Any]()  # settings whose value comes from the file; of env_args the keys
     if (complete := asked.pop("settings", None)) is not None:
         if not isinstance(complete.value, cls):
-            raise ConfigError(f"settings must be {cls.__name__} for {algo.value}, got {complete.value!r}")
+            raise ConfigError(
+                f"settings must be {cls.__name__} for {algo.value}, got {complete.value!r}; give {cls.__name__}(...), "
+                "or single values as keywords, as lr=1e-3"
+            )
         settings = complete.value.model_dump(exclude_unset=True)
     for layer in layers:
         flags = text and layer is asked
@@ -70,6 +82,8 @@ def load(
             if values is settings and complete is not None and layer is not asked:
                 continue
             value = _plain(item.value, known[name], flags)
+            if name == "seed" and (value is None or value in ("none", "random")):
+                value = _random_seed()  # the first line of the run and run.json show it
             if value is None and type(None) not in kinds(known[name]):
                 continue  # None from Python stands for the default
             if name == "eval_env_args" and isinstance(value, dict):
@@ -79,7 +93,11 @@ def load(
                 value = {**run.get("env_args", {}), **value}
             (of_file.add if layer is filed else of_file.discard)(name)
             values[name], origins[name] = value, item.origin
-    chosen = build(cls, settings, origins)
+    run["algo"] = algo.value
+    chosen: Any = build(cls, settings, origins)
+    if "alpha" in asked and hasattr(chosen, "temperature") and not getattr(chosen, "prioritized", True):
+        what = "is the exponent of priorities, which need prioritized; the temperature is another setting, temperature"
+        raise ConfigError(f"{origins['alpha']} {what}")
     chose = complete is not None and "streams" in complete.value.model_fields_set
     chose = chose or any(top[key].value is not None for key in ("streams", f"{algo.value}.streams") if key in top)
     workers, streams = run.get("workers"), run.get("streams", getattr(chosen, "streams", None))
@@ -90,6 +108,21 @@ def load(
         named = config.model_copy(update={"env_args": file_args})
         require_consent(named, str(file), trust, {*of_file, "env_args"} - {"record"})
     return config
+
+
+EXAMPLE = "rltrain.train(algo='ppo', env='CartPole-v1', steps=100_000)"
+
+
+def _random_seed() -> int:
+    return int.from_bytes(os.urandom(4)) >> 1
+
+
+def _needed(key: str, text: bool) -> str:
+    if not text:
+        return f"{key} is needed, as in {EXAMPLE}"
+    if key == "env":
+        return "--env is needed, as in --env CartPole-v1"
+    return f"--algo is needed; algorithms: {', '.join(algorithms.names())}"
 
 
 def change(config: Any, given: Mapping[str, Any], resumed: bool = False) -> RunConfig:
@@ -106,11 +139,13 @@ def change(config: Any, given: Mapping[str, Any], resumed: bool = False) -> RunC
         ConfigError: one line: `config` is no RunConfig, or a value is wrong or cannot change.
     """
     if not isinstance(config, RunConfig):
-        what = repr(config) if isinstance(config, str) else f"of type {type(config).__name__}"
-        raise ConfigError(
-            f"the configuration is {what}, and must be a RunConfig; or give the values as keywords: "
-            "rltrain.train(algo='ppo', env='CartPole-v1', steps=100_000)"
-        )
+        what = repr(config) if isinstance(config, str | type) else f"of type {type(config).__name__}"
+        remedy = f"or give the values as keywords: {EXAMPLE}"
+        if isinstance(config, dict):
+            remedy = "or give a dict with two stars: rltrain.train(**config)"
+        elif isinstance(config, BaseModel) or (isinstance(config, type) and issubclass(config, BaseModel)):
+            remedy = "or give it as settings=: rltrain.train(algo='ppo', env='CartPole-v1', settings=PPOConfig())"
+        raise ConfigError(f"the configuration is {what}, and must be a RunConfig; {remedy}")
     if not given:
         return config
     if resumed:
@@ -134,6 +169,8 @@ def change(config: Any, given: Mapping[str, Any], resumed: bool = False) -> RunC
             known = {**of_algo, **of_run}
             raise ConfigError(f"keyword {key}: {unknown_setting('key', key, known, repr, config.algo)}")
         annotation = {**of_algo, **of_run}[key]
+        if key == "seed" and value is None:
+            value = _random_seed()
         if value is not None or type(None) in kinds(annotation):
             (run if key in of_run else own)[key] = _plain(value, annotation, False)
     fields = RunConfig.model_fields
@@ -181,7 +218,13 @@ def reload(saved: SavedConfig, given: Mapping[str, Any], text: bool = False, tru
             f"the run's environment {values['env']} was given as an object, which is not kept; "
             "resume from Python with rltrain.train(resume=..., env=...)"
         )
+    use_saved_algorithm(saved, trust, [key for key in TRAINING if key not in given])
     config = RunConfig.from_json(values, origins)
+    if callable(config.env) and config.env_args:
+        from rltrain.envs.make import fitting, resolve
+
+        source = fitting(resolve(config.env, config.env_args), config.env_args)
+        config = config.model_copy(update={"env_args": source.kwargs})
     return with_consent(config, saved, trust, [key for key in TRAINING if key not in given])
 
 
@@ -221,6 +264,8 @@ def _plain(value: Any, annotation: Any, flag: bool) -> Any:
     if flag and isinstance(value, str):
         value = from_text(annotation, value)
     members = kinds(annotation)
+    if isinstance(value, os.PathLike) and str in members:
+        value = os.fspath(value)
     if not isinstance(value, str | type) and callable(getattr(value, "item", None)) and getattr(value, "ndim", 1) == 0:
         value = value.item()
     if int in members and float not in members and isinstance(value, float):

@@ -39,40 +39,47 @@ class RunConfig(BaseModel):
         default_factory=dict, description="keyword arguments of the environment's constructor"
     )
     eval_env: str | Callable[..., Any] | None = Field(
-        None, description="another environment, with the same spaces, for evaluations; none: env"
+        default=None, description="another environment, with the same spaces, for evaluations; none: env"
     )
     eval_env_args: dict[str, Any] = Field(
         default_factory=dict,
         description="arguments of eval_env; without eval_env, of env in evaluations, in addition to env_args",
     )
     share: Literal["all", "type", "none"] | dict[str, str] = Field(
-        "all",
+        default="all",
         description="agents that share a policy: all with equal spaces, those of one type by name, or none; "
         "or the policy of each agent: adversary_*=a,agent_0=b",
     )
     action_bound: float | None = Field(
-        None, gt=0, description="bound of Box actions that have none: they lie between -X and X; none: unbounded"
+        default=None,
+        gt=0,
+        description="bound of Box actions that have none: they lie between -X and X; none: unbounded",
     )
     vector: Literal["auto", "serial", "native"] = Field(
-        "auto", description="step environments one by one, or in their own vector form; auto: by the number of streams"
+        default="auto",
+        description="step environments one by one, or in their own vector form; auto: by the number of streams",
     )
 
     # self-play
     opponents: Literal["newest", "pool"] = Field(
-        "newest", description="opponents in games of two: the newest policy, or past policies too"
+        default="newest", description="opponents in games of two: the newest policy, or past policies too"
     )
 
     # length
-    steps: int = Field(100_000, ge=1, description="environment steps of all streams together")
+    steps: int = Field(default=100_000, ge=1, description="environment steps of all streams together")
     stop_return: float | None = Field(
-        None, description="ends the run when two consecutive evaluations, of at least 50 episodes, reach this return"
+        default=None,
+        description="ends the run when two consecutive evaluations, of at least 50 episodes, reach this return",
     )
-    max_seconds: float | None = Field(None, gt=0, description="ends the run after this number of seconds")
-    seed: int = Field(0, ge=0, description="seed of all random numbers of the run")
+    max_seconds: float | None = Field(default=None, gt=0, description="ends the run after this number of seconds")
+    seed: int = Field(default=0, ge=0, description="seed of all random numbers of the run; none: a random one")
 
     # opponents pool
     pool_size: int = Field(
-        10, ge=1, le=2**16, description="past policies that are kept as opponents; a new one replaces the oldest"
+        default=10,
+        ge=1,
+        le=2**16,
+        description="past policies that are kept as opponents; a new one replaces the oldest",
     )
     pool_every: int = Field(
         default_factory=lambda data: max(1, int(data["steps"]) // 20),
@@ -81,7 +88,7 @@ class RunConfig(BaseModel):
         json_schema_extra={"default": "a twentieth of the run"},
     )
     pool_share: float = Field(
-        0.5, ge=0, le=1, description="share of games against the pool; the others are against the newest policy"
+        default=0.5, ge=0, le=1, description="share of games against the pool; the others are against the newest policy"
     )
 
     # processes and devices
@@ -99,56 +106,63 @@ class RunConfig(BaseModel):
         json_schema_extra={"default": "one per core"},
     )
     backend: Literal["processes", "local", "dask"] = Field(
-        "processes",
+        default="processes",
         validate_default=True,
         description="where actors run; workers 0 implies local, cluster implies dask",
     )
     cluster: Any = Field(
-        None,
+        default=None,
         description="Dask scheduler: tcp://HOST:PORT or a scheduler file; none: with backend dask, a new local one",
     )
-    cluster_timeout: float = Field(300.0, gt=0, description="seconds to wait for a node if the cluster has none")
-    tls_ca: str | None = Field(None, description="certificate of the cluster's certificate authority")
-    tls_cert: str | None = Field(None, description="certificate of this client")
-    tls_key: str | None = Field(None, description="private key of tls_cert")
-    device: str = Field("cpu", description="device of the learner: cpu, cuda, cuda:1, mps")
+    cluster_timeout: float = Field(
+        default=300.0, gt=0, description="seconds to wait for a node if the cluster has none"
+    )
+    tls_ca: str | None = Field(default=None, description="certificate of the cluster's certificate authority")
+    tls_cert: str | None = Field(default=None, description="certificate of this client")
+    tls_key: str | None = Field(default=None, description="private key of tls_cert")
+    device: str = Field(default="cpu", description="device of the learner: cpu, cuda, cuda:1, mps")
     inference: Literal["local", "central"] = Field(
-        "local", description="where actions are computed: in each actor, or by one server on the learner's device"
+        default="local",
+        description="where actions are computed: in each actor, or by one server on the learner's device",
     )
     learners: int = Field(
-        1,
+        default=1,
         ge=1,
         le=2**12,
         description="learner processes that share each update; under torchrun, the number that it starts",
     )
     learner_threads: int = Field(
-        1, ge=1, le=2**12, description="threads of the learner; it affects the last bits of results"
+        default=1, ge=1, le=2**12, description="threads of the learner; it affects the last bits of results"
     )
     deterministic: bool = Field(
-        False, description="takes unrolls in a fixed order: a run with overlap is then reproducible to the bit"
+        default=False, description="takes unrolls in a fixed order: a run with overlap is then reproducible to the bit"
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32",
+        default="float32",
         description="precision of the learner's image networks, or of all products without images; actors use float32",
     )
-    compile: bool = Field(False, description="compiles the learner's image networks; this takes a minute at the start")
-    actor_timeout: float = Field(120.0, gt=0, description="seconds without progress after which an actor is restarted")
-    max_restarts: int = Field(5, ge=0, description="consecutive failures of one actor that the run tolerates")
+    compile: bool = Field(
+        default=False, description="compiles the learner's image networks; this takes a minute at the start"
+    )
+    actor_timeout: float = Field(
+        default=120.0, gt=0, description="seconds without progress after which an actor is restarted"
+    )
+    max_restarts: int = Field(default=5, ge=0, description="consecutive failures of one actor that the run tolerates")
 
     # callbacks and infos
     log_info: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (),
+        default=(),
         description="keys of the last info of an episode to log, as is_success is in any case; a.b is b in the table a",
     )
     callback: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="module:Class or path/to/file.py:Class of a rltrain.Callback; can be repeated"
+        default=(), description="module:Class or path/to/file.py:Class of a rltrain.Callback; can be repeated"
     )
     own_callbacks: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        (), description="the classes of the callbacks that a program gave as objects"
+        default=(), description="the classes of the callbacks that a program gave as objects"
     )
 
     # output
-    out: str = Field("runs", description="folder that contains the run folders")
+    out: str = Field(default="runs", description="folder that contains the run folders")
     eval_every: int = Field(
         default_factory=_tenth,
         ge=0,
@@ -156,7 +170,7 @@ class RunConfig(BaseModel):
         json_schema_extra={"default": "a tenth of the run"},
     )
     eval_episodes: int = Field(
-        20, ge=1, validate_default=True, description="episodes of an evaluation; at least 50 with stop_return"
+        default=20, ge=1, validate_default=True, description="episodes of an evaluation; at least 50 with stop_return"
     )
     checkpoint_every: int = Field(
         default_factory=_tenth,
@@ -164,18 +178,24 @@ class RunConfig(BaseModel):
         description="steps between checkpoints; 0: only at the end",
         json_schema_extra={"default": "a tenth of the run"},
     )
-    keep: int = Field(3, ge=1, description="number of newest checkpoints to keep, in addition to the best one")
-    replay_on_disk: bool = Field(False, description="keeps the replay in memory-mapped files in the run's folder")
-    record: str | None = Field(None, description="an empty folder to write all unrolls to")
-    replay_from: str | None = Field(
-        None, description="a folder written by record: learn from its unrolls, without actors"
+    keep: int = Field(default=3, ge=1, description="number of newest checkpoints to keep, in addition to the best one")
+    replay_on_disk: bool = Field(
+        default=False, description="keeps the replay in memory-mapped files in the run's folder"
     )
-    json_line: bool = Field(False, alias="json", description="prints one JSON object as the last line")
-    quiet: bool = Field(False, description="prints only the result")
-    preset: Literal["auto", "none"] = Field("auto", description="auto: use the tuned values of configs/")
-    preset_file: str | None = Field(None, description="the file of configs/ in use")
-    raised_from: int | None = Field(None, description="the streams of the preset or algorithm, fewer than the workers")
-    products: Literal["mkl", "onednn", "bfloat16"] = Field("mkl", description="how the learner multiplies matrices")
+    record: str | None = Field(default=None, description="an empty folder to write all unrolls to")
+    replay_from: str | None = Field(
+        default=None, description="a folder written by record: learn from its unrolls, without actors"
+    )
+    json_line: bool = Field(default=False, alias="json", description="prints one JSON object as the last line")
+    quiet: bool = Field(default=False, description="prints only the result")
+    preset: Literal["auto", "none"] = Field(default="auto", description="auto: use the tuned values of configs/")
+    preset_file: str | None = Field(default=None, description="the file of configs/ in use")
+    raised_from: int | None = Field(
+        default=None, description="the streams of the preset or algorithm, fewer than the workers"
+    )
+    products: Literal["mkl", "onednn", "bfloat16"] = Field(
+        default="mkl", description="how the learner multiplies matrices"
+    )
     reloadable: bool = Field(
         default_factory=lambda data: (
             _is_named(data["env"], data["env_args"]) and _is_named(data["eval_env"] or "", data["eval_env_args"])

@@ -41,7 +41,7 @@ def read(file: Path, name: str) -> dict[str, Given]:
     values: dict[str, Given] = {}
     for key, value in tables.items():
         if isinstance(value, dict) and key not in TABLES:
-            if key not in algorithms.names():
+            if key not in algorithms.names() and ":" not in key:
                 known = [*algorithms.names(), *TABLES]
                 raise ConfigError(
                     f"{name}, line {line_of(text, '', key)}: {unknown('table', key, known, '[{}]'.format)}"

@@ -20,7 +20,7 @@ from rltrain.reporting.metrics import Metrics, info_metrics
 from rltrain.rollout.actor.play import Evaluator, EvaluatorJob
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.supervision import SupervisedWorker, WorkerFailed
-from rltrain.rollout.types import Episode, Weights
+from rltrain.rollout.types import LONGEST, Episode, Weights
 from rltrain.rollout.workers.handle import EVALUATOR, ActorLost, Handle
 from rltrain.rollout.workers.in_process import LocalHandle
 from rltrain.setup.environment import Environment
@@ -55,6 +55,7 @@ class BackgroundEvaluation:
     Args:
         checkpoints: writes the best policy.
         on_restart:  called with each failure of the worker that is followed by a restart.
+        note:        prints a line for the user.
         on_result:   called with each result.
 
     Attributes:
@@ -70,6 +71,7 @@ class BackgroundEvaluation:
         environment: Environment,
         checkpoints: CheckpointWriter,
         on_restart: Callable[[ActorLost], None],
+        note: Callable[[str], None],
         closing: ExitStack,
         on_result: Callable[[Evaluated], None] = lambda _: None,
     ) -> None:
@@ -87,6 +89,7 @@ class BackgroundEvaluation:
         self._best: float | None = None  # highest mean return so far
         self._successes = 0  # evaluations in a row that reached `stop_return`
         self._schedule = Schedule(config.eval_every)
+        self._note, self._noted = note, environment.spec.max_steps is not None
 
     @property
     def restarts(self) -> int:
@@ -119,6 +122,12 @@ class BackgroundEvaluation:
             returns = np.array([episode.ret for episode in episodes])
             lengths = np.array([episode.length for episode in episodes])
             self.return_mean = float(returns.mean())
+            if not self._noted and (lengths >= LONGEST).any():
+                self._noted = True
+                self._note(
+                    f"{self._spec.id} has no time limit: an episode of an evaluation was cut off after {LONGEST:,} "
+                    "steps; gymnasium.wrappers.TimeLimit sets a limit"
+                )
             outcomes = self_play.shares(episodes) if self._config.opponents == "pool" else {}
             values = {
                 "eval/return_mean": self.return_mean,

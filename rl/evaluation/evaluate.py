@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from rltrain import self_play_ratings as self_play
-from rltrain.config.consent import EVALUATION, SavedConfig, with_consent
+from rltrain.config.consent import EVALUATION, NETWORK, SavedConfig, with_consent
 from rltrain.envs.errors import Watch, fault_of, unwatched
 from rltrain.envs.lookup import EnvSource
-from rltrain.envs.make import read_spec, resolve
+from rltrain.envs.make import fitting, read_spec, resolve
 from rltrain.envs.seeding import FRESH, seed_of
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
 from rltrain.evaluation.multi_agent import mean_returns
 from rltrain.evaluation.policy import Trained, load_for
-from rltrain.evaluation.video import VideoWriter
+from rltrain.evaluation.video import VideoWriter, shown
 from rltrain.reporting.metrics import info_means
-from rltrain.rollout.actor.play import play
-from rltrain.rollout.types import Episode
+from rltrain.rollout.actor.play import AT_ONCE, play
+from rltrain.rollout.types import LONGEST, Episode
 from rltrain.rollout.workers.process_state import LocalSettings
 from rltrain.setup.first_look import evaluation_source
 
@@ -46,6 +46,7 @@ class Evaluation:
     groups: dict[str, float] = field(default_factory=dict)  # mean over episodes of the sum over a group's agents
     info: dict[str, float] = field(default_factory=dict)  # means of numbers of the last infos, by key
     outcomes: dict[str, float] = field(default_factory=dict)  # after self-play: fractions of win, draw and loss
+    cut_off: int = 0  # episodes that did not end by themselves within LONGEST steps
 
 
 def evaluate(
@@ -57,6 +58,10 @@ def evaluate(
     env: str | Callable[..., Any] | None = None,
     trust: bool = False,
     log_info: Sequence[str] | None = None,
+    *,
+    env_args: Mapping[str, Any] | None = None,
+    best: bool = False,
+    render: bool = False,
 ) -> Evaluation:
     """Play complete episodes without exploration, on seeds that neither training nor its evaluations use.
 
@@ -67,19 +72,33 @@ def evaluate(
         what:       a run's folder, a checkpoint, or a `Trained`.
         stochastic: sample actions, as in training.
         video:      file (.mp4, .gif) for a video of the first episode.
-        env:        an environment with the same spaces, in place of the one that the policy was trained on.
+        env:        an environment with the same spaces, in place of the one that the policy was trained on. It gets
+                    those arguments of the run's environment that it takes, unless there are `env_args`.
         trust:      a run that somebody else made may import the code that it names.
         log_info:   keys of the last infos whose means are in `Evaluation.info`; default: those of the run.
+        env_args:   keyword arguments of the environment's constructor; without `env` they are added to the run's.
+        best:       of a run's folder, the best checkpoint in place of the newest.
+        render:     show the episodes in a window, one after the other.
 
     Raises:
-        ConfigError: episodes is less than 1, or `env` has other spaces.
+        ConfigError: a number is wrong, or `env` has other spaces.
         CheckpointError: there is no checkpoint, it is damaged, or it names code to which the user did not consent.
     """
-    if episodes < 1:
-        raise ConfigError(f"episodes must be at least 1, got {episodes}")
-    uses = [key for key in EVALUATION if key != "env" or env is None]
-    trained = what if isinstance(what, Trained) else load_for(what, False, trust, uses)
-    return evaluate_watched(unwatched, trained, episodes, seed, stochastic, video, env, trust, log_info)
+    for name, number, least in (("episodes", episodes, 1), ("seed", seed, 0)):
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise ConfigError(f"{name} must be a whole number, got {number!r}")
+        if number < least:
+            raise ConfigError(f"{name} must be at least {least}, got {number}")
+    trained = what if isinstance(what, Trained) else load_for(what, best, trust, named_by_run(env, env_args))
+    words = env, trust, log_info, env_args, render
+    return evaluate_watched(unwatched, trained, int(episodes), int(seed), stochastic, video, *words)
+
+
+def named_by_run(env: object, env_args: object) -> list[str]:
+    """The settings of EVALUATION that the run decides, and not the caller."""
+    given = dict.fromkeys(("env", "eval_env", "eval_env_args"), env is not None)
+    given["env_args"] = env is not None and env_args is not None
+    return [key for key in EVALUATION if not given.get(key)]
 
 
 def evaluate_watched(
@@ -92,16 +111,21 @@ def evaluate_watched(
     env: str | Callable[..., Any] | None = None,
     trust: bool = False,
     log_info: Sequence[str] | None = None,
+    env_args: Mapping[str, Any] | None = None,
+    render: bool = False,
 ) -> Evaluation:
     """As `evaluate`. `watch` gets the name of each call of the environment before it is made."""
-    source = _source(trained, env, trust)
+    source = _source(trained, env, env_args, trust)
+    if render:
+        source = shown(source)
     seeds = [seed_of(seed, FRESH, episode) for episode in range(episodes)]
     with _this_process(seed):
         spec = read_spec(source, seed, watch)
         if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
             raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
         keys = trained.config.log_info if log_info is None else tuple(log_info)
-        played = _play(source, spec, trained, seeds, stochastic, video, watch, keys)
+        at_once = 1 if render else AT_ONCE
+        played = _play(source, spec, trained, seeds, stochastic, video, watch, keys, at_once)
     returns = np.array([episode.ret for episode in played])
     by_agent, by_group = mean_returns(spec, played)
     return Evaluation(
@@ -116,6 +140,7 @@ def evaluate_watched(
         groups=by_group,
         info=info_means(played),
         outcomes=self_play.shares(played) if trained.config.opponents == "pool" else {},
+        cut_off=0 if spec.max_steps is not None else sum(episode.length >= LONGEST for episode in played),
     )
 
 
@@ -143,6 +168,7 @@ def _play(
     video: str | Path | None,
     watch: Watch,
     info_keys: tuple[str, ...],
+    at_once: int,
 ) -> list[Episode]:
     """One episode per seed; the first one is filmed."""
 
@@ -159,9 +185,7 @@ def _play(
                 film(env)
 
         at_random = trained.config.opponents == "pool"
-        return play(
-            make, spec, trained.policy, seeds, stochastic, frame=frame, at_random=at_random, info_keys=info_keys
-        )
+        return play(make, spec, trained.policy, seeds, stochastic, at_once, frame, at_random, info_keys=info_keys)
 
     played: list[Episode] = []
     if video is not None:
@@ -180,14 +204,24 @@ def bootstrap(returns: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _source(trained: Trained, env: str | Callable[..., Any] | None, trust: bool) -> EnvSource:
+def _source(
+    trained: Trained, env: str | Callable[..., Any] | None, env_args: Mapping[str, Any] | None, trust: bool
+) -> EnvSource:
     config = trained.config
     if env is None and not config.reloadable:
-        raise ConfigError(f"{trained.path} was trained on {trained.spec.id}, an object of a program: give it as `env`")
-    saved = SavedConfig({}, trained.path, trained.own)
-    config = with_consent(config, saved, trust, ("env_args",) if env is not None else EVALUATION[:-1])
-    source = evaluation_source(config) if env is None else None
-    if source is not None:
-        return source
+        raise ConfigError(
+            f"{trained.path} was trained on {trained.spec.id}, an object of a program: give the environment, as env or "
+            "--env"
+        )
+    given = dict(env_args or {})
+    of_run = {} if env is not None and env_args is not None else config.env_args
+    of_run = {key: value for key, value in of_run.items() if key not in given}
+    named = config.model_copy(update={"env_args": of_run})
+    uses = [key for key in named_by_run(env, None) if key not in NETWORK]
+    config = with_consent(named, SavedConfig({}, trained.path, trained.own), trust, uses)
+    if env is None and (of_evaluations := evaluation_source(config)) is not None:
+        return resolve(of_evaluations, given)
     name = config.env if env is None else env
-    return resolve(name, config.env_args, config.share, config.action_bound, config.folder)
+    folder = config.folder if env is None else None
+    source = resolve(name, {**of_run, **given}, config.share, config.action_bound, folder)
+    return source if env is None else fitting(source, of_run)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rltrain.config.consent import EVALUATION, import_code
+from rltrain.config.consent import import_code
 from rltrain.envs.errors import Watch
 from rltrain.errors import RunFailed
 from rltrain.setup import task_process
@@ -40,10 +40,13 @@ class Player:
 
     def load(self) -> tuple[str, float]:
         """Load the policy. Returns the name of its environment, and the seconds that one call of it may take."""
+        from rltrain.evaluation.evaluate import named_by_run
         from rltrain.evaluation.policy import load_for
 
+        settings = self._request.settings
         import_code(self._request.imports)
-        self._trained = load_for(self._request.path, False, self._request.settings.get("trust", False), EVALUATION)
+        uses = named_by_run(settings.get("env"), settings.get("env_args"))
+        self._trained = load_for(self._request.path, settings.pop("best", False), settings.get("trust", False), uses)
         return self._trained.spec.id, self._trained.config.actor_timeout
 
     def play(self) -> Evaluation:

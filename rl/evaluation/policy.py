@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from rltrain.config.consent import SavedConfig, with_consent
+from rltrain.config.consent import NETWORK, SavedConfig, use_saved_algorithm, with_consent
 from rltrain.config.run_config import RunConfig
+from rltrain.envs.errors import in_user_code
 from rltrain.envs.multi_agent.joint_spaces import joint_dtype
 from rltrain.envs.spaces import action_reader, split_mask
 from rltrain.envs.spec import EnvSpec
-from rltrain.errors import CheckpointError, ConfigError
+from rltrain.errors import CheckpointError, ConfigError, as_folder
 from rltrain.evaluation.multi_agent import split_actions, write_observations
 from rltrain.learner.algorithm import make_policy, require_finite, uses_own_network
 from rltrain.reporting.console import say
@@ -143,26 +144,30 @@ def load(path: str | Path, best: bool = False, trust: bool = False) -> Trained:
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, or it names code to which the user did not consent.
     """
-    return load_for(path, best, trust, uses=("torso",))
+    return load_for(path, best, trust, uses=NETWORK)
 
 
 def load_for(path: str | Path, best: bool, trust: bool, uses: Collection[str]) -> Trained:
     """As `load`. `uses`: the settings whose code the caller is going to import."""
-    saved, notes = checkpoints.find(path, best)
+    saved, notes = checkpoints.find(as_folder("the first argument", path), best)
     for note in notes:
         say(f"rltrain: {note}", sys.stderr)
     meta = saved.path / checkpoint.META
     schema.require(meta, saved.meta, "config", "spec")
     spec = schema.read_spec(meta, saved.meta["spec"])
+    values = SavedConfig(saved.meta["config"], meta, saved.own)
     try:
-        config = RunConfig.from_json(saved.meta["config"])
+        use_saved_algorithm(values, trust, uses)
+        config = RunConfig.from_json(values.values)
     except ConfigError as error:
         raise CheckpointError(f"{saved.path}: {error}") from None
-    config = with_consent(config, SavedConfig(saved.meta["config"], meta, saved.own), trust, uses)
+    config = with_consent(config, values, trust, uses)
     schema.check_sizes(meta, saved.meta["config"], saved.state, critics=False)
     try:
         policy = make_policy(config, spec)()
-    except ValueError as error:  # the user's own network or policy is not here
+    except (ConfigError, ValueError) as error:  # the user's own network or policy is not here
+        if in_user_code(error):
+            raise
         raise CheckpointError(f"{saved.path}: {error}") from None
     except (KeyError, RuntimeError, MemoryError) as error:
         if uses_own_network(config):

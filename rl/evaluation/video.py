@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rltrain.envs.closing import close
 from rltrain.envs.errors import EnvError
+from rltrain.envs.lookup import EnvSource
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
 from rltrain.rollout.actor.play import play
@@ -52,6 +57,31 @@ class Filmer:
 
     def close(self) -> None:
         """No-op: environments are closed at the end of each call."""
+
+
+def shown(source: EnvSource) -> EnvSource:
+    """The source of environments that show themselves in a window.
+
+    Raises:
+        ConfigError: there is no screen, or the environment cannot be shown; one line.
+    """
+    screens = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in screens):
+        raise ConfigError("--render needs a screen, and DISPLAY is not set; --video FILE.mp4 writes a film instead")
+    human = replace(source, kwargs={**source.kwargs, "render_mode": "human"})
+    if "render_mode" in human.unknown_arguments():
+        raise ConfigError(f"--render: the constructor of {source.name} takes no render_mode, so it cannot be shown")
+    env = source.make()
+    try:
+        modes = (getattr(getattr(env, "game", env), "metadata", None) or {}).get("render_modes", [])
+        known = "human" in modes or (env.spec is not None and "rgb_array" in modes)  # gymnasium.make shows these
+    finally:
+        close(env)
+    if not known:
+        raise ConfigError(
+            f"--render: {source.name} cannot be shown in a window (its render modes: {', '.join(modes) or 'none'})"
+        )
+    return human
 
 
 class VideoWriter:

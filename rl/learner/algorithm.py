@@ -15,9 +15,12 @@ from rltrain import algorithms
 from rltrain.algorithms.networks.encoder import Encoder
 from rltrain.algorithms.networks.sizes import largest_parts
 from rltrain.algorithms.protocol import Algorithm, Policy, modules_of
-from rltrain.algorithms.registry import BUILT_IN, PolicyFactory, build, policy_factory
-from rltrain.algorithms.settings import TORSOS
+from rltrain.algorithms.registry import BUILT_IN, PolicyFactory, build, policy_factory, register_policy
+from rltrain.algorithms.settings import OWN, TORSOS
+from rltrain.config.messages import POLICIES
 from rltrain.config.run_config import RunConfig
+from rltrain.config.user_code import is_code, load_code
+from rltrain.envs.errors import in_user_code
 from rltrain.envs.lookup import make_importable
 from rltrain.envs.seeding import LEARNER, seed_of
 from rltrain.envs.spec import EnvSpec
@@ -29,6 +32,7 @@ DEVICES = ("cpu", "cuda", "mps")
 STATISTICS = re.compile(r"(mean|m2_|shift|scale|running_mean|running_var|running)\d*")  # buffers that must be finite
 ITEM = {"float32": 4, "uint8": 1, "int64": 8}  # bytes of a number of an observation
 COPIES = 7  # of the weights, at least: weights, gradients and two moments of the learner, two published, one to test
+_loaded: set[str] = set()  # names in OWN that were imported
 LARGE = 50e6  # weights from which a note is printed
 REMEDIES = {  # by the kind of what makes a network large
     "image": "make the images smaller, for example with gymnasium.wrappers.ResizeObservation(env, (84, 84)) around the "
@@ -47,7 +51,7 @@ def make_algorithm(config: RunConfig, spec: EnvSpec) -> Algorithm:
     """
     device = torch_device(config.device)
     seed = seed_of(config.seed, LEARNER)
-    make_importable(_folder_of_code(config))
+    import_own_network(config)
     try:
         make: Any = algorithms.algorithm_class(config.algo)
         if spec.groups and not algorithms.for_several(config.algo):
@@ -57,9 +61,9 @@ def make_algorithm(config: RunConfig, spec: EnvSpec) -> Algorithm:
         algorithm: Algorithm = make(spec, config.settings, device, seed, config.streams)
     except (TypeError, ValueError, RuntimeError, MemoryError) as error:
         expected = {TypeError: "float64", RuntimeError: "allocate memory"}.get(type(error), "")  # no float64 on MPS
-        if expected not in str(error):
+        if expected not in str(error) or in_user_code(error):
             raise
-        raise ConfigError(str(error).splitlines()[0]) from None
+        raise ConfigError(str(error).splitlines()[0].replace("this algorithm", config.algo, 1)) from None
     precision = torch.bfloat16 if config.precision == "bfloat16" else None
     for module in (module for part in modules_of(algorithm) for module in part.modules()):
         if isinstance(module, Encoder):
@@ -114,7 +118,8 @@ def torch_device(name: str) -> torch.device:
 def make_policy(config: RunConfig, spec: EnvSpec) -> Callable[[], Policy]:
     """A picklable function that creates the policy in eval mode, with the initial weights of the run."""
     settings: Any = config.settings
-    factory = policy_factory(getattr(settings, "policy", "actor_critic"))
+    import_own_network(config)
+    factory = portable_factory(settings)
     seed = seed_of(config.seed, LEARNER)
     if spec.groups and algorithms.acts_for_one(config.algo):
         from rltrain.algorithms.multi_agent.independent import joint_policy
@@ -128,6 +133,37 @@ def uses_own_network(config: RunConfig) -> bool:
     settings: Any = config.settings
     own_policy = getattr(settings, "policy", "actor_critic") not in BUILT_IN
     return own_policy or getattr(settings, "torso", "auto") not in TORSOS
+
+
+def import_own_network(config: RunConfig) -> None:
+    """Import the policy and the torso of the user's that the settings name.
+
+    Raises:
+        ConfigError: there is none of this name; one line. Exceptions of the user's code are passed on.
+    """
+    settings: Any = config.settings
+    policy, torso = getattr(settings, "policy", "actor_critic"), getattr(settings, "torso", "auto")
+    if policy in POLICIES:
+        raise ConfigError(f"unknown policy {policy!r} of another library: {POLICIES[policy]}")
+    for setting, name in (("policy", policy), ("torso", torso)):
+        if is_code(name) and (name not in OWN or name in _loaded):  # else it was given as a class
+            _loaded.add(name)
+            OWN[name] = load_code(setting, name, config.folder)
+    if policy in OWN:
+        register_policy(policy, OWN[policy])
+
+
+def portable_factory(settings: Any) -> PolicyFactory:
+    """The factory of the policy. It can be pickled, and takes along a torso of the user's."""
+    factory, torso = policy_factory(getattr(settings, "policy", "actor_critic")), getattr(settings, "torso", "auto")
+    return functools.partial(_with_torso, factory, OWN[torso]) if torso in OWN else factory
+
+
+def _with_torso(
+    factory: PolicyFactory, torso: Callable[..., Any], spec: EnvSpec, settings: Any, streams: int, generator: Any
+) -> torch.nn.Module:
+    OWN[settings.torso] = torso
+    return factory(spec, settings, streams, generator)
 
 
 def _folder_of_code(config: RunConfig) -> str:

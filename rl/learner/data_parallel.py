@@ -25,6 +25,7 @@ from rltrain import algorithms
 from rltrain.algorithms.networks import products
 from rltrain.algorithms.protocol import Algorithm, SharesUpdates, Update, modules_of, shares_updates
 from rltrain.algorithms.registry import policy_factory, register_policy
+from rltrain.algorithms.settings import OWN
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError, LearnerLost
@@ -92,9 +93,10 @@ class LearnerGroup(ProcessGroupSync):
 
         maker = algorithms.algorithm_class(config.algo), type(config.settings), algorithms.for_several(config.algo)
         policy = getattr(config.settings, "policy", "actor_critic")
+        own = {name: OWN[name] for name in (policy, getattr(config.settings, "torso", "auto")) if name in OWN}
         outline = config.model_copy(update={"env": "", "env_args": {}, "eval_env": None, "cluster": None})
         state = {name: as_arrays(part.state_dict()) for name, part in algorithm.parts().items()}
-        job = cloudpickle.dumps((outline, self._spec, maker, policy, policy_factory(policy), state))
+        job = cloudpickle.dumps((outline, self._spec, maker, policy, policy_factory(policy), own, state))
         try:
             for rank in range(1, self.size):
                 self._send(job, rank)
@@ -207,13 +209,14 @@ class LearnerRank(ProcessGroupSync):
     def _serve(self) -> None:
         import cloudpickle
 
-        config, spec, maker, policy, factory, state = cloudpickle.loads(self._receive(0))
+        config, spec, maker, policy, factory, own, state = cloudpickle.loads(self._receive(0))
         if config.device == "cuda":
             config = config.model_copy(update={"device": f"cuda:{self._place.local % torch.cuda.device_count()}"})
         torch.set_num_threads(config.learner_threads)
         products.use(config.products)
         algorithms.register(config.algo, *maker)  # a user's algorithm may have the name of a built-in one
         register_policy(policy, factory)
+        OWN.update(own)
         algorithm, device = make_algorithm(config, spec), torch_device(config.device)
         assert shares_updates(algorithm)
         self.attach(algorithm)

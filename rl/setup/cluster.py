@@ -9,10 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rltrain.algorithms.registry import policy_factory
 from rltrain.config.run_config import PRELOAD, RunConfig
 from rltrain.envs.pickling import modules_of
 from rltrain.errors import ConfigError
+from rltrain.learner.algorithm import portable_factory
 from rltrain.rollout.workers.handle import ClusterLost
 from rltrain.setup.environment import Environment
 
@@ -73,7 +73,7 @@ def cluster_options(
             f"{source.name}: its native vector environment comes from a file, which does not travel to other machines; "
             "use --vector serial"
         )
-    policy = policy_factory(getattr(config.settings, "policy", "actor_critic"))
+    policy = portable_factory(config.settings)
     modules = (*modules_of(source.target), *modules_of(policy))
     movable = environment.restore_method != "none"
     return {"cluster": cluster, "preload": PRELOAD, "modules": modules, "movable": movable}

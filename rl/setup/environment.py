@@ -8,7 +8,7 @@ from typing import Any
 
 from rltrain import algorithms
 from rltrain.algorithms.networks import products
-from rltrain.algorithms.settings import Actions
+from rltrain.algorithms.settings import TORSOS, Actions
 from rltrain.config.flags import as_text
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import EnvError
@@ -132,6 +132,9 @@ def settled(config: RunConfig, environment: Environment) -> tuple[RunConfig, lis
         notes.append(f"{units} workers: the native vector environment of {spec.id} comes in {units} blocks")
         config = config.model_copy(update={"workers": units})
     settings: Any = config.settings
+    torso = getattr(settings, "torso", "auto")
+    if torso in TORSOS[1:] and all(leaf.kind != "image" for leaf in spec.leaves()):
+        raise ConfigError(f"--torso {torso} is for images, and observations of {spec.id} are none; leave it out")
     actions = actions_of(spec, settings)
     if actions is not None and getattr(settings, actions.upper(), {}):
         try:

@@ -42,7 +42,8 @@ def open_data(
     if not isinstance(plan, ReplayPlan):
         for flag, value in (("replay-on-disk", config.replay_on_disk), ("replay-from", config.replay_from)):
             if value:
-                raise ConfigError(f"--{flag}: {config.algo} learns from each unroll once and keeps no replay")
+                what = f"{config.algo} learns from each unroll once and keeps no replay"
+                raise ConfigError(f"--{flag}: {what}; use dqn, sac or td3")
         return DataSource(plan, spec, config.streams), []
     data = DataSource(plan, spec, config.streams)
     if config.replay_from is not None:

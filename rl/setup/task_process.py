@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -16,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol, Self
 
 from rltrain.envs import closing
-from rltrain.envs.errors import EnvError, EnvFault, Watch, exit_text
+from rltrain.envs.errors import EnvError, EnvFault, Watch, exit_text, whole_traceback
 from rltrain.envs.names import register_env, registered_names
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.rollout.workers.fork_server import has_fork_server, without_main
@@ -279,8 +278,8 @@ def _serve(
                 answer = getattr(worker, task)(*args)
         except (EnvError, EnvFault, ConfigError, CheckpointError) as problem:
             error = problem
-        except Exception:
-            error = EnvFault(-1, -1, 0, traceback.format_exc())
+        except Exception as raised:
+            error = EnvFault(-1, -1, 0, whole_traceback(raised))
         except BaseException as ending:
             error = EnvError(f"{name}: in its {_name(call)} {exit_text(ending)}")
         for stream in (sys.stdout, sys.stderr):

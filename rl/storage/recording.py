@@ -75,7 +75,7 @@ class Recorder:
             folder.mkdir(parents=True, exist_ok=True)
             names = sorted(path.name for path in folder.iterdir() if path.name != f".{INDEX}")
         except OSError as error:
-            raise ConfigError(f"--record {folder}: {files.reason(error)}") from None
+            raise ConfigError(f"--record {folder}: {files.reason(error)}; name an empty folder, or a new one") from None
         index = _read_index(folder) if INDEX in names else None
         unused = index is not None and names == [INDEX] and not index["files"]
         own = known is not None and index is not None and index.get("mark") == mark

@@ -54,7 +54,7 @@ def make_folder(config: RunConfig) -> Path:
     """Creates `out/<algo>-<env>-s<seed>-<time>`; ConfigError if that is impossible."""
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env_name.replace("<locals>", "")).strip("-.")
     name = name.encode(errors="replace")[:MAX_NAME].decode(errors="ignore")
-    stem = f"{config.algo}-{name}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stem = f"{config.algo.rpartition(':')[2]}-{name}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     _check_name(Path(config.out), f"--out {config.out}: ")
     for number in range(1000):
         folder = Path(config.out).absolute() / (stem if number == 0 else f"{stem}-{number + 1}")
@@ -294,7 +294,7 @@ def run_of_this_launch(config: RunConfig) -> Path | None:
         with contextlib.suppress(OSError, KeyError, TypeError, AttributeError):
             run = content["config"]
             same = all(run[key] == ours[key] for key in ("algo", "env", "env_args", "seed", "record", "cluster"))
-            same = same and run["settings"].get("torso") == ours["settings"].get("torso")
+            same = same and all(run["settings"].get(key) == ours["settings"].get(key) for key in ("policy", "torso"))
             written = (folder / RUN_FILE).stat().st_mtime
             if same and content.get(LAUNCH) == launch() and written > launched:
                 ages[folder] = written

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rltrain.envs.errors import EnvFault
 from rltrain.envs.make import serial
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.episode_info import EpisodeOptions
@@ -19,9 +20,9 @@ from rltrain.rollout.actor.opponents import RandomOpponent
 from rltrain.rollout.buffers import clear_absent, empty_rows, padded
 from rltrain.rollout.shared_memory.memory import SharedMemory, Ticket
 from rltrain.rollout.tree import tree_map
-from rltrain.rollout.types import Episode, Policy
+from rltrain.rollout.types import LONGEST, Episode, Policy
 
-LONGEST = 10_000  # steps after which an episode is cut off if its environment has no time limit
+AT_ONCE = 64  # episodes
 
 
 def play(
@@ -30,7 +31,7 @@ def play(
     policy: Policy,
     seeds: Sequence[int],
     explore: bool = False,
-    at_once: int = 64,
+    at_once: int = AT_ONCE,
     frame: Callable[[Any], None] | None = None,
     at_random: bool = False,
     info_keys: tuple[str, ...] = (),
@@ -97,8 +98,11 @@ def _play(
                 if opponent is not None:
                     legal = None if rows.action_mask is None else rows.action_mask[0]
                     action = opponent.act(step, legal, action)
-                env.step(action, rows, 0)
-                env.check(rows, 1)
+                try:
+                    env.step(action, rows, 0)
+                    env.check(rows, 1)
+                except EnvFault as fault:
+                    raise EnvFault(fault.stream, fault.seed, step, fault.detail) from None
                 ret[~ended] += rows.reward[0, :count][~ended]
                 length += ~(ended | rows.first[1, :count])
                 over = rows.episode_end(0)[:count] & ~rows.episode_continues[0, :count]

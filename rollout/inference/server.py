@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rltrain.envs.errors import whole_traceback
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.buffers import padded, policy_inputs
 from rltrain.rollout.inference.client import WAKE, WAKE_BYTES, decide
@@ -87,13 +87,13 @@ class Server:
         requests = [int(self._requests.asked[worker]) for worker in workers]
         try:
             self._act(workers, requests)
-        except Exception:
+        except Exception as error:
             self._clear_input()
             if len(workers) > 1:
                 for worker in workers:
                     self._answer([worker])
                 return
-            self._requests.respond(workers[0], requests[0], self._version, traceback.format_exc())
+            self._requests.respond(workers[0], requests[0], self._version, whole_traceback(error))
             _wake(self._pipes[workers[0]])
             if self._device.type != "cpu":  # an error may have left the device unusable
                 raise

@@ -91,7 +91,7 @@ def _end(error: BaseException) -> NoReturn:
     """End this process as Python does for an exception. An EnvFault may have been made from it meanwhile."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, SystemExit):
-        cause = cause.__cause__
+        cause = cause.__cause__ or cause.__context__
     if cause is None:
         traceback.print_exception(error)
     code = 1 if cause is None else cause.code

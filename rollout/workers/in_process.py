@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 from rltrain.envs.closing import close_all
-from rltrain.envs.errors import EnvFault, by_user, describe, exit_text
+from rltrain.envs.errors import EnvFault, by_user, describe, exit_text, whole_traceback
 from rltrain.rollout.workers.handle import ActorLost
 
 _running = False  # a call of a LocalHandle
@@ -63,8 +62,8 @@ class LocalHandle:
             raise InterruptedError from None
         except EnvFault as fault:
             self._answer = ActorLost(self.worker, describe(fault))
-        except Exception:
-            self._answer = ActorLost(self.worker, traceback.format_exc())
+        except Exception as error:
+            self._answer = ActorLost(self.worker, whole_traceback(error))
         except BaseException as error:
             if by_user(error):
                 raise

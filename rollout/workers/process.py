@@ -184,6 +184,8 @@ class ProcessHandle:
         self._pipe.close()
         self._link.close()
         self._executor.shutdown(wait=False, kill_workers=False)
+        if process.current_process().daemon:  # as those of a pool, which end without notice
+            join_closed()
 
     def _ended(self, seconds: float) -> bool:
         """Wait at most so long for the supervisor's task to end."""

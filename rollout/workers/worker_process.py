@@ -24,7 +24,7 @@ from multiprocessing import forkserver, process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
 
-from rltrain.envs.errors import EnvFault, describe
+from rltrain.envs.errors import EnvFault, describe, whole_traceback
 from rltrain.rollout.workers.cleanup import folder_of_worker, use_folder, use_own_semaphore_names
 from rltrain.rollout.workers.forks import closed_in_children, ends_forks, ignore
 from rltrain.rollout.workers.parent_state import ParentState
@@ -201,8 +201,8 @@ def _serve(pipe: Connection, tickets: tuple[Any, ...], payload: bytes, state: Pa
                     answer = ("ok", getattr(worker, method)(*args))
         except EnvFault as fault:
             failed = answer = ("error", describe(fault))
-        except BaseException:  # also sys.exit in an environment
-            failed = answer = ("error", traceback.format_exc())
+        except BaseException as error:  # also sys.exit in an environment
+            failed = answer = ("error", whole_traceback(error))
         with contextlib.suppress(OSError):  # the learner is gone; the next call is to close
             try:
                 pipe.send(answer)

@@ -111,11 +111,21 @@ def test_an_environment_that_always_raises_ends_the_run_with_its_story(tmp_path:
 
 def test_restarts_are_counted_in_a_row() -> None:
     lost: list[ActorLost] = []
-    rollout, _ = open_rollout(lambda: raises(at=3), lost.append, "probe:counter", workers=2, max_restarts=2)
+    rollout, _ = open_rollout(lambda: killed(at=3), lost.append, "probe:counter", workers=2, max_restarts=2)
     rollout.start()
     with pytest.raises(WorkerFailed, match=r"failed 3 times in a row \(--max-restarts 2\)"):
         rollout.gather()
     assert len(lost) >= 2
+    rollout.close()
+
+
+def test_a_deterministic_fault_is_tried_twice() -> None:
+    lost: list[ActorLost] = []
+    rollout, _ = open_rollout(lambda: raises(at=3), lost.append, "probe:counter", workers=1, max_restarts=9)
+    rollout.start()
+    with pytest.raises(WorkerFailed, match=r"worker 0 failed twice at the same step, so it would fail again: "):
+        rollout.gather()
+    assert len(lost) == 1
     rollout.close()
 
 

@@ -110,6 +110,32 @@ def test_one_failure_more_than_allowed_ends_the_run(world: World) -> None:
         supervised(world, max_restarts=0).lost(ActorLost(3, "gone"))
 
 
+FAULT = (
+    "the environment of stream 3 (seed {}) failed at step {}:\nTraceback (most recent call last):\n"
+    '  File "/home/me/mine.py", line 3, in step\nValueError: {}\n'
+)
+
+
+def test_the_same_fault_at_the_same_step_ends_the_run_at_the_second_time(world: World) -> None:
+    def lose(worker: SupervisedWorker, seed: int, step: int, steps: int = 1) -> None:
+        worker.open()
+        world.steps += steps
+        worker.lost(ActorLost(3, FAULT.format(seed, step, seed)))
+
+    worker = supervised(world)
+    lose(worker, seed=1, step=40)
+    lose(worker, seed=2, step=41)
+    worker.succeeded()  # a delivery between the two makes no difference
+    with pytest.raises(WorkerFailed, match=r"worker 3 failed twice at the same step, so it would fail again: the env"):
+        lose(worker, seed=3, step=41)
+
+    before_its_first_step = supervised(world, max_restarts=2)
+    for seed in (1, 2):
+        lose(before_its_first_step, seed, step=40, steps=0)
+    with pytest.raises(WorkerFailed, match="failed 3 times in a row"):
+        lose(before_its_first_step, 3, step=40, steps=0)
+
+
 def test_without_a_machine_it_is_tried_again_soon_and_that_is_no_failure(world: World) -> None:
     worker = supervised(world)
     world.next = NoNode()

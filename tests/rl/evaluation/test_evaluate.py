@@ -16,7 +16,11 @@ from gymnasium import spaces
 import rltrain
 from rltrain import cli
 from rltrain.envs.spaces import action_reader
+from rltrain.errors import ConfigError
+from rltrain.evaluation import background
+from rltrain.evaluation import evaluate as evaluate_module
 from rltrain.evaluation.evaluate import bootstrap
+from rltrain.rollout.actor import play as play_module
 from rltrain.storage import retention as checkpoints
 
 QUICK: dict[str, Any] = {
@@ -293,6 +297,103 @@ def test_few_episodes_have_no_interval_and_none_are_refused(cartpole: Path) -> N
 def test_another_environment_must_have_the_same_spaces(cartpole: Path) -> None:
     with pytest.raises(rltrain.ConfigError, match="Acrobot-v1 has other spaces than CartPole-v1"):
         rltrain.evaluate(cartpole, env="Acrobot-v1", episodes=1)
+
+
+class Gravity(gymnasium.Env[Any, Any]):
+    """Shows its argument as the reward."""
+
+    observation_space, action_space = spaces.Box(-1.0, 1.0, (1,), np.float32), spaces.Discrete(2)
+
+    def __init__(self, gravity: float = 1.0, size: int = 1, render_mode: str | None = None) -> None:
+        self.gravity, self.render_mode = gravity, render_mode
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(1, np.float32), self.gravity, True, False, {}
+
+
+def heavy(gravity: float = 9.0) -> Gravity:
+    """Takes one of the two arguments."""
+    return Gravity(gravity)
+
+
+def test_another_environment_gets_the_arguments_that_it_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = rltrain.train(**QUICK, env=Gravity, env_args={"gravity": 2.0, "size": 3}, out=str(tmp_path)).run
+    given: list[tuple[dict[str, Any], float]] = [
+        ({"env": Gravity}, 2.0),
+        ({"env": Gravity, "env_args": {}}, 1.0),
+        ({"env": Gravity, "env_args": {"gravity": 5.0}}, 5.0),
+        ({"env": lambda: Gravity()}, 1.0),
+        ({"env": heavy}, 2.0),
+    ]
+    for words, expected in given:
+        capsys.readouterr()
+        assert rltrain.evaluate(run, episodes=1, **words).return_mean == expected
+        line = capsys.readouterr().err
+        assert ("does not take" in line) == (words["env"] is not Gravity)
+    assert line == "rltrain: heavy does not take size, which the run's environment got; it is made without\n"
+    capsys.readouterr()
+    assert rltrain.train(resume=run, env=heavy, steps=128).steps >= 128
+    assert "heavy does not take size" in capsys.readouterr().err
+
+
+def test_the_arguments_of_the_runs_environment_can_be_changed(cartpole: Path) -> None:
+    assert rltrain.evaluate(cartpole, episodes=2, env_args={"max_episode_steps": 3}).length_mean == 3
+    assert cli.main_eval([str(cartpole), "--episodes", "2", "--env-arg", "max_episode_steps=3"]) == 0
+    assert cli.main_eval([str(cartpole), "--episodes", "2", "--env", "CartPole-v1"]) == 0
+
+
+class Endless(Gravity):
+    """Never ends."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+
+def test_an_episode_without_an_end_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (play_module, evaluate_module, background):
+        monkeypatch.setattr(module, "LONGEST", 20)
+    asked = {**QUICK, "quiet": False, "eval_every": 32, "eval_episodes": 2}
+    run = rltrain.train(**asked, env=Endless, out=str(tmp_path)).run
+
+    assert capsys.readouterr().out.count("Endless has no time limit: an episode of an evaluation was cut off") == 1
+    assert rltrain.evaluate(run, episodes=3, env=Endless).cut_off == 3
+    assert rltrain.evaluate(run, episodes=3, env=Gravity).cut_off == 0
+
+
+def test_episodes_are_shown_in_a_window(cartpole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="--render needs a screen"):
+        rltrain.evaluate(cartpole, episodes=1, render=True)
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    plain = rltrain.evaluate(cartpole, episodes=2, env_args={"max_episode_steps": 4})
+    shown = rltrain.evaluate(cartpole, episodes=2, env_args={"max_episode_steps": 4}, render=True)
+    assert shown.returns == plain.returns
+    run = rltrain.train(**QUICK, env=Gravity, out=str(tmp_path)).run
+    with pytest.raises(ConfigError, match="Gravity cannot be shown in a window"):
+        rltrain.evaluate(run, episodes=1, env=Gravity, render=True)
+    with pytest.raises(ConfigError, match="takes no render_mode"):
+        rltrain.evaluate(run, episodes=1, env=heavy, render=True)
+
+
+def test_a_fault_in_an_evaluation_names_its_step(tmp_path: Path) -> None:
+    class Later(Lengths):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            if self._left == 95:
+                raise RuntimeError("too long")
+            return super().step(action)
+
+    run = rltrain.train(**QUICK, env=Lengths, out=str(tmp_path)).run
+    with pytest.raises(rltrain.EnvFault, match=r"failed at step 5:\nTraceback"):
+        rltrain.evaluate(run, episodes=8, env=Later)
 
 
 def test_an_environment_that_was_an_object_must_be_given_again(tmp_path: Path) -> None:

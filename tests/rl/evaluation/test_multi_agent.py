@@ -97,7 +97,7 @@ def test_one_server_may_decide_for_all_agents(algo: str, settings: dict[str, Any
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ("--algo dqn --env two-step", "this algorithm is for environments of one agent, and two-step is one of"),
+        ("--algo dqn --env two-step", "dqn is for environments of one agent, and two-step is one of"),
         (
             "--algo ppo --env tic-tac-toe --memory gru",
             "the agents of tic-tac-toe act in turns, which needs memory none",
@@ -106,7 +106,7 @@ def test_one_server_may_decide_for_all_agents(algo: str, settings: dict[str, Any
         ("--algo maddpg --env CartPole-v1", "maddpg is for several agents; CartPole-v1 has one agent. Use a2c,"),
         ("--algo maddpg --env tic-tac-toe", "the agents of tic-tac-toe act in turns, which maddpg cannot learn"),
         ("--algo maddpg --env two-step --gumbel 0", "--gumbel must be greater than 0, got 0"),
-        ("--algo qmix --env spread", "this algorithm needs several agents with Discrete actions, and of spread"),
+        ("--algo qmix --env spread", "qmix needs several agents with Discrete actions, and of spread"),
         ("--algo qmix --env two-step --share some", "--share "),
         ("--algo qmix --env two-step --share agent_0=a", "two-step: agent_1 has no policy in share"),
         ("--algo qmix --env two-step --share agent_0=,agent_1=b", "--share must name the policy of each agent in"),
