@@ -16,6 +16,8 @@ class Keywords(TypedDict, total=False):
     algo: str | type
     env: str | Callable[..., Any]
     env_args: Mapping[str, Any]
+    eval_env: str | Callable[..., Any] | None
+    eval_env_args: Mapping[str, Any]
     share: Literal["all", "type", "none"] | Mapping[str, str]
     action_bound: float | None
     vector: Literal["auto", "serial", "native"]
@@ -44,6 +46,8 @@ class Keywords(TypedDict, total=False):
     compile: bool
     actor_timeout: float
     max_restarts: int
+    log_info: Sequence[str]
+    callback: Sequence[str]
     out: str | PathLike[str]
     eval_every: int
     eval_episodes: int
