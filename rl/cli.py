@@ -322,9 +322,9 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def as_json(result: Result | Evaluation) -> dict[str, Any]:
-    """The JSON line of a run or of an evaluation: its fields, without single returns and without empty tables."""
+    """The JSON line of a run or of an evaluation: its fields, without single returns, empty tables and `cut_off` 0."""
     values = {field.name: getattr(result, field.name) for field in fields(result) if field.name != "returns"}
-    return {name: _plain(value) for name, value in values.items() if value != {}}
+    return {name: _plain(value) for name, value in values.items() if value != {} and (name, value) != ("cut_off", 0)}
 
 
 def _plain(value: Any) -> Any:

@@ -113,7 +113,14 @@ def use_saved_algorithm(saved: SavedConfig, trust: bool, settings: Collection[st
     values = saved.values
     if not is_code(values["algo"]):
         return
-    others = {"env": "", "env_args": {}, "eval_env": None, "eval_env_args": {}, "cluster": None, "record": None}
+    others: dict[str, Any] = {
+        "env": "",
+        "env_args": {},
+        "eval_env": None,
+        "eval_env_args": {},
+        "cluster": None,
+        "record": None,
+    }
     raw = SimpleNamespace(**{**others, "callback": (), **values})
     raw.settings = SimpleNamespace(**values["settings"])
     needs, folder = list(_code_named(raw, settings)), os.getcwd()

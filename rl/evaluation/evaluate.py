@@ -210,8 +210,7 @@ def _source(
     config = trained.config
     if env is None and not config.reloadable:
         raise ConfigError(
-            f"{trained.path} was trained on {trained.spec.id}, an object of a program: give the environment, as env or "
-            "--env"
+            f"{trained.path} was trained on {trained.spec.id}, an object of a program: give it as `env`, or with --env"
         )
     given = dict(env_args or {})
     of_run = {} if env is not None and env_args is not None else config.env_args
