@@ -70,6 +70,7 @@ REPLAYS: dict[str, tuple[Any, Any, Any]] = {
     "ddpg": (DDPG, DDPGConfig(**SMALL), off_policy.BOX),
 }
 NAMES = [*STREAMS, *REPLAYS]
+WITH = {2: NAMES, 3: ["ppo", "dqn", "sac"]}  # number of learners: algorithms; each kind of batch for the second
 
 
 def updated(name: str, sync: Any = None) -> dict[str, Tensor]:
@@ -147,7 +148,7 @@ def main(rank: int, size: int, folder: Path) -> None:
     store = dist.FileStore(str(folder / f"store-{size}"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
     sync = ProcessGroupSync(rank, size)
-    found = {name: updated(name, sync) for name in NAMES}
+    found = {name: updated(name, sync) for name in WITH[size]}
     sync.take(Shard(7 * size, 7 * rank, 7 * rank + 7))
     found["equal"] = {"normalised": normalised(torch.full((7,), 2.7, dtype=torch.float32), None, sync)}
     torch.save(found, folder / f"{rank}-of-{size}.pt")

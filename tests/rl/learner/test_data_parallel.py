@@ -25,7 +25,6 @@ from rltrain.reporting.metrics import read
 from rltrain.storage import checkpoint
 
 ROOT = Path(__file__).parents[3]
-SIZES = (2, 3)
 PPO = "--algo ppo --env CartPole-v1 --workers 0 --streams 5 --unroll 32 --epochs 2 --minibatches 3 --widths 8,8".split()
 PPO += "--normalize-obs --normalize-return --steps 640 --eval-every 0 --preset none --json --quiet".split()
 DQN = "--algo dqn --env CartPole-v1 --workers 0 --streams 3 --unroll 4 --widths 8,8 --warmup 60 --batch 9".split()
@@ -50,7 +49,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Found]]
     """What each of 2 and of 3 learners has after ten shared updates, by their number."""
     folder = tmp_path_factory.mktemp("shared")
     found: dict[int, list[Found]] = {}
-    for size in SIZES:
+    for size in shared.WITH:
         script = str(ROOT / "tests" / "oracles" / "shared.py")
         processes = [
             subprocess.Popen([sys.executable, script, str(rank), str(size), str(folder)], env=environment())
@@ -74,8 +73,7 @@ def alone() -> Found:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", shared.NAMES)
+@pytest.mark.parametrize(("name", "size"), [(name, size) for size, names in shared.WITH.items() for name in names])
 def test_learners_that_share_a_batch_equal_one_that_has_all_of_it(
     name: str, size: int, alone: Found, together: dict[int, list[Found]]
 ) -> None:
@@ -102,7 +100,7 @@ def test_they_hold_the_same_weights_to_the_bit(name: str, together: dict[int, li
 
 
 def test_equal_advantages_have_no_spread_however_they_lie(together: dict[int, list[Found]]) -> None:
-    for size in SIZES:
+    for size in shared.WITH:
         for found in together[size]:
             assert found["equal"]["normalised"].tolist() == [0.0] * 7
 
