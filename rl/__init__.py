@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from rltrain.envs.make import make_env
     from rltrain.envs.names import register_env
     from rltrain.envs.spec import ActionSpec, AgentGroup, EnvSpec, Leaf
-    from rltrain.errors import CheckpointError, ConfigError, Interrupted, RunFailed
+    from rltrain.errors import CheckpointError, ConfigError, Interrupted, JobLost, RunFailed
     from rltrain.evaluation.evaluate import Evaluation, evaluate
     from rltrain.evaluation.policy import Trained, load
+    from rltrain.jobs.functions import map, submit
+    from rltrain.jobs.pool import Job
     from rltrain.reporting.report import Result
     from rltrain.rollout.specs import GradientPlan, ReplayPlan, StreamPlan
     from rltrain.rollout.types import (
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
         traces,
     )
     from rltrain.training_loop import train
+    from rltrain.tuning.tune import Tuned, tune
 
     __version__: str
 
@@ -86,6 +89,8 @@ __all__ = [
     "IMPALAConfig",
     "IQLConfig",
     "Interrupted",
+    "Job",
+    "JobLost",
     "Leaf",
     "MADDPGConfig",
     "MAPPOConfig",
@@ -111,6 +116,7 @@ __all__ = [
     "Trained",
     "Trajectory",
     "Transition",
+    "Tuned",
     "Update",
     "VDNConfig",
     "Video",
@@ -122,6 +128,7 @@ __all__ = [
     "load",
     "losses",
     "make_env",
+    "map",
     "networks",
     "optim",
     "policy_factory",
@@ -129,8 +136,10 @@ __all__ = [
     "register_env",
     "register_policy",
     "returns",
+    "submit",
     "traces",
     "train",
+    "tune",
 ]
 
 _MODULES = {  # names that are modules
@@ -162,13 +171,16 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "envs.make": "make_env",
     "envs.names": "register_env",
     "envs.spec": "ActionSpec AgentGroup EnvSpec Leaf",
-    "errors": "CheckpointError ConfigError Interrupted RunFailed",
+    "errors": "CheckpointError ConfigError Interrupted JobLost RunFailed",
     "evaluation.evaluate": "Evaluation evaluate",
     "evaluation.policy": "Trained load",
+    "jobs.functions": "map submit",
+    "jobs.pool": "Job",
     "reporting.report": "Result",
     "rollout.specs": "GradientPlan ReplayPlan StreamPlan",
     "rollout.types": "Act Gradients Noise Policy PolicyHooks Trajectory Transition discounts traces",
     "training_loop": "train",
+    "tuning.tune": "Tuned tune",
 }
 _LOCATION = {
     public: (f"rltrain.{module}", own or public)

@@ -114,6 +114,30 @@ def main_doctor(argv: Sequence[str] | None = None) -> int:
     return _guarded("rldoctor", examine) or status
 
 
+def main_jobs(argv: Sequence[str] | None = None) -> int:
+    """`rljobs`. Exit status as for `rltrain`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+
+    def work() -> None:
+        from rltrain.jobs.command import run_jobs
+
+        run_jobs(argv, rltrain.__version__)
+
+    return _guarded("rljobs", work)
+
+
+def main_tune(argv: Sequence[str] | None = None) -> int:
+    """`rltune`. Exit status as for `rltrain`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+
+    def work() -> None:
+        from rltrain.tuning.command import run_tune
+
+        run_tune(argv, rltrain.__version__, parse)
+
+    return _guarded("rltune", work)
+
+
 def _guarded(command: str, work: Callable[[], None]) -> int:
     """Does the work of a command. Prints an expected exception as one line and returns its exit status."""
     before = threading.enumerate()

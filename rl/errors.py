@@ -32,6 +32,10 @@ def as_folder(what: str, value: object) -> Path:
     raise ConfigError(f"{what} must be the folder of a run or of a checkpoint, got {value!r}")
 
 
+class JobLost(RunFailed):
+    """A job has no result: its process was lost, or its exception cannot be pickled."""
+
+
 class LearnerLost(Exception):
     """One of several learners does not respond, so that the update cannot be finished."""
 

@@ -99,10 +99,13 @@ class Run:
         if saved.restore(lambda state: notes.extend(self._load(state, saved))) and config.steps > saved.steps:
             self.evaluation.goal_reached, self.callbacks.requests.stop = False, None  # the run was extended
         self.resumed_at = None if saved.checkpoint is None else self.rollout.steps
-        self._finished: Path | None = None  # the last checkpoint, if the run had ended before it was resumed
+        self._finished: Path | None = None  # the last checkpoint, if the run had ended before it was resumed, or pauses
         if saved.checkpoint is not None and self.stopped is not None and self._is_evaluated:
             self._finished = saved.checkpoint.path
             notes.append("this run is finished; a larger --steps continues it")
+        if saved.checkpoint is not None and self._pauses and not self.evaluation.pending:
+            self._finished = saved.checkpoint.path
+            notes.append("this run has reached --pause-at")
         if not self.self_play.places:
             self._add_opponent()
         self.learner.join()
@@ -148,6 +151,8 @@ class Run:
             return self.callbacks.requests.stop
         if self._out_of_time:
             return "seconds"
+        if self._finished is not None and self._pauses:
+            return "pause"
         return "steps" if self.rollout.steps >= self.config.steps else None
 
     def tick(self, unrolls: list[Trajectory]) -> None:
@@ -165,7 +170,13 @@ class Run:
         if self.signals.received():
             raise self.interrupted()
         if steps < config.steps and (self.checkpoints.due(steps) or requests.checkpoint):
-            self.callbacks.call("on_checkpoint", self.checkpoint())
+            if self._pauses:
+                self.collect(wait=True)  # so that the checkpoint has the results of all evaluations
+                if self.signals.received():
+                    raise self.interrupted()
+            path = self.checkpoint()
+            self._finished = path if self._pauses else None
+            self.callbacks.call("on_checkpoint", path)
         if self.report.due:
             self._report(line=self.metrics.due)
 
@@ -240,6 +251,12 @@ class Run:
             restarts=self.restarts,
             fingerprint=fingerprint(self.learner.parts()),
         )
+
+    @property
+    def _pauses(self) -> bool:
+        """True if the run ends at the checkpoint of this step, or at the next one, since it has reached `pause_at`."""
+        at = self.config.pause_at
+        return at is not None and at <= self.rollout.steps < self.config.steps
 
     @property
     def _is_evaluated(self) -> bool:

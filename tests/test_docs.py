@@ -31,6 +31,8 @@ COMMANDS = {
     "rlcompare": "main_compare",
     "rlplot": "main_plot",
     "rldoctor": "main_doctor",
+    "rljobs": "main_jobs",
+    "rltune": "main_tune",
 }
 
 page = pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
@@ -60,6 +62,7 @@ def flags() -> dict[str, set[str]]:
     """What each command takes."""
     trains = {algo: help_of("rltrain", "--algo", algo) for algo in names()}
     texts = {"rltrain": "".join(trains.values())} | {name: help_of(name) for name in COMMANDS if name != "rltrain"}
+    texts["rltune"] += texts["rltrain"]  # it takes both
     own = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "scripts").glob("*.py")]
     texts["ours"] = "".join(file.read_text() for file in own)
     return {command: set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) for command, text in texts.items()}

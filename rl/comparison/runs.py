@@ -53,6 +53,7 @@ FREE |= {
     "actor_timeout",
     "max_restarts",
     "max_seconds",
+    "pause_at",
 }
 FREE |= {"checkpoint_every", "keep", "replay_on_disk", "record", "json", "quiet", "wandb", "mlflow", "tensorboard"}
 FREE |= {"log_info"}

@@ -25,6 +25,7 @@ class Keywords(TypedDict, total=False):
     steps: int
     stop_return: float | None
     max_seconds: float | None
+    pause_at: int | None
     seed: int | None
     pool_size: int
     pool_every: int

@@ -72,6 +72,11 @@ class RunConfig(BaseModel):
         description="ends the run when two consecutive evaluations, of at least 50 episodes, reach this return",
     )
     max_seconds: float | None = Field(default=None, gt=0, description="ends the run after this number of seconds")
+    pause_at: int | None = Field(
+        default=None,
+        ge=1,
+        description="ends the run at its first checkpoint from this step on; --resume continues it exactly",
+    )
     seed: int = Field(default=0, ge=0, description="seed of all random numbers of the run; none: a random one")
 
     # opponents pool
@@ -338,8 +343,8 @@ INNER = ("settings", "preset_file", "raised_from", "products", "reloadable", "fo
 FLAT_OMITS = ("folder", "reloadable", "json", "quiet", "out", "tls_ca", "tls_cert", "tls_key", "raised_from")
 # The settings that can change on resume; those of CALL are reset.
 PLACES = ("workers", "learners", "backend", "cluster", "cluster_timeout", "tls_ca", "tls_cert", "tls_key")
-RESUME = ("steps", *PLACES, "json", "quiet", "max_seconds", "callback", "log_info")
-CALL = {"json": False, "quiet": False, "max_seconds": None}
+RESUME = ("steps", *PLACES, "json", "quiet", "max_seconds", "pause_at", "callback", "log_info")
+CALL = {"json": False, "quiet": False, "max_seconds": None, "pause_at": None}
 
 
 def _name_of(env: str | Callable[..., Any]) -> str:

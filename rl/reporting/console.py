@@ -71,6 +71,15 @@ class Console:
             self._last_time, self._tenth = clock, tenth
             self._print(progress_line(now))
 
+    def show(self, line: str) -> None:
+        """Shows this text in the live line; where there is no terminal, prints it."""
+        if self.quiet:
+            return
+        try:
+            self._show(line) if self._terminal else self._print(line)
+        except BrokenPipeError:
+            self._mute()
+
     def note(self, text: str) -> None:
         """Prints a permanent line."""
         if not self.quiet:

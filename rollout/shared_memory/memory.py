@@ -39,6 +39,11 @@ class SharedMemory:
     def ticket(self) -> Ticket:
         return self._connection, self.size
 
+    @property
+    def descriptor(self) -> int:
+        """Of the nameless file, in this process."""
+        return self._connection.fileno()
+
     @classmethod
     def attach(cls, source: Ticket | SharedMemory) -> SharedMemory:
         """The memory of a ticket from another process; memory of this process is returned as it is."""

@@ -69,13 +69,14 @@ class ProcessHandle:
         worker:  its number, for messages.
         build:   makes the object from the tickets, in the process; is cloudpickled.
         tickets: objects that can only be sent when a process starts, as connections.
+        torch:   the process imports torch first.
 
     Raises:
         EnvError:  `build` cannot be pickled.
         ActorLost: the process could not be started.
     """
 
-    def __init__(self, worker: int, build: Callable[..., Any], *tickets: Any) -> None:
+    def __init__(self, worker: int, build: Callable[..., Any], *tickets: Any, torch: bool = True) -> None:
         import cloudpickle
         import loky
 
@@ -108,7 +109,7 @@ class ProcessHandle:
                 self._executor = loky.ProcessPoolExecutor(
                     1, context=context, timeout=None, initializer=remember, initargs=(child, other, tickets)
                 )
-                self._future = self._executor.submit(supervise, payload, state, self._marker.partition("=")[2])
+                self._future = self._executor.submit(supervise, payload, state, self._marker.partition("=")[2], torch)
                 self._process = next(iter(self._executor._processes.values()))
         except (OSError, EOFError) as error:
             raise ActorLost(worker, f"its process could not be started: {error!r}") from None

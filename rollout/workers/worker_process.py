@@ -70,14 +70,20 @@ def leave_fork_server() -> None:
         server._forkserver_alive_fd = None
 
 
-def supervise(payload: bytes, state: ParentState, marker: str) -> int:
-    """loky's task: start the worker and wait for its end. Returns its exit code."""
+def supervise(payload: bytes, state: ParentState, marker: str, torch: bool) -> int:
+    """loky's task: start the worker and wait for its end. Returns its exit code.
+
+    Args:
+        torch: the worker imports torch before it makes its object.
+    """
     assert _inbox is not None
     pipe, link, tickets = _inbox
 
     def run() -> None:
         os.environ[MARKER] = marker
         state.take_over()
+        if torch:
+            import_torch()
         _serve(pipe, tickets, payload, state)
 
     return run_supervised(run, link, pipe)
@@ -175,11 +181,15 @@ def _run(run: Callable[[], None], link: Connection, pipe: Connection, folder: st
         os._exit(code)
 
 
-def _serve(pipe: Connection, tickets: tuple[Any, ...], payload: bytes, state: ParentState) -> None:
-    """Make the object, and answer calls until one asks to close, or the learner is gone."""
+def import_torch() -> None:
+    """Import torch, with one thread."""
     import torch
 
     torch.set_num_threads(1)
+
+
+def _serve(pipe: Connection, tickets: tuple[Any, ...], payload: bytes, state: ParentState) -> None:
+    """Make the object, and answer calls until one asks to close, or the learner is gone."""
     worker: Any = None
     failed: tuple[str, str] | None = None
     while True:

@@ -20,7 +20,8 @@ A2CConfig A3CConfig APPOConfig Act ActionSpec AgentGroup Algorithm CheckpointErr
 DQNConfig CrossQConfig DroQConfig RainbowConfig REDQConfig TQCConfig
 EnvError EnvFault EnvSpec Evaluation GradientPlan Gradients IMPALAConfig IQLConfig Interrupted Leaf
 MADDPGConfig MAPPOConfig Noise PPOConfig Policy PolicyHooks QMIXConfig QNetwork ReplayPlan Result Rng RunConfig
-RunFailed SACConfig SINGLE StreamPlan TD3Config Trained Trajectory Transition Update VDNConfig build_policy
+Job JobLost RunFailed SACConfig SINGLE StreamPlan TD3Config Trained Trajectory Transition Tuned Update VDNConfig
+build_policy map submit tune
 discounts distributions evaluate greedy load losses make_env networks optim policy_factory register_algorithm
 register_env register_policy returns traces train
 """.split()

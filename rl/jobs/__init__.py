@@ -1,0 +1,1 @@
+"""Functions on many cores of this machine: `map`, `submit` and the command rljobs."""

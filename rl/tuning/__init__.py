@@ -1,0 +1,1 @@
+"""Hyperparameter search: the command rltune and `rltrain.tune`."""

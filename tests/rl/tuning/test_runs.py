@@ -1,0 +1,78 @@
+"""A search with real runs in real processes, by its command: killed, resumed, with one process and with two."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rltrain.cli import main_tune
+from rltrain.jobs import pool
+from rltrain.tuning.journal import read_events
+
+COMMAND = (
+    "--algo ppo --env probe:choice-given-obs --steps 160 --streams 2 --unroll 8 --widths 4 --epochs 1 --minibatches 1 "
+    "--preset none --eval-episodes 2 --space lr=1e-4..1e-1:log,1-gamma=0.01..0.5:log --trials 4 --round 4 --grace 0.5 "
+    "--eta 2 --sampler random --deterministic --confirm 0 --json"
+).split()
+
+
+def results(folder: Path) -> list[Any]:
+    """Everything in the journal apart from times."""
+    events = read_events(folder)
+    return [{**event, "results": [{**one, "seconds": 0} for one in event.get("results", ())]} for event in events]
+
+
+@pytest.mark.slow
+def test_a_killed_search_continues_to_the_same_winner_with_the_same_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main_tune([*COMMAND, "--name", "whole", "--parallel", "1"]) == 0
+    whole = json.loads(capsys.readouterr().out.splitlines()[-1])
+    pool.close()
+    code = "import sys; from rltrain.cli import main_tune; sys.exit(main_tune())"
+    killed = subprocess.Popen([sys.executable, "-c", code, *COMMAND, "--name", "killed", "--parallel", "2"])
+    journal = tmp_path / "killed" / "journal.jsonl"
+    while not (journal.exists() and b"results" in journal.read_bytes()):
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert main_tune(["--resume", "killed", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (again["settings"], again["value"], again["trials"]) == (whole["settings"], whole["value"], 4)
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    assert main_tune(["best", "killed"]) == 0
+    assert "[ppo]" in capsys.readouterr().out
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--algo", "ppo"], "rltune: --env is needed"),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--space", "lrr=1..2"], "rltune: --space: unknown setting lrr"),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--out", "x"], "rltune: --out: cannot be given to a search"),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--trials", "x"], "rltune: --trials must be a whole number"),
+        (["--algo", "ppo", "--env", "CartPole-v1", "--tirals", "3"], "rltune: unknown flag --tirals"),
+        (["--resume", "nothing"], "rltune: nothing is not a search's folder"),
+        (["--resume", "nothing", "--lr", "1"], "rltune: --lr: cannot be changed by --resume"),
+        (["report", "nothing"], "rltune: nothing is not a search's folder"),
+        (["best", "nothing"], "rltune: nothing is not a search's folder"),
+    ],
+)
+def test_mistakes_get_one_line(
+    argv: list[str], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main_tune(argv) == 2
+    (only,) = capsys.readouterr().err.splitlines()
+    assert only.startswith(line)
+    assert not list(tmp_path.iterdir())
