@@ -167,7 +167,7 @@ def test_progress_is_that_of_the_stream_and_the_same_for_any_number_of_workers(t
 
     assert one.fingerprint == two.fingerprint
     assert seen == diaries[1].seen
-    assert [progress for progress, _ in seen[:4]] == [0.0] * 4
+    assert [progress for progress, _ in seen].count(0.0) == 4  # the first episode of each stream
     assert 0.8 < max(progress for progress, _ in seen) < 1
     assert all(length in (3 + int(10 * progress), 4 + int(10 * progress)) for progress, length in seen)
 

@@ -496,7 +496,7 @@ def test_a_plateau_ends_the_run(tmp_path: Path) -> None:
 
     assert result.stopped.startswith("no eval/return_mean above ")
     assert result.stopped.endswith(" in 2 evaluations")
-    assert len([line for line in read(result.run) if "eval/return_mean" in line]) == 4
+    assert len([line for line in read(result.run) if "eval/return_mean" in line]) == 3
     with pytest.raises(rltrain.RunFailed, match="needs evaluations, but eval_every is 0"):
         train(tmp_path, rltrain.StopOnPlateau(), eval_every=0)
 
