@@ -84,7 +84,7 @@ def test_without_arguments_of_its_own_the_other_environment_has_its_defaults(
 def test_other_spaces_are_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--env", "sized.py:Sized", "--eval-env", "sized.py:Wide") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--eval-env sized.py:Wide: its spaces are not those of sized.py:Sized: obs.shape was [2], is [3]" in line
+    assert "--eval-env sized.py:Wide: its spaces are not those of sized.py:Sized: obs.shape was (2,), is (3,)" in line
 
 
 def test_a_class_is_taken_from_python(tmp_path: Path) -> None:

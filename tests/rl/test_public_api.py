@@ -24,6 +24,7 @@ Job JobLost RunFailed SACConfig SINGLE StreamPlan TD3Config Trained Trajectory T
 build_policy map submit tune
 discounts distributions evaluate greedy load losses make_env networks optim policy_factory register_algorithm
 register_env register_policy returns traces train
+CHANGEABLE Callback Histograms RunView StopOnPlateau Video
 """.split()
 MODULES = ("distributions", "losses", "networks", "optim", "returns")
 

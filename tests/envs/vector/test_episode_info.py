@@ -17,7 +17,6 @@ import rltrain
 from rltrain import cli
 from rltrain.envs.vector.episode_info import EpisodeOptions, numbers_in, numbers_of_agents, progress_method
 from rltrain.reporting.metrics import read
-from rltrain.storage import checkpoint
 
 TINY: dict[str, Any] = {
     "algo": "ppo", "preset": "none", "workers": 0, "streams": 4, "unroll": 16, "epochs": 1, "minibatches": 1,
@@ -170,24 +169,6 @@ def test_progress_is_that_of_the_stream_and_the_same_for_any_number_of_workers(t
     assert [progress for progress, _ in seen].count(0.0) == 4  # the first episode of each stream
     assert 0.8 < max(progress for progress, _ in seen) < 1
     assert all(length in (3 + int(10 * progress), 4 + int(10 * progress)) for progress, length in seen)
-
-
-def test_a_resumed_run_tells_the_same_progress(launch: Any, tmp_path: Path) -> None:
-    (tmp_path / "lesson.py").write_text(Path(__file__).read_text())
-    argv = "--algo ppo --env lesson.py:Lesson --preset none --workers 0 --streams 4 --unroll 16 --epochs 1 --widths 8 "
-    argv += "--minibatches 1 --eval-episodes 3 --steps 400 --eval-every 0 --checkpoint-every 70 --json --quiet "
-    argv += "--log-info progress"
-    whole = launch(tmp_path, *argv.split(), "--out", "whole").result
-
-    assert launch(tmp_path, *argv.split(), "--out", "cut", kill=("step", 4)).status == -9
-    (run,) = (tmp_path / "cut").iterdir()
-    assert launch(tmp_path, "--resume", str(run), kill=("step", 3)).status == -9
-    result = launch(tmp_path, "--resume", str(run), "--json", "--quiet").result
-
-    assert result["fingerprint"] == whole["fingerprint"]
-    saved = [checkpoint.load(Path(tmp_path, each["checkpoint"])) for each in (whole, result)]
-    assert saved[0].meta["exact"]
-    assert saved[0].state["window"]["infos"] == saved[1].state["window"]["infos"]
 
 
 def test_where_set_progress_is_found() -> None:
