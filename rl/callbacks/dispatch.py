@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,8 +58,11 @@ class Callbacks:
             return
         for callback, method in self._hooks[hook]:
             self.view.hook = hook
-            with self._blaming(callback, hook):
+            try:  # faster than a context, since a replay may have a delivery for each step
                 method(self.view, *arguments)
+            except BaseException as error:
+                self._blame(callback, hook, error)
+                raise
         self.view.hook = ""
 
     def begin(self, resumed: bool) -> None:
@@ -140,29 +144,29 @@ class Callbacks:
             self._repeat = path
         return [f"the callback {entry['name']} of this run was left out; its state is lost" for entry in entries]
 
-    def _blaming(self, callback: object, hook: str) -> Blaming:
-        return Blaming(self, callback, hook)
+    @contextlib.contextmanager
+    def _blaming(self, callback: object, hook: str) -> Iterator[None]:
+        """A block: an exception in it is a fault of the callback."""
+        try:
+            yield
+        except BaseException as error:
+            self._blame(callback, hook, error)
+            raise
 
-
-class Blaming:
-    """A context: an exception in the block is a fault of the callback."""
-
-    def __init__(self, callbacks: Callbacks, callback: object, hook: str) -> None:
-        self._callbacks, self._callback, self._hook = callbacks, callback, hook
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or isinstance(error, OURS):
+    def _blame(self, callback: object, hook: str, error: BaseException) -> None:
+        """CallbackFailed from an exception that is the callback's."""
+        if isinstance(error, OURS):
             return
-        self._callbacks.failed = True
-        where = f"callback {name_of(self._callback)}, {self._hook} at step {self._callbacks.view.steps:,}"
+        self.failed = True
+        where = f"callback {name_of(callback)}, {hook} at step {self.view.steps:,}"
+        trace = error.__traceback__
         frames = list(_of_user(trace))
         if isinstance(error, ConfigError):
             at = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
             raise CallbackFailed(f"{where}{at}: {error}") from error
-        lines = traceback.format_exception(kind, error, trace.tb_next or trace)
+        while trace is not None and trace.tb_next is not None and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        lines = traceback.format_exception(type(error), error, trace)
         raise CallbackFailed(f"{where}:\n{''.join(lines).rstrip()}") from error
 
 
