@@ -104,7 +104,7 @@ class Examination:
             text = str(error).removeprefix(f"{self._source.name}: ")
             return None, [Finding(FAULT, "interface", text, "the line says what is expected", "making it, one reset")]
         except EnvFault as fault:
-            return None, [raised(fault.detail, "making it, one reset", self._source)]
+            return None, [raised(fault.detail, "making it, one reset")]
         return self._spec, []
 
     def interface(self) -> list[Finding]:
@@ -116,7 +116,7 @@ class Examination:
                 self._source, spec, self._seed, effort.steps, max(0.3, effort.seconds), watch=self._watch
             )
         except EnvFault as fault:
-            return [raised(fault.detail, f"{seen}, step {fault.row}", self._source)]
+            return [raised(fault.detail, f"{seen}, step {fault.row}")]
         found: dict[str, Finding] = {}
         for problem in problems:
             text, hint = _split(problem.text.removeprefix(f"{spec.id}: "))
@@ -401,21 +401,21 @@ class Examination:
             try:
                 return getattr(self, task)()
             except EnvFault as fault:
-                return empty([raised(fault.detail, f"random play ({task})", self._source)])
+                return empty([raised(fault.detail, f"random play ({task})")])
             except InvalidValue as error:
                 text, hint = _split(str(error))
                 return empty([Finding(FAULT, "interface", text, hint, f"random play ({task})")])
             except EnvError:
                 raise
             except Exception:
-                return empty([raised(traceback.format_exc(), f"random play ({task})", self._source)])
+                return empty([raised(traceback.format_exc(), f"random play ({task})")])
 
 
-ROUNDING = 1e-3  # relative difference below which physics that was reset has begun to differ in its last bits
+ROUNDING = 1e-2  # relative difference below which physics that was reset has begun to differ in its last bits
 RGB = {"render_mode": "rgb_array"}
 
 
-def raised(detail: str, seen: str, source: EnvSource) -> Finding:
+def raised(detail: str, seen: str) -> Finding:
     """The finding about an exception of the environment."""
     line = detail.strip().splitlines()[-1]
     place = [text.strip() for text in detail.splitlines() if text.strip().startswith('File "')]
