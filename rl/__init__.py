@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from rltrain.callbacks.stop_on_plateau import StopOnPlateau
     from rltrain.callbacks.video import Video
     from rltrain.config.run_config import RunConfig
+    from rltrain.deployment.export.export import export
+    from rltrain.deployment.server.app import Limits
+    from rltrain.deployment.server.serve import Served, serve
     from rltrain.envs.errors import EnvError, EnvFault
     from rltrain.envs.make import make_env
     from rltrain.envs.names import register_env
@@ -92,6 +95,7 @@ __all__ = [
     "Job",
     "JobLost",
     "Leaf",
+    "Limits",
     "MADDPGConfig",
     "MAPPOConfig",
     "Noise",
@@ -110,6 +114,7 @@ __all__ = [
     "RunView",
     "SACConfig",
     "StopOnPlateau",
+    "Served",
     "StreamPlan",
     "TD3Config",
     "TQCConfig",
@@ -124,6 +129,7 @@ __all__ = [
     "discounts",
     "distributions",
     "evaluate",
+    "export",
     "greedy",
     "load",
     "losses",
@@ -137,6 +143,7 @@ __all__ = [
     "register_policy",
     "returns",
     "submit",
+    "serve",
     "traces",
     "train",
     "tune",
@@ -167,6 +174,9 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "callbacks.stop_on_plateau": "StopOnPlateau",
     "callbacks.video": "Video",
     "config.run_config": "RunConfig",
+    "deployment.export.export": "export",
+    "deployment.server.app": "Limits",
+    "deployment.server.serve": "Served serve",
     "envs.errors": "EnvError EnvFault",
     "envs.make": "make_env",
     "envs.names": "register_env",

@@ -46,6 +46,7 @@ ORDER = {  # inside a package, top to bottom: a line may import those after it; 
         "__main__ train",
         "cli",
         "tuning",
+        "deployment",
         "training_loop",
         "run",
         "callbacks",

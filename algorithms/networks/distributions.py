@@ -30,6 +30,12 @@ FORCED = 1e9  # logit of a bit with only one legal value
 LARGEST = 1 - 2.0**-24  # the largest float32 below 1
 
 
+def _require(legal: Tensor, rule: str) -> None:
+    """ValueError if an element of `legal` is False. An exported graph does not check: its caller does."""
+    if not torch.compiler.is_compiling() and not bool(legal.all()):
+        raise ValueError(f"a row of the action mask is all False: {rule}")
+
+
 class Categorical:
     """One of n actions, some of which a mask may forbid.
 
@@ -44,8 +50,7 @@ class Categorical:
     def __init__(self, logits: Tensor, mask: Tensor | None = None) -> None:
         self.mask = mask
         if mask is not None:
-            if not bool(mask.any(-1).all()):
-                raise ValueError("a row of the action mask is all False: at least one action must be legal")
+            _require(mask.any(-1), "at least one action must be legal")
             # The smallest finite number, not -inf: 0 * inf would make the gradients NaN.
             logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
         self.logits = logits
@@ -123,8 +128,7 @@ class Bernoulli:
     def __init__(self, logits: Tensor, mask: Tensor | None = None) -> None:
         if mask is not None:
             zero, one = mask[..., 0::2], mask[..., 1::2]  # [..., n] each
-            if not bool((zero | one).all()):
-                raise ValueError("a row of the action mask is all False: each bit must be free to be 0 or 1")
+            _require(zero | one, "each bit must be free to be 0 or 1")
             logits = logits.masked_fill(~zero, FORCED).masked_fill(~one, -FORCED)
         self.logits = logits
 

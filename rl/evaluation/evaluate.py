@@ -115,11 +115,11 @@ def evaluate_watched(
     render: bool = False,
 ) -> Evaluation:
     """As `evaluate`. `watch` gets the name of each call of the environment before it is made."""
-    source = _source(trained, env, env_args, trust)
+    source = source_of(trained, env, env_args, trust)
     if render:
         source = shown(source)
     seeds = [seed_of(seed, FRESH, episode) for episode in range(episodes)]
-    with _this_process(seed):
+    with this_process(seed):
         spec = read_spec(source, seed, watch)
         if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
             raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
@@ -145,7 +145,7 @@ def evaluate_watched(
 
 
 @contextlib.contextmanager
-def _this_process(seed: int) -> Iterator[None]:
+def this_process(seed: int) -> Iterator[None]:
     """For the environment's code: it has settings of its own, and if it ends the process, an EnvFault is raised."""
     settings = LocalSettings()
     try:
@@ -204,7 +204,7 @@ def bootstrap(returns: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _source(
+def source_of(
     trained: Trained, env: str | Callable[..., Any] | None, env_args: Mapping[str, Any] | None, trust: bool
 ) -> EnvSource:
     config = trained.config

@@ -1,0 +1,1 @@
+"""A trained policy where it is used: exported files, and the server."""

@@ -1,0 +1,1 @@
+"""`rlexport`: a policy as one file, for programs that need neither rltrain nor, as ONNX, torch."""

@@ -1,0 +1,114 @@
+"""`rltrain.export` and the check of an exported file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from rltrain.deployment.export.command import format_of
+from rltrain.deployment.export.deployed import DeployedPolicy
+from rltrain.deployment.export.formats import Exported, Format, onnx_runner, to_bytes, torch_runner, trace, write
+from rltrain.deployment.export.observations import observations
+from rltrain.deployment.export.proof import ROWS, prove
+from rltrain.errors import CheckpointError, ConfigError, RunFailed
+from rltrain.evaluation.policy import Trained, load_for
+from rltrain.storage import checkpoint
+from rltrain.storage.files import one_line, read_json
+from rltrain.storage.run_folder import versions
+
+USES = ("env", "env_args", "torso")  # settings whose code is reached, if the environment plays
+
+
+def export(
+    what: str | Path | Trained,
+    file: str | Path,
+    to: Literal["torch", "onnx"] | None = None,
+    best: bool = False,
+    recording: str | None = None,
+    rows: int = ROWS,
+    seed: int = 0,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Write a policy into one file, and prove that it acts as `Trained.act` does; returns the file's metadata.
+
+    Args:
+        what:      a run's folder, a checkpoint, or a `Trained`.
+        to:        the format; None: by the ending of the file, .pt2 or .onnx.
+        best:      the best checkpoint in place of the latest.
+        recording: a folder of `--record` with the observations of the proof; None: the run's environment plays.
+        rows:      number of observations of the proof.
+        seed:      of the environment in the proof.
+        trust:     a run that somebody else made may import the code that it names.
+
+    Raises:
+        ConfigError: an argument is wrong, or a package is missing.
+        CheckpointError: there is no checkpoint, it is damaged, or it names code to which the user did not consent.
+        RunFailed: the policy cannot be exported, or the proof failed; no file is written.
+    """
+    path = Path(file)
+    kind = cast(Format, format_of(path, to))
+    if rows < 1:
+        raise ConfigError(f"rows must be at least 1, got {rows}")
+    trained = what if isinstance(what, Trained) else load_for(what, best, trust, _uses(recording))
+    seen = observations(trained, rows, seed, recording, trust)
+    module = DeployedPolicy(trained.policy, trained.spec, pad=kind == "torch").eval()
+    interface = module.interface
+    try:
+        graph = trace(module)
+        meta = {"to": kind, **_origin(trained), "versions": versions(), "interface": interface.to_json()}
+        data = to_bytes(graph, interface, kind, meta)
+    except (ConfigError, CheckpointError):
+        raise
+    except Exception as error:  # of torch's exporter, or of the user's network
+        raise RunFailed(f"{trained.path}: torch cannot export this policy: {one_line(error)}") from error
+    run = torch_runner(graph.module(), interface) if kind == "torch" else onnx_runner(path, data, interface)
+    meta["proof"] = prove(trained, run, seen, exact=kind == "torch")
+    data = to_bytes(graph, interface, kind, meta)
+    write(path, data)
+    return Exported(path).meta
+
+
+def check(
+    file: str | Path,
+    run: str | Path | None = None,
+    recording: str | None = None,
+    rows: int = ROWS,
+    seed: int = 0,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Repeat the proof of an exported file; returns its metadata with the new proof. Arguments as for `export`.
+
+    Args:
+        run: a run's folder or a checkpoint; None: the checkpoint that the file names.
+    """
+    exported = Exported(file, trust)
+    trained = load_for(run if run is not None else _named(exported), False, trust, _uses(recording))
+    if _origin(trained)["weights"] != exported.meta.get("weights"):
+        raise CheckpointError(
+            f"{file} has other weights than {trained.path}: give the checkpoint of step {exported.meta.get('step')}"
+        )
+    seen = observations(trained, rows, seed, recording, trust)
+    return {**exported.meta, "proof": prove(trained, exported.run, seen, exact=exported.to == "torch")}
+
+
+def _named(exported: Exported) -> Path:
+    path = Path(str(exported.meta.get("checkpoint")))
+    if not path.is_dir():
+        raise CheckpointError(f"{exported.path} was made from {path}, which is gone: give its run with --run")
+    return path
+
+
+def _uses(recording: str | None) -> tuple[str, ...]:
+    return USES if recording is None else ("torso",)
+
+
+def _origin(trained: Trained) -> dict[str, Any]:
+    """What the file says about its checkpoint."""
+    meta, _ = read_json(trained.path / checkpoint.META)
+    return {
+        "algo": trained.config.algo,
+        "env": trained.spec.id,
+        "step": int(meta.get("step", 0)),
+        "checkpoint": str(trained.path.absolute()),
+        "weights": checkpoint.fingerprint(trained.policy.state_dict()),
+    }

@@ -1,0 +1,482 @@
+"""The server as an ASGI application: routes, limits, tokens, sessions and reloads."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import secrets
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from rltrain.deployment.server.batches import Answer, Batches, Item, Slot
+from rltrain.deployment.server.errors import Refused, wrong
+from rltrain.deployment.server.metrics import Metrics
+from rltrain.deployment.server.models import Model, Source, load_model, noise_rows
+from rltrain.deployment.server.page import PAGE
+from rltrain.deployment.server.requests import Codec, numbers_of
+from rltrain.deployment.server.schema import openapi
+from rltrain.deployment.server.sessions import Sessions
+from rltrain.envs.spec import to_json
+from rltrain.errors import CheckpointError, ConfigError
+from rltrain.reporting.console import say
+from rltrain.storage.retention import spec_differences
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+LOOPBACK = frozenset(["localhost", "127.0.0.1", "[::1]"])
+OPEN = frozenset(["/", "/healthz", "/readyz"])  # need no token
+PATHS = ("/", "/v1/act", "/v1/spec", "/v1/reload", "/v1/stream", "/v1/openapi.json", "/healthz", "/readyz", "/metrics")
+JSON, TEXT, HTML = b"application/json", b"text/plain; version=0.0.4", b"text/html; charset=utf-8"
+encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server bears."""
+
+    batch: int = 64  # rows of a batch
+    wait: float = 0.0  # seconds, see `Batches`
+    queue: int = 1024  # rows that wait
+    body: int | None = None  # bytes of a request; None: as the observation needs
+    seconds: float = 10.0  # of a request: to send its body, and to wait
+    sessions: int = 1000
+    ttl: float = 600.0  # seconds without a request after which a session ends
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server does. `shares` are the policies of requests that name none, by name, with their weights."""
+
+    sources: Mapping[str, Source]
+    shares: Mapping[str, float] = field(default_factory=dict)
+    sample: bool = False
+    token: str | None = None
+    hosts: frozenset[str] | None = LOOPBACK  # names under which it may be asked; None: any
+    watch: float | None = None  # seconds between two looks for a new checkpoint
+    limits: Limits = Limits()
+
+
+class App:
+    """The application. `start` loads all policies.
+
+    Attributes:
+        ready: False before the policies are loaded, and while the server drains.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, limits = settings, settings.limits
+        self.slots: dict[str, Slot] = {}
+        self.codecs: dict[str, Codec] = {}
+        self.metrics = Metrics()
+        self.sessions = Sessions(limits.sessions, limits.ttl)
+        self.batches = Batches(limits.queue, limits.wait, self.metrics, self.codecs)
+        self.ready = False
+        self.peers: Any = None  # with several processes: `Peers`
+        self._loading = asyncio.Lock()
+        self._rng = np.random.default_rng()
+        self._watcher: asyncio.Task[None] | None = None
+        self._token = None if settings.token is None else f"Bearer {settings.token}".encode()
+        shares = dict(settings.shares) or {next(iter(settings.sources)): 1.0}
+        self._names = list(shares)
+        weights = np.array(list(shares.values()), np.float64)
+        self._bounds = (np.cumsum(weights) / weights.sum()).tolist()
+
+    def start(self) -> None:
+        """Load all policies; CheckpointError or ConfigError if one cannot be served."""
+        for name, source in self.settings.sources.items():
+            model = load_model(name, source, self.settings.limits.batch)
+            self.slots[name], self.codecs[name] = Slot(model), Codec(model.interface)
+        first = self.codecs[self._names[0]]
+        for name in self._names[1:]:
+            changed = spec_differences(first.spec, self.codecs[name].spec, ignored=("id", "stack", "padding"))
+            if changed:
+                raise ConfigError(f"{self._names[0]} and {name} cannot share requests: {changed}")
+        specs = {str({**to_json(codec.spec), "id": ""}) for codec in self.codecs.values()}
+        self._one_codec = len(specs) == 1
+        numbers = max(numbers_of(codec.spec) for codec in self.codecs.values())
+        cores = max(codec.interface.core_size for codec in self.codecs.values())
+        self.max_body = self.settings.limits.body or max(2**20, 64 * (numbers + cores))
+        self.ready = True
+
+    # ASGI
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                if self.peers is not None:
+                    await self.peers.open()
+                if self.settings.watch is not None:
+                    self._watcher = asyncio.get_running_loop().create_task(self._watch(self.settings.watch))
+            else:
+                self.ready = False
+                if self._watcher is not None:
+                    self._watcher.cancel()
+            await send({"type": f"{message['type']}.complete"})
+            if message["type"] == "lifespan.shutdown":
+                return
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        loop, path = asyncio.get_running_loop(), scope["path"]
+        begin, kind, extra = loop.time(), JSON, []
+        try:
+            self._admit(scope)
+            if path == "/v1/act":
+                if scope["method"] != "POST":
+                    raise Refused(405, "use POST")
+                status, body = 200, await self.act(await self._body(scope, receive))
+            else:
+                status, kind, body = await self._other(path, scope, receive)
+        except Refused as refused:
+            status, body = refused.status, encode(refused.body)
+            if refused.retry:
+                extra.append((b"retry-after", str(refused.retry).encode()))
+            if status == 401:
+                extra.append((b"www-authenticate", b"Bearer"))
+            if status in (408, 413):
+                extra.append((b"connection", b"close"))
+        self.metrics.answered(path if path in PATHS else "other", status, loop.time() - begin)
+        headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *extra]
+        with contextlib.suppress(OSError):
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+    async def _other(self, path: str, scope: Scope, receive: Receive) -> tuple[int, bytes, bytes]:
+        method = scope["method"]
+        if path == "/v1/reload":
+            if method != "POST":
+                raise Refused(405, "use POST")
+            return 200, JSON, await self._reload_request(await self._body(scope, receive))
+        if path.startswith("/v1/sessions/") and method == "DELETE":
+            name = path.removeprefix("/v1/sessions/")
+            owner = None if self.peers is None else self.peers.owner(name)
+            if self.peers is not None and owner != self.peers.index:
+                return 200, JSON, await self.peers.ask(owner, b"D", name.encode())
+            return 200, JSON, self.end_session(name)
+        if path not in PATHS or path == "/v1/stream":
+            raise Refused(404, f"there is no {path[:100]}; there are {', '.join(PATHS)}")
+        if method not in ("GET", "HEAD"):
+            raise Refused(405, "use GET")
+        if path == "/healthz":
+            return 200, JSON, b'{"alive":true}'
+        if path == "/readyz":
+            return (200 if self.ready else 503), JSON, encode({"ready": self.ready})
+        if path == "/metrics":
+            text = self.metrics_here()
+            if self.peers is not None:
+                from rltrain.deployment.server.workers import summed
+
+                text = summed([text, *(other.decode() for other in await self.peers.ask_all(b"M", b""))])
+            return 200, TEXT, text.encode()
+        if path == "/v1/spec":
+            return 200, JSON, encode(self.description())
+        if path == "/v1/openapi.json":
+            return 200, JSON, encode(openapi(self.codecs[self._names[0]].spec))
+        return 200, HTML, PAGE
+
+    def metrics_here(self) -> str:
+        """The metrics of this process."""
+        steps = {name: slot.model.step for name, slot in self.slots.items()}
+        return self.metrics.text(len(self.batches), len(self.sessions), steps)
+
+    def end_session(self, name: str) -> bytes:
+        """End a session of this process; 404 if there is none."""
+        if not self.sessions.end(name):
+            raise Refused(404, "there is no such session")
+        return b"{}"
+
+    def description(self) -> dict[str, Any]:
+        """What /v1/spec tells."""
+        policies = {
+            name: {
+                "algo": slot.model.algo,
+                "step": slot.model.step,
+                "memory": slot.model.interface.core_size,
+                "noise": slot.model.interface.noise._asdict(),
+                "log_prob": slot.model.interface.log_prob,
+                "spec": to_json(slot.model.interface.spec),
+            }
+            for name, slot in self.slots.items()
+        }
+        bounds = [0.0, *self._bounds]
+        shares = {name: bounds[i + 1] - bounds[i] for i, name in enumerate(self._names)}
+        return {"policies": _without_infinities(policies), "shares": shares, "sample": self.settings.sample}
+
+    def _admit(self, scope: Scope) -> None:
+        """Refused if the request comes from a page of another site, under another name, or without the token."""
+        origin = host = authorization = None
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = value.decode("latin-1")
+            elif name == b"authorization":
+                authorization = value
+            elif name == b"origin":
+                origin = value.decode("latin-1")
+        if origin is not None and origin.partition("://")[2] != host:
+            raise Refused(403, "requests of pages of other sites are refused", "origin")
+        if self._token is None:
+            hosts = self.settings.hosts
+            if hosts is not None and host is not None and _name_of(host) not in hosts:
+                raise Refused(403, f"this server is not called {host[:100]}", "host", " or ".join(sorted(hosts)), host)
+        elif scope["path"] not in OPEN and not hmac.compare_digest(authorization or b"", self._token):
+            given = scope.get("subprotocols", ())  # of a WebSocket from a browser, which can send no header
+            if not any(hmac.compare_digest(b"Bearer " + name.encode(), self._token) for name in given):
+                raise Refused(401, "a token is needed: send the header Authorization: Bearer TOKEN")
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """The body of a request; Refused if it is too large, slow, or cut."""
+        for name, value in scope["headers"]:
+            if name == b"content-length" and (not value.isdigit() or int(value) > self.max_body):
+                raise self._too_large(value.decode("latin-1"))
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            try:
+                async with asyncio.timeout(self.settings.limits.seconds):
+                    parts = [body]
+                    size = len(body)
+                    while message.get("more_body"):
+                        message = await receive()
+                        parts.append(message.get("body", b""))
+                        size += len(parts[-1])
+                        if size > self.max_body:
+                            raise self._too_large(f"{size} or more")
+                    body = b"".join(parts)
+            except TimeoutError:
+                raise Refused(408, f"the body took longer than {self.settings.limits.seconds:g} s") from None
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "the connection was closed before the body was complete")
+        if len(body) > self.max_body:
+            raise self._too_large(str(len(body)))
+        return body
+
+    def _too_large(self, received: str) -> Refused:
+        return Refused(413, "the body is too large", "", f"at most {self.max_body} bytes", received[:40])
+
+    # Acting
+
+    async def act(self, body: bytes | str, passed_on: bool = False) -> bytes:
+        """The answer to a request for actions. `passed_on`: by the process that got it."""
+        if not self.ready:
+            raise Refused(503, "the server is not ready", retry=1)
+        loop, limits = asyncio.get_running_loop(), self.settings.limits
+        codec = self.codecs[self._names[0] if self._one_codec else self._named_in(body)]
+        request, rows, options = codec.decode(body)
+        if self.peers is not None and options.session is not None and not passed_on:
+            owner = self.peers.owner(options.session)
+            if owner != self.peers.index:
+                reply_of_owner: bytes = await self.peers.ask(
+                    owner, b"A", body.encode() if isinstance(body, str) else body
+                )
+                return reply_of_owner
+        slot = self._slot(request.policy, options.session)
+        interface, now = slot.model.interface, loop.time()
+        self.batches.room(len(rows))
+        session = None
+        if options.session is not None:
+            session = self.sessions.get(options.session, options.first, slot.name, bool(interface.core_size), now)
+        sample, seed = options.sample or self.settings.sample, options.seed
+        if sample and seed is None:
+            seed = int(self._rng.integers(2**53))
+        core = None if options.core is None else np.array(options.core, np.float32)
+        deadline = now + min(limits.seconds, options.deadline or limits.seconds)
+        futures = []
+        for i, row in enumerate(rows):
+            noise = noise_rows(interface, seed, i) if sample and seed is not None and interface.noise.width else None
+            future: asyncio.Future[Answer] = loop.create_future()
+            own = None if core is None else core[i]
+            self.batches.add(Item(slot, row, sample, noise, options.first, own, session, deadline, future))
+            futures.append(future)
+        try:
+            answers = [await future for future in futures]
+        except BaseException:
+            for future in futures:
+                if not future.cancel() and not future.cancelled():
+                    future.exception()
+            raise
+        actions = [codec.named(answer.action, row) for answer, row in zip(answers, rows, strict=True)]
+        single = request.batch is msgspec.UNSET
+        reply: dict[str, Any] = {"action": actions[0]} if single else {"actions": actions}
+        first = answers[0]
+        reply["policy"], reply["step"] = slot.name, first.model.step
+        if request.id is not None:
+            reply["id"] = request.id
+        if sample:
+            reply["seed"] = seed
+        if interface.core_size and session is None:
+            reply["core"] = [answer.outputs["next_core"][answer.index].tolist() for answer in answers]
+        if options.details or sample:
+            for name in ("log_prob", "scores") if options.details else ("log_prob",):
+                if name in first.outputs:
+                    values = [answer.outputs[name][answer.index].tolist() for answer in answers]
+                    reply[name] = values[0] if single else values
+        return encode(reply)
+
+    def _named_in(self, body: bytes | str) -> str:
+        """The policy that a request names, if not all have the same observations."""
+        try:
+            name = msgspec.json.decode(body, type=_Named).policy
+        except msgspec.ValidationError:
+            name = None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Refused(400, f"the body is not JSON: {error}", "", "JSON", str(error)[:200]) from None
+        return name if name in self.codecs else self._names[0]
+
+    def _slot(self, name: str | None, session: str | None) -> Slot:
+        """The policy of a request: the one that it names, that of its session, or one by the shares."""
+        if name is None:
+            if len(self._names) == 1:
+                name = self._names[0]
+            else:
+                at = zlib.crc32(session.encode()) / 2**32 if session is not None else secrets.randbelow(2**32) / 2**32
+                name = next(one for one, bound in zip(self._names, self._bounds, strict=True) if at < bound)
+        slot = self.slots.get(name)
+        if slot is None:
+            raise wrong("policy", " or ".join(self.slots), name)
+        return slot
+
+    # Streams
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Each message is a request as for /v1/act, and gets its answer; answers come in order."""
+        await receive()
+        try:
+            self._admit(scope)
+            if scope["path"] != "/v1/stream":
+                raise Refused(404, "the stream is /v1/stream")
+        except Refused:
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await send({"type": "websocket.accept"})
+        metrics, loop = self.metrics, asyncio.get_running_loop()
+        metrics.connections += 1
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "websocket.disconnect":
+                    return
+                begin, status = loop.time(), 200
+                body = message.get("text") or message.get("bytes") or b""
+                try:
+                    if len(body) > self.max_body:
+                        raise self._too_large(str(len(body)))
+                    reply = await self.act(body)
+                except Refused as refused:
+                    status, reply = refused.status, encode({**refused.body, "status": refused.status})
+                metrics.answered("/v1/stream", status, loop.time() - begin)
+                await send({"type": "websocket.send", "text": reply.decode()})
+        except OSError:
+            return
+        finally:
+            metrics.connections -= 1
+
+    # Reloads
+
+    async def _reload_request(self, body: bytes) -> bytes:
+        reply = await self.reload_here(body)
+        if self.peers is not None:
+            await self.peers.ask_all(b"R", body)
+        return reply
+
+    async def reload_here(self, body: bytes) -> bytes:
+        """Reload in this process what a request names."""
+        try:
+            asked = msgspec.json.decode(body or b"{}", type=_Named, strict=True)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Refused(400, f"the body is not a reload: {error}", "", '{"policy": NAME} or {}', str(error)) from None
+        if asked.policy is not None and asked.policy not in self.slots:
+            raise wrong("policy", " or ".join(self.slots), asked.policy)
+        names = [asked.policy] if asked.policy is not None else list(self.slots)
+        return encode({"steps": {name: await self.reload(name) for name in names}})
+
+    async def reload(self, name: str) -> int:
+        """Load the newest version of a policy next to the old one, verify it, and put it in its place.
+
+        The old one answers meanwhile, and stays if the new one is refused. Sessions keep their memory; if its size has
+        changed, they end, and their next request gets 409.
+
+        Raises:
+            Refused: 409, the new version cannot be served.
+        """
+        async with self._loading:
+            slot = self.slots[name]
+            old = slot.model
+            try:
+                source = self.settings.sources[name]
+                new: Model = await asyncio.to_thread(load_model, name, source, self.settings.limits.batch)
+                changed = spec_differences(old.interface.spec, new.interface.spec, ignored=("id", "stack", "padding"))
+                if changed:
+                    raise CheckpointError(f"it has other spaces: {changed}")
+            except (CheckpointError, ConfigError) as error:
+                self.metrics.failed_reloads += 1
+                raise Refused(409, f"step {old.step} stays: {error}") from None
+            if new.interface.core_size != old.interface.core_size:
+                self.sessions.forget_cores(name)
+            slot.replace(new)
+            self.codecs[name] = Codec(new.interface)
+            self.metrics.reloads += 1
+            return new.step
+
+    async def _watch(self, seconds: float) -> None:
+        """Reload a policy whenever its run has written another checkpoint."""
+        seen = {name: _mark(source) for name, source in self.settings.sources.items()}
+        while True:
+            await asyncio.sleep(seconds)
+            for name, source in self.settings.sources.items():
+                mark = await asyncio.to_thread(_mark, source)
+                if mark == seen[name]:
+                    continue
+                seen[name] = mark
+                try:
+                    say(f"rlserve: {name} is at step {await self.reload(name):,}")
+                except Refused as refused:
+                    say(f"rlserve: {name}: {refused}")
+                except Exception as error:  # a bug in one reload must not end the watch
+                    say(f"rlserve: {name} was not reloaded: {type(error).__name__}: {error}")
+
+
+class _Named(msgspec.Struct):
+    policy: str | None = None
+
+
+def _name_of(host: str) -> str:
+    """The name in a Host header, without the port."""
+    return f"{host.partition(']')[0]}]" if host.startswith("[") else host.partition(":")[0].lower()
+
+
+def _mark(source: Source) -> Any:
+    """Something that changes when a run writes a checkpoint, or a file is replaced."""
+    if source.is_file:
+        paths = [source.path]
+    else:
+        link = "best" if source.best else "latest"
+        paths = [source.path / "checkpoints" / link, source.path / link]
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            return status.st_mtime_ns, status.st_ino
+    return None
+
+
+def _without_infinities(node: Any) -> Any:
+    """Plain data where a missing bound is null, as JSON has no infinity."""
+    if isinstance(node, dict):
+        return {key: _without_infinities(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_without_infinities(value) for value in node]
+    return None if isinstance(node, float) and not np.isfinite(node) else node

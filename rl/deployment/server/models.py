@@ -1,0 +1,113 @@
+"""A policy that is served: from a run, a checkpoint, or a file of `rlexport`; tested at the start for equal rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rltrain.deployment.export.formats import Exported, example
+from rltrain.deployment.export.interface import Interface
+from rltrain.errors import CheckpointError, ConfigError
+from rltrain.rollout.actor.noise import DRAWS
+
+Arrays = dict[str, np.ndarray]
+ENDINGS = (".onnx", ".pt2")
+PROOF_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a policy comes from.
+
+    Attributes:
+        best:  the best checkpoint of a run in place of the latest.
+        trust: code that somebody else's run or file names may be imported.
+    """
+
+    path: Path
+    best: bool = False
+    trust: bool = False
+
+    @property
+    def is_file(self) -> bool:
+        return self.path.suffix in ENDINGS and not self.path.is_dir()
+
+
+@dataclass(frozen=True)
+class Model:
+    """One version of a policy."""
+
+    name: str
+    algo: str
+    step: int
+    path: str
+    interface: Interface
+    run: Callable[[Arrays], Arrays]
+    largest: int  # rows of a batch
+    pads: bool  # every batch is padded to `largest` rows, without which a row would depend on its batch
+
+
+def load_model(name: str, source: Source, largest: int) -> Model:
+    """The newest version of a policy.
+
+    Raises:
+        CheckpointError, ConfigError: as for `rltrain.load`; or the policy returns numbers that are not finite.
+    """
+    if source.is_file:
+        exported = Exported(source.path, source.trust)
+        meta, interface, run = exported.meta, exported.interface, exported.run
+        algo, step, path = str(meta.get("algo")), int(meta.get("step", 0)), str(source.path)
+    else:
+        algo, step, path, interface, run = _of_run(source)
+    pads = not _rows_are_alone(interface, run, largest)
+    return Model(name, algo, step, path, interface, run, largest, pads)
+
+
+def _of_run(source: Source) -> tuple[str, int, str, Interface, Any]:
+    try:
+        import torch
+    except ImportError:
+        raise ConfigError(f"{source.path}: torch is not installed; a file of rlexport --to onnx needs none") from None
+    from rltrain.deployment.export.deployed import DeployedPolicy
+    from rltrain.deployment.export.formats import torch_runner
+    from rltrain.evaluation.policy import load_for
+    from rltrain.storage import checkpoint
+    from rltrain.storage.files import read_json
+
+    torch.set_num_threads(1)
+    trained = load_for(source.path, source.best, source.trust, ("torso",))
+    deployed = DeployedPolicy(trained.policy, trained.spec, scores=False)
+    meta, _ = read_json(trained.path / checkpoint.META)
+    run = torch_runner(deployed, deployed.interface)
+    return trained.config.algo, int(meta.get("step", 0)), str(trained.path), deployed.interface, run
+
+
+def _rows_are_alone(interface: Interface, run: Callable[[Arrays], Arrays], largest: int) -> bool:
+    """Whether a row has the same bits in every batch that is tried, up to the largest one."""
+    inputs, rng = example(interface, largest), np.random.default_rng(0)
+    for name, array in inputs.items():
+        if array.dtype.kind == "f":
+            inputs[name] = rng.standard_normal(array.shape).astype(array.dtype)
+        elif name in ("sample", "first"):
+            inputs[name] = rng.random(array.shape) < 0.5
+    whole = run(inputs)
+    for name, array in whole.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise CheckpointError(f"the policy returns numbers that are not finite, in {name}: use another checkpoint")
+    for rows in sorted({1, 2, 3, 5, 8, PROOF_ROWS, largest - 1} & set(range(1, largest + 1))):
+        for begin in {0, largest - rows}:
+            part = run({name: np.ascontiguousarray(array[begin : begin + rows]) for name, array in inputs.items()})
+            if any(not np.array_equal(part[name], whole[name][begin : begin + rows]) for name in whole):
+                return False
+    return True
+
+
+def noise_rows(interface: Interface, seed: int, row: int) -> np.ndarray:
+    """The noise of one row [K] of a request with this seed."""
+    width = interface.noise.width
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, row], np.uint64)))
+    return DRAWS[interface.noise.kind](rng, (1, width))[0].astype(np.float32)

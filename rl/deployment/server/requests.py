@@ -1,0 +1,326 @@
+"""From the JSON of a request to the rows of a policy's inputs, checked; what is wrong is one line with the field."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from rltrain.deployment.export.interface import Interface, obs_ports
+from rltrain.deployment.server.errors import Refused, wrong
+from rltrain.envs.spec import EnvSpec, Leaf, ObsSpec
+
+LARGEST = float(np.finfo(np.float32).max)
+MAX_ROWS = 1024  # observations of a request
+MAX_NAME = 128  # characters of a session's id
+
+
+class Row(NamedTuple):
+    """One row of inputs: the leaves of the observation in the order of the interface, and what belongs to it."""
+
+    obs: list[np.ndarray]
+    mask: np.ndarray | None
+    present: np.ndarray | None
+    agents: tuple[int, ...]  # numbers of the agents that an answer names; () for a single agent
+
+
+class Options(NamedTuple):
+    """What a request says beside its observations."""
+
+    sample: bool
+    seed: int | None
+    session: str | None
+    first: bool
+    core: list[list[float]] | None
+    deadline: float | None
+    details: bool
+
+
+class Codec:
+    """Reads the requests for policies with one interface, and shapes their answers."""
+
+    def __init__(self, interface: Interface) -> None:
+        self.interface, self.spec = interface, interface.spec
+        spec = self.spec
+        self._ports = list(obs_ports(spec))
+        self._decoder = msgspec.json.Decoder(_request_type(spec))
+        self._agents = spec.agents
+        if spec.groups:
+            self._readers = [_reader(part.group.obs) for part in spec.layout.agents]
+            self._index = {agent: number for number, agent in enumerate(spec.agents)}
+        else:
+            self._read = _reader(spec.obs)
+        self._heads = spec.action.nvec
+        self.action_ports = [port for port in interface.outputs if port.name.startswith("action")]
+
+    def decode(self, body: bytes | str) -> tuple[Any, list[Row], Options]:
+        """The request, its rows and its options.
+
+        Raises:
+            Refused: 400, with the field, what was expected and what was received.
+        """
+        try:
+            request = self._decoder.decode(body)
+        except msgspec.ValidationError as error:
+            raise explained(error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Refused(400, f"the body is not JSON: {error}", "", "JSON in UTF-8", str(error)) from None
+        except RecursionError:
+            raise Refused(400, "the body is nested too deeply", "", "JSON of few levels", "too many levels") from None
+        unset = msgspec.UNSET
+        if (request.obs is unset) == (request.batch is unset):
+            count = "neither" if request.obs is unset else "both"
+            raise wrong("obs", "one of obs and batch", count)
+        if request.batch is unset:
+            rows = [self._row(request.obs, request.action_mask, "obs", "action_mask")]
+        else:
+            if not 1 <= len(request.batch) <= MAX_ROWS:
+                raise wrong("batch", f"1 to {MAX_ROWS} observations", str(len(request.batch)))
+            masks = request.action_masks
+            if masks is not None and len(masks) != len(request.batch):
+                raise wrong("action_masks", f"{len(request.batch)} masks, one for each observation", str(len(masks)))
+            rows = [
+                self._row(obs, None if masks is None else masks[i], f"batch[{i}]", f"action_masks[{i}]")
+                for i, obs in enumerate(request.batch)
+            ]
+        return request, rows, self._options(request, len(rows))
+
+    def _options(self, request: Any, rows: int) -> Options:
+        session, core, interface = request.session, request.core, self.interface
+        if request.session is not None:
+            if rows != 1 or request.obs is msgspec.UNSET:
+                raise wrong("session", "obs in place of batch: a session has one observation at a time", "batch")
+            if not (0 < len(session) <= MAX_NAME and session.isprintable()):
+                raise wrong("session", f"1 to {MAX_NAME} printable characters", repr(session))
+        if core is not None:
+            if session is not None:
+                raise wrong("core", "no core: the session keeps it", "core and session")
+            if not interface.core_size:
+                raise wrong("core", "no core: this policy has no memory", "core")
+            if len(core) != rows or any(len(one) != interface.core_size for one in core):
+                shape = [len(core), *sorted({len(one) for one in core})[:1]]
+                raise wrong("core", f"the shape [{rows}, {interface.core_size}]", str(shape))
+            if not all(abs(value) <= LARGEST for one in core for value in one):
+                raise wrong("core", "finite numbers of float32", "a larger one")
+        if interface.core_size and session is None and core is None and not request.first:
+            needed = "first: true, or a session or the core: this policy has a memory"
+            raise wrong("first", needed, "none of them")
+        deadline = None if request.deadline_ms is None else request.deadline_ms / 1000
+        return Options(
+            request.sample or request.seed is not None,
+            request.seed,
+            session,
+            request.first,
+            core,
+            deadline,
+            request.details,
+        )
+
+    def _row(self, obs: Any, mask: Any, name: str, mask_name: str) -> Row:
+        spec = self.spec
+        if mask is not None and not spec.action_mask:
+            raise wrong(mask_name, "no action mask: this policy was trained without", "a mask")
+        if not spec.groups:
+            return Row(
+                self._read(obs, name), None if mask is None else self._mask(mask, self._heads, mask_name), None, ()
+            )
+        return self._joint(obs, mask, name, mask_name)
+
+    def _joint(self, obs: Any, mask: Any, name: str, mask_name: str) -> Row:
+        """The row of several agents; the observations of absent ones are zeros."""
+        spec = self.spec
+        arrays = [np.zeros(port.shape, port.dtype) for port in self._ports]
+        for port_array, leaf in zip(arrays, spec.leaves(), strict=True):
+            if leaf.start:
+                port_array += np.array(leaf.start, port_array.dtype).reshape(leaf.shape)
+        begins, at = {}, 0
+        for group in sorted(spec.groups, key=lambda group: group.name):
+            begins[group.name], at = at, at + len(spec.single_agent(group).leaves())
+        present = np.zeros(len(spec.agents), bool)
+        joint = np.ones(spec.action.mask_size, bool) if spec.action_mask else None
+        unset = msgspec.UNSET
+        for number, (part, read) in enumerate(zip(spec.layout.agents, self._readers, strict=True)):
+            own = getattr(obs, f"f{number}")
+            if own is unset:
+                continue
+            present[number], (agent,), group = True, part.names, part.group
+            for i, leaf in enumerate(read(own, f"{name}.{agent}")):
+                arrays[begins[group.name] + i][part.members.start] = leaf
+            own_mask = unset if mask is None else getattr(mask, f"f{number}")
+            if joint is not None and own_mask is not unset and own_mask is not None:
+                joint[part.mask] = self._mask(own_mask, group.action.nvec, f"{mask_name}.{agent}")
+        if not present.any():
+            raise wrong(name, f"observations of {', '.join(spec.agents)}", "none of them")
+        return Row(arrays, joint, present, tuple(np.flatnonzero(present).tolist()))
+
+    def _mask(self, mask: list[Any], heads: tuple[int, ...], name: str) -> np.ndarray:
+        if len(mask) != sum(heads):
+            raise wrong(name, f"{sum(heads)} values, one for each action", str(len(mask)))
+        bad = next((i for i, value in enumerate(mask) if value not in (0, 1)), None)
+        if bad is not None:
+            raise wrong(f"{name}[{bad}]", "true or false", str(mask[bad]))
+        legal, begin = np.array(mask, bool), 0
+        for size in heads:
+            if not legal[begin : begin + size].any():
+                raise wrong(name, f"a legal action among the values {begin} to {begin + size - 1}", "none")
+            begin += size
+        return legal
+
+    def answers(self, outputs: dict[str, np.ndarray]) -> list[Any]:
+        """For each row its action as JSON has it; for several agents one list for each of them."""
+        ports = self.action_ports
+        if not self.spec.groups:
+            actions: list[Any] = outputs["action"].tolist()
+            return actions
+        columns = [outputs[port.name].tolist() for port in ports]  # [group][B][n]
+        return [[one for column in columns for one in column[row]] for row in range(len(columns[0]))]
+
+    def named(self, action: Any, row: Row) -> Any:
+        """The action of a row under the names of the agents that the request named."""
+        return action if not row.agents else {self._agents[number]: action[number] for number in row.agents}
+
+
+def explained(error: msgspec.ValidationError) -> Refused:
+    """The 400 of an error of msgspec: "Expected `float`, got `str` - at `$.obs[2]`"."""
+    text, _, path = str(error).partition(" - at `$")
+    field = path.rstrip("`").lstrip(".")
+    found = re.fullmatch(r"Expected `(.*)`, got `(.*)`", text)
+    if found is not None:
+        return wrong(field or "the body", found[1], found[2])
+    found = re.fullmatch(r"Object missing required field `(.*)`", text)
+    if found is not None:
+        return wrong(f"{field}.{found[1]}".lstrip("."), "a value", "nothing")
+    found = re.fullmatch(r"Object contains unknown field `(.*)`", text)
+    if found is not None:
+        return wrong(f"{field}.{found[1]}".lstrip("."), "no such field", "it")
+    return Refused(400, f"{field}: {text}".lstrip(": "), field, text, "another value")
+
+
+def _request_type(spec: EnvSpec) -> Any:
+    """The struct of a request for this spec."""
+    flags = list[bool | int]
+    obs: Any
+    mask: Any
+    if spec.groups:
+        agents, count = spec.agents, range(len(spec.agents))
+        kinds = [_type_of(part.group.obs) for part in spec.layout.agents]
+        rename = {f"f{i}": agent for i, agent in enumerate(agents)}
+        obs = msgspec.defstruct(
+            "Observations",
+            [(f"f{i}", kinds[i] | msgspec.UnsetType, msgspec.UNSET) for i in count],
+            rename=rename,
+            forbid_unknown_fields=True,
+        )
+        mask = msgspec.defstruct(
+            "Masks",
+            [(f"f{i}", flags | None | msgspec.UnsetType, msgspec.UNSET) for i in count],
+            rename=rename,
+            forbid_unknown_fields=True,
+        )
+    else:
+        obs, mask = _type_of(spec.obs), flags
+    positive = msgspec.Meta(gt=0, le=3_600_000)
+    seed = msgspec.Meta(ge=0, le=2**63 - 1)
+    unset = msgspec.UnsetType
+    return msgspec.defstruct(
+        "Request",
+        [
+            ("obs", obs | unset, msgspec.UNSET),
+            ("batch", list[obs] | unset, msgspec.UNSET),  # type: ignore[valid-type]
+            ("action_mask", mask | None, None),
+            ("action_masks", list[mask] | None, None),  # type: ignore[valid-type]
+            ("policy", str | None, None),
+            ("sample", bool, False),
+            ("seed", _annotated(int, seed) | None, None),
+            ("session", str | None, None),
+            ("first", bool, False),
+            ("core", list[list[float]] | None, None),
+            ("deadline_ms", _annotated(float, positive) | None, None),
+            ("details", bool, False),
+            ("id", int | str | None, None),
+        ],
+        forbid_unknown_fields=True,
+    )
+
+
+def _annotated(kind: Any, meta: msgspec.Meta) -> Any:
+    from typing import Annotated
+
+    return Annotated[kind, meta]
+
+
+def _type_of(obs: ObsSpec) -> Any:
+    """The type of an observation in JSON."""
+    if isinstance(obs, dict):
+        keys = sorted(obs)
+        return msgspec.defstruct(
+            "Observation",
+            [(f"f{i}", _type_of(obs[key])) for i, key in enumerate(keys)],
+            rename={f"f{i}": key for i, key in enumerate(keys)},
+            forbid_unknown_fields=True,
+        )
+    if isinstance(obs, tuple):
+        return tuple[tuple(_type_of(child) for child in obs)]  # type: ignore[misc]
+    kind: Any = {"box": float, "multi_binary": float}.get(obs.kind, int)
+    for _ in obs.shape:
+        kind = list[kind]
+    return kind
+
+
+def _reader(obs: ObsSpec) -> Callable[[Any, str], list[np.ndarray]]:
+    """A function from a decoded observation and its name to the arrays of its leaves."""
+    if isinstance(obs, dict):
+        parts = [(f"f{i}", key, _reader(obs[key])) for i, key in enumerate(sorted(obs))]
+        return lambda value, name: [
+            leaf for field, key, read in parts for leaf in read(getattr(value, field), f"{name}.{key}")
+        ]
+    if isinstance(obs, tuple):
+        readers = [_reader(child) for child in obs]
+        return lambda value, name: [leaf for i, read in enumerate(readers) for leaf in read(value[i], f"{name}[{i}]")]
+    read_leaf = _leaf_reader(obs)
+    return lambda value, name: [read_leaf(value, name)]
+
+
+def _leaf_reader(leaf: Leaf) -> Callable[[Any, str], np.ndarray]:
+    shape, dtype = leaf.shape, np.dtype(leaf.dtype)
+    wide = np.dtype(np.float64 if dtype.kind == "f" else np.int64)
+    low: Any
+    high: Any
+    if leaf.kind == "box":
+        low, high, expected = -LARGEST, LARGEST, "finite numbers of float32"
+    elif leaf.kind == "image":
+        low, high, expected = 0, leaf.high, f"whole numbers from 0 to {leaf.high}"
+    elif leaf.kind == "multi_binary":
+        low, high, expected = 0.0, 1.0, "numbers from 0 to 1"
+    else:
+        start = np.array(leaf.start or (0,) * len(leaf.nvec), np.int64)
+        low, high = start.reshape(shape), (start + np.array(leaf.nvec) - 1).reshape(shape)
+        expected = f"whole numbers from {low.tolist()} to {high.tolist()}"
+    flat = len(shape) == 1
+
+    def read(value: Any, name: str) -> np.ndarray:
+        if flat and len(value) != shape[0]:
+            raise wrong(name, f"{shape[0]} numbers", str(len(value)))
+        try:
+            array = np.array(value, wide)
+        except (ValueError, OverflowError) as error:
+            raise wrong(name, f"the shape {list(shape)}", f"another one ({error})"[:200]) from None
+        if array.shape != shape:
+            raise wrong(name, f"the shape {list(shape)}", str(list(array.shape)))
+        within = (array >= low) & (array <= high)
+        if not within.all():
+            at = np.argwhere(np.atleast_1d(~within))[0]
+            where = "".join(f"[{i}]" for i in at) if shape else ""
+            raise wrong(f"{name}{where}", expected, str(array.reshape(-1)[np.flatnonzero(~within)[0]]))
+        return array.astype(dtype)
+
+    return read
+
+
+def numbers_of(spec: EnvSpec) -> int:
+    """Numbers of one observation and its mask."""
+    return sum(math.prod(leaf.shape) for leaf in spec.leaves()) + spec.action.mask_size

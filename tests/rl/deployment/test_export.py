@@ -1,0 +1,182 @@
+"""Exported policies: the actions of `Trained.act`, for every algorithm, kind of space, memory and several agents."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rl_policies import AGENTS, CASES, save, saved, spec_of
+
+import rltrain
+from rltrain import cli
+from rltrain.deployment.export.deployed import DeployedPolicy
+from rltrain.deployment.export.export import check, export
+from rltrain.deployment.export.formats import Exported, torch_runner
+from rltrain.deployment.export.observations import random_observations
+from rltrain.deployment.export.proof import prove
+from rltrain.errors import CheckpointError, ConfigError, RunFailed
+
+TRACED = ["ppo-dict-gru", "ppo-whole", "dqn", "qmix-gru"]
+
+
+@pytest.mark.parametrize("name", [*CASES, *AGENTS])
+def test_the_deployed_policy_acts_as_trained_does(name: str, tmp_path: Path) -> None:
+    """Observation to action in the environment's units, memory and several agents included; also sampled."""
+    trained = rltrain.load(saved(tmp_path, name), best=True)
+    deployed = DeployedPolicy(trained.policy, trained.spec)
+    seen = random_observations(trained.spec, 60, 0)
+    proof = prove(trained, torch_runner(deployed, deployed.interface), seen, exact=True)
+    assert proof["ties"] == 0
+    assert proof["rows"] == 60
+
+
+def exported(folder: Path, name: str, to: str) -> Path:
+    file = folder / f"policy.{ {'torch': 'pt2', 'onnx': 'onnx'}[to] }"
+    export(rltrain.load(saved(folder, name), best=True), file, rows=40)
+    return file
+
+
+@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("to", ["torch", "onnx"])
+def test_a_file_is_proven_and_checked_again(name: str, to: str, tmp_path: Path) -> None:
+    file = exported(tmp_path, name, to)
+    meta = check(file, rows=30, seed=1)
+    assert meta["proof"]["rows"] == 30
+    assert meta["proof"]["equal"] == ("to the bit" if to == "torch" else "within 1e-05")
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", [name for name in [*CASES, *AGENTS] if name not in TRACED])
+@pytest.mark.parametrize("to", ["torch", "onnx"])
+def test_every_policy_can_be_exported(name: str, to: str, tmp_path: Path) -> None:
+    assert check(exported(tmp_path, name, to), rows=30, seed=1)["proof"]["rows"] == 30
+
+
+def test_a_wrong_export_is_refused_and_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proof fails if the exported actions are others than those of the policy."""
+    trained = rltrain.load(saved(tmp_path, "ppo-box-lstm"), best=True)
+    deployed = DeployedPolicy(trained.policy, trained.spec)
+    run = torch_runner(deployed, deployed.interface)
+    seen = random_observations(trained.spec, 20, 0)
+
+    def shifted(inputs: Any) -> Any:
+        return {name: array + 1e-4 if name == "action" else array for name, array in run(inputs).items()}
+
+    def forgetful(inputs: Any) -> Any:
+        return run({**inputs, "core": np.zeros_like(inputs["core"])})
+
+    for wrong in (shifted, forgetful):
+        with pytest.raises(RunFailed, match="the export is wrong"):
+            prove(trained, wrong, seen, exact=False)
+
+
+def test_onnx_differences_count_as_ties_only_where_scores_are_equal(tmp_path: Path) -> None:
+    trained = rltrain.load(saved(tmp_path, "dqn"), best=True)
+    deployed = DeployedPolicy(trained.policy, trained.spec)
+    run = torch_runner(deployed, deployed.interface)
+
+    def other(inputs: Any) -> Any:
+        found = run(inputs)
+        return {**found, "action": (found["action"] + 1) % 3}
+
+    with pytest.raises(RunFailed, match="in place of"):
+        prove(trained, other, random_observations(trained.spec, 20, 0), exact=False)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A policy with a memory, as a file of both formats."""
+    folder = tmp_path_factory.mktemp("exported")
+    return {to: exported(folder, "ppo-box-lstm", to) for to in ("torch", "onnx")}
+
+
+def test_a_file_of_somebody_else_runs_no_code(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch,
+                                              tmp_path: Path) -> None:  # fmt: skip
+    """torch can run code from an archive, so it is not loaded; ONNX is data."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"you did not export .*Nothing was loaded"):
+        Exported(files["torch"])
+    assert Exported(files["torch"], trust=True).to == "torch"
+    assert not Exported(files["onnx"]).own
+
+
+def test_damage_is_one_line(files: dict[str, Path], tmp_path: Path) -> None:
+    for to, file in files.items():
+        data = file.read_bytes()
+        changed = tmp_path / file.name
+        for place in (10, len(data) // 2, len(data) - 200):
+            changed.write_bytes(data[:place] + bytes([data[place] ^ 255]) + data[place + 1 :])
+            with contextlib.suppress(CheckpointError):  # of one line
+                Exported(changed)
+                assert to == "onnx", "a changed archive was loaded"  # a name in ONNX's header changes no action
+        changed.write_bytes(data[: len(data) // 2])
+        with pytest.raises(CheckpointError):
+            Exported(changed)
+        changed.write_bytes(b"")
+        with pytest.raises(CheckpointError):
+            Exported(changed)
+
+
+def test_other_weights_are_noticed(files: dict[str, Path], tmp_path: Path) -> None:
+    other = save(tmp_path, "ppo-box-lstm", spec_of("ppo-box-lstm"), "ppo", CASES["ppo-box-lstm"][3], seed=5)
+    with pytest.raises(CheckpointError, match="has other weights than"):
+        check(files["onnx"], run=other / "checkpoints" / "best", rows=5)
+
+
+def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
+    trained = rltrain.load(saved(tmp_path, "dqn"), best=True)
+    with pytest.raises(ConfigError, match="--to onnx or --to torch"):
+        export(trained, tmp_path / "policy.bin")
+    with pytest.raises(ConfigError, match="rows must be at least 1"):
+        export(trained, tmp_path / "policy.onnx", rows=0)
+
+
+def test_the_command_exports_a_run_of_an_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The observations of the proof are those of the run's environment."""
+    run = tmp_path / "run"
+    rltrain.train(algo="ppo", env="CartPole-v1", workers=0, streams=4, unroll=16, steps=64, widths=(8,), eval_every=0,
+                  preset="none", quiet=True, run_dir=str(run))  # fmt: skip
+    file = tmp_path / "cartpole.onnx"
+    assert cli.main_export([str(run), str(file), "--rows", "50", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["proof"]["observations"] == "50 steps of CartPole-v1, seed 0"
+    assert cli.main_export(["check", str(file), "--rows", "20"]) == 0
+    assert "20 observations" in capsys.readouterr().out
+    assert cli.main_export([str(run), str(tmp_path / "nowhere" / "x.onnx"), "--rows", "5"]) == 2
+
+
+LOADER = """
+import sys
+for name in ("torch", "rltrain", "gymnasium"):
+    sys.modules[name] = None
+sys.argv = ["loader", {file!r}]
+exec(open({loader!r}).read())
+policy = Policy({file!r})
+first = policy.act({{"obs": [[0.1, 0.2, 0.3]]}}, first=True)
+second = policy.act({{"obs": [[0.1, 0.2, 0.3]]}})
+sampled = policy.act({{"obs": [[0.1, 0.2, 0.3]]}}, sample=True, seed=7)
+assert sampled["action"].shape == (1, 2)
+print([first["action"][0].tolist(), second["action"][0].tolist()])
+"""
+
+
+def test_the_loader_of_the_documentation_needs_neither_torch_nor_rltrain(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "export.md").read_text()
+    loader = tmp_path / "loader.py"
+    loader.write_text(text.partition("```python loader\n")[2].partition("```")[0])
+    assert 20 < len(loader.read_text().splitlines()) < 60
+    code = LOADER.format(file=str(files["onnx"]), loader=str(loader))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    trained = rltrain.load(Exported(files["onnx"]).meta["checkpoint"])
+    obs = np.array([0.1, 0.2, 0.3], np.float32)
+    for told in json.loads(done.stdout.splitlines()[-1]):
+        assert np.allclose(told, trained.act(obs), atol=1e-4)

@@ -1,0 +1,573 @@
+"""The server: answers equal to `Trained.act`, sessions, batches, limits, tokens, reloads and a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from rl_policies import AGENTS, CASES, save, saved, spec_of
+
+import rltrain
+from rltrain import cli
+from rltrain.deployment.export.export import export
+from rltrain.deployment.export.observations import flat_inputs, random_observations
+from rltrain.deployment.server.app import App, Limits
+from rltrain.deployment.server.serve import settings_for
+from rltrain.envs.spec import EnvSpec
+from rltrain.errors import ConfigError
+from rltrain.evaluation.policy import Trained
+from rltrain.rollout.tree import tree_map, unflatten
+
+TOKEN = "a-token-of-sixteen-characters"
+
+
+class Client:
+    """Calls the application as uvicorn would, without a socket."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, method: str, path: str, body: Any = None, headers: Any = (), chunks: int = 1) -> Any:
+        """The status, the headers and the decoded body."""
+        data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        size = -(-len(data) // chunks) or 1
+        parts = [data[i : i + size] for i in range(0, len(data), size)] or [b""]
+        messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+        messages[-1]["more_body"] = False
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        known = {b"host": b"127.0.0.1:8000", **{key.encode(): value.encode() for key, value in headers}}
+        scope = {"type": "http", "method": method, "path": path, "headers": list(known.items())}
+        await self.app(scope, receive, send)
+        text = sent[1]["body"]
+        kind = dict(sent[0]["headers"])
+        return sent[0]["status"], kind, json.loads(text) if kind[b"content-type"] == b"application/json" else text
+
+    async def act(self, status: int = 200, **request: Any) -> Any:
+        found, _, body = await self("POST", "/v1/act", request)
+        assert found == status, body
+        return body
+
+
+def app_of(what: Any, **rest: Any) -> App:
+    app = App(settings_for(what, best=True, **rest))
+    app.start()
+    return app
+
+
+def with_client(app: App, work: Callable[[Client], Awaitable[Any]]) -> Any:
+    return asyncio.run(asyncio.wait_for(work(Client(app)), 60))  # type: ignore[arg-type]
+
+
+def plain(obs: Any) -> Any:
+    """An observation as JSON has it."""
+    if isinstance(obs, dict):
+        return {key: plain(value) for key, value in obs.items()}
+    return [plain(value) for value in obs] if isinstance(obs, tuple) else np.asarray(obs).tolist()
+
+
+def counted(spec: EnvSpec, obs: Any) -> Any:
+    return unflatten(spec.obs, flat_inputs(spec, obs))
+
+
+def questions(trained: Trained, rows: int) -> list[tuple[dict[str, Any], Any]]:
+    """Requests of one session, and the actions of `Trained.act`."""
+    spec = trained.spec
+    seen, found = random_observations(spec, rows, 1), []
+    for t in range(rows):
+        if seen.first[t]:
+            trained.reset()
+        obs = tree_map(lambda array, t=t: array[t], seen.obs)
+        request: dict[str, Any] = {"session": "one", "first": bool(seen.first[t])}
+        if spec.groups:
+            assert seen.alive is not None
+            own, masks = {}, {}
+            for number, part in enumerate(spec.layout.agents):
+                if seen.alive[t, number]:
+                    group = part.group.name
+                    member = tree_map(lambda array, part=part: array[part.members.start], obs[group])
+                    own[part.names[0]] = counted(spec.single_agent(part.group), member)
+                    if seen.mask is not None:
+                        masks[part.names[0]] = seen.mask[t, part.mask]
+            expected = trained.act(own, action_mask=masks)
+            request |= {"obs": plain(own)} | ({"action_mask": plain(masks)} if masks else {})
+        else:
+            mask = None if seen.mask is None else seen.mask[t]
+            expected = trained.act(counted(spec, obs), action_mask=mask)
+            request |= {"obs": plain(counted(spec, obs))} | ({} if mask is None else {"action_mask": plain(mask)})
+        found.append((request, plain(expected)))
+    return found
+
+
+@pytest.mark.parametrize("name", [*CASES, *AGENTS])
+def test_answers_are_the_actions_of_act(name: str, tmp_path: Path) -> None:
+    """Every algorithm, kind of space, memory in a session, masks, and several agents: to the bit."""
+    path = saved(tmp_path, name)
+    app, asked = app_of(path), questions(rltrain.load(path, best=True), 25)
+
+    async def work(client: Client) -> None:
+        for request, expected in asked:
+            assert (await client.act(**request))["action"] == expected
+
+    with_client(app, work)
+
+
+def test_a_batch_changes_no_answer(tmp_path: Path) -> None:
+    """Requests that arrive together are computed together, and get the answers that they get alone."""
+    app = app_of(saved(tmp_path, "sac"), limits=Limits(batch=24))
+    rng = np.random.default_rng(0)
+    requests = [{"obs": rng.normal(size=3).tolist(), "seed": i} if i % 2 else {"obs": rng.normal(size=3).tolist()}
+                for i in range(70)]  # fmt: skip
+
+    async def work(client: Client) -> None:
+        alone = [await client.act(**request) for request in requests]
+        before = app.metrics.batches
+        assert before == 70
+        together = await asyncio.gather(*(client.act(**request) for request in requests))
+        assert app.metrics.batches - before == 3  # of 24, 24 and 22 rows
+        assert together == alone
+        batch = await client.act(batch=[request["obs"] for request in requests])
+        greedy = [answer["action"] for answer, request in zip(alone, requests, strict=True) if "seed" not in request]
+        assert batch["actions"][::2] == greedy
+
+    with_client(app, work)
+
+
+def test_the_same_seed_gives_the_same_action(tmp_path: Path) -> None:
+    """The seed of a request that named none is returned, so that its answer can be repeated."""
+    app = app_of(saved(tmp_path, "ppo-box-sde"), sample=True)
+
+    async def work(client: Client) -> None:
+        obs = [0.1, 0.2, 0.3]
+        one, other = await client.act(obs=obs), await client.act(obs=obs)
+        assert one["action"] != other["action"]
+        again = await client.act(obs=obs, seed=one["seed"])
+        assert (again["action"], again["log_prob"]) == (one["action"], one["log_prob"])
+        assert np.isfinite(one["log_prob"])
+
+    with_client(app, work)
+
+
+def test_sessions_keep_order_and_do_not_share_a_memory(tmp_path: Path) -> None:
+    """Requests of a session that arrive at once are answered in order; the stateless form gives the same."""
+    path = saved(tmp_path, "ppo-box-lstm")
+    app = app_of(path)
+    rng = np.random.default_rng(0)
+    obs = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    expected = []
+    for session in range(2):
+        trained = rltrain.load(path, best=True)
+        expected.append([plain(trained.act(row)) for row in obs[session]])
+
+    async def work(client: Client) -> None:
+        calls = [client.act(obs=plain(obs[s, t]), session=str(s), first=t == 0) for t in range(6) for s in range(2)]
+        answers = [answer["action"] for answer in await asyncio.gather(*calls)]
+        assert [answers[0::2], answers[1::2]] == expected
+        core = None
+        for t in range(6):
+            core = {"first": True} if core is None else {"core": core}
+            answer = await client.act(obs=plain(obs[0, t]), **core)
+            assert answer["action"] == expected[0][t]
+            core = answer["core"]
+
+    with_client(app, work)
+
+
+def test_sessions_are_bounded_and_end(tmp_path: Path) -> None:
+    app = app_of(saved(tmp_path, "ppo-box-lstm"), limits=Limits(sessions=2, ttl=0.2))
+
+    async def work(client: Client) -> None:
+        ask = {"obs": [0.0, 0.0, 0.0]}
+        unknown = await client.act(409, **ask, session="a")
+        assert "first: true" in unknown["error"]["message"]
+        for name in "ab":
+            await client.act(**ask, session=name, first=True)
+        status, headers, _ = await client("POST", "/v1/act", {**ask, "session": "c", "first": True})
+        assert (status, headers[b"retry-after"]) == (503, b"60")
+        assert (await client("DELETE", "/v1/sessions/a"))[0] == 200
+        await client.act(**ask, session="c", first=True)
+        await asyncio.sleep(0.25)
+        await client.act(409, **ask, session="b")
+        await client.act(**ask, session="d", first=True)
+        assert len(app.sessions) == 1
+        needs = await client.act(400, **ask)
+        assert needs["error"]["field"] == "first"
+
+    with_client(app, work)
+
+
+WRONG: list[tuple[str, dict[str, Any], str, str]] = [  # case, request, field, a part of what was expected
+    ("ppo-discrete", {}, "obs", "one of obs and batch"),
+    ("ppo-discrete", {"obs": [1, 2]}, "obs", "3 numbers"),
+    ("ppo-discrete", {"obs": [1, 2, "3"]}, "obs[2]", "float"),
+    ("ppo-discrete", {"obs": [1, 2, None]}, "obs[2]", "float"),
+    ("ppo-discrete", {"obs": [1, 2, 1e39]}, "obs[2]", "finite"),
+    ("ppo-discrete", {"obs": [[1, 2, 3]]}, "obs[0]", "float"),
+    ("ppo-discrete", {"obs": [1, 2, 3], "x": 1}, "x", "no such field"),
+    ("ppo-discrete", {"obs": [1, 2, 3], "policy": "other"}, "policy", "policy"),
+    ("ppo-discrete", {"obs": [1, 2, 3], "seed": -1}, "seed", ">= 0"),
+    ("ppo-discrete", {"obs": [1, 2, 3], "deadline_ms": 0}, "deadline_ms", "> 0"),
+    ("ppo-discrete", {"obs": [1, 2, 3], "action_mask": [1, 1]}, "action_mask", "3 values"),
+    ("ppo-discrete", {"obs": [1, 2, 3], "action_mask": [0, 0, 0]}, "action_mask", "a legal action"),
+    ("ppo-discrete", {"obs": [1, 2, 3], "action_mask": [0, 2, 0]}, "action_mask[1]", "true or false"),
+    ("ppo-discrete", {"batch": []}, "batch", "1 to"),
+    ("ppo-discrete", {"batch": [[1, 2, 3], [1, 2]]}, "batch[1]", "3 numbers"),
+    ("ppo-discrete", {"batch": [[1, 2, 3]], "session": "a"}, "session", "one observation"),
+    ("ppo-discrete", {"obs": [1, 2, 3], "core": [[1]]}, "core", "no memory"),
+    ("ppo-box-lstm", {"obs": [1, 2, 3], "core": [[1.0]]}, "core", "[1, 16]"),
+    ("ppo-box-lstm", {"obs": [1, 2, 3], "first": True, "action_mask": [1]}, "action_mask", "no action mask"),
+    ("ppo-images", {"obs": [[[[0, 0, 0]] * 12] * 12]}, "obs", "2"),
+    ("ppo-images", {"obs": [[[[0, 0, 256]] * 12] * 12, [0, 0, 0]]}, "obs[0][0][0][2]", "0 to 255"),
+    ("ppo-images", {"obs": [[[[0, 0]] * 12] * 12, [0, 0, 0]]}, "obs[0]", "[12, 12, 3]"),
+    ("ppo-dict-gru", {"obs": {"a": [1, 2, 3], "b": 1, "c": [0, 0, 0], "d": [0, 0]}, "first": True}, "obs.b", "2 to 5"),
+    ("ppo-dict-gru", {"obs": {"a": [1, 2, 3], "b": 2, "c": [0, 0, 2], "d": [0, 0]}, "first": True}, "obs.c[2]", "0 to"),
+    ("ppo-dict-gru", {"obs": {"a": [1, 2, 3], "b": 2, "c": [0, 0, 0]}, "first": True}, "obs.d", "a value"),
+    ("ippo", {"obs": {}}, "obs", "observations of a, b, c"),
+    ("ippo", {"obs": {"z": [1, 2, 3]}}, "obs.z", "no such field"),
+    ("ippo", {"obs": {"a": [1, 2]}}, "obs.a", "3 numbers"),
+]
+
+
+def test_bad_requests_name_the_field_what_was_expected_and_received(tmp_path: Path) -> None:
+    apps = {name: app_of(saved(tmp_path / name, name)) for name in {case for case, *_ in WRONG}}
+
+    async def work(_: Client) -> None:
+        for name, request, field, expected in WRONG:
+            error = (await Client(apps[name]).act(400, **request))["error"]
+            assert error["field"] == field, (request, error)
+            assert expected in error["expected"], (request, error)
+            assert error["received"]
+            assert "\n" not in error["message"]
+
+    with_client(apps["ippo"], work)
+
+
+def test_bodies_that_are_no_requests(tmp_path: Path) -> None:
+    """Neither NaN nor nesting nor a cut or large body reaches the network; the next request is answered."""
+    app = app_of(saved(tmp_path, "ppo-discrete"), limits=Limits(body=1000, seconds=0.1))
+    bodies = {
+        b'{"obs": [NaN, 0, 0]}': 400,
+        b'{"obs": [Infinity, 0, 0]}': 400,
+        b'{"obs": [1e999, 0, 0]}': 400,
+        b"": 400,
+        b"\xff\xfe": 400,
+        b"[" * 900: 400,
+        b'{"obs": ' + b"[" * 450 + b"]" * 450 + b"}": 400,
+        b'{"obs": [0, 0': 400,
+        b"[1, 2, 3]": 400,
+        b" " * 1001: 413,
+    }
+
+    async def work(client: Client) -> None:
+        for body, expected in bodies.items():
+            for chunks in (1, 7):
+                status, _, answer = await client("POST", "/v1/act", body, chunks=chunks)
+                assert status == expected, (body[:40], answer)
+                assert answer["error"]["message"]
+        status, _, _ = await client("POST", "/v1/act", b"", [("content-length", "100000000")])
+        assert status == 413
+        assert (await client.act(obs=[0, 0, 0]))["action"] in (5, 6, 7)
+
+    with_client(app, work)
+
+
+def test_a_slow_body_ends_and_others_are_served(tmp_path: Path) -> None:
+    app = app_of(saved(tmp_path, "ppo-discrete"), limits=Limits(seconds=0.1))
+
+    async def work(client: Client) -> None:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            await asyncio.sleep(0 if not sent else 1)
+            sent.append(None)
+            return {"type": "http.request", "body": b"{", "more_body": True}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/act", "headers": [(b"host", b"localhost")]}
+        slow = asyncio.ensure_future(app(scope, receive, send))
+        await asyncio.sleep(0)
+        await client.act(obs=[0, 0, 0])
+        await slow
+        assert next(message["status"] for message in sent if message and "status" in message) == 408
+
+    with_client(app, work)
+
+
+def test_the_queue_is_bounded_and_deadlines_hold(tmp_path: Path) -> None:
+    app = app_of(saved(tmp_path, "ppo-discrete"), limits=Limits(queue=4, wait=0.05))
+
+    async def work(client: Client) -> None:
+        asked = [client("POST", "/v1/act", {"obs": [0, 0, 0]}) for _ in range(6)]
+        answers = await asyncio.gather(*asked)
+        assert sorted(status for status, *_ in answers) == [200] * 4 + [503] * 2
+        assert next(headers for status, headers, _ in answers if status == 503)[b"retry-after"] == b"1"
+        await client.act(504, obs=[0, 0, 0], deadline_ms=1)
+        await client.act(obs=[0, 0, 0])
+        assert len(app.batches) == 0
+
+    with_client(app, work)
+
+
+def test_closed_by_default(tmp_path: Path) -> None:
+    path = saved(tmp_path, "ppo-discrete")
+    with pytest.raises(ConfigError, match=r"0\.0\.0\.0 can be reached from other machines: that needs a token"):
+        settings_for(path, host="0.0.0.0")
+    with pytest.raises(ConfigError, match="at least 16 characters"):
+        settings_for(path, token="short")
+    closed, local = app_of(path, token=TOKEN), app_of(path)
+
+    async def work(_: Client) -> None:
+        client = Client(closed)
+        ask, right = {"obs": [0, 0, 0]}, ("authorization", f"Bearer {TOKEN}")
+        for headers in ([], [("authorization", TOKEN)], [("authorization", f"Bearer {TOKEN}x")]):
+            assert (await client("POST", "/v1/act", ask, headers))[0] == 401
+            assert (await client("POST", "/v1/reload", {}, headers))[0] == 401
+            assert (await client("GET", "/v1/spec", headers=headers))[0] == 401
+            assert (await client("GET", "/metrics", headers=headers))[0] == 401
+            assert (await client("GET", "/healthz", headers=headers))[0] == 200
+        assert (await client("POST", "/v1/act", ask, [right]))[0] == 200
+        assert (await client("POST", "/v1/act", ask, [right, ("host", "elsewhere")]))[0] == 200
+        client = Client(local)
+        assert (await client("POST", "/v1/act", ask, [("host", "evil.example:8000")]))[0] == 403
+        assert (await client("POST", "/v1/act", ask, [("origin", "http://evil.example")]))[0] == 403
+        assert (await client("POST", "/v1/act", ask, [("origin", "http://127.0.0.1:8000")]))[0] == 200
+
+    with_client(local, work)
+
+
+def test_other_paths(tmp_path: Path) -> None:
+    app = app_of(saved(tmp_path, "ppo-one-sided"))
+
+    async def work(client: Client) -> None:
+        spec = (await client("GET", "/v1/spec"))[2]["policies"]["policy"]
+        assert spec["algo"] == "ppo"
+        assert spec["spec"]["action"]["high"] == [None, None]
+        document = (await client("GET", "/v1/openapi.json"))[2]
+        body = document["paths"]["/v1/act"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert body["properties"]["obs"] == {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}
+        await client.act(obs=[0, 0, 0])
+        metrics = (await client("GET", "/metrics"))[2].decode()
+        assert 'rlserve_requests_total{path="/v1/act",status="200"} 1' in metrics
+        assert "rlserve_rows_total 1\n" in metrics
+        assert 'rlserve_policy_step{policy="policy"} 0' in metrics
+        assert b"/v1/act" in (await client("GET", "/"))[2]
+        assert (await client("GET", "/readyz"))[2] == {"ready": True}
+        wrong = {("GET", "/v1/act"): 405, ("POST", "/"): 405, ("GET", "/nothing"): 404, ("PUT", "/v1/reload"): 405}
+        assert {call: (await client(*call))[0] for call in wrong} == wrong
+        app.ready = False
+        assert (await client("GET", "/readyz"))[0] == 503
+        await client.act(503, obs=[0, 0, 0])
+
+    with_client(app, work)
+
+
+def test_a_policy_that_fails_is_500_and_the_server_goes_on(tmp_path: Path) -> None:
+    app = app_of(saved(tmp_path, "ppo-discrete"))
+    slot = app.slots["policy"]
+    run = slot.model.run
+
+    def broken(inputs: Any) -> Any:
+        if inputs["obs"][0, 0] == 1:
+            raise RuntimeError("no\nmemory")
+        found = run(inputs)
+        return {**found, "log_prob": found["log_prob"] * np.nan} if inputs["obs"][0, 0] == 2 else found
+
+    slot.replace(slot.model.__class__(**{**slot.model.__dict__, "run": broken}))
+
+    async def work(client: Client) -> None:
+        assert (await client.act(500, obs=[1, 0, 0]))["error"]["message"] == "the policy failed: no memory"
+        assert "not finite" in (await client.act(500, obs=[2, 0, 0]))["error"]["message"]
+        await client.act(obs=[0, 0, 0])
+
+    with_client(app, work)
+
+
+def test_a_reload_loses_no_request_and_keeps_sessions(tmp_path: Path) -> None:
+    """Answers come from the old version or from the new one, each as that version gives it."""
+    name = "ppo-box-lstm"
+    path = saved(tmp_path, name)
+    app = app_of(path)
+    old = rltrain.load(path, best=True)
+
+    async def work(client: Client) -> None:
+        ask = {"obs": [0.1, 0.2, 0.3]}
+        kept = await client.act(**ask, session="a", first=True)
+        save(tmp_path, name, spec_of(name), "ppo", CASES[name][3], seed=9)
+        (tmp_path / "checkpoints" / "best-000000000000").rename(tmp_path / "checkpoints" / "best-000000000007")
+        new = rltrain.load(path, best=True)
+        obs = np.array(ask["obs"], np.float32)
+        expected = [plain(trained.act(obs)) for trained in (old, new)]
+        assert expected[0] != expected[1]
+        assert kept["action"] == expected[0]
+        reload = asyncio.ensure_future(client("POST", "/v1/reload", {}))
+        seen = []
+        while not reload.done():
+            seen.append((await client.act(**ask, first=True))["action"])
+        assert (await reload)[0] == 200
+        seen.append((await client.act(**ask, first=True))["action"])
+        assert seen[0] == expected[0]
+        assert seen[-1] == expected[1]
+        assert all(action in expected for action in seen)
+        await client.act(**ask, session="a")
+        assert app.metrics.reloads == 1
+
+    with_client(app, work)
+
+
+def test_a_version_with_other_spaces_is_refused_and_the_old_one_stays(tmp_path: Path) -> None:
+    app = app_of(saved(tmp_path, "ppo-discrete"))
+
+    async def work(client: Client) -> None:
+        before = await client.act(obs=[0, 0, 0])
+        save(tmp_path, "sac", spec_of("sac"), "sac", {}, seed=1)
+        (tmp_path / "checkpoints" / "best-000000000000").rename(tmp_path / "checkpoints" / "best-000000000008")
+        status, _, body = await client("POST", "/v1/reload", {})
+        assert status == 409
+        assert "step 0 stays: it has other spaces" in body["error"]["message"]
+        assert await client.act(obs=[0, 0, 0]) == before
+
+    with_client(app, work)
+
+
+def test_several_policies_and_shares(tmp_path: Path) -> None:
+    """A request names its policy, or gets one by the shares; a session keeps to one."""
+    one, other, third = (saved(tmp_path / name, name) for name in ("ppo-discrete", "dqn", "ippo"))
+    with pytest.raises(ConfigError, match="cannot share requests"):
+        app_of({"a": one, "b": third}, shares={"a": 1, "b": 1})
+    app = app_of({"a": other, "b": third})
+    spec = spec_of("dqn")
+    save(tmp_path / "second", "dqn", spec, "dqn", {}, seed=4)
+    shared = app_of({"a": other, "b": tmp_path / "second"}, shares={"a": 0.5, "b": 0.5})
+
+    async def work(_: Client) -> None:
+        client = Client(app)
+        assert (await client.act(obs=[0, 0, 0]))["policy"] == "a"
+        assert (await client.act(obs={"a": [0, 0, 0]}, policy="b"))["policy"] == "b"
+        client = Client(shared)
+        counts = [(await client.act(obs=[0, 0, 0]))["policy"] for _ in range(60)]
+        assert 5 < counts.count("a") < 55
+        for session in "xyz":
+            assert len({(await client.act(obs=[0, 0, 0], session=session))["policy"] for _ in range(10)}) == 1
+
+    with_client(app, work)
+
+
+def test_a_real_socket_and_a_stream(tmp_path: Path) -> None:
+    """HTTP and WebSocket through uvicorn; `close` answers what has arrived."""
+    connect = pytest.importorskip("websockets.sync.client").connect
+    path = saved(tmp_path, "ppo-discrete")
+    with rltrain.serve(path, best=True) as served:
+        ask = json.dumps({"obs": [0.1, 0.2, 0.3], "id": 1}).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"{served.url}/v1/act", ask), timeout=20) as reply:
+            answer = json.load(reply)
+        with connect(served.url.replace("http", "ws") + "/v1/stream", compression=None) as stream:
+            stream.send(ask)
+            assert json.loads(stream.recv(timeout=20)) == answer
+            stream.send("{")
+            assert json.loads(stream.recv(timeout=20))["status"] == 400
+    expected = rltrain.load(path, best=True).act(np.array([0.1, 0.2, 0.3], np.float32))
+    assert answer == {"action": expected, "policy": "policy", "step": 0, "id": 1}
+
+
+def test_wrong_flags_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o644)
+    path = str(saved(tmp_path / "run", "ppo-discrete"))
+    cases = {
+        "does not exist": [str(tmp_path / "nowhere")],
+        "needs a token": [path, "--best", "--host", "0.0.0.0"],
+        "others can read it": [path, "--token-file", str(token)],
+        "must be a whole number from 0 to 65535": [path, "--port", "70000"],
+        "NAME=RUN": [path, path],
+        "belong together": [path, "--best", "--tls-cert", str(token)],
+        "there is no policy 'x'": [path, "--best", "--share", "x=1"],
+        "holds no checkpoint": [path],
+    }
+    for line, argv in cases.items():
+        assert cli.main_serve(argv) == 2, argv
+        error = capsys.readouterr().err
+        assert line in error, error
+        assert error.count("\n") == 1
+
+
+def test_the_client_of_the_documentation(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "serving.md").read_text()
+    code = text.partition("```python client\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    path = saved(tmp_path, "ppo-box-lstm")
+    trained = rltrain.load(path, best=True)
+    with rltrain.serve(path, best=True, token=TOKEN) as served:
+        policy = names["Policy"](served.url, token=TOKEN, session="me")
+        for obs in np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32):
+            assert policy.act(obs) == plain(trained.act(obs))
+        with pytest.raises(ValueError, match="3 numbers"):
+            policy.act([1, 2])
+
+
+def test_several_processes_route_sessions_and_replace_one_that_dies(tmp_path: Path) -> None:
+    """Requests of a session reach its process from any connection; after SIGKILL the others answer."""
+    trained = rltrain.load(saved(tmp_path, "ppo-box-lstm"), best=True)
+    file = tmp_path / "policy.onnx"
+    export(trained, file, rows=5)
+    command = [sys.executable, "-c", "from rltrain.cli import main_serve; raise SystemExit(main_serve())"]
+    server = subprocess.Popen(
+        [*command, str(file), "--port", "0", "--workers", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[1].rstrip(",")
+
+        def ask(path: str, body: Any) -> Any:
+            request = urllib.request.Request(url + path, json.dumps(body).encode())
+            for _ in range(100):
+                try:
+                    with urllib.request.urlopen(request, timeout=20) as reply:
+                        return json.load(reply)
+                except urllib.error.HTTPError as error:
+                    if error.code != 503:  # its process is being replaced
+                        raise
+                    time.sleep(0.1)
+            raise AssertionError
+
+        rows = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+        expected = [plain(trained.act(row)) for row in rows]
+        for session in "abc":
+            for t, row in enumerate(rows):  # each on a connection of its own
+                answer = ask("/v1/act", {"obs": plain(row), "session": session, "first": t == 0})
+                assert np.allclose(answer["action"], expected[t], atol=1e-4)
+        assert ask("/v1/reload", {})["steps"] == {"policy": 0}
+        victim, *_ = psutil.Process(server.pid).children(recursive=True)[-1:]
+        victim.kill()
+        for session in "abcd":
+            answer = ask("/v1/act", {"obs": plain(rows[0]), "session": session, "first": True})
+            assert np.allclose(answer["action"], expected[0], atol=1e-4)
+        server.terminate()
+        assert server.wait(30) in (0, -signal.SIGTERM)
+    finally:
+        server.kill()
+        server.communicate()
