@@ -74,6 +74,8 @@ class DeployedPolicy(nn.Module):
         joint = torch.where(_like(sample, sampled.action), sampled.action, greedy.action)
         outputs = list(self._to_environment(joint))
         if core is not None:
+            assert sampled.core is not None
+            assert greedy.core is not None
             after = torch.where(sample.unsqueeze(-1), sampled.core, greedy.core)
             if spec.groups:
                 present = given["present"]
@@ -195,7 +197,7 @@ class ToEnvironment(nn.Module):
             low32, high32 = low.astype(np.float32), high.astype(np.float32)
             self.unit = bool((low32 == -1).all() and (high32 == 1).all())
             half, middle = (high32 - low32) / 2, (high32 + low32) / 2
-            self.half, self.middle, self.low, self.high = (_tensor(x) for x in (half, middle, low32, high32))
+            self.scale, self.offset, self.low, self.high = (_tensor(x) for x in (half, middle, low32, high32))
         else:
             below, above = np.isfinite(low), np.isfinite(high)
             least, most = np.where(below, -1.0, -np.inf), np.where(above, 1.0, np.inf)
@@ -203,7 +205,7 @@ class ToEnvironment(nn.Module):
                 half = np.where(below & above, high / 2 - low / 2, 1.0)
                 one_sided = np.where(below, low + 1, np.where(above, high - 1, 0.0))
                 middle = np.where(below & above, high / 2 + low / 2, one_sided)
-            self.least, self.most, self.half, self.middle = (_tensor(x) for x in (least, most, half, middle))
+            self.least, self.most, self.scale, self.offset = (_tensor(x) for x in (least, most, half, middle))
             self.cast = Caster(action, dtype.name)
         self.casts = [Caster(group.action, group.action.takes) for group in spec.groups]
 
@@ -226,8 +228,8 @@ class ToEnvironment(nn.Module):
             return joint if self.start is None else joint + self.start
         if self.single:
             x = joint.clamp(-1.0, 1.0)
-            return x if self.unit else torch.minimum(torch.maximum(x * self.half + self.middle, self.low), self.high)
-        return torch.minimum(torch.maximum(joint.double(), self.least), self.most) * self.half + self.middle
+            return x if self.unit else torch.minimum(torch.maximum(x * self.scale + self.offset, self.low), self.high)
+        return torch.minimum(torch.maximum(joint.double(), self.least), self.most) * self.scale + self.offset
 
 
 class Caster(nn.Module):

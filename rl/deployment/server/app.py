@@ -319,11 +319,11 @@ class App:
         if sample:
             reply["seed"] = seed
         if interface.core_size and session is None:
-            reply["core"] = [answer.outputs["next_core"][answer.index].tolist() for answer in answers]
+            reply["core"] = [answer.outputs["next_core"][answer.at].tolist() for answer in answers]
         if options.details or sample:
             for name in ("log_prob", "scores") if options.details else ("log_prob",):
                 if name in first.outputs:
-                    values = [answer.outputs[name][answer.index].tolist() for answer in answers]
+                    values = [answer.outputs[name][answer.at].tolist() for answer in answers]
                     reply[name] = values[0] if single else values
         return encode(reply)
 

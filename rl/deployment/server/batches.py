@@ -52,7 +52,7 @@ class Answer(NamedTuple):
     model: Model
     action: Any  # as JSON has it
     outputs: dict[str, np.ndarray]
-    index: int
+    at: int  # of the row
 
 
 class Item:

@@ -46,16 +46,18 @@ def run(argv: Sequence[str]) -> None:
     if given["workers"] > 1:
         from rltrain.deployment.server.workers import supervise
 
-        return supervise(settings, host, port, given["workers"], tls)
+        supervise(settings, host, port, given["workers"], tls)
+        return
     app = App(settings)
     listening = bound_socket(host, port)
-    app.start()
-    server = server_of(app, **tls)
-    for line in lines(app, url_of(listening, bool(tls))):
-        say(line)
-    with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again after it has ended in order
-        server.run([listening])
-    return None
+    with contextlib.closing(listening):
+        app.start()
+        server = server_of(app, **tls)
+        for line in lines(app, url_of(listening, bool(tls))):
+            say(line)
+        with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again after it has ended in order
+            server.run([listening])
+    return
 
 
 def lines(app: Any, url: str) -> list[str]:

@@ -110,4 +110,5 @@ def noise_rows(interface: Interface, seed: int, row: int) -> np.ndarray:
     """The noise of one row [K] of a request with this seed."""
     width = interface.noise.width
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, row], np.uint64)))
-    return DRAWS[interface.noise.kind](rng, (1, width))[0].astype(np.float32)
+    drawn: np.ndarray = DRAWS[interface.noise.kind](rng, (1, width))[0].astype(np.float32)
+    return drawn

@@ -148,8 +148,8 @@ class Codec:
             if own is unset:
                 continue
             present[number], (agent,), group = True, part.names, part.group
-            for i, leaf in enumerate(read(own, f"{name}.{agent}")):
-                arrays[begins[group.name] + i][part.members.start] = leaf
+            for i, array in enumerate(read(own, f"{name}.{agent}")):
+                arrays[begins[group.name] + i][part.members.start] = array
             own_mask = unset if mask is None else getattr(mask, f"f{number}")
             if joint is not None and own_mask is not unset and own_mask is not None:
                 joint[part.mask] = self._mask(own_mask, group.action.nvec, f"{mask_name}.{agent}")
@@ -230,9 +230,9 @@ def _request_type(spec: EnvSpec) -> Any:
         "Request",
         [
             ("obs", obs | unset, msgspec.UNSET),
-            ("batch", list[obs] | unset, msgspec.UNSET),  # type: ignore[valid-type]
+            ("batch", list[obs] | unset, msgspec.UNSET),
             ("action_mask", mask | None, None),
-            ("action_masks", list[mask] | None, None),  # type: ignore[valid-type]
+            ("action_masks", list[mask] | None, None),
             ("policy", str | None, None),
             ("sample", bool, False),
             ("seed", _annotated(int, seed) | None, None),

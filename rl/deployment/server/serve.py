@@ -70,7 +70,7 @@ def server_of(app: App, **options: Any) -> Any:
     config = uvicorn.Config(
         app,
         http="httptools",
-        ws="websockets",
+        ws="websockets-sansio",
         lifespan="on",
         log_level="error",
         access_log=False,
