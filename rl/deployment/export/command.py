@@ -11,7 +11,7 @@ from typing import Any
 import rltrain
 from rltrain.config.consent import import_code
 from rltrain.config.flags import Parser, add_consent, whole
-from rltrain.errors import CheckpointError, ConfigError
+from rltrain.errors import CheckpointError
 from rltrain.reporting.console import say
 
 
@@ -74,13 +74,3 @@ def _say(file: str, meta: dict[str, Any], as_json: bool) -> None:
         shown = {key: meta[key] for key in ("to", "algo", "env", "step", "checkpoint", "sha256", "proof")}
         return say(json.dumps({"file": str(Path(file)), **shown}))
     return say(f"{file}: {meta['to']}, {meta['algo']} on {meta['env']}, step {meta['step']:,}; {stored(meta['proof'])}")
-
-
-def format_of(file: Path, to: str | None) -> str:
-    """The format, by its name or the ending of the file; ConfigError if neither says it."""
-    named = {".onnx": "onnx", ".pt2": "torch"}.get(file.suffix)
-    if to is None and named is None:
-        raise ConfigError(f"{file}: --to onnx or --to torch says the format, or a file that ends in .onnx or .pt2")
-    if to not in (None, "torch", "onnx"):
-        raise ConfigError(f"to must be torch or onnx, got {to!r}")
-    return str(to or named)

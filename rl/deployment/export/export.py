@@ -5,9 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from rltrain.deployment.export.command import format_of
 from rltrain.deployment.export.deployed import DeployedPolicy
-from rltrain.deployment.export.formats import Exported, Format, onnx_runner, to_bytes, torch_runner, trace, write
+from rltrain.deployment.export.formats import (
+    Exported,
+    Format,
+    format_of,
+    onnx_runner,
+    to_bytes,
+    torch_runner,
+    trace,
+    write,
+)
 from rltrain.deployment.export.observations import observations
 from rltrain.deployment.export.proof import ROWS, prove
 from rltrain.errors import CheckpointError, ConfigError, RunFailed

@@ -299,3 +299,13 @@ def write(path: Path, data: bytes) -> None:
     if not os.path.isdir(path.parent):
         raise ConfigError(f"{path}: the folder {path.parent} does not exist")
     files.replace_file(path, data)
+
+
+def format_of(file: Path, to: str | None) -> str:
+    """The format, by its name or the ending of the file; ConfigError if neither says it."""
+    named = {".onnx": "onnx", ".pt2": "torch"}.get(file.suffix)
+    if to is None and named is None:
+        raise ConfigError(f"{file}: --to onnx or --to torch says the format, or a file that ends in .onnx or .pt2")
+    if to not in (None, "torch", "onnx"):
+        raise ConfigError(f"to must be torch or onnx, got {to!r}")
+    return str(to or named)

@@ -16,7 +16,7 @@ import numpy as np
 
 from rltrain.deployment.server.batches import Answer, Batches, Item, Slot
 from rltrain.deployment.server.errors import Refused, wrong
-from rltrain.deployment.server.metrics import Metrics
+from rltrain.deployment.server.metrics import Metrics, summed
 from rltrain.deployment.server.models import Model, Source, load_model, noise_rows
 from rltrain.deployment.server.page import PAGE
 from rltrain.deployment.server.requests import Codec, numbers_of
@@ -179,8 +179,6 @@ class App:
         if path == "/metrics":
             text = self.metrics_here()
             if self.peers is not None:
-                from rltrain.deployment.server.workers import summed
-
                 text = summed([text, *(other.decode() for other in await self.peers.ask_all(b"M", b""))])
             return 200, TEXT, text.encode()
         if path == "/v1/spec":

@@ -56,3 +56,18 @@ class Metrics:
             label = name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
             lines.append(f'rlserve_policy_step{{policy="{label}"}} {step}')
         return "\n".join(lines) + "\n"
+
+
+def summed(texts: list[str]) -> str:
+    """Metrics of several processes as one text: counts are added, steps are the lowest."""
+    totals: dict[str, float | str] = {}
+    for text in texts:
+        for line in text.splitlines():
+            name, _, value = line.rpartition(" ")
+            if line.startswith("#"):
+                totals[line] = ""
+            elif name.startswith("rlserve_policy_step"):
+                totals[name] = min(float(totals.get(name, value)), float(value))
+            else:
+                totals[name] = float(totals.get(name, 0.0)) + float(value)
+    return "".join(f"{name} {value:g}\n" if value != "" else f"{name}\n" for name, value in totals.items())

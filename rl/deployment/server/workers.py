@@ -105,21 +105,6 @@ class Peers:
         writer.close()
 
 
-def summed(texts: list[str]) -> str:
-    """Metrics of several processes as one text: counts are added, steps are the lowest."""
-    totals: dict[str, float | str] = {}
-    for text in texts:
-        for line in text.splitlines():
-            name, _, value = line.rpartition(" ")
-            if line.startswith("#"):
-                totals[line] = ""
-            elif name.startswith("rlserve_policy_step"):
-                totals[name] = min(float(totals.get(name, value)), float(value))
-            else:
-                totals[name] = float(totals.get(name, 0.0)) + float(value)
-    return "".join(f"{name} {value:g}\n" if value != "" else f"{name}\n" for name, value in totals.items())
-
-
 def supervise(settings: Settings, host: str, port: int, count: int, tls: Mapping[str, Any]) -> None:
     """Runs `count` processes until SIGTERM or Ctrl-C; replaces one that ends.
 
