@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 ObsKind = Literal["box", "image", "discrete", "multi_discrete", "multi_binary"]
 Padding = Literal["reset", "zero"]
 ActionKind = Literal["discrete", "multi_discrete", "multi_binary", "box"]
+COSMETIC = ("id", "stack", "padding")  # parts of a spec that do not change what the policy observes and does
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,3 +255,26 @@ def from_json(data: dict[str, Any]) -> EnvSpec:
         state_shape=None if data.get("state_shape") is None else tuple(data["state_shape"]),
         turns=data.get("turns", False),
     )
+
+
+def spec_differences(old: EnvSpec, new: EnvSpec, ignored: Collection[str]) -> str:
+    """The first differences of two specs, for a message: "" if there are none. Keys in `ignored` are not compared."""
+    before, after = _flat_spec(to_json(old)), _flat_spec(to_json(new))
+    changed = [
+        key
+        for key in {**before, **after}
+        if before.get(key) != after.get(key) and key.rpartition(".")[2] not in ignored
+    ]
+    return "; ".join(f"{key} was {before.get(key)}, is {after.get(key)}" for key in changed[:3])
+
+
+def _flat_spec(node: Any, name: str = "") -> dict[str, Any]:
+    """A spec's JSON by path: {"obs.shape": (4,), ...}."""
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return {name: node}
+    flat: dict[str, Any] = {}
+    for key, child in node.items():
+        flat |= _flat_spec(child, name if key in ("leaf", "dict", "tuple") else f"{name}.{key}".lstrip("."))
+    return flat

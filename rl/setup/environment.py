@@ -15,7 +15,7 @@ from rltrain.envs.errors import EnvError
 from rltrain.envs.lookup import EnvSource
 from rltrain.envs.make import vector
 from rltrain.envs.seeding import stream_seed
-from rltrain.envs.spec import EnvSpec
+from rltrain.envs.spec import COSMETIC, EnvSpec, spec_differences
 from rltrain.envs.vector import native
 from rltrain.envs.vector.episode_info import EpisodeOptions
 from rltrain.envs.vector.unroll_rows import VectorEnv
@@ -23,7 +23,6 @@ from rltrain.errors import ConfigError
 from rltrain.setup.first_look import RESTORE_SECONDS, Examination, evaluation_source, look_at
 from rltrain.setup.run_folder import NEW_RUN, Saved
 from rltrain.setup.task_process import TaskProcess
-from rltrain.storage.retention import COSMETIC, spec_differences
 
 RECORDED = "record"  # restore method of a run that learns from a recording: no stream has to be restored
 

@@ -21,14 +21,13 @@ import numpy as np
 import safetensors.numpy
 
 from rltrain.config.run_config import RunConfig
-from rltrain.envs.spec import EnvSpec, to_json
+from rltrain.envs.spec import COSMETIC, EnvSpec, spec_differences, to_json
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.rollout.trajectories import AXES, join_columns, join_rows, rounds
 from rltrain.rollout.tree import leaves, unflatten
 from rltrain.rollout.types import Episode, Trajectory
 from rltrain.storage import files
 from rltrain.storage.checkpoint import load_arrays
-from rltrain.storage.retention import COSMETIC, spec_differences
 from rltrain.storage.run_folder import versions
 from rltrain.storage.schema import check_index, read_spec
 

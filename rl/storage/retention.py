@@ -14,12 +14,12 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rltrain.config.run_config import RunConfig
-from rltrain.envs.spec import EnvSpec, to_json
+from rltrain.envs.spec import COSMETIC, EnvSpec, spec_differences, to_json
 from rltrain.errors import CheckpointError
 from rltrain.rollout.types import Weights
 from rltrain.storage import checkpoint
@@ -32,7 +32,6 @@ from rltrain.system.schedule import Schedule
 
 LISTINGS = 50  # so often a folder of checkpoints that appears empty is listed
 STEPS, BEST = "step-", "best-"  # first letters of the names of checkpoints: states of the run, best policies
-COSMETIC = ("id", "stack", "padding")  # parts of a spec that do not change what the policy observes and does
 
 
 class CheckpointWriter:
@@ -234,29 +233,6 @@ def require_same_environment(saved: Checkpoint, spec: EnvSpec) -> None:
     old = read_spec(saved.path / META, saved.meta["spec"])
     if changed := spec_differences(old, spec, ignored=COSMETIC):
         raise CheckpointError(f"{saved.path} was trained on another {old.id} than {spec.id} is now: {changed}")
-
-
-def spec_differences(old: EnvSpec, new: EnvSpec, ignored: Collection[str]) -> str:
-    """The first differences of two specs, for a message: "" if there are none. Keys in `ignored` are not compared."""
-    before, after = _flat_spec(to_json(old)), _flat_spec(to_json(new))
-    changed = [
-        key
-        for key in {**before, **after}
-        if before.get(key) != after.get(key) and key.rpartition(".")[2] not in ignored
-    ]
-    return "; ".join(f"{key} was {before.get(key)}, is {after.get(key)}" for key in changed[:3])
-
-
-def _flat_spec(node: Any, name: str = "") -> dict[str, Any]:
-    """A spec's JSON by path: {"obs.shape": (4,), ...}."""
-    if isinstance(node, list):
-        node = dict(enumerate(node))
-    if not isinstance(node, dict):
-        return {name: node}
-    flat: dict[str, Any] = {}
-    for key, child in node.items():
-        flat |= _flat_spec(child, name if key in ("leaf", "dict", "tuple") else f"{name}.{key}".lstrip("."))
-    return flat
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from rltrain.config.consent import EVALUATION
 from rltrain.deployment.export.deployed import DeployedPolicy
 from rltrain.deployment.export.formats import (
     Exported,
@@ -23,8 +24,6 @@ from rltrain.evaluation.policy import Trained, load_for
 from rltrain.storage import checkpoint
 from rltrain.storage.files import one_line, read_json
 from rltrain.storage.run_folder import versions
-
-USES = ("env", "env_args", "torso")  # settings whose code is reached, if the environment plays
 
 
 def export(
@@ -107,7 +106,7 @@ def _named(exported: Exported) -> Path:
 
 
 def _uses(recording: str | None) -> tuple[str, ...]:
-    return USES if recording is None else ("torso",)
+    return EVALUATION if recording is None else ("torso",)
 
 
 def _origin(trained: Trained) -> dict[str, Any]:

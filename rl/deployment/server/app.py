@@ -22,10 +22,9 @@ from rltrain.deployment.server.page import PAGE
 from rltrain.deployment.server.requests import Codec, numbers_of
 from rltrain.deployment.server.schema import openapi
 from rltrain.deployment.server.sessions import Sessions
-from rltrain.envs.spec import to_json
+from rltrain.envs.spec import COSMETIC, spec_differences, to_json
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.reporting.console import say
-from rltrain.storage.retention import spec_differences
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -95,7 +94,7 @@ class App:
             self.slots[name], self.codecs[name] = Slot(model), Codec(model.interface)
         first = self.codecs[self._names[0]]
         for name in self._names[1:]:
-            changed = spec_differences(first.spec, self.codecs[name].spec, ignored=("id", "stack", "padding"))
+            changed = spec_differences(first.spec, self.codecs[name].spec, ignored=COSMETIC)
             if changed:
                 raise ConfigError(f"{self._names[0]} and {name} cannot share requests: {changed}")
         specs = {str({**to_json(codec.spec), "id": ""}) for codec in self.codecs.values()}
@@ -417,7 +416,7 @@ class App:
             try:
                 source = self.settings.sources[name]
                 new: Model = await asyncio.to_thread(load_model, name, source, self.settings.limits.batch)
-                changed = spec_differences(old.interface.spec, new.interface.spec, ignored=("id", "stack", "padding"))
+                changed = spec_differences(old.interface.spec, new.interface.spec, ignored=COSMETIC)
                 if changed:
                     raise CheckpointError(f"it has other spaces: {changed}")
             except (CheckpointError, ConfigError) as error:

@@ -522,6 +522,7 @@ def test_the_client_of_the_documentation(tmp_path: Path) -> None:
             assert policy.act(obs) == plain(trained.act(obs))
         with pytest.raises(ValueError, match="3 numbers"):
             policy.act([1, 2])
+        policy.connection.close()
 
 
 def test_several_processes_route_sessions_and_replace_one_that_dies(tmp_path: Path) -> None:
