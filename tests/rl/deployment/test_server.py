@@ -525,6 +525,7 @@ def test_the_client_of_the_documentation(tmp_path: Path) -> None:
         policy.connection.close()
 
 
+@pytest.mark.sweep
 def test_several_processes_route_sessions_and_replace_one_that_dies(tmp_path: Path) -> None:
     """Requests of a session reach its process from any connection; after SIGKILL the others answer."""
     trained = rltrain.load(saved(tmp_path, "ppo-box-lstm"), best=True)
