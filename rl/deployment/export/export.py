@@ -11,6 +11,7 @@ from rltrain.deployment.export.formats import (
     Exported,
     Format,
     format_of,
+    onnx_model,
     onnx_runner,
     to_bytes,
     torch_runner,
@@ -63,15 +64,17 @@ def export(
     try:
         graph = trace(module)
         meta = {"to": kind, **_origin(trained), "versions": versions(), "interface": interface.to_json()}
-        data = to_bytes(graph, interface, kind, meta)
+        content = graph if kind == "torch" else onnx_model(graph, interface)
     except (ConfigError, CheckpointError):
         raise
     except Exception as error:  # of torch's exporter, or of the user's network
         raise RunFailed(f"{trained.path}: torch cannot export this policy: {one_line(error)}") from error
-    run = torch_runner(graph.module(), interface) if kind == "torch" else onnx_runner(path, data, interface)
+    if kind == "torch":
+        run = torch_runner(graph.module(), interface)
+    else:
+        run = onnx_runner(path, content.SerializeToString(), interface)
     meta["proof"] = prove(trained, run, seen, exact=kind == "torch")
-    data = to_bytes(graph, interface, kind, meta)
-    write(path, data)
+    write(path, to_bytes(content, kind, meta))
     return Exported(path).meta
 
 

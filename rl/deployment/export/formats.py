@@ -66,30 +66,28 @@ def example(interface: Interface, rows: int) -> dict[str, np.ndarray]:
     return inputs
 
 
-def to_bytes(graph: Any, interface: Interface, to: Format, meta: Mapping[str, Any]) -> bytes:
-    """The file, with its metadata."""
+def to_bytes(content: Any, to: Format, meta: Mapping[str, Any]) -> bytes:
+    """The file with its metadata. `content`: the graph, or its `onnx_model`."""
     if to == "torch":
         import torch
 
         def archive(extra: dict[str, Any]) -> bytes:
             buffer = io.BytesIO()
             with _quiet():
-                torch.export.save(graph, buffer, extra_files=extra)
+                torch.export.save(content, buffer, extra_files=extra)
             return buffer.getvalue()
 
-        bare = _signed(meta, _archive_hash(archive({KEY: "{}"})))
-        return archive({KEY: json.dumps(bare)})
-    onnx = need("onnx", "export")
-    model = _onnx_model(graph, interface)
-    signed = _signed(meta, _onnx_hash(model))
-    entry = model.metadata_props.add()
+        return archive({KEY: json.dumps(_signed(meta, _archive_hash(archive({KEY: "{}"}))))})
+    del content.metadata_props[:]
+    signed = _signed(meta, _onnx_hash(content))
+    entry = content.metadata_props.add()
     entry.key, entry.value = KEY, json.dumps(signed)
-    onnx.checker.check_model(model)
-    data: bytes = model.SerializeToString()
+    need("onnx", "export").checker.check_model(content)
+    data: bytes = content.SerializeToString()
     return data
 
 
-def _onnx_model(graph: Any, interface: Interface) -> Any:
+def onnx_model(graph: Any, interface: Interface) -> Any:
     """The graph as an ONNX model without metadata."""
     need("onnx", "export")
     need("onnxscript", "export")
