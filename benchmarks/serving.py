@@ -87,10 +87,10 @@ def policy(folder: Path) -> Path:
     """An ONNX file of a policy of CartPole."""
     import rltrain
 
-    run, file = folder / "run", folder / "policy.onnx"
-    rltrain.train(algo="ppo", env="CartPole-v1", workers=0, streams=4, unroll=64, steps=512, eval_every=0,
-                  widths=(64, 64), quiet=True, run_dir=str(run))  # fmt: skip
-    rltrain.export(run, file, rows=100)
+    file = folder / "policy.onnx"
+    result = rltrain.train(algo="ppo", env="CartPole-v1", workers=0, streams=4, unroll=64, steps=512, eval_every=0,
+                  widths=(64, 64), quiet=True, out=str(folder))  # fmt: skip
+    rltrain.export(result.checkpoint, file, rows=100)
     return file
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from rltrain.config.consent import EVALUATION
+from rltrain.config.consent import EVALUATION, NETWORK
 from rltrain.deployment.export.deployed import DeployedPolicy
 from rltrain.deployment.export.formats import (
     Exported,
@@ -109,7 +109,7 @@ def _named(exported: Exported) -> Path:
 
 
 def _uses(recording: str | None) -> tuple[str, ...]:
-    return EVALUATION if recording is None else ("torso",)
+    return EVALUATION if recording is None else NETWORK
 
 
 def _origin(trained: Trained) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def observations(trained: Trained, rows: int, seed: int, recording: str | None, 
 
 
 def _played(trained: Trained, count: int, seed: int, trust: bool) -> Observations:
-    source, spec, policy = source_of(trained, None, trust), trained.spec, trained.policy
+    source, spec, policy = source_of(trained, None, None, trust), trained.spec, trained.policy
     rng, found = np.random.default_rng(seed), list[Any]()
     with this_process(seed):
         env: Any = IsolatedEnv(

@@ -72,6 +72,7 @@ def _of_run(source: Source) -> tuple[str, int, str, Interface, Any]:
         import torch
     except ImportError:
         raise ConfigError(f"{source.path}: torch is not installed; a file of rlexport --to onnx needs none") from None
+    from rltrain.config.consent import NETWORK
     from rltrain.deployment.export.deployed import DeployedPolicy
     from rltrain.deployment.export.formats import torch_runner
     from rltrain.evaluation.policy import load_for
@@ -79,7 +80,7 @@ def _of_run(source: Source) -> tuple[str, int, str, Interface, Any]:
     from rltrain.storage.files import read_json
 
     torch.set_num_threads(1)
-    trained = load_for(source.path, source.best, source.trust, ("torso",))
+    trained = load_for(source.path, source.best, source.trust, NETWORK)
     deployed = DeployedPolicy(trained.policy, trained.spec, scores=False)
     meta, _ = read_json(trained.path / checkpoint.META)
     run = torch_runner(deployed, deployed.interface)
