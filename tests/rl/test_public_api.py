@@ -22,6 +22,7 @@ EnvError EnvFault EnvSpec Evaluation GradientPlan Gradients IMPALAConfig IQLConf
 MADDPGConfig MAPPOConfig Noise PPOConfig Policy PolicyHooks QMIXConfig QNetwork ReplayPlan Result Rng RunConfig
 Job JobLost RunFailed SACConfig SINGLE StreamPlan TD3Config Trained Trajectory Transition Tuned Update VDNConfig
 build_policy map submit tune
+Limits Served export serve
 discounts distributions evaluate greedy load losses make_env networks optim policy_factory register_algorithm
 register_env register_policy returns traces train
 CHANGEABLE Callback Histograms RunView StopOnPlateau Video
