@@ -168,10 +168,19 @@ def _write(folder: Path, config: RunConfig, space: Space, options: Options) -> N
     content = {
         "format": FORMAT,
         "config": config.to_json(),
+        "given": sorted(config.settings.model_fields_set),  # all others have the defaults for the kind of action
         "space": space.to_json(),
         "options": dataclasses.asdict(options),
     }
     files.replace_file(folder / SEARCH, files.hashed_json(content) + b"\n")
+
+
+def _only_given(config: RunConfig, given: list[str]) -> RunConfig:
+    """The configuration whose settings are as unset as they were in the new search: a run fills them in."""
+    settings = type(config.settings)(
+        **{key: getattr(config.settings, key) for key in type(config.settings).model_fields if key in given}
+    )
+    return config.model_copy(update={"settings": settings})
 
 
 def read_search(folder: Path) -> tuple[SavedConfig, Space, Options]:
@@ -188,8 +197,9 @@ def read_search(folder: Path) -> tuple[SavedConfig, Space, Options]:
 
 
 def _reopened(folder: Path, env: Any, trust: bool) -> tuple[Path, RunConfig, Space, Options]:
-    folder = folder.absolute()
     saved, space, options = read_search(folder)
+    given = files.read_hashed_json(folder / SEARCH, FORMAT).content["given"]
+    folder = folder.absolute()
     values = dict(saved.values)
     if env is not None:
         values = {**values, "env": env}
@@ -198,7 +208,7 @@ def _reopened(folder: Path, env: Any, trust: bool) -> tuple[Path, RunConfig, Spa
         raise ConfigError(
             f"the environment {values['env']} was given as an object, which is not kept: give it again as env"
         )
-    config = RunConfig.from_json(values)
+    config = _only_given(RunConfig.from_json(values), given)
     return (
         folder,
         with_consent(config, saved, trust, [key for key in TRAINING if env is None or key != "env"]),

@@ -24,9 +24,11 @@ COMMAND = (
 
 
 def results(folder: Path) -> list[Any]:
-    """Everything in the journal apart from times."""
+    """Everything in the journal apart from times, which are also in the names of folders."""
     events = read_events(folder)
-    return [{**event, "results": [{**one, "seconds": 0} for one in event.get("results", ())]} for event in events]
+    return [
+        {**event, "results": [{**one, "seconds": 0, "run": ""} for one in event.get("results", ())]} for event in events
+    ]
 
 
 @pytest.mark.slow

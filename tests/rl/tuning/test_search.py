@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 import rltrain
+from rltrain.config.load import load
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
 from rltrain.tuning import search as search_module
 from rltrain.tuning.journal import JOURNAL, Journal
 from rltrain.tuning.report import Found, best_settings, report_text, write_pictures, write_settings
 from rltrain.tuning.trial import Part
-from rltrain.tuning.tune import Tuned, tune
+from rltrain.tuning.tune import Tuned, _reopened, tune
 
 RUN = {"algo": "ppo", "env": "CartPole-v1", "steps": 1000, "workers": 0, "preset": "none"}
 SPACE = "lr=1e-5..1e-1:log,epochs=1|2|4"
@@ -131,6 +132,14 @@ def test_with_rounds_the_number_of_processes_does_not_matter(runs: Runs, tmp_pat
     options = {"sampler": "tpe", "seeds": 2, "deterministic": True, "trials": 12}
     several = [searched(tmp_path / str(count), parallel=count, **options) for count in (1, 2, 5)]
     assert len({(tuple(one.settings.items()), one.value) for one in several}) == 1
+
+
+def test_a_resumed_search_leaves_unset_what_was_unset(runs: Runs, tmp_path: Path) -> None:
+    """Else its new trials would not get the defaults for their kind of action."""
+    searched(tmp_path / "s", trials=2)
+    _, config, _, _ = _reopened(tmp_path / "s", None, False)
+    assert config.settings.model_fields_set == set()
+    assert config.settings == load(RUN).settings
 
 
 def test_more_trials_can_be_added(runs: Runs, tmp_path: Path) -> None:
