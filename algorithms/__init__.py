@@ -20,43 +20,62 @@ class Entry:
 
     algorithm: str | type[Any]
     settings: str | type[BaseModel]
+    actions: str = ""  # that it learns, for the list of algorithms
     discrete: str | None = None  # the class for Discrete actions, if it is another one
     several: bool = False  # for several agents
     each: bool = False  # for several agents, each of which has a policy for one agent
 
 
-def _entry(algorithm: str, settings: str, **options: Any) -> Entry:
+ANY, DISCRETE, BOX, BOTH = "any actions", "Discrete actions", "Box actions", "Discrete or Box actions"
+
+
+def _entry(algorithm: str, settings: str, actions: str, **options: Any) -> Entry:
     """An algorithm of this package, given as "family.module:Class", and the name of its settings class."""
     family = f"{__name__}.{algorithm.partition('.')[0]}"
-    return Entry(f"{__name__}.{algorithm}", f"{family}.settings:{settings}", **options)
+    return Entry(f"{__name__}.{algorithm}", f"{family}.settings:{settings}", actions, **options)
 
 
 _registry: dict[str, Entry] = {
-    "a2c": _entry("on_policy.a2c:A2C", "A2CConfig"),
-    "a3c": _entry("on_policy.a3c:A3C", "A3CConfig"),
-    "appo": _entry("on_policy.appo:APPO", "APPOConfig"),
-    "crossq": _entry("off_policy.crossq:CrossQ", "CrossQConfig"),
-    "ddpg": _entry("off_policy.ddpg:DDPG", "DDPGConfig"),
-    "dqn": _entry("off_policy.dqn:DQN", "DQNConfig"),
-    "droq": _entry("off_policy.sac:SAC", "DroQConfig", discrete=f"{__name__}.off_policy.discrete_sac:DiscreteSAC"),
-    "impala": _entry("on_policy.impala:IMPALA", "IMPALAConfig"),
-    "iql": _entry("multi_agent.qmix:iql", "IQLConfig", several=True),
-    "maddpg": _entry("multi_agent.maddpg:MADDPG", "MADDPGConfig", several=True),
-    "mappo": _entry("multi_agent.independent:mappo", "MAPPOConfig", several=True, each=True),
-    "ppo": _entry("on_policy.ppo:PPO", "PPOConfig"),
-    "qmix": _entry("multi_agent.qmix:qmix", "QMIXConfig", several=True),
-    "rainbow": _entry("off_policy.dqn:DQN", "RainbowConfig"),
-    "redq": _entry("off_policy.sac:SAC", "REDQConfig", discrete=f"{__name__}.off_policy.discrete_sac:DiscreteSAC"),
-    "sac": _entry("off_policy.sac:SAC", "SACConfig", discrete=f"{__name__}.off_policy.discrete_sac:DiscreteSAC"),
-    "td3": _entry("off_policy.td3:TD3", "TD3Config"),
-    "tqc": _entry("off_policy.tqc:TQC", "TQCConfig"),
-    "vdn": _entry("multi_agent.qmix:vdn", "VDNConfig", several=True),
+    "a2c": _entry("on_policy.a2c:A2C", "A2CConfig", ANY),
+    "a3c": _entry("on_policy.a3c:A3C", "A3CConfig", ANY),
+    "appo": _entry("on_policy.appo:APPO", "APPOConfig", ANY),
+    "crossq": _entry("off_policy.crossq:CrossQ", "CrossQConfig", BOX),
+    "ddpg": _entry("off_policy.ddpg:DDPG", "DDPGConfig", BOX),
+    "dqn": _entry("off_policy.dqn:DQN", "DQNConfig", DISCRETE),
+    "droq": _entry(
+        "off_policy.sac:SAC", "DroQConfig", BOTH, discrete=f"{__name__}.off_policy.discrete_sac:DiscreteSAC"
+    ),
+    "impala": _entry("on_policy.impala:IMPALA", "IMPALAConfig", ANY),
+    "iql": _entry("multi_agent.qmix:iql", "IQLConfig", DISCRETE, several=True),
+    "maddpg": _entry("multi_agent.maddpg:MADDPG", "MADDPGConfig", BOTH, several=True),
+    "mappo": _entry("multi_agent.independent:mappo", "MAPPOConfig", ANY, several=True, each=True),
+    "ppo": _entry("on_policy.ppo:PPO", "PPOConfig", ANY),
+    "qmix": _entry("multi_agent.qmix:qmix", "QMIXConfig", DISCRETE, several=True),
+    "rainbow": _entry("off_policy.dqn:DQN", "RainbowConfig", DISCRETE),
+    "redq": _entry(
+        "off_policy.sac:SAC", "REDQConfig", BOTH, discrete=f"{__name__}.off_policy.discrete_sac:DiscreteSAC"
+    ),
+    "sac": _entry("off_policy.sac:SAC", "SACConfig", BOTH, discrete=f"{__name__}.off_policy.discrete_sac:DiscreteSAC"),
+    "td3": _entry("off_policy.td3:TD3", "TD3Config", BOX),
+    "tqc": _entry("off_policy.tqc:TQC", "TQCConfig", BOX),
+    "vdn": _entry("multi_agent.qmix:vdn", "VDNConfig", DISCRETE, several=True),
 }
 
 
 def names() -> list[str]:
     """The names that `--algo` accepts, sorted."""
     return sorted(_registry)
+
+
+def by_actions() -> dict[str, list[str]]:
+    """The names of the algorithms, by the actions that they learn; those for several agents in groups of their own."""
+    groups: dict[str, list[str]] = {}
+    order = {kind: place for place, kind in enumerate((ANY, DISCRETE, BOTH, BOX))}
+    for name in sorted(_registry, key=lambda name: (for_several(name), order.get(_registry[name].actions, 9), name)):
+        entry = _registry[name]
+        kind = entry.actions or "registered by imported code"
+        groups.setdefault(f"several agents, {kind}" if entry.several else kind, []).append(name)
+    return groups
 
 
 def for_several(name: str) -> bool:

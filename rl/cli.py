@@ -19,8 +19,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import rltrain
+from rltrain import algorithms
 from rltrain.config.consent import TRAINING, import_code, require_consent, use_saved_algorithm
-from rltrain.config.flags import Parser, add_consent, add_env_arg, run_parser, whole
+from rltrain.config.flags import USAGE, Parser, add_consent, add_env_arg, run_parser, whole
 from rltrain.config.load import load, reload
 from rltrain.config.messages import OTHER_NAMES, settings_class, unknown, unknown_setting
 from rltrain.config.run_config import RunConfig, preload
@@ -28,9 +29,11 @@ from rltrain.config.toml_file import read
 from rltrain.config.user_code import use_algorithm
 from rltrain.envs.errors import EnvError, EnvFault, describe, in_user_code, user_traceback
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, LearnerLost, RunFailed, Stop
-from rltrain.reporting.console import say
-from rltrain.storage.run_folder import hide_arguments, run_of_this_launch, saved_config
+from rltrain.reporting.console import resume_command, say, short_path
+from rltrain.storage.run_folder import SEEDS_FILE, hide_arguments, run_of_this_launch, saved_config
+from rltrain.system import time_limit
 from rltrain.system.signals import held, sigterm_stops
+from rltrain.system.time_limit import TimeLimit
 from rltrain.system.torchrun import Rank, current_rank
 
 if TYPE_CHECKING:
@@ -38,7 +41,12 @@ if TYPE_CHECKING:
     from rltrain.reporting.report import Result
 
 
-STARTED = time.monotonic()
+IMPORTED = time.monotonic()
+EXAMPLES = (
+    "rltrain --algo ppo --env CartPole-v1",
+    "rltrain --algo sac --env Pendulum-v1 --steps 20000 --name pendulum",
+    "rltrain --algo ppo --env my_env.py:MyEnv --workers 4 --max-seconds 3600",
+)
 REMEDIES = {  # errors of the operating system for which nothing in the program is to blame
     errno.EMFILE: "raise the limit of open files (ulimit -n), or use fewer workers or environments",
     errno.ENFILE: "end other programs, or use fewer workers",
@@ -57,7 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if here is not None and here.rank > 0:
         return _serve_learner(here)
     argv = list(sys.argv[1:] if argv is None else argv)
-    return _guarded("rltrain", lambda: _train(argv))
+    if not argv:
+        say(overview())
+        return ConfigError.status
+    began = time.monotonic() if time.monotonic() - IMPORTED > 1 else IMPORTED - time_limit.process_age()
+    with time_limit.command(began):
+        return _guarded("rltrain", lambda: _train(argv))
 
 
 def _serve_learner(here: Rank) -> int:
@@ -205,7 +218,14 @@ def _status(command: str, work: Callable[[], None]) -> tuple[str, int]:
 
 
 def _train(argv: list[str]) -> None:
+    early = _early(argv)
+    if early.seeds is not None or (early.resume is not None and os.path.lexists(Path(early.resume, SEEDS_FILE))):
+        _train_seeds(argv, early)
+        return
     config, resume = _under_torchrun(*parse(argv))
+    if not config.quiet:  # first of all: the imports take seconds
+        what = f"{config.algo} on {config.env_name}" if resume is None else f"{short_path(resume)} is continued"
+        say(f"rltrain: {what}; starting", sys.stderr if config.json_line else None)
     if config.backend != "local" or (config.learners > 1 and current_rank() is None):
         from rltrain.rollout.workers.fork_server import start_fork_server
 
@@ -214,9 +234,32 @@ def _train(argv: list[str]) -> None:
     from rltrain.training_loop import train
 
     may_fork()
+    limit = TimeLimit(config.max_seconds)
     result = train(config) if resume is None else train(config, resume=resume)
-    result = replace(result, seconds=time.monotonic() - STARTED)
-    say(json.dumps(as_json(result)) if config.json_line else result_line(result))
+    result = replace(result, seconds=limit.elapsed)
+    say(json.dumps(as_json(result)) if config.json_line else f"{result_line(result)}\n{ending(result, config)}")
+
+
+def _train_seeds(argv: list[str], early: argparse.Namespace) -> None:
+    """Several runs of one command line, or their continuation."""
+    from rltrain import seed_runs
+
+    if current_rank() is not None:
+        raise ConfigError("--seeds: torchrun starts the processes of one run; leave the flag or torchrun out")
+    if early.resume is None:
+        config, _ = parse(argv)
+        if "seed" in config.model_fields_set:
+            raise ConfigError("--seed and --seeds: give one of them")
+        seeds = run_parser(config.algo, rltrain.__version__).parse(argv)["seeds"]
+        group = seed_runs.new_group(config, seeds, seed_runs.without(argv, "--seeds"))
+    elif early.seeds is not None:
+        raise ConfigError("--seeds: cannot be changed by --resume")
+    else:
+        extra = seed_runs.without(argv, "--resume")
+        group = seed_runs.saved_group(Path(early.resume), extra, "--trust" in extra)
+        config = parse(group.example)[0]
+    result = seed_runs.execute(group, config, TimeLimit(config.max_seconds))
+    say(json.dumps(result) if config.json_line else seed_runs.ending(group, config))
 
 
 def _under_torchrun(config: RunConfig, resume: Path | None) -> tuple[RunConfig, Path | None]:
@@ -246,6 +289,7 @@ def parse(argv: Sequence[str]) -> tuple[RunConfig, Path | None]:
     given = run_parser(algo, rltrain.__version__).parse(argv, explain)
     file, resume, trust = given.pop("config", None), given.pop("resume", None), given.pop("trust", False)
     given.pop("import_code", None)
+    given.pop("seeds", None)
     if resume is not None:
         if file is not None:
             raise ConfigError("--config: cannot be changed by --resume")
@@ -280,7 +324,7 @@ def _named_algorithm(flags: argparse.Namespace) -> str | None:
 def _early(argv: Sequence[str]) -> argparse.Namespace:
     """The flags that decide which other flags there are. A wrong command line is reported later."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for flag in ("--algo", "--resume", "--config"):
+    for flag in ("--algo", "--resume", "--config", "--seeds"):
         early.add_argument(flag)
     early.add_argument("--import", action="append", dest="import_code", default=[])
     early.add_argument("--trust", action="store_true")
@@ -325,6 +369,8 @@ def _evaluate(argv: list[str]) -> None:
         from rltrain.evaluation.in_child import evaluate_in_child
 
     evaluation = evaluate_in_child(path, given.pop("import_code", []), given)
+    if given.get("video") is not None:
+        say(f"the video of the first episode is {given['video']}", sys.stderr if json_line else None)
     say(json.dumps(as_json(evaluation)) if json_line else evaluation_line(evaluation))
 
 
@@ -374,15 +420,54 @@ def _plain(value: Any) -> Any:
 
 
 def result_line(result: Result) -> str:
-    """The last line of a run, for a person."""
-    text = f"{result.steps:,} steps in {result.seconds:.1f} s, {result.episodes:,} episodes"
+    """The result of a run, for a person."""
+    made = round(result.train_seconds * result.steps_per_second)
+    now = f", {made:,} of them now," if made < result.steps else ""
+    text = f"{result.steps:,} steps{now} in {result.seconds:.1f} s"
+    if made:
+        text += f" ({result.train_seconds:.1f} s of training, {result.steps_per_second:,.0f} steps/s)"
+    text += f", {result.episodes:,} episodes"
     if result.train_return is not None:
         text += f", training return {result.train_return:.1f}"
     if result.eval_return is not None:
         text += f", evaluation return {result.eval_return:.1f}"
     if result.restarts:
         text += f", {result.restarts} restarts"
-    return f"{text}; checkpoint {result.checkpoint}"
+    return f"{text}; checkpoint {short_path(result.checkpoint)}"
+
+
+def ending(result: Result, config: RunConfig) -> str:
+    """Why a run ended, and how to continue it: the last line of a run, for a person."""
+    why = {
+        "steps": f"all {config.steps:,} steps are done",
+        "return": f"two evaluations in a row reached --stop-return {config.stop_return:g}"
+        if config.stop_return is not None
+        else "",
+        "seconds": f"--max-seconds {config.max_seconds:g} are over" if config.max_seconds is not None else "",
+    }.get(result.stopped, result.stopped)
+    if result.stopped == "seconds" and config.max_seconds is not None and result.seconds > config.max_seconds + 1:
+        why += f", {result.seconds - config.max_seconds:.1f} s ago"
+    more = f" --steps {2 * config.steps}" if result.stopped in ("steps", "return") else ""
+    return f"ended: {why}; to continue: {resume_command(result.run)}{more}"
+
+
+def overview() -> str:
+    """What `rltrain` without flags prints: usage, the algorithms by kind of action, examples."""
+    groups = algorithms.by_actions()
+    width = max(map(len, groups))
+    return "\n".join(
+        [
+            f"usage: {USAGE}",
+            "",
+            "algorithms:",
+            *(f"  {group:{width}}  {', '.join(names)}" for group, names in groups.items()),
+            "",
+            "examples:",
+            *(f"  {example}" for example in EXAMPLES),
+            "",
+            "rltrain --help lists the flags of a run, rltrain --algo ppo --help also the settings of ppo.",
+        ]
+    )
 
 
 def evaluation_line(evaluation: Evaluation) -> str:

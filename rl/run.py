@@ -16,20 +16,22 @@ from rltrain.config.run_config import RunConfig
 from rltrain.errors import ConfigError, Interrupted, LearnerLost, RunFailed, Stop
 from rltrain.evaluation.background import BackgroundEvaluation, Evaluated, EvaluationFailed
 from rltrain.evaluation.multi_agent import return_metrics
+from rltrain.evaluation.self_play_ratings import SelfPlay
 from rltrain.learner.algorithm import check_size, make_algorithm
 from rltrain.learner.changes import checked_changes
-from rltrain.reporting.console import Console
+from rltrain.reporting.console import Console, resume_command
 from rltrain.reporting.divergence import Divergence
 from rltrain.reporting.metrics import Metrics, Window, info_metrics
 from rltrain.reporting.report import Report, Result
-from rltrain.rollout.replay.ring import NoStack
+from rltrain.rollout.replay.ring import NoStack, row_bytes
+from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.types import Trajectory
 from rltrain.rollout.workers import in_process
 from rltrain.rollout.workers.handle import ActorLost, ClusterLost
-from rltrain.self_play_ratings import SelfPlay
 from rltrain.setup.cluster import open_cluster
 from rltrain.setup.environment import open_environment, settled
+from rltrain.setup.initial_networks import open_initial
 from rltrain.setup.learner import open_learner
 from rltrain.setup.replay import open_data
 from rltrain.setup.rollout import open_actors, rollout_spec
@@ -39,7 +41,8 @@ from rltrain.storage.checkpoint import fingerprint
 from rltrain.storage.files import one_line
 from rltrain.storage.retention import CheckpointWriter
 from rltrain.storage.run_folder import write_run_file
-from rltrain.system.signals import Signals
+from rltrain.system.signals import Signals, TooLate, alarm_at
+from rltrain.system.time_limit import TimeLimit
 from rltrain.system.torch_setup import quiet_torch
 
 GRACE_SECONDS = 10.0  # that a stopped run waits for the unrolls under way before it gives them up
@@ -55,12 +58,13 @@ class Run:
         config: RunConfig,
         resume: Path | None,
         look: TaskProcess | None,
+        limit: TimeLimit,
         signals: Signals,
         closing: ExitStack,
         callbacks: Sequence[Any] = (),
     ) -> None:
-        self.signals = signals
-        self._started, self._out_of_time = time.monotonic(), False
+        self.signals, self.limit = signals, limit
+        self._out_of_time = self._actors_lost = False
         notes: list[str] = []
 
         def add(created: tuple[Part, list[str]]) -> Part:
@@ -71,27 +75,32 @@ class Run:
         self.console = Console(json=config.json_line, quiet=config.quiet)
         closing.callback(self.console.finish, "")
         saved = add(open_saved(resume, closing))
+        _refuse_fewer_steps(config, saved)
         self.environment = environment = add(open_environment(config, saved, look))
         self.spec = spec = environment.spec
         if saved.folder is None:
             config = add(settled(config, environment))
+        config, initial, found = open_initial(config, saved.checkpoint is None)
+        self._has_initial = initial is not None
         self.config = config
-        notes += [*products.use(config.products), *check_size(config, spec)]
+        notes += [*found, *products.use(config.products), *check_size(config, spec)]
         algorithm = make_algorithm(config, spec)
         cluster = open_cluster(config, self.console.note, closing)
         plan = rollout_spec(config, environment, algorithm.plan, cluster)
+        self._row_bytes = row_bytes(spec, algorithm.plan.core_size) if isinstance(algorithm.plan, ReplayPlan) else 0
+        self._saved_steps = saved.steps_done
         data = add(open_data(config, spec, algorithm.plan, saved.folder))
         self.recorder, mark = open_recorder(config, spec, saved)
         self.folder = open_folder(config, spec, mark, saved, closing)
         self.checkpoints = CheckpointWriter(
             self.folder / CHECKPOINTS, config, spec, environment.restore_method, saved.checkpoint
         )
-        self.learner = add(open_learner(config, spec, algorithm, data, self.folder, saved, closing))
+        self.learner = add(open_learner(config, spec, algorithm, data, self.folder, saved, initial, closing))
         on_restart = self.console.note_restart
         self.rollout = add(open_actors(config, plan, self.learner, cluster, saved, on_restart, closing))
         self.callbacks = Callbacks(callbacks, self)
         self.evaluation = BackgroundEvaluation(
-            config, environment, self.checkpoints, on_restart, self.console.note, closing, self._evaluated
+            config, environment, self.checkpoints, limit, on_restart, self.console.note, closing, self._evaluated
         )
         self.window = Window()
         self.self_play = SelfPlay(config.pool_size if config.opponents == "pool" else 0, config.pool_every)
@@ -102,10 +111,12 @@ class Run:
         self._finished: Path | None = None  # the last checkpoint, if the run had ended before it was resumed, or pauses
         if saved.checkpoint is not None and self.stopped is not None and self._is_evaluated:
             self._finished = saved.checkpoint.path
-            notes.append("this run is finished; a larger --steps continues it")
+            more = f"{resume_command(self.folder)} --steps {2 * config.steps}"
+            notes.append(f"this run is finished; a larger --steps continues it, for example: {more}")
         if saved.checkpoint is not None and self._pauses and not self.evaluation.pending:
             self._finished = saved.checkpoint.path
             notes.append("this run has reached --pause-at")
+        self._out_of_time = self._finished is None and limit.reached(self._evaluates)
         if not self.self_play.places:
             self._add_opponent()
         self.learner.join()
@@ -125,8 +136,10 @@ class Run:
         )
         if saved.folder is not None:
             write_run_file(self.folder, config, spec, mark)  # last: a resume that fails leaves the file as it was
-        self.console.start(config, config.preset_file, notes)
+        self.console.start(config, config.preset_file, notes, self.folder)
         self.signals.ask = self._set_deadline
+        limit.begin_round()
+        self.rollout.deadline = limit.end
 
     @property
     def progress(self) -> float:
@@ -149,24 +162,24 @@ class Run:
             return "return"
         if self.callbacks.requests.stop is not None:
             return self.callbacks.requests.stop
-        if self._out_of_time:
-            return "seconds"
         if self._finished is not None and self._pauses:
             return "pause"
-        return "steps" if self.rollout.steps >= self.config.steps else None
+        if self.rollout.steps >= self.config.steps:
+            return "steps"
+        return "seconds" if self._out_of_time else None
 
     def tick(self, unrolls: list[Trajectory]) -> None:
         """After an update: log, evaluate and write a checkpoint if due; check for reasons to stop."""
-        config, steps, seconds = self.config, self.rollout.steps, time.monotonic() - self._started
-        requests = self.callbacks.requests
+        config, steps, requests = self.config, self.rollout.steps, self.callbacks.requests
+        self.limit.note_round()
         self._learned(unrolls)
         self._add_opponent()
+        self.limit.unsaved = self._row_bytes * max(steps - self._saved_steps, 0)
         if steps < config.steps and (self.evaluation.due(steps) or requests.evaluate):
             requests.evaluate = False
             self.drain()
             self.evaluation.launch(self.learner.frozen(self.rollout.steps))
         self.collect(wait=self.waits)
-        self._out_of_time = config.max_seconds is not None and seconds >= config.max_seconds
         if self.signals.received():
             raise self.interrupted()
         if steps < config.steps and (self.checkpoints.due(steps) or requests.checkpoint):
@@ -179,12 +192,27 @@ class Run:
             self.callbacks.call("on_checkpoint", path)
         if self.report.due:
             self._report(line=self.metrics.due)
+        self._out_of_time = self.limit.reached(self._evaluates)
+        self.limit.begin_round()
+
+    @contextmanager
+    def rounds(self) -> Iterator[None]:
+        """In the block the run trains. If its time is over before the unrolls under way arrive, they are given up."""
+        try:
+            yield
+        except InterruptedError:
+            if self.signals.received():
+                raise
+            self._out_of_time = self._actors_lost = True
+            self.console.note("the unrolls under way were given up at the end of --max-seconds (exact: false)")
 
     def begin(self, resumed: bool) -> None:
         """Before the first step: call callbacks, and finish what a signal interrupted at the last checkpoint."""
         if self._finished is not None:
             return
         self.callbacks.begin(resumed)
+        if self._has_initial:
+            self.checkpoint()  # a resume does not need the other run
         if self.waits:
             self.collect(wait=True)
             if self.callbacks.requests.checkpoint and self.rollout.steps < self.config.steps:
@@ -205,8 +233,12 @@ class Run:
         return values
 
     def collect(self, wait: bool) -> None:
-        """Take the results of evaluations; with `wait`, of all that are under way, unless a signal arrives."""
-        self.evaluation.collect(self.rollout.steps, self.metrics, wait, self.signals.received)
+        """Take the results of evaluations; with `wait`, of all that are under way, unless a signal arrives or the time
+        is over."""
+        self.evaluation.collect(self.rollout.steps, self.metrics, wait, self._waits_no_longer)
+
+    def _waits_no_longer(self) -> bool:
+        return self.signals.received() or time.monotonic() >= self.limit.evaluations_end
 
     def drain(self) -> None:
         """Wait for the unrolls under way and learn from them as usual. Afterwards no actor acts."""
@@ -223,25 +255,26 @@ class Run:
         if path is None:
             requests = self.callbacks.requests
             reason = requests.stop
-            self.drain()
-            steps = self.rollout.steps
-            if (self.config.eval_every or requests.evaluate) and self.evaluation.launched_step != steps:
-                self.evaluation.launch(self.learner.frozen(steps))
-            self.collect(wait=True)
-            if self.evaluation.pending:
-                raise self.interrupted()
+            with self.rounds():
+                if not self._actors_lost:
+                    self.drain()
+            seconds, speed = self.report.seconds, self.report.speed
+            self._evaluate_last(requests.evaluate)
             self._report(line=True)
             requests.stop, requests.evaluate = reason, False  # a callback's wish to stop comes too late now
-            path = self.checkpoint()
+            path = self._checkpoint_in_time()
             self.callbacks.call("on_checkpoint", path)
             self._end_callbacks(self.stopped or "steps", path)
             returns = {"train_return": self.window.return_mean, "eval_return": self.evaluation.return_mean}
             self.metrics.finish(self.rollout.steps, returns)
+        else:
+            seconds, speed = self.report.seconds, self.report.speed
         self.report.finish()
         return Result(
             steps=self.rollout.steps,
-            seconds=time.monotonic() - self._started,
-            steps_per_second=self.report.speed,
+            seconds=self.limit.elapsed,
+            train_seconds=seconds,
+            steps_per_second=speed,
             episodes=self.window.count,
             train_return=self.window.return_mean,
             eval_return=self.evaluation.return_mean,
@@ -251,6 +284,32 @@ class Run:
             restarts=self.restarts,
             fingerprint=fingerprint(self.learner.parts()),
         )
+
+    def _evaluate_last(self, requested: bool) -> None:
+        """Evaluate the last policy, as far as the time allows. A resume repeats an evaluation that was cut off."""
+        config, steps, limit = self.config, self.rollout.steps, self.limit
+        if (config.eval_every or requested) and self.evaluation.launched_step != steps:
+            if limit.allows_evaluation:
+                self.evaluation.launch(self.learner.frozen(steps))
+            else:
+                self.console.note("there is no evaluation at the end: --max-seconds leaves no time for it")
+        self.collect(wait=True)
+        if self.evaluation.pending and self.signals.received():
+            raise self.interrupted(self._actors_lost)
+        if self.evaluation.pending:
+            self.console.note("an evaluation was cut off at the end of --max-seconds; --resume makes it again")
+
+    def _checkpoint_in_time(self) -> Path:
+        """The last checkpoint; without the state of the actors if their answers do not arrive in time."""
+        path = None
+        with self.rounds():
+            path = self.checkpoint(self._actors_lost)
+        return path or self.checkpoint(actors_lost=True)
+
+    @property
+    def _evaluates(self) -> bool:
+        """True if an evaluation follows the last round."""
+        return self.config.eval_every > 0
 
     @property
     def _pauses(self) -> bool:
@@ -318,7 +377,9 @@ class Run:
             "lines": self.metrics.lines,
             **({"callbacks": callbacks} if callbacks else {}),
         }
-        path = self.checkpoints.save(self.rollout.steps, self.learner.version, state, blocks, actors_lost)
+        with self.limit.checkpoint():
+            path = self.checkpoints.save(self.rollout.steps, self.learner.version, state, blocks, actors_lost)
+        self._saved_steps, self.limit.unsaved = self.rollout.steps, 0
         self.metrics.flush()
         return path
 
@@ -345,7 +406,8 @@ class Run:
     def interrupted(self, actors_lost: bool = False) -> Interrupted:
         """Write a checkpoint of a run that was ended by a signal; returns the exception to raise."""
         path, exact = self._last_checkpoint(actors_lost), " (exact: false)" if actors_lost else ""
-        return Interrupted(self.signals.signum or signal.SIGINT, f"interrupted; checkpoint {path}{exact}")
+        text = f"interrupted; checkpoint {path}{exact}\nto continue: {resume_command(self.folder)}"
+        return Interrupted(self.signals.signum or signal.SIGINT, text)
 
     def failed(self, cause: Exception, actors_lost: bool) -> RunFailed:
         """Write a checkpoint of a run that cannot continue; returns the exception to raise."""
@@ -357,7 +419,7 @@ class Run:
             return self.failed(cause, actors_lost=True)
         except RunFailed as second:  # for example, the disk is full as well
             return RunFailed(f"{cause}\nno checkpoint: {second}")
-        return RunFailed(f"{cause}\ncheckpoint {path}")
+        return RunFailed(f"{cause}\ncheckpoint {path}\nto continue: {resume_command(self.folder)}")
 
     def _last_checkpoint(self, actors_lost: bool) -> Path:
         """The checkpoint of a run that ends early. A callback cannot prevent it."""
@@ -387,22 +449,34 @@ class Run:
             self.console.note(text)
 
 
+def _refuse_fewer_steps(config: RunConfig, saved: Saved) -> None:
+    """ConfigError if a resume asks for fewer steps than the run has made; it may have made a few more than asked."""
+    done = saved.steps_done
+    if config.steps < done and config.steps != saved.steps:
+        raise ConfigError(f"--steps {config.steps}: the run has made {done} steps already; ask for more of them")
+
+
 @contextmanager
 def open_run(
     config: RunConfig,
     resume: str | Path | None = None,
     look: TaskProcess | None = None,
     callbacks: Sequence[Any] = (),
+    limit: TimeLimit | None = None,
 ) -> Iterator[Run]:
     """A run whose parts are closed in any case; failures and signals leave a checkpoint behind.
 
     Args:
         look:      the examination of the environment, if it has already begun.
         callbacks: objects with the hooks of `rltrain.callbacks.callback.Callback`.
+        limit:     the time of the run, if it has already begun.
     """
+    limit = limit or TimeLimit(config.max_seconds)
     with Signals() as signals, ExitStack() as closing:
         try:
-            run = Run(config, None if resume is None else Path(resume).absolute(), look, signals, closing, callbacks)
+            with alarm_at(limit.end):
+                folder = None if resume is None else Path(resume).absolute()
+                run = Run(config, folder, look, limit, signals, closing, callbacks)
         except (WorkerFailed, ActorLost, ClusterLost, LearnerLost) as failed:
             what = "started" if resume is None else "resumed; its checkpoints are unchanged"
             raise RunFailed(f"it could not be {what}: {failed}") from None
@@ -410,6 +484,9 @@ def open_run(
             raise ConfigError(
                 f"the run does not fit into memory: {one_line(error)}; ask for smaller settings"
             ) from None
+        except TooLate:
+            kept = "no checkpoint was written" if resume is None else "its checkpoints are unchanged"
+            raise RunFailed(f"it did not start within --max-seconds {config.max_seconds:g}; {kept}") from None
         except Stop as stop:
             kept = "no checkpoint was written" if resume is None else "its checkpoints are unchanged"
             raise Interrupted(stop.signum, f"interrupted while it started; {kept}") from None

@@ -13,8 +13,9 @@ from rltrain.config.load import change, load, reload, with_callbacks
 from rltrain.config.run_config import RunConfig
 from rltrain.errors import as_folder
 from rltrain.setup.first_look import look_at
-from rltrain.storage.run_folder import for_resume, saved_config
+from rltrain.storage.run_folder import for_resume, require_free_name, saved_config
 from rltrain.system.signals import held
+from rltrain.system.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from rltrain.config.keywords import Keywords
@@ -54,23 +55,25 @@ def train(
     else:
         config = load(settings) if resume is None else reload(saved_config(resume), settings, trust=trust)
     config = with_callbacks(config, callbacks, resumed=resume is not None)
+    if resume is None:
+        require_free_name(config)
+    limit = TimeLimit(config.max_seconds)
     with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch
         with held(), _no_collection():
             from rltrain.callbacks.loading import make_callbacks
             from rltrain.run import open_run
-        with open_run(
-            config, resume, look, make_callbacks(config, callbacks)
-        ) as run:  # folder, seeds, actors, learner, metrics
+        with open_run(config, resume, look, make_callbacks(config, callbacks), limit) as run:  # folder, seeds, actors
             learner, rollout, plan = run.learner, run.rollout, run.learner.algorithm.plan
-            while run.stopped is None:
-                progress = run.progress
-                rollout.start()  # every idle actor begins an unroll
-                unrolls = rollout.gather(plan.wait)  # of all actors, or of the first ones
-                if run.overlaps:
-                    rollout.start()  # these actors continue while the learner learns
-                learner.step(unrolls, progress)
-                rollout.publish(learner.weights(rollout.steps))
-                run.tick(unrolls)  # log, evaluate, checkpoint, each when due
+            with run.rounds():
+                while run.stopped is None:
+                    progress = run.progress
+                    rollout.start()  # every idle actor begins an unroll
+                    unrolls = rollout.gather(plan.wait)  # of all actors, or of the first ones
+                    if run.overlaps:
+                        rollout.start()  # these actors continue while the learner learns
+                    learner.step(unrolls, progress)
+                    rollout.publish(learner.weights(rollout.steps))
+                    run.tick(unrolls)  # log, evaluate, checkpoint, each when due
             return run.finish()
 
 

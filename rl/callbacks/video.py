@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from rltrain.callbacks.callback import Callback
 from rltrain.callbacks.run_view import RunView
 from rltrain.envs.seeding import evaluation_seed
 from rltrain.errors import ConfigError
-from rltrain.evaluation.video import Filmer, VideoWriter
+from rltrain.evaluation.video import Filmer, VideoWriter, filmed
 from rltrain.learner.algorithm import make_policy
 from rltrain.rollout.workers.handle import FILMER, ActorLost, Handle
 from rltrain.rollout.workers.in_process import LocalHandle
@@ -44,7 +43,7 @@ class Video(Callback):
         self._ended = False  # something went wrong
 
     def on_start(self, run: RunView) -> None:
-        VideoWriter(Path("check.gif"))  # ConfigError if the package is missing
+        VideoWriter(Path("check.gif"), "")  # ConfigError if the package is missing
 
     def on_update(self, run: RunView) -> None:
         if self._filming is not None:
@@ -112,8 +111,7 @@ def _worker(run: RunView) -> Handle:
     """The worker that plays and films; in this process if the actors are."""
     config = run.config
     source, spec = run.environment.evaluated
-    filmed = replace(source, kwargs={**source.kwargs, "render_mode": "rgb_array"})
-    build = functools.partial(Filmer, spec, filmed.make, make_policy(config, spec), config.opponents == "pool")
+    build = functools.partial(Filmer, spec, filmed(source), make_policy(config, spec), config.opponents == "pool")
     if config.backend == "local" or config.workers == 0:
         return LocalHandle(FILMER, build)
     from rltrain.rollout.workers.process import ProcessHandle

@@ -54,6 +54,7 @@ FREE |= {
     "max_restarts",
     "max_seconds",
     "pause_at",
+    "name",
 }
 FREE |= {"checkpoint_every", "keep", "replay_on_disk", "record", "json", "quiet", "wandb", "mlflow", "tensorboard"}
 FREE |= {"log_info"}

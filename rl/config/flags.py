@@ -21,6 +21,7 @@ from rltrain.errors import ConfigError
 
 DISCRETE = "Defaults for Discrete actions, also MultiDiscrete and MultiBinary, are those of one agent without images, "
 DISCRETE += "action masks and memory."
+USAGE = "rltrain --algo NAME --env ENV [flags]\n       rltrain --resume DIR [flags]"
 
 
 def spelled(key: str) -> str:
@@ -68,6 +69,23 @@ def _float(text: str) -> Any:
         return float(text)
     except ValueError:
         return text
+
+
+def seeds_of(text: str) -> list[int]:
+    """The seeds of a group of runs: `5` is 0 to 4; `3,7` or `3,` are those in the list."""
+    words = [word.strip() for word in text.split(",")]
+    if len(words) > 1 and not words[-1]:
+        words.pop()
+    numbers = [whole(word) for word in words]
+    if not all(isinstance(number, int) for number in numbers):
+        raise argparse.ArgumentTypeError(f"must be a number of runs or a list of seeds such as 0,1,2, got {text!r}")
+    if "," not in text:
+        if not 1 <= numbers[0] <= 1000:
+            raise argparse.ArgumentTypeError(f"must be from 1 to 1000 runs, got {numbers[0]}")
+        return list(range(numbers[0]))
+    if min(numbers) < 0 or len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"each seed must be at least 0 and given once, got {text!r}")
+    return numbers
 
 
 def env_arg(text: str) -> tuple[str, Any]:
@@ -156,7 +174,7 @@ def _metavar(field: FieldInfo) -> str:
         if get_origin(member) is Literal:
             return "{" + ",".join(map(str, get_args(member))) + "}"
         if get_origin(member) is tuple:
-            return "TEXT,..." if str in get_args(member) else "INT,..."
+            return "NAME,..." if str in get_args(member) else "INT,..."
         if member in (int, float):
             return str(member.__name__).upper()
     return "TEXT"
@@ -255,11 +273,17 @@ def run_parser(algo: str | None, version: str) -> Parser:
         description="Trains an algorithm on an environment. "
         "A flag overrides --config, which overrides configs/<algo>/<env>.toml, which overrides the default.",
         epilog=None if algo else f"Settings of an algorithm: rltrain --algo {algorithms.names()[-1]} --help",
-        usage="rltrain --algo NAME --env ENV [flags]\n       rltrain --resume DIR [flags]",
+        usage=USAGE,
     )
     run = top.add_argument_group("the run")
     run.add_argument("--config", metavar="FILE.toml", help="values of these flags; a table [ppo] has those of ppo")
     run.add_argument("--resume", metavar="DIR", help="continues the run in this folder; needs no other flag")
+    run.add_argument(
+        "--seeds",
+        type=seeds_of,
+        metavar="N or LIST",
+        help="makes N runs with the seeds 0 to N - 1, or one for each seed of a list (3,5,8), in one folder",
+    )
     add_consent(run)
     add_env_arg(run)
     run.add_argument(

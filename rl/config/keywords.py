@@ -22,6 +22,8 @@ class Keywords(TypedDict, total=False):
     action_bound: float | None
     vector: Literal["auto", "serial", "native"]
     opponents: Literal["newest", "pool"]
+    init_from: str | PathLike[str] | None
+    init_parts: Sequence[str] | None
     steps: int
     stop_return: float | None
     max_seconds: float | None
@@ -50,6 +52,7 @@ class Keywords(TypedDict, total=False):
     log_info: Sequence[str]
     callback: Sequence[str]
     out: str | PathLike[str]
+    name: str | None
     eval_every: int
     eval_episodes: int
     checkpoint_every: int

@@ -65,6 +65,16 @@ class RunConfig(BaseModel):
         default="newest", description="opponents in games of two: the newest policy, or past policies too"
     )
 
+    # beginning
+    init_from: str | None = Field(
+        default=None, description="a run or a checkpoint: begins with its networks and normaliser, with a new optimiser"
+    )
+    init_parts: tuple[str, ...] | None = Field(
+        default=None,
+        description="parts of init_from to take, as policy or policy.encoder,critics; none: all",
+        min_length=1,
+    )
+
     # length
     steps: int = Field(default=100_000, ge=1, description="environment steps of all streams together")
     stop_return: float | None = Field(
@@ -168,6 +178,9 @@ class RunConfig(BaseModel):
 
     # output
     out: str = Field(default="runs", description="folder that contains the run folders")
+    name: str | None = Field(
+        default=None, description="name of the run's folder; none: made of algorithm, environment, seed and time"
+    )
     eval_every: int = Field(
         default_factory=_tenth,
         ge=0,
@@ -233,6 +246,18 @@ class RunConfig(BaseModel):
             raise ValueError(f"must name the policy of each agent in letters, digits, _ and -{what}")
         return value
 
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, value: str | None) -> str | None:
+        if value is not None and (value in ("", ".", "..") or re.search(r"[/\\\0\n\r]", value)):
+            raise ValueError(f"must be the name of a folder, without / or \\, got {value!r}; --out names the place")
+        return value
+
+    @field_validator("init_from", mode="before")
+    @classmethod
+    def _absolute(cls, value: Any) -> Any:
+        return os.path.abspath(value) if isinstance(value, str | os.PathLike) else value
+
     @field_validator("backend")
     @classmethod
     def _local_without_workers(cls, value: str, info: Any) -> str:
@@ -266,6 +291,8 @@ class RunConfig(BaseModel):
                 f"cluster must be an address, a scheduler file or a distributed.Client, got "
                 f"{type(self.cluster).__name__}; of a cluster object: cluster.get_client()"
             )
+        if self.init_parts is not None and self.init_from is None:
+            raise ValueError("init_parts names parts of init_from, which is not given")
         if self.record is not None and self.replay_from is not None:
             raise ValueError("record needs actors, and with replay_from there are none; ask for one of them")
         if self.stop_return is not None and self.eval_every == 0:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rltrain import self_play_ratings as self_play
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.seeding import evaluation_seed
+from rltrain.evaluation import self_play_ratings as self_play
 from rltrain.evaluation.multi_agent import return_metrics
 from rltrain.learner.algorithm import make_policy
 from rltrain.reporting.metrics import Metrics, info_metrics
@@ -26,6 +26,7 @@ from rltrain.rollout.workers.in_process import LocalHandle
 from rltrain.setup.environment import Environment
 from rltrain.storage.retention import CheckpointWriter
 from rltrain.system.schedule import Schedule
+from rltrain.system.time_limit import TimeLimit
 
 LINES = 1000  # evaluations of which each is written to the metrics
 MAX_QUEUE = 4  # evaluations that may wait for the worker; with more, the learner waits
@@ -54,6 +55,7 @@ class BackgroundEvaluation:
 
     Args:
         checkpoints: writes the best policy.
+        limit:       of the run's time; it is told how long evaluations take, and decides when they are cut off.
         on_restart:  called with each failure of the worker that is followed by a restart.
         note:        prints a line for the user.
         on_result:   called with each result.
@@ -70,6 +72,7 @@ class BackgroundEvaluation:
         config: RunConfig,
         environment: Environment,
         checkpoints: CheckpointWriter,
+        limit: TimeLimit,
         on_restart: Callable[[ActorLost], None],
         note: Callable[[str], None],
         closing: ExitStack,
@@ -77,7 +80,7 @@ class BackgroundEvaluation:
     ) -> None:
         self._on_result = on_result
         self._config, self._spec, self._checkpoints = config, environment.spec, checkpoints
-        self._queue = EvaluationQueue(config, environment, on_restart)
+        self._queue = EvaluationQueue(config, environment, limit, on_restart)
         closing.callback(self._queue.close)
         if config.eval_every:
             self._queue.open()
@@ -188,15 +191,21 @@ class EvaluationQueue:
     """A queue of frozen weights that one worker evaluates; results come in the order of their steps.
 
     Args:
+        limit:      see `BackgroundEvaluation`.
         on_restart: called with each failure that is followed by a restart.
     """
 
-    def __init__(self, config: RunConfig, environment: Environment, on_restart: Callable[[ActorLost], None]) -> None:
+    def __init__(
+        self, config: RunConfig, environment: Environment, limit: TimeLimit, on_restart: Callable[[ActorLost], None]
+    ) -> None:
         (source, spec), against_random = environment.evaluated, config.opponents == "pool"
         self._job = EvaluatorJob(spec, source.make, make_policy(config, spec), against_random, config.log_info)
         self._local = config.backend == "local" or config.workers == 0
-        self._memory = SharedMemory(8)
+        self._limit = limit
+        self._began = 0.0  # monotonic time at which the evaluation under way began
+        self._memory = SharedMemory(16)
         steps = self._memory.array(0, (1,), "int64")  # that the workers have made
+        self._end = self._memory.array(8, (1,), "float64")  # monotonic time at which an evaluation is cut off
         self._worker = SupervisedWorker(
             self._open_worker, lambda: int(steps[0]), config.actor_timeout, config.max_restarts
         )
@@ -231,6 +240,9 @@ class EvaluationQueue:
                 continue
             self._busy = False
             self._worker.succeeded()
+            if not episodes:
+                break  # it was cut off
+            self._limit.evaluation = time.monotonic() - self._began
             done.append((self._queue.popleft(), episodes))
             self._next()
         return done
@@ -262,6 +274,7 @@ class EvaluationQueue:
                 self._lost(lost)
                 return
             self._busy = True
+            self._began, self._end[0] = time.monotonic(), self._limit.evaluations_end
             self._worker.reset_timer()
             self._worker.call("evaluate", self._queue[0].arrays, self._seeds, False)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rltrain import self_play_ratings as self_play
 from rltrain.config.consent import EVALUATION, NETWORK, SavedConfig, with_consent
 from rltrain.envs.errors import Watch, fault_of, unwatched
 from rltrain.envs.lookup import EnvSource
@@ -18,16 +17,17 @@ from rltrain.envs.make import fitting, read_spec, resolve
 from rltrain.envs.seeding import FRESH, seed_of
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
+from rltrain.evaluation import self_play_ratings as self_play
 from rltrain.evaluation.multi_agent import mean_returns
 from rltrain.evaluation.policy import Trained, load_for
-from rltrain.evaluation.video import VideoWriter, shown
+from rltrain.evaluation.video import VideoWriter, filmed, shown
+from rltrain.reporting.intervals import bootstrap
 from rltrain.reporting.metrics import info_means
 from rltrain.rollout.actor.play import AT_ONCE, play
 from rltrain.rollout.types import LONGEST, Episode
 from rltrain.rollout.workers.process_state import LocalSettings
 from rltrain.setup.first_look import evaluation_source
 
-RESAMPLES = 10_000  # for the bootstrap
 FEW = 4  # of so few episodes a bootstrap interval says nothing
 
 
@@ -172,10 +172,12 @@ def _play(
 ) -> list[Episode]:
     """One episode per seed; the first one is filmed."""
 
-    def episodes(source: EnvSource, seeds: list[int], film: Callable[[Any], None] | None = None) -> list[Episode]:
+    def episodes(
+        create: Callable[[], Any], seeds: list[int], film: Callable[[Any], None] | None = None
+    ) -> list[Episode]:
         def make() -> Any:
             watch("constructor")
-            env = source.make()
+            env = create()
             watch("reset")  # follows the last constructor
             return env
 
@@ -189,19 +191,10 @@ def _play(
 
     played: list[Episode] = []
     if video is not None:
-        writer = VideoWriter(Path(video).absolute())
-        filmed = replace(source, kwargs={**source.kwargs, "render_mode": "rgb_array"})
-        played = episodes(filmed, seeds[:1], writer.add)
+        writer = VideoWriter(Path(video).absolute(), spec.id)
+        played = episodes(filmed(source), seeds[:1], writer.add)
         writer.write()
-    return played + episodes(source, seeds[len(played) :])
-
-
-def bootstrap(returns: np.ndarray) -> tuple[float, float]:
-    """95% confidence interval of the mean of returns [N], by the percentile bootstrap."""
-    rng = np.random.default_rng(0)
-    means = returns[rng.integers(0, len(returns), (RESAMPLES, len(returns)))].mean(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
+    return played + episodes(source.make, seeds[len(played) :])
 
 
 def source_of(

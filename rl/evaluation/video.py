@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,7 +51,7 @@ class Filmer:
         for name, array in self._parameters.items():
             array[...] = arrays[name]
         try:
-            writer = VideoWriter(Path(path))
+            writer = VideoWriter(Path(path), self._spec.id)
             play(self._make, self._spec, self._policy, [seed], frame=writer.add, at_random=self._at_random)
             writer.write()
             return writer.small()
@@ -57,6 +60,9 @@ class Filmer:
 
     def close(self) -> None:
         """No-op: environments are closed at the end of each call."""
+
+
+HOW = "its constructor must take render_mode='rgb_array', and its render() return an image [height, width, 3] of uint8"
 
 
 def shown(source: EnvSource) -> EnvSource:
@@ -85,10 +91,17 @@ def shown(source: EnvSource) -> EnvSource:
 
 
 class VideoWriter:
-    """Collects the frames of an episode. ConfigError if the package that writes videos is missing."""
+    """Collects the frames of an episode.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        name: of the environment, for messages.
+
+    Raises:
+        ConfigError: the package that writes videos is missing.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self._name = path, name
         self.frames: list[np.ndarray] = []
         try:
             import imageio.v3  # noqa: F401
@@ -96,23 +109,29 @@ class VideoWriter:
             raise ConfigError("--video needs imageio: pip install 'rltrain[video]'") from None
 
     def add(self, env: Any) -> None:
-        """Add the current frame of the environment."""
+        """Add the current frame of the environment; ConfigError if it returns none."""
         try:
-            frame = env.render()
+            frame = np.asarray(env.render())
         except Exception as error:
-            raise ConfigError(f"--video: the environment cannot be rendered: {str(error).splitlines()[0]}") from None
-        if frame is not None:
-            self.frames.append(np.asarray(frame))
-        self.rate = int(env.metadata.get("render_fps", 30))
+            detail = " ".join(str(error).split()) or type(error).__name__
+            what = "it has no render()" if isinstance(error, NotImplementedError) else f"its render() raised: {detail}"
+            raise ConfigError(f"--video: {self._name} cannot be filmed: {what}; {HOW}") from None
+        if frame.ndim == 2 and frame.dtype == np.uint8:
+            frame = np.repeat(frame[..., None], 3, -1)
+        if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype != np.uint8 or 0 in frame.shape:
+            raise ConfigError(f"--video: {self._name} cannot be filmed: its render() returned no image; {HOW}")
+        if self.frames and frame.shape != self.frames[0].shape:
+            raise ConfigError(f"--video: {self._name} cannot be filmed: the size of its images changes")
+        self.frames.append(frame)
+        self.rate = int(env.metadata.get("render_fps") or 30)
 
     def write(self) -> None:
         """Write the file; its suffix determines the format."""
         import imageio.v3
 
-        if not self.frames:
-            raise ConfigError("--video: the environment returned no frames (render_mode rgb_array)")
         try:
-            imageio.v3.imwrite(self.path, np.stack(self.frames), **self._options())
+            with quiet_encoder():
+                imageio.v3.imwrite(self.path, np.stack(self.frames), **self._options())
         except Exception as error:
             raise ConfigError(f"--video {self.path}: {str(error).splitlines()[0]}") from None
 
@@ -128,4 +147,35 @@ class VideoWriter:
         return Film(bytes(gif), (frames.shape[1], frames.shape[2]))
 
     def _options(self) -> dict[str, Any]:
-        return {"duration": 1000 / self.rate, "loop": 0} if self.path.suffix == ".gif" else {"fps": self.rate}
+        if self.path.suffix == ".gif":
+            return {"duration": 1000 / self.rate, "loop": 0}
+        return {"fps": self.rate}
+
+
+def filmed(source: EnvSource) -> Callable[[], Any]:
+    """Makes the environment for a video: with render_mode rgb_array, if its constructor takes that."""
+    with_images = replace(source, kwargs={**source.kwargs, "render_mode": "rgb_array"})
+
+    def make() -> Any:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of Gymnasium, for a mode that is not in the metadata
+                return with_images.make()
+        except EnvError as error:
+            if "render_mode" not in str(error):
+                raise
+            return source.make()
+
+    return make
+
+
+@contextlib.contextmanager
+def quiet_encoder() -> Iterator[None]:
+    """In the block imageio does not warn that it makes a video a few pixels larger."""
+    logger = logging.getLogger("imageio_ffmpeg")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

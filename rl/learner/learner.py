@@ -176,6 +176,10 @@ class Learner:
         for name, part in self.algorithm.parts().items():
             part.load_state_dict(to_tensors(state["parts"][name]))
 
+    def keep_statistics(self) -> None:
+        """The running statistics are those of another run: the first delivery is not needed for them."""
+        self._observed = True
+
     def _observe(self, unrolls: list[Trajectory]) -> None:
         """Update running statistics: after the updates, so that the probabilities that the actors reported are those
         of the first update; before those of the first delivery, which could not be scaled without them."""

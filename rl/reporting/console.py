@@ -1,5 +1,6 @@
-"""The console output of a run: a live line on a terminal, occasional plain lines elsewhere.
+"""The console output of a run: a progress bar on a terminal, occasional plain lines elsewhere.
 
+Elsewhere is a pipe or a file, a terminal that cannot move its cursor (TERM=dumb), and any terminal if NO_COLOR is set.
 If the reader closes the pipe (`rltrain ... | head -1`), nothing more is printed and the run continues.
 """
 
@@ -8,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -18,7 +21,9 @@ if TYPE_CHECKING:
 
 EVERY_SECONDS = 5.0  # between two plain lines
 EVERY_SHARE = 0.1  # share of the run between two plain lines
-REFRESH = 0.1  # seconds between two updates of the live line
+REFRESH = 0.1  # seconds between two updates of the bar
+BAR = 10, 40  # columns of the bar: at least, at most
+GAP = "  "  # between two values
 
 
 class Console:
@@ -34,12 +39,16 @@ class Console:
         self.stream = stream if stream is not None else sys.stderr if json else sys.stdout
         self.quiet = quiet
         self._live: Any = None  # rich.live.Live, imported for a terminal only
-        self._terminal = not quiet and self.stream.isatty()
+        self._terminal = not quiet and moves_cursor(self.stream)
         self._last_time = -float("inf")
         self._tenth = 0  # number of EVERY_SHARE at the last plain line
 
-    def start(self, config: Any, preset: str | None = None, notes: Sequence[str] = ()) -> None:
-        """Prints one line about the run, the preset in use, and notes."""
+    def start(
+        self, config: Any, preset: str | None = None, notes: Sequence[str] = (), folder: Path | None = None
+    ) -> None:
+        """Prints the folder of the run, one line about the run, the preset in use, and notes."""
+        if folder is not None:
+            self.note(f"folder {short_path(folder)}")
         who = f"{config.workers} actors" if config.workers > 1 else "1 actor"
         who += f", {config.learners} learners" if config.learners > 1 else ""
         where = f"{who}, {config.backend}" if config.workers else "in this process"
@@ -64,7 +73,7 @@ class Console:
                 return
             self._last_time = clock
             try:
-                self._show(progress_line(now))
+                self._show(now)
             except BrokenPipeError:
                 self._mute()
         elif clock - self._last_time >= EVERY_SECONDS or tenth > self._tenth:
@@ -92,7 +101,7 @@ class Console:
         self.note(f"{lost.who} was lost and is replaced: {text}")
 
     def finish(self, text: str) -> None:
-        """Ends the live line and prints `text`."""
+        """Removes the bar and prints `text`."""
         if self._live is not None:
             try:
                 self._live.stop()
@@ -102,16 +111,16 @@ class Console:
         if text:
             self.note(text)
 
-    def _show(self, line: str) -> None:
+    def _show(self, now: Mapping[str, Any]) -> None:
         from rich.console import Console as Terminal
         from rich.live import Live
-        from rich.text import Text
 
         if self._live is None:
-            # Without a refreshing thread, since processes are forked while the line is shown.
-            self._live = Live(console=Terminal(file=self.stream), auto_refresh=False, transient=True)
+            # Without a refreshing thread, since processes are forked while the bar is shown.
+            terminal = Terminal(file=self.stream, highlight=False)
+            self._live = Live(console=terminal, auto_refresh=False, transient=True, vertical_overflow="visible")
             self._live.start()
-        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        self._live.update(ProgressBar(now), refresh=True)
 
     def _print(self, text: str) -> None:
         try:
@@ -126,6 +135,23 @@ class Console:
         """The reader has closed the pipe."""
         self.quiet, self._live = True, None
         hush(self.stream)
+
+
+def moves_cursor(stream: TextIO) -> bool:
+    """True if the stream is a terminal on which a line can be replaced, and the user allows more than plain text."""
+    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown") and not os.environ.get("NO_COLOR")
+
+
+def short_path(path: Path) -> str:
+    """The path, relative to the current folder if it lies in it."""
+    with contextlib.suppress(ValueError, OSError):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
+
+
+def resume_command(folder: Path) -> str:
+    """The command that continues the run in a folder."""
+    return f"rltrain --resume {shlex.quote(short_path(folder))}"
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
@@ -145,20 +171,64 @@ def hush(stream: TextIO) -> None:
         os.close(null)
 
 
+class ProgressBar:
+    """The progress of a run as wide as the terminal is: a bar and values, in as many lines as the values need."""
+
+    def __init__(self, now: Mapping[str, Any]) -> None:
+        self._now = now
+
+    def __rich_console__(self, terminal: Any, options: Any) -> Iterator[Any]:
+        from rich.progress_bar import ProgressBar as Bar
+        from rich.table import Table
+        from rich.text import Text
+
+        width = max(options.max_width - 1, 1)  # the last column is left free: some terminals wrap there
+        least, most = BAR
+        values = progress_values(self._now)
+        first = len(packed(values, width - least - len(GAP))[0])
+        beside = GAP.join(values[:first])
+        bar = min(width - len(beside) - len(GAP), most)
+        if bar >= least:
+            row = Table.grid(padding=(0, len(GAP), 0, 0))
+            row.add_row(
+                Bar(float(self._now["total"]), float(self._now["steps"]), width=bar), Text(beside, no_wrap=True)
+            )
+            yield row
+            values = values[first:]
+        for line in packed(values, width):
+            yield Text(GAP.join(line), no_wrap=True, overflow="ellipsis")
+
+
+def packed(words: Sequence[str], width: int) -> list[list[str]]:
+    """Words in lines of at most `width` columns; each line has at least one word."""
+    lines: list[list[str]] = []
+    for word in words:
+        if lines and len(GAP.join([*lines[-1], word])) <= width:
+            lines[-1].append(word)
+        else:
+            lines.append([word])
+    return lines
+
+
 def progress_line(now: Mapping[str, Any]) -> str:
-    """One line of progress, without the values that are not known yet."""
+    """One line of progress."""
+    return GAP.join(progress_values(now))
+
+
+def progress_values(now: Mapping[str, Any]) -> list[str]:
+    """The progress of a run in words, without the values that are not known yet."""
     steps, total = int(now["steps"]), max(int(now["total"]), 1)
-    parts = [f"{steps:,} / {total:,} steps", f"{min(steps / total, 1.0):4.0%}"]
+    parts = [f"{min(steps / total, 1.0):4.0%}", f"{steps:,} / {total:,} steps"]
+    for key, name in (("train_return", "return"), ("eval_return", "eval")):
+        if now.get(key) is not None:
+            parts.append(f"{name} {now[key]:,.1f}")
     if now.get("steps_per_second"):
         parts.append(f"{now['steps_per_second']:,.0f} steps/s")
     if now.get("seconds_left") is not None:
         parts.append(f"{duration(now['seconds_left'])} left")
-    for key, name in (("train_return", "return"), ("eval_return", "eval")):
-        if now.get(key) is not None:
-            parts.append(f"{name} {now[key]:.1f}")
     if now.get("restarts"):
         parts.append(f"restarts {now['restarts']}")
-    return "  ".join(parts)
+    return parts
 
 
 def duration(seconds: float) -> str:

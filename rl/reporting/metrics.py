@@ -20,6 +20,8 @@ FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
 MAX_LINE = 2**20  # bytes; a longer line was not written here
 WINDOW = 100  # episodes in running means
+RECENT_SECONDS = 20.0  # that a rate is computed from
+LEAST_SECONDS = 2.0  # the same, at the start
 LINE_SECONDS = 1.0  # least time between two lines about the progress of a run
 LINE_SHARE = 1 / 500  # least share of the run's time between them: about 3,000 lines in a day, and 500 more in a week
 
@@ -168,6 +170,27 @@ def info_means(episodes: Iterable[Episode]) -> dict[str, float]:
 def info_metrics(prefix: str, episodes: Iterable[Episode]) -> dict[str, float]:
     """`info_means` as metrics: `PREFIX_info/KEY`."""
     return {f"{prefix}_info/{key}": mean for key, mean in info_means(episodes).items()}
+
+
+class Rate:
+    """Steps per second over a recent window. The first count is its beginning, so the start of a run is not in it."""
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, float]] = deque()
+
+    def add(self, now: float, steps: float) -> None:
+        """The number of steps at the time `now`."""
+        self._counts.append((now, steps))
+        while len(self._counts) > 2 and now - self._counts[1][0] >= RECENT_SECONDS:
+            self._counts.popleft()
+
+    @property
+    def value(self) -> float | None:
+        """None until the counts span LEAST_SECONDS."""
+        if not self._counts:
+            return None
+        (began, before), (now, steps) = self._counts[0], self._counts[-1]
+        return (steps - before) / (now - began) if now - began >= LEAST_SECONDS else None
 
 
 class Window:

@@ -10,12 +10,12 @@ from pathlib import Path
 from rltrain.learner.learner import Learner
 from rltrain.reporting.console import Console
 from rltrain.reporting.divergence import Divergence
-from rltrain.reporting.metrics import Metrics, Window
+from rltrain.reporting.metrics import Metrics, Rate, Window
 from rltrain.rollout.scheduler import Rollout
 from rltrain.setup.offline import OfflineRollout
 
 ENOUGH_EPISODES = 20  # after which a key that occurs in no info is reported
-SHOW_SECONDS = 1.0  # between two updates of the progress line
+SHOW_SECONDS = 1.0  # between two updates of the progress
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,13 @@ class Result:
     """The result of a training run."""
 
     steps: int
-    seconds: float  # wall time, including the start
-    steps_per_second: float  # during training
+    seconds: float  # wall time of this call, including start and end
+    train_seconds: float  # of them, from the first unroll to the last update
+    steps_per_second: float  # in this time
     episodes: int
     train_return: float | None  # mean of the last 100 training episodes
     eval_return: float | None  # mean of the last evaluation
-    stopped: str  # reason: steps, return or seconds
+    stopped: str  # reason: steps, return or seconds, or the text that a callback gave
     run: Path
     checkpoint: Path
     restarts: int
@@ -62,6 +63,12 @@ class Report:
         self._metrics, self._console = metrics, console
         self._outside_bounds = False  # whether a note was printed
         self._began = self._shown = time.monotonic()
+        self._recent = Rate()
+
+    @property
+    def seconds(self) -> float:
+        """Since the clock started."""
+        return time.monotonic() - self._began
 
     @property
     def due(self) -> bool:
@@ -79,8 +86,10 @@ class Report:
         Args:
             restarts: of all workers.
         """
-        rollout, speed = self._rollout, self.speed
-        self._shown = time.monotonic()
+        rollout, now = self._rollout, time.monotonic()
+        self._shown = now
+        self._recent.add(now, rollout.steps)
+        speed = self._recent.value
         self._console.update(
             {
                 "steps": rollout.steps,

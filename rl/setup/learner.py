@@ -12,9 +12,11 @@ from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec
 from rltrain.learner.algorithm import require_finite, torch_device
 from rltrain.learner.learner import Learner
+from rltrain.setup.initial_networks import initialise
 from rltrain.setup.offline import fill
 from rltrain.setup.replay import DataSource, make_feed
 from rltrain.setup.run_folder import CHECKPOINTS, REPLAY, Saved
+from rltrain.storage.checkpoint import Checkpoint
 from rltrain.storage.segments import segment_readers
 from rltrain.system.torchrun import current_rank
 
@@ -29,16 +31,19 @@ def open_learner(
     data: DataSource,
     folder: Path,
     saved: Saved,
+    initial: Checkpoint | None,
     closing: ExitStack,
 ) -> tuple[Learner, list[str]]:
     """The learner, restored from the checkpoint if there is one.
 
     Args:
-        folder: the run's; a replay on disk lies in it.
+        folder:  the run's; a replay on disk lies in it.
+        initial: the checkpoint with whose networks a new run begins.
 
     Raises:
         CheckpointError: the checkpoint does not fit, or the recording is damaged.
-        ConfigError: the recording holds nothing to learn from, or the algorithm cannot share its updates.
+        ConfigError: `initial` does not fit, the recording holds nothing to learn from, or the algorithm cannot share
+            its updates.
     """
     files = folder / REPLAY
     closing.callback(shutil.rmtree, files, ignore_errors=True)
@@ -59,6 +64,7 @@ def open_learner(
         assert saved.checkpoint is not None
         require_finite(saved.checkpoint.path, modules_of(algorithm))
         return learner, []
-    if data.recording is None:
-        return learner, []
-    return learner, [fill(learner, data.recording, device)]
+    notes = [] if initial is None else [initialise(learner, initial, config.init_parts)]
+    if data.recording is not None:
+        notes.append(fill(learner, data.recording, device))
+    return learner, notes

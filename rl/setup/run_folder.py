@@ -62,6 +62,11 @@ class Saved:
         """`steps` of the configuration that the checkpoint was written with."""
         return 0 if self.checkpoint is None else int(self.checkpoint.meta["config"]["steps"])
 
+    @property
+    def steps_done(self) -> int:
+        """Steps that the run had made at the checkpoint."""
+        return 0 if self.checkpoint is None else int(self.checkpoint.meta["step"])
+
     def check(self, spec: EnvSpec) -> None:
         """CheckpointError if observations or actions of the environment have changed since the checkpoint."""
         if self.checkpoint is not None:

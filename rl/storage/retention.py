@@ -25,7 +25,7 @@ from rltrain.rollout.types import Weights
 from rltrain.storage import checkpoint
 from rltrain.storage.checkpoint import INCOMPLETE, META, Checkpoint
 from rltrain.storage.files import one_line, read_file, refuse_link, replace_file, sync_folder
-from rltrain.storage.run_folder import versions
+from rltrain.storage.run_folder import RUN_FILE, SEEDS_FILE, versions
 from rltrain.storage.schema import read_spec
 from rltrain.storage.segments import Listed, Segments, check_segments
 from rltrain.system.schedule import Schedule
@@ -146,6 +146,9 @@ def find(path: str | Path, best: bool = False) -> tuple[Checkpoint, list[str]]:
             return found, notes
     if not os.path.exists(path):
         raise CheckpointError(f"{path} does not exist")
+    if os.path.lexists(path / SEEDS_FILE):
+        one = next(iter(sorted(path.glob(f"*/{RUN_FILE}"))), path / "seed-0" / RUN_FILE).parent
+        raise CheckpointError(f"{path} holds the runs of several seeds: give one of them, for example {one}")
     what = "a best policy in checkpoints/" if best else f"{META}, or a run's folder with checkpoints/"
     raise CheckpointError(f"{path} holds no checkpoint: expected {what}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shlex
 import stat
 import sys
 import time
@@ -24,6 +25,7 @@ from rltrain.system.torchrun import launch
 
 MAX_NAME = 100  # bytes of the environment's name in the name of a run's folder
 LOCK, RUN_FILE = ".lock", "run.json"
+SEEDS_FILE = "seeds.json"  # in a folder of several runs
 FORMAT = 1
 FILES = (RUN_FILE, f".{RUN_FILE}", LOCK, "metrics.jsonl", ".metrics.jsonl")
 PARTS = (*FILES, "checkpoints", "tensorboard", "replay")  # of a run's folder; what else lies in it is left alone
@@ -50,11 +52,18 @@ def hide_arguments() -> Iterator[None]:
         _command.clear()
 
 
-def make_folder(config: RunConfig) -> Path:
-    """Creates `out/<algo>-<env>-s<seed>-<time>`; ConfigError if that is impossible."""
+def make_folder(config: RunConfig, runs: str = "") -> Path:
+    """Creates `out/<name>`, by default `out/<algo>-<env>-s<seed>-<time>`; ConfigError if that is impossible.
+
+    Args:
+        runs: in place of the seed, for several runs.
+    """
+    if config.name is not None:
+        return _make_named_folder(config, config.name)
     name = "".join(c if c.isalnum() or c in "-_." else "-" for c in config.env_name.replace("<locals>", "")).strip("-.")
     name = name.encode(errors="replace")[:MAX_NAME].decode(errors="ignore")
-    stem = f"{config.algo.rpartition(':')[2]}-{name}-s{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    algo = config.algo.rpartition(":")[2]
+    stem = f"{algo}-{name}-{runs or f's{config.seed}'}-{time.strftime('%Y%m%d-%H%M%S')}"
     _check_name(Path(config.out), f"--out {config.out}: ")
     for number in range(1000):
         folder = Path(config.out).absolute() / (stem if number == 0 else f"{stem}-{number + 1}")
@@ -66,6 +75,24 @@ def make_folder(config: RunConfig) -> Path:
             raise ConfigError(f"--out {config.out}: {folder} cannot be made: {reason(error)}") from None
         return folder
     raise RunFailed(f"no free name for a run's folder in {config.out}")
+
+
+def require_free_name(config: RunConfig) -> None:
+    """ConfigError if the folder that --name names exists already."""
+    if config.name is not None and os.path.lexists(folder := Path(config.out).absolute() / config.name):
+        how = f", or continue the run with --resume {shlex.quote(str(folder))}" if (folder / RUN_FILE).is_file() else ""
+        raise ConfigError(f"--name {config.name}: {folder} exists already; choose another name{how}")
+
+
+def _make_named_folder(config: RunConfig, name: str) -> Path:
+    folder = Path(config.out).absolute() / name
+    _check_name(folder, f"--name {name}: ")
+    require_free_name(config)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"--name {name}: {folder} cannot be made: {reason(error)}") from None
+    return folder
 
 
 def _check_name(folder: Path, where: str = "") -> None:
@@ -136,6 +163,17 @@ def lock(folder: Path) -> Callable[[], None]:
             file.close()
 
     return release
+
+
+def is_locked(folder: Path) -> bool:
+    """True if another process holds the lock of a run's folder."""
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        lock(folder)()
+    except ConfigError as error:
+        return " is in use by " in str(error)
+    return False
 
 
 def _open_lock(path: Path) -> IO[str]:

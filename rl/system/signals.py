@@ -7,7 +7,9 @@ passed since the first one. If the second one ends a call of the environment, a 
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Self
@@ -90,6 +92,32 @@ def sigterm_stops() -> Iterator[None]:
 
     with _handled_by(stop, (signal.SIGTERM,)):
         yield
+
+
+class TooLate(BaseException):
+    """The time of `alarm_at` is over. No Exception, so that nothing in the block takes it for a failure."""
+
+
+@contextlib.contextmanager
+def alarm_at(end: float) -> Iterator[None]:
+    """Raises `TooLate` in the block at this monotonic time; no effect outside the main thread."""
+
+    def late(*_: Any) -> None:
+        raise TooLate
+
+    if end == math.inf or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+    timer = signal.getitimer(signal.ITIMER_REAL)
+    try:
+        with _handled_by(late, (signal.SIGALRM,)):
+            signal.setitimer(signal.ITIMER_REAL, max(end - time.monotonic(), 0.001))
+            try:
+                yield
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0.0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 @contextlib.contextmanager

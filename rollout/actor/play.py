@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,6 +131,10 @@ def _play(
     return [Episode(float(r), int(n), info=info) for r, n, info in zip(ret, length, infos, strict=True)]
 
 
+class _CutOff(Exception):
+    """The time of an evaluation is over."""
+
+
 @dataclass(frozen=True)
 class EvaluatorJob:
     """Everything that an evaluator is made from. Travels to its process."""
@@ -145,34 +150,41 @@ class Evaluator:
     """Plays episodes with the weights of each call.
 
     Args:
-        progress: memory for one int64, the number of steps made.
+        progress: memory for the number of steps made (int64), and for the monotonic time at which an evaluation is
+            cut off (float64).
     """
 
     def __init__(self, job: EvaluatorJob, progress: Ticket | SharedMemory) -> None:
         self.job = job
-        self._steps = SharedMemory.attach(progress).array(0, (1,), np.int64)
+        memory = SharedMemory.attach(progress)
+        self._steps, self._end = memory.array(0, (1,), np.int64), memory.array(8, (1,), np.float64)
         self.policy = job.make_policy()
         self._parameters = {name: tensor.numpy() for name, tensor in self.policy.state_dict().items()}
 
     def evaluate(self, arrays: dict[str, np.ndarray], seeds: list[int], explore: bool) -> list[Episode]:
-        """One episode per seed with these weights; see `play`."""
+        """One episode per seed with these weights; see `play`. [] if they were cut off."""
         for name, array in self._parameters.items():
             array[...] = arrays[name]
 
         def count(_: Any) -> None:
             self._steps[0] += 1
+            if time.monotonic() >= self._end[0]:
+                raise _CutOff
 
         job = self.job
-        return play(
-            job.make,
-            job.spec,
-            self.policy,
-            seeds,
-            explore,
-            frame=count,
-            at_random=job.at_random,
-            info_keys=job.info_keys,
-        )
+        try:
+            return play(
+                job.make,
+                job.spec,
+                self.policy,
+                seeds,
+                explore,
+                frame=count,
+                at_random=job.at_random,
+                info_keys=job.info_keys,
+            )
+        except _CutOff:
+            return []
 
     def close(self) -> None:
         """No-op: environments are closed at the end of each call."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -19,9 +20,12 @@ from rltrain import algorithms, cli
 from rltrain.algorithms.settings import HELP_ORDER
 from rltrain.config import run_config as config
 from rltrain.config.flags import literal
+from rltrain.config.load import load
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import EnvError
+from rltrain.envs.make import read_spec, resolve
 from rltrain.errors import CheckpointError, ConfigError, Interrupted, RunFailed
+from rltrain.learner.algorithm import make_algorithm
 from rltrain.rollout.workers.process import ProcessHandle
 from rltrain.storage import run_folder
 
@@ -33,6 +37,7 @@ HELP = ["--help"], ["--algo", "ppo", "--help"], ["--algo=a2c", "--help"]
 class Result:
     steps: int = 1000
     seconds: float = 2.0
+    train_seconds: float = 1.0
     steps_per_second: float = 500.0
     episodes: int = 10
     train_return: float | None = 1.5
@@ -271,7 +276,7 @@ def test_what_goes_wrong_has_its_status(
 
     monkeypatch.setattr(cli, "_train", fail)
 
-    assert cli.main([]) == status
+    assert cli.main(["--quiet"]) == status
     assert capsys.readouterr().err.startswith("rltrain: ")
 
 
@@ -280,12 +285,92 @@ def test_the_result_as_json_and_for_a_person() -> None:
 
     data = json.loads(json.dumps(cli.as_json(result)))
 
-    words = "steps seconds steps_per_second episodes train_return eval_return stopped run checkpoint restarts"
+    words = (
+        "steps seconds train_seconds steps_per_second episodes train_return eval_return stopped run checkpoint restarts"
+    )
     assert list(data) == [*words.split(), "fingerprint"]
     assert (data["eval_return"], data["run"]) == (None, "runs/x")
-    assert cli.result_line(result) == (
-        "1,000 steps in 2.0 s, 10 episodes, training return 1.5; checkpoint runs/x/checkpoints/step-1"
+    assert cli.result_line(Result(steps_per_second=1000.0)) == (  # type: ignore[arg-type]
+        "1,000 steps in 2.0 s (1.0 s of training, 1,000 steps/s), 10 episodes, training return 1.5; "
+        "checkpoint runs/x/checkpoints/step-1"
     )
+    assert cli.result_line(result).startswith("1,000 steps, 500 of them now, in 2.0 s (1.0 s of training, 500 steps/s)")
+    nothing: Any = Result(train_seconds=0.0, steps_per_second=0.0)
+    assert cli.result_line(nothing).startswith("1,000 steps, 0 of them now, in 2.0 s, 10 episodes")
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({}, "all 1,000 steps are done; to continue: rltrain --resume runs/x --steps 2000"),
+        ({"stopped": "seconds"}, "--max-seconds 9 are over; to continue: rltrain --resume runs/x"),
+        (
+            {"stopped": "seconds", "seconds": 11.5},
+            "--max-seconds 9 are over, 2.5 s ago; to continue: rltrain --resume ",
+        ),
+        (
+            {"stopped": "return"},
+            "two evaluations in a row reached --stop-return 5; to continue: rltrain --resume runs/x",
+        ),
+        ({"stopped": "a plateau"}, "a plateau; to continue: rltrain --resume runs/x"),
+    ],
+)
+def test_the_last_line_says_why_the_run_ended(values: dict[str, Any], line: str) -> None:
+    result: Any = Result(**values)
+
+    assert cli.ending(result, parsed("--steps", "1000", "--max-seconds", "9", "--stop-return", "5")).startswith(
+        f"ended: {line}"
+    )
+
+
+def test_the_command_alone_prints_usage_algorithms_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.startswith("usage: rltrain --algo NAME --env ENV [flags]\n")
+    groups = dict(line.strip().split("  ", 1) for line in printed.out.splitlines() if "actions  " in line)
+    names = {name: group for group, listed in groups.items() for name in listed.strip().split(", ")}
+    assert set(OURS) <= set(names)
+    assert (names["ppo"], names["dqn"], names["td3"]) == ("any actions", "Discrete actions", "Box actions")
+    assert names["qmix"] == "several agents, Discrete actions"
+    examples = printed.out.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
+    assert len(examples) == 3
+    for example in examples:
+        config, _ = cli.parse(example.split()[1:])
+        assert config.algo in names
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "spread", "probe:multi-discrete"])
+def test_the_overview_says_which_actions_an_algorithm_learns(env: str) -> None:
+    source = resolve(env, {}, "all", None, "")
+    spec = read_spec(source, 0)
+    kind = spec.action.kind
+    for name in OURS:
+        if algorithms.for_several(name) != bool(spec.groups):
+            continue
+        claimed = algorithms._registry[name].actions
+        works = claimed == algorithms.ANY or kind in claimed.lower()
+        config = load({"algo": name, "env": env, "preset": "none", "widths": (8,)})
+        with contextlib.nullcontext() if works else pytest.raises(ConfigError):
+            make_algorithm(config, spec)
+
+
+def test_a_named_run_lies_in_its_folder_and_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = parsed("--name", "my run", "--out", "here")
+
+    assert run_folder.make_folder(config) == tmp_path / "here" / "my run"
+
+    again = ["--algo", "ppo", "--env", "CartPole-v1", "--name", "my run", "--out", "here", "--quiet"]
+    folder = tmp_path / "here" / "my run"
+    assert refused(capsys, *again) == f"--name my run: {folder} exists already; choose another name"
+    (folder / run_folder.RUN_FILE).touch()
+    assert refused(capsys, *again).endswith(f"choose another name, or continue the run with --resume '{folder}'")
+    for name in ("a/b", "..", "", "a\\b", "a\nb"):
+        assert refused(capsys, *again[:4], "--name", name).startswith("--name must be the name of a folder")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

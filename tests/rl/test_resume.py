@@ -300,11 +300,16 @@ def test_a_finished_run_says_so_and_writes_nothing_new(launch: Any, tmp_path: Pa
 
     done = launch(tmp_path, "--resume", str(run), "--json")
 
-    assert "this run is finished; a larger --steps continues it" in done.err
+    assert "this run is finished; a larger --steps continues it, for example: rltrain --resume runs/" in done.err
     same = ("fingerprint", "steps", "episodes", "train_return", "eval_return", "stopped", "checkpoint")
     assert {key: done.result[key] for key in same} == {key: first[key] for key in same}
     changed = {path for path in run.rglob("*") if path.is_file() and path.stat().st_mtime_ns != before.get(path)}
     assert changed <= {run / "run.json", run / "metrics.jsonl"}
+
+    done = launch(tmp_path, "--resume", str(run), "--steps", str(first["steps"] - 1), "--quiet")
+
+    fewer = f"--steps {first['steps'] - 1}: the run has made {first['steps']} steps already; ask for more of them"
+    assert (done.status, done.line) == (2, f"rltrain: {fewer}")
 
 
 def test_an_evaluation_that_a_signal_interrupted_still_ends_the_run_at_its_goal(

@@ -12,9 +12,9 @@ import pytest
 
 import rltrain
 from rltrain import cli
+from rltrain.evaluation.self_play_ratings import START, Games, SelfPlay, fit, shares
 from rltrain.reporting.metrics import read
 from rltrain.rollout.types import NEWEST, Episode, Weights
-from rltrain.self_play_ratings import START, Games, SelfPlay, fit, shares
 
 SMALL: dict[str, Any] = {"workers": 0, "preset": "none", "quiet": True, "streams": 4, "unroll": 16, "widths": (16,)}
 

@@ -16,8 +16,10 @@ from rltrain import cli
 from rltrain.evaluation.background import evaluation_seeds
 from rltrain.reporting.metrics import read
 from rltrain.rollout.actor.play import play
+from rltrain.rollout.scheduler import Rollout
 from rltrain.storage import checkpoint
 from rltrain.storage import retention as checkpoints
+from rltrain.system.time_limit import TimeLimit
 
 QUICK: dict[str, Any] = {
     "algo": "ppo", "env": "CartPole-v1", "workers": 0, "streams": 4, "unroll": 32, "epochs": 1, "minibatches": 2,
@@ -115,12 +117,87 @@ def test_best_is_the_first_of_the_highest_in_the_order_of_steps(
     assert result.eval_return == 5.0
 
 
-def test_it_stops_after_max_seconds(quick: dict[str, Any]) -> None:
-    result = rltrain.train(**{**quick, "steps": 10**9, "max_seconds": 0.01, "eval_every": 0})
+@pytest.fixture
+def three_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a run is over after three rounds."""
+    calls = [0]
 
-    assert result.stopped == "seconds"
-    assert result.eval_return is None
-    assert checkpoint.load(result.checkpoint).meta["step"] == result.steps
+    def reached(self: TimeLimit, evaluates: bool) -> bool:
+        calls[0] += 1  # the first one before the first round
+        return calls[0] > 3
+
+    monkeypatch.setattr(TimeLimit, "reached", reached)
+
+
+@pytest.mark.usefixtures("three_rounds")
+def test_it_stops_after_max_seconds(quick: dict[str, Any]) -> None:
+    result = rltrain.train(**{**quick, "steps": 10**9, "max_seconds": 3600, "eval_every": 0})
+
+    assert (result.stopped, result.eval_return) == ("seconds", None)
+    meta = checkpoint.load(result.checkpoint).meta
+    assert (meta["version"], meta["step"]) == (3, result.steps)
+
+
+@pytest.mark.usefixtures("three_rounds")
+def test_an_evaluation_that_is_cut_off_is_made_by_the_resume(
+    quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(TimeLimit, "evaluations_end", 0.0)
+    monkeypatch.setattr(TimeLimit, "allows_evaluation", True)
+    cut = rltrain.train(**{**quick, "quiet": False, "steps": 1000, "eval_every": 10**6})
+    monkeypatch.undo()
+
+    assert "an evaluation was cut off at the end of --max-seconds" in capsys.readouterr().out
+    assert (cut.stopped, cut.eval_return, evaluations(cut.run)) == ("seconds", None, [])
+    assert len(checkpoint.load(cut.checkpoint).state["evaluation"]["pending"]) == 1
+
+    expected = played(cut.checkpoint, 0, 2)
+
+    again = rltrain.train(resume=cut.run, quiet=True)
+
+    assert [step for step, _, _ in evaluations(cut.run)] == [cut.steps, again.steps]
+    assert evaluations(cut.run)[0][1] == expected
+
+
+def test_unrolls_that_do_not_arrive_in_time_are_given_up(
+    quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gather, calls = Rollout.gather, [0]
+
+    def late(self: Rollout, *args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise InterruptedError
+        return gather(self, *args)
+
+    monkeypatch.setattr(Rollout, "gather", late)
+    result = rltrain.train(**{**quick, "quiet": False, "eval_every": 0})
+
+    meta = checkpoint.load(result.checkpoint).meta
+    assert (result.stopped, meta["version"], meta["exact"]) == ("seconds", 2, False)
+    assert "were given up at the end of --max-seconds (exact: false)" in capsys.readouterr().out
+    assert rltrain.train(resume=result.run, quiet=True).steps >= 600
+
+
+@pytest.mark.usefixtures("three_rounds")
+def test_the_last_checkpoint_does_not_wait_for_actors_that_do_not_answer_in_time(
+    quick: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(self: Rollout) -> Any:
+        raise InterruptedError
+
+    monkeypatch.setattr(Rollout, "state", late)
+    result = rltrain.train(**{**quick, "eval_every": 0, "checkpoint_every": 0})
+
+    meta = checkpoint.load(result.checkpoint).meta
+    assert (result.stopped, meta["version"], meta["exact"]) == ("seconds", 3, False)
+
+
+def test_a_run_that_does_not_start_in_time_says_so(quick: dict[str, Any]) -> None:
+    with pytest.raises(rltrain.RunFailed, match=r"^it did not start within --max-seconds 0.01; no checkpoint was"):
+        rltrain.train(**{**quick, "max_seconds": 0.01})
+
+    assert not list(Path(quick["out"]).glob("*"))
 
 
 # --- what it leaves behind ---

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 import rltrain
 from rltrain import cli
@@ -19,7 +20,7 @@ from rltrain.envs.spaces import action_reader
 from rltrain.errors import ConfigError
 from rltrain.evaluation import background
 from rltrain.evaluation import evaluate as evaluate_module
-from rltrain.evaluation.evaluate import bootstrap
+from rltrain.reporting.intervals import bootstrap
 from rltrain.rollout.actor import play as play_module
 from rltrain.storage import retention as checkpoints
 
@@ -448,6 +449,68 @@ def test_a_video(cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert cli.main_eval([str(cartpole), "--episodes", "1", "--video", str(tmp_path / "film.nonsense")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("rleval: --video ")
+
+
+class Drawn(CartPoleEnv):
+    """Draws although its constructor does not know render_mode; `image` is what render() returns."""
+
+    def __init__(self, image: Any = None) -> None:
+        super().__init__()
+        self.image = np.zeros((30, 41, 3), np.uint8) if image is None else image
+
+    def render(self) -> Any:
+        if isinstance(self.image, Exception):
+            raise self.image
+        return self.image
+
+
+@pytest.mark.parametrize("suffix", ["gif", "mp4"])
+def test_a_video_of_an_environment_that_always_draws(cartpole: Path, tmp_path: Path, suffix: str, capfd: Any) -> None:
+    """Also where the encoder makes the images a few pixels larger."""
+    pytest.importorskip("imageio_ffmpeg" if suffix == "mp4" else "imageio")
+    file = tmp_path / f"film.{suffix}"
+
+    rltrain.evaluate(cartpole, episodes=1, video=file, env=Drawn)
+
+    assert file.stat().st_size > 100
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        (NotImplementedError(), "it has no render()"),
+        (KeyError("screen"), "its render() raised: 'screen'"),
+        ("text", "its render() returned no image"),
+        (np.zeros((30, 40, 3)), "its render() returned no image"),
+        ([], "its render() returned no image"),
+    ],
+)
+def test_an_environment_that_cannot_be_filmed_is_one_line(
+    image: Any, words: str, cartpole: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("imageio")
+    with pytest.raises(ConfigError) as error:
+        rltrain.evaluate(cartpole, episodes=1, video=tmp_path / "film.gif", env=lambda: Drawn(image))
+
+    (line,) = str(error.value).splitlines()
+    assert line.startswith("--video: ")
+    assert f" cannot be filmed: {words}; its constructor must take render_mode='rgb_array', and its render() " in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_says_where_the_video_is(
+    cartpole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("imageio")
+    pytest.importorskip("pygame")
+    monkeypatch.chdir(tmp_path)
+
+    assert cli.main_eval([str(cartpole), "--episodes", "1", "--video", "film.gif"]) == 0
+
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.splitlines()[0] == "the video of the first episode is film.gif"
 
 
 def test_noise_that_is_held_is_held_for_a_loaded_policy_too(tmp_path: Path) -> None:

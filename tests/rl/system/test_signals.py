@@ -103,7 +103,7 @@ def test_a_signal_in_the_start_closes_everything(
     assert len(closed) == 1
 
     monkeypatch.setattr(cli, "parse", lambda _: send(number))
-    assert cli.main([]) == status
+    assert cli.main(["--quiet"]) == status
     assert capsys.readouterr().err == "rltrain: interrupted while it started; no checkpoint was written\n"
 
 
