@@ -73,7 +73,7 @@ class Console:
                 return
             self._last_time = clock
             try:
-                self._show(now)
+                self._show(ProgressBar(now))
             except BrokenPipeError:
                 self._mute()
         elif clock - self._last_time >= EVERY_SECONDS or tenth > self._tenth:
@@ -111,16 +111,17 @@ class Console:
         if text:
             self.note(text)
 
-    def _show(self, now: Mapping[str, Any]) -> None:
+    def _show(self, shown: ProgressBar | str) -> None:
         from rich.console import Console as Terminal
         from rich.live import Live
+        from rich.text import Text
 
         if self._live is None:
             # Without a refreshing thread, since processes are forked while the bar is shown.
             terminal = Terminal(file=self.stream, highlight=False)
             self._live = Live(console=terminal, auto_refresh=False, transient=True, vertical_overflow="visible")
             self._live.start()
-        self._live.update(ProgressBar(now), refresh=True)
+        self._live.update(Text(shown) if isinstance(shown, str) else shown, refresh=True)
 
     def _print(self, text: str) -> None:
         try:
@@ -137,9 +138,11 @@ class Console:
         hush(self.stream)
 
 
-def moves_cursor(stream: TextIO) -> bool:
+def moves_cursor(stream: TextIO | None) -> bool:
     """True if the stream is a terminal on which a line can be replaced, and the user allows more than plain text."""
-    return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown") and not os.environ.get("NO_COLOR")
+    if stream is None or not stream.isatty():  # None: the descriptor was closed
+        return False
+    return os.environ.get("TERM") not in ("dumb", "unknown") and not os.environ.get("NO_COLOR")
 
 
 def short_path(path: Path) -> str:
