@@ -15,10 +15,12 @@ from rltrain.envs.errors import EnvFault, InvalidValue, Watch, unwatched, user_t
 from rltrain.envs.lookup import EnvSource
 from rltrain.envs.spaces import MASK, action_reader, mask_in_obs, mask_of, random_action, text_keys
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.values import described, end_flag, reward_number
+from rltrain.envs.values import array_of, described, end_flag, reset_result, reward_number
 from rltrain.envs.vector.episode_info import begin_progress
 from rltrain.envs.vector.plain_data import same
 from rltrain.envs.vector.serial import LATE_MASK
+
+Spaces = tuple[spaces.Space[Any], spaces.Space[Any]]  # of observations and of actions
 
 STATISTICS = {NormalizeObservation: "--normalize-obs", NormalizeReward: "--normalize-return"}  # of Gymnasium
 
@@ -51,6 +53,7 @@ def check_env(
     env = begin_progress(source.make())
     row = 0
     try:
+        made_with = env.observation_space, env.action_space
         add(_wrapper_problem(env))
         end = time.monotonic() + seconds
         watch("reset")
@@ -65,8 +68,12 @@ def check_env(
         if time.monotonic() < end:
             watch("reset")
             again = env.reset(seed=seed)
+            add(_reset_problem(again))
+            if fatal():
+                return list(problems.values())
             add(_seed_problem(before, again[0]))
             before, info = again
+        add(_change_problem(spec.id, made_with, (env.observation_space, env.action_space)))
         if fatal():
             return list(problems.values())
         rng, reader = np.random.default_rng(seed), action_reader(spec.action, env.action_space.dtype)
@@ -90,7 +97,7 @@ def check_env(
             before = obs
             if terminated or truncated:
                 watch("reset")
-                before, info = env.reset()
+                before, info = reset_result(env.reset())
                 add(_obs_problem(env.observation_space, before, "reset returned an observation"))
                 add(_mask_problem(spec, env.observation_space, before, info))
         return list(problems.values())
@@ -114,6 +121,18 @@ def _wrapper_problem(env: Any) -> Problem | None:
                     False,
                 )
         env = env.env
+    return None
+
+
+def _change_problem(name: str, before: Spaces, after: Spaces) -> Problem | None:
+    """Streams read the spaces before the first reset."""
+    for what, old, new in zip(("observation_space", "action_space"), before, after, strict=True):
+        if new is not old and str(new) != str(old):
+            return Problem(
+                f"its {what} is {new} after reset, and was {old} before: a run needs spaces that do not change. Set "
+                "them in the constructor",
+                True,
+            )
     return None
 
 
@@ -198,9 +217,8 @@ def _obs_problem(space: spaces.Space[Any], obs: Any, event: str, where: str = ""
             return Problem(f"{what} {described(obs)}, but its space is a Tuple of {len(space.spaces)}", True)
         parts = [_obs_problem(child, obs[i], event, f"{where}[{i}]") for i, child in enumerate(space.spaces)]
         return next((part for part in parts if part), None)
-    try:
-        array = np.asarray(obs)
-    except ValueError:
+    array = array_of(obs)
+    if isinstance(obs, list | tuple) and not array.shape:
         return Problem(f"{what} {described(obs)} of ragged shape, but its space is {space}", True)
     if array.dtype.kind not in "biuf":
         return Problem(f"{what} {described(obs)}, but its space is {space}", True)

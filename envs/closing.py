@@ -78,5 +78,5 @@ def _report(text: str) -> None:
     line = f"rltrain: {text}; this is ignored"
     if line not in _reported:
         _reported.add(line)
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed
+        with contextlib.suppress(Exception):  # stderr is closed, or an object of the environment
             print(line, file=sys.stderr, flush=True)

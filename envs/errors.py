@@ -33,7 +33,8 @@ class ProcessExit(BaseException):
     """
 
 
-NOT_THEIRS = (sysconfig.get_path("stdlib"), str(Path(__file__).parents[1]))  # folders of code that no user wrote
+# Beginnings of the names of files with code that no user wrote.
+NOT_THEIRS = ("<frozen ", sysconfig.get_path("stdlib"), str(Path(__file__).parents[1]))
 INSTALLED = (*NOT_THEIRS, sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
 ENVIRONMENT = "the environment"  # the first words of `describe`
 INVALID = "the environment broke its interface"  # in the detail of an EnvFault: no restart can help
@@ -143,10 +144,10 @@ def _is_code(file: str) -> bool:
 def exit_text(error: BaseException) -> str:
     """What an exception did that is no Exception, such as SystemExit, and where."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(NOT_THEIRS)] or frames
-    place = f"{own[-1].filename}, line {own[-1].lineno}" if own else "an unknown place"
+    own = [frame for frame in frames if not frame.filename.startswith(NOT_THEIRS)]
+    place = f"{(own or frames)[-1].filename}, line {(own or frames)[-1].lineno}" if frames else "an unknown place"
     if isinstance(error, ProcessExit):
-        return f"it ended the program {error} at {place}"
+        return f"it ended the program {error} at {place}" if own else f"it ended the program {error}"
     if isinstance(error, SystemExit):
         status = error.args[0] if error.args else None
         return f"it ended the program with sys.exit({'' if status is None else repr(status)}) at {place}"

@@ -28,8 +28,11 @@ WriteLeaf = Callable[[Any, tuple[int, ...], Any], None]
 
 
 def array_of(value: Any) -> np.ndarray:
-    """The value as an array; of dtype object if it cannot be one: a ragged list, a tensor on another device."""
+    """The value as an array; of dtype object if it cannot be one: a ragged list, a tensor on another device, an array
+    of which numbers are masked."""
     try:
+        if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+            return np.empty((), object)
         return np.asarray(value)
     except Exception:
         return np.empty((), object)
@@ -100,6 +103,8 @@ def is_image(space: spaces.Space[Any]) -> bool:
 
 def described(value: Any) -> str:
     """A value that an environment returned, in a few words: its type or shape, its dtype, and a single number."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        return f"an array of shape {value.shape} with masked numbers"
     if isinstance(value, np.ndarray):
         if value.ndim == 0:
             return f"{value.item()!r} in an array without axes ({value.dtype})"
@@ -191,6 +196,8 @@ def reward_number(reward: Any, name: str = "the reward") -> float:
             return float(reward)
         except OverflowError:
             return float("inf")
+        except TypeError:  # timedelta64 is a kind of whole number for numpy
+            pass
     array = array_of(reward)
     if array.size != 1 or array.dtype.kind not in "biuf":
         raise InvalidValue(f"{name} is {described(reward)}; it must be one number: return float(reward)")

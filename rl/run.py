@@ -38,9 +38,9 @@ from rltrain.setup.rollout import open_actors, rollout_spec
 from rltrain.setup.run_folder import CHECKPOINTS, Saved, open_folder, open_recorder, open_saved
 from rltrain.setup.task_process import TaskProcess
 from rltrain.storage.checkpoint import fingerprint
-from rltrain.storage.files import one_line
+from rltrain.storage.files import one_line, writing
 from rltrain.storage.retention import CheckpointWriter
-from rltrain.storage.run_folder import write_run_file
+from rltrain.storage.run_folder import RUN_FILE, write_run_file
 from rltrain.system.signals import Signals, TooLate, alarm_at
 from rltrain.system.time_limit import TimeLimit
 from rltrain.system.torch_setup import quiet_torch
@@ -92,6 +92,7 @@ class Run:
         data = add(open_data(config, spec, algorithm.plan, saved.folder))
         self.recorder, mark = open_recorder(config, spec, saved)
         self.folder = open_folder(config, spec, mark, saved, closing)
+        self._mark = mark
         self.checkpoints = CheckpointWriter(
             self.folder / CHECKPOINTS, config, spec, environment.restore_method, saved.checkpoint
         )
@@ -377,6 +378,11 @@ class Run:
             "lines": self.metrics.lines,
             **({"callbacks": callbacks} if callbacks else {}),
         }
+        if not (self.folder / RUN_FILE).exists():
+            self.console.note(f"{self.folder / RUN_FILE} was removed: it is written again")
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            write_run_file(self.folder, self.config, self.spec, self._mark)
         with self.limit.checkpoint():
             path = self.checkpoints.save(self.rollout.steps, self.learner.version, state, blocks, actors_lost)
         self._saved_steps, self.limit.unsaved = self.rollout.steps, 0

@@ -5,7 +5,7 @@
 Each case is a copy of a small run with one change, used once: `rltrain.load`, `rleval` or `rltrain --resume`, in a
 forked process. A case fails if that process executes code that the files name, starts a program, changes anything
 outside of the run's folder, prints a traceback, ends with a status other than 0, 1 and 2, or exceeds its limits of time
-and memory. The table at the end counts all of these.
+and memory. Each such case is printed, and each that ends with status 1. The table at the end counts all of these.
 """
 
 from __future__ import annotations
@@ -528,7 +528,7 @@ def main() -> int:
             counts["refused" if report.status == 2 else "used" if report.status == 0 else "failed"] += 1
             counts.update({fault.partition(":")[0] for fault in report.faults})
             slowest, most = max(slowest, report.seconds), max(most, report.memory)
-            if report.faults or given.show:
+            if report.faults or report.status not in (0, 2) or given.show:
                 print(f"{report.change} ({report.use}, status {report.status}): {'; '.join(report.faults)}")
                 print("\n".join(f"    {line[:300]}" for line in report.text.strip().splitlines()[-12:]), flush=True)
     rows = {

@@ -134,13 +134,13 @@ class JointEnv(gymnasium.Env[Any, Any]):
         super().reset(seed=seed)
         result = self.game.reset(seed=seed)
         if not isinstance(result, tuple) or len(result) != 2:
-            raise EnvError(
-                f"{self.name}: reset() of several agents returns two dictionaries by agent, observations and infos; it "
-                f"returned {_kind(result)}"
+            raise InvalidValue(
+                "reset() of several agents returns two dictionaries by agent, observations and infos; it returned "
+                f"{_kind(result)}"
             )
         obs, infos = result
         _check_dicts(observations=obs, infos=infos)
-        if not self.game.agents:
+        if not (agents := self._present()):
             raise InvalidValue("no agent is present after reset: `agents` must name those that begin the episode")
         if self.joint.kind != "box":
             self._masked |= bool(_agents_with_mask(infos))
@@ -150,12 +150,12 @@ class JointEnv(gymnasium.Env[Any, Any]):
             self._has_state = callable_state and self._state() is not None
         no_end = np.zeros(len(self.agents), bool)
         self._last_infos = {}
-        return self._result(obs, infos, set(self.game.agents), np.zeros(len(self.agents)), no_end, no_end.copy())
+        return self._result(obs, infos, set(agents), np.zeros(len(self.agents)), no_end, no_end.copy())
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        before = list(self.game.agents)
+        before = self._present()
         actions, present = self._split(action), self._flags(before)
-        acting = [agent for agent in self.game.agents if not self.turns or agent == self.game.turn]
+        acting = [agent for agent in before if not self.turns or agent == self.game.turn]
         result = self.game.step({agent: actions[agent] for agent in acting})
         if not isinstance(result, tuple) or len(result) != 5:
             raise InvalidValue(
@@ -167,7 +167,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
         reward = self._numbers(rewards) * present  # agents that leave in this step still get their reward
         terminated, truncated = self._ends(terminations, "terminated"), self._ends(truncations, "truncated")
         terminated, truncated = terminated & present, truncated & present
-        remaining = {agent for agent in self.game.agents if not (terminations.get(agent) or truncations.get(agent))}
+        remaining = {agent for agent in self._present() if not (terminations.get(agent) or truncations.get(agent))}
         terminated |= present & ~self._flags(remaining) & ~truncated
         joint_obs, info = self._result(obs, infos, remaining, reward, terminated, truncated)
         if len(remaining) < len(before):
@@ -197,6 +197,15 @@ class JointEnv(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         self.game.close()
+
+    def _present(self) -> list[str]:
+        """The agents that are in the episode, as the game says."""
+        agents: Any = self.game.agents
+        try:
+            return list(agents)
+        except TypeError:
+            what = described(agents)
+            raise InvalidValue(f"`agents` is {what}; it must be the list of the agents in the episode") from None
 
     def _flags(self, agents: Iterable[str]) -> np.ndarray:
         """[N] bool, True for `agents`."""
@@ -321,7 +330,13 @@ class AecAdapter:
     @property
     def turn(self) -> Any:
         """The agent that acts next."""
-        return self.env.agent_selection if self.env.agents else None
+        return self._selected() if self.env.agents else None
+
+    def _selected(self) -> str:
+        agent: str = self.env.agent_selection
+        if agent not in self.env.terminations or agent not in self.env.truncations:
+            raise InvalidValue(f"`agent_selection` is {agent!r}, which is not among `agents`: {self.env.agents}")
+        return agent
 
     def reset(self, seed: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         self.env.reset(seed=seed)
@@ -343,7 +358,7 @@ class AecAdapter:
 
     def _remove_dead_agents(self) -> None:
         env = self.env
-        while env.agents and (env.terminations[env.agent_selection] or env.truncations[env.agent_selection]):
+        while env.agents and (env.terminations[agent := self._selected()] or env.truncations[agent]):
             env.step(None)
 
     def state(self) -> Any:

@@ -283,7 +283,7 @@ def _serve(
         except BaseException as ending:
             error = EnvError(f"{name}: in its {_name(call)} {exit_text(ending)}")
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
+            with contextlib.suppress(Exception):  # an environment may have put anything there
                 stream.flush()
         try:
             pipe.send((answer, error))

@@ -23,10 +23,10 @@ import torch
 
 from rltrain.errors import CheckpointError, RunFailed
 from rltrain.storage import files, schema
+from rltrain.storage.files import INCOMPLETE
 
 FORMAT = 1
 STATE, META = "state.safetensors", "meta.json"
-INCOMPLETE = ".writing-"  # prefix of a folder that is being written
 DEPTH = files.JSON_DEPTH // 2 - 5  # limit of nested dicts and lists in a state; each is two levels of JSON
 
 

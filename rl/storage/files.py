@@ -22,6 +22,8 @@ from rltrain.system.free_space import amount, free_memory
 JSON_BYTES = 256 * 2**20  # limit of a JSON document; that of 4,096 streams takes some MiB
 JSON_VALUES = 8_000_000  # limit of the values in a document, each of which takes some 60 bytes of memory
 JSON_DEPTH = 200  # limit of nesting
+INCOMPLETE = ".writing-"  # prefix of the folder of a checkpoint that is being written
+SEGMENTS = "segments"  # folder of the rows of the replay that checkpoints share
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # Windows has neither
 
 

@@ -23,8 +23,8 @@ from rltrain.envs.spec import COSMETIC, EnvSpec, spec_differences, to_json
 from rltrain.errors import CheckpointError
 from rltrain.rollout.types import Weights
 from rltrain.storage import checkpoint
-from rltrain.storage.checkpoint import INCOMPLETE, META, Checkpoint
-from rltrain.storage.files import one_line, read_file, refuse_link, replace_file, sync_folder
+from rltrain.storage.checkpoint import META, Checkpoint
+from rltrain.storage.files import INCOMPLETE, one_line, read_file, refuse_link, replace_file, sync_folder
 from rltrain.storage.run_folder import RUN_FILE, SEEDS_FILE, versions
 from rltrain.storage.schema import read_spec
 from rltrain.storage.segments import Listed, Segments, check_segments

@@ -19,7 +19,7 @@ from rltrain.config.run_config import INNER, RESUME, RunConfig
 from rltrain.envs.spec import EnvSpec, to_json
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
 from rltrain.storage import files
-from rltrain.storage.files import reason, replace_file
+from rltrain.storage.files import INCOMPLETE, SEGMENTS, reason, replace_file
 from rltrain.storage.schema import check_config
 from rltrain.system.torchrun import launch
 
@@ -27,7 +27,9 @@ MAX_NAME = 100  # bytes of the environment's name in the name of a run's folder
 LOCK, RUN_FILE = ".lock", "run.json"
 SEEDS_FILE = "seeds.json"  # in a folder of several runs
 FORMAT = 1
-FILES = (RUN_FILE, f".{RUN_FILE}", LOCK, "metrics.jsonl", ".metrics.jsonl")
+_OWN = (RUN_FILE, LOCK, "metrics.jsonl")
+FILES = (*_OWN, *(f".{name}" for name in (*_OWN, "latest", "best")), "latest", "best")  # with those being written
+FOLDERS = ("checkpoints", SEGMENTS, "tensorboard", "replay")
 PARTS = (*FILES, "checkpoints", "tensorboard", "replay")  # of a run's folder; what else lies in it is left alone
 # Settings of run.json that may differ from the checkpoint's: a resume changes them, or they only describe others.
 MAY_DIFFER = (
@@ -112,18 +114,22 @@ def discard(folder: Path) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """CheckpointError if anything that a run reads or writes in its folder is a link, a device, a pipe or a socket.
+    """CheckpointError if anything that a run reads or writes in its folder is a link, a device, a pipe or a socket, a
+    folder in the place of a file, or a file in that of a folder.
 
-    Otherwise a run that somebody else packed could make a resume write or remove files outside of its folder.
+    Otherwise a run that somebody else packed could make a resume write or remove files outside of its folder, or end at
+    its first checkpoint.
     """
     paths = [folder / name for name in PARTS]
     while paths:
         path = paths.pop()
         try:
             mode = path.lstat().st_mode
-            if stat.S_ISDIR(mode) and path.name not in FILES:
+            if stat.S_ISDIR(mode) and path.name not in FILES and path.parent.name != SEGMENTS:
                 paths += path.iterdir()
                 continue
+            if stat.S_ISREG(mode) and (path.name in FOLDERS or path.name.startswith(INCOMPLETE)):
+                raise CheckpointError(f"{path} is not a folder: remove it")
         except FileNotFoundError:
             continue
         except OSError as error:

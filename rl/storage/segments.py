@@ -21,7 +21,7 @@ from rltrain.errors import CheckpointError
 from rltrain.storage import files
 from rltrain.storage.checkpoint import META, load_arrays
 
-FOLDER, SUFFIX = "segments", ".safetensors"
+FOLDER, SUFFIX = files.SEGMENTS, ".safetensors"
 NAME = re.compile(r"\.?[0-9a-f]+\.safetensors")  # of a segment, or of one that is being written
 
 Arrays = dict[str, np.ndarray]
@@ -29,7 +29,8 @@ Listed = dict[str, dict[str, Any]]  # by the name that the replay gave the segme
 
 
 class Segments:
-    """Writes the segments of one run. Those already written, or listed by the resumed checkpoint, are not repeated.
+    """Writes the segments of one run. Those already written, or listed by the resumed checkpoint, are not repeated as
+    long as their files exist.
 
     Args:
         checkpoints: the folder of the run's checkpoints.
@@ -46,7 +47,8 @@ class Segments:
         Raises:
             RunFailed: the disk is full, or another error of the operating system.
         """
-        self._written = {name: self._written[name] for name in wanted if name in self._written}
+        kept = {name: self._written[name] for name in wanted if name in self._written}
+        self._written = {name: item for name, item in kept.items() if _path(self._checkpoints, item).exists()}
         new = [name for name in wanted if name not in self._written]
         for name in new:
             data = safetensors.numpy.save({key: np.ascontiguousarray(rows) for key, rows in wanted[name]().items()})

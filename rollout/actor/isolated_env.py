@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rltrain.envs.vector.unroll_rows import UnrollBuffer, VectorEnv
-from rltrain.rollout.workers.process_state import TORCH, SeparateSettings
+from rltrain.rollout.workers.process_state import ONE, TINY, TORCH, SeparateSettings
 
 set_gradients, gradients = torch._C._set_grad_enabled, torch.is_grad_enabled  # names, for speed
 dtype, threads, modes = torch.get_default_dtype, torch.get_num_threads, torch._C._len_torch_function_stack
@@ -67,6 +67,7 @@ class IsolatedEnv:
                 or dtype() is not self._dtype
                 or threads() != self._threads
                 or modes()
+                or (ONE + TINY) - (ONE - TINY)  # 0 if the processor rounds to the nearest number
             ):
                 settings.leave(self._ours)
             set_gradients(False)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
+set_handler = signal.signal  # with --workers 0, code of an environment finds another function under this name
 DEFAULTS: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 
 Handler = Callable[[int, Any], Any]
@@ -49,6 +50,20 @@ def ignore() -> None:
         signal.signal(number, no_reaction)
         signal.siginterrupt(number, False)  # code in C that does not expect it is not interrupted
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+@contextlib.contextmanager
+def without_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM have no effect in the block. Outside the main thread nothing changes."""
+    before: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):
+        for number in NUMBERS:
+            before[number] = set_handler(number, no_reaction)
+    try:
+        yield
+    finally:
+        for changed, former in before.items():
+            set_handler(changed, signal.SIG_DFL if former is None else former)
 
 
 def closed_in_children(*connections: Any) -> None:
@@ -96,7 +111,7 @@ def _end(error: BaseException) -> NoReturn:
         traceback.print_exception(error)
     code = 1 if cause is None else cause.code
     if code is not None and not isinstance(code, int):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr is closed
+        with contextlib.suppress(Exception):  # stderr is closed, or an object of the environment
             print(code, file=sys.stderr, flush=True)
         code = 1
     os._exit((code or 0) & 0xFF)

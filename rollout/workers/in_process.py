@@ -8,6 +8,7 @@ from typing import Any
 
 from rltrain.envs.closing import close_all
 from rltrain.envs.errors import EnvFault, by_user, describe, exit_text, whole_traceback
+from rltrain.rollout.workers.forks import without_signals
 from rltrain.rollout.workers.handle import ActorLost
 
 _running = False  # a call of a LocalHandle
@@ -88,7 +89,7 @@ class LocalHandle:
         try:
             if self._object is not None:
                 closing, self._object = self._object, None
-                with self._settings():
+                with without_signals(), self._settings():  # it may send itself some; the time is limited
                     close_all([closing])
                     del closing
                     gc.collect()  # a pool of multiprocessing must end before its processes do, or its end hangs

@@ -10,6 +10,7 @@ import _signal  # type: ignore[import-not-found]  # `signal` spends a tenth of a
 import atexit
 import builtins
 import contextlib
+import ctypes
 import functools
 import gc
 import locale
@@ -87,21 +88,26 @@ class LocalSettings:
         self._settings = SeparateSettings((*TORCH, *process_settings()))
         self._pid, self._at_exits = os.getpid(), list[Callable[[], Any]]()
         self._children = LocalChildren()
+        self._thread, self._ended = 0, ""  # that runs a call of the environment; how another thread ended the process
         self._handlers: dict[int, Any] = {}  # of HANDLED, that the environment has set
         self._theirs: dict[tuple[Any, str], Any] = {
             (os, "_exit"): self._exit,
+            (os, "execv"): self._execv,
+            (os, "execve"): self._execve,
             (os, "abort"): self._abort,
             (os, "kill"): self._kill,
             (os, "killpg"): self._killpg,
             (signal, "raise_signal"): self._raise_signal,
             (atexit, "register"): self._at_exit,
             (signal, "signal"): self._signal,
+            (os, "environ"): os.environ,
         }
         for name in ("stdout", "stderr"):
-            stream = getattr(sys, name)
+            stream, real = getattr(sys, name), f"__{name}__"
             with contextlib.suppress(Exception):  # in a notebook or a test it is not a file
-                if stream is getattr(sys, f"__{name}__"):
-                    self._theirs[sys, name] = open(stream.fileno(), "w", buffering=1, closefd=False)  # noqa: SIM115
+                if stream is getattr(sys, real):
+                    own = open(stream.fileno(), "w", buffering=1, closefd=False)  # noqa: SIM115
+                    self._theirs[sys, name] = self._theirs[sys, real] = own
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
@@ -118,8 +124,11 @@ class LocalSettings:
         replaced = {place: getattr(*place) for place in self._theirs}
         for place, value in self._theirs.items():
             setattr(*place, value)
+        self._thread, self._ended = threading.get_ident(), ""
         try:
             yield
+            if self._ended:
+                raise ProcessExit(self._ended)
         finally:
             for place, value in replaced.items():
                 self._theirs[place] = getattr(*place)
@@ -145,12 +154,29 @@ class LocalSettings:
     def _exit(self, status: int) -> NoReturn:
         if self._forked():
             _exit(status)
-        raise ProcessExit(f"with os._exit({status!r})")
+        self._end_call(f"with os._exit({status!r})")
 
     def _abort(self) -> NoReturn:
         if self._forked():
             _abort()
-        raise ProcessExit("with os.abort()")
+        self._end_call("with os.abort()")
+
+    def _execv(self, path: Any, args: Any) -> NoReturn:
+        if self._forked():
+            _execv(path, args)
+        self._end_call(f"with os.execv({path!r}, ...)")
+
+    def _execve(self, path: Any, args: Any, env: Any) -> NoReturn:
+        if self._forked():
+            _execve(path, args, env)
+        self._end_call(f"with os.execve({path!r}, ...)")
+
+    def _end_call(self, how: str) -> NoReturn:
+        """End the call of the environment, also if a thread of its own ends the process."""
+        if threading.get_ident() == self._thread:
+            raise ProcessExit(how)
+        self._ended = self._ended or f"{how} in a thread of its own"
+        raise SystemExit  # ends the thread silently
 
     def _kill(self, pid: int, number: int) -> None:
         if pid == self._pid or (pid <= 0 and -pid in (0, os.getpgrp())):
@@ -170,7 +196,7 @@ class LocalSettings:
 
     def _check_signal(self, number: int) -> None:
         if not self._forked() and _ends_process(number):
-            raise ProcessExit(f"by {signal.Signals(number).name}")
+            self._end_call(f"by {signal.Signals(number).name}")
 
     def _forked(self) -> bool:
         """True in a process that the environment has forked."""
@@ -188,7 +214,8 @@ class LocalSettings:
         return before
 
 
-_exit, _abort, _kill, _raise_signal, _set_handler = os._exit, os.abort, os.kill, signal.raise_signal, signal.signal
+_exit, _abort, _kill, _execv, _execve = os._exit, os.abort, os.kill, os.execv, os.execve
+_raise_signal, _set_handler = signal.raise_signal, signal.signal
 
 
 def _ends_process(number: int) -> bool:
@@ -265,6 +292,18 @@ def _set_environ(new: dict[bytes, bytes]) -> None:
     os.environb.update({name: value for name, value in new.items() if old.get(name) != value})
 
 
+def _contents_of(module: Any) -> Setting:
+    """All names of a module, such as functions that are replaced."""
+    names = vars(module)
+
+    def set_(new: dict[str, Any]) -> None:
+        for name in names.keys() - new.keys():
+            del names[name]
+        names.update(new)
+
+    return Setting(names.copy, set_)
+
+
 def _set_filters(new: list[Any]) -> None:
     warnings.filters[:] = new  # type: ignore[index]
     warnings._filters_mutated()  # type: ignore[attr-defined]
@@ -296,23 +335,65 @@ def _set_timer(state: tuple[float | None, float]) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.0 if at is None else max(at - time.monotonic(), 1e-6), interval)
 
 
-def _default_device() -> Any:
-    """None without one. A default device is a function mode of torch; only if there is one, it is worth asking."""
-    return torch.get_default_device() if torch._C._len_torch_function_stack() else None
+def _modes() -> Any:
+    """The modes of torch's functions that are entered. A default device is one of them."""
+    count = torch._C._len_torch_function_stack()
+    if not count:
+        return None
+    from torch.utils import _device
+
+    modes = [torch._C._get_function_stack_at(i) for i in range(count)]
+    return modes, getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None), _device.CURRENT_DEVICE
+
+
+def _set_modes(state: Any) -> None:
+    from torch.utils import _device
+
+    modes, context, device = state or ([], None, None)
+    for _ in range(torch._C._len_torch_function_stack()):
+        torch._C._pop_torch_function_stack()
+    for mode in modes:
+        torch._C._push_on_torch_function_stack(mode)
+    torch._GLOBAL_DEVICE_CONTEXT.device_context, _device.CURRENT_DEVICE = context, device
+
+
+ONE, TINY = 1.0, 1e-17  # variables, so that Python does not compute products and sums in advance
+
+
+def _rounding() -> tuple[float, float]:
+    """Two sums that show how the processor rounds."""
+    return ONE + TINY, ONE - TINY
+
+
+def _set_rounding(sums: tuple[float, float]) -> None:
+    """Set the mode of which `_rounding` returns these sums."""
+    for mode in ROUNDING:
+        C.fesetround(mode)
+        if _rounding() == sums:
+            return
 
 
 TORCH = (
     Setting(torch.get_default_dtype, torch.set_default_dtype),
     Setting(torch.is_grad_enabled, torch.set_grad_enabled),
     Setting(torch.get_num_threads, torch.set_num_threads),
-    Setting(_default_device, torch.set_default_device),
+    Setting(_modes, _set_modes),
     Setting(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
     Setting(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     Setting(torch._C._get_float32_matmul_precision, torch._C._set_float32_matmul_precision),
     Setting(functools.partial(torch.is_autocast_enabled, "cpu"), functools.partial(torch.set_autocast_enabled, "cpu")),
     Setting(lambda: 5e-324 * ONE == 0.0, torch.set_flush_denormal),
+    Setting(_rounding, _set_rounding),
+    Setting(torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
 )
-ONE = 1.0  # a variable, so that Python does not compute the product in advance
+C, ROUNDING = ctypes.CDLL(None), (0x000, 0x400, 0x800, 0xC00)  # modes of an x86 processor: to nearest, down, up, to 0
+
+
+def _processors() -> list[Setting]:
+    """The processors on which this process may run; only Linux can bind it to some."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    return [Setting(functools.partial(os.sched_getaffinity, 0), functools.partial(os.sched_setaffinity, 0))]
 
 
 def process_settings() -> tuple[Setting, ...]:
@@ -320,13 +401,17 @@ def process_settings() -> tuple[Setting, ...]:
     return (
         Setting(_generator, _set_generator),
         Setting(_timer, _set_timer),
+        Setting(
+            functools.partial(_signal.getsignal, signal.SIGCHLD), functools.partial(_signal.signal, signal.SIGCHLD)
+        ),
         Setting(_folder, lambda folder: None if folder is None else os.chdir(folder)),
         Setting(_environ, _set_environ),
         _contents(sys.argv),
         _contents(sys.path),
+        *(_contents(hooks) for hooks in (sys.meta_path, sys.path_hooks)),
         *(_attribute(sys, name) for name in ("argv", "path", "stdin", "excepthook", "unraisablehook")),
         _attribute(threading, "excepthook"),
-        _attribute(builtins, "print"),
+        *(_contents_of(module) for module in (builtins, time)),
         Setting(sys.getrecursionlimit, sys.setrecursionlimit),
         Setting(sys.getswitchinterval, sys.setswitchinterval),
         Setting(warnings.filters.copy, _set_filters),  # type: ignore[attr-defined]
@@ -336,6 +421,8 @@ def process_settings() -> tuple[Setting, ...]:
         _contents(logging.root.handlers),
         _attribute(logging.root.manager, "disable"),
         Setting(np.geterr, lambda values: np.seterr(**values)),
+        Setting(np.geterrcall, np.seterrcall),
+        Setting(np.getbufsize, np.setbufsize),
         Setting(np.get_printoptions, lambda values: np.set_printoptions(**values)),
         Setting(gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
         Setting(gc.get_threshold, lambda values: gc.set_threshold(*values)),
@@ -348,8 +435,8 @@ def process_settings() -> tuple[Setting, ...]:
         ),
         *(
             Setting(functools.partial(resource.getrlimit, number), functools.partial(resource.setrlimit, number))
-            for number in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE)
+            for number in {getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
         ),
-        _descriptor(1),
-        _descriptor(2),
+        *_processors(),
+        *(_descriptor(number) for number in (0, 1, 2)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 
 import gymnasium
@@ -113,6 +114,47 @@ def test_a_mistake_is_named_in_one_line(env, words, fatal):
     assert any(words in problem.text and problem.fatal == fatal for problem in problems), problems
     assert all("\n" not in problem.text and problem.text.startswith("broken") for problem in problems)
     assert len({problem.text for problem in problems}) == len(problems)
+
+
+class Changes(Counter):
+    """After the first reset one of its spaces is another one."""
+
+    def __init__(self, name, space):
+        super().__init__()
+        self.name, self.space = name, space
+
+    def reset(self, *, seed=None, options=None):
+        setattr(self, self.name, self.space)
+        return super().reset(seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("name", "space"),
+    [("action_space", spaces.Discrete(9)), ("observation_space", spaces.Box(0, 99, (2,), np.float32))],
+)
+def test_a_space_that_changes_is_named(name, space):
+    source = resolve(lambda: Changes(name, space))
+    problems = check_env(source, read_spec(source, 0), seed=0)
+    assert any(f"its {name} is {space} after reset, and was" in one.text and one.fatal for one in problems), problems
+
+
+def test_equal_spaces_that_are_made_again_are_no_change():
+    source = resolve(lambda: Changes("action_space", copy.deepcopy(Counter.action_space)))
+    assert check_env(source, read_spec(source, 0), seed=0) == []
+
+
+def test_a_later_reset_that_returns_something_else_is_named():
+    class Later(Counter):
+        resets = 0
+
+        def reset(self, *, seed=None, options=None):
+            self.resets += 1
+            return None if self.resets > 2 else super().reset(seed=seed)
+
+        def step(self, action):
+            return *super().step(action)[:3], True, {}
+
+    assert any("reset returned None" in problem.text and problem.fatal for problem in seen(Later))
 
 
 def test_what_the_environment_raises_is_its_own_fault():

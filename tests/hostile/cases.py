@@ -324,7 +324,7 @@ def wrong(case: Case, workers: int, outcome: Outcome, twin: str | None = None) -
     if (
         traceback
         and allowed is not False
-        and not re.search(r"(endings|at_import|children|odd_spaces|agents)\.py|import_", err)
+        and not re.search(r"(harmless|endings|at_import|children|odd_spaces|agents)\.py|import_", err)
     ):
         found.append("a traceback without the user's code")
     if status == 2 and not traceback:

@@ -440,6 +440,33 @@ def test_a_living_agent_without_an_observation_is_refused(kind):
         play()
 
 
+class Forgets(games.Spread):
+    """From the second episode on, `agents` is None or `reset` returns None."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what, self.resets = what, 0
+
+    def reset(self, seed=None, options=None):
+        result = super().reset(seed=seed)
+        self.resets += 1
+        if self.resets > 1 and self.what == "agents":
+            self.agents = None
+        return None if self.resets > 1 and self.what == "reset" else result
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [("agents", "`agents` is None; it must be the list"), ("reset", "two dictionaries by agent.* returned a NoneType")],
+)
+def test_what_is_forgotten_after_the_first_episode_is_one_line(what, text):
+    env = resolve(Forgets, {"what": what}).make()
+    env.reset(seed=0)
+
+    with pytest.raises(InvalidValue, match=text):
+        env.reset()
+
+
 def test_a_reset_without_a_living_agent_is_refused():
     with pytest.raises((EnvError, EnvFault), match="no agent is present after reset"):
         read_spec(resolve(Nobody), 0)

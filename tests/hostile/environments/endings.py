@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 from typing import Any
 
 from harmless import Harmless
@@ -261,3 +264,139 @@ class DiesWhenDeleted(Harmless):
 
     def __del__(self) -> None:
         raise RuntimeError("deleted")
+
+
+class InEvaluation(Harmless):
+    """SIGTERM to its own process in an evaluation."""
+
+    EXPECT = {"alone": {"status": 143, "says": "interrupted; checkpoint"}}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        from rltrain.evaluation.background import evaluation_seeds
+
+        if seed in evaluation_seeds(0, 5):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().reset(seed=seed)
+
+
+class DiesInEvaluation(Harmless):
+    """os._exit(0) in an evaluation."""
+
+    EXPECT = {"status": 1, "says": "evaluating worker"}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        from rltrain.evaluation.background import evaluation_seeds
+
+        if seed in evaluation_seeds(0, 5):
+            os._exit(0)
+        return super().reset(seed=seed)
+
+
+class RaisesInEvaluation(Harmless):
+    """Raises in an evaluation."""
+
+    EXPECT = {"status": 1, "says": "only in training", "traceback": True}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        from rltrain.evaluation.background import evaluation_seeds
+
+        if seed in evaluation_seeds(0, 5):
+            raise RuntimeError("only in training")
+        return super().reset(seed=seed)
+
+
+class TerminatesInClose(Harmless):
+    """SIGTERM and SIGINT to its own process in close()."""
+
+    EXPECT = {  # the environment of an evaluation is closed while the run goes on
+        "when": ["close"],
+        "alone": {"status": [130, 143], "says": "interrupted; checkpoint"},
+    }
+
+    def disturb(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+class TerminatesInConstructor(Harmless):
+    """SIGTERM to its own process in the constructor."""
+
+    EXPECT = {"when": ["init"], "alone": {"status": 143, "says": "interrupted"}}
+
+    def disturb(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class InterruptsMain(Harmless):
+    """_thread.interrupt_main() from a thread of its own."""
+
+    EXPECT = {"when": ["later"], "alone": {"status": 130, "says": "interrupted"}, "twin": "harmless"}
+
+    def disturb(self) -> None:
+        thread = threading.Thread(target=_thread.interrupt_main)
+        thread.start()
+        thread.join()
+
+
+class ThreadExits(Harmless):
+    """os._exit(0) in a thread of its own."""
+
+    EXPECT = {"when": ["later"], "says": r"ended|exit|os\._exit"}
+
+    def disturb(self) -> None:
+        thread = threading.Thread(target=os._exit, args=(0,))
+        thread.start()
+        thread.join()
+        time.sleep(0.1)
+
+
+class ThreadRaises(Harmless):
+    """A thread of its own raises at each reset."""
+
+    EXPECT = {"twin": "harmless", "traceback": None}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        thread = threading.Thread(target=self.fail)
+        thread.start()
+        thread.join()
+        return super().reset(seed=seed)
+
+    def fail(self) -> None:
+        raise RuntimeError("in a thread")
+
+
+class Daemonizes(Harmless):
+    """Forks, and the parent ends with os._exit(0), as daemons do."""
+
+    EXPECT = {"when": ["init", "later"], "says": r"ended|exit"}
+
+    def disturb(self) -> None:
+        if os.fork():
+            os._exit(0)
+
+
+class ClosesAllDescriptors(Harmless):
+    """os.closerange(3, 500), as daemons do."""
+
+    EXPECT = {"when": ["init", "reset", "later"], "says": r"rltrain", "status": [1, 2], "dies": True}
+
+    def disturb(self) -> None:
+        os.closerange(3, 500)
+
+
+class Breakpoint(Harmless):
+    """breakpoint(), which reads from the standard input."""
+
+    EXPECT = {"when": ["reset", "later"], "says": "BdbQuit", "traceback": True}
+
+    def disturb(self) -> None:
+        breakpoint()
+
+
+class ReplacesProcess(Harmless):
+    """os.execv: another program in the place of its process."""
+
+    EXPECT = {"when": ["reset", "later"], "says": r"ended|exit", "dies": True}
+
+    def disturb(self) -> None:
+        os.execv("/bin/true", ["true"])

@@ -538,3 +538,317 @@ class NeedsArguments(Harmless):
 
     def __init__(self, path: str) -> None:
         super().__init__()
+
+
+class Unsigned64(Checked):
+    """Actions in a Box of uint64 up to its ends."""
+
+    EXPECT = {"twin": None}
+    action_space = spaces.Box(0, 2**64 - 1, (2,), np.uint64)
+
+
+class LongDouble(Checked):
+    """Actions in a Box of longdouble."""
+
+    EXPECT = {"twin": None, "status": [0, 2], "says": "longdouble|float128"}
+    action_space = spaces.Box(-1, 1, (2,), np.longdouble)
+
+
+class PartlyTurned(Harmless):
+    """A lower bound of the observations above the upper one in one of 12 places."""
+
+    EXPECT = {"status": 2, "says": r"low.*\[1, 2\]"}
+
+    def __init__(self, when: str = "") -> None:
+        super().__init__(when)
+        self.observation_space = spaces.Box(-1.0, 1.0, (3, 4), np.float32)
+        self.observation_space.low[1, 2] = 3.0
+
+    def observation(self) -> Any:
+        return np.zeros((3, 4), np.float32)
+
+
+class EmptyPart(Harmless):
+    """A Dict with a part of shape (0, 3)."""
+
+    EXPECT = {"status": 2, "says": r"empty|\(0, 3\)"}
+    observation_space = spaces.Dict(a=spaces.Box(-9, 9, (2,)), b=spaces.Box(-9, 9, (0, 3)))
+
+    def observation(self) -> Any:
+        return {"a": np.zeros(2, np.float32), "b": np.zeros((0, 3), np.float32)}
+
+
+class ObservationNoAxes(Harmless):
+    """Observations that are one number, in a Box of shape ()."""
+
+    EXPECT = {"twin": None, "algos": ["ppo", "dqn"]}
+    observation_space = spaces.Box(-10.0, 10.0, (), np.float32)
+
+    def observation(self) -> Any:
+        return np.float32(self.place)
+
+
+class OneValue(Harmless):
+    """Discrete(1, start=5) as observation and as action."""
+
+    EXPECT = {"twin": None, "algos": ["ppo", "dqn"]}
+    observation_space = spaces.Discrete(1, start=5)
+    action_space = spaces.Discrete(1, start=-7)
+
+    def observation(self) -> Any:
+        return 5
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action)
+        return super().step(1)
+
+
+class FarStart(Harmless):
+    """Discrete observations from -2**62 on, MultiDiscrete actions from 2**40 on."""
+
+    EXPECT = {"twin": None}
+    observation_space = spaces.Discrete(8, start=-(2**62))
+    action_space = spaces.MultiDiscrete([2, 1], start=[2**40, -3])
+
+    def observation(self) -> Any:
+        return -(2**62) + self.clock
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action)
+        return super().step(action[0] - 2**40)
+
+
+class ManyStarts(Harmless):
+    """MultiDiscrete observations that are a matrix with starts, of uint8."""
+
+    EXPECT = {"twin": None}
+    observation_space = spaces.MultiDiscrete(np.array([[3, 9], [1, 4]]), np.uint8, start=np.array([[0, 5], [7, 1]]))
+
+    def observation(self) -> Any:
+        return np.array([[1, 5 + self.clock], [7, 2]], np.uint8)
+
+
+class BinaryMatrix(Harmless):
+    """MultiBinary observations and actions that are a matrix."""
+
+    EXPECT = {"twin": None, "status": [0, 2], "says": "MultiBinary"}
+    observation_space = spaces.MultiBinary((2, 3))
+    action_space = spaces.MultiBinary((2, 2))
+
+    def observation(self) -> Any:
+        return np.array([[1, 0, 1], [0, 0, 1]], np.int8)
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action)
+        return super().step(action)
+
+
+class TextInside(Harmless):
+    """A Dict with a Text part."""
+
+    EXPECT = {"twin": None}
+    observation_space = spaces.Dict(a=spaces.Box(-9, 9, (2,)), mission=spaces.Text(30))
+
+    def observation(self) -> Any:
+        return {"a": np.array([self.place, self.clock], np.float32), "mission": "go home"}
+
+
+class SequenceInside(Harmless):
+    """A Dict with a Sequence inside a Tuple."""
+
+    EXPECT = {"status": 2, "says": r"Sequence"}
+    observation_space = spaces.Dict(
+        a=spaces.Box(-9, 9, (2,)), b=spaces.Tuple((spaces.Discrete(2), spaces.Sequence(spaces.Discrete(2))))
+    )
+
+    def observation(self) -> Any:
+        return {"a": np.zeros(2, np.float32), "b": (1, (1, 0))}
+
+
+class KeyNames(Harmless):
+    """A Dict whose keys are words of our own files: leaf, dict, tuple, array, value, items, and ""."""
+
+    EXPECT = {"twin": None, "flags": "--record film"}
+    observation_space = spaces.Dict(
+        {key: spaces.Box(-9, 9, (1,)) for key in ("leaf", "dict", "tuple", "array", "value", "items", "list", "", "'")}
+    )
+
+    def observation(self) -> Any:
+        return {key: np.array([self.place], np.float32) for key in self.observation_space.spaces}
+
+
+class OnlyMask(Harmless):
+    """A Dict with the single key action_mask."""
+
+    EXPECT = {"status": 2, "says": r"empty|action_mask|no numbers"}
+    observation_space = spaces.Dict(action_mask=spaces.MultiBinary(2))
+
+    def observation(self) -> Any:
+        return {"action_mask": np.ones(2, np.int8)}
+
+
+class MaskSpace(Harmless):
+    """A key action_mask whose space has another size than there are actions."""
+
+    EXPECT = {"status": 2, "says": r"mask"}
+    observation_space = spaces.Dict(a=spaces.Box(-9, 9, (2,)), action_mask=spaces.MultiBinary(5))
+
+    def observation(self) -> Any:
+        return {"a": np.zeros(2, np.float32), "action_mask": np.ones(5, np.int8)}
+
+
+class TooDeep(Harmless):
+    """A Dict of 200 levels."""
+
+    EXPECT = {"twin": None, "status": [0, 2], "says": "deep|level|nested"}
+
+    def __init__(self, when: str = "") -> None:
+        super().__init__(when)
+        self.observation_space: Any = spaces.Box(-10.0, 10.0, (2,), np.float32)
+        for _ in range(200):
+            self.observation_space = spaces.Dict({"a": self.observation_space})
+
+    def observation(self) -> Any:
+        obs = super().observation()
+        for _ in range(200):
+            obs = {"a": obs}
+        return obs
+
+
+class Numbers64(Harmless):
+    """Observations in Boxes of int64, uint64 and float64 up to their ends."""
+
+    EXPECT = {"twin": None}
+    observation_space = spaces.Dict(
+        a=spaces.Box(-(2**63), 2**63 - 1, (2,), np.int64),
+        b=spaces.Box(0, 2**64 - 1, (2,), np.uint64),
+        c=spaces.Box(-1e300, 1e300, (2,), np.float64),
+    )
+
+    def observation(self) -> Any:
+        return {
+            "a": np.array([-(2**63), 2**63 - 1]),
+            "b": np.array([0, 2**64 - 1], np.uint64),
+            "c": np.array([self.place, self.clock], np.float64),
+        }
+
+
+class ObservationSpaceChanges(Harmless):
+    """After the first reset observation_space has another shape, and so have the observations."""
+
+    EXPECT = {"status": 2, "says": r"shape|space"}
+    resets = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        result = super().reset(seed=seed)
+        self.resets += 1
+        if self.resets == 1:
+            self.observation_space = spaces.Box(-10.0, 10.0, (3,), np.float32)
+        return result
+
+    def observation(self) -> Any:
+        return np.zeros(2 if self.resets == 0 else 3, np.float32)
+
+
+class ActionSpaceChanges(Harmless):
+    """After the first reset action_space has more actions."""
+
+    EXPECT = {"status": 2, "says": r"action"}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        result = super().reset(seed=seed)
+        self.action_space = spaces.Discrete(5)
+        return result
+
+
+class SlotsOnly(Harmless):
+    """Attributes cannot be set from outside."""
+
+    EXPECT = {"twin": "Harmless"}
+    mine = ("when", "place", "clock", "steps", "_np_random", "_np_random_seed", "np_random")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.mine:
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+class FalseEnvironment(Harmless):
+    """Its truth value, its length and its comparisons raise."""
+
+    EXPECT = {"twin": "Harmless"}
+
+    def __bool__(self) -> bool:
+        raise ValueError("neither")
+
+    def __len__(self) -> int:
+        raise ValueError("no length")
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("not comparable")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class OddStates(Harmless):
+    """get_state and set_state that do something else: they get a path, and return None."""
+
+    EXPECT = {"twin": "Harmless"}
+
+    def get_state(self, path: str) -> None:
+        raise RuntimeError("there is no such file")
+
+    def set_state(self, path: str) -> None:
+        raise RuntimeError("there is no such file")
+
+
+class GrowingState(Harmless):
+    """get_state returns an array that the environment goes on to change."""
+
+    EXPECT = {"twin": "Harmless"}
+
+    def __init__(self, when: str = "") -> None:
+        self.memory = np.zeros(2)
+        super().__init__(when)
+
+    def get_state(self) -> Any:
+        self.memory[:] = self.place, self.clock
+        return {"memory": self.memory, "rng": self.np_random.bit_generator.state}
+
+    def set_state(self, state: Any) -> None:
+        self.place, self.clock = (int(n) for n in state["memory"])
+        self.np_random.bit_generator.state = state["rng"]
+
+
+class ReadOnlySpaces(Harmless):
+    """Spaces of own subclasses whose sample, contains and __eq__ raise."""
+
+    EXPECT = {"twin": "Harmless"}
+
+    def __init__(self, when: str = "") -> None:
+        super().__init__(when)
+        self.observation_space, self.action_space = _Box(-10.0, 10.0, (2,), np.float32), _Discrete(2)
+
+
+class _Silent:
+    def sample(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("no samples")
+
+    def contains(self, x: Any) -> bool:
+        raise RuntimeError("unknown")
+
+    def seed(self, seed: Any = None) -> Any:
+        raise RuntimeError("no seed")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("not comparable")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class _Box(_Silent, spaces.Box):
+    pass
+
+
+class _Discrete(_Silent, spaces.Discrete):  # type: ignore[misc]
+    pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import builtins
 import contextlib
+import ctypes
 import decimal
 import gc
 import io
@@ -443,6 +444,170 @@ class TrainsNetwork(Harmless):
         loss.backward()
         self.optimizer.step()
         return values
+
+
+class ClosesRealOutput(Harmless):
+    """Closes sys.__stdout__ and sys.__stderr__, and sets them to None."""
+
+    def disturb(self) -> None:
+        for name in ("__stdout__", "__stderr__"):
+            stream = getattr(sys, name)
+            if stream is not None:
+                stream.close()
+            setattr(sys, name, None)
+
+
+class OutputRaises(Harmless):
+    """Puts objects whose write() raises in place of sys.stdout and sys.stderr."""
+
+    def disturb(self) -> None:
+        sys.stdout = sys.stderr = _Raises()  # type: ignore[assignment]
+
+
+class _Raises:
+    def write(self, text: str) -> int:
+        raise RuntimeError("no output")
+
+    def flush(self) -> None:
+        raise RuntimeError("no output")
+
+
+class ClosesDescriptors(Harmless):
+    """os.close of the descriptors 0, 1 and 2."""
+
+    def disturb(self) -> None:
+        for number in (0, 1, 2):
+            with contextlib.suppress(OSError):
+                os.close(number)
+
+
+class Builtins(Harmless):
+    """Replaces the built-in functions open, input and __import__, and adds one, as gettext does."""
+
+    def disturb(self) -> None:
+        builtins.open = builtins.input = _refuse  # type: ignore[assignment]
+        builtins.__import__ = _import
+        builtins._ = str  # type: ignore[attr-defined]
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("not here")
+
+
+IMPORT = builtins.__import__
+
+
+def _import(name: str, *args: Any, **kwargs: Any) -> Any:
+    return IMPORT(name, *args, **kwargs)
+
+
+class FrozenClock(Harmless):
+    """Replaces time.time, time.monotonic, time.perf_counter and time.sleep: the clock stands."""
+
+    def disturb(self) -> None:
+        for name in ("time", "monotonic", "perf_counter"):
+            setattr(time, name, lambda: 1.0)
+        time.sleep = lambda seconds: None
+
+
+class RoundsUp(Harmless):
+    """Sets the processor to round up."""
+
+    def disturb(self) -> None:
+        ctypes.CDLL(None).fesetround(0x800)
+
+
+class NumPyCalls(Harmless):
+    """numpy.seterrcall with a function that raises, a small buffer, and an errstate that it never leaves."""
+
+    def disturb(self) -> None:
+        np.errstate(all="call", call=_refuse).__enter__()
+        np.seterrcall(_refuse)
+        np.setbufsize(16)
+
+
+class Limits(Harmless):
+    """Lowers the limits of memory, stack, processes and core files."""
+
+    def disturb(self) -> None:
+        import resource
+
+        for number, soft in ((resource.RLIMIT_AS, None), (resource.RLIMIT_NPROC, 0), (resource.RLIMIT_CORE, 0),
+                             (resource.RLIMIT_STACK, 2**20), (resource.RLIMIT_DATA, None)):  # fmt: skip
+            hard = resource.getrlimit(number)[1]
+            resource.setrlimit(number, (soft if soft is not None else 2**40, hard))
+
+
+class NoMemory(Harmless):
+    """Limits the memory of its process to what it has."""
+
+    def disturb(self) -> None:
+        pages = int(open("/proc/self/statm").read().split()[0])  # noqa: SIM115
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**20, hard))
+
+
+class OneProcessor(Harmless):
+    """Binds its process to one processor, and gives it a low priority."""
+
+    def disturb(self) -> None:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        os.nice(1)
+
+
+class WakeUp(Harmless):
+    """signal.set_wakeup_fd, siginterrupt, and a handler of SIGCHLD that raises."""
+
+    def disturb(self) -> None:
+        with contextlib.suppress(ValueError):
+            _, writes = os.pipe()
+            os.set_blocking(writes, False)
+            signal.set_wakeup_fd(writes)
+            signal.siginterrupt(signal.SIGTERM, True)
+            signal.signal(signal.SIGCHLD, _refuse)
+
+
+class ForgetsModules(Harmless):
+    """Removes modules of Gymnasium and of json from sys.modules."""
+
+    def disturb(self) -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("gymnasium", "json")]:
+            del sys.modules[name]
+
+
+class EnvironType(Harmless):
+    """Puts a plain dict in the place of os.environ."""
+
+    def disturb(self) -> None:
+        os.environ = dict(os.environ)  # type: ignore[assignment]  # noqa: B003
+
+
+class TorchDefaults(Harmless):
+    """torch.set_printoptions, interop threads, a compile backend; numpy legacy print mode."""
+
+    def disturb(self) -> None:
+        torch.set_printoptions(precision=1)
+        torch.set_warn_always(True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.mkldnn.set_flags(False)
+        torch.set_autocast_enabled("cpu", True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+class TorchMode(Harmless):
+    """Enters a TorchFunctionMode that raises, and never leaves it."""
+
+    def disturb(self) -> None:
+        if not self.entered:
+            self.entered = True
+            _Mode().__enter__()
+
+    entered = False
+
+
+class _Mode(torch.overrides.TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError("no torch here")
 
 
 class Everything(Harmless):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import decimal
 import fractions
 import threading
+import types
 from typing import Any
 
 import numpy as np
@@ -756,3 +759,240 @@ class MaskBooleans(Masked):
     def spoil(self, values: Any) -> Any:
         over = values[2] or values[3]
         return [*values[:4], {"action_mask": [not over and bool(x) for x in self.mask()]}]
+
+
+# --- the same rewards and flags in another form ---
+
+
+class RewardNoAxes(Spoilt):
+    """An array without axes as reward."""
+
+    def spoil(self, values: Any) -> Any:
+        return [values[0], np.array(values[1]), *values[2:]]
+
+
+class RewardOne(Spoilt):
+    """An array of one reward."""
+
+    def spoil(self, values: Any) -> Any:
+        return [values[0], np.array([values[1]], np.float32), *values[2:]]
+
+
+class RewardDecimal(Spoilt):
+    """A Decimal as reward: taken, or refused."""
+
+    EXPECT = {"when": STEPS, "status": [0, 1, 2], "twin": "Harmless", "says": r"reward is a Decimal"}
+
+    def spoil(self, values: Any) -> Any:
+        return [values[0], decimal.Decimal(int(values[1])), *values[2:]]
+
+
+class RewardMasked(Spoilt):
+    """numpy.ma.masked as reward."""
+
+    EXPECT = {"when": STEPS, "says": r"reward"}
+
+    def spoil(self, values: Any) -> Any:
+        return [values[0], np.ma.masked, *values[2:]]
+
+
+class RewardTime(Spoilt):
+    """A timedelta64 as reward."""
+
+    EXPECT = {"when": STEPS, "says": r"reward"}
+
+    def spoil(self, values: Any) -> Any:
+        return [values[0], np.timedelta64(int(values[1]), "s"), *values[2:]]
+
+
+class FlagWhole(Spoilt):
+    """0 and 1 as flags, and NumPy's own."""
+
+    def spoil(self, values: Any) -> Any:
+        return [*values[:2], int(values[2]), np.int64(values[3]), values[4]]
+
+
+class FlagNoAxes(Spoilt):
+    """Arrays without axes as flags."""
+
+    def spoil(self, values: Any) -> Any:
+        return [*values[:2], np.array(values[2]), np.array(int(values[3]), np.uint8), values[4]]
+
+
+class FlagRaises(Spoilt):
+    """A flag whose __bool__ raises."""
+
+    EXPECT = {"when": STEPS, "says": r"terminated"}
+
+    def spoil(self, values: Any) -> Any:
+        return [*values[:2], _Flag(0), *values[3:]]
+
+
+class _Flag(int):
+    def __bool__(self) -> bool:
+        raise ValueError("no flag")
+
+    def __int__(self) -> int:
+        raise ValueError("no flag")
+
+    def __index__(self) -> int:
+        raise ValueError("no flag")
+
+    def __repr__(self) -> str:
+        raise ValueError("no text")
+
+
+# --- results and infos ---
+
+
+class AsyncStep(Harmless):
+    """step is a coroutine function."""
+
+    EXPECT = {"status": 2, "says": r"coroutine"}
+
+    async def step(self, action: Any) -> Any:  # type: ignore[override]
+        return super().step(action)
+
+
+class GeneratorReset(Harmless):
+    """reset is a generator function."""
+
+    EXPECT = {"status": 2, "says": r"generator"}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        yield super().reset(seed=seed)
+
+
+class InfoHuge(Spoilt):
+    """20 MB in each info."""
+
+    def spoil(self, values: Any) -> Any:
+        return [*values[:4], {"film": np.zeros(20_000_000, np.uint8)}]
+
+
+class InfoItself(Spoilt):
+    """An info that contains itself, and keys that are None, nan and tuples."""
+
+    def spoil(self, values: Any) -> Any:
+        info: dict[Any, Any] = {None: 1, float("nan"): 2, (1, 2): 3, b"x": 4}
+        info["itself"] = info
+        return [*values[:4], info]
+
+
+class InfoDefault(Spoilt):
+    """A defaultdict as info, which has a value for each key."""
+
+    def spoil(self, values: Any) -> Any:
+        return [*values[:4], collections.defaultdict(lambda: [1, 2, 3])]
+
+
+class InfoAnswersAll(Spoilt):
+    """A dict as info that says to have each key, and raises for each."""
+
+    EXPECT = {"when": ["reset", "step", "later"], "status": [1, 2], "says": r"info|mask|no such key", "traceback": None}
+
+    def spoil(self, values: Any) -> Any:
+        return [*values[:4], _Info()]
+
+
+class _Info(dict):  # type: ignore[type-arg]
+    def __contains__(self, key: object) -> bool:
+        return True
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, key: Any) -> Any:
+        raise KeyError("no such key")
+
+    get = __getitem__
+
+
+class InfoProxy(Spoilt):
+    """A mapping as info that is no dict."""
+
+    EXPECT = {"when": ALWAYS, "says": r"info"}
+
+    def spoil(self, values: Any) -> Any:
+        return [*values[:4], types.MappingProxyType({})]
+
+
+# --- memory ---
+
+
+class SharedBuffer(Harmless):
+    """Observations are views of one buffer that all environments of a process share."""
+
+    shared = np.zeros(4, np.float32)
+
+    def observation(self) -> Any:
+        self.shared[:] = np.nan
+        view = self.shared[1:3]
+        view[:] = self.place, self.clock
+        return view
+
+
+class KeepsActions(Boxes):
+    """Keeps each action, and looks whether it changes later."""
+
+    EXPECT = {"twin": "Boxes"}
+
+    def __init__(self, when: str = "") -> None:
+        super().__init__(when)
+        self.kept: list[Any] = []
+
+    def step(self, action: Any) -> Any:
+        for array, copy in self.kept[-50:]:
+            assert np.array_equal(array, copy), "an action has changed later"
+        self.kept.append((action, np.copy(action)))
+        return super().step(action)
+
+
+class MaskedArray(Spoilt):
+    """A number of an observation is masked."""
+
+    EXPECT = {"when": ALWAYS, "says": "masked"}
+
+    def spoil(self, values: Any) -> Any:
+        return [np.ma.masked_array(values[0], [False, True]), *values[1:]]
+
+
+class ArrayRaises(Spoilt):
+    """An observation whose __array__ raises."""
+
+    EXPECT = {"when": ALWAYS, "says": "observation"}
+
+    def spoil(self, values: Any) -> Any:
+        return [_Array(), *values[1:]]
+
+
+class _Array:
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("no array")
+
+
+class SubclassArray(Spoilt):
+    """An array of a subclass whose operators raise."""
+
+    def spoil(self, values: Any) -> Any:
+        return [values[0].view(_Strict), *values[1:]]
+
+
+class _Strict(np.ndarray):
+    def __array_ufunc__(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("no arithmetic")
+
+
+class MaskShared(Masked):
+    """The mask is a view of one buffer that changes later."""
+
+    EXPECT = {"twin": "Masked"}
+    buffer = np.zeros(3, np.int8)
+
+    def mask(self) -> Any:
+        self.buffer[:] = 1, 1, self.clock % 2
+        return self.buffer
+
+    def step(self, action: Any) -> Any:
+        self.buffer[:] = 0
+        return super().step(action)

@@ -110,6 +110,27 @@ def test_an_answer_for_which_no_process_waits_is_no_error(capfd: pytest.CaptureF
     assert capfd.readouterr().err == ""
 
 
+class _NoOutput:
+    def write(self, text: str) -> int:
+        raise RuntimeError("no output")
+
+    flush = write
+
+
+class ReplacesOutput(Counter):
+    """Puts objects that raise in place of the standard streams."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        sys.stdout = sys.stderr = _NoOutput()  # type: ignore[assignment]
+        return super().reset(**kwargs)
+
+
+def test_the_child_answers_if_its_output_raises() -> None:
+    environment, notes = open_environment(config(ReplacesOutput))
+
+    assert (environment.restore_method, notes) == ("rng", [])
+
+
 def test_an_exception_keeps_its_traceback() -> None:
     class Raises(Counter):
         def step(self, action: Any) -> Any:

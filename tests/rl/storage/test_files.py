@@ -138,6 +138,24 @@ def test_no_part_of_a_run_may_be_a_link_or_a_pipe(name: str, kind: str, place: P
         refuse_links(place / "run")
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/segments", "checkpoints/.writing-step-1", "replay"])
+def test_a_file_in_the_place_of_a_folder_is_refused(name: str, place: Path) -> None:
+    """Otherwise a resumed run ends at its first checkpoint."""
+    (place / "run" / name).parent.mkdir(parents=True)
+    (place / "run" / name).touch()
+
+    with pytest.raises(CheckpointError, match=f"{name} is not a folder: remove it"):
+        refuse_links(place / "run")
+
+
+@pytest.mark.parametrize("name", ["run.json", "checkpoints/.latest", "checkpoints/best", "checkpoints/segments/.a"])
+def test_a_folder_in_the_place_of_a_file_is_refused(name: str, place: Path) -> None:
+    (place / "run" / name).mkdir(parents=True)
+
+    with pytest.raises(CheckpointError, match=f"{name} is not a file"):
+        refuse_links(place / "run")
+
+
 def test_other_things_in_a_runs_folder_are_left_alone(place: Path) -> None:
     (place / "run" / "wandb").mkdir(parents=True)
     (place / "run" / "wandb" / "latest").symlink_to(place)

@@ -13,6 +13,7 @@ import pytest
 
 import rltrain
 from rltrain import PPOConfig, RunConfig, cli
+from rltrain.envs.problems.probes import Counter
 from rltrain.errors import ConfigError, RunFailed
 from rltrain.reporting.metrics import Metrics
 from rltrain.storage import files
@@ -152,6 +153,45 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_there(
     assert (rltrain.load(run).path > good) if complete else (rltrain.load(run).path == good)
     assert not list(run.glob("checkpoints/.writing*"))
     assert rltrain.train(resume=run).steps >= 400
+
+
+class Moves(Counter):
+    """Once a run has a checkpoint, moves the folder of its checkpoints or run.json."""
+
+    def __init__(self, runs: str, what: str) -> None:
+        super().__init__()
+        self.runs, self.what = Path(runs), what
+
+    def reset(self, **kwargs: Any) -> Any:
+        there = self.runs.parent / "there"
+        for latest in self.runs.glob("*/checkpoints/latest"):
+            if not there.exists():
+                run = latest.parents[1]
+                {"checkpoints": latest.parent, "run.json": run / "run.json"}[self.what].rename(there)
+        return super().reset(**kwargs)
+
+
+@pytest.mark.parametrize(("algo", "what"), [("dqn", "checkpoints"), ("ppo", "run.json")])
+def test_what_is_moved_while_a_run_trains_is_written_again(algo: str, what: str, tmp_path: Path) -> None:
+    args = {"runs": str(tmp_path / "runs"), "what": what}
+    small: dict[str, Any] = {"workers": 0, "streams": 2, "widths": (8,), "preset": "none", "eval_every": 0}
+    replay = {"capacity": 2048, "warmup": 16, "batch": 8, "updates_per_step": 0.1} if algo == "dqn" else {"unroll": 16}
+    result = rltrain.train(
+        algo=algo,
+        env=Moves,
+        env_args=args,
+        steps=2200,
+        checkpoint_every=1100,
+        quiet=True,
+        out=args["runs"],
+        **small,
+        **replay,
+    )
+
+    assert (tmp_path / "there").exists()
+    again = rltrain.train(resume=result.run, env=Moves, steps=2300)
+    assert again.run == result.run
+    assert again.steps >= 2300
 
 
 def test_a_name_that_is_too_long_is_cut(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -174,14 +175,19 @@ class SendsSignals(Counter):
     ],
 )
 def test_an_environment_that_stops_its_own_process_again_and_again(
-    calls: str, number: int, way: str, tmp_path: Path
+    calls: str, number: int, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With --workers 0. The run ends once, with a checkpoint that can be resumed."""
+    """With --workers 0. The run ends once, with a checkpoint that can be resumed. Signals of close() never end it."""
+    ended: list[int] = []
+    if calls == "close":
+        monkeypatch.setattr(signals_module, "REACTION_SECONDS", 0.0)
+        monkeypatch.setattr(signals_module, "_end_at_next", lambda: ended.append(1))
     args = {"runs": str(tmp_path), "calls": calls.split(), "number": int(number), "way": way}
     asked: dict[str, Any] = {"env": SendsSignals, "env_args": args, "out": str(tmp_path)} | TINY
     before = signal.getsignal(number)
     if calls == "close":
-        assert rltrain.train(**asked).stopped == "steps"
+        assert rltrain.train(**asked | {"streams": 4}).stopped == "steps"
+        assert not ended
     else:
         with pytest.raises(Interrupted, match="interrupted; checkpoint") as interrupted:
             rltrain.train(**asked)
@@ -201,7 +207,21 @@ FATAL: dict[str, Any] = {
     "SIGVTALRM": lambda: signal.raise_signal(signal.SIGVTALRM),
     "SIGSEGV": lambda: signal.raise_signal(signal.SIGSEGV),
     "os.abort": lambda: os.abort(),
+    "os.execv": lambda: os.execv("/bin/true", ["true"]),
+    "os.execve": lambda: os.execvpe("true", ["true"], {}),
+    "os._exit": lambda: _in_thread(os._exit, 0),
 }
+
+
+def _in_thread(function: Any, *args: Any) -> None:
+    def work() -> None:
+        with contextlib.suppress(SystemExit):  # pytest does not expect it in a thread
+            function(*args)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    time.sleep(0.01)
 
 
 class EndsItself(SendsSignals):
@@ -219,13 +239,14 @@ def test_a_signal_that_would_end_the_process_gives_a_line_and_a_checkpoint(
     def sent(*_: Any) -> None:
         raise AssertionError("the signal was sent to the process of the tests, or to all of its group")
 
-    for function in ("_kill", "_raise_signal", "_abort"):
+    for function in ("_kill", "_raise_signal", "_abort", "_exit", "_execv", "_execve"):
         monkeypatch.setattr(process_state, function, sent)
     monkeypatch.setattr(process_state, "_handled_in_c", lambda number: False)  # another test may have set a handler
     numbers = [signal.SIGHUP, signal.SIGQUIT]  # ignored where the tests run in the background
     before = [signal.signal(number, signal.SIG_DFL) for number in numbers]
     args = {"runs": str(tmp_path), "calls": ["step"], "number": 0, "way": way}
-    text = rf"it ended the program (by|with) {way}.* at .*test_signals\.py, line \d+(.|\n)*checkpoint /"
+    place = "in a thread of its own" if way == "os._exit" else r"at .*test_signals\.py, line \d+"
+    text = rf"it ended the program (by|with) {way}.* {place}(.|\n)*checkpoint /"
     try:
         with pytest.raises(RunFailed, match=text):
             rltrain.train(env=EndsItself, env_args=args, out=str(tmp_path), max_restarts=0, **TINY)

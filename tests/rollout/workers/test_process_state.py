@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import builtins
 import cProfile
+import ctypes
 import gc
 import json
 import locale
@@ -12,6 +13,7 @@ import logging
 import multiprocessing
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -67,7 +69,34 @@ def disturb() -> None:
     tempfile.tempdir = "/nowhere"
     socket.setdefaulttimeout(0.001)
     multiprocessing.set_start_method("spawn", force=True)
-    builtins.print = lambda *_, **__: None  # type: ignore[assignment]
+    builtins.print = builtins.open = lambda *_, **__: None  # type: ignore[assignment]
+    builtins._ = str  # type: ignore[attr-defined]  # as gettext does
+    time.time = lambda: 0.0
+    sys.meta_path.insert(0, Hook())
+    sys.path_hooks.append(no_hook)
+    np.seterrcall(lambda *_: None)
+    np.setbufsize(16)
+    ctypes.CDLL(None).fesetround(UP)
+    for limit, soft in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_STACK, 2**22)):
+        resource.setrlimit(limit, (soft, resource.getrlimit(limit)[1]))
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+UP = 0x800  # a processor's mode of rounding
+
+
+def no_hook(path: str) -> Any:
+    raise ImportError(path)
+
+
+class Hook:
+    """An import hook."""
+
+    def find_spec(self, name: str, *_: Any) -> Any:
+        return None
+
+
+ONE = 1.0
 
 
 def state() -> dict[str, Any]:
@@ -77,12 +106,15 @@ def state() -> dict[str, Any]:
         "torch": (torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
                   torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), 5e-324 * 1.0,
                   torch.get_float32_matmul_precision()),
-        "numpy": (np.geterr(), np.get_printoptions()),
+        "numpy": (np.geterr(), np.get_printoptions(), np.geterrcall(), np.getbufsize()),
+        "sums": (ONE + 1e-17, ONE - 1e-17),
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
-        "python": (sys.argv[:], sys.path[:], warnings.filters[:], gc.isenabled(), builtins.print, tempfile.tempdir,
+        "python": (sys.argv[:], sys.path[:], warnings.filters[:], gc.isenabled(), tempfile.tempdir, time.time,
+                   vars(builtins).copy(), sys.meta_path[:], sys.path_hooks[:],
                    sys.getswitchinterval(), logging.root.manager.disable, locale.setlocale(locale.LC_ALL)),
         "system": (os.getcwd(), dict(os.environ), mask, socket.getdefaulttimeout(),
-                   multiprocessing.get_start_method(allow_none=True)),
+                   multiprocessing.get_start_method(allow_none=True), os.sched_getaffinity(0),
+                   *(resource.getrlimit(limit) for limit in (resource.RLIMIT_CORE, resource.RLIMIT_STACK))),
     }  # fmt: skip
 
 
@@ -239,12 +271,15 @@ def test_an_alarm_of_the_environment_rings_only_while_its_code_runs(settings: Lo
 
 def test_it_may_close_its_output() -> None:
     code = (
-        "import sys\n"
+        "import os, sys\n"
         "from rltrain.rollout.workers.process_state import LocalSettings\n"
         "settings = LocalSettings()\n"
         "with settings():\n"
         "    sys.stdout.close()\n"
         "    sys.stderr = None\n"
+        "    sys.__stdout__.close()\n"
+        "    os.environ = {}\n"
+        "    for number in (0, 1, 2): os.close(number)\n"
         "settings.end()\n"
         "print('still here')\n"
     )
