@@ -819,39 +819,7 @@ class FlagNoAxes(Spoilt):
         return [*values[:2], np.array(values[2]), np.array(int(values[3]), np.uint8), values[4]]
 
 
-class FlagRaises(Spoilt):
-    """A flag whose __bool__ raises."""
-
-    EXPECT = {"when": STEPS, "says": r"terminated"}
-
-    def spoil(self, values: Any) -> Any:
-        return [*values[:2], _Flag(0), *values[3:]]
-
-
-class _Flag(int):
-    def __bool__(self) -> bool:
-        raise ValueError("no flag")
-
-    def __int__(self) -> int:
-        raise ValueError("no flag")
-
-    def __index__(self) -> int:
-        raise ValueError("no flag")
-
-    def __repr__(self) -> str:
-        raise ValueError("no text")
-
-
 # --- results and infos ---
-
-
-class AsyncStep(Harmless):
-    """step is a coroutine function."""
-
-    EXPECT = {"status": 2, "says": r"coroutine"}
-
-    async def step(self, action: Any) -> Any:  # type: ignore[override]
-        return super().step(action)
 
 
 class GeneratorReset(Harmless):
@@ -884,28 +852,6 @@ class InfoDefault(Spoilt):
 
     def spoil(self, values: Any) -> Any:
         return [*values[:4], collections.defaultdict(lambda: [1, 2, 3])]
-
-
-class InfoAnswersAll(Spoilt):
-    """A dict as info that says to have each key, and raises for each."""
-
-    EXPECT = {"when": ["reset", "step", "later"], "status": [1, 2], "says": r"info|mask|no such key", "traceback": None}
-
-    def spoil(self, values: Any) -> Any:
-        return [*values[:4], _Info()]
-
-
-class _Info(dict):  # type: ignore[type-arg]
-    def __contains__(self, key: object) -> bool:
-        return True
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, key: Any) -> Any:
-        raise KeyError("no such key")
-
-    get = __getitem__
 
 
 class InfoProxy(Spoilt):
