@@ -11,7 +11,8 @@ from rltrain.config.load import change
 from rltrain.config.run_config import RunConfig
 from rltrain.errors import CheckpointError
 from rltrain.storage import files
-from rltrain.storage.checkpoint import FORMAT, INCOMPLETE, META
+from rltrain.storage.checkpoint import FORMAT, META
+from rltrain.storage.files import INCOMPLETE
 from rltrain.storage.retention import STEPS, find, point
 from rltrain.storage.run_folder import FORMAT as RUN_FORMAT
 from rltrain.storage.run_folder import LOCK, RUN_FILE, refuse_links
