@@ -131,7 +131,7 @@ def test_a_hang_in_this_process_is_given_up_at_the_second_signal(swallows: bool,
             assert command.wait(10) == (-signal.SIGTERM if swallows else 143)
             error = command.stderr.read()
             assert error.startswith(b"" if swallows else b"rltrain: interrupted; checkpoint ")
-            assert error.count(b"\n") == (0 if swallows else 1)
+            assert error.count(b"\n") == (0 if swallows else 2)  # the second line: the command that continues
         finally:
             command.kill()
 
@@ -351,7 +351,7 @@ def test_torch_is_imported_whole_before_ctrl_c_ends_the_command(tmp_path: Path) 
         "        if name == 'torch._C': os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Finder())\n"
         "from rltrain.cli import main\n"
-        "status = main(['--algo', 'ppo', '--env', 'CartPole-v1', '--backend', 'local'])\n"
+        "status = main(['--algo', 'ppo', '--env', 'CartPole-v1', '--backend', 'local', '--quiet'])\n"
         "print(status, 'torch.nn' in sys.modules, 'rltrain.training_loop' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
