@@ -32,6 +32,8 @@ COMMANDS = {
     "rlplot": "main_plot",
     "rldoctor": "main_doctor",
     "rljobs": "main_jobs",
+    "rlexport": "main_export",
+    "rlserve": "main_serve",
     "rltune": "main_tune",
 }
 
@@ -68,10 +70,16 @@ def flags() -> dict[str, set[str]]:
     return {command: set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) for command, text in texts.items()}
 
 
+def prose(file: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", file.read_text(), flags=re.M | re.S)
+
+
 @page
 def test_every_flag_exists(file: Path, flags: dict[str, set[str]]) -> None:
-    prose = re.sub(r"^```.*?^```", "", file.read_text(), flags=re.M | re.S)
-    named = {flag for code in re.findall(r"`([^`\n]+)`", prose) for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", code)}
+    named = {
+        flag for code in re.findall(r"`([^`\n]+)`", prose(file)) for flag in re.findall(r"(?<!\S)--[a-z][\w-]*", code)
+    }
 
     assert named <= set.union(*flags.values()) | OTHERS
 
@@ -84,7 +92,9 @@ def test_every_flag_exists(file: Path, flags: dict[str, set[str]]) -> None:
 @page
 def test_every_command_is_there(file: Path) -> None:
     for words in commands(file.read_text()):
-        assert words[0] in (*COMMANDS, "pip", "tensorboard", "torchrun") or os.access(ROOT / words[0], os.X_OK), words
+        assert words[0] in (*COMMANDS, "pip", "tensorboard", "torchrun", "curl") or os.access(
+            ROOT / words[0], os.X_OK
+        ), words
 
 
 @page
@@ -98,7 +108,7 @@ def test_every_training_command_is_accepted(file: Path) -> None:
 
 @page
 def test_every_link_leads_somewhere(file: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
+    for target in re.findall(r"\]\(([^)#:]+)\)", prose(file)):
         assert (file.parent / target).exists(), target
 
 
@@ -184,7 +194,6 @@ def test_classes_named_in_the_architecture_exist() -> None:
 @pytest.mark.parametrize("file", [file for file in PAGES if file.name != "architecture.md"], ids=lambda file: file.name)
 def test_the_prose_names_public_names_only(file: Path) -> None:
     """`rltrain.NAME` in the text is part of the API, except in the page that describes the inside."""
-    prose = re.sub(r"^```.*?^```", "", file.read_text(), flags=re.M | re.S)
     named = set(re.findall(r"`rltrain\.(\w+)", prose))
 
     assert named <= {*rltrain.__all__, "__version__", "train"}

@@ -88,9 +88,9 @@ def test_every_setting_has_a_flag_with_its_default(algo: str, capsys: pytest.Cap
         key = field.alias or key
         if key in config.INNER:
             continue
-        flag = "--env-arg" if key == "env_args" else "--" + key.replace("_", "-")
+        flag = "--" + key.replace("_", "-").removesuffix("s" if key in ("env_args", "eval_env_args") else "")
         assert f" {flag} " in text or f" {flag}, " in text, flag
-        assert key == "env_args" or field.description, key
+        assert key in ("env_args", "eval_env_args") or field.description, key
     assert "--max-kl FLOAT approximate KL divergence, in nats, that ends the epochs [none]" in text or algo != "ppo"
     assert "--lr FLOAT step size of the optimiser at the start; of the policy [0.0001]" in text or algo != "ddpg"
     assert f"--streams INT environments that are stepped in parallel, in total [{fields_default(algo)}]" in text
