@@ -116,9 +116,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> rltrain.Result:
 
 
 def failure(tmp_path: Path, *callbacks: Any, **changes: Any) -> str:
+    """The message of the run, without a last line with the command that continues it."""
     with pytest.raises(rltrain.RunFailed) as raised:
         train(tmp_path, *callbacks, **changes)
-    return str(raised.value)
+    *lines, last = str(raised.value).splitlines()
+    return "\n".join(lines if last.startswith("to continue: rltrain --resume ") else [*lines, last])
 
 
 # --- when they are called ---
@@ -239,7 +241,7 @@ REFUSED = [
     ("log", "my/x", "high", "run.log: my/x must be a number, got 'high'"),
     ("log", "my/x", None, "run.log: my/x must be a number, got None"),
     ("change", "gamma", 0.5, "gamma cannot change during a run; what can: lr, lr_end, max_grad_norm, lam, "),
-    ("change", "learnrate", 0.5, "unknown setting learnrate; the nearest is "),
+    ("change", "learnrate", 0.5, "unknown setting learnrate; known: "),
     ("change", "lr", -1, "run.change: lr must be greater than 0, got -1"),
     ("change", "lr", "fast", "run.change: lr must be a number, got 'fast'"),
     ("change", "steps", 5, "unknown setting steps; "),
@@ -419,7 +421,8 @@ def test_the_command_shows_the_traceback_and_status_1(launch: Any, tmp_path: Pat
     assert done.status == 1
     assert "return 1 / 0" in done.err
     assert "ZeroDivisionError" in done.err
-    assert done.err.splitlines()[-1].startswith("checkpoint ")
+    assert done.err.splitlines()[-2].startswith("checkpoint ")
+    assert done.err.splitlines()[-1].startswith("to continue: ")
 
 
 # --- names on the command line ---
