@@ -87,7 +87,7 @@ def test_axes_have_units(runs: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: RUNS"),
+        ([], "RUNS is needed"),
         (["nothing-*"], "nothing-* does not exist"),
         (["a-0", "--score", "best"], "--score: invalid choice: 'best'"),
         (["a-0", "--range", "x"], "--range: must be TASK=LOW:HIGH"),

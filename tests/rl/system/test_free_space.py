@@ -190,7 +190,7 @@ def test_frames_that_do_not_roll_end_the_run_after_a_checkpoint(workers: int, tm
 
     with pytest.raises(RunFailed) as failed:
         rltrain.train(**given, env=film(50))
-    line, _, path = str(failed.value).partition("\n")
+    line, path, _ = str(failed.value).splitlines()
     assert "are not the newest frames of its episodes" in line
     assert "Let it return a copy" in line
     assert path.startswith("checkpoint ")
