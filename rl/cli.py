@@ -223,9 +223,10 @@ def _train(argv: list[str]) -> None:
         _train_seeds(argv, early)
         return
     config, resume = _under_torchrun(*parse(argv))
-    if not config.quiet:  # first of all: the imports take seconds
+    stream = sys.stderr if config.json_line else sys.stdout
+    if not config.quiet and stream is not None and stream.isatty():  # for a person, since the imports take seconds
         what = f"{config.algo} on {config.env_name}" if resume is None else f"{short_path(resume)} is continued"
-        say(f"rltrain: {what}; starting", sys.stderr if config.json_line else None)
+        say(f"rltrain: {what}; starting", stream)
     if config.backend != "local" or (config.learners > 1 and current_rank() is None):
         from rltrain.rollout.workers.fork_server import start_fork_server
 
