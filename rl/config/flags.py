@@ -215,7 +215,8 @@ class Parser(argparse.ArgumentParser):
         if fault.startswith("ignored explicit argument"):
             raise ConfigError(_without_value(flag) if flag in self._switches() else f"{flag} takes no value")
         if flag == "the following arguments are required":
-            raise ConfigError(f"{fault} is needed, as in {self.prog} runs/NAME")
+            example = "CartPole-v1" if fault == "ENV" else "runs/NAME"
+            raise ConfigError(f"{fault} is needed, as in {self.prog} {example}")
         raise ConfigError(message)
 
     def _switches(self) -> set[str]:

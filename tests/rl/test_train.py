@@ -279,7 +279,9 @@ def test_the_json_line_is_the_last_and_alone(launch: Any, tmp_path: Path) -> Non
     done = launch(tmp_path, *FLAGS, "--json")
 
     (line,) = done.out.splitlines()
-    words = "steps seconds steps_per_second episodes train_return eval_return stopped run checkpoint restarts"
+    words = (
+        "steps seconds train_seconds steps_per_second episodes train_return eval_return stopped run checkpoint restarts"
+    )
     assert list(json.loads(line)) == [*words.split(), "fingerprint"]
     assert "ppo on CartPole-v1: 300 steps, 4 streams, in this process, seed 0, device cpu" in done.err
 
@@ -287,8 +289,9 @@ def test_the_json_line_is_the_last_and_alone(launch: Any, tmp_path: Path) -> Non
 def test_quiet_leaves_the_result_only(launch: Any, tmp_path: Path) -> None:
     done = launch(tmp_path, *FLAGS, "--quiet", "--eval-every", "0")
 
-    (line,) = done.out.splitlines()
+    line, end = done.out.splitlines()
     assert "steps in" in line
+    assert end.startswith("ended: all 300 steps are done; to continue: rltrain --resume ")
     assert done.err == ""
 
 

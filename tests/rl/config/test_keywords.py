@@ -16,7 +16,9 @@ from rltrain.config.keywords import Keywords
 from rltrain.config.run_config import INNER, RunConfig
 
 ROOT = Path(__file__).resolve().parents[3]
-WIDER = ("algo", "env_args", "share", "seed", "policy", "torso", "widths", "widths_q", "memory")  # than the fields
+WIDER = (  # than the fields
+    "algo", "env_args", "eval_env_args", "share", "seed", "policy", "torso", "widths", "widths_q", "memory", "init_parts", "log_info",
+)  # fmt: skip
 
 
 def members(annotation: Any) -> set[Any]:

@@ -74,7 +74,7 @@ def test_a_fault_has_status_1_hint_and_how_it_was_seen(tmp_path: Path, launch: L
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: ENV"),
+        ([], "ENV is needed, as in rldoctor CartPole-v1"),
         (["CartPole-v9"], "unknown environment"),
         (["nowhere.py:Env"], "there is no file"),
         (["CartPole-v1", "--quick", "--deep"], "--quick and --deep: give one of them"),
