@@ -17,7 +17,8 @@ from rltrain.config.run_config import INNER, RunConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 WIDER = (  # than the fields
-    "algo", "env_args", "eval_env_args", "share", "seed", "policy", "torso", "widths", "widths_q", "memory", "init_parts", "log_info",
+    "algo", "env_args", "eval_env_args", "share", "seed", "policy", "torso", "widths", "widths_q", "memory",
+    "init_parts", "log_info", "callback",
 )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def test_its_loss_leaves_an_exact_checkpoint(tmp_path: Path) -> None:
     assert "-1" not in text.splitlines()[0]
     (run,) = tmp_path.iterdir()
     saved = checkpoints.find(run)[0]
-    assert text.endswith(f"checkpoint {saved.path}")
+    assert text.splitlines()[-2] == f"checkpoint {saved.path}"
     assert saved.meta["exact"] is True
     assert len(saved.state["rollout"]["units"]) == 4
     assert len(saved.state["evaluation"]["pending"]) == 1

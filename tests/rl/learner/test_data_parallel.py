@@ -225,9 +225,10 @@ def test_a_learner_that_is_lost_ends_the_run_with_a_checkpoint(signum: int, tmp_
         process.kill()
         process.communicate()
     assert process.returncode == 1
-    first, last = err.splitlines()
+    first, saved, last = err.splitlines()
     assert first.startswith("rltrain: learner 1 of 2 was lost: ")
-    assert last.startswith("checkpoint /")
+    assert saved.startswith("checkpoint /")
+    assert last.startswith("to continue: rltrain --resume ")
     assert not Path(f"/proc/{victim}").exists()
 
     (folder,) = (tmp_path / "runs").iterdir()
