@@ -58,8 +58,9 @@ class Job(Future[Any]):
 
     def cancel(self) -> bool:
         """Cancel the job and end its process if it runs; False if it is finished."""
+        before = self.cancelled()
         done = super().cancel()  # the job is pending until it has a result
-        if done:
+        if done and not before:
             self.set_running_or_notify_cancel()
             self._pool.cancelled(self)
         return done

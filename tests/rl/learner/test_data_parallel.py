@@ -232,7 +232,7 @@ def test_a_learner_that_is_lost_ends_the_run_with_a_checkpoint(signum: int, tmp_
     assert not Path(f"/proc/{victim}").exists()
 
     (folder,) = (tmp_path / "runs").iterdir()
-    steps = int(last.split("step-")[1].split()[0])
+    steps = int(saved.split("step-")[1].split()[0])
     done = begin(tmp_path, "--resume", str(folder), "--learners", "1", "--steps", str(steps + 100), "--json")
     out, err = done.communicate(timeout=60)
     assert done.returncode == 0, err
