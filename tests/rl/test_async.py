@@ -179,7 +179,10 @@ def test_batches_have_one_shape_however_many_actors_there_are(tmp_path: Path, mo
             {"algo": "a3c", "record": "there"},
             "--record: the unrolls of a3c stay with its actors; use another algorithm",
         ),
-        ({"replay_on_disk": True}, "--replay-on-disk: impala learns from each unroll once and keeps no replay"),
+        (
+            {"replay_on_disk": True},
+            "--replay-on-disk: impala learns from each unroll once and keeps no replay; use dqn, sac or td3",
+        ),
     ],
 )
 def test_what_cannot_be_is_one_line(given: dict[str, Any], line: str, tmp_path: Path) -> None:
