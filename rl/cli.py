@@ -154,17 +154,25 @@ def main_tune(argv: Sequence[str] | None = None) -> int:
 def main_export(argv: Sequence[str] | None = None) -> int:
     """`rlexport`. Exit status as for `rltrain`."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    from rltrain.deployment.export.command import run
 
-    return _guarded("rlexport", lambda: run(argv))
+    def work() -> None:
+        from rltrain.deployment.export.command import run
+
+        run(argv)
+
+    return _guarded("rlexport", work)
 
 
 def main_serve(argv: Sequence[str] | None = None) -> int:
     """`rlserve`. Exit status as for `rltrain`; 0 after SIGTERM and Ctrl-C, which end it in order."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    from rltrain.deployment.server.command import run
 
-    return _guarded("rlserve", lambda: run(argv))
+    def work() -> None:
+        from rltrain.deployment.server.command import run
+
+        run(argv)
+
+    return _guarded("rlserve", work)
 
 
 def _guarded(command: str, work: Callable[[], None]) -> int:

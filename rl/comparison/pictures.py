@@ -107,9 +107,7 @@ def _draw(panel: Any, curve: Curve, style: tuple[Any, ...], name: str, unit: flo
         linestyle=line,
         marker=marker,
         label=name,
-        linewidth=1.6,
-        markersize=4.5,
-        markevery=max(1, len(x) // 8),
+        **_marked(x),
     )
     if curve.low is not None and curve.high is not None:
         panel.fill_between(x, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
@@ -165,9 +163,7 @@ def profiles(comparison: Comparison) -> Any:
                     color=color,
                     linestyle=line,
                     marker=marker,
-                    markersize=4.5,
-                    linewidth=1.6,
-                    markevery=max(1, len(x) // 8),
+                    **_marked(x),
                     label=f"{row.group} ({_count(sum(map(len, row.scores)))})",
                 )
             panel.set_xlabel(_score_label(comparison.score, task))
@@ -175,6 +171,11 @@ def profiles(comparison: Comparison) -> Any:
             panel.set_ylim(-0.03, 1.03)
             panel.legend(fontsize=8, handlelength=3.2)
     return figure
+
+
+def _marked(x: np.ndarray) -> dict[str, Any]:
+    """The look of a line over x [n]: its width, and about eight markers."""
+    return {"linewidth": 1.6, "markersize": 4.5, "markevery": max(1, len(x) // 8)}
 
 
 def _score_label(score: str, task: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rltrain.config.consent import import_code
-from rltrain.config.flags import Parser, env_arg, whole
+from rltrain.config.flags import Parser, add_env_arg, whole
 from rltrain.doctor.examination import EFFORTS, TASKS, Examination, Subject
 from rltrain.doctor.findings import FAULT, NOTE, WARNING, Finding, Report
 from rltrain.envs.errors import EnvError, EnvFault, describe
@@ -50,14 +50,7 @@ def _parser(version: str) -> Parser:
         "says what to do and how it was seen. Exit status: 0 sound, 1 a fault or a warning, 2 wrong usage.",
     )
     top.add_argument("env", metavar="ENV", help="as --env of rltrain takes it: CartPole-v1, my.py:Env")
-    top.add_argument(
-        "--env-arg",
-        action="append",
-        type=env_arg,
-        dest="env_args",
-        metavar="KEY=VALUE",
-        help="a keyword argument of the environment's constructor; can be repeated",
-    )
+    add_env_arg(top)
     top.add_argument("--quick", action="store_true", default=False, help="about two seconds: less play, no rendering")
     top.add_argument("--deep", action="store_true", default=False, help="about a minute: longer play, more episodes")
     top.add_argument("--json", action="store_true", default=False, help="prints one JSON object")

@@ -80,19 +80,11 @@ class Population(Search):
             point = self._sampler.propose(number)
             self.space.configure(self.config, point)
             self._add({"event": "trial", "number": number, "point": point})
-        waiting = [
+        jobs = [
             Job(t.number, rung, 0) for t in state.trials if t.rung == rung and (rung, 0) not in t.values and not t.error
         ]
-        jobs, results = list(waiting), dict[Job, Event]()
-        while waiting or self.running:
-            while waiting and len(self.running) < self.parallel:
-                job = waiting.pop(0)
-                self.running[self._submit(job)] = job
-            for future in self._wait():
-                job = self.running.pop(future)
-                results[job] = self._result(job, future)
         if jobs:
-            self._finish([results[job] for job in jobs])
+            self._run_all(jobs)
 
     def _exploit(self, rung: int) -> None:
         """Replace the members that are behind, and let all members continue."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 from typing import Any
@@ -157,16 +157,19 @@ class Search:
                 jobs.append(job)
             if not jobs:
                 return
-            jobs.sort()  # a resumed search finds the parts of its round in another order
-            waiting, results = list(jobs), dict[Job, Event]()
-            while waiting or self.running:
-                while waiting and len(self.running) < self.parallel:
-                    job = waiting.pop(0)
-                    self.running[self._submit(job)] = job
-                for future in self._wait():
-                    job = self.running.pop(future)
-                    results[job] = self._result(job, future)
-            self._finish([results[job] for job in jobs])
+            self._run_all(sorted(jobs))  # a resumed search finds the parts of its round in another order
+
+    def _run_all(self, jobs: Sequence[Job]) -> None:
+        """Run these parts, and write their results in the order of the parts."""
+        waiting, results = list(jobs), dict[Job, Event]()
+        while waiting or self.running:
+            while waiting and len(self.running) < self.parallel:
+                job = waiting.pop(0)
+                self.running[self._submit(job)] = job
+            for future in self._wait():
+                job = self.running.pop(future)
+                results[job] = self._result(job, future)
+        self._finish([results[job] for job in jobs])
 
     def _wait(self) -> list[Future]:
         """The parts that have ended, at least one, in the order in which they began."""
