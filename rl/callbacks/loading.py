@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import operator
-import os
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rltrain.callbacks.callback import HOOKS
 from rltrain.callbacks.dispatch import name_of
 from rltrain.config.run_config import RunConfig
-from rltrain.envs.errors import did_you_mean
-from rltrain.envs.lookup import load_file, make_importable
+from rltrain.config.user_code import load_code
 from rltrain.errors import ConfigError, RunFailed
 
 
@@ -32,26 +27,12 @@ def make_callbacks(config: RunConfig, given: Sequence[Any] | None) -> list[Any]:
 
 def _named(name: str, folder: str) -> Any:
     """What `module:Class` or `path/to/file.py:Class` names."""
-    module, colon, attribute = name.rpartition(":")
-    if not colon or not module or not attribute:
-        raise ConfigError(f"--callback {name}: give module:Class or path/to/file.py:Class")
-    make_importable(folder)
-    file = Path(folder, module).resolve()
-    if module.endswith(".py") and not os.path.isfile(file):
-        raise ConfigError(f"--callback {name}: there is no file {file}")
     try:
-        found = load_file(file) if module.endswith(".py") else importlib.import_module(module)
+        return load_code(f"--callback {name}", name, folder)
+    except ConfigError:
+        raise
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-            raise ConfigError(
-                f"--callback {name}: there is no module {error.name!r}; looked in {folder} and among the installed"
-            ) from None
         raise RunFailed(f"--callback {name} failed:\n{traceback.format_exc()}") from error
-    try:
-        return operator.attrgetter(attribute)(found)
-    except AttributeError:
-        hint = did_you_mean(attribute, [key for key, value in vars(found).items() if callable(value)])
-        raise ConfigError(f"--callback {name}: {module} has no {attribute!r}.{hint}") from None
 
 
 def _made(given: Any, where: str) -> Any:

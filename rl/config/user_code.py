@@ -1,4 +1,4 @@
-"""Code that settings name as `module:Class` or `path/to/file.py:Class`: algorithms, policies and torsos."""
+"""Code that settings name as `module:Class` or `path/to/file.py:Class`: algorithms, policies, torsos and callbacks."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ def is_code(name: Any) -> bool:
     return isinstance(name, str) and ":" in name
 
 
-def load_code(setting: str, name: str, folder: str) -> Any:
+def load_code(where: str, name: str, folder: str) -> Any:
     """The class or function that a name stands for.
 
     Args:
-        setting: whose value `name` is, for messages.
-        folder:  from which modules and files are imported; after all installed ones.
+        where:  the setting and its value, for messages: "policy 'mine.py:Net'".
+        name:   `module:Class` or `path/to/file.py:Class`.
+        folder: from which modules and files are imported; after all installed ones.
 
     Raises:
         ConfigError: there is no such file, module or class; one line. Exceptions of the code are passed on.
@@ -36,12 +37,12 @@ def load_code(setting: str, name: str, folder: str) -> Any:
 
     code, _, attribute = name.rpartition(":")
     if not (code and attribute):
-        raise ConfigError(f"{setting} {name!r} must have the form module:Class or path/to/file.py:Class")
+        raise ConfigError(f"{where} must have the form module:Class or path/to/file.py:Class")
     make_importable(folder)
     if code.endswith(".py"):
         file = Path(folder, code)
         if not os.path.isfile(file):
-            raise ConfigError(f"{setting} {name!r}: there is no file {file}")
+            raise ConfigError(f"{where}: there is no file {file}")
         make_importable(str(file.resolve().parent))  # so that the file can import modules of its folder
         module = load_file(file.resolve())
     else:
@@ -51,18 +52,18 @@ def load_code(setting: str, name: str, folder: str) -> Any:
             if isinstance(error, ModuleNotFoundError) and not f"{code}.".startswith(f"{error.name}."):
                 raise
             text = f"there is no module {code!r}; looked in {folder} and in the installed packages"
-            raise ConfigError(f"{setting} {name!r}: {text}") from None
+            raise ConfigError(f"{where}: {text}") from None
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
             if code == "__main__":
                 advice = "it was given as a class in a program. Use it there, or put the class into a module"
-                raise ConfigError(f"{setting} {name!r}: {advice}")
+                raise ConfigError(f"{where}: {advice}")
             known = [other for other, value in vars(module).items() if callable(value)]
-            raise ConfigError(f"{setting} {name!r}: {code} has no {attribute!r}.{did_you_mean(attribute, known)}")
+            raise ConfigError(f"{where}: {code} has no {attribute!r}.{did_you_mean(attribute, known)}")
         found = getattr(found, part)
     if not callable(found):
-        raise ConfigError(f"{setting} {name!r} is {found!r}, and must be a class or a function")
+        raise ConfigError(f"{where} is {found!r}, and must be a class or a function")
     return found
 
 
@@ -80,7 +81,7 @@ def use_algorithm(algo: Any, folder: str) -> Any:
     if inspect.isclass(algo):
         name, cls = f"{algo.__module__}:{algo.__qualname__}", algo
     elif is_code(algo) and algo not in algorithms.names():
-        name, cls = algo, load_code("algo", algo, folder)
+        name, cls = algo, load_code(f"algo {algo!r}", algo, folder)
     else:
         return algo
     entry = algorithms.entry_of(cls)

@@ -148,7 +148,7 @@ def import_own_network(config: RunConfig) -> None:
     for setting, name in (("policy", policy), ("torso", torso)):
         if is_code(name) and (name not in OWN or name in _loaded):  # else it was given as a class
             _loaded.add(name)
-            OWN[name] = load_code(setting, name, config.folder)
+            OWN[name] = load_code(f"{setting} {name!r}", name, config.folder)
     if policy in OWN:
         register_policy(policy, OWN[policy])
 
