@@ -194,7 +194,7 @@ def test_classes_named_in_the_architecture_exist() -> None:
 @pytest.mark.parametrize("file", [file for file in PAGES if file.name != "architecture.md"], ids=lambda file: file.name)
 def test_the_prose_names_public_names_only(file: Path) -> None:
     """`rltrain.NAME` in the text is part of the API, except in the page that describes the inside."""
-    named = set(re.findall(r"`rltrain\.(\w+)", prose))
+    named = set(re.findall(r"`rltrain\.(\w+)", prose(file)))
 
     assert named <= {*rltrain.__all__, "__version__", "train"}
 
