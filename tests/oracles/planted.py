@@ -366,8 +366,10 @@ class LeavesChildren(Walk):
 
 @planted("fault", "leak")
 class KeepsMemory(Walk):
+    """Each array is larger than 32 MiB, so that the C library does not take it from memory that tests have freed."""
+
     def reset(self, **options: Any) -> Any:
-        self.kept = [*getattr(self, "kept", []), np.ones(6 * 2**20 // 8)]
+        self.kept = [*getattr(self, "kept", []), np.ones(33 * 2**20 // 8)]
         return super().reset(**options)
 
 
