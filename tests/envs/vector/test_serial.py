@@ -154,7 +154,7 @@ def test_a_fault_names_stream_seed_row_and_the_environments_own_line():
     with pytest.raises(EnvFault) as caught:
         run(env, rows, np.zeros((10, 2), np.int64))
     assert (caught.value.stream, caught.value.seed) == (9, 90)
-    assert "stream 9 (seed 90), row" in str(caught.value)
+    assert str(caught.value).startswith("the environment of stream 9 (seed 90) failed at step 4:\n")
     assert "raises in step 5" in str(caught.value)
     assert "faulty.py" in caught.value.detail
 

@@ -447,10 +447,10 @@ def test_a_wrong_name_is_one_line(name: str, text: str) -> None:
 
 
 def test_a_module_that_raises_shows_its_traceback(tmp_path: Path) -> None:
-    (tmp_path / "broken_watch.py").write_text("import nothing_of_this_name\n")
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
 
-    with pytest.raises(rltrain.RunFailed, match=r"(?s)broken_watch.py:Mine failed:.*import nothing_of_this_name.*Error"):
-        make_callbacks(load({**TINY, "callback": [f"{tmp_path}/broken_watch.py:Mine"]}), None)
+    with pytest.raises(rltrain.RunFailed, match=r"(?s)broken.py:Mine failed:.*import nothing_of_this_name.*Error"):
+        make_callbacks(load({**TINY, "callback": [f"{tmp_path}/broken.py:Mine"]}), None)
 
 
 def test_a_class_and_a_function_are_taken_in_place_of_an_object() -> None:
