@@ -37,6 +37,16 @@ def signing_key(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
+def forgotten_modules() -> Iterator[None]:
+    """What a test imports from its own folder is forgotten: the next test may have a file with the same name."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if f"{os.sep}pytest-" in str(getattr(sys.modules[name], "__file__", None)):
+            del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
 def closed_rollouts() -> Iterator[None]:
     """A test that fails leaves its actors open, and the interpreter would wait for them at its end."""
     yield

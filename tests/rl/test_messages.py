@@ -7,7 +7,7 @@ import io
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -542,7 +542,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The calls are made in the folder with the files, on a machine without a GPU and without a screen."""
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -551,11 +551,8 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER"):
         monkeypatch.delenv(name, raising=False)
-    modules = set(sys.modules)
-    yield
-    for name in set(sys.modules) - modules:
-        if str(place) in str(getattr(sys.modules[name], "__file__", None)):
-            del sys.modules[name]
+    for env_id in [env_id for env_id, spec in gymnasium.registry.items() if "ale_py" in str(spec.entry_point)]:
+        monkeypatch.delitem(gymnasium.registry, env_id)  # another test may have imported ale_py, which registers these
 
 
 def unclear(calls: Iterable[tuple[str, Callable[[], Answer], list[str]]]) -> list[str]:

@@ -56,7 +56,7 @@ class Mine:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with the user's file. What a test registers or imports is forgotten afterwards."""
+    """The current folder, with the user's file. What a test registers is forgotten afterwards."""
     (tmp_path / "mine.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -64,13 +64,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(algorithms, "_registry", dict(algorithms._registry))
     monkeypatch.setattr(registry, "POLICIES", dict(registry.POLICIES))
     monkeypatch.setattr(settings, "OWN", settings.OWN)
-    before, own = set(sys.modules), dict(settings.OWN)
+    own = dict(settings.OWN)
     yield tmp_path
     settings.OWN.clear()
     settings.OWN.update(own)
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", None)):
-            del sys.modules[name]
 
 
 @pytest.mark.parametrize("algo", ["mine.py:Mine", "mine:Mine"])
