@@ -89,6 +89,18 @@ def test_every_flag_exists(file: Path, flags: dict[str, set[str]]) -> None:
             assert given <= flags[words[0]], words
 
 
+def test_the_site_has_a_page_with_every_flag_of_every_command(flags: dict[str, set[str]]) -> None:
+    docs = script("docs")
+    text = docs.commands_page()
+
+    assert set(docs.commands()) == set(COMMANDS)
+    for command in COMMANDS:
+        _, _, section = text.partition(f"\n## {command}\n")
+        section = section.partition("\n## ")[0]
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", section))
+        assert flags[command] - (flags["rltrain"] if command == "rltune" else set()) <= named, command
+
+
 @page
 def test_every_command_is_there(file: Path) -> None:
     for words in commands(file.read_text()):
