@@ -113,6 +113,18 @@ def main_plot(argv: Sequence[str] | None = None) -> int:
     return _guarded("rlplot", lambda: say(plot_runs(argv, rltrain.__version__)))
 
 
+def main_send(argv: Sequence[str] | None = None) -> int:
+    """`rlsend`. Exit status as for `rltrain`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+
+    def work() -> None:
+        from rltrain.reporting.send import run_send
+
+        say(run_send(argv))
+
+    return _guarded("rlsend", work)
+
+
 def main_doctor(argv: Sequence[str] | None = None) -> int:
     """`rldoctor`. Exit status: 0 the environment is sound, 1 it is not, 2 wrong usage, 130 and 143 interrupted."""
     argv, status = list(sys.argv[1:] if argv is None else argv), 0

@@ -124,6 +124,11 @@ class Run:
         lines = None if self._finished else self._lines
         self.metrics = Metrics(self.folder, self.rollout.steps, lines, config.flat())
         closing.callback(self.metrics.close)
+        if (config.wandb or config.mlflow) and self._finished is None:
+            from rltrain.reporting.send import Sender
+
+            targets = {"wandb": config.wandb, "mlflow": config.mlflow}
+            closing.enter_context(Sender(self.folder, targets, self.console.note, limit.end))
         divergence = Divergence(config.settings)
         self.report = Report(
             config.steps,

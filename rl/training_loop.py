@@ -57,6 +57,10 @@ def train(
     config = with_callbacks(config, callbacks, resumed=resume is not None)
     if resume is None:
         require_free_name(config)
+    if config.wandb or config.mlflow:
+        from rltrain.reporting.send import require_packages
+
+        require_packages(config)
     limit = TimeLimit(config.max_seconds)
     with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch
         with held(), _no_collection():

@@ -31,6 +31,7 @@ COMMANDS = {
     "rlcompare": "main_compare",
     "rlplot": "main_plot",
     "rldoctor": "main_doctor",
+    "rlsend": "main_send",
     "rljobs": "main_jobs",
     "rlexport": "main_export",
     "rlserve": "main_serve",

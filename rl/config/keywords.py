@@ -62,6 +62,8 @@ class Keywords(TypedDict, total=False):
     replay_from: str | PathLike[str] | None
     json: bool
     quiet: bool
+    wandb: str | None
+    mlflow: str | None
     preset: Literal["auto", "none"]
     settings: BaseModel
 

@@ -206,6 +206,16 @@ class RunConfig(BaseModel):
     )
     json_line: bool = Field(default=False, alias="json", description="prints one JSON object as the last line")
     quiet: bool = Field(default=False, description="prints only the result")
+    wandb: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a project of Weights & Biases to which a process of its own sends the metrics",
+    )
+    mlflow: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the address of an MLflow server to which a process of its own sends the metrics",
+    )
     preset: Literal["auto", "none"] = Field(default="auto", description="auto: use the tuned values of configs/")
     preset_file: str | None = Field(default=None, description="the file of configs/ in use")
     raised_from: int | None = Field(
@@ -367,11 +377,23 @@ def preload(config: RunConfig) -> list[str]:
 # Settings that are not flags: they follow from others.
 INNER = ("settings", "preset_file", "raised_from", "products", "reloadable", "folder", "own_callbacks")
 # Not part of a run's description in TensorBoard.
-FLAT_OMITS = ("folder", "reloadable", "json", "quiet", "out", "tls_ca", "tls_cert", "tls_key", "raised_from")
+FLAT_OMITS = (
+    "folder",
+    "reloadable",
+    "json",
+    "quiet",
+    "out",
+    "tls_ca",
+    "tls_cert",
+    "tls_key",
+    "raised_from",
+    "wandb",
+    "mlflow",
+)
 # The settings that can change on resume; those of CALL are reset.
 PLACES = ("workers", "learners", "backend", "cluster", "cluster_timeout", "tls_ca", "tls_cert", "tls_key")
-RESUME = ("steps", *PLACES, "json", "quiet", "max_seconds", "pause_at", "callback", "log_info")
-CALL = {"json": False, "quiet": False, "max_seconds": None, "pause_at": None}
+RESUME = ("steps", *PLACES, "json", "quiet", "max_seconds", "pause_at", "callback", "log_info", "wandb", "mlflow")
+CALL = {"json": False, "quiet": False, "max_seconds": None, "pause_at": None, "wandb": None, "mlflow": None}
 
 
 def _name_of(env: str | Callable[..., Any]) -> str:

@@ -34,6 +34,8 @@ DECIDED = {
     "stop_return": "trials are compared at the same steps",
     "max_seconds": "trials are compared at the same steps; the search has --budget-seconds",
     "record": "trials cannot share one recording",
+    "wandb": "send the runs of the search afterwards with rlsend",
+    "mlflow": "send the runs of the search afterwards with rlsend",
     "pause_at": "the scheduler decides where a trial pauses",
 }
 
