@@ -120,7 +120,7 @@ def main_send(argv: Sequence[str] | None = None) -> int:
     def work() -> None:
         from rltrain.reporting.send import run_send
 
-        say(run_send(argv))
+        say(run_send(argv, rltrain.__version__))
 
     return _guarded("rlsend", work)
 

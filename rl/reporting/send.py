@@ -24,7 +24,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
-import rltrain
 from rltrain.config.flags import Parser
 from rltrain.config.run_config import RunConfig
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
@@ -310,10 +309,10 @@ class Sender:
                 self._note(f"--{name}: not all metrics were sent, see {self._folder / LOG_FILE}; again: {again}")
 
 
-def run_send(argv: Sequence[str]) -> str:
+def run_send(argv: Sequence[str], version: str) -> str:
     """The command `rlsend`: what it prints."""
     top = Parser(
-        rltrain.__version__,
+        version,
         prog="rlsend",
         description="Sends the metrics of runs to Weights & Biases or to an MLflow server: all of them, or those that "
         "were not sent yet. Several runs that go on: repeat the command.",
