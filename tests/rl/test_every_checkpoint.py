@@ -15,12 +15,12 @@ import pytest
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 
-RUNS = [  # those that act and learn at the same time in processes, with --deterministic
-    "ppo-gru", "ppo-goal", "a3c", "impala-pool", "appo", "dqn-replay", "sac", "qmix-gru", "maddpg", "mappo"
+RUNS = [  # of each family, those that act and learn at the same time with --deterministic
+    "ppo-gru", "impala-pool", "appo", "dqn-replay", "sac", "qmix-gru", "mappo"
 ]  # fmt: skip
-MORE = [  # the other algorithms
-    "ppo-sde", "ppo-learners", "a2c-gru", "rainbow", "dqn-gru", "sac-lstm", "redq", "droq", "tqc", "crossq", "td3",
-    "ddpg", "vdn", "iql",
+MORE = [  # the other algorithms, and an end by --stop-return
+    "ppo-goal", "ppo-sde", "ppo-learners", "a2c-gru", "a3c", "rainbow", "dqn-gru", "sac-lstm", "redq", "droq", "tqc", "crossq", "td3",
+    "ddpg", "vdn", "iql", "maddpg",
 ]  # fmt: skip
 
 
