@@ -19,8 +19,8 @@ RUNS = [  # of each family, those that act and learn at the same time with --det
     "ppo-gru", "impala-pool", "appo", "dqn-replay", "sac", "qmix-gru", "mappo"
 ]  # fmt: skip
 MORE = [  # the other algorithms, and an end by --stop-return
-    "ppo-goal", "ppo-sde", "ppo-learners", "a2c-gru", "a3c", "rainbow", "dqn-gru", "sac-lstm", "redq", "droq", "tqc", "crossq", "td3",
-    "ddpg", "vdn", "iql", "maddpg",
+    "ppo-goal", "ppo-sde", "ppo-learners", "a2c-gru", "a3c", "rainbow", "dqn-gru", "sac-lstm", "redq", "droq", "tqc",
+    "crossq", "td3", "ddpg", "vdn", "iql", "maddpg",
 ]  # fmt: skip
 
 
