@@ -221,18 +221,32 @@ class Independent:
             _check_turns(spec, config)
         self.policy = JointPolicy(spec, self.views, [algorithm.policy for algorithm in self.inner])
         self.observes = any(map(observes, self.inner))
+        self._frozen: frozenset[str] = frozenset()
+
+    def freeze(self, names: Sequence[str]) -> None:
+        """The policies of these groups act, and neither learn nor update their statistics from now on.
+
+        Raises:
+            ValueError: there is no such policy, or none is left that learns; one line.
+        """
+        known = [view.group.name for view in self.views]
+        if unknown := [name for name in names if name not in known]:
+            raise ValueError(f"--freeze {unknown[0]}: there is no such policy; the policies are {', '.join(known)}")
+        if set(names) == set(known):
+            raise ValueError(f"--freeze {','.join(names)}: no policy is left that learns")
+        self._frozen = frozenset(names)
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
-        """One update of each algorithm; metrics are means over the groups."""
-        pairs = zip(self.inner, self._split(unrolls), strict=True)
+        """One update of each algorithm that learns; metrics are means over these groups."""
+        pairs = self._learning(unrolls)
         updates = [algorithm.update(own, progress).metrics for algorithm, own in pairs]
         names = dict.fromkeys(name for metrics in updates for name in metrics)
         values = {name: [metrics[name] for metrics in updates if name in metrics] for name in names}
         return Update({name: sum(of_groups[1:], of_groups[0]) / len(of_groups) for name, of_groups in values.items()})
 
     def observe(self, unrolls: Trajectory) -> None:
-        """Running statistics of each algorithm."""
-        for algorithm, own in zip(self.inner, self._split(unrolls), strict=True):
+        """Running statistics of each algorithm that learns."""
+        for algorithm, own in self._learning(unrolls):
             algorithm.observe(own)
 
     def parts(self) -> dict[str, Stateful]:
@@ -245,10 +259,14 @@ class Independent:
         }
         return {"policy": self.policy, **rest}
 
-    def _split(self, unrolls: Trajectory) -> list[Trajectory]:
-        """The unrolls of each group."""
+    def _learning(self, unrolls: Trajectory) -> list[tuple[Any, Trajectory]]:
+        """The algorithm and the unrolls of each group that learns."""
         policy = self.policy
-        return [view.unrolls(unrolls, policy.cores[i], policy.prefix(i)) for i, view in enumerate(self.views)]
+        return [
+            (self.inner[i], view.unrolls(unrolls, policy.cores[i], policy.prefix(i)))
+            for i, view in enumerate(self.views)
+            if view.group.name not in self._frozen
+        ]
 
 
 def mappo(spec: EnvSpec, config: MAPPOConfig, device: torch.device, seed: int, streams: int) -> Independent:

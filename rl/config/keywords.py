@@ -19,6 +19,7 @@ class Keywords(TypedDict, total=False):
     eval_env: str | Callable[..., Any] | None
     eval_env_args: Mapping[str, Any]
     share: Literal["all", "type", "none"] | Mapping[str, str]
+    freeze: Sequence[str]
     action_bound: float | None
     vector: Literal["auto", "serial", "native"]
     opponents: Literal["newest", "pool"]

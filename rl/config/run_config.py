@@ -50,6 +50,10 @@ class RunConfig(BaseModel):
         description="agents that share a policy: all with equal spaces, those of one type by name, or none; "
         "or the policy of each agent: adversary_*=a,agent_0=b",
     )
+    freeze: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(),
+        description="policies that act and do not learn, by the names that share gives them; see init_parts",
+    )
     action_bound: float | None = Field(
         default=None,
         gt=0,

@@ -59,6 +59,8 @@ def make_algorithm(config: RunConfig, spec: EnvSpec) -> Algorithm:
 
             make = functools.partial(Independent, make)
         algorithm: Algorithm = make(spec, config.settings, device, seed, config.streams)
+        if config.freeze:
+            _freeze(algorithm, config)
     except (TypeError, ValueError, RuntimeError, MemoryError) as error:
         expected = {TypeError: "float64", RuntimeError: "allocate memory"}.get(type(error), "")  # no float64 on MPS
         if expected not in str(error) or in_user_code(error):
@@ -71,6 +73,17 @@ def make_algorithm(config: RunConfig, spec: EnvSpec) -> Algorithm:
     if any(leaf.kind == "image" for leaf in spec.leaves()):
         keep_memory()
     return algorithm
+
+
+def _freeze(algorithm: Any, config: RunConfig) -> None:
+    """Let the policies of `--freeze` act without learning; ValueError if the algorithm has none that can."""
+    freeze = getattr(algorithm, "freeze", None)
+    if freeze is None:
+        raise ValueError(
+            f"--freeze: {config.algo} on {config.env_name} has no policies that learn apart from each other; "
+            "ppo, a2c, impala, appo and mappo have them in environments of several agents"
+        )
+    freeze(config.freeze)
 
 
 def check_size(config: RunConfig, spec: EnvSpec) -> list[str]:

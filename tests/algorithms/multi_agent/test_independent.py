@@ -241,6 +241,34 @@ def test_all_of_it_is_in_a_checkpoint() -> None:
     assert [name for name, x in state.items() if name.endswith("running")]  # returns of each agent of each stream
 
 
+def test_a_frozen_policy_stays_and_the_others_learn_as_without_it() -> None:
+    free, frozen = make(normalize_obs=True, normalize_return=True), make(normalize_obs=True, normalize_return=True)
+    before = {name: x.clone() for name, x in frozen.policy.state_dict().items()}
+    frozen.freeze(["two"])
+    for seed in range(2):
+        for algorithm in (free, frozen):
+            metrics = algorithm.update(unrolls(seed), 0.0).metrics
+            algorithm.observe(unrolls(seed))
+
+    after, expected = frozen.policy.state_dict(), free.policy.state_dict()
+    assert {name.split(".")[1] for name in after} == {"0", "1"}
+    for name, x in after.items():
+        assert torch.equal(x, before[name] if name.startswith("policies.1.") else expected[name]), name
+    assert any(not torch.equal(expected[name], x) for name, x in before.items() if name.startswith("policies.1."))
+    first = make(normalize_obs=True, normalize_return=True)
+    for seed in range(2):
+        part = first.inner[0].update(first.views[0].unrolls(unrolls(seed), slice(0, 0), "0/"), 0.0).metrics
+        first.inner[0].observe(first.views[0].unrolls(unrolls(seed), slice(0, 0), "0/"))
+    assert {name: float(value) for name, value in metrics.items()} == {k: float(v) for k, v in part.items()}
+
+
+def test_what_cannot_be_frozen() -> None:
+    with pytest.raises(ValueError, match="--freeze four: there is no such policy; the policies are three, two"):
+        make().freeze(["two", "four"])
+    with pytest.raises(ValueError, match="--freeze two,three: no policy is left that learns"):
+        make().freeze(["two", "three"])
+
+
 def test_a_state_of_images_and_counts_is_made_of_numbers_alike() -> None:
     """Images in [0, 1], what is counted one-hot: a class of 500 is no larger than a class of 3."""
     picture = Leaf("image", (2, 1, 2, 2), "uint8", high=200)
