@@ -14,6 +14,7 @@ from rltrain.rollout.workers.process_state import ONE, TINY, TORCH, SeparateSett
 
 set_gradients, gradients = torch._C._set_grad_enabled, torch.is_grad_enabled  # names, for speed
 dtype, threads, modes = torch.get_default_dtype, torch.get_num_threads, torch._C._len_torch_function_stack
+dispatch_modes = torch._C._len_torch_dispatch_stack
 
 
 def acting() -> Any:
@@ -67,6 +68,7 @@ class IsolatedEnv:
                 or dtype() is not self._dtype
                 or threads() != self._threads
                 or modes()
+                or dispatch_modes()
                 or (ONE + TINY) - (ONE - TINY)  # 0 if the processor rounds to the nearest number
             ):
                 settings.leave(self._ours)

@@ -17,6 +17,7 @@ import locale
 import logging
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import socket
@@ -26,16 +27,21 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import spawn
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
+from torch.utils import _python_dispatch
 
 from rltrain.envs.closing import CLOSE_SECONDS, attempt
 from rltrain.envs.errors import ProcessExit
 from rltrain.rollout.workers.local_children import LocalChildren
 
 HANDLED = (signal.SIGINT, signal.SIGTERM)
+SEPARATE = (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ)  # none of them is sent while other code runs
+NUMPY: Any = np.random  # whose types do not name the functions that exchange its generator
+TIMERS = (signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 HARMLESS = {"SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH", "SIGINFO", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU"}
 CRASHES = {"SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGSYS", "SIGTRAP"}  # fatal under faulthandler too
 
@@ -81,13 +87,18 @@ class LocalSettings:
 
     It gets its own standard streams, which it may close. `os._exit` and a signal to itself that would end the process
     raise `ProcessExit`. The run keeps its handlers of SIGINT and SIGTERM, also for those that the environment sends.
-    Functions that the environment registers with `atexit` are called by `end`, which also ends its processes.
+    Functions that the environment registers with `atexit` are called by `end`, which also ends its processes. Other
+    signals keep the handlers of the environment until then, since its processes may send them at any time.
     """
 
     def __init__(self) -> None:
         self._settings = SeparateSettings((*TORCH, *process_settings()))
         self._pid, self._at_exits = os.getpid(), list[Callable[[], Any]]()
         self._children = LocalChildren()
+        apart = {*HANDLED, *SEPARATE, signal.SIGALRM, signal.SIGKILL, signal.SIGSTOP}
+        self._handlers_before = {number: _signal.getsignal(number) for number in signal.valid_signals() - apart}
+        self._numpy: Any = None  # NumPy's generator, exchanged as a whole: to read its state takes 50 us
+        self._timers_before = {timer: signal.getitimer(timer) for timer in TIMERS}
         self._thread, self._ended = 0, ""  # that runs a call of the environment; how another thread ended the process
         self._handlers: dict[int, Any] = {}  # of HANDLED, that the environment has set
         self._theirs: dict[tuple[Any, str], Any] = {
@@ -125,11 +136,15 @@ class LocalSettings:
         for place, value in self._theirs.items():
             setattr(*place, value)
         self._thread, self._ended = threading.get_ident(), ""
+        numpys = NUMPY.get_bit_generator()
+        NUMPY.set_bit_generator(_copy_of_numpys_generator() if self._numpy is None else self._numpy)
         try:
             yield
             if self._ended:
                 raise ProcessExit(self._ended)
         finally:
+            self._numpy = NUMPY.get_bit_generator()
+            NUMPY.set_bit_generator(numpys)
             for place, value in replaced.items():
                 self._theirs[place] = getattr(*place)
                 setattr(*place, value)
@@ -150,6 +165,13 @@ class LocalSettings:
                 name = "a function that the environment registered with atexit"
                 attempt(self._at_exits.pop(), name, until - time.monotonic())
         self._children.close()
+        for timer, before in self._timers_before.items():
+            if before == (0.0, 0.0):
+                signal.setitimer(timer, 0.0)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._handlers_before.items():
+                if handler is not None and _signal.getsignal(number) != handler:
+                    _signal.signal(number, handler)
 
     def _exit(self, status: int) -> NoReturn:
         if self._forked():
@@ -290,11 +312,13 @@ def _set_environ(new: dict[bytes, bytes]) -> None:
     for name in old.keys() - new.keys():
         del os.environb[name]
     os.environb.update({name: value for name, value in new.items() if old.get(name) != value})
+    if old.get(b"TZ") != new.get(b"TZ") and hasattr(time, "tzset"):
+        time.tzset()
 
 
-def _contents_of(module: Any) -> Setting:
-    """All names of a module, such as functions that are replaced."""
-    names = vars(module)
+def _contents_of(thing: Any) -> Setting:
+    """All attributes of a module or an object, such as functions that are replaced."""
+    names = vars(thing)
 
     def set_(new: dict[str, Any]) -> None:
         for name in names.keys() - new.keys():
@@ -323,16 +347,27 @@ def _set_generator(state: bytes) -> None:
     torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
-def _timer() -> tuple[float | None, float]:
-    """Of SIGALRM: when it rings next, by time.monotonic, or None; and the seconds between two alarms."""
+def _copy_of_numpys_generator() -> Any:
+    generator = NUMPY.get_bit_generator()
+    copy = type(generator)()
+    copy.state = generator.state
+    return copy
+
+
+def _timer() -> tuple[float | None, float, Any]:
+    """Of SIGALRM: when it rings next, by time.monotonic, or None; the seconds between two alarms; and its handler."""
     left, interval = signal.getitimer(signal.ITIMER_REAL)
-    return round(time.monotonic() + left, 2) if left else None, interval
+    return round(time.monotonic() + left, 2) if left else None, interval, _signal.getsignal(signal.SIGALRM)
 
 
-def _set_timer(state: tuple[float | None, float]) -> None:
-    """An alarm whose time has passed meanwhile rings at once."""
-    at, interval = state
-    signal.setitimer(signal.ITIMER_REAL, 0.0 if at is None else max(at - time.monotonic(), 1e-6), interval)
+def _set_timer(state: tuple[float | None, float, Any]) -> None:
+    """An alarm whose time has passed meanwhile rings at once. Without a timer no handler gets the other's alarm."""
+    at, interval, handler = state
+    signal.setitimer(signal.ITIMER_REAL, 0.0)
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        _signal.signal(signal.SIGALRM, handler)
+    if at is not None:
+        signal.setitimer(signal.ITIMER_REAL, max(at - time.monotonic(), 1e-6), interval)
 
 
 def _modes() -> Any:
@@ -357,6 +392,51 @@ def _set_modes(state: Any) -> None:
     torch._GLOBAL_DEVICE_CONTEXT.device_context, _device.CURRENT_DEVICE = context, device
 
 
+_guards: list[Any] = []  # of `_set_inference`; one that is deleted would restore the mode before it
+
+
+def _set_inference(on: bool) -> None:
+    """Leave inference mode, or return to it: the mode itself belongs to whoever entered it."""
+    if _guards and _guards[-1].mode != on:
+        _guards.pop().__exit__(None, None, None)
+        return
+    guard = torch.inference_mode(on)
+    guard.__enter__()
+    _guards.append(guard)
+
+
+def _dispatch_modes() -> list[Any]:
+    return _python_dispatch._get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else []
+
+
+def _set_dispatch_modes(modes: list[Any]) -> None:
+    for _ in range(torch._C._len_torch_dispatch_stack()):
+        _python_dispatch._pop_mode()
+    for mode in modes:
+        _python_dispatch._push_mode(mode)
+
+
+def _saved_tensors_hooks() -> list[Any]:
+    """The functions that pack and unpack what autograd saves, those entered last at the end."""
+    found = []
+    while (hooks := AUTOGRAD._top_saved_tensors_default_hooks(True)) is not None:
+        found.append(hooks)
+        AUTOGRAD._pop_saved_tensors_default_hooks()
+    _push_saved_tensors_hooks(found[::-1])
+    return found[::-1]
+
+
+def _set_saved_tensors_hooks(hooks: list[Any]) -> None:
+    for _ in _saved_tensors_hooks():
+        AUTOGRAD._pop_saved_tensors_default_hooks()
+    _push_saved_tensors_hooks(hooks)
+
+
+def _push_saved_tensors_hooks(hooks: list[Any]) -> None:
+    for pair in hooks:
+        AUTOGRAD._push_saved_tensors_default_hooks(*pair)
+
+
 ONE, TINY = 1.0, 1e-17  # variables, so that Python does not compute products and sums in advance
 
 
@@ -373,7 +453,12 @@ def _set_rounding(sums: tuple[float, float]) -> None:
             return
 
 
+AUTOGRAD: Any = torch._C._autograd
 TORCH = (
+    Setting(torch.is_inference_mode_enabled, _set_inference),
+    Setting(_dispatch_modes, _set_dispatch_modes),
+    Setting(_saved_tensors_hooks, _set_saved_tensors_hooks),
+    Setting(torch._C._is_multithreading_enabled, torch._C._set_multithreading_enabled),
     Setting(torch.get_default_dtype, torch.set_default_dtype),
     Setting(torch.is_grad_enabled, torch.set_grad_enabled),
     Setting(torch.get_num_threads, torch.set_num_threads),
@@ -385,6 +470,9 @@ TORCH = (
     Setting(lambda: 5e-324 * ONE == 0.0, torch.set_flush_denormal),
     Setting(_rounding, _set_rounding),
     Setting(torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    Setting(torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
+    Setting(torch._C._get_cudnn_deterministic, torch._C._set_cudnn_deterministic),
+    Setting(torch._C._get_cudnn_benchmark, torch._C._set_cudnn_benchmark),
 )
 C, ROUNDING = ctypes.CDLL(None), (0x000, 0x400, 0x800, 0xC00)  # modes of an x86 processor: to nearest, down, up, to 0
 
@@ -396,20 +484,25 @@ def _processors() -> list[Setting]:
     return [Setting(functools.partial(os.sched_getaffinity, 0), functools.partial(os.sched_setaffinity, 0))]
 
 
+def _handler(number: int) -> Setting:
+    return Setting(functools.partial(_signal.getsignal, number), functools.partial(_signal.signal, number))
+
+
 def process_settings() -> tuple[Setting, ...]:
     """All others that an environment may change in the learner's process."""
     return (
         Setting(_generator, _set_generator),
+        Setting(random.getstate, random.setstate),
         Setting(_timer, _set_timer),
-        Setting(
-            functools.partial(_signal.getsignal, signal.SIGCHLD), functools.partial(_signal.signal, signal.SIGCHLD)
-        ),
+        *(_handler(number) for number in SEPARATE),
         Setting(_folder, lambda folder: None if folder is None else os.chdir(folder)),
         Setting(_environ, _set_environ),
         _contents(sys.argv),
         _contents(sys.path),
         *(_contents(hooks) for hooks in (sys.meta_path, sys.path_hooks)),
-        *(_attribute(sys, name) for name in ("argv", "path", "stdin", "excepthook", "unraisablehook")),
+        *(_attribute(sys, name) for name in ("argv", "path", "stdin", "excepthook", "unraisablehook", "displayhook")),
+        *(_attribute(sys, name) for name in ("breakpointhook", "dont_write_bytecode")),
+        Setting(sys.get_int_max_str_digits, sys.set_int_max_str_digits),
         _attribute(threading, "excepthook"),
         *(_contents_of(module) for module in (builtins, time)),
         Setting(sys.getrecursionlimit, sys.setrecursionlimit),
@@ -420,12 +513,18 @@ def process_settings() -> tuple[Setting, ...]:
         _attribute(logging.root, "level"),
         _contents(logging.root.handlers),
         _attribute(logging.root.manager, "disable"),
+        _attribute(logging, "raiseExceptions"),
         Setting(np.geterr, lambda values: np.seterr(**values)),
         Setting(np.geterrcall, np.seterrcall),
         Setting(np.getbufsize, np.setbufsize),
         Setting(np.get_printoptions, lambda values: np.set_printoptions(**values)),
+        _contents_of(torch._tensor_str.PRINT_OPTS),
+        Setting(torch.is_warn_always_enabled, torch.set_warn_always),
+        _attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
         Setting(gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
         Setting(gc.get_threshold, lambda values: gc.set_threshold(*values)),
+        _contents(gc.callbacks),
+        Setting(threading.stack_size, threading.stack_size),
         Setting(_umask, os.umask),
         _attribute(tempfile, "tempdir"),
         Setting(socket.getdefaulttimeout, socket.setdefaulttimeout),
@@ -433,6 +532,7 @@ def process_settings() -> tuple[Setting, ...]:
             functools.partial(multiprocessing.get_start_method, allow_none=True),
             functools.partial(multiprocessing.set_start_method, force=True),
         ),
+        Setting(spawn.get_executable, spawn.set_executable),
         *(
             Setting(functools.partial(resource.getrlimit, number), functools.partial(resource.setrlimit, number))
             for number in {getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}

@@ -22,6 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import rltrain
 from rltrain.envs.errors import ProcessExit
@@ -80,6 +82,29 @@ def disturb() -> None:
     for limit, soft in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_STACK, 2**22)):
         resource.setrlimit(limit, (soft, resource.getrlimit(limit)[1]))
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    multiprocessing.set_executable("/nowhere")
+    sys.displayhook = sys.breakpointhook = no_hook
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGALRM, signal.SIGVTALRM):
+        signal.signal(number, lambda *_: None)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 0.01, 0.01)
+    if not MODES:
+        MODES[:] = torch.inference_mode(), Dispatch(), torch.autograd.graph.saved_tensors_hooks(twice, twice)
+        for mode in MODES:
+            mode.__enter__()
+
+
+MODES: list[Any] = []  # that are never left
+
+
+class Dispatch(TorchDispatchMode):
+    """Changes the results of all functions."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError("no torch here")
+
+
+def twice(tensor: Any) -> Any:
+    raise RuntimeError("nothing is saved")
 
 
 UP = 0x800  # a processor's mode of rounding
@@ -100,17 +125,23 @@ ONE = 1.0
 
 
 def state() -> dict[str, Any]:
+    numpys: Any = np.random.get_state()
     mask = os.umask(0o022)
     os.umask(mask)
     return {
         "torch": (torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled(),
                   torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), 5e-324 * 1.0,
-                  torch.get_float32_matmul_precision()),
+                  torch.get_float32_matmul_precision(), torch.is_inference_mode_enabled(),
+                  torch._C._len_torch_dispatch_stack(), torch.get_rng_state().tolist(),
+                  torch._C._autograd._top_saved_tensors_default_hooks(True)),  # type: ignore[attr-defined]
+        "random": (random.getstate(), numpys[1].tolist(), numpys[2:]),
         "numpy": (np.geterr(), np.get_printoptions(), np.geterrcall(), np.getbufsize()),
         "sums": (ONE + 1e-17, ONE - 1e-17),
-        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "signals": [signal.getsignal(number) for number in signal.valid_signals()],
+        "timers": (signal.getitimer(signal.ITIMER_VIRTUAL), signal.getitimer(signal.ITIMER_PROF)),
         "python": (sys.argv[:], sys.path[:], warnings.filters[:], gc.isenabled(), tempfile.tempdir, time.time,
                    vars(builtins).copy(), sys.meta_path[:], sys.path_hooks[:],
+                   sys.displayhook, sys.breakpointhook, spawn.get_executable(),
                    sys.getswitchinterval(), logging.root.manager.disable, locale.setlocale(locale.LC_ALL)),
         "system": (os.getcwd(), dict(os.environ), mask, socket.getdefaulttimeout(),
                    multiprocessing.get_start_method(allow_none=True), os.sched_getaffinity(0),
@@ -132,7 +163,6 @@ class Disturbs(Counter):
 
     def step(self, action: Any) -> Any:
         assert torch.get_default_dtype() == torch.float64
-        assert not torch.is_inference_mode_enabled()
         disturb()
         return super().step(action)
 
@@ -206,6 +236,42 @@ def test_other_signals_have_the_handlers_that_the_environment_sets(settings: Loc
             os._exit(7 if signal.signal(signal.SIGTERM, signal.SIG_DFL) is signal.SIG_IGN else 1)
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_generators_of_the_environment_go_on_apart_from_those_around_it(settings: LocalSettings) -> None:
+    """They begin where the program seeded them, and go on from call to call."""
+
+    def draw(count: int) -> list[tuple[float, float, float]]:
+        return [(random.random(), float(np.random.rand()), float(torch.rand(1))) for _ in range(count)]
+
+    def seed() -> None:
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
+
+    seed()
+    expected = draw(4)
+    seed()
+    with settings():
+        drawn = draw(2)
+    with settings():
+        drawn += draw(2)
+
+    assert drawn == expected
+    assert draw(4) == expected
+
+
+def test_other_signals_have_their_handlers_again_at_the_end(settings: LocalSettings) -> None:
+    """Until then a process of the environment may send them, and the default would end the learner."""
+    before, asked = signal.getsignal(signal.SIGUSR1), list[int]()
+    with settings():
+        signal.signal(signal.SIGUSR1, lambda number, _: asked.append(number))
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+    settings.end()
+
+    assert asked == [signal.SIGUSR1]
+    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 def test_the_end_of_the_process_is_an_exception(settings: LocalSettings) -> None:
