@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
+import numpy as np
 from gymnasium.spaces import Space
 from gymnasium.wrappers import FrameStackObservation
 
@@ -94,11 +95,7 @@ def read_spec(source: EnvSource, seed: int, watch: Watch = unwatched) -> EnvSpec
     watch("constructor")
     env = begin_progress(source.make())
     try:
-        limit = env.spec.max_episode_steps if env.spec is not None else None
-        inner: Any = env
-        while limit is None and isinstance(inner, gymnasium.Wrapper):
-            limit = getattr(inner, "_max_episode_steps", None)
-            inner = inner.env
+        limit = _time_limit(env)
         check_interface(env, source.name)
         watch("reset")
         try:
@@ -120,6 +117,15 @@ def read_spec(source: EnvSource, seed: int, watch: Watch = unwatched) -> EnvSpec
     finally:
         watch("close")
         close(env)
+
+
+def _time_limit(env: Any) -> int | None:
+    """After how many steps episodes are truncated, if Gymnasium's spec or a wrapper tells it. Both may be anything."""
+    limits = [getattr(getattr(env, "spec", None), "max_episode_steps", None)]
+    while isinstance(env, gymnasium.Wrapper):
+        limits.append(getattr(env, "_max_episode_steps", None))
+        env = env.env
+    return next((int(limit) for limit in limits if isinstance(limit, int | np.integer) and limit > 0), None)
 
 
 def check_interface(env: gymnasium.Env[Any, Any], name: str) -> None:

@@ -32,7 +32,7 @@ from rltrain.reporting.console import Console, resume_command, short_path
 from rltrain.reporting.intervals import interval_of_runs
 from rltrain.rollout.workers.process_tree import die_with_parent
 from rltrain.storage import files
-from rltrain.storage.run_folder import LOCK, RUN_FILE, SEEDS_FILE, is_locked, lock, make_folder
+from rltrain.storage.run_folder import LOCK, RUN_FILE, SEEDS_FILE, is_locked, lock, make_folder, refuse_links
 from rltrain.system.signals import Signals
 from rltrain.system.time_limit import TimeLimit
 
@@ -147,7 +147,8 @@ def saved_group(folder: Path, extra: list[str], trust: bool) -> Group:
     group = Group(folder.absolute(), seeds, argv, where if own and os.path.isdir(where) else os.getcwd(), shared, extra)
     for run in group.runs:
         files.refuse_link(run.folder)
-        files.refuse_link(run.log)
+        refuse_links(run.folder)
+        files.refuse_other_than_file(run.log)
     missing = [run.name for run in group.runs if not (run.folder / RUN_FILE).is_file()]
     if missing and not own and not trust:
         raise CheckpointError(

@@ -384,7 +384,9 @@ class Rollout:
 def _check_unit(unit: dict[str, Any]) -> None:
     """ValueError if the arrays of a stream's state (of a block's) are not those that `Actor.state` returns."""
     width = len(unit["streams"])
-    for name, kind in (("row", "i"), ("first", "b"), ("length", "i")):
+    kinds = {"row": "i", "first": "b", "length": "i", "ret": "f"} | ({} if unit["core"] is None else {"core": "f"})
+    for name, kind in kinds.items():
         array = unit[name]
-        if array.dtype.kind != kind or len(array) != width or (kind == "i" and (array < 0).any()):
+        wrong = {"i": array < 0, "b": False, "f": ~np.isfinite(array)}
+        if array.dtype.kind != kind or len(array) != width or np.any(wrong[kind]):
             raise ValueError(f"{name} of the streams {unit['streams']} is damaged")

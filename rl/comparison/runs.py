@@ -285,8 +285,8 @@ def _ending(folder: Path, config: Mapping[str, Any], steps: int, points: Mapping
 def _is_running(folder: Path) -> bool:
     """True if the process whose number is in the lock of the run exists."""
     try:
-        return bool(psutil.pid_exists(int((folder / LOCK).read_text())))
-    except (OSError, ValueError, OverflowError):
+        return bool(psutil.pid_exists(int(files.read_file(folder / LOCK, 100))))
+    except (CheckpointError, ValueError, OverflowError):
         return False
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rltrain import algorithms
@@ -29,7 +30,9 @@ from rltrain.system.free_space import amount, free_memory
 from rltrain.system.torch_setup import keep_memory
 
 DEVICES = ("cpu", "cuda", "mps")
-STATISTICS = re.compile(r"(mean|m2_|shift|scale|running_mean|running_var|running)\d*")  # buffers that must be finite
+STATISTICS = re.compile(
+    r"(mean|m2_?|count|shift|scale|running_mean|running_var|running)\d*"
+)  # buffers that must be finite
 ITEM = {"float32": 4, "uint8": 1, "int64": 8}  # bytes of a number of an observation
 COPIES = 7  # of the weights, at least: weights, gradients and two moments of the learner, two published, one to test
 _loaded: set[str] = set()  # names in OWN that were imported
@@ -185,7 +188,7 @@ def _folder_of_code(config: RunConfig) -> str:
 
 
 def require_finite(path: Path, modules: Iterable[Any]) -> None:
-    """CheckpointError if a restored parameter, or a running mean or variance, is not finite."""
+    """CheckpointError if a restored parameter, or a number of running statistics, is not finite."""
     for module in modules:
         buffers = [item for item in module.named_buffers() if STATISTICS.fullmatch(item[0].rpartition(".")[2])]
         named = [*module.named_parameters(), *buffers]
@@ -198,3 +201,30 @@ def _build(factory: PolicyFactory, spec: EnvSpec, settings: Any, streams: int, s
     make_importable(folder)
     policy = build(factory, spec, settings, streams, seed)
     return policy.eval() if isinstance(policy, torch.nn.Module) else policy
+
+
+def require_finite_optimizers(path: Path, algorithm: Algorithm) -> None:
+    """The same for optimisers and other parts that are no modules: a moment that is nan spoils the weights silently.
+
+    An infinite number in a part of a user's own may be meant so.
+    """
+    for name, part in algorithm.parts().items():
+        if isinstance(part, torch.nn.Module):
+            continue
+        ours = type(part).__module__.startswith(("rltrain.", "torch.optim."))
+        for place, value in _tensors(part.state_dict(), name):
+            if value.isnan().any() or (ours and value.isinf().any()):
+                raise CheckpointError(
+                    f"{path} holds numbers that are not finite, in {place}: use an earlier checkpoint"
+                )
+
+
+def _tensors(node: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors and arrays of numbers in a state, with their places."""
+    if isinstance(node, np.ndarray) and node.dtype.kind in "fc":
+        node = torch.from_numpy(node)
+    if isinstance(node, torch.Tensor):
+        yield name, node
+    elif isinstance(node, dict | list | tuple):
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _tensors(child, f"{name}.{key}")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rltrain.rollout.types import Episode
-from rltrain.storage.files import replace_file, writing
+from rltrain.storage.files import read_file, replace_file, writing
 
 FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
@@ -260,6 +260,5 @@ def cut_back(file: Path, step: int, lines: int | None = None) -> tuple[int, floa
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, oldest first."""
-    lines = (Path(folder) / FILE).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """The lines of a run's metrics.jsonl, oldest first; CheckpointError if it cannot be read."""
+    return [json.loads(line) for line in read_file(Path(folder) / FILE).decode().splitlines()]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rltrain.algorithms.protocol import Algorithm, modules_of
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.spec import EnvSpec
-from rltrain.learner.algorithm import require_finite, torch_device
+from rltrain.learner.algorithm import require_finite, require_finite_optimizers, torch_device
 from rltrain.learner.learner import Learner
 from rltrain.setup.initial_networks import initialise
 from rltrain.setup.offline import fill
@@ -63,6 +63,7 @@ def open_learner(
     if saved.restore(load):
         assert saved.checkpoint is not None
         require_finite(saved.checkpoint.path, modules_of(algorithm))
+        require_finite_optimizers(saved.checkpoint.path, algorithm)
         return learner, []
     notes = [] if initial is None else [initialise(learner, initial, config.init_parts)]
     if data.recording is not None:

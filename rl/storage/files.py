@@ -126,6 +126,15 @@ def refuse_link(path: Path) -> None:
         raise CheckpointError(f"{path} is a link, which is not followed: put what it points to there")
 
 
+def refuse_other_than_file(path: Path) -> None:
+    """CheckpointError if something else than a file lies at this path, or a file that has a second name elsewhere."""
+    refuse_link(path)
+    with contextlib.suppress(FileNotFoundError):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise CheckpointError(f"{path} is not a file of this run alone: remove it")
+
+
 def read_verified(path: Path, digest: Mapping[str, Any]) -> bytes:
     """The content of a file with the size and hash in `digest`.
 

@@ -29,8 +29,14 @@ SEEDS_FILE = "seeds.json"  # in a folder of several runs
 FORMAT = 1
 _OWN = (RUN_FILE, LOCK, "metrics.jsonl")
 FILES = (*_OWN, *(f".{name}" for name in (*_OWN, "latest", "best")), "latest", "best")  # with those being written
-FOLDERS = ("checkpoints", SEGMENTS, "tensorboard", "replay")
-PARTS = (*FILES, "checkpoints", "tensorboard", "replay")  # of a run's folder; what else lies in it is left alone
+FOLDERS = ("checkpoints", SEGMENTS, "tensorboard", "replay", "videos")
+PARTS = (
+    *FILES,
+    "checkpoints",
+    "tensorboard",
+    "replay",
+    "videos",
+)  # of a run's folder; what else lies in it is left alone
 # Settings of run.json that may differ from the checkpoint's: a resume changes them, or they only describe others.
 MAY_DIFFER = (
     *(*RESUME, "env", "env_args", "reloadable", "folder", "preset_file", "out", "record", "replay_from"),

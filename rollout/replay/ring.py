@@ -280,7 +280,8 @@ def _allocated(path: Path, shape: tuple[int, ...], dtype: Any) -> Path:
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     try:
-        with path.open("wb") as file:
+        path.unlink(missing_ok=True)  # a copy of the run may share the file, under a name of its own
+        with path.open("xb") as file:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             else:

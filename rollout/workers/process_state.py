@@ -82,23 +82,44 @@ class SeparateSettings:
                     setting.set(new)
 
 
+class _Asynchronous:
+    """Handlers and timers that stay the environment's until it has ended: its signals may come at any time."""
+
+    def __init__(self) -> None:
+        apart = {*HANDLED, *SEPARATE, signal.SIGALRM, signal.SIGKILL, signal.SIGSTOP}
+        self._handlers = {number: _signal.getsignal(number) for number in signal.valid_signals() - apart}
+        self._timers = [timer for timer in TIMERS if signal.getitimer(timer) == (0.0, 0.0)]
+
+    def restore(self) -> None:
+        for timer in self._timers:
+            signal.setitimer(timer, 0.0)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self._handlers.items():
+                if handler is not None and _signal.getsignal(number) != handler:
+                    _signal.signal(number, handler)
+
+
+_in_use: set[Any] = set()  # of LocalSettings: in one process there may be several environments at a time
+_before: list[_Asynchronous] = []  # of the time when the first of them was made
+
+
 class LocalSettings:
     """Runs an environment in the learner's process with settings of its own, as in a process of its own.
 
     It gets its own standard streams, which it may close. `os._exit` and a signal to itself that would end the process
     raise `ProcessExit`. The run keeps its handlers of SIGINT and SIGTERM, also for those that the environment sends.
     Functions that the environment registers with `atexit` are called by `end`, which also ends its processes. Other
-    signals keep the handlers of the environment until then, since its processes may send them at any time.
+    signals have the handlers of the environment until the last one has ended, since its processes may send them.
     """
 
     def __init__(self) -> None:
         self._settings = SeparateSettings((*TORCH, *process_settings()))
         self._pid, self._at_exits = os.getpid(), list[Callable[[], Any]]()
         self._children = LocalChildren()
-        apart = {*HANDLED, *SEPARATE, signal.SIGALRM, signal.SIGKILL, signal.SIGSTOP}
-        self._handlers_before = {number: _signal.getsignal(number) for number in signal.valid_signals() - apart}
+        if not _in_use:
+            _before[:] = [_Asynchronous()]
+        _in_use.add(self)
         self._numpy: Any = None  # NumPy's generator, exchanged as a whole: to read its state takes 50 us
-        self._timers_before = {timer: signal.getitimer(timer) for timer in TIMERS}
         self._thread, self._ended = 0, ""  # that runs a call of the environment; how another thread ended the process
         self._handlers: dict[int, Any] = {}  # of HANDLED, that the environment has set
         self._theirs: dict[tuple[Any, str], Any] = {
@@ -165,13 +186,9 @@ class LocalSettings:
                 name = "a function that the environment registered with atexit"
                 attempt(self._at_exits.pop(), name, until - time.monotonic())
         self._children.close()
-        for timer, before in self._timers_before.items():
-            if before == (0.0, 0.0):
-                signal.setitimer(timer, 0.0)
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in self._handlers_before.items():
-                if handler is not None and _signal.getsignal(number) != handler:
-                    _signal.signal(number, handler)
+        _in_use.discard(self)
+        if not _in_use and _before:
+            _before.pop().restore()
 
     def _exit(self, status: int) -> NoReturn:
         if self._forked():

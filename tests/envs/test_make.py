@@ -189,6 +189,16 @@ def test_a_time_limit_inside_a_factory_is_seen():
     assert read_spec(resolve(Counter), 0).max_steps is None
 
 
+@pytest.mark.parametrize("limit", [np.int64(7), "7", -1, None, 7.5])
+def test_a_spec_or_a_limit_of_another_kind_is_passed_over(limit):
+    class Limited(gymnasium.Wrapper):
+        _max_episode_steps = limit
+        spec = limit
+
+    found = read_spec(resolve(lambda: Limited(Counter())), 0).max_steps
+    assert (found, type(found)) == ((7, int) if isinstance(limit, np.integer) else (None, type(None)))
+
+
 def test_native_is_chosen_by_the_total_only():
     cartpole = resolve("CartPole-v1")
     assert [vector_kind(cartpole, n) for n in (1, 127, 128, 1024)] == ["serial", "serial", "native", "native"]

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +204,20 @@ def test_a_group_of_somebody_else_starts_nothing(
     assert "you did not make these runs here" in line
     assert line.endswith("Nothing was started. If you trust all of this, add --trust")
     assert seed_runs.saved_group(Path("group"), [], trust=True).where == str(tmp_path)
-    (tmp_path / "group" / "seed-0.log").symlink_to(tmp_path / "elsewhere")
+    log = tmp_path / "group" / "seed-0.log"
+    log.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="is a link, which is not followed"):
+        seed_runs.saved_group(Path("group"), [], trust=True)
+    log.unlink()
+    (tmp_path / "precious").touch()
+    for make in (os.mkfifo, partial(os.link, tmp_path / "precious")):
+        make(log)
+        with pytest.raises(CheckpointError, match=r"seed-0\.log is not a file of this run alone"):
+            seed_runs.saved_group(Path("group"), [], trust=True)
+        log.unlink()
+    (tmp_path / "group" / "seed-0").mkdir()
+    os.mkfifo(tmp_path / "group" / "seed-0" / "metrics.jsonl")  # of which the progress of the group is read
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is not a file"):
         seed_runs.saved_group(Path("group"), [], trust=True)
 
 

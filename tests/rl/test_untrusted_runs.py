@@ -168,6 +168,8 @@ def test_no_bit_of_run_json_can_flip(run: Path) -> None:
         ("row", lambda row: row - 3, "stream 1 is at row "),
         ("first", lambda first: first.astype(np.int64), "first of the streams [1] is damaged"),
         ("length", lambda length: length + 0.5, "length of the streams [1] is damaged"),
+        ("ret", lambda ret: ret + np.nan, "ret of the streams [1] is damaged"),
+        ("ret", lambda ret: ret.astype(np.int64), "ret of the streams [1] is damaged"),
     ],
 )
 def test_a_stream_whose_numbers_are_wrong_is_refused(
@@ -203,3 +205,32 @@ def test_weights_that_are_not_finite_are_refused(use: str, run: Path, capsys: py
 
     with pytest.raises(CheckpointError, match="not finite"):
         rltrain.load(newest(run)) if use == "load" else rltrain.train(resume=run, steps=240)
+
+
+@pytest.mark.parametrize(
+    ("algo", "name"),
+    [
+        ("dqn", "optimizer/mean"), ("dqn", "optimizer/square"), ("ppo", "policy/normalizer.count0"),
+        ("ppo", "policy/return_scale.count"), ("ppo", "policy/return_scale.m2"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_optimizers_and_statistics_that_are_not_finite_are_not_resumed(
+    algo: str, name: str, value: float, made: dict[str, Path], tmp_path: Path
+) -> None:
+    """Otherwise the weights are spoilt by the first update, and the environment gets actions that are nan."""
+    run = tmp_path / "run"
+    if algo == "dqn":
+        shutil.copytree(made["dqn"], run)
+    else:
+        normal = {"normalize_obs": True, "normalize_return": True, "unroll": 8, "epochs": 1, "minibatches": 1}
+        made_now = rltrain.train(algo=algo, env="CartPole-v1", steps=100, workers=0, streams=2, widths=(4,),
+                                 eval_every=0, preset="none", quiet=True, out=str(tmp_path), **normal)  # fmt: skip
+        made_now.run.rename(run)
+    arrays = safetensors.numpy.load((newest(run) / "state.safetensors").read_bytes())
+    key = f"learner/parts/{name}"
+    arrays[key] = np.full_like(arrays[key], value)
+    forge_state(newest(run), safetensors.numpy.save(arrays))
+
+    with pytest.raises(CheckpointError, match=rf"not finite, in {name.rpartition('policy/')[2].replace('/', '.')}"):
+        rltrain.train(resume=run, steps=240)

@@ -95,6 +95,9 @@ def test_how_a_run_ended_before_its_last_step(make_run: Make) -> None:
     running = make_run("running", [1.0], last=300)
     (running / ".lock").write_text(f"{os.getpid()}\n")
     assert "still running" in read(running).ended
+    (running / ".lock").unlink()
+    os.mkfifo(running / ".lock")  # of somebody else's run: to open it would wait for a writer
+    assert "failed or was ended" in read(running).ended
 
 
 def test_the_arguments_of_an_environment_make_another_task(make_run: Make) -> None:

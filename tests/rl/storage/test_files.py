@@ -123,7 +123,7 @@ NAMES = """
     run.json .run.json .lock metrics.jsonl checkpoints checkpoints/segments checkpoints/latest checkpoints/.latest
     checkpoints/best checkpoints/step-000000000032 checkpoints/.writing-step-000000000064
     checkpoints/step-000000000032/meta.json checkpoints/segments/a.safetensors tensorboard tensorboard/events replay
-    replay/rows
+    replay/rows videos videos/step-000000000032.mp4
 """.split()
 
 
@@ -138,7 +138,9 @@ def test_no_part_of_a_run_may_be_a_link_or_a_pipe(name: str, kind: str, place: P
         refuse_links(place / "run")
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/segments", "checkpoints/.writing-step-1", "replay"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "checkpoints/segments", "checkpoints/.writing-step-1", "replay", "videos"]
+)
 def test_a_file_in_the_place_of_a_folder_is_refused(name: str, place: Path) -> None:
     """Otherwise a resumed run ends at its first checkpoint."""
     (place / "run" / name).parent.mkdir(parents=True)

@@ -263,14 +263,15 @@ def test_generators_of_the_environment_go_on_apart_from_those_around_it(settings
 
 def test_other_signals_have_their_handlers_again_at_the_end(settings: LocalSettings) -> None:
     """Until then a process of the environment may send them, and the default would end the learner."""
-    before, asked = signal.getsignal(signal.SIGUSR1), list[int]()
+    before, asked, other = signal.getsignal(signal.SIGUSR1), list[int](), LocalSettings()
     with settings():
         signal.signal(signal.SIGUSR1, lambda number, _: asked.append(number))
     os.kill(os.getpid(), signal.SIGUSR1)
-
     settings.end()
+    os.kill(os.getpid(), signal.SIGUSR1)  # of a process of the other environment
+    other.end()
 
-    assert asked == [signal.SIGUSR1]
+    assert asked == [signal.SIGUSR1, signal.SIGUSR1]
     assert signal.getsignal(signal.SIGUSR1) == before
 
 
