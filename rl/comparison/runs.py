@@ -6,6 +6,7 @@ import glob
 import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -137,7 +138,7 @@ def find_groups(arguments: Sequence[str]) -> list[Group]:
     unnamed: list[Path] = []
     for argument in arguments:
         name, equals, pattern = argument.partition("=")
-        if equals and name and not Path(argument).exists() and "/" not in name:
+        if equals and name and not os.path.exists(argument) and "/" not in name:
             named.setdefault(name, []).extend(find(pattern))
         else:
             unnamed += find(argument)
@@ -151,7 +152,7 @@ def _once(folders: Iterable[Path]) -> list[Path]:
 
 def find(pattern: str) -> list[Path]:
     """The folders of runs that a path or pattern matches, or that lie in a folder that it matches."""
-    paths = [Path(pattern)] if Path(pattern).exists() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+    paths = [Path(pattern)] if os.path.exists(pattern) else sorted(map(Path, glob.glob(pattern, recursive=True)))
     folders = [run for path in paths if path.is_dir() for run in _runs_in(path, DEEPEST)]
     if not paths:
         raise ConfigError(f"{pattern} does not exist")

@@ -151,11 +151,10 @@ class Metrics:
 
 def as_hparam(value: Any) -> bool | int | float | str:
     """The value of a setting as TensorBoard's table of hyperparameters takes it."""
-    if isinstance(value, bool | int | float | str):
+    if isinstance(value, bool | int | float):
         return value
-    if isinstance(value, tuple | list):
-        return ",".join(map(str, value))
-    return "none" if value is None else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, tuple | list) else "none" if value is None else str(value)
+    return text.encode(errors="backslashreplace").decode()  # the name of a file need not be UTF-8
 
 
 def info_means(episodes: Iterable[Episode]) -> dict[str, float]:

@@ -135,6 +135,8 @@ def find(path: str | Path, best: bool = False) -> tuple[Checkpoint, list[str]]:
         CheckpointError: there is no checkpoint, or none is intact; a checkpoint that `path` itself names is damaged.
     """
     path = Path(path)
+    if not os.path.exists(path):
+        raise CheckpointError(f"{path} does not exist")
     if os.path.lexists(path / META):
         return checkpoint.load(path), []
     if path.name in ("latest", "best") and os.path.isfile(path):
@@ -144,8 +146,6 @@ def find(path: str | Path, best: bool = False) -> tuple[Checkpoint, list[str]]:
         found, notes = newest_intact(folder, best)
         if found is not None:
             return found, notes
-    if not os.path.exists(path):
-        raise CheckpointError(f"{path} does not exist")
     if os.path.lexists(path / SEEDS_FILE):
         one = next(iter(sorted(path.glob(f"*/{RUN_FILE}"))), path / "seed-0" / RUN_FILE).parent
         raise CheckpointError(f"{path} holds the runs of several seeds: give one of them, for example {one}")

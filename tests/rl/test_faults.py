@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile.cases import UNSHARE, own_shared_memory
 
 from rltrain import cli
 
@@ -87,3 +91,37 @@ def test_all_that_is_wrong_with_an_environment_is_said_at_once(capsys: Any) -> N
     assert all(line.startswith("rltrain: mine.py:TwoFaults: ") for line in lines)
     assert "the reward is nan" in lines[0]
     assert "shape (3,)" in lines[1]
+
+
+# --- the machine ---
+
+COMMAND = [sys.executable, "-c", "import sys; from rltrain.cli import main; sys.exit(main())"]
+SMALL_MEMORY = [*UNSHARE, "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]
+
+
+@pytest.mark.parametrize(
+    ("before", "files", "said"),
+    [
+        ([], 40, "Too many open files"),
+        pytest.param(
+            SMALL_MEMORY, 1024, "No space left on device",
+            marks=pytest.mark.skipif(not own_shared_memory(), reason="/dev/shm cannot be another one here"),
+        ),
+    ],
+    ids=["descriptors", "shared memory"],
+)  # fmt: skip
+def test_workers_for_which_the_machine_has_no_room_are_one_line(
+    before: list[str], files: int, said: str, here: Path
+) -> None:
+    words = [*FLAGS, "--workers", "4", "--env", "CartPole-v1", "--quiet"]
+    limits = resource.RLIMIT_NOFILE, (files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+    done = subprocess.run(
+        [*before, *COMMAND, *words], cwd=here, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(*limits),
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("rltrain: it could not be started: ")
+    assert said in line

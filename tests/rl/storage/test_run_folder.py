@@ -218,9 +218,21 @@ def test_a_name_that_no_file_can_have_is_one_line(flags: list[str], capsys: pyte
     assert cli.main([*flags, "x" * 300]) == 2
     assert cli.main(["--algo", "ppo", "--env", "x" * 300]) == 2
     assert cli.main(["--algo", "ppo", "--env", f"{'x' * 300}.py:X"]) == 2
+    assert cli.main(["--algo", "ppo", "--env", "CartPole-v1", "--init-from", "x" * 300]) == 2
     assert cli.main_eval(["x" * 300]) == 2
+    assert cli.main_compare(["x" * 300]) == 2
+    assert cli.main_compare([f"a={'x' * 300}"]) == 2
 
-    assert len(capsys.readouterr().err.splitlines()) == 4
+    assert len(capsys.readouterr().err.splitlines()) == 7
+
+
+def test_a_recording_may_lie_in_a_folder_whose_name_is_not_utf_8(tmp_path: Path) -> None:
+    where = tmp_path / os.fsdecode(b"folder\xff")
+
+    run = begun(tmp_path, "--record", str(where))
+
+    assert any(where.iterdir())
+    assert rltrain.train(resume=run, steps=300).steps >= 300
 
 
 @pytest.mark.parametrize(

@@ -612,3 +612,19 @@ def test_a_disk_without_room_is_told_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr("rltrain.rollout.replay.ring.os.posix_fallocate", full)
     with pytest.raises(ValueError, match="No space left"):
         Replay(PLAIN, 2, plan_for(40_000), 0, tmp_path)
+
+
+def test_a_copy_of_a_run_that_shares_its_files_is_not_overwritten(tmp_path):
+    """As `cp -al` makes one."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    Replay(PLAIN, 2, plan_for(400), 0, tmp_path)
+    files = [file for file in tmp_path.iterdir() if file.is_file()]
+    for file in files:
+        file.write_bytes(b"precious")
+        (copy / file.name).hardlink_to(file)
+
+    Replay(PLAIN, 2, plan_for(400), 0, tmp_path)
+
+    assert files
+    assert all((copy / file.name).read_bytes() == b"precious" for file in files)
