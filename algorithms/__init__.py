@@ -39,6 +39,7 @@ _registry: dict[str, Entry] = {
     "a2c": _entry("on_policy.a2c:A2C", "A2CConfig", ANY),
     "a3c": _entry("on_policy.a3c:A3C", "A3CConfig", ANY),
     "appo": _entry("on_policy.appo:APPO", "APPOConfig", ANY),
+    "bc": _entry("offline.bc:BC", "BCConfig", BOTH),
     "crossq": _entry("off_policy.crossq:CrossQ", "CrossQConfig", BOX),
     "ddpg": _entry("off_policy.ddpg:DDPG", "DDPGConfig", BOX),
     "dqn": _entry("off_policy.dqn:DQN", "DQNConfig", DISCRETE),

@@ -16,6 +16,7 @@ from rltrain.rollout.types import check_hooks
 PolicyFactory = Callable[[EnvSpec, Any, int, torch.Generator], nn.Module]
 POLICIES: dict[str, str | PolicyFactory] = {  # a factory, or "module:name", imported on first use
     "actor_critic": "rltrain.algorithms.on_policy.actor_critic:ActorCritic",
+    "cloned": "rltrain.algorithms.offline.policies:cloned",
     "central": "rltrain.algorithms.on_policy.actor_critic:central",
     "deterministic": "rltrain.algorithms.off_policy.continuous_policy:Deterministic",
     "q": "rltrain.algorithms.off_policy.q_policy:QPolicy",

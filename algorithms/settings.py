@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 HELP_ORDER = """
-    streams unroll epochs minibatches wait capacity batch length burn_in warmup updates_per_step random_start
+    streams unroll epochs minibatches wait capacity batch filter_top length burn_in warmup updates_per_step random_start
     overlap max_in_flight max_lag buffer_size reuse
     lr lr_q lr_temperature lr_end lr_end_share optimizer rms_alpha rms_eps adam_eps max_grad_norm
     gamma lam n_step normalize_advantage rho_bar c_bar rho_bar_pg clip_reward

@@ -27,6 +27,8 @@ AHEAD = ON | {"workers": 2, "deterministic": True}
 OFF: dict[str, Any] = {"env": "CartPole-v1", "unroll": 4, "warmup": 40, "batch": 8, "capacity": 200}
 OFF |= {"updates_per_step": 0.3}
 BOX = OFF | {"env": "Pendulum-v1", "eval_every": 130, "eval_episodes": 1}
+DATA: dict[str, Any] = {"env": "CartPole-v1", "recorded": True, "batch": 8, "checkpoint_every": 90}
+DATA_BOX = DATA | {"env": "Pendulum-v1", "eval_every": 130, "eval_episodes": 1}
 GRU: dict[str, Any] = {"memory": "gru", "memory_size": 8}
 SEQUENCES: dict[str, Any] = {**GRU, "length": 5, "burn_in": 3}
 NORMALIZE: dict[str, Any] = {"normalize_obs": True, "normalize_return": True}
@@ -75,6 +77,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "droq": {"algo": "droq", **BOX, "policy_delay": 3},
     "td3": {"algo": "td3", **BOX, "normalize_obs": True},
     "ddpg": {"algo": "ddpg", **BOX, "noise_kind": "ou"},
+    "bc": {"algo": "bc", **DATA, "filter_top": 0.4},
+    "bc-box": {"algo": "bc", **DATA_BOX, "normalize_obs": True},
     "qmix": {"algo": "qmix", **OFF, "env": "two-step"},
     "qmix-gru": {"algo": "qmix", **OFF, **GRU, "env": "generations"},
     "vdn": {"algo": "vdn", **OFF, "env": "tic-tac-toe", "length": 3},
@@ -90,7 +94,7 @@ def outcome(run: Path) -> dict[str, Any]:
     last, best = find(run)[0], find(run, best=True)[0]
     del last.state["lines"]  # of metrics.jsonl, in which progress is written once a second
     if not last.meta["config"]["deterministic"]:
-        del last.state["rollout"]["turn"]  # of the actors; it is used only if their unrolls are taken in turn
+        last.state["rollout"].pop("turn", None)  # of the actors; it is used only if their unrolls are taken in turn
     evaluations = [line for line in read(run) if "eval/return_mean" in line]
     for line in evaluations:
         del line["seconds"]
@@ -132,7 +136,12 @@ def resume(run: Path, step: Path, folder: Path) -> dict[str, Any]:
 
 def differences(name: str, folder: Path) -> tuple[int, list[str]]:
     """Trains the run, and resumes it from each checkpoint but the last; (number of resumes, what was not equal)."""
-    first = rltrain.train(**COMMON | RUNS[name], out=str(folder))
+    given = COMMON | RUNS[name]
+    if given.pop("recorded", False):
+        given["data"] = folder / "data"
+        sac = {"env": given["env"], "steps": 400, "workers": 0, "warmup": 399, "eval_every": 0, "checkpoint_every": 0}
+        rltrain.train(algo="sac", **sac, preset="none", quiet=True, record=given["data"], out=str(folder))
+    first = rltrain.train(**given, out=str(folder))
     whole, paths = outcome(first.run), checkpoints_of(first.run)
     wrong: list[str] = []
     for path in paths[:-1]:

@@ -8,12 +8,15 @@ Each run is a few updates of tiny networks in this process. A setting that has n
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import gc
 import hashlib
 import itertools
+import shutil
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin
@@ -32,8 +35,10 @@ from rltrain.learner.learner import Learner
 from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.workers import process_state
 from rltrain.setup.environment import Environment, open_environment
+from rltrain.setup.offline import OfflineRollout, fill
 from rltrain.setup.replay import make_feed, open_data
 from rltrain.setup.rollout import rollout_spec
+from rltrain.storage.recording import Recorder
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "switches.md"
 DELIVERIES = 8
@@ -41,6 +46,7 @@ DELIVERIES = 8
 # Another value of each setting; booleans and choices have theirs from the type.
 OTHER: dict[str, Any] = {
     "streams": 5, "unroll": 16, "epochs": 3, "minibatches": 4, "wait": 2, "capacity": 40, "batch": 4, "length": 3,
+    "filter_top": 0.5,
     "warmup": 48, "updates_per_step": 0.75, "buffer_size": 2, "reuse": 3, "lr": 2e-2, "lr_end": 5e-3, "lr_q": 3e-2,
     "lr_temperature": 3e-2, "lr_end_share": 0.5, "rms_alpha": 0.9, "rms_eps": 1e-2, "adam_eps": 1e-2,
     "max_grad_norm": 1e-3, "gamma": 0.9, "lam": 0.5, "n_step": 2, "rho_bar": 0.5, "c_bar": 0.5, "rho_bar_pg": 0.5,
@@ -282,19 +288,46 @@ def environment(env: Any, streams: int) -> Environment:
 
 
 @functools.cache
+def recorded(kind: str) -> str:
+    """A folder with the unrolls of random actions in the environment with this kind of actions."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config = load({"algo": "sac", "env": ENVIRONMENTS[False][kind], "preset": "none", "workers": 0, "streams": 4})
+    here = environment(config.env, config.streams)
+    algorithm = make_algorithm(config, here.spec)
+    learner = Learner(
+        algorithm, torch_device("cpu"), make_feed(config, open_data(config, here.spec, algorithm.plan)[0])
+    )
+    rollout = Rollout(rollout_spec(config, here, algorithm.plan), learner.weights(0), print)
+    recorder = Recorder(Path(folder), config, here.spec)
+    for _ in range(60):
+        rollout.start()
+        recorder.add(rollout.gather("all"))
+    recorder.flush()
+    rollout.close()
+    return folder
+
+
+@functools.cache
 def _weights(case: Case, given: frozenset[tuple[str, Any]]) -> str:
     algo, env = case.algo, ENVIRONMENTS[algorithms.for_several(case.algo)][case.kind]
     settings = {**small(algo), **dict(given)}
+    if getattr(algorithms.settings_class(algo), "data_only", False):
+        settings["data"] = recorded(case.kind)
     config = load({"algo": algo, "env": env, "preset": "none", "workers": 0, "steps": 1000, **settings})
     here = environment(env, config.streams)
     algorithm = make_algorithm(config, here.spec)
-    feed = make_feed(config, open_data(config, here.spec, algorithm.plan)[0])
+    data = open_data(config, here.spec, algorithm.plan)[0]
+    feed = make_feed(config, data)
     learner = Learner(algorithm, torch_device("cpu"), feed)
 
     def lost(error: Any) -> None:
         raise AssertionError(error)
 
-    rollout = Rollout(rollout_spec(config, here, algorithm.plan), learner.weights(0), lost)
+    rollout: Any = Rollout(rollout_spec(config, here, algorithm.plan), learner.weights(0), lost)
+    if config.replay_from is not None:
+        rollout = OfflineRollout(1)
+        fill(learner, data.recording, torch_device("cpu"))
     for number in range(DELIVERIES):
         rollout.start()
         learner.step(rollout.gather(algorithm.plan.wait), number / (DELIVERIES - 1))

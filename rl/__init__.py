@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         TD3Config,
         TQCConfig,
     )
+    from rltrain.algorithms.offline.settings import BCConfig
     from rltrain.algorithms.on_policy.settings import A2CConfig, A3CConfig, APPOConfig, IMPALAConfig, PPOConfig
     from rltrain.algorithms.protocol import Algorithm, Update
     from rltrain.algorithms.registry import build_policy, policy_factory, register_policy
@@ -75,6 +76,7 @@ __all__ = [
     "ActionSpec",
     "AgentGroup",
     "Algorithm",
+    "BCConfig",
     "Callback",
     "CheckpointError",
     "ConfigError",
@@ -164,6 +166,7 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "algorithms.off_policy.q_policy": "QNetwork greedy",
     "algorithms.off_policy.settings": "CrossQConfig DDPGConfig DQNConfig DroQConfig RainbowConfig REDQConfig SACConfig "
     "TD3Config TQCConfig",
+    "algorithms.offline.settings": "BCConfig",
     "algorithms.on_policy.settings": "A2CConfig A3CConfig APPOConfig IMPALAConfig PPOConfig",
     "algorithms.protocol": "Algorithm Update",
     "algorithms.registry": "build_policy policy_factory register_policy",

@@ -142,6 +142,8 @@ class ReplayPlan:
     priority_eps: float = 1e-6  # added to each priority, so that none is 0
     random_start: bool = True  # the first `warmup` steps are random actions
     clip_reward: bool = False  # rewards are clipped to [-1, 1] before they are stored
+    data_only: bool = False  # no actor acts: the replay holds all of the recorded data, and each step is one update
+    best: float | None = None  # of recorded data, the share of complete episodes to sample from, by return; None: all
     wait: int | Literal["all"] = "all"  # streams a delivery waits for
     overlap: bool = False  # actors continue while the learner updates
 

@@ -242,6 +242,11 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """The names that a run of each algorithm writes."""
     written: dict[str, set[str]] = {}
     worlds = dict.fromkeys(("crossq", "ddpg", "td3", "tqc"), "probe:box") | {"mappo": "tic-tac-toe"}
+    data = str(tmp_path_factory.mktemp("data") / "sac")
+    few = {"steps": 300, "warmup": 200, "workers": 0, "eval_every": 0, "checkpoint_every": 0, "quiet": True}
+    rltrain.train(algo="sac", env="probe:box", **few, record=data, out=str(tmp_path_factory.mktemp("runs")))
+    alone = {algo for algo in names() if getattr(settings_class(algo), "data_only", False)}
+    worlds |= dict.fromkeys(alone, "probe:box")
     for algo in names():
         result = rltrain.train(
             algo=algo,
@@ -255,7 +260,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
             backend="dask" if algo == "impala" else None,
             inference="central" if algo == "a2c" else "local",
             learners=2 if algo == "td3" else 1,
-            unroll=64,
+            **({"data": data} if algo in alone else {"unroll": 64}),
             eval_episodes=2,
             quiet=True,
             out=str(tmp_path_factory.mktemp("runs")),

@@ -41,7 +41,14 @@ ORDER = {  # inside a package, top to bottom: a line may import those after it; 
         "types",
         "tree workers",
     ],
-    "algorithms": ["multi_agent", "off_policy", "on_policy", "networks", "protocol registry", "functions settings"],
+    "algorithms": [
+        "multi_agent offline",
+        "off_policy",
+        "on_policy",
+        "networks",
+        "protocol registry",
+        "functions settings",
+    ],
     "rl": [
         "__main__ train",
         "cli",
@@ -90,6 +97,7 @@ LIGHT = [  # files that --help imports, and so must not import torch while they 
     "algorithms/settings.py",
     "algorithms/on_policy/settings.py",
     "algorithms/off_policy/settings.py",
+    "algorithms/offline/settings.py",
     "algorithms/multi_agent/settings.py",
     "rollout/__init__.py",
     "rollout/types.py",

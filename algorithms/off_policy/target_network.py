@@ -90,7 +90,8 @@ def replay_plan(config: BaseModel, **changes: Any) -> ReplayPlan:
     Raises:
         ValueError: one line: the settings ask for a memory, and the policy has none.
     """
-    settings = dict(config)
+    fields = [field.name for field in dataclasses.fields(ReplayPlan)]
+    settings = {**{name: getattr(config, name) for name in fields if hasattr(config, name)}, **dict(config)}
     if "burn_in" in settings:
         if settings["memory"] == "none":
             changes |= {"length": 1, "burn_in": 0, "core_size": 0}
@@ -98,8 +99,7 @@ def replay_plan(config: BaseModel, **changes: Any) -> ReplayPlan:
             raise ValueError(f"policy {settings['policy']} has no memory: set memory to none")
     if not settings.get("prioritized"):
         settings["alpha"] = 0.0
-    names = [field.name for field in dataclasses.fields(ReplayPlan) if field.name in settings]
-    return ReplayPlan(**{name: settings[name] for name in names} | changes)
+    return ReplayPlan(**{name: settings[name] for name in fields if name in settings} | changes)
 
 
 def priority(error: Tensor, batch: Transition) -> Tensor | None:

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from rltrain import algorithms
 from rltrain.algorithms.settings import HELP_ORDER, Actions
 from rltrain.config.messages import unknown
-from rltrain.config.run_config import INNER, RunConfig
+from rltrain.config.run_config import INNER, SYNONYMS, RunConfig
 from rltrain.errors import ConfigError
 
 DISCRETE = "Defaults for Discrete actions, also MultiDiscrete and MultiBinary, are those of one agent without images, "
@@ -126,7 +126,8 @@ def add_flags(group: Any, fields: Mapping[str, FieldInfo], skip: Iterable[str], 
         if kinds(field.annotation) == (bool,):
             group.add_argument(spelled(key), action=argparse.BooleanOptionalAction, **options)  # a file may say either
         else:
-            group.add_argument(spelled(key), metavar=_metavar(field), **options)
+            others = [spelled(other) for other, own in SYNONYMS.items() if own == key]
+            group.add_argument(*others, spelled(key), metavar=_metavar(field), **options)
 
 
 def add_env_arg(group: Any) -> None:
@@ -303,6 +304,8 @@ def run_parser(algo: str | None, version: str) -> Parser:
     )
     settings = in_help_order(algorithms.settings_class(algo).model_fields) if algo is not None else {}
     defaults = {"streams": str(settings["streams"].default)} if "streams" in settings else {}
+    if algo is not None and not defaults and hasattr(algorithms.settings_class(algo), "streams"):
+        defaults = {"streams": "1; only actors have streams"}
     run.add_argument("--algo", metavar="NAME", help=f"algorithm: {', '.join(algorithms.names())}")
     add_flags(run, RunConfig.model_fields, ("algo", "callback", "env_args", "eval_env_args", *INNER), defaults)
     if algo is not None:

@@ -61,6 +61,7 @@ class Keywords(TypedDict, total=False):
     replay_on_disk: bool
     record: str | PathLike[str] | None
     replay_from: str | PathLike[str] | None
+    data: str | PathLike[str] | None  # the same as replay_from
     json: bool
     quiet: bool
     wandb: str | None
@@ -75,6 +76,7 @@ class Keywords(TypedDict, total=False):
     wait: int | None
     capacity: int
     batch: int
+    filter_top: float | str | None
     length: int
     burn_in: int
     warmup: int

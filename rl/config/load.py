@@ -15,7 +15,7 @@ from rltrain.config import presets
 from rltrain.config.consent import TRAINING, SavedConfig, require_consent, use_saved_algorithm, with_consent
 from rltrain.config.flags import from_text, kinds, spelled, whole
 from rltrain.config.messages import build, settings_class, unknown_setting
-from rltrain.config.run_config import CALL, INNER, RESUME, RunConfig
+from rltrain.config.run_config import CALL, INNER, RESUME, SYNONYMS, RunConfig
 from rltrain.config.toml_file import Given, read
 from rltrain.config.user_code import use_algorithm
 from rltrain.errors import ConfigError
@@ -37,8 +37,11 @@ def load(
         ConfigError: one line with the key, its origin and the nearest known name or the bound; or the file names code
                      to which the user did not consent.
     """
-    asked = {key: Given(value, spelled(key) if text else f"keyword {key}") for key, value in given.items()}
+    asked = {
+        SYNONYMS.get(key, key): Given(value, spelled(key) if text else f"keyword {key}") for key, value in given.items()
+    }
     filed = {} if file is None else read(Path(file), str(file))
+    filed = {SYNONYMS.get(key, key): value for key, value in filed.items()}
     layers = [filed, asked]
     top = {key: value for layer in layers for key, value in layer.items()}
     for key in ("algo", "env"):
@@ -150,12 +153,13 @@ def change(config: Any, given: Mapping[str, Any], resumed: bool = False) -> RunC
         return config
     if resumed:
         _only_resumable(given)
+    origins = {SYNONYMS.get(key, key): f"keyword {key}" for key in given}
+    given = {SYNONYMS.get(key, key): value for key, value in given.items()}
     settings: Any = config.settings
     of_run, of_algo = (
         _annotations(RunConfig),
         {key: field.annotation for key, field in type(settings).model_fields.items()},
     )
-    origins = {key: f"keyword {key}" for key in given}
     run: dict[str, Any] = {}
     own: dict[str, Any] = {}
     for key, value in given.items():

@@ -33,6 +33,8 @@ ELSEWHERE = {
     "atoms": "n_atoms num_atoms",
     "minibatches": "num_minibatches n_minibatches nminibatches batch_size minibatch_size sgd_minibatch_size",
     "batch": "batch_size train_batch_size minibatch_size",
+    "data": "dataset dataset_path offline_data input_ input input_path replay_path data_path",
+    "filter_top": "frac top_fraction top filter_percent",
     "capacity": "buffer_size replay_size replay_buffer_size memory_size",
     "warmup": "learning_starts num_steps_sampled_before_learning_starts start_steps",
     "updates_per_step": "gradient_steps training_intensity utd_ratio",

@@ -206,7 +206,7 @@ class RunConfig(BaseModel):
     )
     record: str | None = Field(default=None, description="an empty folder to write all unrolls to")
     replay_from: str | None = Field(
-        default=None, description="a folder written by record: learn from its unrolls, without actors"
+        default=None, description="a folder that record wrote: learn from its unrolls, without actors"
     )
     json_line: bool = Field(default=False, alias="json", description="prints one JSON object as the last line")
     quiet: bool = Field(default=False, description="prints only the result")
@@ -362,6 +362,7 @@ PRELOAD = (
     "rltrain.algorithms.on_policy.actor_critic",
     "rltrain.algorithms.off_policy.continuous_policy",
     "rltrain.algorithms.off_policy.q_policy",
+    "rltrain.algorithms.offline.policies",
     "rltrain.algorithms.multi_agent.independent",
     "rltrain.algorithms.multi_agent.maddpg_policy",
     "rltrain.algorithms.multi_agent.q_policy",
@@ -372,12 +373,14 @@ PRELOAD = (
 def preload(config: RunConfig) -> list[str]:
     """Those of PRELOAD that the actors of one run need."""
     family = type(config.settings).__module__.rpartition(".")[0]  # the package of its algorithm
-    packages = {f"rltrain.algorithms.{name}" for name in ("on_policy", "off_policy", "multi_agent")}
+    packages = {f"rltrain.algorithms.{name}" for name in ("on_policy", "off_policy", "offline", "multi_agent")}
     if family not in packages or family.endswith("multi_agent"):  # a user's algorithm, or several agents
         return list(PRELOAD)
-    return [module for module in PRELOAD if module.rpartition(".")[0] not in packages - {family}]
+    needed = {family, *(("rltrain.algorithms.off_policy",) if family.endswith("offline") else ())}
+    return [module for module in PRELOAD if module.rpartition(".")[0] not in packages - needed]
 
 
+SYNONYMS = {"data": "replay_from"}  # other names of settings, in flags, files and keywords
 # Settings that are not flags: they follow from others.
 INNER = ("settings", "preset_file", "raised_from", "products", "reloadable", "folder", "own_callbacks")
 # Not part of a run's description in TensorBoard.

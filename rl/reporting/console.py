@@ -53,10 +53,9 @@ class Console:
         who += f", {config.learners} learners" if config.learners > 1 else ""
         where = f"{who}, {config.backend}" if config.workers else "in this process"
         where = where if config.replay_from is None else f"from {config.replay_from}"
-        self.note(
-            f"{config.algo} on {config.env_name}: {config.steps:,} steps, {config.streams} streams, {where}, "
-            f"seed {config.seed}, device {config.device}"
-        )
+        alone = getattr(config.settings, "data_only", False)
+        length = f"{config.steps:,} updates" if alone else f"{config.steps:,} steps, {config.streams} streams"
+        self.note(f"{config.algo} on {config.env_name}: {length}, {where}, seed {config.seed}, device {config.device}")
         if preset:
             self.note(f"settings from {preset}; --preset none ignores it")
         for text in notes:

@@ -15,6 +15,7 @@ from rltrain.envs.make import read_spec, resolve, vector_kind
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.native import verify_native
 from rltrain.envs.vector.restore_check import verify
+from rltrain.errors import ConfigError
 from rltrain.setup.task_process import TaskProcess
 
 RESTORE_SECONDS = 300.0  # allowed for the whole decision how to restore an environment
@@ -72,7 +73,12 @@ def look_at(config: RunConfig, new: bool = True) -> TaskProcess:
 
     Args:
         new: nothing is known about how its streams are restored.
+
+    Raises:
+        ConfigError: the algorithm learns from recorded data alone, and the configuration names none.
     """
+    if getattr(config.settings, "data_only", False) and config.replay_from is None:
+        raise ConfigError(f"{config.algo} learns from recorded data: add --data DIR, a folder that --record wrote")
     source = resolve(config.env, config.env_args, config.share, config.action_bound, config.folder)
     look = TaskProcess(Examination, source, config.actor_timeout)
     look.start("examine", config.seed, config.streams, config.vector)

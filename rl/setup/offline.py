@@ -9,13 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from rltrain.config.run_config import RunConfig
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.learner.batches import tensors
 from rltrain.learner.feed import ReplayFeed
 from rltrain.learner.learner import Learner
 from rltrain.rollout.replay.replay import Replay
 from rltrain.rollout.replay.ring import NoStack
-from rltrain.rollout.specs import ReplayPlan
+from rltrain.rollout.specs import DataPlan, ReplayPlan
 from rltrain.rollout.types import Trajectory, Weights
 from rltrain.storage.recording import Recording
 
@@ -84,6 +85,11 @@ class OfflineRollout:
         """No-op."""
 
 
+def steps_each(config: RunConfig, plan: DataPlan) -> int:
+    """The steps that a round without actors counts: one update's, or as many as the actors' deliveries would have."""
+    return 1 if isinstance(plan, ReplayPlan) and plan.data_only else config.streams * plan.unroll
+
+
 def fill(learner: Learner, recording: Recording, device: torch.device) -> str:
     """Add all recorded unrolls to the replay and to running statistics; returns a note about it.
 
@@ -107,4 +113,10 @@ def fill(learner: Learner, recording: Recording, device: torch.device) -> str:
     if not rows:
         raise ConfigError(f"--replay-from {recording.folder}: it holds no row that can be learned from")
     line = f"{recording.steps:,} steps of {recording.spec.id} were recorded in {recording.folder}"
+    plan = learner.algorithm.plan
+    if isinstance(plan, ReplayPlan) and plan.best is not None:
+        kept = feed.replay.keep_best(plan.best)
+        if not kept:
+            raise ConfigError(f"--filter-top: {recording.folder} holds no complete episode; leave it out")
+        return f"{line}; of the complete episodes the best {kept:,} are learnt from: {len(feed.replay):,} steps"
     return line if rows >= recording.steps else f"{line}; the replay holds the newest {rows:,} (--capacity)"

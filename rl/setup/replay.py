@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from rltrain.errors import ConfigError
 from rltrain.learner.algorithm import torch_device
 from rltrain.learner.feed import Feed, GradientFeed, ReplayFeed, StreamFeed
 from rltrain.rollout.replay.replay import Replay, rows_per_stream
+from rltrain.rollout.replay.ring import history
 from rltrain.rollout.specs import DataPlan, GradientPlan, ReplayPlan, StreamPlan
-from rltrain.setup.offline import OfflineFeed
+from rltrain.setup.offline import OfflineFeed, steps_each
 from rltrain.storage.recording import Recording
 from rltrain.system.free_space import make_sure
 
@@ -48,10 +50,13 @@ def open_data(
     data = DataSource(plan, spec, config.streams)
     if config.replay_from is not None:
         recording = Recording.open(Path(config.replay_from).absolute(), spec)
+        if plan.data_only:
+            rows = recording.rows_per_stream(history(recording.spec))
+            plan = dataclasses.replace(plan, capacity=recording.streams * max(rows, plan.n_step + 1))
         data = DataSource(plan, recording.spec, recording.streams, recording)
     warmup = 0 if config.replay_from else plan.warmup
     least = max(plan.batch, warmup)
-    if plan.capacity < least:
+    if plan.capacity < least and not plan.data_only:
         raise ConfigError(
             f"--capacity {plan.capacity} is smaller than --{'batch' if least == plan.batch else 'warmup'} {least}; "
             "the replay must hold what the first update is made from"
@@ -97,5 +102,5 @@ def make_feed(config: RunConfig, data: DataSource, files: Path | None = None) ->
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if data.recording is not None:
-        return OfflineFeed(replay, plan, device, config.streams * plan.unroll)
+        return OfflineFeed(replay, plan, device, steps_each(config, plan))
     return ReplayFeed(replay, plan, device)

@@ -27,7 +27,7 @@ from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.setup.cluster import cluster_options, remarks
 from rltrain.setup.environment import Environment
-from rltrain.setup.offline import OfflineRollout
+from rltrain.setup.offline import OfflineRollout, steps_each
 from rltrain.setup.run_folder import Saved
 from rltrain.system.torch_setup import one_thread
 
@@ -109,7 +109,7 @@ def open_actors(
     """
     rollout: Rollout | OfflineRollout
     if config.replay_from is not None:
-        rollout = OfflineRollout(config.streams * plan.unroll)
+        rollout = OfflineRollout(steps_each(config, learner.algorithm.plan))
     else:
         rollout = Rollout(plan, learner.weights(0), on_restart)
     closing.callback(rollout.close)

@@ -192,6 +192,13 @@ class Recording:
                 raise CheckpointError(f"{self.folder} is damaged: {files.one_line(error)}") from None
             yield piece
 
+    def rows_per_stream(self, older: int = 0) -> int:
+        """The most rows that a replay of all pieces needs for a stream; `older` frames precede each piece."""
+        rows = np.zeros(max(self.streams, 1), np.int64)
+        for piece in self.pieces():
+            rows[piece.stream] += piece.rows + 1 + older
+        return int(rows.max())
+
     def arrays(self) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of each piece, by name."""
         for item in self.files:

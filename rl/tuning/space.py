@@ -243,6 +243,7 @@ DEFAULTS = {  # by setting, in this order; each algorithm varies those that it h
     "epochs": "3|5|10|20",
     "max_grad_norm": "0.3..5:log",
     "batch": "32|64|128|256",
+    "filter_top": "0.1|0.3|1.0",
     "tau": "1e-3..5e-2:log",
     "epsilon_share": "0.05..0.5",
     "updates_per_step": "0.125|0.25|0.5|1.0",
@@ -255,7 +256,8 @@ def default_space(config: RunConfig) -> str:
     settings: Any = config.settings
     parts = []
     for name, text in DEFAULTS.items():
-        present = name in type(settings).model_fields and getattr(settings, name) is not None
+        present = name in type(settings).model_fields
+        present = present and (getattr(settings, name) is not None or name == "filter_top")  # none: all episodes
         if name in ("max_grad_norm", "noise", "entropy", "batch") and not getattr(settings, name, None):
             continue  # switched off; `entropy` 0 of Box actions is not given here, so it varies
         if name == "lam" and getattr(settings, "lam", 1.0) == 1.0:

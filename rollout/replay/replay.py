@@ -89,6 +89,35 @@ class Replay:
             self._episodes = self._ring.episodes()
         return self._episodes
 
+    def keep_best(self, share: float) -> int:
+        """Samples no other rows from now on than those of the complete episodes with the highest returns.
+
+        Args:
+            share: of the complete episodes; at least one is kept. Of equal returns the earlier episodes are kept.
+
+        Returns:
+            The number of episodes that are kept; 0, without a change, if no episode is complete.
+        """
+        ring = self._ring
+        stream, first, length = self._complete_episodes()
+        if not len(stream):
+            return 0
+        rows = [
+            ring.at(np.arange(row, row + n), s * ring.size) for s, row, n in zip(stream, first, length, strict=True)
+        ]
+        reward = ring.flat["reward"]
+        returns = np.array([reward[at].sum(dtype=np.float64) for at in rows])
+        best = np.argsort(-returns, kind="stable")[: max(1, int(share * len(rows) + 1e-9))]  # 0.29 of 100 are 29
+        kept = np.zeros(len(ring.flag), bool)
+        for number in best:
+            kept[rows[number]] = True
+        dropped = np.flatnonzero((ring.flag & READY != 0) & ~kept)
+        ring.flag[dropped] &= ~READY
+        self._count -= len(dropped)
+        if self._tree is not None:
+            self._tree.set(dropped, 0.0)
+        return len(best)
+
     def append(self, unroll: Trajectory) -> None:
         """Stores an unroll of numpy arrays, of any of the streams. Each column continues at its stream's newest row.
 

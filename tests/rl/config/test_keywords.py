@@ -13,7 +13,7 @@ from typing import Any
 from rltrain import algorithms
 from rltrain.algorithms.settings import HELP_ORDER
 from rltrain.config.keywords import Keywords
-from rltrain.config.run_config import INNER, RunConfig
+from rltrain.config.run_config import INNER, SYNONYMS, RunConfig
 
 ROOT = Path(__file__).resolve().parents[3]
 WIDER = (  # than the fields
@@ -38,7 +38,7 @@ def test_the_keywords_are_the_settings_with_their_types() -> None:
                 expected.setdefault(field.alias or key, set()).update(members(field.annotation))
     typed = typing.get_type_hints(Keywords)
 
-    assert set(typed) == {*expected, "settings"}
+    assert set(typed) == {*expected, *SYNONYMS, "settings"}
     assert set(expected) >= set(HELP_ORDER)
     for key, found in expected.items():
         assert key in WIDER or found <= members(typed[key]), key

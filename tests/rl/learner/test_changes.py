@@ -60,6 +60,10 @@ def test_all_changes_together_are_as_if_they_had_been_given(algo: str, env: str,
         given.pop("target_every", None)
     changes = {name: OTHER[name] for name in changeable(own) if not name.startswith(EXPLORATION)}
     assert changes
+    if getattr(own, "data_only", False):
+        some = {"workers": 0, "steps": 90, "warmup": 40, "eval_every": 0, "checkpoint_every": 0, "quiet": True}
+        rltrain.train(algo="sac", env=env, **some, out=str(tmp_path / "sac"), record=str(tmp_path / "data"))
+        given["data"] = str(tmp_path / "data")
 
     def fingerprint(callbacks: list[Any], **more: Any) -> str:
         out = str(tmp_path / "runs")

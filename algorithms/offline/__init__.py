@@ -1,0 +1,1 @@
+"""Algorithms that learn from recorded data alone. See `rltrain.algorithms` for their names."""
