@@ -39,7 +39,9 @@ _registry: dict[str, Entry] = {
     "a2c": _entry("on_policy.a2c:A2C", "A2CConfig", ANY),
     "a3c": _entry("on_policy.a3c:A3C", "A3CConfig", ANY),
     "appo": _entry("on_policy.appo:APPO", "APPOConfig", ANY),
+    "awac": _entry("offline.awac:AWAC", "AWACConfig", BOTH),
     "bc": _entry("offline.bc:BC", "BCConfig", BOTH),
+    "cql": _entry("offline.cql:CQL", "CQLConfig", BOTH, discrete=f"{__name__}.offline.discrete_cql:DiscreteCQL"),
     "crossq": _entry("off_policy.crossq:CrossQ", "CrossQConfig", BOX),
     "ddpg": _entry("off_policy.ddpg:DDPG", "DDPGConfig", BOX),
     "dqn": _entry("off_policy.dqn:DQN", "DQNConfig", DISCRETE),
@@ -47,6 +49,7 @@ _registry: dict[str, Entry] = {
         "off_policy.sac:SAC", "DroQConfig", BOTH, discrete=f"{__name__}.off_policy.discrete_sac:DiscreteSAC"
     ),
     "impala": _entry("on_policy.impala:IMPALA", "IMPALAConfig", ANY),
+    "implicit_q": _entry("offline.implicit_q:ImplicitQ", "ImplicitQConfig", BOTH),
     "iql": _entry("multi_agent.qmix:iql", "IQLConfig", DISCRETE, several=True),
     "maddpg": _entry("multi_agent.maddpg:MADDPG", "MADDPGConfig", BOTH, several=True),
     "mappo": _entry("multi_agent.independent:mappo", "MAPPOConfig", ANY, several=True, each=True),
@@ -58,6 +61,7 @@ _registry: dict[str, Entry] = {
     ),
     "sac": _entry("off_policy.sac:SAC", "SACConfig", BOTH, discrete=f"{__name__}.off_policy.discrete_sac:DiscreteSAC"),
     "td3": _entry("off_policy.td3:TD3", "TD3Config", BOX),
+    "td3_bc": _entry("offline.td3_bc:TD3BC", "TD3BCConfig", BOX),
     "tqc": _entry("off_policy.tqc:TQC", "TQCConfig", BOX),
     "vdn": _entry("multi_agent.qmix:vdn", "VDNConfig", DISCRETE, several=True),
 }

@@ -22,6 +22,7 @@ POLICIES: dict[str, str | PolicyFactory] = {  # a factory, or "module:name", imp
     "q": "rltrain.algorithms.off_policy.q_policy:QPolicy",
     "soft": "rltrain.algorithms.off_policy.continuous_policy:soft",
     "team_actors": "rltrain.algorithms.multi_agent.maddpg_policy:MADDPGPolicy",
+    "weighted": "rltrain.algorithms.offline.policies:weighted",
     "team_q": "rltrain.algorithms.multi_agent.q_policy:MultiAgentQPolicy",
 }
 

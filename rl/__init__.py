@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         TD3Config,
         TQCConfig,
     )
-    from rltrain.algorithms.offline.settings import BCConfig
+    from rltrain.algorithms.offline.settings import AWACConfig, BCConfig, CQLConfig, ImplicitQConfig, TD3BCConfig
     from rltrain.algorithms.on_policy.settings import A2CConfig, A3CConfig, APPOConfig, IMPALAConfig, PPOConfig
     from rltrain.algorithms.protocol import Algorithm, Update
     from rltrain.algorithms.registry import build_policy, policy_factory, register_policy
@@ -72,11 +72,13 @@ __all__ = [
     "A2CConfig",
     "A3CConfig",
     "APPOConfig",
+    "AWACConfig",
     "Act",
     "ActionSpec",
     "AgentGroup",
     "Algorithm",
     "BCConfig",
+    "CQLConfig",
     "Callback",
     "CheckpointError",
     "ConfigError",
@@ -93,6 +95,7 @@ __all__ = [
     "Histograms",
     "IMPALAConfig",
     "IQLConfig",
+    "ImplicitQConfig",
     "Interrupted",
     "Job",
     "JobLost",
@@ -118,6 +121,7 @@ __all__ = [
     "Served",
     "StopOnPlateau",
     "StreamPlan",
+    "TD3BCConfig",
     "TD3Config",
     "TQCConfig",
     "Trained",
@@ -166,7 +170,7 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "algorithms.off_policy.q_policy": "QNetwork greedy",
     "algorithms.off_policy.settings": "CrossQConfig DDPGConfig DQNConfig DroQConfig RainbowConfig REDQConfig SACConfig "
     "TD3Config TQCConfig",
-    "algorithms.offline.settings": "BCConfig",
+    "algorithms.offline.settings": "AWACConfig BCConfig CQLConfig ImplicitQConfig TD3BCConfig",
     "algorithms.on_policy.settings": "A2CConfig A3CConfig APPOConfig IMPALAConfig PPOConfig",
     "algorithms.protocol": "Algorithm Update",
     "algorithms.registry": "build_policy policy_factory register_policy",

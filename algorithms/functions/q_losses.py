@@ -110,6 +110,24 @@ def quantile_loss(z: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Ten
     return _with_gradient(loss, z, grad), z.detach().mean(-1) - target.mean(-1)
 
 
+def expectile_loss(value: Tensor, target: Tensor, expectile: float) -> tuple[Tensor, Tensor]:
+    """The loss of expectile regression, Kostrikov et al. 2021 (arXiv:2110.06169), equation 5.
+
+    Args:
+        value:     [1, B, 1] or [B]  carries the gradient.
+        target:    [B]
+        expectile: weight of errors where the target is above the value; 1 - expectile is that of the others.
+
+    Returns:
+        The mean [] of weight * error^2, and the errors target - value [B], without gradient.
+    """
+    with torch.no_grad():
+        error = target - value.view(-1)
+        scaled = torch.where(error < 0, 1 - expectile, expectile) * error * (1 / len(target))
+        loss = scaled.dot(error)
+    return _with_gradient(loss, value, (-2 * scaled).view_as(value)), error
+
+
 def _with_gradient(loss: Tensor, x: Tensor, grad: Tensor) -> Tensor:
     """A loss [] whose gradient along x is known: one node, where autograd's own cost DQN 15% of an update."""
     result: Tensor = _KnownGradient.apply(x, (loss, grad))  # type: ignore[no-untyped-call]

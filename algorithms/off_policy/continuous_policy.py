@@ -44,9 +44,13 @@ class SquashedGaussian(NormalizedPolicy):
         """Actions [B, *A] and their log densities [B] at normalised obs, from noise [B, A]; both with gradients.
 
         Args:
+            noise:   or [K, B, A] for K actions in each row: [K, B, *A] and [K, B].
             options: of the network; CrossQ's have `batch_statistics`.
         """
-        return self._distribution(self.actor.forward(obs, **options)[0]).sample_with_log_prob(noise)
+        head = self.actor.forward(obs, **options)[0]
+        if noise.ndim > 2:
+            head = head.expand(len(noise), *head.shape)
+        return self._distribution(head).sample_with_log_prob(noise)
 
     def _distribution(self, head: Tensor) -> TanhGaussian:
         mean, log_std = head.chunk(2, -1)

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from rltrain.algorithms.functions.optim import Adam, Flat
-from rltrain.algorithms.off_policy.settings import SoftSettings
 
 
 class Temperature:
     """The weight of the entropy. Its logarithm is learned, so it stays above 0."""
 
-    def __init__(self, config: SoftSettings, device: torch.device) -> None:
+    def __init__(self, config: Any, device: torch.device) -> None:
         start = math.log(config.temperature) if config.temperature > 0 else -math.inf
         self.log = torch.full((1,), start, device=device)
         self._flat = Flat(self.log, torch.zeros_like(self.log))

@@ -77,6 +77,13 @@ class Keywords(TypedDict, total=False):
     capacity: int
     batch: int
     filter_top: float | str | None
+    q_weight: float
+    conservative: float
+    samples: int
+    expectile: float
+    advantage_factor: float
+    max_weight: float
+    cosine: bool
     length: int
     burn_in: int
     warmup: int

@@ -18,14 +18,6 @@ from rltrain.errors import ConfigError
 SMALL: dict[str, Any] = {"widths": (8, 6), "lr": 1e-2, "batch": 12}
 
 
-@pytest.fixture(autouse=True)
-def _double():
-    """Everything in float64, so that agreement means agreement."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("settings", [{}, {"activation": "tanh", "max_grad_norm": 0.05}], ids=["default", "clipped"])
 @pytest.mark.parametrize("spec", [BOX, DISCRETE, MASKED], ids=lambda spec: spec.id)
 def test_six_updates_equal_those_written_out(spec, settings):
