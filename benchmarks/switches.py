@@ -46,7 +46,8 @@ DELIVERIES = 8
 # Another value of each setting; booleans and choices have theirs from the type.
 OTHER: dict[str, Any] = {
     "streams": 5, "unroll": 16, "epochs": 3, "minibatches": 4, "wait": 2, "capacity": 40, "batch": 4, "length": 3,
-    "filter_top": 0.5,
+    "filter_top": 0.5, "q_weight": 0.5, "expectile": 0.9, "advantage_factor": 0.2, "max_weight": 0.5,
+    "conservative": 0.5, "samples": 3,
     "warmup": 48, "updates_per_step": 0.75, "buffer_size": 2, "reuse": 3, "lr": 2e-2, "lr_end": 5e-3, "lr_q": 3e-2,
     "lr_temperature": 3e-2, "lr_end_share": 0.5, "rms_alpha": 0.9, "rms_eps": 1e-2, "adam_eps": 1e-2,
     "max_grad_norm": 1e-3, "gamma": 0.9, "lam": 0.5, "n_step": 2, "rho_bar": 0.5, "c_bar": 0.5, "rho_bar_pg": 0.5,
@@ -96,7 +97,11 @@ ALONE = {  # settings without an effect on weights, of all algorithms or as "alg
     "policy": "its choices are those of `register_policy`",
     "torso": "its choices are networks for images, or a user's",
 }
+SOFT_OR_CRITICS = """
+    lr lr_temperature samples temperature learn_temperature target_entropy critics widths_q layer_norm dropout
+""".split()
 FOR_KIND = {  # settings for one kind of actions, where the other kind does not refuse them
+    **{f"cql.{name}": "Box" for name in SOFT_OR_CRITICS},
     "target_entropy_share": "Discrete",
     "gumbel": "Discrete",
     "maddpg.noise": "Box",
@@ -375,6 +380,8 @@ def pair(case: Case, one: str, other: str) -> list[tuple[str, str, str]]:
         if both == weights(case, **{**needs, second: values[second]}):
             places = [(name, cause) for name in (first, f"{case.algo}.{first}") for cause in (second, *needs)]
             reasons = [NOT_WITH[place] for place in places if place in NOT_WITH]
+            kinds = [FOR_KIND.get(key, case.kind) for key in (first, f"{case.algo}.{first}")]
+            reasons += [f"for {kind} actions" for kind in kinds if kind != case.kind]
             found.append((first, second, reasons[0] if reasons else ""))
     return found
 

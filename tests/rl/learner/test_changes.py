@@ -18,6 +18,7 @@ OTHER: dict[str, Any] = {
     "lam": 0.7, "entropy": 0.2, "entropy_end": 0.1, "value": 0.3, "clip": 0.05, "clip_end": 0.01, "value_clip": 0.02,
     "max_kl": 1e-4, "kl": 0.5, "tau": 0.3, "epsilon": 0.7, "epsilon_end": 0.3, "epsilon_share": 0.6, "noise": 0.4,
     "noise_end": 0.2, "smoothing": 0.6, "smoothing_clip": 0.8, "regularize": 0.1,
+    "q_weight": 1.0, "advantage_factor": 0.4, "max_weight": 1.01, "expectile": 0.9, "conservative": 0.7,
 }  # fmt: skip
 SMALL: dict[str, Any] = {
     "preset": "none", "workers": 0, "streams": 2, "unroll": 8, "widths": (8, 8), "eval_every": 0,
@@ -25,13 +26,14 @@ SMALL: dict[str, Any] = {
     "capacity": 200, "updates_per_step": 0.3, "target_every": None, "tau": 0.1, "wait": 2, "widths_q": (8, 8),
     "normalize_obs": False, "policy_delay": 1, "overlap": False,
 }  # fmt: skip
-WORLDS = dict.fromkeys(("ddpg", "td3", "tqc", "crossq", "sac", "droq", "redq"), "probe:box")
+WORLDS = dict.fromkeys(("ddpg", "td3", "tqc", "crossq", "sac", "droq", "redq", "td3_bc", "cql"), "probe:box")
 CASES = [(algo, WORLDS.get(algo, "two-step" if algorithms.for_several(algo) else "CartPole-v1"))
          for algo in algorithms.names()]  # fmt: skip
 CASES += [("ppo", "generations"), ("sac", "CartPole-v1")]
 EXPLORATION = ("epsilon", "noise")  # actors get these with the weights of the next update, not before
 MAIN = {("ppo", "CartPole-v1"), ("ppo", "generations"), ("a3c", "CartPole-v1"), ("appo", "CartPole-v1"),
-        ("dqn", "CartPole-v1"), ("sac", "probe:box"), ("td3", "probe:box"), ("maddpg", "two-step")}  # fmt: skip
+        ("dqn", "CartPole-v1"), ("sac", "probe:box"), ("td3", "probe:box"), ("maddpg", "two-step"),
+        ("implicit_q", "CartPole-v1")}  # fmt: skip
 
 
 class Change(rltrain.Callback):
