@@ -70,7 +70,7 @@ class AgentNetwork(nn.Module):
         if self.memory is not None:
             assert core is not None
             after = self.memory.step(x.flatten(0, 1), core.reshape(-1, self.memory.core_size))  # [B * n, H]
-            x, core = self.memory.output(after).view(*x.shape[:-1], -1), after.view(len(x), -1)
+            x, core = self.memory.output(after).view(*x.shape[:-1], -1), after.view(x.shape[0], -1)
         return self.head.forward(x), core
 
 
@@ -187,7 +187,7 @@ class LastActions(NamedTuple):
 
     def split(self, core: Tensor) -> tuple[Tensor | None, Tensor]:
         """Memories [B, N * memory], None if agents have none, and codes [B, N]"""
-        each = core.view(len(core), self.agents, self.memory + 1)
+        each = core.view(core.shape[0], self.agents, self.memory + 1)
         return (each[..., :-1].flatten(1) if self.memory else None), each[..., -1]
 
     def join(self, memory: Tensor | None, action: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class LastActions(NamedTuple):
         codes = (action + 1).to(torch.float32)
         if memory is None:
             return codes
-        return torch.cat([memory.view(len(memory), self.agents, -1), codes.unsqueeze(-1)], -1).flatten(1)
+        return torch.cat([memory.view(memory.shape[0], self.agents, -1), codes.unsqueeze(-1)], -1).flatten(1)
 
     def core_with_action(self, core: Tensor, action: Tensor) -> Tensor:
         """See `PolicyHooks`: the core that holds the actions [B, N]."""

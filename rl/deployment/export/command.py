@@ -27,7 +27,8 @@ def run(argv: Sequence[str]) -> None:
     )
     top.add_argument("path", metavar="RUN_OR_CHECKPOINT", help="a run's folder (its latest checkpoint) or a checkpoint")
     top.add_argument("file", metavar="FILE", help="the file to write")
-    top.add_argument("--to", choices=("torch", "onnx"), default=None, help="format [onnx for .onnx, torch for .pt2]")
+    top.add_argument("--to", choices=("onnx", "torch", "torchscript"), default=None,
+                     help="format [onnx for .onnx, torch for .pt2, torchscript for .ts]")  # fmt: skip
     top.add_argument("--best", action="store_true", default=False, help="the best checkpoint in place of the latest")
     _add_proof(top)
     given = top.parse(argv)

@@ -98,12 +98,16 @@ class DeployedPolicy(nn.Module):
 
         An exported graph and scores need both; else those that no row asks for are not computed.
         """
-        act, both = self.policy.act, torch.compiler.is_compiling() or self.interface.scores is not None
+        act, both = self.policy.act, _traced() or self.interface.scores is not None
         some = both or bool(sample.any())
         if some and (both or not bool(sample.all()) or self.interface.log_prob):
             return act(obs, core, mask, noise, False), act(obs, core, mask, noise, True), False
         one = act(obs, core, mask, noise, some)
         return one, one, not some
+
+
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _like(rows: Tensor, x: Tensor) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from rltrain.config.consent import EVALUATION, NETWORK
 from rltrain.deployment.export.deployed import DeployedPolicy
 from rltrain.deployment.export.formats import (
     Exported,
     Format,
+    example,
     format_of,
     onnx_model,
     onnx_runner,
@@ -20,8 +21,10 @@ from rltrain.deployment.export.formats import (
 )
 from rltrain.deployment.export.observations import observations
 from rltrain.deployment.export.proof import ROWS, prove
+from rltrain.deployment.export.torchscript import script
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
 from rltrain.evaluation.policy import Trained, load_for
+from rltrain.rollout.buffers import WIDTH
 from rltrain.storage import checkpoint
 from rltrain.storage.files import one_line, read_json
 from rltrain.storage.run_folder import versions
@@ -30,7 +33,7 @@ from rltrain.storage.run_folder import versions
 def export(
     what: str | Path | Trained,
     file: str | Path,
-    to: Literal["torch", "onnx"] | None = None,
+    to: Format | None = None,
     best: bool = False,
     recording: str | None = None,
     rows: int = ROWS,
@@ -41,7 +44,7 @@ def export(
 
     Args:
         what:      a run's folder, a checkpoint, or a `Trained`.
-        to:        the format; None: by the ending of the file, .pt2 or .onnx.
+        to:        the format; None: by the ending of the file, .onnx, .pt2 or .ts.
         best:      the best checkpoint in place of the latest.
         recording: a folder of `--record` with the observations of the proof; None: the run's environment plays.
         rows:      number of observations of the proof.
@@ -54,7 +57,7 @@ def export(
         RunFailed: the policy cannot be exported, or the proof failed; no file is written.
     """
     path = Path(file)
-    kind = cast(Format, format_of(path, to))
+    kind = format_of(path, to)
     if rows < 1:
         raise ConfigError(f"rows must be at least 1, got {rows}")
     trained = what if isinstance(what, Trained) else load_for(what, best, trust, _uses(recording))
@@ -62,18 +65,21 @@ def export(
     module = DeployedPolicy(trained.policy, trained.spec, pad=kind == "torch").eval()
     interface = module.interface
     try:
-        graph = trace(module)
         meta = {"to": kind, **_origin(trained), "versions": versions(), "interface": interface.to_json()}
-        content = graph if kind == "torch" else onnx_model(graph, interface)
+        if kind == "torchscript":
+            content = run_of = script(module, interface, example(interface, WIDTH))
+        else:
+            graph = trace(module)
+            content, run_of = (graph, graph.module()) if kind == "torch" else (onnx_model(graph, interface), None)
     except (ConfigError, CheckpointError):
         raise
     except Exception as error:  # of torch's exporter, or of the user's network
         raise RunFailed(f"{trained.path}: torch cannot export this policy: {one_line(error)}") from error
-    if kind == "torch":
-        run = torch_runner(graph.module(), interface)
-    else:
+    if kind == "onnx":
         run = onnx_runner(path, content.SerializeToString(), interface)
-    meta["proof"] = prove(trained, run, seen, exact=kind == "torch")
+    else:
+        run = torch_runner(run_of, interface)
+    meta["proof"] = prove(trained, run, seen, exact=kind != "onnx")
     write(path, to_bytes(content, kind, meta))
     return Exported(path).meta
 
@@ -98,7 +104,7 @@ def check(
             f"{file} has other weights than {trained.path}: give the checkpoint of step {exported.meta.get('step')}"
         )
     seen = observations(trained, rows, seed, recording, trust)
-    return {**exported.meta, "proof": prove(trained, exported.run, seen, exact=exported.to == "torch")}
+    return {**exported.meta, "proof": prove(trained, exported.run, seen, exact=exported.to != "onnx")}
 
 
 def _named(exported: Exported) -> Path:

@@ -1,8 +1,8 @@
-"""Exported files: a policy as the archive of torch.export (.pt2) or as ONNX, with rltrain's metadata in it.
+"""Exported files: a policy as an archive of torch.export (.pt2), TorchScript or ONNX, with rltrain's metadata in it.
 
 The metadata holds the interface, the checkpoint, the proof, the hash of the rest of the file, and the user's signature.
-An ONNX file is data: loading it runs no code. An archive of torch.export is loaded by torch, which can be made to run
-code by a changed file; so it is loaded only if this user signed it, or consents.
+An ONNX file is data: loading it runs no code. The archives are loaded by torch, which can be made to run code by a
+changed file; so they are loaded only if this user signed them, or consents.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from rltrain.deployment.export.interface import FORMAT, Interface
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.storage import files, schema, signature
 
-Format = Literal["torch", "onnx"]
-FORMATS: dict[str, str] = {"torch": ".pt2", "onnx": ".onnx"}
+Format = Literal["torch", "onnx", "torchscript"]
+ENDINGS: dict[str, Format] = {".onnx": "onnx", ".pt2": "torch", ".ts": "torchscript"}
 KEY = "rltrain"  # of the metadata in ONNX, and the name of its file in an archive
 MAX_ROWS = 65536  # of a batch
 META_BYTES = 16 * 2**20  # limit of the metadata
@@ -67,7 +67,7 @@ def example(interface: Interface, rows: int) -> dict[str, np.ndarray]:
 
 
 def to_bytes(content: Any, to: Format, meta: Mapping[str, Any]) -> bytes:
-    """The file with its metadata. `content`: the graph, or its `onnx_model`."""
+    """The file with its metadata. `content`: the graph, its `onnx_model`, or a ScriptModule."""
     if to == "torch":
         import torch
 
@@ -78,6 +78,11 @@ def to_bytes(content: Any, to: Format, meta: Mapping[str, Any]) -> bytes:
             return buffer.getvalue()
 
         return archive({KEY: json.dumps(_signed(meta, _archive_hash(archive({KEY: "{}"}))))})
+    if to == "torchscript":
+        from rltrain.deployment.export.torchscript import to_archive
+
+        digest = _archive_hash(to_archive(content, {KEY: "{}"}))
+        return to_archive(content, {KEY: json.dumps(_signed(meta, digest))})
     del content.metadata_props[:]
     signed = _signed(meta, _onnx_hash(content))
     entry = content.metadata_props.add()
@@ -123,7 +128,7 @@ def _meta_hash(content: Mapping[str, Any]) -> str:
 
 
 def _archive_hash(data: bytes) -> str:
-    """Of all files in an archive of torch.export but the metadata."""
+    """Of all files in an archive of torch but the metadata."""
     digest = hashlib.sha256()
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for info in sorted(archive.infolist(), key=lambda info: info.filename):
@@ -143,26 +148,27 @@ class Exported:
 
     Raises:
         CheckpointError: the file cannot be read, has no metadata of rltrain, is damaged, or is somebody else's archive
-            of torch.export, to which the user did not consent.
+            of torch, to which the user did not consent.
     """
 
     def __init__(self, path: str | Path, trust: bool = False) -> None:
         self.path = Path(path)
         data = files.read_file(self.path)
-        self.to: Format = "torch" if data[:2] == b"PK" else "onnx"
-        self.meta, digest = _read_archive(self.path, data) if self.to == "torch" else read_onnx(self.path, data)
+        archive = data[:2] == b"PK"
+        self.meta, digest = _read_archive(self.path, data) if archive else read_onnx(self.path, data)
         self.interface = _checked(self.path, self.meta)
+        self.to: Format = "onnx" if not archive else "torchscript" if self.meta.get("to") == "torchscript" else "torch"
         content = {key: value for key, value in self.meta.items() if key != "signature"}
         self.own = signature.is_own(_meta_hash(content), self.meta.get("signature"))
         if digest is not None and digest != self.meta.get("sha256"):
             raise CheckpointError(f"{self.path} is damaged: its content does not match its hash")
-        if self.to == "torch":
+        if archive:
             if not (self.own or trust):
                 raise CheckpointError(
                     f"you did not export {self.path} here, and torch can run code from such a file when it loads it. "
                     "Nothing was loaded. If you trust it, add --trust (in Python trust=True), or ask for an ONNX file"
                 )
-            self.run = _torch_runner(self.path, data, self.interface)
+            self.run = _torch_runner(self.path, data, self.interface, self.to)
         else:
             self.run = onnx_runner(self.path, data, self.interface)
 
@@ -225,10 +231,14 @@ def _checked(path: Path, meta: dict[str, Any]) -> Interface:
         raise CheckpointError(f"{path} is damaged: its interface is wrong: {files.one_line(error)}") from None
 
 
-def _torch_runner(path: Path, data: bytes, interface: Interface) -> Run:
+def _torch_runner(path: Path, data: bytes, interface: Interface, to: Format) -> Run:
     import torch
 
     try:
+        if to == "torchscript":
+            from rltrain.deployment.export.torchscript import from_archive
+
+            return torch_runner(from_archive(data), interface)
         with _quiet():
             graph = torch.export.load(io.BytesIO(data)).module()
     except Exception as error:
@@ -299,11 +309,12 @@ def write(path: Path, data: bytes) -> None:
     files.replace_file(path, data)
 
 
-def format_of(file: Path, to: str | None) -> str:
+def format_of(file: Path, to: str | None) -> Format:
     """The format, by its name or the ending of the file; ConfigError if neither says it."""
-    named = {".onnx": "onnx", ".pt2": "torch"}.get(file.suffix)
-    if to is None and named is None:
-        raise ConfigError(f"{file}: --to onnx or --to torch says the format, or a file that ends in .onnx or .pt2")
-    if to not in (None, "torch", "onnx"):
-        raise ConfigError(f"to must be torch or onnx, got {to!r}")
-    return str(to or named)
+    named = ENDINGS.get(file.suffix) if to is None else next((kind for kind in ENDINGS.values() if kind == to), None)
+    if named is None and to is None:
+        flags = ", ".join(f"--to {kind} ({ending})" for ending, kind in ENDINGS.items())
+        raise ConfigError(f"{file}: its ending names no format: {flags}")
+    if named is None:
+        raise ConfigError(f"to must be {', '.join(ENDINGS.values())}, got {to!r}")
+    return named

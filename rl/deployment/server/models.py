@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from rltrain.deployment.export.formats import Exported, example
+from rltrain.deployment.export.formats import ENDINGS, Exported, example
 from rltrain.deployment.export.interface import Interface
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.rollout.actor.noise import DRAWS
 
 Arrays = dict[str, np.ndarray]
-ENDINGS = (".onnx", ".pt2")
 PROOF_ROWS = 16
 
 
@@ -34,7 +33,7 @@ class Source:
 
     @property
     def is_file(self) -> bool:
-        return self.path.suffix in ENDINGS and not self.path.is_dir()
+        return not self.path.is_dir() and (self.path.suffix in ENDINGS or self.path.is_file())
 
 
 @dataclass(frozen=True)

@@ -34,14 +34,14 @@ def test_the_deployed_policy_acts_as_trained_does(name: str, tmp_path: Path) -> 
 
 
 def exported(folder: Path, name: str, to: str) -> Path:
-    file = folder / f"policy.{ {'torch': 'pt2', 'onnx': 'onnx'}[to] }"
+    file = folder / f"policy.{ {'torch': 'pt2', 'onnx': 'onnx', 'torchscript': 'ts'}[to] }"
     export(rltrain.load(saved(folder, name), best=True), file, rows=40)
     return file
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", [*CASES, *AGENTS])
-@pytest.mark.parametrize("to", ["torch", "onnx"])
+@pytest.mark.parametrize("to", ["torch", "onnx", "torchscript"])
 def test_every_policy_can_be_exported(name: str, to: str, tmp_path: Path) -> None:
     assert check(exported(tmp_path, name, to), rows=30, seed=1)["proof"]["rows"] == 30
 
@@ -79,29 +79,31 @@ def test_onnx_differences_count_as_ties_only_where_scores_are_equal(tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A policy with a memory, as a file of both formats."""
+    """A policy with a memory, as a file of each format."""
     folder = tmp_path_factory.mktemp("exported")
     trained = rltrain.load(saved(folder, "ppo-box-lstm"), best=True)
-    found = {"torch": folder / "policy.pt2", "onnx": folder / "policy.onnx"}
+    found = {"torch": folder / "policy.pt2", "onnx": folder / "policy.onnx", "torchscript": folder / "policy.ts"}
     for file in found.values():
         export(trained, file, rows=40)
     return found
 
 
-@pytest.mark.parametrize("to", ["torch", "onnx"])
+@pytest.mark.parametrize("to", ["torch", "onnx", "torchscript"])
 def test_a_file_is_proven_and_checked_again(to: str, files: dict[str, Path]) -> None:
     meta = check(files[to], rows=30, seed=1)
     assert meta["proof"]["rows"] == 30
-    assert meta["proof"]["equal"] == ("to the bit" if to == "torch" else "within 1e-05")
+    assert meta["proof"]["equal"] == ("within 1e-05" if to == "onnx" else "to the bit")
+    assert Exported(files[to]).to == to
 
 
 def test_a_file_of_somebody_else_runs_no_code(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch,
                                               tmp_path: Path) -> None:  # fmt: skip
     """torch can run code from an archive, so it is not loaded; ONNX is data."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"you did not export .*Nothing was loaded"):
-        Exported(files["torch"])
-    assert Exported(files["torch"], trust=True).to == "torch"
+    for to in ("torch", "torchscript"):
+        with pytest.raises(CheckpointError, match=r"you did not export .*Nothing was loaded"):
+            Exported(files[to])
+        assert Exported(files[to], trust=True).to == to
     assert not Exported(files["onnx"]).own
 
 
@@ -129,7 +131,7 @@ def test_other_weights_are_noticed(files: dict[str, Path], tmp_path: Path) -> No
 
 def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
     trained = rltrain.load(saved(tmp_path, "dqn"), best=True)
-    with pytest.raises(ConfigError, match="--to onnx or --to torch"):
+    with pytest.raises(ConfigError, match=r"--to onnx \(.onnx\), --to torch \(.pt2\), --to torchscript"):
         export(trained, tmp_path / "policy.bin")
     with pytest.raises(ConfigError, match="rows must be at least 1"):
         export(trained, tmp_path / "policy.onnx", rows=0)
