@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from rltrain.rollout.trajectories import AXES, join_columns, join_rows, rounds
 from rltrain.rollout.tree import leaves, unflatten
 from rltrain.rollout.types import Episode, Trajectory
 from rltrain.storage import files
-from rltrain.storage.checkpoint import load_arrays
 from rltrain.storage.run_folder import versions
 from rltrain.storage.schema import check_index, read_spec
 
@@ -44,6 +43,7 @@ class Recorder:
     Args:
         folder: is created if missing. It must be empty, or hold the recording of this run. A recording without files,
                 which a failed start left, counts as empty.
+        config: of the run; or what the index says about another source, with the number of its `streams`.
         known:  the number of files that the resumed checkpoint counted; later files are written again. None: the run
                 is new.
         mark:   identifies the recording of a resumed run, from its run.json; None if it has none.
@@ -57,7 +57,12 @@ class Recorder:
     """
 
     def __init__(
-        self, folder: Path, config: RunConfig, spec: EnvSpec, known: int | None = None, mark: str | None = None
+        self,
+        folder: Path,
+        config: RunConfig | Mapping[str, Any],
+        spec: EnvSpec,
+        known: int | None = None,
+        mark: str | None = None,
     ) -> None:
         self.folder = folder
         self.mark = mark or secrets.token_hex(8)
@@ -67,7 +72,7 @@ class Recorder:
             "format": FORMAT,
             "mark": self.mark,
             "spec": to_json(spec),
-            "run": config.to_json(),
+            "run": config.to_json() if isinstance(config, RunConfig) else dict(config),
             "versions": versions(),
         }
         try:
@@ -201,6 +206,8 @@ class Recording:
 
     def arrays(self) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of each piece, by name."""
+        from rltrain.storage.checkpoint import load_arrays  # imports torch, which a server that records does not need
+
         for item in self.files:
             path = self.folder / str(item["name"])
             pieces: dict[str, dict[str, np.ndarray]] = {}

@@ -107,7 +107,7 @@ class DeployedPolicy(nn.Module):
 
 
 def _traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or bool(torch._C._is_tracing())
 
 
 def _like(rows: Tensor, x: Tensor) -> Tensor:

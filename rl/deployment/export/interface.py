@@ -80,6 +80,11 @@ class Interface:
             ports.append(Port("scores", self.scores, "float32"))
         return ports
 
+    @property
+    def action_names(self) -> list[str]:
+        """The names of the actions among the outputs, in the order of the joint action."""
+        return [port.name for port in action_ports(self.spec)]
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for the metadata of a file; `inputs` and `outputs` are for readers without rltrain."""
         return {

@@ -26,7 +26,8 @@ def script(module: torch.nn.Module, interface: Interface, inputs: Mapping[str, A
     """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and each size that a trace keeps is a warning
-        traced = torch.jit.trace(module, tuple(map(torch.from_numpy, inputs.values())), check_trace=False)
+        jit: Any = torch.jit
+        traced = jit.trace(module, tuple(map(torch.from_numpy, inputs.values())), check_trace=False)
         return _InParts(traced, _source(interface)).eval()
 
 
@@ -82,4 +83,5 @@ def from_archive(data: bytes) -> Any:
     """The ScriptModule in a file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.jit.load(io.BytesIO(data), map_location="cpu")
+        jit: Any = torch.jit
+        return jit.load(io.BytesIO(data), map_location="cpu")

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import hmac
 import secrets
+import sys
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,12 +21,14 @@ from rltrain.deployment.server.errors import Refused, wrong
 from rltrain.deployment.server.metrics import Metrics, summed
 from rltrain.deployment.server.models import Model, Source, load_model, noise_rows
 from rltrain.deployment.server.page import PAGE
-from rltrain.deployment.server.requests import Codec, numbers_of
+from rltrain.deployment.server.recording import Episodes, require_recordable
+from rltrain.deployment.server.requests import Codec, Options, Row, numbers_of
 from rltrain.deployment.server.schema import openapi
 from rltrain.deployment.server.sessions import Sessions
 from rltrain.envs.spec import COSMETIC, spec_differences, to_json
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.reporting.console import say
+from rltrain.rollout.types import Trajectory
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -59,7 +63,13 @@ class Settings:
     token: str | None = None
     hosts: frozenset[str] | None = LOOPBACK  # names under which it may be asked; None: any
     watch: float | None = None  # seconds between two looks for a new checkpoint
+    record: Path | None = None  # folder of the recording of all episodes
     limits: Limits = Limits()
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a recording says about this server."""
+        return {"policies": {name: str(source.path) for name, source in self.sources.items()}}
 
 
 class App:
@@ -81,6 +91,10 @@ class App:
         self._loading = asyncio.Lock()
         self._rng = np.random.default_rng()
         self._watcher: asyncio.Task[None] | None = None
+        self.episodes: Episodes | None = None  # with `record`, those of the clients of this process
+        self.deliver: Callable[[list[Trajectory]], None] = list.clear  # called in a thread, never twice at once
+        self._deliverer: asyncio.Task[None] | None = None
+        self._ending = asyncio.Event()
         self._token = None if settings.token is None else f"Bearer {settings.token}".encode()
         shares = dict(settings.shares) or {next(iter(settings.sources)): 1.0}
         self._names = list(shares)
@@ -102,6 +116,11 @@ class App:
         numbers = max(numbers_of(codec.spec) for codec in self.codecs.values())
         cores = max(codec.interface.core_size for codec in self.codecs.values())
         self.max_body = self.settings.limits.body or max(2**20, 64 * (numbers + cores))
+        if self.settings.record is not None:
+            if not self._one_codec:
+                raise ConfigError("--record: all policies must have equal spaces; serve one of them")
+            require_recordable(first.spec)
+            self.episodes = Episodes(first.spec, self.settings.limits.sessions, self.settings.limits.ttl)
         self.ready = True
 
     # ASGI
@@ -122,10 +141,15 @@ class App:
                     await self.peers.open()
                 if self.settings.watch is not None:
                     self._watcher = asyncio.get_running_loop().create_task(self._watch(self.settings.watch))
+                if self.episodes is not None:
+                    self._deliverer = asyncio.get_running_loop().create_task(self._deliver(self.episodes))
             else:
                 self.ready = False
                 if self._watcher is not None:
                     self._watcher.cancel()
+                if self._deliverer is not None:
+                    self._ending.set()
+                    await self._deliverer
             await send({"type": f"{message['type']}.complete"})
             if message["type"] == "lifespan.shutdown":
                 return
@@ -189,7 +213,8 @@ class App:
     def metrics_here(self) -> str:
         """The metrics of this process."""
         steps = {name: slot.model.step for name, slot in self.slots.items()}
-        return self.metrics.text(len(self.batches), len(self.sessions), steps)
+        recorded = None if self.episodes is None else self.episodes.steps
+        return self.metrics.text(len(self.batches), len(self.sessions), steps, recorded)
 
     def end_session(self, name: str) -> bytes:
         """End a session of this process; 404 if there is none."""
@@ -274,8 +299,9 @@ class App:
         loop, limits = asyncio.get_running_loop(), self.settings.limits
         codec = self.codecs[self._names[0] if self._one_codec else self._named_in(body)]
         request, rows, options = codec.decode(body)
-        if self.peers is not None and options.session is not None and not passed_on:
-            owner = self.peers.owner(options.session)
+        name = options.session or (options.episode if self.episodes is not None else None)
+        if self.peers is not None and name is not None and not passed_on:
+            owner = self.peers.owner(name)
             if owner != self.peers.index:
                 reply_of_owner: bytes = await self.peers.ask(
                     owner, b"A", body.encode() if isinstance(body, str) else body
@@ -283,6 +309,12 @@ class App:
                 return reply_of_owner
         slot = self._slot(request.policy, options.session)
         interface, now = slot.model.interface, loop.time()
+        over = options.outcome is not None and options.outcome.over
+        if over:  # there is no action to choose
+            ended: dict[str, Any] = {"action": None, "policy": slot.name, "step": slot.model.step}
+            if request.id is not None:
+                ended["id"] = request.id
+            return self._reply(ended, options, rows[0], None, False, slot.model)
         self.batches.room(len(rows))
         session = None
         if options.session is not None:
@@ -322,7 +354,43 @@ class App:
                 if name in first.outputs:
                     values = [answer.outputs[name][answer.at].tolist() for answer in answers]
                     reply[name] = values[0] if single else values
+        return self._reply(reply, options, rows[0], first, sample, first.model)
+
+    def _reply(
+        self, reply: dict[str, Any], options: Options, row: Row, answer: Answer | None, sample: bool, model: Model
+    ) -> bytes:
+        """The JSON of an answer, which is recorded if it belongs to an episode."""
+        episodes, outputs = self.episodes, {} if answer is None else answer.outputs
+        if episodes is not None and options.episode is not None:
+            action = log_prob = None
+            if answer is not None:
+                action = np.concatenate([np.ravel(outputs[port][answer.at]) for port in model.interface.action_names])
+                if sample:
+                    log_prob = outputs["log_prob"][answer.at] if "log_prob" in outputs else None
+                elif model.interface.spec.action.kind != "box":
+                    log_prob = np.zeros(model.interface.spec.agents_shape, np.float32)  # the only possible action
+            now = asyncio.get_running_loop().time()
+            reply["recorded"] = episodes.note(
+                options.episode, options.first, row, options.outcome, action, log_prob, model.step, now
+            )
         return encode(reply)
+
+    async def _deliver(self, episodes: Episodes) -> None:
+        """Hand over complete episodes every second, and all of them at the end."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.wait(), 1.0)
+            over = self._ending.is_set()
+            if over:
+                episodes.cut_all()
+            else:
+                episodes.purge(asyncio.get_running_loop().time())
+            try:
+                await asyncio.to_thread(self.deliver, episodes.take())
+            except Exception as error:  # a bug must not end the server, nor the recording of later episodes
+                say(f"rlserve: --record: {type(error).__name__}: {error}", sys.stderr)
+            if over:
+                return
 
     def _named_in(self, body: bytes | str) -> str:
         """The policy that a request names, if not all have the same observations."""

@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> None:
     given = parser().parse(argv)
     import_code(given.pop("import_code", []))
     from rltrain.deployment.server.app import App, Limits
-    from rltrain.deployment.server.serve import bound_socket, server_of, settings_for, url_of
+    from rltrain.deployment.server.serve import bound_socket, recording_of, server_of, settings_for, url_of
 
     host, port = given["host"], given["port"]
     what = _policies(given["policies"])
@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> None:
     watch = given.get("watch")
     settings = settings_for(
         what, given["best"], given.get("trust", False), host, token, sample=given["sample"], shares=shares,
-        watch=watch, limits=limits,
+        watch=watch, limits=limits, record=None if given["record"] is None else Path(given["record"]),
     )  # fmt: skip
     tls = _tls(given["tls_cert"], given["tls_key"])
     if given["workers"] > 1:
@@ -52,11 +52,14 @@ def run(argv: Sequence[str]) -> None:
     listening = bound_socket(host, port)
     with contextlib.closing(listening):
         app.start()
+        writer = recording_of(app)
         server = server_of(app, **tls)
         for line in lines(app, url_of(listening, bool(tls))):
             say(line)
         with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again after it has ended in order
             server.run([listening])
+        if writer is not None:
+            writer.close()
     return
 
 
@@ -97,6 +100,7 @@ def parser() -> Parser:
     top.add_argument(
         "--watch", type=_number(0.1), nargs="?", const=2.0, metavar="SECONDS", help="takes newer checkpoints [2 s]"
     )
+    top.add_argument("--record", default=None, metavar="DIR", help="a folder for the episodes of the clients")
     top.add_argument("--token-file", default=None, metavar="FILE", help="file with the token that requests must send")
     top.add_argument("--tls-cert", default=None, metavar="FILE", help="certificate chain, for https")
     top.add_argument("--tls-key", default=None, metavar="FILE", help="its private key")

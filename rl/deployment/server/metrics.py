@@ -28,7 +28,7 @@ class Metrics:
             self.latency[bisect_left(BUCKETS, seconds)] += 1
             self.seconds += seconds
 
-    def text(self, waiting: int, sessions: int, steps: dict[str, int]) -> str:
+    def text(self, waiting: int, sessions: int, steps: dict[str, int], recorded: int | None = None) -> str:
         """The text of /metrics."""
         lines = ["# TYPE rlserve_requests_total counter"]
         for (path, status), count in sorted(self.requests.items()):
@@ -45,6 +45,7 @@ class Metrics:
             "late_requests": self.late,
             "reloads": self.reloads,
             "failed_reloads": self.failed_reloads,
+            **({} if recorded is None else {"recorded_steps": recorded}),
         }
         for name, value in counters.items():
             lines += [f"# TYPE rlserve_{name}_total counter", f"rlserve_{name}_total {value}"]

@@ -34,10 +34,21 @@ class Options(NamedTuple):
     sample: bool
     seed: int | None
     session: str | None
+    episode: str | None  # its own id, or the session's
+    outcome: Outcome | None
     first: bool
     core: list[list[float]] | None
     deadline: float | None
     details: bool
+
+
+class Outcome(NamedTuple):
+    """What a client says about the last action of its episode."""
+
+    reward: np.ndarray | None  # [*N] float32; None: not said
+    terminated: np.ndarray  # [*N] bool
+    truncated: np.ndarray  # [*N] bool
+    over: bool  # the observation is the last one of the episode
 
 
 class Codec:
@@ -75,8 +86,11 @@ class Codec:
         if (request.obs is unset) == (request.batch is unset):
             count = "neither" if request.obs is unset else "both"
             raise wrong("obs", "one of obs and batch", count)
+        outcome = None
+        if request.reward is not None or request.terminated or request.truncated:
+            outcome = self._outcome(request)
         if request.batch is unset:
-            rows = [self._row(request.obs, request.action_mask, "obs", "action_mask")]
+            rows = [self._row(request.obs, request.action_mask, "obs", "action_mask", outcome)]
         else:
             if not 1 <= len(request.batch) <= MAX_ROWS:
                 raise wrong("batch", f"1 to {MAX_ROWS} observations", str(len(request.batch)))
@@ -87,15 +101,49 @@ class Codec:
                 self._row(obs, None if masks is None else masks[i], f"batch[{i}]", f"action_masks[{i}]")
                 for i, obs in enumerate(request.batch)
             ]
-        return request, rows, self._options(request, len(rows))
+        return request, rows, self._options(request, len(rows), outcome)
 
-    def _options(self, request: Any, rows: int) -> Options:
+    def _outcome(self, request: Any) -> Outcome:
+        """What the client says about the last action."""
+        if request.session is None and request.episode is None:
+            raise wrong("episode", "episode or session: the name of the episode to which the action belongs", "neither")
+        given = "reward" if request.reward is not None else "terminated" if request.terminated else "truncated"
+        if request.first:
+            raise wrong(given, "no result of an action with first: true", given)
+        spec, unset = self.spec, msgspec.UNSET
+        if not spec.groups:
+            if request.reward is not None and not abs(request.reward) <= LARGEST:
+                raise wrong("reward", "a finite number of float32", str(request.reward))
+            reward = None if request.reward is None else np.array(request.reward, np.float32)
+            ends = np.array(request.terminated), np.array(request.truncated)
+            return Outcome(reward, *ends, over=request.terminated or request.truncated)
+        count = len(spec.agents)
+        flags = []
+        for given in (request.terminated, request.truncated):
+            if isinstance(given, bool):
+                flags.append(np.full(count, given))
+            else:
+                flags.append(np.array([getattr(given, f"f{i}") is True for i in range(count)]))
+        rewards = None
+        if request.reward is not None:
+            values = [getattr(request.reward, f"f{i}") for i in range(count)]
+            bad = next((i for i, value in enumerate(values) if value is not unset and not abs(value) <= LARGEST), None)
+            if bad is not None:
+                raise wrong(f"reward.{spec.agents[bad]}", "a finite number of float32", str(values[bad]))
+            rewards = np.array([0.0 if value is unset else value for value in values], np.float32)
+        seen = np.array([getattr(request.obs, f"f{i}", unset) is not unset for i in range(count)])
+        return Outcome(rewards, flags[0], flags[1], not (seen & ~flags[0] & ~flags[1]).any())
+
+    def _options(self, request: Any, rows: int, outcome: Outcome | None) -> Options:
         session, core, interface = request.session, request.core, self.interface
-        if request.session is not None:
-            if rows != 1 or request.obs is msgspec.UNSET:
-                raise wrong("session", "obs in place of batch: a session has one observation at a time", "batch")
-            if not (0 < len(session) <= MAX_NAME and session.isprintable()):
-                raise wrong("session", f"1 to {MAX_NAME} printable characters", repr(session))
+        for field in ("session", "episode"):
+            name = getattr(request, field)
+            if name is None:
+                continue
+            if request.obs is msgspec.UNSET:
+                raise wrong(field, f"obs in place of batch: {field} has one observation at a time", "batch")
+            if not (0 < len(name) <= MAX_NAME and name.isprintable()):
+                raise wrong(field, f"1 to {MAX_NAME} printable characters", repr(name))
         if core is not None:
             if session is not None:
                 raise wrong("core", "no core: the session keeps it", "core and session")
@@ -106,7 +154,8 @@ class Codec:
                 raise wrong("core", f"the shape [{rows}, {interface.core_size}]", str(shape))
             if not all(abs(value) <= LARGEST for one in core for value in one):
                 raise wrong("core", "finite numbers of float32", "a larger one")
-        if interface.core_size and session is None and core is None and not request.first:
+        over = outcome is not None and outcome.over
+        if interface.core_size and session is None and core is None and not request.first and not over:
             needed = "first: true, or a session or the core: this policy has a memory"
             raise wrong("first", needed, "none of them")
         deadline = None if request.deadline_ms is None else request.deadline_ms / 1000
@@ -114,24 +163,29 @@ class Codec:
             request.sample or request.seed is not None,
             request.seed,
             session,
+            session if request.episode is None else request.episode,
+            outcome,
             request.first,
             core,
             deadline,
             request.details,
         )
 
-    def _row(self, obs: Any, mask: Any, name: str, mask_name: str) -> Row:
-        spec = self.spec
+    def _row(self, obs: Any, mask: Any, name: str, mask_name: str, outcome: Outcome | None = None) -> Row:
+        spec, over = self.spec, outcome is not None and outcome.over
         if mask is not None and not spec.action_mask:
             raise wrong(mask_name, "no action mask: this policy was trained without", "a mask")
         if not spec.groups:
             return Row(
-                self._read(obs, name), None if mask is None else self._mask(mask, self._heads, mask_name), None, ()
+                self._read(obs, name),
+                None if mask is None else self._mask(mask, self._heads, mask_name, over),
+                None,
+                (),
             )
-        return self._joint(obs, mask, name, mask_name)
+        return self._joint(obs, mask, name, mask_name, outcome)
 
-    def _joint(self, obs: Any, mask: Any, name: str, mask_name: str) -> Row:
-        """The row of several agents; the observations of absent ones are zeros."""
+    def _joint(self, obs: Any, mask: Any, name: str, mask_name: str, outcome: Outcome | None) -> Row:
+        """The row of several agents; the observations of absent ones are zeros. Those that have ended get no action."""
         spec = self.spec
         arrays = [np.zeros(port.shape, port.dtype) for port in self._ports]
         for port_array, leaf in zip(arrays, spec.leaves(), strict=True):
@@ -152,12 +206,16 @@ class Codec:
                 arrays[begins[group.name] + i][part.members.start] = array
             own_mask = unset if mask is None else getattr(mask, f"f{number}")
             if joint is not None and own_mask is not unset and own_mask is not None:
-                joint[part.mask] = self._mask(own_mask, group.action.nvec, f"{mask_name}.{agent}")
+                ended = outcome is not None and bool(outcome.terminated[number] or outcome.truncated[number])
+                joint[part.mask] = self._mask(own_mask, group.action.nvec, f"{mask_name}.{agent}", ended)
         if not present.any():
             raise wrong(name, f"observations of {', '.join(spec.agents)}", "none of them")
+        if outcome is not None:
+            present &= ~(outcome.terminated | outcome.truncated)
         return Row(arrays, joint, present, tuple(np.flatnonzero(present).tolist()))
 
-    def _mask(self, mask: list[Any], heads: tuple[int, ...], name: str) -> np.ndarray:
+    def _mask(self, mask: list[Any], heads: tuple[int, ...], name: str, over: bool = False) -> np.ndarray:
+        """The legal actions. `over`: of a last observation, where a head without one gets all of them."""
         if len(mask) != sum(heads):
             raise wrong(name, f"{sum(heads)} values, one for each action", str(len(mask)))
         bad = next((i for i, value in enumerate(mask) if value not in (0, 1)), None)
@@ -165,7 +223,9 @@ class Codec:
             raise wrong(f"{name}[{bad}]", "true or false", str(mask[bad]))
         legal, begin = np.array(mask, bool), 0
         for size in heads:
-            if not legal[begin : begin + size].any():
+            if not legal[begin : begin + size].any() and over:
+                legal[begin : begin + size] = True
+            elif not legal[begin : begin + size].any():
                 raise wrong(name, f"a legal action among the values {begin} to {begin + size - 1}", "none")
             begin += size
         return legal
@@ -205,6 +265,8 @@ def _request_type(spec: EnvSpec) -> Any:
     flags = list[bool | int]
     obs: Any
     mask: Any
+    rewards: Any
+    ends: Any
     if spec.groups:
         agents, count = spec.agents, range(len(spec.agents))
         kinds = [_type_of(part.group.obs) for part in spec.layout.agents]
@@ -221,8 +283,18 @@ def _request_type(spec: EnvSpec) -> Any:
             rename=rename,
             forbid_unknown_fields=True,
         )
+        rewards, ends = (
+            msgspec.defstruct(
+                name,
+                [(f"f{i}", kind | msgspec.UnsetType, msgspec.UNSET) for i in count],
+                rename=rename,
+                forbid_unknown_fields=True,
+            )
+            for name, kind in (("Rewards", float), ("Ends", bool))
+        )
+        ends = bool | ends
     else:
-        obs, mask = _type_of(spec.obs), flags
+        obs, mask, rewards, ends = _type_of(spec.obs), flags, float, bool
     positive = msgspec.Meta(gt=0, le=3_600_000)
     seed = msgspec.Meta(ge=0, le=2**63 - 1)
     unset = msgspec.UnsetType
@@ -237,6 +309,10 @@ def _request_type(spec: EnvSpec) -> Any:
             ("sample", bool, False),
             ("seed", _annotated(int, seed) | None, None),
             ("session", str | None, None),
+            ("episode", str | None, None),
+            ("reward", rewards | None, None),
+            ("terminated", ends, False),
+            ("truncated", ends, False),
             ("first", bool, False),
             ("core", list[list[float]] | None, None),
             ("deadline_ms", _annotated(float, positive) | None, None),

@@ -18,6 +18,11 @@ def openapi(spec: EnvSpec) -> dict[str, Any]:
         obs, mask = _obs(spec.obs), _list("boolean", spec.action.mask_size)
     boolean, text = {"type": "boolean"}, {"type": "string"}
     core = {"type": "array", "items": _list("number", None)}
+
+    def each(kind: str) -> dict[str, Any]:
+        members = {name: {"type": kind} for name in spec.agents}
+        return {"type": "object", "properties": members, "additionalProperties": False}
+
     request = {
         "obs": obs,
         "batch": {"type": "array", "items": obs},
@@ -27,6 +32,10 @@ def openapi(spec: EnvSpec) -> dict[str, Any]:
         "sample": boolean,
         "seed": {"type": "integer", "minimum": 0},
         "session": text,
+        "episode": text,
+        "reward": each("number") if spec.groups else {"type": "number"},
+        "terminated": {"anyOf": [boolean, each("boolean")]} if spec.groups else boolean,
+        "truncated": {"anyOf": [boolean, each("boolean")]} if spec.groups else boolean,
         "first": boolean,
         "core": core,
         "deadline_ms": {"type": "number", "exclusiveMinimum": 0},
@@ -42,6 +51,7 @@ def openapi(spec: EnvSpec) -> dict[str, Any]:
         "core": core,
         "log_prob": {},
         "scores": {},
+        "recorded": boolean,
         "id": {},
     }
     fault = {"type": "object", "properties": dict.fromkeys(("message", "field", "expected", "received"), text)}

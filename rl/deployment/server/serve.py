@@ -13,6 +13,7 @@ from typing import Any
 from rltrain.deployment.export.formats import need
 from rltrain.deployment.server.app import LOOPBACK, App, Limits, Settings
 from rltrain.deployment.server.models import Source
+from rltrain.deployment.server.recording import Writer
 from rltrain.errors import ConfigError
 
 HEADER_BYTES = 16 * 2**10
@@ -115,7 +116,10 @@ class Served:
     def __init__(self, settings: Settings, host: str, port: int) -> None:
         self.app = App(settings)
         self.app.start()
-        listening = bound_socket(host, port)
+        with contextlib.ExitStack() as opened:
+            listening = opened.enter_context(bound_socket(host, port))
+            self._writer = recording_of(self.app)
+            opened.pop_all()
         self.url = url_of(listening)
         self._server = server_of(self.app, loop="asyncio")
         self._server.install_signal_handlers = lambda: None
@@ -124,16 +128,28 @@ class Served:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer what has arrived, and end."""
+        """Answer what has arrived, and end; RunFailed if the recording cannot be written."""
         self.app.ready = False
         self._server.should_exit = True
         self._thread.join()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def __enter__(self) -> Served:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def recording_of(app: App) -> Writer | None:
+    """The writer of what the application records; ConfigError if the folder holds something else."""
+    if app.settings.record is None or app.episodes is None:
+        return None
+    writer = Writer(app.settings.record, app.episodes.spec, app.settings.described)
+    app.deliver = writer.write
+    return writer
 
 
 def serve(
@@ -146,6 +162,7 @@ def serve(
     shares: Mapping[str, float] | None = None,
     token: str | None = None,
     watch: float | None = None,
+    record: str | Path | None = None,
     limits: Limits | None = None,
     trust: bool = False,
 ) -> Served:
@@ -159,6 +176,7 @@ def serve(
         shares: weights of the policies that answer requests which name none.
         token:  that requests must send; needed for another host than loopback.
         watch:  seconds between two looks for a newer checkpoint; None: never.
+        record: a folder for the episodes of the clients, as `rltrain --record` writes them.
         limits: of sizes, numbers and times.
         trust:  a run or file that somebody else made may import the code that it names.
 
@@ -166,4 +184,5 @@ def serve(
         ConfigError, CheckpointError: as for `rltrain.load`.
     """
     rest = {"sample": sample, "shares": shares or {}, "watch": watch, "limits": limits or Limits()}
+    rest["record"] = None if record is None else Path(record)
     return Served(settings_for(what, best, trust, host, token, **rest), host, port)

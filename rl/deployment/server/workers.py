@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import os
+import pickle
 import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Mapping
@@ -24,7 +27,9 @@ import msgspec
 
 from rltrain.deployment.server.app import App, Settings, encode
 from rltrain.deployment.server.errors import Refused
+from rltrain.deployment.server.recording import Writer
 from rltrain.deployment.server.serve import DRAIN_SECONDS, bound_socket, server_of, url_of
+from rltrain.envs.spec import EnvSpec
 from rltrain.errors import CheckpointError, RunFailed
 from rltrain.reporting.console import say
 
@@ -118,6 +123,7 @@ def supervise(settings: Settings, host: str, port: int, count: int, tls: Mapping
     previous = {number: signal.signal(number, lambda number, _: stopping.append(number)) for number in SIGNALS}
     with tempfile.TemporaryDirectory(prefix="rlserve-") as folder:
         running: dict[int, tuple[Any, Connection, float]] = {}
+        collection = _Collection(settings)
 
         def start(index: int) -> None:
             ours, theirs = context.Pipe(duplex=False)
@@ -130,8 +136,10 @@ def supervise(settings: Settings, host: str, port: int, count: int, tls: Mapping
         try:
             for index in range(count):
                 start(index)
-            for _, pipe, _ in list(running.values()):
-                _ready(pipe, stopping)
+            for process, pipe, _ in list(running.values()):
+                spec = _ready(pipe, stopping)
+                if not stopping:
+                    collection.begin(process.pid, pipe, spec)
             if not stopping:
                 say(f"rlserve: {url_of(listening, bool(tls))}, {count} processes of one thread; SIGTERM ends them")
             failures = 0
@@ -145,6 +153,8 @@ def supervise(settings: Settings, host: str, port: int, count: int, tls: Mapping
                         raise RunFailed(f"the server's processes end again and again, with status {process.exitcode}")
                     say(f"rlserve: process {index} ended with status {process.exitcode}; it is replaced", sys.stderr)
                     start(index)
+                    replaced, pipe, _ = running[index]
+                    collection.begin(replaced.pid, pipe)
         finally:
             listening.close()
             for process, *_ in running.values():
@@ -155,6 +165,7 @@ def supervise(settings: Settings, host: str, port: int, count: int, tls: Mapping
                 if process.is_alive():
                     process.kill()
                     process.join()
+            collection.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
@@ -162,20 +173,62 @@ def supervise(settings: Settings, host: str, port: int, count: int, tls: Mapping
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def _ready(pipe: Connection, stopping: list[int]) -> None:
-    """Waits until a process has loaded its policies; raises what it could not load."""
+class _Collection:
+    """Writes what all processes record: a thread for each of them reads its pipe until it ends."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._writer: Any = None
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    def begin(self, source: int, pipe: Connection, spec: EnvSpec | None = None) -> None:
+        """Read from a process. `spec`: of the environment, from the first one; ConfigError as of `Writer`."""
+        if self._settings.record is None:
+            return
+        if self._writer is None and spec is not None:
+            self._writer = Writer(self._settings.record, spec, self._settings.described)
+        thread = threading.Thread(target=self._read, args=(source, pipe), name=f"recording-{source}", daemon=True)
+        thread.start()
+        self._threads = [*(thread for thread in self._threads if thread.is_alive()), thread]
+
+    def _read(self, source: int, pipe: Connection) -> None:
+        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):  # the process has ended, or was killed
+            while True:
+                message = pipe.recv()
+                if isinstance(message, list):
+                    with self._lock:
+                        self._writer.write(message, source)
+
+    def close(self) -> None:
+        """Write the rest of the processes that have ended; RunFailed if that is impossible."""
+        for thread in self._threads:
+            thread.join(DRAIN_SECONDS)
+        if self._writer is not None:
+            with self._lock:
+                self._writer.close()
+
+
+def _ready(pipe: Connection, stopping: list[int]) -> EnvSpec | None:
+    """Waits until a process has loaded its policies; raises what it could not load.
+
+    Returns:
+        With `--record`, what is recorded.
+    """
     deadline = time.monotonic() + START_SECONDS
     while not stopping and not pipe.poll(0.1):
         if time.monotonic() > deadline:
             raise RunFailed(f"a process did not load its policies within {START_SECONDS:g} s")
     if stopping:
-        return
+        return None
     try:
-        fault = pipe.recv_bytes().decode()
+        fault, spec = pipe.recv()
     except EOFError:
         raise RunFailed("a process ended while it loaded its policies") from None
     if fault:
         raise CheckpointError(fault)
+    found: EnvSpec | None = spec
+    return found
 
 
 def _work(
@@ -194,10 +247,20 @@ def _work(
         app.start()
     except Exception as error:
         with contextlib.suppress(OSError):
-            pipe.send_bytes(str(error).encode())
+            pipe.send((str(error) or type(error).__name__, None))
         raise SystemExit(2) from None
     app.peers = Peers(app, index, count, Path(folder))
     server = server_of(app, **tls)
     with contextlib.suppress(OSError):
-        pipe.send_bytes(b"")
+        pipe.send(("", None if app.episodes is None else app.episodes.spec))
+    app.deliver = pipe.send
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     server.run([listening])
+
+
+def _end_with_parent() -> None:
+    """Ends this process in order if the one that supervises it was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)

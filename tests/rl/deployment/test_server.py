@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,74 +15,19 @@ import numpy as np
 import psutil
 import pytest
 from rl_policies import AGENTS, CASES, save, saved, spec_of
+from rl_server import Client, app_of, ask, counted, plain, served, summing_policy, with_client
 
 import rltrain
 from rltrain import cli
-from rltrain.deployment.export.export import export
-from rltrain.deployment.export.observations import flat_inputs, random_observations
-from rltrain.deployment.server.app import App, Limits
+from rltrain.deployment.export.observations import random_observations
+from rltrain.deployment.server.app import Limits
 from rltrain.deployment.server.serve import settings_for
-from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
 from rltrain.evaluation.policy import Trained
-from rltrain.rollout.tree import tree_map, unflatten
+from rltrain.rollout.tree import tree_map
+from rltrain.storage.recording import Recording
 
 TOKEN = "a-token-of-sixteen-characters"
-
-
-class Client:
-    """Calls the application as uvicorn would, without a socket."""
-
-    def __init__(self, app: App) -> None:
-        self.app = app
-
-    async def __call__(self, method: str, path: str, body: Any = None, headers: Any = (), chunks: int = 1) -> Any:
-        """The status, the headers and the decoded body."""
-        data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-        size = -(-len(data) // chunks) or 1
-        parts = [data[i : i + size] for i in range(0, len(data), size)] or [b""]
-        messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
-        messages[-1]["more_body"] = False
-        sent: list[Any] = []
-
-        async def receive() -> Any:
-            return messages.pop(0) if messages else {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        known = {b"host": b"127.0.0.1:8000", **{key.encode(): value.encode() for key, value in headers}}
-        scope = {"type": "http", "method": method, "path": path, "headers": list(known.items())}
-        await self.app(scope, receive, send)
-        text = sent[1]["body"]
-        kind = dict(sent[0]["headers"])
-        return sent[0]["status"], kind, json.loads(text) if kind[b"content-type"] == b"application/json" else text
-
-    async def act(self, status: int = 200, **request: Any) -> Any:
-        found, _, body = await self("POST", "/v1/act", request)
-        assert found == status, body
-        return body
-
-
-def app_of(what: Any, **rest: Any) -> App:
-    app = App(settings_for(what, best=True, **rest))
-    app.start()
-    return app
-
-
-def with_client(app: App, work: Callable[[Client], Awaitable[Any]]) -> Any:
-    return asyncio.run(asyncio.wait_for(work(Client(app)), 60))  # type: ignore[arg-type]
-
-
-def plain(obs: Any) -> Any:
-    """An observation as JSON has it."""
-    if isinstance(obs, dict):
-        return {key: plain(value) for key, value in obs.items()}
-    return [plain(value) for value in obs] if isinstance(obs, tuple) else np.asarray(obs).tolist()
-
-
-def counted(spec: EnvSpec, obs: Any) -> Any:
-    return unflatten(spec.obs, flat_inputs(spec, obs))
 
 
 def questions(trained: Trained, rows: int) -> list[tuple[dict[str, Any], Any]]:
@@ -525,49 +467,44 @@ def test_the_client_of_the_documentation(tmp_path: Path) -> None:
         policy.connection.close()
 
 
-@pytest.mark.sweep
 def test_several_processes_route_sessions_and_replace_one_that_dies(tmp_path: Path) -> None:
-    """Requests of a session reach its process from any connection; after SIGKILL the others answer."""
-    trained = rltrain.load(saved(tmp_path, "ppo-box-lstm"), best=True)
-    file = tmp_path / "policy.onnx"
-    export(trained, file, rows=5)
-    command = [sys.executable, "-c", "from rltrain.cli import main_serve; raise SystemExit(main_serve())"]
-    server = subprocess.Popen(
-        [*command, str(file), "--port", "0", "--workers", "2"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert server.stdout is not None
-        url = server.stdout.readline().split()[1].rstrip(",")
+    """Requests of a session reach its process from any connection; after SIGKILL the others answer.
 
-        def ask(path: str, body: Any) -> Any:
-            request = urllib.request.Request(url + path, json.dumps(body).encode())
-            for _ in range(100):
-                try:
-                    with urllib.request.urlopen(request, timeout=20) as reply:
-                        return json.load(reply)
-                except urllib.error.HTTPError as error:
-                    if error.code != 503:  # its process is being replaced
-                        raise
-                    time.sleep(0.1)
-            raise AssertionError
-
-        rows = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
-        expected = [plain(trained.act(row)) for row in rows]
+    All processes record into one folder.
+    """
+    flags = "--workers", "2", "--record", str(tmp_path / "recording")
+    with served(summing_policy(tmp_path / "sums.onnx"), *flags) as (server, url):
         for session in "abc":
-            for t, row in enumerate(rows):  # each on a connection of its own
-                answer = ask("/v1/act", {"obs": plain(row), "session": session, "first": t == 0})
-                assert np.allclose(answer["action"], expected[t], atol=1e-4)
-        assert ask("/v1/reload", {})["steps"] == {"policy": 0}
+            for t in range(4):  # each on a connection of its own
+                told = {"reward": t} if t else {"first": True}
+                assert ask(url, obs=[t + 1, 0, 0], session=session, **told)["action"] == [sum(range(t + 2))]
+            assert ask(url, obs=[9, 0, 0], session=session, reward=9, terminated=True)["action"] is None
+        assert ask(url, "/v1/reload")["steps"] == {"policy": 0}
+        deadline = time.monotonic() + 30
+        while "recorded_steps_total 12" not in metrics_of(url):  # a process hands its episodes over every second
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(1.2)
         victim, *_ = psutil.Process(server.pid).children(recursive=True)[-1:]
         victim.kill()
-        for session in "abcd":
-            answer = ask("/v1/act", {"obs": plain(rows[0]), "session": session, "first": True})
-            assert np.allclose(answer["action"], expected[0], atol=1e-4)
+        for number in range(40):  # also those whose process is being replaced, after 503
+            while True:
+                try:
+                    assert ask(url, obs=[2, 0, 0], session=f"s{number}", first=True)["action"] == [2]
+                    break
+                except urllib.error.HTTPError as error:
+                    if error.code != 503:
+                        raise
+                    assert time.monotonic() < deadline + 30
+                    time.sleep(0.05)
+        assert len([child for child in psutil.Process(server.pid).children() if child.pid != victim.pid]) >= 2
         server.terminate()
         assert server.wait(30) in (0, -signal.SIGTERM)
-    finally:
-        server.kill()
-        server.communicate()
+        pieces = list(Recording.open(tmp_path / "recording").pieces())
+        assert [piece.reward[:, 0].tolist() for piece in pieces] == [[1, 2, 3, 9]] * 3
+
+
+def metrics_of(url: str) -> str:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=20) as reply:
+        text: str = reply.read().decode()
+    return text
