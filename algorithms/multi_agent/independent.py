@@ -149,7 +149,12 @@ class JointPolicy(nn.Module):
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision of all agents for B streams: a joint action [B, *A]."""
-        actions, cores, extras, width = [], [], dict[str, Tensor](), noise.shape[0]  # len() would fix the size in a graph
+        actions, cores, extras, width = (
+            [],
+            [],
+            dict[str, Tensor](),
+            noise.shape[0],
+        )  # len() would fix the size in a graph
         for number, (view, policy) in enumerate(zip(self.views, self._policies, strict=True)):
             rows = width * view.count
             act = policy.act(
