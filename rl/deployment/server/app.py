@@ -37,6 +37,7 @@ LOOPBACK = frozenset(["localhost", "127.0.0.1", "[::1]"])
 OPEN = frozenset(["/", "/healthz", "/readyz"])  # need no token
 PATHS = ("/", "/v1/act", "/v1/spec", "/v1/reload", "/v1/stream", "/v1/openapi.json", "/healthz", "/readyz", "/metrics")
 JSON, TEXT, HTML = b"application/json", b"text/plain; version=0.0.4", b"text/html; charset=utf-8"
+GONE = (OSError, RuntimeError)  # a client: the second is that of uvloop, for a transport that has closed
 encode = msgspec.json.Encoder().encode
 
 
@@ -175,7 +176,7 @@ class App:
                 extra.append((b"connection", b"close"))
         self.metrics.answered(path if path in PATHS else "other", status, loop.time() - begin)
         headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *extra]
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*GONE):
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -445,7 +446,7 @@ class App:
                     status, reply = refused.status, encode({**refused.body, "status": refused.status})
                 metrics.answered("/v1/stream", status, loop.time() - begin)
                 await send({"type": "websocket.send", "text": reply.decode()})
-        except OSError:
+        except GONE:
             return
         finally:
             metrics.connections -= 1

@@ -16,7 +16,6 @@ from rltrain.deployment.server.models import Source
 from rltrain.deployment.server.recording import Writer
 from rltrain.errors import ConfigError
 
-HEADER_BYTES = 16 * 2**10
 DRAIN_SECONDS = 10
 NAME = "policy"  # of a single policy
 
@@ -68,10 +67,13 @@ def server_of(app: App, **options: Any) -> Any:
     """A uvicorn server of the application."""
     uvicorn = need("uvicorn", "serve")
     need("httptools", "serve")
+    from rltrain.deployment.server.protocol import limited
+
+    http, websocket = limited(app.settings.limits.seconds)
     config = uvicorn.Config(
         app,
-        http="httptools",
-        ws="websockets-sansio",
+        http=http,
+        ws=websocket,
         lifespan="on",
         log_level="error",
         access_log=False,
@@ -81,7 +83,6 @@ def server_of(app: App, **options: Any) -> Any:
         ws_max_size=app.max_body,
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
-        h11_max_incomplete_event_size=HEADER_BYTES,
         **{"loop": "auto", **options},
     )
     return uvicorn.Server(config)
