@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -77,6 +79,69 @@ def pickled_by_value(modules: Iterable[str]) -> Iterator[None]:
     finally:
         for module in registered:
             cloudpickle.unregister_pickle_by_value(module)
+
+
+def restore_names(*things: Any) -> None:
+    """Where things that were pickled by value have arrived: let their classes and functions be found by their names.
+
+    So the environment can pickle objects of its own file, as multiprocessing does. If this machine has a file of the
+    user with a module's name, the module is imported, and gets these classes and functions; else it is made. Installed
+    modules stay as they are.
+    """
+    waiting, seen = list(things), set[int]()
+    arrived: list[type | FunctionType] = []
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, EnvSource):
+            waiting += [one.target, *one.kwargs.values()]
+        elif isinstance(one, functools.partial):
+            waiting += [one.func, *one.args, *one.keywords.values()]
+        elif isinstance(one, gymnasium.envs.registration.EnvSpec):
+            waiting.append(one.entry_point)
+        elif isinstance(one, staticmethod | classmethod):
+            waiting.append(one.__func__)
+        elif isinstance(one, property):
+            waiting += [one.fget, one.fset]
+        elif isinstance(one, type | FunctionType) and not _is_found(one):
+            arrived.append(one)
+            waiting += [*vars(one).values(), *one.__bases__] if isinstance(one, type) else one.__globals__.values()
+    for one in arrived:
+        if one.__qualname__.isidentifier() and (module := _own_module(one.__module__)) is not None:
+            setattr(module, one.__name__, one)
+
+
+def _is_found(thing: type | FunctionType) -> bool:
+    """True if the name of a class or function leads to it in this process."""
+    found: Any = sys.modules.get(thing.__module__)
+    for name in thing.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is thing
+
+
+def _own_module(name: str) -> ModuleType | None:
+    """A module with this name that may be given classes and functions; None if it is an installed one."""
+    try:
+        module = importlib.import_module(name)
+        return module if name == "__main__" or _home(module) is not None or module in _made else None
+    except ImportError:
+        pass
+    except (Exception, SystemExit):  # of the file's own code
+        return None
+    parent, _, last = name.rpartition(".")
+    if parent and _own_module(parent) is None:
+        return None
+    module = sys.modules[name] = ModuleType(name)
+    module.__path__ = []  # so that it can have modules in it
+    _made.append(module)
+    if parent:
+        setattr(sys.modules[parent], last, module)
+    return module
+
+
+_made: list[ModuleType] = []  # by `_own_module`
 
 
 def _home(module: Any) -> Path | None:

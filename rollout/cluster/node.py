@@ -20,6 +20,7 @@ from typing import Any
 import cloudpickle
 import torch
 
+from rltrain.envs.pickling import restore_names
 from rltrain.rollout.actor.actor import Actor, Links
 from rltrain.rollout.frame_stacks import compressed, has_stacks
 from rltrain.rollout.shared_memory.heartbeat import HEARTBEAT, Heartbeat, heartbeat_numbers
@@ -37,7 +38,9 @@ LEARNER_SECONDS = 60.0  # without a poll by the learner, after which actors are 
 
 def _open_actor(job: bytes, links: Links) -> Actor:
     """Runs in the actor's process: the node itself may be unable to unpickle a job."""
-    return Actor(cloudpickle.loads(job), links)
+    loaded = cloudpickle.loads(job)
+    restore_names(loaded.plan.make_env, loaded.plan.make_policy)
+    return Actor(loaded, links)
 
 
 class MessageOrder:

@@ -15,7 +15,7 @@ import pytest
 
 from rltrain.envs.lookup import EnvSource
 from rltrain.envs.make import resolve
-from rltrain.envs.pickling import modules_of, pickled_by_value, self_contained
+from rltrain.envs.pickling import modules_of, pickled_by_value, restore_names, self_contained
 
 FILE = """
 import gymnasium, numpy as np
@@ -35,7 +35,10 @@ gymnasium.register("NamedMaze-v0", "maze_of_test:Maze", kwargs={"size": 3})
 
 ELSEWHERE = """
 import json, pickle, sys
-env = pickle.load(sys.stdin.buffer).make()
+from rltrain.envs.pickling import restore_names
+source = pickle.load(sys.stdin.buffer)
+restore_names(source)
+env = source.make()
 env.reset(seed=0)
 print(json.dumps([env.step(0)[1], getattr(env.spec, "max_episode_steps", None)]))
 """
@@ -83,6 +86,55 @@ def test_an_environment_from_a_file_needs_no_file_where_it_arrives(
 ) -> None:
     place = tmp_path_factory.mktemp("elsewhere")
     assert elsewhere(self_contained(resolve(name, kwargs)), place) == found
+
+
+OWN_OBJECTS = """
+import pickle, gymnasium, numpy as np
+from gymnasium import spaces
+from things_of_test import Other
+
+class Part: pass
+
+def same(value): return value
+
+class Maze(gymnasium.Env):
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+    def __init__(self): self.round = lambda: [type(pickle.loads(pickle.dumps(one()))) is one for one in self.kinds()]
+    @staticmethod
+    def kinds(): return Part, Other
+    def reset(self, *, seed=None, options=None): return np.zeros(2, np.float32), {}
+    def step(self, action):
+        assert pickle.loads(pickle.dumps(same)) is same
+        return np.zeros(2, np.float32), float(sum(self.round())), True, False, {}
+"""
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["without the file", "with the file"])
+def test_objects_of_the_file_can_be_pickled_by_name_where_it_arrives(
+    there: bool, folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path_factory.mktemp("elsewhere")
+    for where in (folder, place) if there else (folder,):
+        (where / "own_objects.py").write_text(OWN_OBJECTS)
+        (where / "things_of_test.py").write_text("class Other: pass\n")
+    for name in ("own_objects", "things_of_test"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert elsewhere(self_contained(resolve("own_objects.py:Maze")), place)[0] == 2.0
+
+
+def test_names_of_installed_modules_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the user's file had the name of an installed one."""
+
+    def dumps() -> None:
+        pass
+
+    before = dict(vars(json))
+    for name in ("json", "torch.nn"):
+        monkeypatch.setattr(dumps, "__module__", name)
+        monkeypatch.setattr(dumps, "__qualname__", "dumps")
+        restore_names(dumps)
+    assert vars(json) == before
 
 
 def test_what_is_installed_or_ours_travels_by_name() -> None:
