@@ -8,13 +8,14 @@ modules that functions import later are not included.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -95,12 +96,16 @@ def restore_names(*things: Any) -> None:
         if id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, EnvSource):
-            waiting += [one.target, *one.kwargs.values()]
-        elif isinstance(one, functools.partial):
+        if isinstance(one, functools.partial):
             waiting += [one.func, *one.args, *one.keywords.values()]
-        elif isinstance(one, gymnasium.envs.registration.EnvSpec):
-            waiting.append(one.entry_point)
+        elif isinstance(one, MethodType):
+            waiting += [one.__func__, one.__self__]
+        elif dataclasses.is_dataclass(one) and not isinstance(one, type):  # as EnvSource and Gymnasium's EnvSpec
+            waiting += [getattr(one, field.name, None) for field in dataclasses.fields(one)]
+        elif isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list | tuple):
+            waiting += one
         elif isinstance(one, staticmethod | classmethod):
             waiting.append(one.__func__)
         elif isinstance(one, property):
