@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from rltrain.algorithms.settings import Activation
 
 HIDDEN_GAIN = math.sqrt(2)
 LARGE = 2**18  # elements of a weight above which a product with few rows is faster on the transposed storage
+SHAPES = 64  # numbers of rows and threads for which an `ActorPass` keeps memory
 THIN = 16  # columns of a layer's input below which its weight gradient is computed transposed, which is faster
 
 
@@ -54,8 +56,8 @@ class Layers(nn.Module):
 class ActorPass:
     """The forward pass of an actor: the results of the hidden layers are written into the same memory at each call.
 
-    It has the bits of `F.linear` and the activation, in two thirds of the time for 16 rows and layers of 64. It is not
-    for several threads.
+    It has the bits of `F.linear` and the activation, in two thirds of the time for 16 rows and layers of 64. A thread
+    has memory of its own.
 
     Args:
         pairs:      weight [out, in] and bias [out] of each layer.
@@ -67,7 +69,7 @@ class ActorPass:
         self._address, self._last_is_hidden = pairs[0][0].data_ptr(), hidden == len(pairs)
         self._activate = ACTIVATE[activation]
         *self._inner, self._last = [(bias.detach(), weight.detach().t()) for weight, bias in pairs]
-        self._memory: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}  # by the number of rows
+        self._memory: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = {}  # by number of rows and thread
 
     def is_of(self, weight: Tensor) -> bool:
         """Whether this is the memory of the first layer's weight, which has not moved."""
@@ -75,16 +77,31 @@ class ActorPass:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, in] to [B, out] of the last layer, in memory of its own."""
-        rows, activate = len(x), self._activate
-        layers = self._memory.get(rows)
+        rows, activate, addmm = len(x), self._activate, torch.addmm
+        key = rows, get_ident()
+        layers = self._memory.get(key)
         if layers is None:
+            if len(self._memory) >= SHAPES:
+                self._memory = {}
             layers = [(bias, weight, weight.new_empty(rows, weight.shape[1])) for bias, weight in self._inner]
-            self._memory[rows] = layers
+            self._memory[key] = layers
         for bias, weight, out in layers:
-            x = activate(torch.addmm(bias, x, weight, out=out))
+            x = activate(addmm(bias, x, weight, out=out))
         bias, weight = self._last
-        x = torch.addmm(bias, x, weight)
+        x = addmm(bias, x, weight)
         return activate(x) if self._last_is_hidden else x
+
+
+def for_inference(policy: Any, keeps_memory: bool = True) -> Any:
+    """Let the MLPs of a policy use `ActorPass` in inference mode. Returns the policy.
+
+    Args:
+        keeps_memory: False: not any more, for a graph.
+    """
+    for module in policy.modules() if isinstance(policy, nn.Module) else ():
+        if isinstance(module, MLP):
+            module.keeps_memory = keeps_memory
+    return policy
 
 
 def for_actors(policy: Any) -> Any:
@@ -135,6 +152,9 @@ class MLP(Layers):
         if outputs is not None:
             self.add((outputs, self.features), gain if init == "orthogonal" else None, generator)
             self.features = outputs
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_actor_pass": None}  # it refers to the memory of this network
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., features].

@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import numpy as np
 import torch
 
+from rltrain.algorithms.networks.mlp import for_inference
 from rltrain.config.consent import NETWORK, SavedConfig, use_saved_algorithm, with_consent
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import in_user_code
 from rltrain.envs.multi_agent.joint_spaces import joint_dtype
 from rltrain.envs.spaces import action_reader, split_mask
-from rltrain.envs.spec import EnvSpec
+from rltrain.envs.spec import EnvSpec, Leaf
 from rltrain.errors import CheckpointError, ConfigError, as_folder
 from rltrain.evaluation.multi_agent import split_actions, write_observations
 from rltrain.learner.algorithm import make_policy, require_finite, uses_own_network
@@ -25,6 +27,8 @@ from rltrain.rollout.buffers import clear_absent, obs_arrays, padded
 from rltrain.rollout.tree import Tree, leaves, tree_map
 from rltrain.storage import checkpoint, files, schema
 from rltrain.storage import retention as checkpoints
+
+MAX_THREADS = 64  # for which inputs are kept
 
 
 class Trained:
@@ -45,6 +49,10 @@ class Trained:
         self._calls = 0
         self._rng = np.random.default_rng(config.seed)
         self._read_actions = action_reader(spec.action, joint_dtype(spec.action) if spec.groups else None)
+        plain = not (spec.groups or spec.action_mask or policy.core_size)
+        leaf = spec.obs if isinstance(spec.obs, Leaf) and plain and not spec.obs.start else None
+        self._leaf = leaf if spec.action.kind != "box" or spec.action.shape else None  # of `_act_row`
+        self._rows: dict[int, tuple[np.ndarray, torch.Tensor, torch.Tensor]] = {}  # its inputs, by thread
 
     def seed(self, seed: Sequence[int]) -> None:
         """Start the random numbers of exploring actions again."""
@@ -67,6 +75,9 @@ class Trained:
         Raises:
             ValueError: the observation has the wrong shape.
         """
+        leaf = self._leaf
+        if leaf is not None and not explore and isinstance(obs, np.ndarray) and obs.shape == leaf.shape:
+            return self._act_row(obs, leaf)
         if self.spec.groups:
             return self._act_joint(obs, explore, action_mask or {})
         spec, leaf_specs = self.spec, self.spec.leaves()
@@ -89,6 +100,22 @@ class Trained:
         if single:
             return actions[0, ...] if spec.action.kind == "box" else actions[0]  # an array, also of shape ()
         return actions
+
+    def _act_row(self, obs: np.ndarray, leaf: Leaf) -> Any:
+        """The action of one observation that is a single array: the same numbers, without the work for other cases."""
+        inputs = self._rows.get(get_ident())
+        if inputs is None:
+            if len(self._rows) >= MAX_THREADS:
+                self._rows = {}
+            width = padded(1)
+            rows = torch.from_numpy(np.zeros((width, *leaf.shape), leaf.dtype))
+            inputs = rows.numpy(), rows, torch.zeros(width, self.policy.noise.columns)
+            self._rows[get_ident()] = inputs
+        array, rows, noise = inputs
+        array[0] = obs
+        with torch.inference_mode():
+            action = self.policy.act(rows, None, None, noise, False).action
+        return self._read_actions(action.numpy()[:1])[0]
 
     def _act_joint(self, obs: Mapping[str, Any], explore: bool, action_masks: Mapping[str, Any]) -> dict[str, Any]:
         """The actions of several agents."""
@@ -177,4 +204,4 @@ def load_for(path: str | Path, best: bool, trust: bool, uses: Collection[str]) -
         weights = checkpoint.to_tensors(saved.state["learner"]["parts"]["policy"])
         policy.load_state_dict(weights)
     require_finite(saved.path, [policy])
-    return Trained(policy, spec, config, saved.path, saved.own or trust)
+    return Trained(for_inference(policy), spec, config, saved.path, saved.own or trust)

@@ -46,7 +46,9 @@ def trace(module: Any) -> Any:
     """The graph of a `DeployedPolicy`, with a free number of rows."""
     import torch
 
-    module = copy.deepcopy(module)
+    from rltrain.algorithms.networks.mlp import for_inference
+
+    module = for_inference(copy.deepcopy(module), keeps_memory=False)
     numpy_inputs = example(module.interface, 4)
     inputs = tuple(torch.from_numpy(array) for array in numpy_inputs.values())
     rows = torch.export.Dim("rows", min=1, max=MAX_ROWS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from rltrain.algorithms.networks.mlp import for_inference
 from rltrain.deployment.export.interface import Interface
 from rltrain.rollout.buffers import WIDTH
 
@@ -24,6 +26,7 @@ def script(module: torch.nn.Module, interface: Interface, inputs: Mapping[str, A
     Args:
         inputs: an example of WIDTH rows.
     """
+    module = for_inference(copy.deepcopy(module), keeps_memory=False)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and each size that a trace keeps is a warning
         jit: Any = torch.jit

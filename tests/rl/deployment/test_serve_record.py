@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,28 @@ def test_cartpole_over_http_is_recorded_and_learned_from(cartpole: Path, tmp_pat
         eval_every=0, preset="none", quiet=True, out=str(tmp_path / "runs"),
     )  # fmt: skip
     assert result.steps >= 40
+
+
+EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "simulator.py"
+
+
+def test_the_example_asks_from_another_process(cartpole: Path, tmp_path: Path) -> None:
+    """docs/examples/simulator.py, without rltrain; its physics is that of CartPole-v1; its episodes are recorded."""
+    with rltrain.serve(cartpole, record=tmp_path / "recording") as served:
+        command = [sys.executable, "-I", str(EXAMPLE), "--url", served.url, "--episodes", "3", "--seed", "5"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    pieces = list(Recording.open(tmp_path / "recording").pieces())
+    returns = [piece.episodes[0].ret for piece in pieces]
+    assert json.loads(done.stdout) == {"episodes": 3, "mean_return": pytest.approx(sum(returns) / 3)}
+    env = gymnasium.make("CartPole-v1").unwrapped
+    for piece in pieces:
+        env.reset()
+        env.state = tuple(piece.obs[0, 0].tolist())  # type: ignore[attr-defined]
+        for t in range(piece.rows):
+            obs, _, terminated, _, _ = env.step(int(piece.action[t, 0]))
+            np.testing.assert_allclose(obs, piece.obs[t + 1, 0], atol=1e-4)
+            assert terminated == piece.terminated[t, 0]
 
 
 CASES = "ppo-discrete ppo-dict-gru ppo-images ppo-binary ppo-box-lstm ppo-whole ppo-one-sided sac"

@@ -1,0 +1,62 @@
+"""`Trained.act` for one observation: the bits of a batch, also from several threads; policies that have acted."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rl_policies import CASES, save, saved
+
+import rltrain
+from rltrain.envs.spaces import env_spec
+
+NAMES = "ppo-discrete ppo-nature ppo-whole ppo-box-sde ppo-one-sided dqn sac"
+
+
+@pytest.mark.parametrize("name", NAMES.split())
+def test_one_observation_has_the_bits_of_a_batch(name: str, tmp_path: Path) -> None:
+    """An array takes a shorter way than a list or a batch; its inputs are used again by the next call."""
+    algo, obs, action, settings = CASES[name]
+    trained = rltrain.load(save(tmp_path, name, env_spec(name, obs, action, 10), algo, settings), best=True)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        one = obs.sample() if obs.dtype == np.uint8 else rng.normal(size=obs.shape).astype(np.float32)
+        taken, listed, batch = trained.act(one), trained.act(one.tolist()), trained.act(one[None])[0]
+        np.testing.assert_array_equal(taken, listed)
+        np.testing.assert_array_equal(taken, batch)
+        assert type(taken) is type(listed)
+        assert np.asarray(taken).dtype == np.asarray(listed).dtype
+
+
+def test_several_threads_act_with_one_policy(tmp_path: Path) -> None:
+    """Each thread has inputs and hidden layers of its own."""
+    _, obs, action, _ = CASES["ppo-box-sde"]
+    spec = env_spec("box", obs, action, 10)
+    trained = rltrain.load(save(tmp_path, "box", spec, "ppo", {"widths": [64, 64]}), best=True)
+    rows = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    expected = [trained.act(row) for row in rows]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            found = list(pool.map(trained.act, rows))
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_policy_that_has_acted_can_be_copied_and_learns(tmp_path: Path) -> None:
+    """The memory of its forward pass is not part of it."""
+    trained = rltrain.load(saved(tmp_path, "ppo-discrete"), best=True)
+    row = np.zeros(3, np.float32)
+    before = trained.act(row, action_mask=[1, 1, 1])
+    policy = copy.deepcopy(trained.policy)
+    with torch.no_grad():
+        for weight, _ in policy.actor.pairs:
+            weight.neg_()
+    assert trained.act(row, action_mask=[1, 1, 1]) == before
+    pickle.loads(pickle.dumps(trained.policy.actor))
+    x = torch.randn(16, 3)
+    trained.policy.actor.forward(x).sum().backward()
+    assert trained.policy.actor.pairs[0][0].grad is not None
