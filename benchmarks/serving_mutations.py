@@ -208,7 +208,7 @@ def _is_flag(x: Any) -> bool:
 
 
 def _is_whole(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) and x == int(x)
+    return type(x) is int or (isinstance(x, float) and math.isfinite(x) and x == int(x))
 
 
 def _is_number(x: Any) -> bool:
@@ -724,6 +724,7 @@ def main() -> None:
         flags = ["--port", "8125", "--timeout", "1", "--sessions", "100000", *given.flags.split()]
         server = subprocess.Popen([sys.executable, "-c", code, str(what), *flags], stdout=subprocess.DEVNULL)
         process, address = psutil.Process(server.pid), ("127.0.0.1", 8125)
+        found: dict[str, Any] = {}
         sizes: dict[str, list[float]] = {"descriptors": [], "memory, MB": []}
 
         def note() -> None:
