@@ -139,6 +139,20 @@ def main_doctor(argv: Sequence[str] | None = None) -> int:
     return _guarded("rldoctor", examine) or status
 
 
+def main_data(argv: Sequence[str] | None = None) -> int:
+    """`rldata`. Exit status: 0 done, 1 `check` found something, 2 wrong usage, 130 and 143 interrupted."""
+    argv, status = list(sys.argv[1:] if argv is None else argv), 0
+
+    def work() -> None:
+        nonlocal status
+        from rltrain.data.command import run_data
+
+        text, status = run_data(argv, rltrain.__version__)
+        say(text)
+
+    return _guarded("rldata", work) or status
+
+
 def main_jobs(argv: Sequence[str] | None = None) -> int:
     """`rljobs`. Exit status as for `rltrain`."""
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -30,6 +30,7 @@ COMMANDS = {
     "rleval": "main_eval",
     "rlcompare": "main_compare",
     "rlplot": "main_plot",
+    "rldata": "main_data",
     "rldoctor": "main_doctor",
     "rlsend": "main_send",
     "rljobs": "main_jobs",

@@ -60,7 +60,7 @@ ORDER = {  # inside a package, top to bottom: a line may import those after it; 
         "callbacks",
         "evaluation jobs",
         "reporting",
-        "doctor",
+        "data doctor",
         "setup",
         "learner",
         "comparison",
@@ -70,6 +70,8 @@ ORDER = {  # inside a package, top to bottom: a line may import those after it; 
     ],
 }
 HEAVY = {  # module: the files that may import it
+    "h5py": {"rl/data/formats.py"},
+    "minari": {"rl/data/formats.py"},
     "loky": {"rollout/workers/process.py"},
     "tensorboard": {"rl/reporting/metrics.py"},
     "torch.utils.tensorboard": {"rl/reporting/metrics.py"},

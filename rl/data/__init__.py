@@ -1,0 +1,1 @@
+"""`rldata`: shows, examines, exports and imports recorded data."""

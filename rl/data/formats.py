@@ -1,0 +1,383 @@
+"""Episodes in the files of other programs: npz, the HDF5 layout of D4RL, and data sets of Minari (HDF5)."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rltrain.data.episodes import Recorded
+from rltrain.envs.spaces import action_reader
+from rltrain.envs.spec import ActionSpec, EnvSpec, to_json
+from rltrain.errors import CheckpointError, ConfigError
+from rltrain.rollout.tree import unflatten
+from rltrain.storage.schema import read_spec
+
+OWN = "policy_action"  # the actions as the policy chose them, beside those that the environment received
+EXTRA = 'pip install "rltrain[offline]"'
+
+
+class Read(NamedTuple):
+    """What a file holds."""
+
+    episodes: list[Recorded]
+    spec: EnvSpec
+    notes: list[str]  # what the file could not say
+
+
+def format_of(path: Path, given: str | None = None) -> str:
+    """npz, d4rl or minari: as given, or by the name of the file; ConfigError if neither says it."""
+    if given is not None:
+        return given
+    if path.suffix == ".npz":
+        return "npz"
+    if path.suffix in (".hdf5", ".h5"):
+        return "d4rl"
+    if (path / "data" / "main_data.hdf5").exists() or (path / "main_data.hdf5").exists():
+        return "minari"
+    raise ConfigError(f"{path}: the name does not say the format; add --format npz, d4rl or minari")
+
+
+# --- npz: everything that a recording holds ---
+
+
+def write_npz(path: Path, episodes: Sequence[Recorded], spec: EnvSpec) -> None:
+    """All arrays of the episodes, joined; `lengths` says which rows belong to which."""
+    arrays: dict[str, np.ndarray] = {
+        "spec": np.array(json.dumps(to_json(spec))),
+        "lengths": np.array([one.steps for one in episodes], np.int64),
+        "whole": np.array([one.whole for one in episodes]),
+        "terminated": np.array([one.terminated for one in episodes]),
+        "truncated": np.array([one.truncated for one in episodes]),
+        "actions": np.concatenate([one.action for one in episodes]),
+        "rewards": np.concatenate([one.reward for one in episodes]),
+    }
+    for i in range(len(episodes[0].obs)):
+        arrays[f"observations.{i}"] = np.concatenate([one.obs[i] for one in episodes])
+    if episodes[0].mask is not None:
+        arrays["action_masks"] = np.concatenate([one.mask for one in episodes if one.mask is not None])
+    for name in episodes[0].extras:
+        arrays[f"extras.{name}"] = np.concatenate([one.extras[name] for one in episodes])
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # names, not allow_pickle
+
+
+def read_npz(path: Path) -> Read:
+    """The inverse of `write_npz`; nothing in the file can run."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        spec = read_spec(path, json.loads(str(arrays["spec"])))
+        lengths = arrays["lengths"].astype(np.int64)
+        steps = np.concatenate([[0], np.cumsum(lengths)])
+        rows = np.concatenate([[0], np.cumsum(lengths + 1)])
+        for name, total in (("actions", steps[-1]), ("rewards", steps[-1]), ("observations.0", rows[-1])):
+            if len(arrays[name]) != total:
+                raise ValueError(f"{name} has {len(arrays[name])} rows, and lengths ask for {total}")
+        extras = {name.removeprefix("extras."): array for name, array in arrays.items() if name.startswith("extras.")}
+        masks = arrays.get("action_masks")
+        episodes = []
+        for n in range(len(lengths)):
+            at, obs = slice(steps[n], steps[n + 1]), slice(rows[n], rows[n + 1])
+            episodes.append(
+                Recorded(
+                    obs=[arrays[f"observations.{i}"][obs] for i in range(len(spec.leaves()))],
+                    action=arrays["actions"][at],
+                    reward=arrays["rewards"][at],
+                    terminated=bool(arrays["terminated"][n]),
+                    truncated=bool(arrays["truncated"][n]),
+                    mask=None if masks is None else masks[obs],
+                    extras={name: array[at] for name, array in extras.items()},
+                    whole=bool(arrays["whole"][n]),
+                )
+            )
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is no npz file of rldata: {' '.join(str(error).split())[:200]}") from None
+    return Read(episodes, spec, [])
+
+
+# --- D4RL ---
+
+
+def write_d4rl(path: Path, episodes: Sequence[Recorded], spec: EnvSpec) -> None:
+    """observations, actions, rewards, terminals, timeouts, next_observations [N, ...]; the policy's own in infos."""
+    _require_plain(spec, "d4rl")
+    acts = action_reader(spec.action)
+    own = np.concatenate([one.action for one in episodes])
+    terminals, timeouts = (np.zeros(len(own), bool) for _ in range(2))
+    ends = np.cumsum([one.steps for one in episodes]) - 1
+    terminals[ends] = [one.terminated for one in episodes]
+    timeouts[ends] = [one.truncated for one in episodes]
+    with _h5py().File(path, "w") as file:
+        file["observations"] = np.concatenate([one.obs[0][:-1] for one in episodes])
+        file["next_observations"] = np.concatenate([one.obs[0][1:] for one in episodes])
+        file["actions"] = np.asarray(acts(own))
+        file["rewards"] = np.concatenate([one.reward for one in episodes])
+        file["terminals"], file["timeouts"] = terminals, timeouts
+        file[f"infos/{OWN}"] = own
+        for name in episodes[0].extras:
+            file[f"infos/{name}"] = np.concatenate([one.extras[name] for one in episodes])
+
+
+def read_d4rl(path: Path, spec: EnvSpec) -> Read:
+    """The episodes of a file of D4RL's layout.
+
+    Without next_observations the file lacks the last observation of each episode. That of a termination is not needed
+    and repeats the one before. At a time limit the last step is left out, since its value would need it.
+    """
+    _require_plain(spec, "d4rl")
+    h5py = _h5py()
+    try:
+        with h5py.File(path, "r") as file:
+            names = ["observations", "actions", "rewards", "terminals"]
+            arrays = {
+                name: np.asarray(file[name]) for name in (*names, "timeouts", "next_observations") if name in file
+            }
+            infos = _arrays(file.get("infos", {}))
+    except OSError as error:
+        raise CheckpointError(f"{path} is no HDF5 file: {' '.join(str(error).split())[:200]}") from None
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise CheckpointError(f"{path} is no file of D4RL's layout: it has no {missing[0]}")
+    count = len(arrays["rewards"])
+    wrong = next((name for name, array in arrays.items() if len(array) != count), None)
+    if wrong is not None:
+        raise CheckpointError(f"{path}: {wrong} has {len(arrays[wrong])} rows, and rewards have {count}")
+    leaf = spec.leaves()[0]
+    obs = _cast(path, "observations", arrays["observations"], leaf.shape, leaf.dtype)
+    after = arrays.get("next_observations")
+    after = None if after is None else _cast(path, "next_observations", after, leaf.shape, leaf.dtype)
+    action = _own_actions(path, arrays["actions"], infos.pop(OWN, None), spec.action)
+    reward = arrays["rewards"].astype(np.float32).reshape(count)
+    terminals = arrays["terminals"].astype(bool).reshape(count)
+    timeouts = arrays.get("timeouts", np.zeros(count)).astype(bool).reshape(count)
+    extras = {name: array for name, array in infos.items() if len(array) == count and array.dtype.kind in "fiub"}
+    ended = terminals | timeouts
+    if after is not None and count > 1:
+        jumps = (after[:-1] != obs[1:]).reshape(count - 1, -1).any(1)
+        ended[:-1] |= jumps
+    ends = np.flatnonzero(ended).tolist()
+    if not ends or ends[-1] != count - 1:
+        ends.append(count - 1)
+    episodes, begin, left_out, notes = [], 0, 0, []
+    for end in ends:
+        rows, terminated, truncated = slice(begin, end + 1), bool(terminals[end]), bool(timeouts[end])
+        begin = end + 1
+        if after is not None:
+            leaf_rows = np.concatenate([obs[rows], after[end : end + 1]])
+        elif terminated:
+            leaf_rows = np.concatenate([obs[rows], obs[end : end + 1]])
+        else:
+            left_out, truncated = left_out + 1, True
+            leaf_rows, rows = obs[rows], slice(rows.start, end)
+        if rows.stop > rows.start:
+            one = {name: array[rows] for name, array in extras.items()}
+            episodes.append(Recorded([leaf_rows], action[rows], reward[rows], terminated, truncated, None, one))
+    if left_out:
+        text = f"there are no next_observations: the last steps of {left_out:,} episodes without a termination"
+        notes.append(f"{text} are left out")
+    return Read(episodes, spec, notes)
+
+
+# --- Minari ---
+
+
+def write_minari(folder: Path, episodes: Sequence[Recorded], spec: EnvSpec, env: Any, name: str) -> None:
+    """A data set that `minari.MinariDataset(folder / "data")` loads.
+
+    Args:
+        env:  the environment, whose spaces the data set names.
+        name: of the data set, as cartpole/ppo-v0.
+    """
+    h5py, minari = _h5py(), _minari()
+    data = folder / "data"
+    data.mkdir(parents=True)
+    acts = action_reader(spec.action, env.action_space.dtype)
+    with h5py.File(data / "main_data.hdf5", "w", track_order=True) as file:
+        for number, one in enumerate(episodes):
+            group = file.create_group(f"episode_{number}")
+            group.attrs["id"], group.attrs["total_steps"] = number, one.steps
+            _put(group, "observations", unflatten(spec.obs, _of_space(one.obs, spec)))
+            group["actions"] = np.asarray(acts(one.action))
+            group["rewards"] = one.reward
+            ends = np.zeros((2, one.steps), bool)
+            ends[:, -1] = one.terminated, one.truncated
+            group["terminations"], group["truncations"] = ends
+            group[f"infos/{OWN}"] = _padded(one.action)
+            group["infos/whole"] = np.full(one.steps + 1, one.whole)
+            if one.mask is not None:
+                group["infos/action_mask"] = one.mask
+            for key, array in one.extras.items():
+                group[f"infos/extras.{key}"] = _padded(array)
+    about = {
+        "total_episodes": len(episodes),
+        "total_steps": sum(one.steps for one in episodes),
+        "data_format": "hdf5",
+        "jpeg_encoding": False,
+        "dataset_id": name,
+        "minari_version": minari.__version__,
+        "observation_space": minari.serialization.serialize_space(env.observation_space),
+        "action_space": minari.serialization.serialize_space(env.action_space),
+        "rltrain_spec": json.dumps(to_json(spec)),
+    }
+    if env.spec is not None:
+        about["env_spec"] = env.spec.to_json()
+    (data / "metadata.json").write_text(json.dumps(about))
+
+
+def read_minari(folder: Path, spec: EnvSpec | None) -> Read:
+    """The episodes of a Minari data set in HDF5. `spec` is needed for data that rldata did not write."""
+    h5py = _h5py()
+    data = folder / "data" if (folder / "data").is_dir() else folder
+    try:
+        about = json.loads((data / "metadata.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} is no data set of Minari: {' '.join(str(error).split())[:200]}") from None
+    if about.get("data_format") != "hdf5":
+        raise ConfigError(f"{folder} has the format {about.get('data_format')}; rldata reads Minari's hdf5")
+    if "rltrain_spec" in about:
+        spec = read_spec(data / "metadata.json", json.loads(about["rltrain_spec"]))
+    if spec is None:
+        raise ConfigError(f"{folder}: add --env ENV, the environment that was recorded")
+    episodes = []
+    try:
+        with h5py.File(data / "main_data.hdf5", "r") as file:
+            for number in range(len(file)):
+                group = file[f"episode_{number}"]
+                infos = {
+                    name: np.asarray(item) for name, item in group.get("infos", {}).items() if hasattr(item, "shape")
+                }
+                steps = len(group["rewards"])
+                flat = [np.asarray(item) for item in _leaves_of(group["observations"], spec.obs)]
+                obs = [
+                    _cast(folder, f"observations of episode {number}", array, leaf.shape, leaf.dtype, leaf.start)
+                    for array, leaf in zip(flat, spec.leaves(), strict=True)
+                ]
+                if any(len(leaf) != steps + 1 for leaf in obs):
+                    text = f"episode {number} has {len(obs[0])} observations for {steps} steps; it needs one more"
+                    raise CheckpointError(f"{folder}: {text}")
+                own = infos.get(OWN)
+                action = np.asarray(group["actions"])
+                episodes.append(
+                    Recorded(
+                        obs=obs,
+                        action=_own_actions(folder, action, None if own is None else own[:steps], spec.action),
+                        reward=np.asarray(group["rewards"], np.float32),
+                        terminated=bool(group["terminations"][-1]),
+                        truncated=bool(group["truncations"][-1]),
+                        mask=infos["action_mask"] if spec.action_mask and "action_mask" in infos else None,
+                        extras={
+                            key.removeprefix("extras."): array[:steps]
+                            for key, array in infos.items()
+                            if key.startswith("extras.")
+                        },
+                        whole=bool(infos["whole"][0]) if "whole" in infos else True,
+                    )
+                )
+    except (OSError, KeyError, IndexError) as error:
+        raise CheckpointError(f"{folder} is no data set of Minari: {' '.join(str(error).split())[:200]}") from None
+    return Read(episodes, spec, [])
+
+
+# --- pieces ---
+
+
+def policy_actions(action: np.ndarray, spec: ActionSpec) -> np.ndarray:
+    """The policy's actions [N, *A] for actions of the environment: the inverse of `action_reader`."""
+    if spec.kind != "box":
+        start = np.array(spec.start, np.int64).reshape(spec.shape) if spec.start else 0
+        return action.astype(np.int64) - start
+    low, high = (np.array(bound, np.float64).reshape(spec.shape) for bound in (spec.low, spec.high))
+    below, above = np.isfinite(low), np.isfinite(high)
+    with np.errstate(invalid="ignore"):
+        half = np.where(below & above, high / 2 - low / 2, 1.0)
+        middle = np.where(below & above, high / 2 + low / 2, np.where(below, low + 1, np.where(above, high - 1, 0.0)))
+    half = np.where(half == 0, 1.0, half)
+    return ((action.astype(np.float64) - middle) / half).astype(np.float32)
+
+
+def _own_actions(path: Path, action: np.ndarray, own: np.ndarray | None, spec: ActionSpec) -> np.ndarray:
+    """The stored actions of the policy if they give those of the environment, to the bit; else the inverse's."""
+    if action.shape[1:] != spec.shape and action.size == len(action) * spec.size:
+        action = action.reshape(len(action), *spec.shape)
+    if action.shape[1:] != spec.shape:
+        raise CheckpointError(f"{path}: actions have the shape {action.shape[1:]}, and the space's is {spec.shape}")
+    if own is not None and own.shape == action.shape and own.dtype == spec.dtype:
+        forward = np.asarray(action_reader(spec, action.dtype)(own))
+        if np.array_equal(forward, action):
+            return own
+    return policy_actions(action, spec)
+
+
+def _cast(
+    path: Path, name: str, array: np.ndarray, shape: tuple[int, ...], dtype: str, start: tuple[int, ...] = ()
+) -> np.ndarray:
+    if array.shape[1:] != shape:
+        raise CheckpointError(f"{path}: {name} have the shape {array.shape[1:]}, and the space's is {shape}")
+    rows: np.ndarray = array.astype(dtype)
+    return rows - np.array(start, dtype).reshape(shape) if start else rows
+
+
+def _of_space(obs: list[np.ndarray], spec: EnvSpec) -> list[np.ndarray]:
+    """Leaves with the smallest values of their spaces added."""
+    leaves = zip(obs, spec.leaves(), strict=True)
+    return [x + np.array(leaf.start, x.dtype).reshape(leaf.shape) if leaf.start else x for x, leaf in leaves]
+
+
+def _put(group: Any, name: str, tree: Any) -> None:
+    if isinstance(tree, dict):
+        for key, child in tree.items():
+            _put(group.require_group(name), key, child)
+    elif isinstance(tree, tuple):
+        for i, child in enumerate(tree):
+            _put(group.require_group(name), f"_index_{i}", child)
+    else:
+        group[name] = tree
+
+
+def _leaves_of(node: Any, like: Any) -> list[Any]:
+    if isinstance(like, dict):
+        return [leaf for key in sorted(like) for leaf in _leaves_of(node[key], like[key])]
+    if isinstance(like, tuple):
+        return [leaf for i, child in enumerate(like) for leaf in _leaves_of(node[f"_index_{i}"], child)]
+    return [node]
+
+
+def _arrays(group: Any) -> dict[str, np.ndarray]:
+    """The data sets of a group, without its groups."""
+    return {name: np.asarray(item) for name, item in group.items() if hasattr(item, "shape")}
+
+
+def _padded(array: np.ndarray) -> np.ndarray:
+    """[L, ...] with a last row of zeros: Minari's infos have a row for each observation."""
+    return np.concatenate([array, np.zeros_like(array[:1])])
+
+
+def _require_plain(spec: EnvSpec, name: str) -> None:
+    """ConfigError if the layout cannot hold these spaces."""
+    if len(spec.leaves()) > 1 or spec.action_mask:
+        what = "action masks" if spec.action_mask else "observations of several arrays"
+        raise ConfigError(f"{name} cannot hold {what}; use npz or minari")
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError:
+        raise ConfigError(f"HDF5 files need h5py: {EXTRA}") from None
+    return h5py
+
+
+def _minari() -> Any:
+    try:
+        import minari
+        import minari.serialization
+    except ImportError:
+        raise ConfigError(f"data sets of Minari need minari: {EXTRA}") from None
+    return minari
+
+
+READERS: dict[str, Callable[..., Read]] = {"npz": read_npz, "d4rl": read_d4rl, "minari": read_minari}

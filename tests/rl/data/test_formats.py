@@ -1,0 +1,253 @@
+"""Files of other programs: what a format can hold survives a round trip to the bit, and what it lacks is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rltrain
+from rltrain import cli
+from rltrain.data import formats
+from rltrain.data.episodes import Recorded, episodes_of
+from rltrain.envs.spaces import action_reader
+from rltrain.envs.spec import ActionSpec
+from rltrain.storage.recording import Recording
+
+QUIET: dict[str, Any] = {"workers": 0, "eval_every": 0, "checkpoint_every": 0, "preset": "none", "quiet": True}
+Rldata = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The recording of a few steps in an environment."""
+    folder, made = tmp_path_factory.mktemp("data"), dict[str, Path]()
+
+    def of(env: str) -> Path:
+        if env not in made:
+            made[env] = folder / env.replace(":", "-")
+            some = {"epochs": 1, "minibatches": 1, "widths": (8,), "streams": 2, "unroll": 16, "steps": 450}
+            rltrain.train(algo="ppo", env=env, **QUIET, **some, out=str(folder / "runs"), record=made[env])
+        return made[env]
+
+    return of
+
+
+@pytest.fixture
+def rldata(capsys: pytest.CaptureFixture[str]) -> Rldata:
+    """Runs the command; its output, or the one line of its error."""
+
+    def run(*argv: Any, status: int = 0) -> str:
+        assert cli.main_data([str(word) for word in argv]) == status
+        out, err = capsys.readouterr()
+        if status == 2:
+            (line,) = err.splitlines()
+            return str(line)
+        return out
+
+    return run
+
+
+def same(one: Path, other: Path) -> None:
+    """Both recordings hold the same episodes, to the bit."""
+    a, b = (list(episodes_of(Recording.open(folder))) for folder in (one, other))
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert (x.terminated, x.truncated, x.whole, sorted(x.extras)) == (
+            y.terminated, y.truncated, y.whole, sorted(y.extras),
+        )  # fmt: skip
+        pairs = [*zip(x.obs, y.obs, strict=True), (x.action, y.action), (x.reward, y.reward)]
+        pairs += [(x.extras[name], y.extras[name]) for name in x.extras]
+        pairs += [] if x.mask is None or y.mask is None else [(x.mask, y.mask)]
+        assert (x.mask is None) == (y.mask is None)
+        for p, q in pairs:
+            assert p.dtype == q.dtype
+            np.testing.assert_array_equal(p, q)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "probe:dict", "probe:masked", "probe:image"])
+def test_npz_holds_everything(env: str, recordings: Callable[[str], Path], rldata: Rldata, tmp_path: Path) -> None:
+    source = recordings(env)
+    rldata("export", source, tmp_path / "x.npz")
+    rldata("import", tmp_path / "x.npz", tmp_path / "again")
+
+    same(source, tmp_path / "again")
+    assert rldata("show", tmp_path / "again").splitlines()[1:] == rldata("show", source).splitlines()[1:]
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_d4rl_holds_the_data_of_one_array(
+    env: str, recordings: Callable[[str], Path], rldata: Rldata, tmp_path: Path
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    source = recordings(env)
+    rldata("export", source, tmp_path / "x.hdf5")
+    rldata("import", tmp_path / "x.hdf5", tmp_path / "again", "--env", env)
+    same(source, tmp_path / "again")
+
+    with h5py.File(tmp_path / "x.hdf5") as file:
+        bound = np.abs(np.asarray(file["actions"], float)).max()
+        assert bound > 1 if env == "Pendulum-v1" else bound == 1  # Pendulum's own actions are up to 2
+        assert {"observations", "next_observations", "rewards", "terminals", "timeouts"} <= set(file)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "probe:dict"])
+def test_minari_loads_what_was_written_and_it_is_read_again(
+    env: str, recordings: Callable[[str], Path], rldata: Rldata, tmp_path: Path
+) -> None:
+    pytest.importorskip("h5py")
+    minari = pytest.importorskip("minari")
+    source = recordings(env)
+    rldata("export", source, tmp_path / "set", "--format", "minari", "--env", env)
+    rldata("import", tmp_path / "set", tmp_path / "again")
+    same(source, tmp_path / "again")
+
+    loaded = minari.MinariDataset(tmp_path / "set" / "data")
+    episodes = list(episodes_of(Recording.open(source)))
+    acts = action_reader(Recording.open(source).spec.action)
+    assert (loaded.total_episodes, loaded.total_steps) == (len(episodes), sum(one.steps for one in episodes))
+    for theirs, ours in zip(loaded.iterate_episodes(), episodes, strict=True):
+        np.testing.assert_array_equal(theirs.rewards, ours.reward)
+        np.testing.assert_array_equal(np.asarray(theirs.actions), np.asarray(acts(ours.action)))
+        assert (theirs.terminations[-1], theirs.truncations[-1]) == (ours.terminated, ours.truncated)
+        if env != "probe:dict":
+            np.testing.assert_array_equal(theirs.observations, ours.obs[0])
+
+
+def d4rl_file(path: Path, episodes: list[Recorded], **changes: Any) -> Path:
+    """A file as D4RL ships them: with the environment's actions only, perhaps without some arrays (None)."""
+    h5py = pytest.importorskip("h5py")
+    ends = np.cumsum([one.steps for one in episodes]) - 1
+    count = int(ends[-1]) + 1
+    arrays: dict[str, Any] = {
+        "observations": np.concatenate([one.obs[0][:-1] for one in episodes]),
+        "next_observations": np.concatenate([one.obs[0][1:] for one in episodes]),
+        "actions": np.concatenate([one.action for one in episodes]) * np.float32(2),
+        "rewards": np.concatenate([one.reward for one in episodes]),
+        "terminals": np.zeros(count, bool),
+        "timeouts": np.isin(np.arange(count), ends),
+    }
+    with h5py.File(path, "w") as file:
+        for name, array in (arrays | changes).items():
+            if array is not None:
+                file[name] = array
+    return path
+
+
+def pendulum(count: int = 3, steps: int = 20) -> list[Recorded]:
+    rng = np.random.default_rng(0)
+    return [
+        Recorded(
+            obs=[rng.normal(size=(steps + 1, 3)).astype(np.float32)],
+            action=rng.uniform(-1, 1, (steps, 1)).astype(np.float32),
+            reward=rng.normal(size=steps).astype(np.float32),
+            terminated=False,
+            truncated=True,
+        )
+        for _ in range(count)
+    ]
+
+
+def imported(path: Path, out: Path, rldata: Rldata) -> tuple[list[Recorded], str]:
+    said = rldata("import", path, out, "--env", "Pendulum-v1")
+    return list(episodes_of(Recording.open(out))), said
+
+
+def test_actions_of_a_foreign_file_are_scaled_to_the_policys(rldata: Rldata, tmp_path: Path) -> None:
+    episodes = pendulum()
+    found, _ = imported(d4rl_file(tmp_path / "x.hdf5", episodes), tmp_path / "in", rldata)
+
+    for one, other in zip(found, episodes, strict=True):
+        np.testing.assert_allclose(one.action, other.action, rtol=1e-6)
+        np.testing.assert_array_equal(one.obs[0], other.obs[0])
+
+
+def test_without_next_observations_no_value_is_taken_from_the_next_episode(rldata: Rldata, tmp_path: Path) -> None:
+    """D4RL's own trap: the row after a time limit belongs to another episode. The last step cannot be learnt from."""
+    episodes = pendulum()
+    file = d4rl_file(tmp_path / "x.hdf5", episodes, next_observations=None)
+    found, said = imported(file, tmp_path / "in", rldata)
+
+    assert "the last steps of 3 episodes without a termination are left out" in said
+    for one, other in zip(found, episodes, strict=True):
+        assert (one.steps, one.terminated, one.truncated) == (19, False, True)
+        np.testing.assert_array_equal(one.obs[0], other.obs[0][:-1])
+
+
+def test_a_termination_keeps_its_last_step_without_next_observations(rldata: Rldata, tmp_path: Path) -> None:
+    episodes = pendulum()
+    ends = np.isin(np.arange(60), [19, 39, 59])
+    file = d4rl_file(tmp_path / "x.hdf5", episodes, next_observations=None, terminals=ends, timeouts=None)
+    found, said = imported(file, tmp_path / "in", rldata)
+
+    assert "left out" not in said
+    assert [(one.steps, one.terminated, one.truncated) for one in found] == [(20, True, False)] * 3
+
+
+def test_an_end_that_is_not_flagged_is_found_by_next_observations(rldata: Rldata, tmp_path: Path) -> None:
+    file = d4rl_file(tmp_path / "x.hdf5", pendulum(), timeouts=None)
+    found, _ = imported(file, tmp_path / "in", rldata)
+
+    assert [(one.steps, one.terminated, one.truncated) for one in found] == [(20, False, False)] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "low", "high", "start", "nvec"),
+    [
+        ("box", (2,), (-2.0, 0.5), (2.0, 3.0), (), ()),
+        ("box", (1,), (-1.0,), (1.0,), (), ()),
+        ("box", (2,), (-np.inf, 0.0), (np.inf, np.inf), (), ()),
+        ("discrete", (), (), (), (3,), (4,)),
+    ],
+)
+def test_the_policys_actions_are_the_inverse_of_the_environments(
+    kind: Any, shape: Any, low: Any, high: Any, start: Any, nvec: Any
+) -> None:
+    spec = ActionSpec(kind, shape, nvec, low, high, start)
+    rng = np.random.default_rng(0)
+    own = rng.uniform(-1, 1, (50, *shape)).astype(np.float32) if kind == "box" else rng.integers(4, size=50)
+    back = formats.policy_actions(np.asarray(action_reader(spec)(own)), spec)
+    limits = np.where(np.isfinite(np.array(low)), -1.0, -np.inf) if kind == "box" else None
+    wanted = own if limits is None else np.maximum(own, limits.astype(np.float32))
+
+    np.testing.assert_allclose(back, wanted, atol=1e-6)
+    assert back.dtype == own.dtype
+
+
+def test_mistakes_have_one_line(
+    recordings: Callable[[str], Path], rldata: Rldata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = recordings("CartPole-v1")
+    assert "no such file or folder" in rldata("show", tmp_path / "nowhere", status=2)
+    assert "rldata has no 'shwo'; it has show, check" in rldata("shwo", source, status=2)
+    assert "the name does not say the format" in rldata("export", source, tmp_path / "x.bin", status=2)
+    assert "exists already" in rldata("export", source, source, status=2)
+    (tmp_path / "x.npz").write_bytes(b"PK no zip")
+    assert "is no npz file of rldata" in rldata("show", tmp_path / "x.npz", status=2)
+    np.savez(tmp_path / "y.npz", a=np.array([{}], dtype=object))
+    assert "is no npz file of rldata" in rldata("show", tmp_path / "y.npz", status=2)  # a pickle is not opened
+    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    assert 'pip install "rltrain[offline]"' in rldata("export", source, tmp_path / "x.hdf5", status=2)
+
+
+def test_what_a_recording_cannot_hold_is_not_imported(rldata: Rldata, tmp_path: Path) -> None:
+    episodes = pendulum()
+    episodes[1].reward[3] = np.nan
+    line = rldata("import", d4rl_file(tmp_path / "x.hdf5", episodes), tmp_path / "in", "--env", "Pendulum-v1", status=2)
+    assert "rewards of 1 of 3 episodes (numbers 1) are NaN or infinite; nothing was imported" in line
+    assert not (tmp_path / "in").exists()
+
+
+def test_check_says_so_by_its_exit_status(recordings: Callable[[str], Path], rldata: Rldata, tmp_path: Path) -> None:
+    source = recordings("CartPole-v1")
+    assert "nothing is wrong" in rldata("check", source)
+    assert json.loads(rldata("check", source, "--json")) == {"sound": True, "findings": []}
+    episodes = list(episodes_of(Recording.open(source)))
+    formats.write_npz(tmp_path / "twice.npz", [*episodes, *episodes], Recording.open(source).spec)
+    assert rldata("check", tmp_path / "twice.npz", status=1).startswith("duplicates: ")
+    shown = json.loads(rldata("show", source, "--json"))
+    assert (shown["env"], shown["episodes"]) == ("CartPole-v1", len(episodes))
