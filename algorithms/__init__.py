@@ -104,6 +104,22 @@ def algorithm_class(name: str) -> Callable[..., Any]:
     return _imported(entry.algorithm) if entry.discrete is None else partial(_for_actions_of, entry)
 
 
+def own_class(name: str) -> type:
+    """The class of an algorithm, to derive another one from; of those with two classes that for Box actions.
+
+    Raises:
+        ValueError: there is no such algorithm, or it consists of several classes; one line.
+    """
+    if name not in _registry:
+        raise ValueError(f"unknown algorithm {name!r}; there are {', '.join(names())}")
+    found = _imported(_registry[name].algorithm)
+    if not isinstance(found, type):
+        raise ValueError(
+            f"{name} is made of the classes of other algorithms: derive from ppo, and train it with several agents"
+        )
+    return found
+
+
 def _for_actions_of(entry: Entry, spec: EnvSpec, *others: Any) -> Any:
     algorithm = entry.discrete if entry.discrete and spec.action.kind == "discrete" else entry.algorithm
     return _imported(algorithm)(spec, *others)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rltrain.algorithms import networks
+    from rltrain.algorithms import own_class as algorithm_class
     from rltrain.algorithms import register as register_algorithm
     from rltrain.algorithms.functions import losses, optim, returns
     from rltrain.algorithms.functions.gradient_sync import SINGLE
@@ -131,6 +132,7 @@ __all__ = [
     "Update",
     "VDNConfig",
     "Video",
+    "algorithm_class",
     "build_policy",
     "discounts",
     "distributions",
@@ -163,7 +165,7 @@ _MODULES = {  # names that are modules
     "returns": "rltrain.algorithms.functions.returns",
 }
 _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two differ
-    "algorithms": "register_algorithm=register",
+    "algorithms": "algorithm_class=own_class register_algorithm=register",
     "algorithms.functions.gradient_sync": "SINGLE",
     "algorithms.functions.rng": "Rng",
     "algorithms.multi_agent.settings": "IQLConfig MADDPGConfig MAPPOConfig QMIXConfig VDNConfig",

@@ -26,6 +26,7 @@ Limits Served export serve
 discounts distributions evaluate greedy load losses make_env networks optim policy_factory register_algorithm
 register_env register_policy returns traces train
 CHANGEABLE Callback Histograms RunView StopOnPlateau Video
+AWACConfig BCConfig CQLConfig ImplicitQConfig TD3BCConfig algorithm_class
 """.split()
 MODULES = ("distributions", "losses", "networks", "optim", "returns")
 
@@ -91,6 +92,16 @@ def test_type_checkers_find_the_defaults_of_settings() -> None:
     calls = [node for file in files for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
     fields = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "Field"]
 
-    assert len(files) == 4
+    assert len(files) == 5
     assert len(fields) > 50
     assert not [ast.unparse(call) for call in fields if call.args]
+
+
+def test_the_class_of_an_algorithm_or_one_line() -> None:
+    from rltrain.algorithms.off_policy.sac import SAC
+
+    assert rltrain.algorithm_class("sac") is SAC
+    with pytest.raises(ValueError, match="unknown algorithm 'ppp'; there are a2c, "):
+        rltrain.algorithm_class("ppp")
+    with pytest.raises(ValueError, match="mappo is made of the classes of other algorithms"):
+        rltrain.algorithm_class("mappo")
