@@ -80,7 +80,7 @@ class Oracle:
             "core": lambda x: x is None or self._is_core(x),
             "deadline_ms": lambda x: x is None or (_is_number(x) and 0 < x <= 3_600_000),
             "details": _is_flag,
-            "id": lambda x: x is None or isinstance(x, str) or (type(x) is int and -(2**63) <= x < 2**64),
+            "id": lambda x: x is None or isinstance(x, str) or type(x) is int,
         }
         if not isinstance(request, dict) or not all(key in kinds and kinds[key](x) for key, x in request.items()):
             return {400}

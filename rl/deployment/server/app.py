@@ -37,7 +37,7 @@ LOOPBACK = frozenset(["localhost", "127.0.0.1", "[::1]"])
 OPEN = frozenset(["/", "/healthz", "/readyz"])  # need no token
 PATHS = ("/", "/v1/act", "/v1/spec", "/v1/reload", "/v1/stream", "/v1/openapi.json", "/healthz", "/readyz", "/metrics")
 JSON, TEXT, HTML = b"application/json", b"text/plain; version=0.0.4", b"text/html; charset=utf-8"
-GONE = (OSError, RuntimeError)  # a client: the second is that of uvloop, for a transport that has closed
+GONE = (OSError, RuntimeError)  # a WebSocket: the second is that of uvloop, for a transport that has closed
 encode = msgspec.json.Encoder().encode
 
 
@@ -77,7 +77,8 @@ class App:
     """The application. `start` loads all policies.
 
     Attributes:
-        ready: False before the policies are loaded, and while the server drains.
+        ready:    False before the policies are loaded, and after the last answer.
+        draining: the server ends when it has answered what has arrived.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -87,7 +88,7 @@ class App:
         self.metrics = Metrics()
         self.sessions = Sessions(limits.sessions, limits.ttl)
         self.batches = Batches(limits.queue, limits.wait, self.metrics, self.codecs)
-        self.ready = False
+        self.ready = self.draining = False
         self.peers: Any = None  # with several processes: `Peers`
         self._loading = asyncio.Lock()
         self._rng = np.random.default_rng()
@@ -176,7 +177,7 @@ class App:
                 extra.append((b"connection", b"close"))
         self.metrics.answered(path if path in PATHS else "other", status, loop.time() - begin)
         headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), *extra]
-        with contextlib.suppress(*GONE):
+        with contextlib.suppress(OSError):
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -199,7 +200,8 @@ class App:
         if path == "/healthz":
             return 200, JSON, b'{"alive":true}'
         if path == "/readyz":
-            return (200 if self.ready else 503), JSON, encode({"ready": self.ready})
+            ready = self.ready and not self.draining
+            return (200 if ready else 503), JSON, encode({"ready": ready})
         if path == "/metrics":
             text = self.metrics_here()
             if self.peers is not None:

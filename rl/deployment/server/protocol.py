@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 HEAD_BYTES = 64 * 2**10  # of the request line and the headers
 PIPELINED = 64  # requests of a connection that may wait behind another
+DRAINING = 0.5  # seconds that an idle connection stays open when the server ends: a request may be on its way
 CLOSING = 5.0  # seconds in which a client must read the rest of what it was sent
 
 
@@ -31,7 +33,9 @@ class _Http(HttpToolsProtocol):
         self._sending: asyncio.TimerHandle | None = None  # the client sends a request
         self._reading: asyncio.TimerHandle | None = None  # the client reads answers
         self._head, self._in_head = 0, True  # bytes of the headers so far; whether they have not ended
-        self._too_large = self._over = self._fresh = False  # over: nothing more is read; fresh: a timer that just began
+        self._draining = self._too_large = False
+        self._over = self._fresh = False  # nothing more is read; the timer of `_sending` has just begun
+        self._answers: Any = _Answers(transport)
         self._begin_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -111,6 +115,18 @@ class _Http(HttpToolsProtocol):
         self._stop_timers()
         super().handle_websocket_upgrade()
 
+    def shutdown(self) -> None:
+        """The server ends: requests that have arrived get their answers, each with `Connection: close`."""
+        self._draining = True
+        if self._busy:
+            self.cycle.keep_alive = False
+        else:
+            self.loop.call_later(DRAINING, self._close_idle)
+
+    def _close_idle(self) -> None:
+        if not self._busy:
+            self._close()
+
     def on_response_complete(self) -> None:
         if self._in_head:
             self._stop_sending()
@@ -128,6 +144,9 @@ class _Http(HttpToolsProtocol):
             self._too_large = True
             raise ValueError("the headers are too large")
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.transport = self._answers
+            self.cycle.keep_alive &= not self._draining
         self._in_head = False
 
     def on_message_complete(self) -> None:
@@ -162,6 +181,19 @@ class _Http(HttpToolsProtocol):
         if self._reading is not None:
             self._reading.cancel()
             self._reading = None
+
+
+class _Answers:
+    """The transport of answers. That of uvloop raises RuntimeError after the client has closed the connection."""
+
+    __slots__ = ("_transport", "close", "is_closing")
+
+    def __init__(self, transport: Any) -> None:
+        self._transport, self.close, self.is_closing = transport, transport.close, transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._transport.write(data)
 
 
 class _WebSocket(WebSocketsSansIOProtocol):

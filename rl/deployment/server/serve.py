@@ -130,7 +130,7 @@ class Served:
 
     def close(self) -> None:
         """Answer what has arrived, and end; RunFailed if the recording cannot be written."""
-        self.app.ready = False
+        self.app.draining = True
         self._server.should_exit = True
         self._thread.join()
         if self._writer is not None:
