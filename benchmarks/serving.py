@@ -240,7 +240,7 @@ def kill(ours: list[str], folder: Path, seconds: float) -> dict[str, Any]:
             await asyncio.sleep(0.05)
         replaced = time.perf_counter() - begin
         await asyncio.sleep(seconds)
-        return {"seconds to the new process": round(replaced, 2)}
+        return {"seconds to the start of a new process": round(replaced, 2)}
 
     try:
         return asyncio.run(under_load(8128, {}, work))
