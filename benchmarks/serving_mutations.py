@@ -551,7 +551,7 @@ class Cases:
                         break
                     connection.send(bytes([byte]))
                     await asyncio.sleep(self.limit / 8)
-                return await status, {400, 408, CLOSED}
+                return await status, {400, 404, 408, CLOSED}
             connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
             connection.send(post(b"", "/v1/spec", "GET", size=False) * 60)  # reads no answer
             await asyncio.sleep(self.limit)
