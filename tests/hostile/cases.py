@@ -49,7 +49,7 @@ ALGORITHMS = {  # settings of the small networks and buffers of each
     "replay": {"warmup": 64, "batch": 8, "capacity": 1000, "widths": [8]},
 }
 REPLAY = ("dqn", "sac", "td3", "ddpg", "qmix", "vdn", "iql", "maddpg")
-ENTRY = "import sys\nfrom rltrain.cli import main\nsys.exit(main())\n"  # as the installed command; not `-m`
+ENTRY = "import sys\nfrom rltrain.cli import main\nif __name__ == '__main__':\n    sys.exit(main())\n"
 UNSHARE = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
 SCRIPT_SETTINGS = "dict(algo='ppo', out='runs', quiet=True, {})"
 
