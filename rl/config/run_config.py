@@ -267,6 +267,13 @@ class RunConfig(BaseModel):
             raise ValueError(f"must be the name of a folder, without / or \\, got {value!r}; --out names the place")
         return value
 
+    @field_validator("record", "replay_from")
+    @classmethod
+    def _named_folder(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("must name a folder, got an empty text")
+        return value
+
     @field_validator("init_from", mode="before")
     @classmethod
     def _absolute(cls, value: Any) -> Any:

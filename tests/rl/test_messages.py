@@ -312,6 +312,9 @@ TRAINING = cases(f"""
 --config . {PPO} => .: & not a file
 --config mine.py {PPO} => mine.py & TOML
 --out mine.py {PPO} => --out mine.py & cannot be made
+{DQN} --data= => must name a folder
+--algo bc --env CartPole-v1 --data= => must name a folder
+{PPO} --record= => --record & must name a folder
 --replay-from nowhere {DQN} => nowhere & not a recording
 {PPO} --replay-from nowhere => --replay-from & ppo & dqn
 --algo qmix --env two-step --replay-from nowhere => nowhere & not a recording
