@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 from distributed.security import Security
 
 from rltrain.rollout.cluster.cluster import Cluster
-from rltrain.rollout.workers.cleanup import name_prefix
+from rltrain.rollout.workers.cleanup import name_prefix, own_folder
 from rltrain.rollout.workers.handle import ClusterLost
 
 CONNECT_SECONDS = 20.0
@@ -53,7 +53,8 @@ def connect(where: Any, workers: int, limit: float, tls: dict[str, str] | None =
 
 def _own(room: int, limit: float) -> Cluster:
     """A cluster of one node, which is part of this process; the actors are processes of this machine."""
-    folder = tempfile.mkdtemp(prefix=name_prefix())
+    # within the folder that the fork server removes if this process is killed; without a fork server the next run does
+    folder = tempfile.mkdtemp(prefix=name_prefix(), dir=own_folder())
     own = LocalCluster(
         1,
         threads_per_worker=room,

@@ -52,6 +52,12 @@ def use_own_names() -> None:
     atexit.register(shutil.rmtree, folder, True)
 
 
+def own_folder() -> str | None:
+    """The folder of `use_own_names`, which the fork server removes if this process is killed; None if there is none."""
+    folder: str | None = _multiprocessing().get("tempdir")
+    return folder if folder is not None and os.path.isdir(folder) else None
+
+
 def remove_folder() -> None:
     """Undo `use_own_names` for the folder: there is no fork server that could remove it."""
     shutil.rmtree(os.environ.pop(FOLDER), ignore_errors=True)

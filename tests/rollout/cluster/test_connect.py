@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -43,3 +46,33 @@ def test_a_cluster_of_our_own_can_be_reached_from_this_machine_only_and_leaves_n
     assert sys.path == path
     assert found, "no socket was found: this test tests nothing"
     assert {address.partition(":")[0] for address in found} <= LOOPBACK
+
+
+KILLED = """
+import multiprocessing, os, signal
+from rltrain.rollout.cluster.connect import connect
+from rltrain.rollout.workers.fork_server import start_fork_server
+
+if __name__ == "__main__":
+    start_fork_server([])
+    child = multiprocessing.get_context("forkserver").Process(target=int)
+    child.start()
+    child.join()  # so the server is there
+    cluster = connect(None, 2, 10.0)
+    print(*os.listdir(os.environ["TMPDIR"]), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_cluster_of_our_own_leaves_nothing_if_its_process_is_killed(tmp_path: Path) -> None:
+    """The fork server, which outlives the process for a moment, removes its folder."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    with tempfile.TemporaryDirectory() as folder:  # a short name, in which the server can have its socket
+        words = [sys.executable, str(tmp_path / "killed.py")]
+        done = subprocess.run(words, env={**os.environ, "TMPDIR": folder}, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert done.stdout.split()
+        end = time.monotonic() + 30
+        while os.listdir(folder) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not os.listdir(folder)
