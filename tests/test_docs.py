@@ -261,7 +261,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
             backend="dask" if algo == "impala" else None,
             inference="central" if algo == "a2c" else "local",
             learners=2 if algo == "td3" else 1,
-            **({"data": data} if algo in alone else {"unroll": 64}),
+            **({"data": data, "batch": 8, "widths": (8,)} if algo in alone else {"unroll": 64}),
             eval_episodes=2,
             quiet=True,
             out=str(tmp_path_factory.mktemp("runs")),
