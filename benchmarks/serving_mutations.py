@@ -396,7 +396,7 @@ class Cases:
     def body(self, rng: random.Random, name: str) -> bytes:
         request: Any = self.oracle.valid(rng, name)
         for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
-            with contextlib.suppress(TypeError, RecursionError):
+            with contextlib.suppress(TypeError, RecursionError, OverflowError):
                 request = mutated(request, rng)
         return encoded(request, rng)
 
