@@ -90,6 +90,7 @@ class Oracle:
         named = [request.get(key) for key in ("session", "episode") if request.get(key) is not None]
         core, first = request.get("core"), bool(request.get("first"))
         wrong = [
+            request.get("action_masks" if "obs" in request else "action_mask") is not None,
             ("obs" in request) == ("batch" in request),
             named and "batch" in request,
             told and (not named or first or "batch" in request),

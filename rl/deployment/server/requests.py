@@ -86,6 +86,9 @@ class Codec:
         if (request.obs is unset) == (request.batch is unset):
             count = "neither" if request.obs is unset else "both"
             raise wrong("obs", "one of obs and batch", count)
+        one, other = ("action_masks", "obs") if request.batch is unset else ("action_mask", "batch")
+        if getattr(request, one) is not None:
+            raise wrong(one, f"no {one} with {other}", one)
         outcome = None
         if request.reward is not None or request.terminated or request.truncated:
             outcome = self._outcome(request)

@@ -170,6 +170,8 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [  # case, request, field, a
     ("ppo-discrete", {"obs": [1, 2, 3], "action_mask": [1, 1]}, "action_mask", "3 values"),
     ("ppo-discrete", {"obs": [1, 2, 3], "action_mask": [0, 0, 0]}, "action_mask", "a legal action"),
     ("ppo-discrete", {"obs": [1, 2, 3], "action_mask": [0, 2, 0]}, "action_mask[1]", "true or false"),
+    ("ppo-discrete", {"obs": [1, 2, 3], "action_masks": [[1, 0, 0]]}, "action_masks", "no action_masks with obs"),
+    ("ppo-discrete", {"batch": [[1, 2, 3]], "action_mask": [1, 0, 0]}, "action_mask", "no action_mask with batch"),
     ("ppo-discrete", {"batch": []}, "batch", "1 to"),
     ("ppo-discrete", {"batch": [[1, 2, 3], [1, 2]]}, "batch[1]", "3 numbers"),
     ("ppo-discrete", {"batch": [[1, 2, 3]], "session": "a"}, "session", "one observation"),
