@@ -119,7 +119,8 @@ class LocalSettings:
         if not _in_use:
             _before[:] = [_Asynchronous()]
         _in_use.add(self)
-        self._numpy: Any = None  # NumPy's generator, exchanged as a whole: to read its state takes 50 us
+        self._numpy: _NumPys | None = None  # NumPy's generator of the environment
+        self._numpy_around: _NumPys | None = None  # that of the code around its last call
         self._thread, self._ended = 0, ""  # that runs a call of the environment; how another thread ended the process
         self._handlers: dict[int, Any] = {}  # of HANDLED, that the environment has set
         self._theirs: dict[tuple[Any, str], Any] = {
@@ -157,15 +158,15 @@ class LocalSettings:
         for place, value in self._theirs.items():
             setattr(*place, value)
         self._thread, self._ended = threading.get_ident(), ""
-        numpys = NUMPY.get_bit_generator()
-        NUMPY.set_bit_generator(_copy_of_numpys_generator() if self._numpy is None else self._numpy)
+        self._numpy_around = _NumPys.read(self._numpy_around)
+        (self._numpy or _NumPys(_copy_of_numpys_generator(), None, None)).use()
         try:
             yield
             if self._ended:
                 raise ProcessExit(self._ended)
         finally:
-            self._numpy = NUMPY.get_bit_generator()
-            NUMPY.set_bit_generator(numpys)
+            self._numpy = _NumPys.read(self._numpy)
+            self._numpy_around.use()
             for place, value in replaced.items():
                 self._theirs[place] = getattr(*place)
                 setattr(*place, value)
@@ -362,6 +363,42 @@ def _generator() -> bytes:
 
 def _set_generator(state: bytes) -> None:
     torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+class _NumPys(NamedTuple):
+    """NumPy's global generator, which is exchanged as a whole: to read its state takes 50 us.
+
+    The old functions, as `np.random.randn`, draw two normal numbers at a time and keep the second one outside of the
+    generator. It is looked for only if the generator has moved, or one was kept before.
+    """
+
+    generator: Any
+    place: tuple[int, int] | None  # see `_place`
+    kept: float | None  # the second normal number, if it is still to be used
+
+    @classmethod
+    def read(cls, before: _NumPys | None) -> _NumPys:
+        """That of now; `before`: that of an earlier moment."""
+        generator = NUMPY.get_bit_generator()
+        place = _place(generator)
+        if before is not None and place is not None and before[:] == (generator, place, None):
+            return before
+        state = NUMPY.get_state(legacy=False)
+        return cls(generator, place, state["gauss"] if state.get("has_gauss") else None)
+
+    def use(self) -> None:
+        """Make it the global one."""
+        NUMPY.set_bit_generator(self.generator)
+        if self.kept is not None:
+            NUMPY.set_state(NUMPY.get_state(legacy=False) | {"has_gauss": 1, "gauss": self.kept})
+
+
+def _place(generator: Any) -> tuple[int, int] | None:
+    """The first of a Mersenne twister's 624 numbers, and the place of the next one; None for another generator."""
+    if type(generator) is not NUMPY.MT19937:
+        return None
+    address = generator.ctypes.state_address
+    return ctypes.c_uint32.from_address(address).value, ctypes.c_int.from_address(address + 4 * 624).value
 
 
 def _copy_of_numpys_generator() -> Any:

@@ -261,6 +261,32 @@ def test_generators_of_the_environment_go_on_apart_from_those_around_it(settings
     assert draw(4) == expected
 
 
+@pytest.mark.parametrize("around", [True, False], ids=["code around it draws too", "the environment alone"])
+def test_normal_numbers_of_the_old_functions_come_in_pairs(settings: LocalSettings, around: bool) -> None:
+    """The second one of a pair is kept outside of NumPy's generator."""
+
+    def restart(seed: int) -> None:
+        np.random.seed(seed)
+        random.seed(seed)
+
+    def draw() -> tuple[float, float]:
+        return np.random.randn(), random.gauss(0, 1)
+
+    restart(1)
+    theirs = [draw() for _ in range(7)]
+    restart(2)
+    ours = [draw() for _ in range(7)]
+    restart(2)
+    for number in range(7):
+        with settings():
+            if number == 0:
+                restart(1)
+            if number != 3:  # a call that draws nothing
+                assert draw() == theirs[number - (number > 3)]
+        if around:
+            assert draw() == ours[number]
+
+
 def test_other_signals_have_their_handlers_again_at_the_end(settings: LocalSettings) -> None:
     """Until then a process of the environment may send them, and the default would end the learner."""
     before, asked, other = signal.getsignal(signal.SIGUSR1), list[int](), LocalSettings()
