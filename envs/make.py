@@ -120,7 +120,7 @@ def read_spec(source: EnvSource, seed: int, watch: Watch = unwatched) -> EnvSpec
 
 
 def _time_limit(env: Any) -> int | None:
-    """After how many steps episodes are truncated, if Gymnasium's spec or a wrapper tells it. Both may be anything."""
+    """After how many steps episodes are truncated, if Gymnasium's spec or a wrapper tells it. Neither is trusted."""
     limits = [getattr(getattr(env, "spec", None), "max_episode_steps", None)]
     while isinstance(env, gymnasium.Wrapper):
         limits.append(getattr(env, "_max_episode_steps", None))

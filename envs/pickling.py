@@ -89,13 +89,13 @@ def restore_names(*things: Any) -> None:
     user with a module's name, the module is imported, and gets these classes and functions; else it is made. Installed
     modules stay as they are.
     """
-    waiting, seen = list(things), set[int]()
+    waiting, seen = list(things), dict[int, Any]()  # the objects, too: the number of one that is gone may come again
     arrived: list[type | FunctionType] = []
     while waiting:
         one = waiting.pop()
         if id(one) in seen:
             continue
-        seen.add(id(one))
+        seen[id(one)] = one
         if isinstance(one, functools.partial):
             waiting += [one.func, *one.args, *one.keywords.values()]
         elif isinstance(one, MethodType):
@@ -110,12 +110,26 @@ def restore_names(*things: Any) -> None:
             waiting.append(one.__func__)
         elif isinstance(one, property):
             waiting += [one.fget, one.fset]
-        elif isinstance(one, type | FunctionType) and not _is_found(one):
-            arrived.append(one)
-            waiting += [*vars(one).values(), *one.__bases__] if isinstance(one, type) else one.__globals__.values()
+        elif isinstance(one, type | FunctionType):
+            if not _is_found(one):
+                arrived.append(one)
+                waiting += [*vars(one).values(), *one.__bases__] if isinstance(one, type) else _used_by(one)
+        elif not _is_installed(type(one).__module__):  # an object of a class of the user's
+            waiting += [type(one), *getattr(one, "__dict__", {}).values()]
     for one in arrived:
         if one.__qualname__.isidentifier() and (module := _own_module(one.__module__)) is not None:
             setattr(module, one.__name__, one)
+
+
+def _used_by(function: FunctionType) -> list[Any]:
+    """What a function uses that may be a class or a function: no containers, which may be large."""
+    cells = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # it is empty
+            cells.append(cell.cell_contents)
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    used = [*function.__globals__.values(), *cells, *defaults]
+    return [one for one in used if not isinstance(one, dict | list | tuple)]
 
 
 def _is_found(thing: type | FunctionType) -> bool:
@@ -124,6 +138,12 @@ def _is_found(thing: type | FunctionType) -> bool:
     for name in thing.__qualname__.split("."):
         found = getattr(found, name, None)
     return found is thing
+
+
+def _is_installed(name: str) -> bool:
+    """True if the module with this name is in use, and comes from no file of the user."""
+    module = sys.modules.get(name)
+    return module is not None and name != "__main__" and module not in _made and _home(module) is None
 
 
 def _own_module(name: str) -> ModuleType | None:

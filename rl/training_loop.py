@@ -58,9 +58,9 @@ def train(
     if resume is None:
         require_free_name(config)
     if config.wandb or config.mlflow:
-        from rltrain.reporting.send import require_packages
+        from rltrain.reporting.send import require_targets
 
-        require_packages(config)
+        require_targets(config)
     limit = TimeLimit(config.max_seconds)
     with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch
         with held(), _no_collection():

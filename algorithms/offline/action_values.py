@@ -1,4 +1,4 @@
-"""Critics of Box and of Discrete actions, and what they say of the actions of a batch."""
+"""Critics of Box and of Discrete actions, and their values of the actions in a batch."""
 
 from __future__ import annotations
 

@@ -114,5 +114,5 @@ def conservative_gap(q: Tensor, log_density: Tensor) -> Tensor:
 
 
 def repeated(obs: Tree, times: int) -> Tree:
-    """Leaves [B, *O] as [times * B, *O]: all rows, again and again."""
+    """Leaves [B, *O] as [times * B, *O]: the whole batch, `times` times."""
     return tree_map(lambda x: x.expand(times, *x.shape).flatten(0, 1), obs)

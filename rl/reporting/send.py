@@ -1,5 +1,8 @@
 """`rlsend`: sends the metrics of runs to Weights & Biases or to an MLflow server, during a run or after it.
 
+In the run's folder `sent.json` says how much was sent to which target, and the target's own id of the run; `send.log`
+is what the process of a run printed.
+
 A run with `--wandb` or `--mlflow` starts `rlsend` as a process of its own, which reads metrics.jsonl. Whatever
 happens to that process, to the network or to the server, the run goes on.
 """
@@ -28,14 +31,19 @@ from rltrain.config.flags import Parser
 from rltrain.config.run_config import RunConfig
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
 from rltrain.reporting.metrics import FILE, MAX_LINE
-from rltrain.storage.files import one_line, read_json, replace_file
-from rltrain.storage.run_folder import saved_config
+from rltrain.storage.files import (
+    one_line,
+    open_file,
+    read_json,
+    refuse_link,
+    refuse_other_than_file,
+    replace_file,
+)
+from rltrain.storage.run_folder import SEND_LOG, SENT_FILE, saved_config
 
-SENT_FILE = "sent.json"  # in the run's folder: how much was sent to which target, and the target's own id of the run
-LOG_FILE = "send.log"  # in the run's folder: what the process of a run printed
 SECONDS = 1.0  # between two looks at metrics.jsonl
 END_SECONDS = 10.0  # that a run waits at its end for the rest to be sent
-LEAST_SECONDS = 2.0  # that it waits after --max-seconds
+LEAST_SECONDS = 2.0  # that it waits at least, also if --max-seconds is over
 LAST_SECONDS = 60.0  # after which the process ends if the run was killed and the server does not answer
 EXPERIMENT = "rltrain"  # of MLflow
 BATCH = 100  # parameters in one request to MLflow, which allows no more
@@ -44,9 +52,15 @@ PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}  # the module of each target; 
 
 
 class Target(Protocol):
-    """A service that stores metrics. `id` is its own name of the run; a later call with it continues that run."""
+    """A service that stores metrics.
+
+    Attributes:
+        id:      its own name of the run; a later call with it continues that run.
+        at_once: a line has arrived when `log` returns; else all have when `close` returns.
+    """
 
     id: str
+    at_once: bool
 
     def log(self, step: int, seconds: float, values: dict[str, float]) -> None:
         """Send the finite values of one line."""
@@ -68,6 +82,8 @@ class WandB:
     def __init__(self, project: str, folder: Path, settings: dict[str, Any], id: str | None) -> None:
         import wandb
 
+        _refuse_other_than_folder(folder / "wandb")
+        self.at_once = False
         self.id = id or secrets.token_hex(8)
         quiet = wandb.Settings(
             silent=True,
@@ -100,6 +116,7 @@ class MLflow:
         from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
 
+        self.at_once = True
         self._metric, self._client = Metric, MlflowClient(tracking_uri=uri)
         self._began = time.time()
         if id is None:
@@ -161,7 +178,7 @@ class Lines:
     def _open(self) -> None:
         """Open the file, or open it again if another one has taken its place; leave out what was sent."""
         try:
-            status = self._path.stat()
+            status = self._path.lstat()
         except FileNotFoundError:
             return
         if self._file is not None:
@@ -169,9 +186,11 @@ class Lines:
             if os.path.samestat(status, own) and own.st_size >= self._file.tell():
                 return
             self._file.close()
-        self._file, self._rest = self._path.open("rb"), b""
+        self._file, self._rest = open_file(self._path), b""
         for number in range(self.sent):
+            begin = self._file.tell()
             if not self._file.readline(MAX_LINE).endswith(b"\n"):  # fewer lines than were sent: it was cut back
+                self._file.seek(begin)
                 self.sent = number
                 return
 
@@ -198,40 +217,78 @@ def send(folder: Path, kind: str, address: str, until_end: bool = False) -> int:
     """
     values = dict(saved_config(folder).values)
     settings = values.pop("settings", {})
+    key = f"{kind} {address}"
     sent = _read_sent(folder)
-    before = sent.get(f"{kind} {address}", {})
-    lines = Lines(folder / FILE, int(before.get("lines", 0)))
-    count = 0
+    before = sent.get(key, {"id": None, "lines": 0})
+    lines, count, arrived = Lines(folder / FILE, before["lines"]), 0, before["lines"]
+
+    def remember() -> None:
+        sent[key] = {"id": target.id, "lines": arrived}
+        replace_file(folder / SENT_FILE, json.dumps(sent).encode())
+
     try:
-        target = TARGETS[kind](address, folder, {**values, **settings}, before.get("id"))
+        target = TARGETS[kind](address, folder, {**values, **settings}, before["id"])
+        remember()
         with contextlib.closing(lines):
             ends = not until_end
-            while True:
-                for line in lines:
-                    step, seconds = line.pop("step"), line.pop("seconds", 0.0)
-                    numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
-                    target.log(step, seconds, {name: value for name, value in numbers.items() if math.isfinite(value)})
-                    count += 1
-                sent[f"{kind} {address}"] = {"id": target.id, "lines": lines.sent}
-                replace_file(folder / SENT_FILE, json.dumps(sent).encode())
-                if ends:
-                    break
-                ends = _input_ends(SECONDS)
+            try:
+                while True:
+                    for line in lines:
+                        target.log(line.pop("step"), _finite(line.pop("seconds", 0.0)) or 0.0, _numbers(line))
+                        count += 1
+                        arrived = lines.sent if target.at_once else arrived
+                    if ends:
+                        break
+                    ends = _input_ends(SECONDS)
+            finally:
+                remember()
         target.close()
+        arrived = lines.sent
+        remember()
     except (ConfigError, RunFailed, CheckpointError):
         raise
     except Exception as error:
-        raise RunFailed(f"{folder}: {kind} {address}: {type(error).__name__}: {one_line(error)}") from error
+        raise RunFailed(f"{folder}: {key}: {type(error).__name__}: {one_line(error)}") from error
     return count
+
+
+def _finite(value: Any) -> float | None:
+    """The value as a number; None if it is none, or not finite."""
+    if isinstance(value, bool | int | float):
+        with contextlib.suppress(OverflowError):  # a whole number of hundreds of digits
+            if math.isfinite(value):
+                return float(value)
+    return None
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    """The finite numbers of a line of metrics."""
+    found = {name: _finite(value) for name, value in line.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _read_sent(folder: Path) -> dict[str, Any]:
     """What SENT_FILE says; nothing if there is no such file, or none that can be read."""
     with contextlib.suppress(OSError, CheckpointError):
         content, _ = read_json(folder / SENT_FILE)
-        if all(isinstance(entry, dict) for entry in content.values()):
+        if all(_is_entry(entry) for entry in content.values()):
             return content
     return {}
+
+
+def _is_entry(entry: Any) -> bool:
+    """True if this is the record of one target: the number of lines that arrived, and the target's id of the run."""
+    if not isinstance(entry, dict):
+        return False
+    lines, id = entry.get("lines"), entry.get("id")
+    return type(lines) is int and 0 <= lines < 2**62 and isinstance(id, str) and bool(re.fullmatch(r"[\w-]{1,64}", id))
+
+
+def _refuse_other_than_folder(path: Path) -> None:
+    """CheckpointError if a link, or anything else that is no folder, lies at this path."""
+    refuse_link(path)
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder: remove it")
 
 
 def _input_ends(seconds: float) -> bool:
@@ -243,21 +300,25 @@ def _input_ends(seconds: float) -> bool:
     return True
 
 
-def require_package(kind: str, what: str) -> None:
-    """ConfigError with one line if the package of a target is missing.
-
-    Args:
-        what: the flag or setting that asks for it.
-    """
+def require_target(kind: str, address: str) -> None:
+    """ConfigError with one line if the package of a target is missing, or if its address contains a password."""
+    what = f"--{kind}"
+    if re.search(r"//[^/]*@", address):
+        raise ConfigError(
+            f"{what}: a name and a password do not belong into an address, which is stored and printed: set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    if "\0" in address:
+        raise ConfigError(f"{what} {address!r}: a zero byte does not belong there")
     if importlib.util.find_spec(PACKAGES[kind]) is None:
         raise ConfigError(f"{what} needs the package {PACKAGES[kind]}: pip install 'rltrain[{kind}]'")
 
 
-def require_packages(config: RunConfig) -> None:
-    """ConfigError with one line if the package of a target that a run asks for is missing."""
+def require_targets(config: RunConfig) -> None:
+    """ConfigError with one line if a run cannot send its metrics to the targets that it asks for."""
     for kind in TARGETS:
-        if getattr(config, kind) is not None:
-            require_package(kind, f"--{kind}")
+        if (address := getattr(config, kind)) is not None:
+            require_target(kind, address)
 
 
 class Sender:
@@ -279,11 +340,12 @@ class Sender:
         for kind, address in self._targets.items():
             command = [sys.executable, "-P", "-c", COMMAND, str(self._folder), f"--{kind}={address}"]
             try:
-                with (self._folder / LOG_FILE).open("ab") as log:
+                refuse_other_than_file(self._folder / SEND_LOG)
+                with (self._folder / SEND_LOG).open("ab") as log:
                     self._processes[kind] = subprocess.Popen(
                         [*command, "--until-end"], stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
                     )
-            except OSError as error:
+            except (OSError, CheckpointError) as error:
                 self._note(f"--{kind}: nothing is sent: {one_line(error)}")
         return self
 
@@ -306,7 +368,7 @@ class Sender:
             process.wait()
             if status != 0:
                 again = f"rlsend {self._folder} --{name} {self._targets[name]}"
-                self._note(f"--{name}: not all metrics were sent, see {self._folder / LOG_FILE}; again: {again}")
+                self._note(f"--{name}: not all metrics were sent, see {self._folder / SEND_LOG}; again: {again}")
 
 
 def run_send(argv: Sequence[str], version: str) -> str:
@@ -324,9 +386,10 @@ def run_send(argv: Sequence[str], version: str) -> str:
     top.add_argument("--until-end", action="store_true", default=False, help=argparse.SUPPRESS)
     given = top.parse(argv)
     kind = "wandb" if given.get("wandb") is not None else "mlflow"
-    require_package(kind, f"--{kind}")
+    require_target(kind, given[kind])
     results = []
     for run in given["runs"]:
         count = send(Path(run).absolute(), kind, given[kind], given.get("until_end", False))
-        results.append(f"{run}: {count} lines of metrics sent to {kind} {given[kind]}")
+        id = _read_sent(Path(run))[f"{kind} {given[kind]}"]["id"]
+        results.append(f"{run}: {count} lines of metrics sent to {kind} {given[kind]}, run {id}")
     return "\n".join(results)

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from rltrain.errors import CheckpointError, RunFailed
 from rltrain.storage import signature
@@ -83,15 +83,11 @@ def digest_of(data: bytes) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
-def read_file(path: Path, limit: int | None = None, size: int | None = None) -> bytes:
-    """The content of a regular file. Links are not followed.
-
-    Args:
-        limit: of its size, in bytes; None: it must fit into the memory that is free.
-        size:  in bytes, which it must have.
+def open_file(path: Path) -> IO[bytes]:
+    """A regular file, open for reading. Links are not followed.
 
     Raises:
-        CheckpointError: it is missing, is something else than a file, or has another size.
+        CheckpointError: it is missing, or something else than a file.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | NO_LINK)
@@ -102,11 +98,24 @@ def read_file(path: Path, limit: int | None = None, size: int | None = None) -> 
             refuse_link(path)
         why = reason(error) if isinstance(error, OSError) else error
         raise CheckpointError(f"{path} cannot be read: {why}") from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CheckpointError(f"{path} is not a file")
-    with os.fdopen(descriptor, "rb") as file:
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: Path, limit: int | None = None, size: int | None = None) -> bytes:
+    """The content of a regular file. Links are not followed.
+
+    Args:
+        limit: of its size, in bytes; None: it must fit into the memory that is free.
+        size:  in bytes, which it must have.
+
+    Raises:
+        CheckpointError: it is missing, is something else than a file, or has another size.
+    """
+    with open_file(path) as file:
+        status = os.fstat(file.fileno())
         if size is not None and status.st_size != size:
             raise CheckpointError(f"{path} is damaged: {status.st_size:,} bytes instead of {size:,}")
         most = free_memory() if limit is None else limit

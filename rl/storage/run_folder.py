@@ -27,16 +27,12 @@ MAX_NAME = 100  # bytes of the environment's name in the name of a run's folder
 LOCK, RUN_FILE = ".lock", "run.json"
 SEEDS_FILE = "seeds.json"  # in a folder of several runs
 FORMAT = 1
-_OWN = (RUN_FILE, LOCK, "metrics.jsonl")
+SENT_FILE, SEND_LOG = "sent.json", "send.log"  # see `rltrain.reporting.send`
+_OWN = (RUN_FILE, LOCK, "metrics.jsonl", SENT_FILE, SEND_LOG)
 FILES = (*_OWN, *(f".{name}" for name in (*_OWN, "latest", "best")), "latest", "best")  # with those being written
 FOLDERS = ("checkpoints", SEGMENTS, "tensorboard", "replay", "videos")
-PARTS = (
-    *FILES,
-    "checkpoints",
-    "tensorboard",
-    "replay",
-    "videos",
-)  # of a run's folder; what else lies in it is left alone
+# The parts of a run's folder. What else lies in it is left alone.
+PARTS = (*FILES, *(name for name in FOLDERS if name != SEGMENTS))
 # Settings of run.json that may differ from the checkpoint's: a resume changes them, or they only describe others.
 MAY_DIFFER = (
     *(*RESUME, "env", "env_args", "reloadable", "folder", "preset_file", "out", "record", "replay_from"),

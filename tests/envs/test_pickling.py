@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import cloudpickle
@@ -121,6 +123,60 @@ def test_objects_of_the_file_can_be_pickled_by_name_where_it_arrives(
     for name in ("own_objects", "things_of_test"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert elsewhere(self_contained(resolve("own_objects.py:Maze")), place)[0] == 2.0
+
+
+HOLDERS = """
+class Part: pass
+
+class Factory:
+    def __init__(self, kind): self.kind = kind
+
+def closure(kind):
+    def make(): return kind
+    return make
+
+def default(kind=Part): return kind
+"""
+HELD = """
+import pickle, sys
+from rltrain.envs.pickling import restore_names
+held = pickle.load(sys.stdin.buffer)
+restore_names(held)
+kind = held.kind if hasattr(held, "kind") else held()
+assert type(pickle.loads(pickle.dumps(kind()))) is kind
+"""
+
+
+@pytest.mark.parametrize("how", ["Factory(Part)", "closure(Part)", "default"])
+def test_a_class_that_an_object_a_closure_or_a_default_holds_is_found(
+    how: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "holders_of_test.py").write_text(HOLDERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("holders_of_test")
+    with pickled_by_value(["holders_of_test"]):
+        payload = cloudpickle.dumps(eval(how, vars(module)))
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).resolve().parents[2])!r})\n{HELD}"
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=payload, capture_output=True, cwd=tmp_path_factory.mktemp("elsewhere")
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_containers_among_the_globals_are_not_searched() -> None:
+    """They may be large, and each actor would search them at its start."""
+
+    class Watched(list[int]):
+        def __iter__(self) -> Any:
+            raise AssertionError("it was searched")
+
+    def function() -> None:
+        pass
+
+    copy = FunctionType(function.__code__, {"numbers": Watched([1, 2])}, "copy")
+    copy.__module__, copy.__qualname__ = "no_module_of_this_name", "copy"
+    restore_names(copy)
+    assert sys.modules.pop("no_module_of_this_name").copy is copy
 
 
 def test_names_of_installed_modules_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,8 @@ from rltrain.reporting.console import say
 from rltrain.rollout.tree import leaves, unflatten
 from rltrain.rollout.types import Episode, Trajectory
 
-PART_BYTES, ALL_BYTES = (
-    8 * 2**20,
-    256 * 2**20,
-)  # of an episode, and of all that have not ended: more is written in parts
+PART_BYTES = 8 * 2**20  # of an episode; a longer one is written in parts
+ALL_BYTES = 256 * 2**20  # of all episodes that have not ended; more are written in parts
 UNWRITTEN_BYTES = 256 * 2**20  # of episodes that the disk does not take; more are lost
 ROW_BYTES = 500  # estimated memory of a row in addition to its arrays
 FLUSH_SECONDS = 60.0  # between two files
@@ -62,7 +60,7 @@ class Episodes:
 
     Args:
         spec:    of the environment.
-        most:    episodes that may be open; the oldest is cut where there are more.
+        most:    episodes that may be open; with one more, the episode that was not used for longest is closed.
         seconds: without a question after which an episode is cut.
 
     Attributes:

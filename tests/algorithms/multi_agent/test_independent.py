@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from oracles.acting import Bench
 from oracles.teams import THREE, TWO, episodes, recurrent_values, team_spec
 
+import rltrain
 from rltrain.algorithms import algorithm_class, settings_class
 from rltrain.algorithms.multi_agent.global_state import GlobalState
 from rltrain.algorithms.multi_agent.independent import ID, OWN, STATE, Independent, group_views, joint_policy
@@ -260,6 +262,28 @@ def test_a_frozen_policy_stays_and_the_others_learn_as_without_it() -> None:
         part = first.inner[0].update(first.views[0].unrolls(unrolls(seed), slice(0, 0), "0/"), 0.0).metrics
         first.inner[0].observe(first.views[0].unrolls(unrolls(seed), slice(0, 0), "0/"))
     assert {name: float(value) for name, value in metrics.items()} == {k: float(v) for k, v in part.items()}
+
+
+def test_a_run_with_a_frozen_policy_and_its_resume(tmp_path: Path) -> None:
+    """The networks of the frozen policy are those of the run that it begins with; the others learn."""
+    quick: dict[str, Any] = {
+        "algo": "ppo", "env": "generations", "workers": 0, "streams": 2, "unroll": 8, "minibatches": 1, "widths": (4,),
+        "steps": 32, "eval_every": 0, "preset": "none", "quiet": True, "out": str(tmp_path), "share": "none",
+    }  # fmt: skip
+    first = rltrain.train(**quick)
+    names = [group.name for group in rltrain.load(first.run).spec.groups]
+    frozen = rltrain.train(**quick, freeze=names[:1], init_from=first.run, seed=1)
+    resumed = rltrain.train(resume=frozen.run, steps=64, quiet=True)
+
+    def weights(result: rltrain.Result) -> dict[str, torch.Tensor]:
+        policy: Any = rltrain.load(result.run).policy
+        return {name: x.clone() for name, x in policy.state_dict().items()}
+
+    before, after = weights(first), weights(resumed)
+    changed = {name.split(".")[1] for name, x in before.items() if not torch.equal(after[name], x)}
+    assert changed == {str(number) for number in range(1, len(names))}
+    with pytest.raises(rltrain.ConfigError, match="qmix on two-step has no policies that learn apart from each other"):
+        rltrain.train(algo="qmix", env="two-step", freeze=["agent"], out=str(tmp_path), quiet=True)
 
 
 def test_what_cannot_be_frozen() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 import threading
 import time
@@ -29,6 +31,7 @@ QUICK: dict[str, Any] = {
 class Kept:
     """A target that keeps everything in memory."""
 
+    at_once: ClassVar[bool] = True
     runs: ClassVar[dict[str, list[tuple[int, dict[str, float]]]]] = {}
     closed: ClassVar[int] = 0
 
@@ -104,6 +107,11 @@ def test_lines_of_a_file_that_grows_and_is_cut_back(tmp_path: Path) -> None:
     other.replace(file)
     assert list(lines) == []
     assert lines.sent == 2
+    file.write_text(line(1) + '{"step"')  # cut in place, within a line
+    assert list(lines) == []
+    with file.open("a") as more:
+        more.write(": 6}\n")
+    assert [item["step"] for item in lines] == [6]
     with file.open("a") as more:
         more.write(line(5))
     assert [item["step"] for item in lines] == [5]
@@ -119,7 +127,15 @@ def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     lines.close()
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"wandb project": 3}', "[" * 5000])
+ENTRY = '{"wandb project": {"id": %s, "lines": %s}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", '{"wandb project": 3}', "[" * 5000]
+    + [ENTRY % ('"a"', lines) for lines in ('"x"', "null", "[1]", "1e400", "-3", "true", "1.5")]
+    + [ENTRY % (id, "1") for id in ("3", "null", '"../a"', '""', f'"{"a" * 100}"')],
+)
 def test_a_damaged_record_of_what_was_sent_sends_everything_again(content: str, run: Path, kept: type[Kept]) -> None:
     (run / send.SENT_FILE).write_text(content)
     assert send.send(run, "wandb", "project") == len(read(run))
@@ -151,9 +167,60 @@ def test_a_target_that_refuses_is_one_line_and_the_rest_is_sent_later(
     assert cli.main_send([str(run), "--wandb", "p"]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "wandb p: ConnectionError: no route to the host" in line
-    (run / FILE).write_text(before)
+    (run / FILE).write_text(before + '{"step": 301}\n')
     assert cli.main_send([str(run), "--wandb", "p"]) == 0
-    assert f"{len(read(run))} lines of metrics sent to wandb p" in capsys.readouterr().out
+    assert "1 lines of metrics sent to wandb p, run p-0" in capsys.readouterr().out
+    assert [step for step, _ in kept.runs["p-0"]] == [line["step"] for line in read(run)]
+
+
+def test_what_arrives_at_the_end_only_is_sent_again_if_there_was_no_end(
+    run: Path, kept: type[Kept], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with W&B, which sends in a thread of its own until `finish`."""
+
+    def no_route(self: Kept) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(Kept, "at_once", False)
+    with monkeypatch.context() as broken:
+        broken.setattr(Kept, "close", no_route)
+        with pytest.raises(rltrain.RunFailed, match="no route"):
+            send.send(run, "wandb", "p")
+    assert send.send(run, "wandb", "p") == len(read(run))
+    assert list(kept.runs) == ["p-0"]
+    assert send.send(run, "wandb", "p") == 0
+
+
+def test_numbers_that_no_service_takes_are_left_out(run: Path, kept: type[Kept]) -> None:
+    (run / FILE).write_text('{"step": 1, "a": NaN, "b": Infinity, "c": 1%s, "d": 2, "e": true}\n' % ("0" * 400))
+    assert send.send(run, "wandb", "p") == 1
+    assert kept.runs["p-0"] == [(1, {"d": 2.0, "e": 1.0})]
+
+
+@pytest.mark.parametrize("name", [FILE, "wandb", send.SEND_LOG, send.SENT_FILE])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_nothing_outside_of_the_folder_is_read_or_written(
+    name: str, kind: str, trained: rltrain.Result, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.run, run := tmp_path / "run")
+    (outside := tmp_path / "outside").write_text('{"step": 1}\n')
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(outside) if kind == "link" else os.mkfifo(run / name)
+    if name in (FILE, "wandb"):
+        with pytest.raises(rltrain.CheckpointError, match=r"is a link|is not a f"):
+            list(send.Lines(run / FILE, 0)) if name == FILE else send.WandB("p", run, {}, None)
+    if name != "wandb":
+        with pytest.raises(rltrain.CheckpointError, match=r"is a link|is not a file"):
+            rltrain.train(resume=run, steps=128, wandb="p")
+    assert outside.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("address", "said"), [("http://me:secret@host", "MLFLOW_TRACKING_PASSWORD"), ("a\0b", "zero byte")]
+)
+def test_an_address_that_cannot_be_used(address: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        rltrain.train(**QUICK, out=str(tmp_path), mlflow=address)
 
 
 def test_a_missing_package_is_said_before_the_run_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,8 +273,11 @@ def server() -> Iterator[ThreadingHTTPServer]:
     server.server_close()
 
 
-def test_mlflow_gets_settings_and_metrics_and_the_run_continues(run: Path, server: ThreadingHTTPServer) -> None:
+def test_mlflow_gets_settings_and_metrics_and_the_run_continues(
+    run: Path, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("mlflow")
+    monkeypatch.setattr(send, "BATCH", 20)
     uri = f"http://127.0.0.1:{server.server_address[1]}"
     lines = read(run)
 
@@ -224,6 +294,9 @@ def test_mlflow_gets_settings_and_metrics_and_the_run_continues(run: Path, serve
     assert {(int(item["step"]), item["key"]): item["value"] for item in metrics} == pytest.approx(expected)
     assert params["algo"] == "ppo"
     assert params["unroll"] == "8"
+    assert len(params) > 20
+    assert all(len(body.get("params", [])) <= 20 for _, body in calls)
+    assert all(abs(int(item["timestamp"]) / 1000 - time.time()) < 600 for item in metrics)
     assert calls[-1][1]["status"] == "FINISHED"
 
     calls.clear()
@@ -263,8 +336,8 @@ def test_a_server_that_does_not_answer_costs_a_line_and_a_limited_time(
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
         began = time.monotonic()
         result = rltrain.train(**{**QUICK, "quiet": False}, out=str(tmp_path), mlflow=uri)
-        assert time.monotonic() - began < 60  # MLflow's client alone would wait for an hour
+        assert time.monotonic() - began < 30  # MLflow's client alone would wait for an hour, or for its retries
 
     assert result.fingerprint == trained.fingerprint
-    assert f"--mlflow: not all metrics were sent, see {result.run / send.LOG_FILE}" in capfd.readouterr().out
+    assert f"--mlflow: not all metrics were sent, see {result.run / send.SEND_LOG}" in capfd.readouterr().out
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
