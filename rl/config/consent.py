@@ -144,6 +144,12 @@ ADVICE = (
 )
 
 
+def code_without_consent(env: str) -> str | None:
+    """The module or file that the environment `env` imports, unless the user named it; None if there is none."""
+    code = code_in(env)
+    return None if code is None or _is_imported(code) else code
+
+
 def _listed(needs: list[str]) -> str:
     return ", ".join(needs[:-1]) + " and " * (len(needs) > 1) + needs[-1]
 
@@ -152,8 +158,8 @@ def _code_named(config: Any, settings: Collection[str]) -> Iterator[str]:
     """What a run with this configuration would do with code, files and machines that `settings` name, in words."""
     for key in ("env", "eval_env"):
         env = getattr(config, key) if key in settings else None
-        code = code_in(env) if isinstance(env, str) else None
-        if code is not None and not _is_imported(code):
+        code = code_without_consent(env) if isinstance(env, str) else None
+        if code is not None:
             yield f"import {code!r} ({key} {env!r})"
     for key in NETWORK:
         name = config.algo if key == "algo" else getattr(config.settings, key, "auto")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rltrain.config.consent import import_code
+from rltrain.config.consent import code_without_consent, import_code
 from rltrain.config.flags import Parser, add_env_arg
 from rltrain.data import formats
 from rltrain.data.check import findings
@@ -170,7 +170,7 @@ def _exported(source: Path, episodes: list[Recorded], spec: EnvSpec, given: dict
     if kind == "npz" and out.suffix != ".npz":
         raise ConfigError(f"{out}: the name of an npz file ends in .npz")
     if kind == "minari":
-        env = resolve(given["env"] or spec.id, dict(given.get("env_args", [])), folder=os.getcwd()).make()
+        env = resolve(_env_name(source, spec, given), dict(given.get("env_args", [])), folder=os.getcwd()).make()
         try:
             formats.write_minari(out, episodes, spec, env, f"{out.name}-v0")
         finally:
@@ -180,6 +180,14 @@ def _exported(source: Path, episodes: list[Recorded], spec: EnvSpec, given: dict
     else:
         formats.write_d4rl(out, episodes, spec)
     return [f"{out}: {sum(one.steps for one in episodes):,} steps in {len(episodes):,} episodes, {kind}"]
+
+
+def _env_name(source: Path, spec: EnvSpec, given: dict[str, Any]) -> str:
+    """The environment of --env, or that of the data. The data may be from somebody else: it names no code."""
+    name = str(given["env"] or spec.id)
+    if given["env"] is None and code_without_consent(name) is not None:
+        raise ConfigError(f"{source} names the code {name[:100]!r}, which was not imported: add --env ENV to choose it")
+    return name
 
 
 def _imported(source: Path, episodes: list[Recorded], spec: EnvSpec, given: dict[str, Any]) -> list[str]:
