@@ -50,8 +50,8 @@ def open_data(
     data = DataSource(plan, spec, config.streams)
     if config.replay_from is not None:
         recording = Recording.open(Path(config.replay_from).absolute(), spec)
+        rows = recording.rows_per_stream(history(recording.spec))
         if plan.data_only:
-            rows = recording.rows_per_stream(history(recording.spec))
             plan = dataclasses.replace(plan, capacity=recording.streams * max(rows, plan.n_step + 1))
         data = DataSource(plan, recording.spec, recording.streams, recording)
     warmup = 0 if config.replay_from else plan.warmup

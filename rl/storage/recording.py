@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ FORMAT = 1
 INDEX = "record.json"
 FILE_BYTES = 64 * 2**20  # of memory: a file is written when the deliveries exceed it
 OVERHEAD = 2048  # estimated bytes of a delivery in addition to its arrays, which short deliveries consist of
+SILENT = 1024  # streams for each column in the files: a run that ends early has not recorded all of its streams
 TREES = ("obs", "extras")  # fields with several arrays
 
 
@@ -198,11 +200,21 @@ class Recording:
             yield piece
 
     def rows_per_stream(self, older: int = 0) -> int:
-        """The most rows that a replay of all pieces needs for a stream; `older` frames precede each piece."""
-        rows = np.zeros(max(self.streams, 1), np.int64)
+        """The most rows that a replay of all pieces needs for a stream; `older` frames precede each piece.
+
+        Raises:
+            CheckpointError: the index counts far more streams than the files have columns, or see `pieces`.
+        """
+        rows: Counter[int] = Counter()
+        columns = 0
         for piece in self.pieces():
-            rows[piece.stream] += piece.rows + 1 + older
-        return int(rows.max())
+            columns += len(piece.stream)
+            for stream in piece.stream.tolist():
+                rows[stream] += piece.rows + 1 + older
+        if self.streams > SILENT * max(columns, 1):
+            text = f"it counts {self.streams:,} streams, and its files have columns of {columns:,}"
+            raise CheckpointError(f"{self.folder / INDEX} is damaged: {text}")
+        return max(rows.values(), default=0)
 
     def arrays(self) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of each piece, by name."""

@@ -406,3 +406,18 @@ def test_a_recording_names_its_own_files_only(name: Any, recorded: Path, tmp_pat
 
     with pytest.raises(CheckpointError, match=r"record\.json is damaged: files\.0\.name"):
         Recording.open(tmp_path / "rec")
+
+
+@pytest.mark.parametrize("algo", ["cql", "dqn"])
+def test_a_number_of_streams_that_the_files_do_not_have_is_refused(
+    algo: str, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Memory for them would be asked for, and the user's own settings blamed."""
+    shutil.copytree(recorded, tmp_path / "rec")
+    forge(tmp_path / "rec" / record.INDEX, lambda index: index["run"].update(streams=10**12))
+
+    with pytest.raises(CheckpointError, match=r"is damaged: it counts 1,000,000,000,000 streams, and its files have"):
+        Recording.open(tmp_path / "rec").rows_per_stream()
+    given = ["--data" if algo == "cql" else "--replay-from", str(tmp_path / "rec")]
+    line = refused(capsys, "--algo", algo, "--env", "CartPole-v1", *given, "--out", str(tmp_path / "runs"))
+    assert "record.json is damaged: it counts 1,000,000,000,000 streams" in line
