@@ -53,24 +53,41 @@ def _spaces(episodes: Sequence[Recorded], spec: EnvSpec) -> Iterator[Finding]:
     leaves = spec.leaves()
     wanted = [(f"observation leaf {i}", leaf.shape, leaf.dtype) for i, leaf in enumerate(leaves)]
     wanted += [("action", spec.action.shape, spec.action.dtype), ("reward", (), "float32")]
+    wanted += [("action mask", (spec.action.mask_size,), "bool")] if spec.action_mask else []
     for place, (name, shape, dtype) in enumerate(wanted):
         wrong, seen = [], ""
         for number, episode in enumerate(episodes):
-            arrays = [*episode.obs, episode.action, episode.reward]
-            if len(arrays) != len(wanted) or arrays[place].shape[1:] != shape or arrays[place].dtype != dtype:
+            obs = episode.obs if len(episode.obs) == len(leaves) else [None] * len(leaves)
+            array = [*obs, episode.action, episode.reward, episode.mask][place]
+            if array is None or array.shape[1:] != shape or array.dtype != dtype:
                 wrong.append(number)
-                seen = f"{arrays[place].dtype} {arrays[place].shape[1:]}" if len(arrays) == len(wanted) else "missing"
+                seen = "missing" if array is None else f"{array.dtype} {array.shape[1:]}"
         if wrong:
             text = f"{name} is {seen} in {_named(wrong, len(episodes))}; its space is {dtype} {shape}: mixed spaces"
             yield Finding("mixed spaces", text)
+    extras = [{name: (array.shape[1:], array.dtype) for name, array in one.extras.items()} for one in episodes]
+    wrong = [number for number, kinds in enumerate(extras) if kinds != extras[0]]
+    if wrong:
+        text = f"what is also recorded of {_named(wrong, len(episodes))} is not that of the first one: mixed spaces"
+        yield Finding("mixed spaces", text)
     lengths = [
         number
         for number, episode in enumerate(episodes)
-        if any(len(leaf) != episode.steps + 1 for leaf in episode.obs) or len(episode.action) != episode.steps
+        if any(len(leaf) != episode.steps + 1 for leaf in [*episode.obs, *_masks(episode)])
+        or any(len(array) != episode.steps for array in (episode.action, *episode.extras.values()))
     ]
     if lengths:
         text = f"{_named(lengths, len(episodes))} have not one more observation than actions and rewards"
         yield Finding("missing observations", text)
+
+
+def _masks(episode: Recorded) -> list[np.ndarray]:
+    return [] if episode.mask is None else [episode.mask]
+
+
+def structure(episodes: Sequence[Recorded], spec: EnvSpec) -> list[Finding]:
+    """What keeps the episodes from being joined or counted: mixed spaces and missing observations."""
+    return list(_spaces(episodes, spec))
 
 
 def _numbers(episodes: Sequence[Recorded], spec: EnvSpec) -> Iterator[Finding]:
@@ -114,7 +131,7 @@ def _ranges(episodes: Sequence[Recorded], spec: EnvSpec) -> Iterator[Finding]:
 
 
 def _ends(episodes: Sequence[Recorded], spec: EnvSpec) -> Iterator[Finding]:
-    """Episodes that end by nothing, or in two ways."""
+    """Episodes without an end flag, or with both."""
     open_ends = [n for n, one in enumerate(episodes) if not (one.terminated or one.truncated)]
     if len(open_ends) > max(1, len(episodes) // 2):
         text = (
@@ -209,7 +226,10 @@ def _unexplained(episodes: Sequence[Recorded], shift: int) -> float:
     waves = rows @ rng.normal(0, 1 / np.sqrt(size), (size, WAVES)) + rng.uniform(0, 2 * np.pi, WAVES)
     rows = np.concatenate([np.ones((len(rows), 1)), rows, np.cos(waves)], 1)
     half = np.arange(len(rows)) % 2 == 0
-    weight = np.linalg.solve(rows[half].T @ rows[half] + 1e-6 * np.eye(rows.shape[1]), rows[half].T @ target[half])
+    square = rows[half].T @ rows[half] + 1e-6 * np.eye(rows.shape[1])
+    if not np.isfinite(square).all():
+        return 1.0  # the numbers are too large to be squared
+    weight = np.linalg.solve(square, rows[half].T @ target[half])
     return float(((target[~half] - rows[~half] @ weight) ** 2).mean() / target[~half].var())
 
 

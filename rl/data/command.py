@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from rltrain.config.consent import code_without_consent, import_code
 from rltrain.config.flags import Parser, add_env_arg
 from rltrain.data import formats
-from rltrain.data.check import findings
+from rltrain.data.check import findings, structure
 from rltrain.data.episodes import Recorded, episodes_of, write
 from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.spec import EnvSpec
@@ -50,7 +51,8 @@ def run_data(argv: Sequence[str], version: str) -> tuple[str, int]:
         "export": lambda: (_exported(source, episodes, spec, given), 0),
         "import": lambda: (_imported(source, episodes, spec, given), 0),
     }
-    lines, status = actions[verb]()
+    with np.errstate(all="ignore"):  # numbers may be of any size: `check` says so
+        lines, status = actions[verb]()
     return "\n".join([*(lines if given["json"] else [*notes, *lines])]), status
 
 
@@ -103,9 +105,12 @@ def _spec(given: dict[str, Any]) -> EnvSpec:
 
 
 def _shown(source: Path, episodes: list[Recorded], spec: EnvSpec, as_json: bool) -> list[str]:
+    wrong = structure(episodes, spec)
+    if wrong:
+        raise CheckpointError(f"{source}: {wrong[0].text}; rldata check lists what is wrong")
     values = numbers(episodes, spec)
     if as_json:
-        return [json.dumps(values)]
+        return [json.dumps(_without_nan(values), allow_nan=False)]
     lines = [f"{source}: {values['steps']:,} steps of {spec.id}, {values['episodes']:,} episodes"]
     ends = ", ".join(f"{values[name]:,} {name.replace('_', ' ')}" for name in ("terminated", "truncated", "not_ended"))
     lines.append(f"ends: {ends}")
@@ -129,8 +134,12 @@ def numbers(episodes: list[Recorded], spec: EnvSpec) -> dict[str, Any]:
     action = np.concatenate([one.action.reshape(one.steps, -1) for one in episodes])
     about: dict[str, Any] = {}
     if spec.action.kind == "discrete":
-        counts = np.bincount(action[:, 0].astype(np.int64), minlength=spec.action.nvec[0])
+        size = spec.action.nvec[0]
+        known = action[(action >= 0) & (action < size)]  # others may be any number
+        counts = np.bincount(known.astype(np.int64), minlength=size)
         about["shares"] = [round(float(count) / len(action), 4) for count in counts]
+        if len(known) < len(action):
+            about["share out of range"] = round(1 - len(known) / len(action), 4)
     else:
         about["mean"] = [round(float(x), 4) for x in action.mean(0)[:16]]
         about["deviation"] = [round(float(x), 4) for x in action.std(0)[:16]]
@@ -150,6 +159,15 @@ def numbers(episodes: list[Recorded], spec: EnvSpec) -> dict[str, Any]:
             np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist() if values else [float("nan")] * 5
         )
     return result
+
+
+def _without_nan(node: Any) -> Any:
+    """JSON has no NaN and no infinity: null in their place."""
+    if isinstance(node, dict):
+        return {key: _without_nan(child) for key, child in node.items()}
+    if isinstance(node, list):
+        return [_without_nan(child) for child in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
 def _checked(source: Path, episodes: list[Recorded], spec: EnvSpec, as_json: bool) -> tuple[list[str], int]:

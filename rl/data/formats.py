@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rltrain.data.episodes import Recorded
+from rltrain.data.foreign import Group, hdf5, npz_arrays, plain, reading
 from rltrain.envs.spaces import action_reader
 from rltrain.envs.spec import ActionSpec, EnvSpec, to_json
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.rollout.tree import unflatten
+from rltrain.storage import files
 from rltrain.storage.schema import read_spec
 
 OWN = "policy_action"  # the actions as the policy chose them, beside those that the environment received
@@ -67,18 +68,28 @@ def write_npz(path: Path, episodes: Sequence[Recorded], spec: EnvSpec) -> None:
 
 def read_npz(path: Path) -> Read:
     """The inverse of `write_npz`; nothing in the file can run."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        spec = read_spec(path, json.loads(str(arrays["spec"])))
+    with reading(path, "npz file of rldata"):
+        arrays = npz_arrays(path)
+        text = arrays.pop("spec")
+        if text.dtype.kind != "U" or text.shape:
+            raise ValueError("spec is no text")
+        spec = _spec_in(path, str(text))
+        arrays = {name: plain(path, name, array) for name, array in arrays.items()}
         lengths = arrays["lengths"].astype(np.int64)
+        if lengths.ndim != 1 or (lengths < 1).any() or (lengths > arrays["rewards"].size).any():
+            raise ValueError("lengths are not those of episodes with at least one step")
         steps = np.concatenate([[0], np.cumsum(lengths)])
         rows = np.concatenate([[0], np.cumsum(lengths + 1)])
-        for name, total in (("actions", steps[-1]), ("rewards", steps[-1]), ("observations.0", rows[-1])):
+        names = ["lengths", "whole", "terminated", "truncated", "actions", "rewards"]
+        names += [f"observations.{i}" for i in range(len(spec.leaves()))]
+        extras = {name.removeprefix("extras."): array for name, array in arrays.items() if name.startswith("extras.")}
+        masks = arrays.get("action_masks") if spec.action_mask else None
+        for name in (*names, *(f"extras.{key}" for key in extras), *(["action_masks"] if masks is not None else [])):
+            total = rows[-1] if name.startswith(("obs", "action_m")) else steps[-1]
+            total = len(lengths) if name in names[:4] else total
             if len(arrays[name]) != total:
                 raise ValueError(f"{name} has {len(arrays[name])} rows, and lengths ask for {total}")
-        extras = {name.removeprefix("extras."): array for name, array in arrays.items() if name.startswith("extras.")}
-        masks = arrays.get("action_masks")
+        _require_flat(path, "rewards", arrays["rewards"])
         episodes = []
         for n in range(len(lengths)):
             at, obs = slice(steps[n], steps[n + 1]), slice(rows[n], rows[n + 1])
@@ -94,8 +105,6 @@ def read_npz(path: Path) -> Read:
                     whole=bool(arrays["whole"][n]),
                 )
             )
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} is no npz file of rldata: {' '.join(str(error).split())[:200]}") from None
     return Read(episodes, spec, [])
 
 
@@ -129,23 +138,21 @@ def read_d4rl(path: Path, spec: EnvSpec) -> Read:
     and repeats the one before. At a time limit the last step is left out, since its value would need it.
     """
     _require_plain(spec, "d4rl")
-    h5py = _h5py()
-    try:
-        with h5py.File(path, "r") as file:
+    h5py, path = _h5py(), path.resolve()  # the user may name a link
+    with reading(path, "file of D4RL's layout"):
+        with hdf5(h5py, path) as file:
+            count = len(file.array("rewards"))
+            if not count:
+                raise CheckpointError(f"{path} holds no step")
             names = ["observations", "actions", "rewards", "terminals"]
-            arrays = {
-                name: np.asarray(file[name]) for name in (*names, "timeouts", "next_observations") if name in file
-            }
-            infos = _arrays(file.get("infos", {}))
-    except OSError as error:
-        raise CheckpointError(f"{path} is no HDF5 file: {' '.join(str(error).split())[:200]}") from None
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise CheckpointError(f"{path} is no file of D4RL's layout: it has no {missing[0]}")
+            names += [name for name in ("timeouts", "next_observations") if name in file]
+            arrays = {name: file.array(name, count) for name in names}
+            infos = file.group("infos").arrays() if "infos" in file else {}
+        return _d4rl_episodes(path, spec, arrays, infos)
+
+
+def _d4rl_episodes(path: Path, spec: EnvSpec, arrays: dict[str, np.ndarray], infos: dict[str, np.ndarray]) -> Read:
     count = len(arrays["rewards"])
-    wrong = next((name for name, array in arrays.items() if len(array) != count), None)
-    if wrong is not None:
-        raise CheckpointError(f"{path}: {wrong} has {len(arrays[wrong])} rows, and rewards have {count}")
     leaf = spec.leaves()[0]
     obs = _cast(path, "observations", arrays["observations"], leaf.shape, leaf.dtype)
     after = arrays.get("next_observations")
@@ -154,7 +161,7 @@ def read_d4rl(path: Path, spec: EnvSpec) -> Read:
     reward = arrays["rewards"].astype(np.float32).reshape(count)
     terminals = arrays["terminals"].astype(bool).reshape(count)
     timeouts = arrays.get("timeouts", np.zeros(count)).astype(bool).reshape(count)
-    extras = {name: array for name, array in infos.items() if len(array) == count and array.dtype.kind in "fiub"}
+    extras = {name: array for name, array in infos.items() if len(array) == count}
     ended = terminals | timeouts
     if after is not None and count > 1:
         jumps = (after[:-1] != obs[1:]).reshape(count - 1, -1).any(1)
@@ -230,56 +237,49 @@ def write_minari(folder: Path, episodes: Sequence[Recorded], spec: EnvSpec, env:
 
 def read_minari(folder: Path, spec: EnvSpec | None) -> Read:
     """The episodes of a Minari data set in HDF5. `spec` is needed for data that rldata did not write."""
-    h5py = _h5py()
+    h5py, folder = _h5py(), folder.resolve()  # the user may name a link
     data = folder / "data" if (folder / "data").is_dir() else folder
-    try:
-        about = json.loads((data / "metadata.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is no data set of Minari: {' '.join(str(error).split())[:200]}") from None
+    about, _ = files.read_json(data / "metadata.json")
     if about.get("data_format") != "hdf5":
-        raise ConfigError(f"{folder} has the format {about.get('data_format')}; rldata reads Minari's hdf5")
+        raise ConfigError(f"{folder} has the format {str(about.get('data_format'))[:50]!r}; rldata reads Minari's hdf5")
     if "rltrain_spec" in about:
-        spec = read_spec(data / "metadata.json", json.loads(about["rltrain_spec"]))
+        spec = _spec_in(data / "metadata.json", about["rltrain_spec"])
     if spec is None:
         raise ConfigError(f"{folder}: add --env ENV, the environment that was recorded")
-    episodes = []
-    try:
-        with h5py.File(data / "main_data.hdf5", "r") as file:
-            for number in range(len(file)):
-                group = file[f"episode_{number}"]
-                infos = {
-                    name: np.asarray(item) for name, item in group.get("infos", {}).items() if hasattr(item, "shape")
-                }
-                steps = len(group["rewards"])
-                flat = [np.asarray(item) for item in _leaves_of(group["observations"], spec.obs)]
-                obs = [
-                    _cast(folder, f"observations of episode {number}", array, leaf.shape, leaf.dtype, leaf.start)
-                    for array, leaf in zip(flat, spec.leaves(), strict=True)
-                ]
-                if any(len(leaf) != steps + 1 for leaf in obs):
-                    text = f"episode {number} has {len(obs[0])} observations for {steps} steps; it needs one more"
-                    raise CheckpointError(f"{folder}: {text}")
-                own = infos.get(OWN)
-                action = np.asarray(group["actions"])
-                episodes.append(
-                    Recorded(
-                        obs=obs,
-                        action=_own_actions(folder, action, None if own is None else own[:steps], spec.action),
-                        reward=np.asarray(group["rewards"], np.float32),
-                        terminated=bool(group["terminations"][-1]),
-                        truncated=bool(group["truncations"][-1]),
-                        mask=infos["action_mask"] if spec.action_mask and "action_mask" in infos else None,
-                        extras={
-                            key.removeprefix("extras."): array[:steps]
-                            for key, array in infos.items()
-                            if key.startswith("extras.")
-                        },
-                        whole=bool(infos["whole"][0]) if "whole" in infos else True,
-                    )
-                )
-    except (OSError, KeyError, IndexError) as error:
-        raise CheckpointError(f"{folder} is no data set of Minari: {' '.join(str(error).split())[:200]}") from None
+    with reading(folder, "data set of Minari"), hdf5(h5py, data / "main_data.hdf5") as file:
+        episodes = [
+            _minari_episode(folder, number, file.group(f"episode_{number}"), spec) for number in range(len(file))
+        ]
     return Read(episodes, spec, [])
+
+
+def _minari_episode(folder: Path, number: int, group: Group, spec: EnvSpec) -> Recorded:
+    reward = group.array("rewards").astype(np.float32)
+    steps = len(reward)
+    if not steps:
+        raise CheckpointError(f"{folder}: episode {number} has no step")
+    _require_flat(folder, f"rewards of episode {number}", reward)
+    infos = group.group("infos").arrays() if "infos" in group else {}
+    obs = [
+        _cast(folder, f"observations of episode {number}", array, leaf.shape, leaf.dtype, leaf.start)
+        for array, leaf in zip(_leaves_of(group, "observations", spec.obs), spec.leaves(), strict=True)
+    ]
+    own = infos.get(OWN)
+    action = group.array("actions", steps)
+    return Recorded(
+        obs=obs,
+        action=_own_actions(folder, action, None if own is None else own[:steps], spec.action),
+        reward=reward,
+        terminated=bool(group.array("terminations", steps)[-1]),
+        truncated=bool(group.array("truncations", steps)[-1]),
+        mask=infos["action_mask"] if spec.action_mask and "action_mask" in infos else None,
+        extras={
+            key.removeprefix("extras."): array[:steps]
+            for key, array in infos.items()
+            if key.startswith("extras.") and len(array) >= steps
+        },
+        whole=bool(infos["whole"][0]) if "whole" in infos else True,
+    )
 
 
 # --- pieces ---
@@ -338,17 +338,28 @@ def _put(group: Any, name: str, tree: Any) -> None:
         group[name] = tree
 
 
-def _leaves_of(node: Any, like: Any) -> list[Any]:
+def _leaves_of(group: Group, name: str, like: Any) -> list[np.ndarray]:
     if isinstance(like, dict):
-        return [leaf for key in sorted(like) for leaf in _leaves_of(node[key], like[key])]
+        return [leaf for key in sorted(like) for leaf in _leaves_of(group.group(name), key, like[key])]
     if isinstance(like, tuple):
-        return [leaf for i, child in enumerate(like) for leaf in _leaves_of(node[f"_index_{i}"], child)]
-    return [node]
+        inner = group.group(name)
+        return [leaf for i, child in enumerate(like) for leaf in _leaves_of(inner, f"_index_{i}", child)]
+    return [group.array(name)]
 
 
-def _arrays(group: Any) -> dict[str, np.ndarray]:
-    """The data sets of a group, without its groups."""
-    return {name: np.asarray(item) for name, item in group.items() if hasattr(item, "shape")}
+def _spec_in(path: Path, text: Any) -> EnvSpec:
+    """The spec that a file holds as text, of one agent."""
+    if not isinstance(text, str):
+        raise CheckpointError(f"{path} is damaged: its spec is no text")
+    spec = read_spec(path, files.parse_json(path, text.encode()))
+    if spec.groups:
+        raise ConfigError(f"{path}: several agents were recorded; rldata reads the data of one agent")
+    return spec
+
+
+def _require_flat(path: Path, name: str, array: np.ndarray) -> None:
+    if array.ndim != 1:
+        raise CheckpointError(f"{path}: {name} have the shape {array.shape}, and there is one reward for each step")
 
 
 def _padded(array: np.ndarray) -> np.ndarray:

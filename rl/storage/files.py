@@ -135,6 +135,18 @@ def refuse_link(path: Path) -> None:
         raise CheckpointError(f"{path} is a link, which is not followed: put what it points to there")
 
 
+def require_file(path: Path) -> None:
+    """CheckpointError unless a regular file lies at this path."""
+    refuse_link(path)
+    try:
+        status = path.lstat()
+    except (OSError, ValueError) as error:
+        why = reason(error) if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path} cannot be read: {why}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path} is not a file")
+
+
 def refuse_other_than_file(path: Path) -> None:
     """CheckpointError if something else than a file lies at this path, or a file that has a second name elsewhere."""
     refuse_link(path)
@@ -194,6 +206,11 @@ def read_json(path: Path) -> tuple[dict[str, Any], bytes]:
         CheckpointError: it cannot be read, is larger, or holds something else.
     """
     data = read_file(path, JSON_BYTES)
+    return parse_json(path, data), data
+
+
+def parse_json(path: Path, data: bytes) -> dict[str, Any]:
+    """A JSON document of bounded size and nesting; CheckpointError if it is something else."""
     try:
         if sum(data.count(mark) for mark in (b",", b"[", b"{")) > JSON_VALUES:
             raise ValueError
@@ -202,7 +219,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], bytes]:
             raise ValueError
     except (ValueError, RecursionError, MemoryError):
         raise CheckpointError(f"{path} is damaged: it is not the JSON that was written") from None
-    return content, data
+    return content
 
 
 def _is_deeper(node: Any, limit: int) -> bool:
