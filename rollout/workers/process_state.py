@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import spawn
 from typing import Any, NamedTuple, NoReturn
@@ -99,7 +100,9 @@ class _Asynchronous:
                     _signal.signal(number, handler)
 
 
-_in_use: set[Any] = set()  # of LocalSettings: in one process there may be several environments at a time
+_in_use: weakref.WeakSet[Any] = (
+    weakref.WeakSet()
+)  # of LocalSettings: in one process there may be several environments at a time
 _before: list[_Asynchronous] = []  # of the time when the first of them was made
 
 

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
+import weakref
 from collections.abc import Iterator
 from multiprocessing import spawn
 from pathlib import Path
@@ -35,6 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rltrain
 from rltrain.envs.errors import ProcessExit
 from rltrain.envs.problems.probes import Counter
+from rltrain.rollout.workers import process_state
 from rltrain.rollout.workers.process_state import LocalSettings
 
 QUICK: dict[str, Any] = {
@@ -94,6 +96,13 @@ def disturb() -> None:
 
 
 MODES: list[Any] = []  # that are never left
+
+
+@pytest.fixture(autouse=True)
+def no_other_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment that an earlier test in this process has not ended would keep its handlers."""
+    monkeypatch.setattr(process_state, "_in_use", weakref.WeakSet())
+    monkeypatch.setattr(process_state, "_before", [])
 
 
 class Dispatch(TorchDispatchMode):
