@@ -18,7 +18,7 @@ from rltrain.config.run_config import INNER, SYNONYMS, RunConfig
 ROOT = Path(__file__).resolve().parents[3]
 WIDER = (  # than the fields
     "algo", "env_args", "eval_env_args", "share", "seed", "policy", "torso", "widths", "widths_q", "memory",
-    "init_parts", "log_info", "callback",
+    "init_parts", "log_info", "callback", "freeze",
 )  # fmt: skip
 
 
