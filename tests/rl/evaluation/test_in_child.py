@@ -48,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "ends.py").write_text(CODE)
     result = rltrain.train(
         algo="ppo", env=f"{folder}/ends.py:Ends", workers=0, streams=1, unroll=8, epochs=1, minibatches=1, steps=8,
-        widths=(4,), eval_every=0, preset="none", quiet=True, out=str(folder / "runs"), actor_timeout=0.5,
+        widths=(4,), eval_every=0, preset="none", quiet=True, out=str(folder / "runs"), actor_timeout=2.0,
     )  # fmt: skip
     return result.run
 
@@ -66,9 +66,9 @@ def test_it_is_the_evaluation_of_the_api(run: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "code", "says"),
     [
-        ("reset", "time.sleep(99)", r"its reset\(\) did not return within 0.5 s \(--actor-timeout\)"),
-        ("step", "time.sleep(99)", r"its step\(\) did not return within 0.5 s \(--actor-timeout\)"),
-        ("step", "while True: pass", r"its step\(\) did not return within 0.5 s \(--actor-timeout\)"),
+        ("reset", "time.sleep(99)", r"its reset\(\) did not return within 2 s \(--actor-timeout\)"),
+        ("step", "time.sleep(99)", r"its step\(\) did not return within 2 s \(--actor-timeout\)"),
+        ("step", "while True: pass", r"its step\(\) did not return within 2 s \(--actor-timeout\)"),
         ("constructor", "os._exit(0)", r"it ended the program with os\._exit\(0\) at"),
         ("step", "__import__('ctypes').string_at(0)", r"its step\(\) ended the process by SIGSEGV"),
         ("step", "os.system(f'kill -9 {os.getpid()}'); time.sleep(99)", "SIGKILL, most likely because memory ran out"),
