@@ -34,6 +34,7 @@ def test_a_cluster_of_our_own_can_be_reached_from_this_machine_only_and_leaves_n
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("rltrain.rollout.cluster.connect.own_folder", lambda: None)  # of a server of another test
     before, path = listening(), sys.path[:]
     cluster = connect(None, 2, 10.0)
     try:
