@@ -196,7 +196,7 @@ class ProcessHandle:
         return done
 
     def _ending(self) -> str:
-        if not self._ended(1.0):
+        if not self._ended(END_SECONDS):
             return "its process ended"
         if self._future.exception() is not None:
             return "its process was ended from outside, by SIGKILL or the like, most likely because memory ran out"

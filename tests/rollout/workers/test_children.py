@@ -235,7 +235,7 @@ def test_everything_ends_with_its_worker(ending: str, worker: ProcessHandle) -> 
         worker.kill("as a test")
     elif ending != "close":
         os.kill(pid if ending == "worker" else worker._process.pid, signal.SIGKILL)
-        with pytest.raises(ActorLost, match="ended"):
+        with pytest.raises(ActorLost, match="SIGKILL"):
             worker.result()
     worker.close()
 
