@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import signal
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterable
@@ -143,7 +144,9 @@ def _is_code(file: str) -> bool:
 
 def exit_text(error: BaseException) -> str:
     """What an exception did that is no Exception, such as SystemExit, and where."""
-    frames = traceback.extract_tb(error.__traceback__)
+    replaced = getattr(sys.exit, "__code__", None)  # a package, such as wandb, has put its own function there
+    calls = (frame for frame in traceback.walk_tb(error.__traceback__) if frame[0].f_code is not replaced)
+    frames = traceback.StackSummary.extract(calls)
     own = [frame for frame in frames if not frame.filename.startswith(NOT_THEIRS)]
     place = f"{(own or frames)[-1].filename}, line {(own or frames)[-1].lineno}" if frames else "an unknown place"
     if isinstance(error, ProcessExit):

@@ -30,9 +30,8 @@ from rltrain.system.free_space import amount, free_memory
 from rltrain.system.torch_setup import keep_memory
 
 DEVICES = ("cpu", "cuda", "mps")
-STATISTICS = re.compile(
-    r"(mean|m2_?|count|shift|scale|running_mean|running_var|running)\d*"
-)  # buffers that must be finite
+# Buffers that must be finite.
+STATISTICS = re.compile(r"(mean|m2_?|count|shift|scale|running_mean|running_var|running)\d*")
 ITEM = {"float32": 4, "uint8": 1, "int64": 8}  # bytes of a number of an observation
 COPIES = 7  # of the weights, at least: weights, gradients and two moments of the learner, two published, one to test
 _loaded: set[str] = set()  # names in OWN that were imported

@@ -48,7 +48,6 @@ LAST_SECONDS = 60.0  # after which the process ends if the run was killed and th
 EXPERIMENT = "rltrain"  # of MLflow
 BATCH = 100  # parameters in one request to MLflow, which allows no more
 COMMAND = "from rltrain.cli import main_send; raise SystemExit(main_send())"
-PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}  # the module of each target; the extra has its name
 
 
 class Target(Protocol):
@@ -118,7 +117,7 @@ class MLflow:
 
         self.at_once = True
         self._metric, self._client = Metric, MlflowClient(tracking_uri=uri)
-        self._began = time.time()
+        self._began = _began(folder)
         if id is None:
             experiment = self._client.get_experiment_by_name(EXPERIMENT)
             number = self._client.create_experiment(EXPERIMENT) if experiment is None else experiment.experiment_id
@@ -136,6 +135,17 @@ class MLflow:
 
     def close(self) -> None:
         self._client.set_terminated(self.id)
+
+
+def _began(folder: Path) -> float:
+    """When the run began, in seconds of `time.time`: the time of its last line less the seconds that this line has."""
+    seconds = 0.0
+    with contextlib.suppress(CheckpointError), open_file(folder / FILE) as file:
+        for line in file:
+            with contextlib.suppress(ValueError, AttributeError):
+                seconds = _finite(json.loads(line).get("seconds")) or seconds
+        return os.fstat(file.fileno()).st_mtime - seconds
+    return time.time()
 
 
 def _mlflow_name(name: str) -> str:
@@ -310,8 +320,8 @@ def require_target(kind: str, address: str) -> None:
         )
     if "\0" in address:
         raise ConfigError(f"{what} {address!r}: a zero byte does not belong there")
-    if importlib.util.find_spec(PACKAGES[kind]) is None:
-        raise ConfigError(f"{what} needs the package {PACKAGES[kind]}: pip install 'rltrain[{kind}]'")
+    if importlib.util.find_spec(kind) is None:  # the package and the extra have this name, too
+        raise ConfigError(f"{what} needs the package {kind}: pip install 'rltrain[{kind}]'")
 
 
 def require_targets(config: RunConfig) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import rltrain
-from rltrain import cli
 from rltrain.data import formats
 from rltrain.data.episodes import Recorded, episodes_of
 from rltrain.envs.spaces import action_reader
@@ -35,21 +34,6 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[env]
 
     return of
-
-
-@pytest.fixture
-def rldata(capsys: pytest.CaptureFixture[str]) -> Rldata:
-    """Runs the command; its output, or the one line of its error."""
-
-    def run(*argv: Any, status: int = 0) -> str:
-        assert cli.main_data([str(word) for word in argv]) == status
-        out, err = capsys.readouterr()
-        if status == 2:
-            (line,) = err.splitlines()
-            return str(line)
-        return out
-
-    return run
 
 
 def same(one: Path, other: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rltrain import cli
 from rltrain.data import foreign, formats
 from rltrain.data.check import findings
 from rltrain.data.command import run_data
@@ -24,21 +23,6 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.errors import CheckpointError
 
 Rldata = Callable[..., str]
-
-
-@pytest.fixture
-def rldata(capsys: pytest.CaptureFixture[str]) -> Rldata:
-    """Runs the command; its output, or the one line of its error."""
-
-    def run(*argv: Any, status: int = 2) -> str:
-        assert cli.main_data([str(word) for word in argv]) == status
-        out, err = capsys.readouterr()
-        if status == 2:
-            (line,) = err.splitlines()
-            return str(line)
-        return out
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +48,7 @@ def cartpole(count: int = 5, steps: int = 3) -> list[Recorded]:
 
 
 def test_an_export_runs_no_code_that_the_data_names(
-    rldata: Rldata, spec: EnvSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rldata: Rldata, refused: Rldata, spec: EnvSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("minari")
     monkeypatch.chdir(tmp_path)
@@ -72,13 +56,13 @@ def test_an_export_runs_no_code_that_the_data_names(
     (tmp_path / "evil.py").write_text(f"{code}def make():\n    return gymnasium.make('CartPole-v1')\n")
     write(tmp_path / "rec", replace(spec, id="evil.py:make"), cartpole(), {})
 
-    line = rldata("export", "rec", "out", "--format", "minari")
+    line = refused("export", "rec", "out", "--format", "minari")
     assert "rec names the code 'evil.py:make', which was not imported: add --env ENV" in line
     assert not (tmp_path / "executed").exists()
     assert not (tmp_path / "out").exists()
-    rldata("export", "rec", "out", "--format", "minari", "--env", "CartPole-v1", status=0)
+    rldata("export", "rec", "out", "--format", "minari", "--env", "CartPole-v1")
     assert not (tmp_path / "executed").exists()
-    rldata("export", "rec", "own", "--format", "minari", "--env", "evil.py:make", status=0)
+    rldata("export", "rec", "own", "--format", "minari", "--env", "evil.py:make")
     assert (tmp_path / "executed").exists()
 
 
@@ -113,54 +97,54 @@ WRONG_NPZ: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", WRONG_NPZ)
-def test_a_wrong_npz_file_has_one_line(kind: str, rldata: Rldata, spec: EnvSpec, tmp_path: Path) -> None:
+def test_a_wrong_npz_file_has_one_line(kind: str, refused: Rldata, spec: EnvSpec, tmp_path: Path) -> None:
     changes, words = WRONG_NPZ[kind]
     file = npz_file(tmp_path / "x.npz", spec, **changes)
     for argv in (["show", file], ["check", file], ["import", file, tmp_path / "in"]):
-        assert words in rldata(*argv)
+        assert words in refused(*argv)
     assert not (tmp_path / "in").exists()
 
 
-def test_one_array_named_npz(rldata: Rldata, tmp_path: Path) -> None:
+def test_one_array_named_npz(refused: Rldata, tmp_path: Path) -> None:
     with (tmp_path / "x.npz").open("wb") as file:
         np.save(file, np.zeros(3))
-    assert "is no npz file of rldata" in rldata("check", tmp_path / "x.npz")
+    assert "is no npz file of rldata" in refused("check", tmp_path / "x.npz")
 
 
-def test_an_npz_header_does_not_choose_the_memory(rldata: Rldata, tmp_path: Path) -> None:
+def test_an_npz_header_does_not_choose_the_memory(refused: Rldata, tmp_path: Path) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**13,)})
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
         file.writestr("spec.npy", header.getvalue())
-    assert "an array of shape (10000000000000,) and type float32 does not have 0 bytes" in rldata(
+    assert "an array of shape (10000000000000,) and type float32 does not have 0 bytes" in refused(
         "show", tmp_path / "x.npz"
     )
 
 
 def test_an_npz_file_larger_than_the_free_memory(
-    rldata: Rldata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    refused: Rldata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compressed zeros: the file itself is small."""
     with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("spec.npy", bytes(10**6))
     monkeypatch.setattr(foreign, "free_memory", lambda: 10**5)
-    assert "does not fit into memory: its arrays take 976.6 KiB, and 97.7 KiB is free" in rldata(
+    assert "does not fit into memory: its arrays take 976.6 KiB, and 97.7 KiB is free" in refused(
         "show", tmp_path / "x.npz"
     )
 
 
-def test_only_regular_files_are_opened(rldata: Rldata, tmp_path: Path) -> None:
+def test_only_regular_files_are_opened(refused: Rldata, tmp_path: Path) -> None:
     """A pipe would be waited for until someone writes into it."""
     for name in ("x.npz", "x.hdf5", "set/data/metadata.json", "other/data/main_data.hdf5"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         os.mkfifo(tmp_path / name)
     (tmp_path / "set/data/main_data.hdf5").touch()
-    assert "x.npz is not a file" in rldata("show", tmp_path / "x.npz")
+    assert "x.npz is not a file" in refused("show", tmp_path / "x.npz")
     pytest.importorskip("h5py")
-    assert "metadata.json is not a file" in rldata("show", tmp_path / "set")
-    assert "x.hdf5 is not a file" in rldata("show", tmp_path / "x.hdf5", "--env", "CartPole-v1")
+    assert "metadata.json is not a file" in refused("show", tmp_path / "set")
+    assert "x.hdf5 is not a file" in refused("show", tmp_path / "x.hdf5", "--env", "CartPole-v1")
     (tmp_path / "other/data/metadata.json").write_text('{"data_format": "hdf5"}')
-    assert "main_data.hdf5 is not a file" in rldata("show", tmp_path / "other", "--env", "CartPole-v1")
+    assert "main_data.hdf5 is not a file" in refused("show", tmp_path / "other", "--env", "CartPole-v1")
 
 
 # --- HDF5 ---
@@ -182,7 +166,7 @@ def d4rl_file(path: Path, leave_out: str = "", **changes: Any) -> Any:
     return file
 
 
-def test_an_hdf5_file_reads_no_other_file(rldata: Rldata, tmp_path: Path) -> None:
+def test_an_hdf5_file_reads_no_other_file(refused: Rldata, tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     (tmp_path / "secret").write_bytes(np.arange(24, dtype=np.float32).tobytes())
     layout = h5py.VirtualLayout((6, 4), "float32")
@@ -209,17 +193,17 @@ def test_an_hdf5_file_reads_no_other_file(rldata: Rldata, tmp_path: Path) -> Non
     for put, words in cases:
         with d4rl_file(tmp_path / "x.hdf5", "observations") as file:
             put(file)
-        assert words in rldata("import", tmp_path / "x.hdf5", tmp_path / "in", "--env", "CartPole-v1")
+        assert words in refused("import", tmp_path / "x.hdf5", tmp_path / "in", "--env", "CartPole-v1")
     with d4rl_file(tmp_path / "x.hdf5") as file:
         file["infos"] = h5py.ExternalLink(other, "/")
-    assert "'infos' is a link" in rldata("import", tmp_path / "x.hdf5", tmp_path / "in", "--env", "CartPole-v1")
+    assert "'infos' is a link" in refused("import", tmp_path / "x.hdf5", tmp_path / "in", "--env", "CartPole-v1")
     with d4rl_file(tmp_path / "x.hdf5") as file:
         file["infos/x"] = h5py.ExternalLink(other, "rewards")
-    assert "'x' is a link" in rldata("import", tmp_path / "x.hdf5", tmp_path / "in", "--env", "CartPole-v1")
+    assert "'x' is a link" in refused("import", tmp_path / "x.hdf5", tmp_path / "in", "--env", "CartPole-v1")
     assert not (tmp_path / "in").exists()
 
 
-def test_a_wrong_hdf5_file_has_one_line(rldata: Rldata, tmp_path: Path) -> None:
+def test_a_wrong_hdf5_file_has_one_line(refused: Rldata, tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     cases: list[tuple[dict[str, Any], str]] = [
         ({"rewards": 5.0}, "rewards is one number, and not an array"),
@@ -232,13 +216,13 @@ def test_a_wrong_hdf5_file_has_one_line(rldata: Rldata, tmp_path: Path) -> None:
     ]  # fmt: skip
     for changes, words in cases:
         d4rl_file(tmp_path / "x.hdf5", **changes).close()
-        assert words in rldata("check", tmp_path / "x.hdf5", "--env", "CartPole-v1")
+        assert words in refused("check", tmp_path / "x.hdf5", "--env", "CartPole-v1")
     with d4rl_file(tmp_path / "x.hdf5", "observations") as file:
         file.create_group("observations")
-    assert "observations is no array" in rldata("check", tmp_path / "x.hdf5", "--env", "CartPole-v1")
+    assert "observations is no array" in refused("check", tmp_path / "x.hdf5", "--env", "CartPole-v1")
     with d4rl_file(tmp_path / "x.hdf5", "observations") as file:
         file.create_dataset("observations", (6, 10**11), "float32", chunks=(6, 1024))  # no chunk is stored
-    line = rldata("check", tmp_path / "x.hdf5", "--env", "CartPole-v1")
+    line = refused("check", tmp_path / "x.hdf5", "--env", "CartPole-v1")
     assert "x.hdf5 does not fit into memory: its arrays take 2.2 TiB" in line
 
 
@@ -254,20 +238,20 @@ def test_a_wrong_hdf5_file_has_one_line(rldata: Rldata, tmp_path: Path) -> None:
         ('{"data_format": "hdf5"}', "add --env ENV"),
     ],
 )
-def test_wrong_metadata_of_minari_has_one_line(about: str, words: str, rldata: Rldata, tmp_path: Path) -> None:
+def test_wrong_metadata_of_minari_has_one_line(about: str, words: str, refused: Rldata, tmp_path: Path) -> None:
     pytest.importorskip("h5py")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/main_data.hdf5").touch()
     (tmp_path / "data/metadata.json").write_text(about)
-    assert words in rldata("check", tmp_path)
+    assert words in refused("check", tmp_path)
 
 
-def test_an_episode_of_minari_without_a_step_has_one_line(rldata: Rldata, tmp_path: Path) -> None:
+def test_an_episode_of_minari_without_a_step_has_one_line(refused: Rldata, tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     (tmp_path / "metadata.json").write_text('{"data_format": "hdf5"}')
     with h5py.File(tmp_path / "main_data.hdf5", "w") as file:
         file["episode_0/rewards"] = np.zeros(0, np.float32)
-    assert "episode 0 has no step" in rldata("check", tmp_path, "--env", "CartPole-v1")
+    assert "episode 0 has no step" in refused("check", tmp_path, "--env", "CartPole-v1")
 
 
 # --- any damage ---
@@ -308,21 +292,21 @@ def test_any_damage_is_read_or_refused(kind: str, spec: EnvSpec, tmp_path: Path)
 
 def test_show_counts_actions_outside_of_their_space(rldata: Rldata, spec: EnvSpec, tmp_path: Path) -> None:
     actions = np.array([0] * 6 + [1] * 3 + [-5] * 3 + [10**12] * 3)
-    text = rldata("show", npz_file(tmp_path / "x.npz", spec, actions=actions), status=0)
+    text = rldata("show", npz_file(tmp_path / "x.npz", spec, actions=actions))
     assert "  shares: [0.4, 0.2]\n  share out of range: 0.4\n" in text
 
 
 def test_show_prints_null_for_what_is_not_known(rldata: Rldata, spec: EnvSpec, tmp_path: Path) -> None:
     """JSON has no NaN."""
-    text = rldata("show", npz_file(tmp_path / "x.npz", spec, terminated=np.zeros(5, bool)), "--json", status=0)
+    text = rldata("show", npz_file(tmp_path / "x.npz", spec, terminated=np.zeros(5, bool)), "--json")
     values = json.loads(text, parse_constant=pytest.fail)
     assert values["return_mean"] is None
     assert values["length_quartiles"] == [None] * 5
 
 
-def test_extras_and_masks_that_differ_are_not_imported(rldata: Rldata, spec: EnvSpec, tmp_path: Path) -> None:
+def test_extras_and_masks_that_differ_are_not_imported(refused: Rldata, spec: EnvSpec, tmp_path: Path) -> None:
     masked = replace(spec, action_mask=True)
-    assert "action mask is missing in 5 of 5 episodes" in rldata(
+    assert "action mask is missing in 5 of 5 episodes" in refused(
         "import", npz_file(tmp_path / "x.npz", masked), tmp_path / "in"
     )
     episodes = cartpole()

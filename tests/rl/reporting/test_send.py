@@ -280,6 +280,7 @@ def test_mlflow_gets_settings_and_metrics_and_the_run_continues(
     monkeypatch.setattr(send, "BATCH", 20)
     uri = f"http://127.0.0.1:{server.server_address[1]}"
     lines = read(run)
+    os.utime(run / FILE, (1e9, 1e9))  # the run was made long ago
 
     assert send.send(run, "mlflow", uri) == len(lines)
     calls: list[tuple[str, Any]] = server.calls  # type: ignore[attr-defined]
@@ -296,7 +297,10 @@ def test_mlflow_gets_settings_and_metrics_and_the_run_continues(
     assert params["unroll"] == "8"
     assert len(params) > 20
     assert all(len(body.get("params", [])) <= 20 for _, body in calls)
-    assert all(abs(int(item["timestamp"]) / 1000 - time.time()) < 600 for item in metrics)
+    last = (run / FILE).stat().st_mtime
+    assert {line["step"]: last - lines[-1]["seconds"] + line["seconds"] for line in lines} == pytest.approx(
+        {int(item["step"]): int(item["timestamp"]) / 1000 for item in metrics}, rel=0, abs=0.01
+    )
     assert calls[-1][1]["status"] == "FINISHED"
 
     calls.clear()

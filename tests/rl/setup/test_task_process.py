@@ -80,6 +80,16 @@ def test_the_line_says_which_call_ended_the_program_and_how(where: str, how: str
     assert re.fullmatch(rf"{start} {ways.get(how, rf'raised {how} at .*')}", str(raised.value))
 
 
+def test_the_place_of_an_exit_is_the_one_that_called_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that puts its own function there, as wandb does, is not the place."""
+    theirs = sys.exit
+    monkeypatch.setattr(sys, "exit", lambda code=None: theirs(code))
+    line = ENDINGS["sys.exit(0)"].__code__.co_firstlineno
+
+    with pytest.raises(EnvError, match=rf"with sys\.exit\(0\) at .*test_task_process\.py, line {line}$"):
+        open_environment(config(Ends, env_args={"where": "step", "how": "sys.exit(0)"}, actor_timeout=20.0))
+
+
 def test_what_an_environment_changes_stays_in_the_child(tmp_path: Path) -> None:
     class Changes(Counter):
         def reset(self, **kwargs: Any) -> Any:
