@@ -82,8 +82,11 @@ def test_the_line_says_which_call_ended_the_program_and_how(where: str, how: str
 
 def test_the_place_of_an_exit_is_the_one_that_called_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that puts its own function there, as wandb does, is not the place."""
-    theirs = sys.exit
-    monkeypatch.setattr(sys, "exit", lambda code=None: theirs(code))
+
+    def replaced(code: Any = None) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(sys, "exit", replaced)
     line = ENDINGS["sys.exit(0)"].__code__.co_firstlineno
 
     with pytest.raises(EnvError, match=rf"with sys\.exit\(0\) at .*test_task_process\.py, line {line}$"):
