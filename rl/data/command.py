@@ -1,33 +1,53 @@
-"""The command rldata: show, check, export and import of recorded data."""
+"""The command rldata: its verbs, their flags, and what it prints."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from rltrain.algorithms.offline.settings import share
 from rltrain.config.consent import code_without_consent, import_code
-from rltrain.config.flags import Parser, add_env_arg
+from rltrain.config.flags import Parser, add_env_arg, spelled, whole
 from rltrain.data import formats
 from rltrain.data.check import findings, structure
-from rltrain.data.episodes import Recorded, episodes_of, write
+from rltrain.data.episodes import Recorded, write
+from rltrain.data.select import Conditions, Counted, merge, select, split
+from rltrain.data.sources import Source, new_output, open_source
 from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import CheckpointError, ConfigError
-from rltrain.storage.recording import INDEX, Recording
 
-USAGE = "rldata {show,check,export,import} ..."
 VERBS: dict[str, tuple[str, tuple[str, ...]]] = {  # what it does, and its positional arguments
     "show": ("numbers about recorded data", ("DATA",)),
     "check": ("what is wrong with recorded data; exit status 1 if anything is", ("DATA",)),
     "export": ("a recording as a file of another program", ("DATA", "OUT")),
     "import": ("a file of another program as a recording, which --data of rltrain takes", ("DATA", "OUT")),
+    "merge": ("the episodes of several recordings of one environment, as one", ("DATA", "OUT")),
+    "split": ("two recordings, with a random share of the episodes and with the others", ("DATA", "OUT", "OTHER")),
+    "filter": ("those complete episodes that satisfy all conditions, as a recording", ("DATA", "OUT")),
 }
+USAGE = f"rldata {{{','.join(VERBS)}}} ..."
+HELP = {
+    "DATA": "a recording, or a file or folder of another program",
+    "OUT": "is created; it must not exist",
+    "OTHER": "of the other episodes; the same",
+}
+
+
+class Outcome(NamedTuple):
+    """What a command prints: lines for a person, or values for a program."""
+
+    lines: list[str]
+    values: dict[str, Any]
+    status: int = 0
 
 
 def run_data(argv: Sequence[str], version: str) -> tuple[str, int]:
@@ -37,23 +57,27 @@ def run_data(argv: Sequence[str], version: str) -> tuple[str, int]:
         ConfigError, CheckpointError, EnvError: wrong usage, or data that cannot be read; one line.
     """
     given = _parse(argv, version)
-    verb = given["verb"]
     import_code(given.get("import_code", []))
-    source = Path(given["DATA"])
-    if not source.exists():
-        raise ConfigError(f"{source}: there is no such file or folder")
-    episodes, spec, notes = _read(source, given)
-    if not episodes:
-        raise ConfigError(f"{source} holds no step of an episode")
-    actions: dict[str, Callable[[], tuple[list[str], int]]] = {
-        "show": lambda: (_shown(source, episodes, spec, given["json"]), 0),
-        "check": lambda: _checked(source, episodes, spec, given["json"]),
-        "export": lambda: (_exported(source, episodes, spec, given), 0),
-        "import": lambda: (_imported(source, episodes, spec, given), 0),
+    paths = given["DATA"] if isinstance(given["DATA"], list) else [given["DATA"]]
+    spec = None if given["env"] is None else lambda: _spec(given)
+    sources = [open_source(Path(path), given["format"], spec) for path in paths]
+    for source in sources:
+        if next(source.episodes(), None) is None:
+            raise ConfigError(f"{source.path} holds no step of an episode")
+    actions: dict[str, Callable[[], Outcome]] = {
+        "show": lambda: _shown(sources[0]),
+        "check": lambda: _checked(sources[0]),
+        "export": lambda: _exported(sources[0], given),
+        "import": lambda: _imported(sources[0], given),
+        "merge": lambda: _merged(sources, given),
+        "split": lambda: _split(sources[0], given),
+        "filter": lambda: _filtered(sources[0], given),
     }
     with np.errstate(all="ignore"):  # numbers may be of any size: `check` says so
-        lines, status = actions[verb]()
-    return "\n".join([*(lines if given["json"] else [*notes, *lines])]), status
+        lines, values, status = actions[given["verb"]]()
+    if given["json"]:
+        return json.dumps(_without_nan(values), allow_nan=False), status
+    return "\n".join([*(note for source in sources for note in source.notes), *lines]), status
 
 
 def _parse(argv: Sequence[str], version: str) -> dict[str, Any]:
@@ -65,53 +89,73 @@ def _parse(argv: Sequence[str], version: str) -> dict[str, Any]:
         raise ConfigError(f"rldata has no {verb!r}; it has {', '.join(VERBS)}")
     what, positions = VERBS[verb]
     top = Parser(version, prog=f"rldata {verb}", description=f"rldata {verb}: {what}.")
-    top.add_argument("DATA", help="a recording, or a file or folder of another program")
-    if "OUT" in positions:
-        top.add_argument("OUT", help="is created; it must not exist")
+    for name in positions:
+        top.add_argument(name, help=HELP[name], nargs="+" if (verb, name) == ("merge", "DATA") else None)
     top.add_argument("--format", choices=list(formats.READERS), default=None, help="of the other program [by the name]")
     top.add_argument("--env", metavar="ENV", default=None, help="the environment, if the file does not say its spaces")
     add_env_arg(top)
     top.add_argument("--import", action="append", dest="import_code", metavar="MODULE", help="imports it first")
     top.add_argument("--json", action="store_true", default=False, help="prints one JSON object")
+    if verb == "split":
+        top.add_argument(
+            "--fraction", type=_share, default=0.9, metavar="SHARE", help="of the episodes, for OUT: 0.9 or 90%% [0.9]"
+        )
+        top.add_argument("--seed", type=_whole, default=0, metavar="INT", help="of the random choice [0]")
+    if verb == "filter":
+        top.add_argument(
+            "--top",
+            type=_share,
+            metavar="SHARE",
+            help="the episodes of highest return, as 10%% or 0.1, of those that satisfy the other conditions",
+        )
+        for name in ("return", "length"):
+            kind, metavar = (_number, "FLOAT") if name == "return" else (_whole, "INT")
+            for least, words in (("min", "at least"), ("max", "at most")):
+                top.add_argument(f"--{least}-{name}", type=kind, metavar=metavar, help=f"the {name} is {words} this")
     return {**top.parse(argv[1:]), "verb": verb}
 
 
+def _share(text: str) -> float:
+    value = share(text)
+    with contextlib.suppress(ValueError):
+        value = float(value)
+    if not isinstance(value, float) or not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a share above 0 and at most 1, as 10% or 0.1, got {text!r}")
+    return value
+
+
+def _whole(text: str) -> int:
+    value = whole(text)
+    if not isinstance(value, int) or not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
+    return value
+
+
+def _number(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
+
+
 def _verbs() -> str:
-    flags = "Flags: --format {npz,d4rl,minari}, --env ENV, --env-arg KEY=VALUE, --import MODULE, --json; "
+    flags = "Flags: --format {npz,d4rl,minari}, --env ENV, --env-arg KEY=VALUE, --import MODULE, --json; of split "
+    flags += "--fraction and --seed; of filter --top, --min-return, --max-return, --min-length and --max-length. "
     what = "; ".join(f"{verb}: {what}" for verb, (what, _) in VERBS.items())
     return f"{what}. {flags}rldata VERB --help explains them."
-
-
-def _read(source: Path, given: dict[str, Any]) -> tuple[list[Recorded], EnvSpec, list[str]]:
-    """The episodes of a recording, or of a file of another program."""
-    if (source / INDEX).exists():
-        recording = Recording.open(source)
-        return list(episodes_of(recording)), recording.spec, []
-    kind = formats.format_of(source, given["format"])
-    spec = None if given["env"] is None else _spec(given)
-    if kind == "npz":
-        read = formats.read_npz(source)
-    elif kind == "minari":
-        read = formats.read_minari(source, spec)
-    elif spec is None:
-        raise ConfigError(f"{source}: add --env ENV, the environment that was recorded")
-    else:
-        read = formats.read_d4rl(source, spec)
-    return read.episodes, read.spec, read.notes
 
 
 def _spec(given: dict[str, Any]) -> EnvSpec:
     return read_spec(resolve(given["env"], dict(given.get("env_args", [])), folder=os.getcwd()), 0)
 
 
-def _shown(source: Path, episodes: list[Recorded], spec: EnvSpec, as_json: bool) -> list[str]:
+def _shown(source: Source) -> Outcome:
+    episodes, spec = list(source.episodes()), source.spec
     wrong = structure(episodes, spec)
     if wrong:
-        raise CheckpointError(f"{source}: {wrong[0].text}; rldata check lists what is wrong")
+        raise CheckpointError(f"{source.path}: {wrong[0].text}; rldata check lists what is wrong")
     values = numbers(episodes, spec)
-    if as_json:
-        return [json.dumps(_without_nan(values), allow_nan=False)]
-    lines = [f"{source}: {values['steps']:,} steps of {spec.id}, {values['episodes']:,} episodes"]
+    lines = [f"{source.path}: {values['steps']:,} steps of {spec.id}, {values['episodes']:,} episodes"]
     ends = ", ".join(f"{values[name]:,} {name.replace('_', ' ')}" for name in ("terminated", "truncated", "not_ended"))
     lines.append(f"ends: {ends}")
     for name in ("return", "length"):
@@ -124,7 +168,7 @@ def _shown(source: Path, episodes: list[Recorded], spec: EnvSpec, as_json: bool)
     for name, value in values["action"].items():
         lines.append(f"  {name}: {value}")
     lines.append(f"also recorded: {', '.join(values['extras']) or 'nothing'}")
-    return lines
+    return Outcome(lines, values)
 
 
 def numbers(episodes: list[Recorded], spec: EnvSpec) -> dict[str, Any]:
@@ -170,34 +214,35 @@ def _without_nan(node: Any) -> Any:
     return None if isinstance(node, float) and not math.isfinite(node) else node
 
 
-def _checked(source: Path, episodes: list[Recorded], spec: EnvSpec, as_json: bool) -> tuple[list[str], int]:
-    found = findings(episodes, spec)
-    if as_json:
-        return [json.dumps({"sound": not found, "findings": [finding._asdict() for finding in found]})], int(
-            bool(found)
-        )
-    steps = sum(one.steps for one in episodes)
-    if not found:
-        return [f"{source}: {steps:,} steps in {len(episodes):,} episodes of {spec.id}; nothing is wrong"], 0
-    return [f"{finding.kind}: {finding.text}" for finding in found], 1
+def _checked(source: Source) -> Outcome:
+    episodes = list(source.episodes())
+    found, steps = findings(episodes, source.spec), sum(one.steps for one in episodes)
+    values = {"sound": not found, "findings": [finding._asdict() for finding in found]}
+    fine = f"{source.path}: {steps:,} steps in {len(episodes):,} episodes of {source.spec.id}; nothing is wrong"
+    lines = [f"{finding.kind}: {finding.text}" for finding in found] or [fine]
+    return Outcome(lines, values, int(bool(found)))
 
 
-def _exported(source: Path, episodes: list[Recorded], spec: EnvSpec, given: dict[str, Any]) -> list[str]:
-    out = _new(given["OUT"])
-    kind = formats.format_of(out, given["format"])
-    if kind == "npz" and out.suffix != ".npz":
-        raise ConfigError(f"{out}: the name of an npz file ends in .npz")
-    if kind == "minari":
-        env = resolve(_env_name(source, spec, given), dict(given.get("env_args", [])), folder=os.getcwd()).make()
-        try:
-            formats.write_minari(out, episodes, spec, env, f"{out.name}-v0")
-        finally:
-            env.close()
-    elif kind == "npz":
-        formats.write_npz(out, episodes, spec)
-    else:
-        formats.write_d4rl(out, episodes, spec)
-    return [f"{out}: {sum(one.steps for one in episodes):,} steps in {len(episodes):,} episodes, {kind}"]
+def _exported(source: Source, given: dict[str, Any]) -> Outcome:
+    spec, name = source.spec, given["OUT"]
+    with new_output(name) as out:
+        kind = formats.format_of(Path(name), given["format"])
+        if kind == "npz" and out.suffix != ".npz":
+            raise ConfigError(f"{name}: the name of an npz file ends in .npz")
+        episodes = list(source.episodes())
+        if kind == "minari":
+            env = resolve(_env_name(source.path, spec, given), dict(given.get("env_args", [])), folder=os.getcwd())
+            made = env.make()
+            try:
+                formats.write_minari(out, episodes, spec, made, f"{out.name}-v0")
+            finally:
+                made.close()
+        elif kind == "npz":
+            formats.write_npz(out, episodes, spec)
+        else:
+            formats.write_d4rl(out, episodes, spec)
+    written = Counted(sum(one.steps for one in episodes), len(episodes))
+    return Outcome([f"{_line(name, written)}, {kind}"], {**_values(name, written), "format": kind})
 
 
 def _env_name(source: Path, spec: EnvSpec, given: dict[str, Any]) -> str:
@@ -208,22 +253,53 @@ def _env_name(source: Path, spec: EnvSpec, given: dict[str, Any]) -> str:
     return name
 
 
-def _imported(source: Path, episodes: list[Recorded], spec: EnvSpec, given: dict[str, Any]) -> list[str]:
-    out = _new(given["OUT"])
-    found = [finding for finding in findings(episodes, spec) if finding.kind in FATAL]
+def _imported(source: Source, given: dict[str, Any]) -> Outcome:
+    episodes = list(source.episodes())
+    found = [finding for finding in findings(episodes, source.spec) if finding.kind in FATAL]
     if found:
-        raise CheckpointError(f"{source}: {found[0].text}; nothing was imported")
-    count = write(out, spec, episodes, {"imported": source.name})
-    return [
-        f"{out}: {sum(one.steps for one in episodes):,} steps in {count:,} episodes; rldata check {out} examines them"
-    ]
+        raise CheckpointError(f"{source.path}: {found[0].text}; nothing was imported")
+    name = given["OUT"]
+    with new_output(name) as out:
+        count = write(out, source.spec, episodes, {"imported": source.path.name})
+    written = Counted(sum(one.steps for one in episodes), count)
+    return Outcome([f"{_line(name, written)}; rldata check {name} examines them"], _values(name, written))
 
 
 FATAL = ("mixed spaces", "missing observations", "not finite")  # what a recording cannot hold
 
 
-def _new(name: str) -> Path:
-    out = Path(name)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"{out} exists already; choose another name")
-    return out
+def _merged(sources: Sequence[Source], given: dict[str, Any]) -> Outcome:
+    if len(sources) < 2:
+        raise ConfigError("rldata merge needs at least two recordings and OUT")
+    with new_output(given["OUT"]) as out:
+        written, notes = merge(sources, out)
+    return Outcome([*notes, _line(given["OUT"], written)], _values(given["OUT"], written))
+
+
+def _split(source: Source, given: dict[str, Any]) -> Outcome:
+    names = given["OUT"], given["OTHER"]
+    if len({os.path.abspath(name) for name in names}) < 2:
+        raise ConfigError(f"{names[0]}: the two parts need two names")
+    with new_output(names[0]) as one, new_output(names[1]) as other:
+        parts = split(source, (one, other), given["fraction"], given["seed"])
+    lines = [_line(name, part) for name, part in zip(names, parts, strict=True)]
+    return Outcome(lines, {"parts": [_values(name, part) for name, part in zip(names, parts, strict=True)]})
+
+
+def _filtered(source: Source, given: dict[str, Any]) -> Outcome:
+    names = ("top", "min_return", "max_return", "min_length", "max_length")
+    conditions = {name: given[name] for name in names if name in given}
+    if not conditions:
+        raise ConfigError(f"rldata filter needs a condition: {', '.join(map(spelled, names))}")
+    with new_output(given["OUT"]) as out:
+        written, total = select(source, out, Conditions(**conditions))
+    line = f"{_line(given['OUT'], written)}, of {total:,}"
+    return Outcome([line], {**_values(given["OUT"], written), "of": total})
+
+
+def _line(name: str, written: Counted) -> str:
+    return f"{name}: {written.steps:,} steps in {written.episodes:,} episodes"
+
+
+def _values(name: str, written: Counted) -> dict[str, Any]:
+    return {"out": name, **written._asdict()}

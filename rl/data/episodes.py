@@ -14,6 +14,7 @@ from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
 from rltrain.rollout.tree import leaves, unflatten
 from rltrain.rollout.types import Episode, Trajectory
+from rltrain.storage import recording
 from rltrain.storage.recording import Recorder, Recording
 
 PIECE_STEPS = 100_000  # steps after which a new piece begins
@@ -42,22 +43,22 @@ class Recorded:
         return float(self.reward.sum(dtype=np.float64))
 
 
-def episodes_of(recording: Recording) -> Iterator[Recorded]:
+def episodes_of(source: Recording) -> Iterator[Recorded]:
     """The episodes of a recording, in the order in which they end; those that do not end come last, by stream.
 
     Raises:
         ConfigError: several agents were recorded.
         CheckpointError: a file is missing, cut or changed.
     """
-    if recording.spec.groups:
-        raise ConfigError(f"{recording.folder}: several agents were recorded; rldata reads the data of one agent")
+    if source.spec.groups:
+        raise ConfigError(f"{source.folder}: several agents were recorded; rldata reads the data of one agent")
     parts: dict[int, list[Recorded]] = {}  # of the episode of each stream that has not ended
     following: dict[int, int] = {}  # the row of each stream at which its next piece must begin
-    for piece in recording.pieces():
+    for piece in source.pieces():
         for column, stream in enumerate(piece.stream.tolist()):
             if parts.get(stream) and (piece.first[0, column] or following[stream] != int(piece.row[column])):
                 yield from _joined(parts.pop(stream))  # its actor was lost
-            for part, ended in _parts(piece, column, recording.spec):
+            for part, ended in _parts(piece, column, source.spec):
                 parts.setdefault(stream, []).append(part)
                 if ended:
                     yield from _joined(parts.pop(stream))
@@ -112,39 +113,62 @@ def _joined(parts: list[Recorded]) -> list[Recorded]:
     ]
 
 
-def write(folder: Path, spec: EnvSpec, episodes: Iterable[Recorded], about: Mapping[str, Any]) -> int:
-    """Writes episodes as a recording of one stream, in their order; returns their number.
+class EpisodeWriter:
+    """Writes episodes as a recording of one stream, in their order.
 
     Args:
         folder: a new or empty one.
         about:  plain data about their origin, for record.json.
 
+    Attributes:
+        steps: added so far.
+
     Raises:
-        ConfigError: the folder holds something, or there are no episodes.
+        ConfigError: the folder holds something.
     """
-    recorder, row, count = Recorder(folder, {**about, "streams": 1}, spec), 0, 0
-    group: list[Recorded] = []
 
-    def flush() -> None:
-        nonlocal row
-        if group:
-            piece = _piece(group, spec, row)
-            recorder.add([piece])
-            row += piece.rows + 1
-            group.clear()
+    def __init__(self, folder: Path, spec: EnvSpec, about: Mapping[str, Any]) -> None:
+        self._recorder, self._spec = Recorder(folder, {**about, "streams": 1}, spec), spec
+        self._group: list[Recorded] = []  # of the next piece
+        self._row = self._bytes = self._waiting = self._count = self.steps = 0
 
-    for episode in episodes:
-        count += 1
-        if group and not episode.whole:
-            flush()
+    def add(self, episode: Recorded) -> None:
+        """Adds an episode; it is written when there is enough for a piece."""
+        group = self._group
+        if group and (not episode.whole or episode.extras.keys() != group[0].extras.keys()):
+            self._flush()
         group.append(episode)
-        if not (episode.terminated or episode.truncated) or sum(one.steps for one in group) >= PIECE_STEPS:
-            flush()  # behind an episode that does not end a new section begins
-    flush()
-    if not count:
-        raise ConfigError("there are no episodes to write")
-    recorder.flush()
-    return count
+        self._count += 1
+        self.steps += episode.steps
+        self._bytes += sum(array.nbytes for array in (*episode.obs, episode.action, *episode.extras.values()))
+        ends = episode.terminated or episode.truncated
+        self._waiting += episode.steps
+        if not ends or self._waiting >= PIECE_STEPS or self._bytes >= recording.FILE_BYTES:
+            self._flush()  # behind an episode that does not end a new section begins
+
+    def close(self) -> int:
+        """Writes everything to the disk; returns the number of episodes. ConfigError if there are none."""
+        if not self._count:
+            raise ConfigError("there are no episodes to write")
+        self._flush()
+        self._recorder.flush()
+        return self._count
+
+    def _flush(self) -> None:
+        if self._group:
+            piece = _piece(self._group, self._spec, self._row)
+            self._recorder.add([piece])
+            self._row += piece.rows + 1
+            self._group.clear()
+            self._bytes = self._waiting = 0
+
+
+def write(folder: Path, spec: EnvSpec, episodes: Iterable[Recorded], about: Mapping[str, Any]) -> int:
+    """Writes episodes as a recording; returns their number. See `EpisodeWriter`."""
+    writer = EpisodeWriter(folder, spec, about)
+    for episode in episodes:
+        writer.add(episode)
+    return writer.close()
 
 
 def _piece(group: list[Recorded], spec: EnvSpec, row: int) -> Trajectory:

@@ -156,6 +156,7 @@ class Recording:
     streams: int  # of the recorded run
     steps: int
     files: tuple[dict[str, Any], ...]
+    run: Mapping[str, Any]  # its configuration, or what another source says about the origin of the data
 
     @classmethod
     def open(cls, folder: Path, spec: EnvSpec | None = None) -> Recording:
@@ -174,6 +175,7 @@ class Recording:
             int(index["run"]["streams"]),
             sum(int(item["steps"]) for item in index["files"]),
             tuple(index["files"]),
+            index["run"],
         )
         if spec is not None:
             changed = spec_differences(recording.spec, spec, ignored=(*COSMETIC, "max_steps"))
