@@ -9,21 +9,22 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from rltrain.algorithms.offline.settings import share
 from rltrain.config.consent import code_without_consent, import_code
-from rltrain.config.flags import Parser, add_env_arg, spelled, whole
+from rltrain.config.flags import Parser, add_consent, add_env_arg, spelled, whole
 from rltrain.data import formats
 from rltrain.data.check import findings, structure
 from rltrain.data.episodes import Recorded, write
-from rltrain.data.select import Conditions, Counted, merge, select, split
-from rltrain.data.sources import Source, new_output, open_source
+from rltrain.data.select import Conditions, merge, select, split
+from rltrain.data.sources import Counted, Outcome, Source, line_of, new_output, open_source, values_of
 from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import CheckpointError, ConfigError
+from rltrain.storage.recording import reference_of
 
 VERBS: dict[str, tuple[str, tuple[str, ...]]] = {  # what it does, and its positional arguments
     "show": ("numbers about recorded data", ("DATA",)),
@@ -32,22 +33,17 @@ VERBS: dict[str, tuple[str, tuple[str, ...]]] = {  # what it does, and its posit
     "import": ("a file of another program as a recording, which --data of rltrain takes", ("DATA", "OUT")),
     "merge": ("the episodes of several recordings of one environment, as one", ("DATA", "OUT")),
     "split": ("two recordings, with a random share of the episodes and with the others", ("DATA", "OUT", "OTHER")),
+    "record": ("episodes of a trained policy, a function or random actions, as a recording", ("POLICY", "OUT")),
+    "make": ("a data set by the recipe of D4RL, with the reference scores of the environment", ("ENV", "OUT")),
     "filter": ("those complete episodes that satisfy all conditions, as a recording", ("DATA", "OUT")),
 }
-USAGE = f"rldata {{{','.join(VERBS)}}} ..."
 HELP = {
     "DATA": "a recording, or a file or folder of another program",
     "OUT": "is created; it must not exist",
     "OTHER": "of the other episodes; the same",
+    "ENV": "the environment",
+    "POLICY": "a run, a checkpoint, random, or a function: module:function or path/to/file.py:function",
 }
-
-
-class Outcome(NamedTuple):
-    """What a command prints: lines for a person, or values for a program."""
-
-    lines: list[str]
-    values: dict[str, Any]
-    status: int = 0
 
 
 def run_data(argv: Sequence[str], version: str) -> tuple[str, int]:
@@ -58,6 +54,12 @@ def run_data(argv: Sequence[str], version: str) -> tuple[str, int]:
     """
     given = _parse(argv, version)
     import_code(given.get("import_code", []))
+    if given["verb"] in ("record", "make"):
+        from rltrain.data.generate import recorded
+        from rltrain.data.make import make
+
+        made = recorded(given) if given["verb"] == "record" else make(given)
+        return json.dumps(made.values) if given["json"] else "\n".join(made.lines), 0
     paths = given["DATA"] if isinstance(given["DATA"], list) else [given["DATA"]]
     spec = None if given["env"] is None else lambda: _spec(given)
     sources = [open_source(Path(path), given["format"], spec) for path in paths]
@@ -84,13 +86,20 @@ def _parse(argv: Sequence[str], version: str) -> dict[str, Any]:
     verb = argv[0] if argv else None
     if verb not in VERBS:
         if not argv or argv[0] in ("-h", "--help", "--version"):
-            top = Parser(version, prog="rldata", usage=USAGE, description=_verbs())
+            top = Parser(version, prog="rldata", usage=_usage(), description=_verbs())
             top.parse(list(argv) or ["--help"])
         raise ConfigError(f"rldata has no {verb!r}; it has {', '.join(VERBS)}")
     what, positions = VERBS[verb]
     top = Parser(version, prog=f"rldata {verb}", description=f"rldata {verb}: {what}.")
     for name in positions:
         top.add_argument(name, help=HELP[name], nargs="+" if (verb, name) == ("merge", "DATA") else None)
+    if verb in ("record", "make"):
+        (_add_record if verb == "record" else _add_make)(top)
+        top.add_argument("--seed", type=_whole, default=0, metavar="INT", help="of the episodes and the actions [0]")
+        add_env_arg(top)
+        add_consent(top)
+        top.add_argument("--json", action="store_true", default=False, help="prints one JSON object")
+        return {**top.parse(argv[1:]), "verb": verb}
     top.add_argument("--format", choices=list(formats.READERS), default=None, help="of the other program [by the name]")
     top.add_argument("--env", metavar="ENV", default=None, help="the environment, if the file does not say its spaces")
     add_env_arg(top)
@@ -113,6 +122,33 @@ def _parse(argv: Sequence[str], version: str) -> dict[str, Any]:
             for least, words in (("min", "at least"), ("max", "at most")):
                 top.add_argument(f"--{least}-{name}", type=kind, metavar=metavar, help=f"the {name} is {words} this")
     return {**top.parse(argv[1:]), "verb": verb}
+
+
+def _add_record(top: Parser) -> None:
+    top.add_argument("--env", metavar="ENV", default=None, help="the environment [that of the run]")
+    top.add_argument("--episodes", type=_positive, metavar="INT", help="number of episodes [100]")
+    top.add_argument("--steps", type=_positive, metavar="INT", help="complete episodes of at least so many steps")
+    top.add_argument("--greedy", action="store_true", default=False, help="the most likely action; no log-probability")
+    top.add_argument("--best", action="store_true", default=False, help="of a run, the best checkpoint, not the newest")
+
+
+def _add_make(top: Parser) -> None:
+    kinds = ("random", "medium", "medium-replay", "medium-expert", "expert")
+    top.add_argument("--kind", choices=kinds, required=True, help="of the policies that act; see docs/offline.md")
+    top.add_argument("--run", metavar="DIR", default=None, help="a run with the policies [a new one is trained]")
+    top.add_argument("--algo", metavar="NAME", default=None, help="of a new run [sac; Discrete actions: dqn]")
+    top.add_argument("--train-steps", type=_positive, metavar="INT", help="of a new run [those of rltrain]")
+    top.add_argument("--workers", type=_whole, metavar="INT", help="of a new run [one per core]")
+    top.add_argument(
+        "--steps", type=_positive, default=1_000_000, metavar="INT", help="of complete episodes, at least [1000000]"
+    )
+
+
+def _positive(text: str) -> int:
+    value = _whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
+    return value
 
 
 def _share(text: str) -> float:
@@ -138,11 +174,27 @@ def _number(text: str) -> float:
     raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
 
 
+def _usage() -> str:
+    """The verbs with their arguments and flags."""
+    more = {
+        "split": "[--fraction SHARE] [--seed INT]",
+        "filter": "[--top SHARE] [--min-return X] [--max-return X] [--min-length N] [--max-length N]",
+        "record": "[--env ENV] [--episodes N | --steps N] [--seed INT] [--greedy] [--best] [--trust]",
+        "make": "--kind KIND [--run DIR | --algo NAME --train-steps N --workers N] [--steps N] [--seed INT] [--trust]",
+    }
+    lines = [
+        "rldata VERB ... [--format {npz,d4rl,minari}] [--env ENV] [--env-arg KEY=VALUE] [--import MODULE] [--json]"
+    ]
+    lines += [
+        " ".join(["rldata", verb, *(["DATA", "..."] if verb == "merge" else []), *where, more.get(verb, "")]).rstrip()
+        for verb, (_, where) in VERBS.items()
+    ]
+    return "\n       ".join(lines)
+
+
 def _verbs() -> str:
-    flags = "Flags: --format {npz,d4rl,minari}, --env ENV, --env-arg KEY=VALUE, --import MODULE, --json; of split "
-    flags += "--fraction and --seed; of filter --top, --min-return, --max-return, --min-length and --max-length. "
     what = "; ".join(f"{verb}: {what}" for verb, (what, _) in VERBS.items())
-    return f"{what}. {flags}rldata VERB --help explains them."
+    return f"{what}. rldata VERB --help explains the flags."
 
 
 def _spec(given: dict[str, Any]) -> EnvSpec:
@@ -163,6 +215,10 @@ def _shown(source: Source) -> Outcome:
         lines.append(
             f"{name}: mean {values[name + '_mean']:.2f}; {low:g}, {q1:g}, {median:g}, {q3:g}, {high:g} (quartiles)"
         )
+    if (reference := reference_of(source.run, spec)) is not None:
+        values["score"] = reference.score(values["return_mean"])
+        ends = f"0: random actions, return {reference.random:.2f}; 100: the expert, return {reference.expert:.2f}"
+        lines.append(f"score: {values['score']:.1f} ({ends})")
     lines.append(f"observation: {', '.join(f'{leaf.dtype} {leaf.shape}' for leaf in spec.leaves())}")
     lines.append(f"action: {spec.action.kind} {spec.action.nvec or spec.action.shape}")
     for name, value in values["action"].items():
@@ -242,7 +298,7 @@ def _exported(source: Source, given: dict[str, Any]) -> Outcome:
         else:
             formats.write_d4rl(out, episodes, spec)
     written = Counted(sum(one.steps for one in episodes), len(episodes))
-    return Outcome([f"{_line(name, written)}, {kind}"], {**_values(name, written), "format": kind})
+    return Outcome([f"{line_of(name, written)}, {kind}"], {**values_of(name, written), "format": kind})
 
 
 def _env_name(source: Path, spec: EnvSpec, given: dict[str, Any]) -> str:
@@ -262,7 +318,7 @@ def _imported(source: Source, given: dict[str, Any]) -> Outcome:
     with new_output(name) as out:
         count = write(out, source.spec, episodes, {"imported": source.path.name})
     written = Counted(sum(one.steps for one in episodes), count)
-    return Outcome([f"{_line(name, written)}; rldata check {name} examines them"], _values(name, written))
+    return Outcome([f"{line_of(name, written)}; rldata check {name} examines them"], values_of(name, written))
 
 
 FATAL = ("mixed spaces", "missing observations", "not finite")  # what a recording cannot hold
@@ -273,7 +329,7 @@ def _merged(sources: Sequence[Source], given: dict[str, Any]) -> Outcome:
         raise ConfigError("rldata merge needs at least two recordings and OUT")
     with new_output(given["OUT"]) as out:
         written, notes = merge(sources, out)
-    return Outcome([*notes, _line(given["OUT"], written)], _values(given["OUT"], written))
+    return Outcome([*notes, line_of(given["OUT"], written)], values_of(given["OUT"], written))
 
 
 def _split(source: Source, given: dict[str, Any]) -> Outcome:
@@ -282,8 +338,8 @@ def _split(source: Source, given: dict[str, Any]) -> Outcome:
         raise ConfigError(f"{names[0]}: the two parts need two names")
     with new_output(names[0]) as one, new_output(names[1]) as other:
         parts = split(source, (one, other), given["fraction"], given["seed"])
-    lines = [_line(name, part) for name, part in zip(names, parts, strict=True)]
-    return Outcome(lines, {"parts": [_values(name, part) for name, part in zip(names, parts, strict=True)]})
+    lines = [line_of(name, part) for name, part in zip(names, parts, strict=True)]
+    return Outcome(lines, {"parts": [values_of(name, part) for name, part in zip(names, parts, strict=True)]})
 
 
 def _filtered(source: Source, given: dict[str, Any]) -> Outcome:
@@ -293,13 +349,5 @@ def _filtered(source: Source, given: dict[str, Any]) -> Outcome:
         raise ConfigError(f"rldata filter needs a condition: {', '.join(map(spelled, names))}")
     with new_output(given["OUT"]) as out:
         written, total = select(source, out, Conditions(**conditions))
-    line = f"{_line(given['OUT'], written)}, of {total:,}"
-    return Outcome([line], {**_values(given["OUT"], written), "of": total})
-
-
-def _line(name: str, written: Counted) -> str:
-    return f"{name}: {written.steps:,} steps in {written.episodes:,} episodes"
-
-
-def _values(name: str, written: Counted) -> dict[str, Any]:
-    return {"out": name, **written._asdict()}
+    line = f"{line_of(given['OUT'], written)}, of {total:,}"
+    return Outcome([line], {**values_of(given["OUT"], written), "of": total})

@@ -67,6 +67,13 @@ def episodes_of(source: Recording) -> Iterator[Recorded]:
         yield from _joined(parts[stream])
 
 
+def parts(piece: Trajectory, spec: EnvSpec) -> Iterator[Recorded]:
+    """The episodes, and the parts of them, in a trajectory of one column."""
+    for part, _ in _parts(piece, 0, spec):
+        if part.steps:
+            yield part
+
+
 def _parts(piece: Trajectory, column: int, spec: EnvSpec) -> Iterator[tuple[Recorded, bool]]:
     """The part of each episode in one column of a piece; True if the next one begins behind it."""
     first = piece.first[:, column]

@@ -207,7 +207,7 @@ def write_minari(folder: Path, episodes: Sequence[Recorded], spec: EnvSpec, env:
         for number, one in enumerate(episodes):
             group = file.create_group(f"episode_{number}")
             group.attrs["id"], group.attrs["total_steps"] = number, one.steps
-            _put(group, "observations", unflatten(spec.obs, _of_space(one.obs, spec)))
+            _put(group, "observations", unflatten(spec.obs, of_space(one.obs, spec)))
             group["actions"] = np.asarray(acts(one.action))
             group["rewards"] = one.reward
             ends = np.zeros((2, one.steps), bool)
@@ -321,7 +321,7 @@ def _cast(
     return rows - np.array(start, dtype).reshape(shape) if start else rows
 
 
-def _of_space(obs: list[np.ndarray], spec: EnvSpec) -> list[np.ndarray]:
+def of_space(obs: list[np.ndarray], spec: EnvSpec) -> list[np.ndarray]:
     """Leaves with the smallest values of their spaces added."""
     leaves = zip(obs, spec.leaves(), strict=True)
     return [x + np.array(leaf.start, x.dtype).reshape(leaf.shape) if leaf.start else x for x, leaf in leaves]

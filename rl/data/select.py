@@ -10,23 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from rltrain.data.check import structure
 from rltrain.data.episodes import EpisodeWriter, Recorded
-from rltrain.data.sources import Source, require_same_environment
+from rltrain.data.sources import Counted, Source, require_same_environment
 from rltrain.errors import CheckpointError, ConfigError
 
 REFERENCE = "reference"  # entry of a recording's origin: the returns for normalised scores
-
-
-class Counted(NamedTuple):
-    """What was written."""
-
-    steps: int
-    episodes: int
 
 
 def merge(sources: Sequence[Source], folder: Path) -> tuple[Counted, list[str]]:

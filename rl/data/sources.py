@@ -1,4 +1,4 @@
-"""Where the commands of rldata read and write: data of any format, and outputs that are complete or not there."""
+"""What the commands of rldata read and write: data of any format, outputs that are complete or not there, results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rltrain.data import formats
 from rltrain.data.episodes import Recorded, episodes_of
@@ -17,6 +17,31 @@ from rltrain.envs.spec import EnvSpec, spec_differences
 from rltrain.errors import ConfigError
 from rltrain.storage.files import reason
 from rltrain.storage.recording import INDEX, Recording
+
+
+class Outcome(NamedTuple):
+    """What a command prints: lines for a person, or values for a program."""
+
+    lines: list[str]
+    values: dict[str, Any]
+    status: int = 0
+
+
+class Counted(NamedTuple):
+    """What was written."""
+
+    steps: int
+    episodes: int
+
+
+def line_of(name: str, written: Counted) -> str:
+    """What was written under a name, for a person."""
+    return f"{name}: {written.steps:,} steps in {written.episodes:,} episodes"
+
+
+def values_of(name: str, written: Counted) -> dict[str, Any]:
+    """The same, for a program."""
+    return {"out": name, **written._asdict()}
 
 
 @dataclass(frozen=True)

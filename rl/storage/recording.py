@@ -10,13 +10,14 @@ finished episodes and weights belong to each delivery.
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.numpy
@@ -231,6 +232,28 @@ class Recording:
                     raise CheckpointError(f"{path} is damaged: {name[:100]!r} belongs to no piece")
                 pieces.setdefault(number, {})[field] = array
             yield from (pieces[number] for number in sorted(pieces, key=int))
+
+
+class Reference(NamedTuple):
+    """Mean returns of random actions and of an expert in the environment of a recording, for normalised scores."""
+
+    random: float
+    expert: float
+
+    def score(self, ret: float) -> float:
+        """0 for the return of random actions, 100 for that of the expert."""
+        return 100.0 * (ret - self.random) / (self.expert - self.random)
+
+
+def reference_of(run: Mapping[str, Any], spec: EnvSpec) -> Reference | None:
+    """The reference scores that a recording's origin says, if they are of this version of the environment."""
+    said = run.get("reference")
+    if not isinstance(said, dict) or said.get("env") != spec.id:
+        return None
+    numbers = [said.get(name) for name in ("random", "expert")]
+    if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers) or numbers[0] == numbers[1]:
+        return None
+    return Reference(*(float(x) for x in numbers if x is not None))
 
 
 def _follows(before: Trajectory, after: Trajectory) -> bool:
