@@ -144,7 +144,7 @@ class FunctionPlayer:
             array = np.asarray(action)
             if array.dtype.kind not in ("iufb" if spec.kind == "box" else "iub"):
                 raise ValueError("not numbers of the right type")
-            own = policy_actions(array.reshape(1, *spec.shape), spec)[0]
+            own: np.ndarray = policy_actions(array.reshape(1, *spec.shape), spec)[0]
         except (ValueError, TypeError):
             own = np.array(np.nan)
         sizes = np.array(spec.nvec).reshape(spec.shape) if spec.nvec else None
@@ -152,7 +152,7 @@ class FunctionPlayer:
             shown = " ".join(repr(action).split())[:100]
             text = f"{self._name} returned {shown} at step {step}, which is no action of {self._spec.id}"
             raise RunFailed(f"{text}: {spec.kind} {spec.nvec or spec.shape}")
-        return own if sizes is not None or spec.unbounded else np.clip(own, -1.0, 1.0)
+        return own if sizes is not None or spec.unbounded else own.clip(-1.0, 1.0)
 
 
 Player = NetworkPlayer | RandomPlayer | FunctionPlayer
@@ -223,7 +223,7 @@ def _play(source: EnvSource, spec: EnvSpec, player: Player, seed: int, numbers: 
             extras = player.extras()
     finally:
         env.close()
-    stacked = {name: np.stack(arrays) for name, arrays in kept.items()}
+    stacked: dict[str, Any] = {name: np.stack(arrays) for name, arrays in kept.items()}
     leaf_rows = [np.stack([row[i] for row in obs]) for i in range(len(obs[0]))]
     none = np.zeros(1, np.int64)
     return [
