@@ -39,8 +39,9 @@ def signing_key(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def forgotten_modules() -> Iterator[None]:
     """What a test imports from its own folder is forgotten: the next test may have a file with the same name."""
-    before = set(sys.modules)
+    before, folders = set(sys.modules), set(sys.path)
     yield
+    sys.path[:] = [path for path in sys.path if path in folders or f"{os.sep}pytest-" not in path]
     for name in set(sys.modules) - before:
         if f"{os.sep}pytest-" in str(getattr(sys.modules[name], "__file__", None)):
             del sys.modules[name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shlex
 import shutil
 import sys
@@ -548,7 +549,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The calls are made in the folder with the files, on a machine without a GPU and without a screen."""
     monkeypatch.chdir(place)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if f"{os.sep}pytest-" not in path])
     monkeypatch.setattr(first_look, "TaskProcess", Here)
     monkeypatch.setattr(Rollout, "start", accepted)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

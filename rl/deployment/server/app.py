@@ -90,6 +90,7 @@ class App:
         self.batches = Batches(limits.queue, limits.wait, self.metrics, self.codecs)
         self.ready = self.draining = False
         self.peers: Any = None  # with several processes: `Peers`
+        self.opened: Callable[[], None] = lambda: None  # called once the peers can reach this process
         self._loading = asyncio.Lock()
         self._rng = np.random.default_rng()
         self._watcher: asyncio.Task[None] | None = None
@@ -141,11 +142,14 @@ class App:
             if message["type"] == "lifespan.startup":
                 if self.peers is not None:
                     await self.peers.open()
+                self.opened()
                 if self.settings.watch is not None:
                     self._watcher = asyncio.get_running_loop().create_task(self._watch(self.settings.watch))
                 if self.episodes is not None:
                     self._deliverer = asyncio.get_running_loop().create_task(self._deliver(self.episodes))
             else:
+                if self.peers is not None:
+                    await self.peers.wait_for_end()
                 self.ready = False
                 if self._watcher is not None:
                     self._watcher.cancel()

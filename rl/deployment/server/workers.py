@@ -36,7 +36,8 @@ from rltrain.reporting.console import say
 START_SECONDS = 300.0  # allowed for a process to load its policies
 SOON = 5.0  # seconds; a process that ends so early counts as a failure
 FAILURES = 5  # in a row, after which the server ends
-Kind = bytes  # of a message between processes: A act, D end a session, R reload, M metrics
+POLL = 0.02  # seconds between two questions of a process that waits for the end of another one
+Kind = bytes  # of a message between processes: A act, D end a session, R reload, M metrics, E has answered its clients
 
 
 class Peers:
@@ -51,6 +52,7 @@ class Peers:
     def __init__(self, app: App, index: int, count: int, folder: Path) -> None:
         self.app, self.index, self.count, self._folder = app, index, count, folder
         self._listener: asyncio.Server | None = None
+        self._ended = False  # this process has answered all its own clients
 
     def owner(self, session: str) -> int:
         """The process to which a session belongs."""
@@ -60,6 +62,21 @@ class Peers:
         path = self._path(self.index)
         path.unlink(missing_ok=True)
         self._listener = await asyncio.start_unix_server(self._answer, path)
+
+    async def wait_for_end(self) -> None:
+        """Wait until the other processes have answered their clients too: these may need sessions of this process."""
+        self._ended = True
+        deadline = time.monotonic() + DRAIN_SECONDS
+        for index in range(self.count):
+            while index != self.index and time.monotonic() < deadline:
+                try:
+                    if await self.ask(index, b"E", b"") == b"1":
+                        break
+                except Refused:  # it has ended
+                    break
+                await asyncio.sleep(POLL)
+        if self._listener is not None:
+            self._listener.close()
 
     async def ask(self, index: int, kind: Kind, body: bytes) -> bytes:
         """The answer of another process; Refused if it refuses, or is not there."""
@@ -100,6 +117,8 @@ class Peers:
                 reply = await app.reload_here(body)
             elif kind == b"D":
                 reply = app.end_session(body.decode())
+            elif kind == b"E":
+                reply = b"1" if self._ended else b"0"
             else:
                 reply = app.metrics_here().encode()
             writer.write(b"+" + reply)
@@ -251,9 +270,12 @@ def _work(
         raise SystemExit(2) from None
     app.peers = Peers(app, index, count, Path(folder))
     server = server_of(app, **tls)
-    with contextlib.suppress(OSError):
-        pipe.send(("", None if app.episodes is None else app.episodes.spec))
-    app.deliver = pipe.send
+
+    def opened() -> None:
+        with contextlib.suppress(OSError):
+            pipe.send(("", None if app.episodes is None else app.episodes.spec))
+
+    app.opened, app.deliver = opened, pipe.send
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     server.run([listening])
 

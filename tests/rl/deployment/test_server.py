@@ -8,6 +8,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from rl_server import Client, app_of, ask, counted, plain, served, summing_polic
 import rltrain
 from rltrain import cli
 from rltrain.deployment.export.observations import random_observations
-from rltrain.deployment.server.app import Limits
+from rltrain.deployment.server.app import App, Limits
 from rltrain.deployment.server.serve import settings_for
+from rltrain.deployment.server.workers import Peers
 from rltrain.errors import ConfigError
 from rltrain.evaluation.policy import Trained
 from rltrain.rollout.tree import tree_map
@@ -504,6 +506,42 @@ def test_several_processes_route_sessions_and_replace_one_that_dies(tmp_path: Pa
         assert server.wait(30) in (0, -signal.SIGTERM)
         pieces = list(Recording.open(tmp_path / "recording").pieces())
         assert [piece.reward[:, 0].tolist() for piece in pieces] == [[1, 2, 3, 9]] * 3
+
+
+def test_a_process_ends_only_when_no_other_one_has_clients_that_need_its_sessions(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        apps = [app_of(summing_policy(tmp_path / "sums.onnx")) for _ in range(2)]
+        for index, app in enumerate(apps):
+            app.peers = Peers(app, index, 2, tmp_path)
+        (first, starts), (second, ends) = [lifespan(app) for app in apps]
+        await starts("startup")
+        await ends("startup")
+        session = next(f"s{n}" for n in range(99) if apps[0].peers.owner(f"s{n}") == 1)
+        client = Client(apps[0])
+        assert (await client.act(obs=[1, 0, 0], session=session, first=True))["action"] == [1]
+
+        draining = asyncio.create_task(ends("shutdown"))  # of the process that has the session and no client
+        await asyncio.sleep(0.1)
+        assert (await client.act(obs=[2, 0, 0], session=session))["action"] == [3]
+        assert not draining.done()
+        await starts("shutdown")
+        await draining
+        await asyncio.gather(first, second)
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def lifespan(app: App) -> tuple[asyncio.Task[None], Callable[[str], Awaitable[None]]]:
+    """The task of an application's lifespan, and a function that sends it an event and waits for the answer."""
+    events: asyncio.Queue[Any] = asyncio.Queue()
+    answers: asyncio.Queue[Any] = asyncio.Queue()
+    task = asyncio.create_task(app({"type": "lifespan"}, events.get, answers.put))  # type: ignore[arg-type]
+
+    async def tell(event: str) -> None:
+        await events.put({"type": f"lifespan.{event}"})
+        assert (await answers.get())["type"] == f"lifespan.{event}.complete"
+
+    return task, tell
 
 
 def metrics_of(url: str) -> str:
