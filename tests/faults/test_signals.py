@@ -150,7 +150,11 @@ CENTRAL = ["--inference", "central"]
 
 @pytest.mark.parametrize(
     ("number", "expected", "words"),
-    [(signal.SIGINT, 130, []), (signal.SIGTERM, 143, []), (signal.SIGINT, 130, CENTRAL)],
+    [
+        pytest.param(signal.SIGINT, 130, [], marks=pytest.mark.sweep),
+        (signal.SIGTERM, 143, []),
+        (signal.SIGINT, 130, CENTRAL),
+    ],
 )
 def test_signals_write_a_checkpoint(
     number: int, expected: int, words: list[str], command: Callable[..., Command]
@@ -212,7 +216,7 @@ def test_ctrl_c_while_the_last_evaluation_hangs(command: Callable[..., Command],
     assert json.loads(text.splitlines()[-1])["eval_return"] is not None, "the evaluation was made up for"
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.0, 1.8, 2.6])
+@pytest.mark.parametrize("seconds", [0.3, pytest.param(1.0, marks=pytest.mark.sweep), 1.8])
 def test_ctrl_c_while_it_starts(seconds: float, command: Callable[..., Command]) -> None:
     one = command(*LONG)
     time.sleep(seconds)
@@ -222,8 +226,15 @@ def test_ctrl_c_while_it_starts(seconds: float, command: Callable[..., Command])
     one.settle(30.0)  # the fork server first finishes its imports
 
 
-@pytest.mark.parametrize("words", [[], CENTRAL], ids=["local", "central"])
-@pytest.mark.parametrize("env", ["probe:counter", f"{FAULTY}:spins"])
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        pytest.param("probe:counter", [], id="local", marks=pytest.mark.sweep),
+        pytest.param("probe:counter", CENTRAL, id="central"),
+        pytest.param(f"{FAULTY}:spins", [], id="spins, local"),
+        pytest.param(f"{FAULTY}:spins", CENTRAL, id="spins, central", marks=pytest.mark.sweep),
+    ],
+)
 def test_sigkill_of_the_command_leaves_no_process(env: str, words: list[str], command: Callable[..., Command]) -> None:
     words = words if "probe" in env else [*words, "--env-arg", "at=500"]
     one = command(*TINY, "--env", env, "--steps", 10_000_000, *words)

@@ -15,9 +15,7 @@ QUICK = """
     process_state.Interrupted 0
     endings.ExitsAtOnce[reset] 0
     endings.Exits[later] 2
-    endings.CloseRaises[close] 0
     children.ForgottenDouble 2
-    children.Executor 2
     shadows.BesideStandard 2
     values.Broadcast[later] 0
     odd_spaces.Unbounded 0
@@ -25,6 +23,8 @@ QUICK = """
     agents.OneNan[later] 0
 """
 MORE = """
+    endings.CloseRaises[close] 0
+    children.Executor 2
     process_state.LeavesThread 0
     hangs.HoldsLock[reset] 0
     hangs.CloseSleeps[close] 2

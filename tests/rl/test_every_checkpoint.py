@@ -16,10 +16,11 @@ import pytest
 pytestmark = pytest.mark.usefixtures("fork_server")
 
 RUNS = [  # of each family, those that act and learn at the same time with --deterministic
-    "ppo-gru", "impala-pool", "appo", "dqn-replay", "sac", "qmix-gru", "mappo", "implicit_q",
+    "impala-pool", "appo", "dqn-replay", "sac", "qmix-gru", "implicit_q",
 ]  # fmt: skip
 MORE = [  # the other algorithms, and an end by --stop-return
-    "ppo-goal", "ppo-sde", "ppo-learners", "a2c-gru", "a3c", "rainbow", "dqn-gru", "sac-lstm", "redq", "droq", "tqc",
+    "ppo-gru", "mappo", "ppo-goal", "ppo-sde", "ppo-learners",
+    "a2c-gru", "a3c", "rainbow", "dqn-gru", "sac-lstm", "redq", "droq", "tqc",
     "crossq", "td3", "ddpg", "vdn", "iql", "maddpg", "bc", "bc-box", "td3_bc",
     "implicit_q-box", "cql", "cql-box", "awac", "awac-box",
 ]  # fmt: skip

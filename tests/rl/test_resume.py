@@ -47,16 +47,31 @@ CASES = [
         [*SHORT, *CARTPOLE, "--workers", "0", "--streams", "128", "--unroll", "8", "--steps", "9000"]
         + ["--checkpoint-every", "1000", "--vector", "native"],
         id="native",
+        marks=pytest.mark.sweep,
     ),
-    pytest.param([*DQN, *CARTPOLE, "--workers", "0"], id="dqn"),
+    pytest.param([*DQN, *CARTPOLE, "--workers", "0"], id="dqn", marks=pytest.mark.sweep),
     pytest.param([*DQN, *REPLAYS, *CARTPOLE, "--workers", "0", "--capacity", "300"], id="dqn, n-step, prioritised"),
-    pytest.param([*DQN, "--n-step", "3", "--env", "probe:dict", "--workers", "0", "--replay-on-disk"], id="on disk"),
-    pytest.param(["--algo", "sac", *BOX, "--n-step", "2", "--prioritized"], id="sac, n-step, prioritised"),
     pytest.param(
-        [*SHORT, "--env", "Pendulum-v1", "--sde", "--squash", "--sde-every", "7", "--workers", "0"], id="ppo, gsde"
+        [*DQN, "--n-step", "3", "--env", "probe:dict", "--workers", "0", "--replay-on-disk"],
+        id="on disk",
+        marks=pytest.mark.sweep,
     ),
-    pytest.param(["--algo", "tqc", *BOX, "--widths-q", "16,16", "--n-step", "2"], id="tqc"),
-    pytest.param(["--algo", "qmix", "--env", "generations", *TEAM, "--memory", "gru"], id="qmix, agents that die"),
+    pytest.param(
+        ["--algo", "sac", *BOX, "--n-step", "2", "--prioritized"],
+        id="sac, n-step, prioritised",
+        marks=pytest.mark.sweep,
+    ),
+    pytest.param(
+        [*SHORT, "--env", "Pendulum-v1", "--sde", "--squash", "--sde-every", "7", "--workers", "0"],
+        id="ppo, gsde",
+        marks=pytest.mark.sweep,
+    ),
+    pytest.param(["--algo", "tqc", *BOX, "--widths-q", "16,16", "--n-step", "2"], id="tqc", marks=pytest.mark.sweep),
+    pytest.param(
+        ["--algo", "qmix", "--env", "generations", *TEAM, "--memory", "gru"],
+        id="qmix, agents that die",
+        marks=pytest.mark.sweep,
+    ),
     pytest.param(
         [*SHORT, "--env", "tic-tac-toe", "--workers", "0", "--normalize-return"]
         + ["--opponents", "pool", "--pool-size", "3", "--pool-every", "90"],
@@ -64,7 +79,9 @@ CASES = [
     ),
     pytest.param(["--algo", "qmix", "--env", "two-step", *TEAM, "--replay-on-disk"], id="qmix, state, on disk"),
     pytest.param(["--algo", "maddpg", "--env", "generations", *ACTORS], id="maddpg, agents that die"),
-    pytest.param([*SHORT, "--env", "LunarLander-v3", "--workers", "0"], id="LunarLander", marks=BOX2D),
+    pytest.param(
+        [*SHORT, "--env", "LunarLander-v3", "--workers", "0"], id="LunarLander", marks=[BOX2D, pytest.mark.sweep]
+    ),
 ]
 MORE = [
     pytest.param([*SHORT, *CARTPOLE, "--workers", "0"], id="ppo", marks=pytest.mark.sweep),

@@ -255,23 +255,6 @@ def test_metrics_and_events_say_the_same(quick: dict[str, Any]) -> None:
     assert 0.99 < sum(shares[f"time/{part}"] for part in ("acting", "learning", "other")) < 1.01
 
 
-def test_each_metric_is_in_the_glossary(quick: dict[str, Any]) -> None:
-    glossary = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
-    named = {
-        key for algo in ("ppo", "a2c", "dqn", "sac", "td3", "ddpg") for line in logged(quick, algo) for key in line
-    }
-
-    assert [name for name in sorted(named - {"step", "seconds"}) if f"`{name}`" not in glossary] == []
-
-
-def logged(quick: dict[str, Any], algo: str) -> list[dict[str, Any]]:
-    asked = {key: value for key, value in quick.items() if algo == "ppo" or key not in ("epochs", "minibatches")}
-    if algo not in ("ppo", "a2c"):
-        asked |= {"warmup": 50, "batch": 8, "unroll": 4, "updates_per_step": 0.2}
-        asked |= {} if algo == "dqn" else {"env": "Pendulum-v1"}
-    return read(rltrain.train(**{**asked, "algo": algo, "steps": 300}).run)
-
-
 # --- what it says ---
 
 

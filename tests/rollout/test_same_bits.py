@@ -26,6 +26,11 @@ TINY: dict[str, Any] = {
     "quiet": True,
 }
 ENVS = ["CartPole-v1", "probe:multi-discrete", "probe:multi-binary", "probe:box", "probe:box3"]
+QUICK = [  # the others: scripts/test -m sweep
+    pytest.param(env, memory, marks=() if (place + (memory == "gru")) % 2 else pytest.mark.sweep)
+    for place, env in enumerate(ENVS)
+    for memory in ("none", "gru")
+]
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 
@@ -37,8 +42,7 @@ def fingerprint(folder: Path, env: str, **given: Any) -> str:
     return result.fingerprint
 
 
-@pytest.mark.parametrize("memory", ["none", "gru"])
-@pytest.mark.parametrize("env", ENVS)
+@pytest.mark.parametrize(("env", "memory"), QUICK)
 def test_any_number_of_workers(env: str, memory: str, tmp_path: Path) -> None:
     """7 streams: not divisible by 2 or 3 workers."""
     expected = fingerprint(tmp_path, env, memory=memory, workers=0)
@@ -103,8 +107,15 @@ def replayed(folder: Path, env: str, **given: Any) -> str:
 SEQUENCES: dict[str, Any] = {"memory": "gru", "memory_size": 8, "length": 5, "burn_in": 3}
 
 
-@pytest.mark.parametrize("given", [{}, RAINBOW], ids=["plain", "3 steps and priorities"])
-@pytest.mark.parametrize("env", ["CartPole-v1", "probe:masked"])
+@pytest.mark.parametrize(
+    ("env", "given"),
+    [
+        pytest.param("probe:masked", {}, id="masked"),
+        pytest.param("CartPole-v1", RAINBOW, id="3 steps and priorities"),
+        pytest.param("CartPole-v1", {}, id="plain", marks=pytest.mark.sweep),
+        pytest.param("probe:masked", RAINBOW, id="masked, 3 steps and priorities", marks=pytest.mark.sweep),
+    ],
+)
 def test_a_replay_with_any_number_of_workers(env: str, given: dict[str, Any], tmp_path: Path) -> None:
     expected = replayed(tmp_path, env, workers=0, streams=7, **given)
     for workers in (1, 2, 3):
@@ -113,7 +124,15 @@ def test_a_replay_with_any_number_of_workers(env: str, given: dict[str, Any], tm
     assert replayed(tmp_path, env, workers=0, streams=7, **given, seed=4) != expected
 
 
-@pytest.mark.parametrize("algo", ["sac", "sac, gsde", "sac, memory", "crossq", "td3", "ddpg"])
+@pytest.mark.parametrize(
+    "algo",
+    [
+        "sac, gsde",
+        "sac, memory",
+        "td3",
+        *(pytest.param(name, marks=pytest.mark.sweep) for name in ("sac", "crossq", "ddpg")),
+    ],
+)
 def test_continuous_actions(algo: str, tmp_path: Path) -> None:
     given: dict[str, Any] = {"algo": algo, "streams": 5, "unroll": 2, "widths": (8,), "warmup": 40, "batch": 16}
     given |= {"updates_per_step": 0.3, "steps": 200, "n_step": 2, "prioritized": True, "normalize_obs": True}
@@ -133,13 +152,13 @@ def test_continuous_actions(algo: str, tmp_path: Path) -> None:
 
 HARD: dict[str, Any] = {"n_step": 3, "prioritized": True, "normalize_obs": True}
 SEVENTEEN = [
-    ("dqn", "CartPole-v1", {**HARD, "double": True, "epsilon_per_stream": True}),
     ("dqn", "probe:masked", {**HARD, "dueling": True, "noisy": True, "atoms": 5}),
     ("dqn", "probe:masked", {**HARD, **SEQUENCES, "noisy": True, "epsilon_per_stream": True}),
-    ("sac", "Pendulum-v1", HARD),
     ("td3", "Pendulum-v1", HARD),
 ]
 MORE = [
+    ("dqn", "CartPole-v1", {**HARD, "double": True, "epsilon_per_stream": True}),
+    ("sac", "Pendulum-v1", HARD),
     ("sac", "CartPole-v1", {}),
     ("sac", "probe:masked", HARD),
     ("ddpg", "Pendulum-v1", {"noise_kind": "ou"}),

@@ -145,8 +145,22 @@ PAIRS = [
     *((algo, observation, "discrete") for algo, observation in itertools.product(LEARNERS, OBSERVATIONS)),
     *((algo, "dict", action) for algo, action in itertools.product(LEARNERS, ACTIONS)),
 ]
-CASES = [(*pair, number % 2 == 0) for number, pair in enumerate(PAIRS)]  # every other one has a global state
-CASES += [("mappo", observation, "start", state) for observation in OBSERVATIONS for state in (False, True)]
+EACH = ("ppo", "qmix", "maddpg")  # one of each family: with every kind of space; the others: scripts/test -m sweep
+FEW = {"nested", "multi-discrete"}  # observations and actions of the others
+
+
+def mark(algo: str, observation: str, action: str) -> Any:
+    return () if algo in EACH or FEW & {observation, action} or not allowed(algo, action) else pytest.mark.sweep
+
+
+CASES = [  # every other one has a global state
+    pytest.param(*pair, number % 2 == 0, marks=mark(*pair)) for number, pair in enumerate(PAIRS)
+]
+CASES += [
+    pytest.param("mappo", observation, "start", state, marks=mark("mappo", observation, "start"))
+    for observation in OBSERVATIONS
+    for state in (False, True)
+]
 
 
 @pytest.mark.parametrize(("algo", "observation", "action", "state"), CASES)
@@ -164,7 +178,9 @@ def test_it_trains_or_says_what_it_needs(algo: str, observation: str, action: st
 
 
 @pytest.mark.parametrize("algo", LEARNERS)
-@pytest.mark.parametrize("observation", ["box", "dict", "nested"])
+@pytest.mark.parametrize(
+    "observation", ["dict", *(pytest.param(name, marks=pytest.mark.sweep) for name in ("box", "nested"))]
+)
 def test_agents_that_take_turns_train_on_any_observation(algo: str, observation: str) -> None:
     def make() -> Any:
         return parallel_to_aec(Game(OBSERVATIONS[observation], ACTIONS["start"], masks=observation == "dict"))

@@ -74,7 +74,15 @@ def test_a_planted_fault_is_found(name: str) -> None:
     assert same[0].seen
 
 
-@pytest.mark.parametrize("name", [*planted.SOUND, "CartPole-v1", "Pendulum-v1", "FrozenLake-v1", "two-step"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *planted.SOUND,
+        "CartPole-v1",
+        "two-step",
+        *(pytest.param(name, marks=pytest.mark.sweep) for name in ("Pendulum-v1", "FrozenLake-v1")),
+    ],
+)
 def test_a_sound_environment_is_sound(name: str) -> None:
     found = examined(getattr(planted, name, name))
 

@@ -121,7 +121,10 @@ def parts(result: dict[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("words", [PPO, DQN, SAC], ids=["ppo", "dqn", "sac"])
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(PPO, id="ppo"), pytest.param(DQN, id="dqn", marks=pytest.mark.sweep), pytest.param(SAC, id="sac")],
+)
 def test_a_run_with_two_learners_is_the_run_with_one(words: list[str], tmp_path: Path, launch: Any) -> None:
     one, two, again = (run(tmp_path, launch, *words, "--learners", k) for k in ("1", "2", "2"))
 
@@ -269,7 +272,7 @@ KILLED = "its process was ended by SIGKILL, most likely because memory ran out"
 @pytest.mark.parametrize(
     ("learners", "rank", "since", "fault", "said"),
     [
-        (2, 0, 0.0, RAISES, "ValueError it is mine"),
+        pytest.param(2, 0, 0.0, RAISES, "ValueError it is mine", marks=pytest.mark.sweep),
         (2, 1, 0.0, RAISES, "RunFailed learner 1 of 2 was lost: ValueError: it is mine"),
         (3, 2, 0.001, IS_KILLED, f"RunFailed learner 2 of 3 was lost: {KILLED}"),  # after three updates
     ],

@@ -250,6 +250,7 @@ def test_a_node_that_dies_is_replaced_by_the_others_and_one_that_joins_is_used(s
     assert "a node joined: tcp://127.0.0.1" in err
 
 
+@pytest.mark.sweep
 def test_a_node_that_is_asked_to_end_does_and_takes_its_actors_along(some: Machines, slow: Path) -> None:
     some.add("a", slots=2)
     run = begin(slow, *PPO, "--env", "mine.py:Slow", "--steps", "2000", "--workers", "2", "--cluster", some.address)
@@ -265,6 +266,7 @@ def test_a_node_that_is_asked_to_end_does_and_takes_its_actors_along(some: Machi
     assert run.returncode == 0, err
 
 
+@pytest.mark.sweep
 def test_actors_move_to_where_there_is_room_and_the_bits_stay(some: Machines, tmp_path: Path) -> None:
     flags = [*PPO, "--steps", "12000"]
     some.add("a", slots=1)
