@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rltrain.callbacks.stop_on_plateau import StopOnPlateau
     from rltrain.callbacks.video import Video
     from rltrain.config.run_config import RunConfig
+    from rltrain.data.off_policy.estimate import Estimates, estimate
     from rltrain.deployment.export.export import export
     from rltrain.deployment.server.app import Limits
     from rltrain.deployment.server.serve import Served, serve
@@ -90,6 +91,7 @@ __all__ = [
     "EnvError",
     "EnvFault",
     "EnvSpec",
+    "Estimates",
     "Evaluation",
     "GradientPlan",
     "Gradients",
@@ -136,6 +138,7 @@ __all__ = [
     "build_policy",
     "discounts",
     "distributions",
+    "estimate",
     "evaluate",
     "export",
     "greedy",
@@ -192,6 +195,7 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "envs.spec": "ActionSpec AgentGroup EnvSpec Leaf",
     "errors": "CheckpointError ConfigError Interrupted JobLost RunFailed",
     "evaluation.evaluate": "Evaluation evaluate",
+    "data.off_policy.estimate": "Estimates estimate",
     "evaluation.policy": "Trained load",
     "jobs.functions": "map submit",
     "jobs.pool": "Job",

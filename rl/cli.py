@@ -153,6 +153,18 @@ def main_data(argv: Sequence[str] | None = None) -> int:
     return _guarded("rldata", work) or status
 
 
+def main_ope(argv: Sequence[str] | None = None) -> int:
+    """`rlope`. Exit status as for `rltrain`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+
+    def work() -> None:
+        from rltrain.data.off_policy.command import run_ope
+
+        say(run_ope(argv, rltrain.__version__))
+
+    return _guarded("rlope", work)
+
+
 def main_jobs(argv: Sequence[str] | None = None) -> int:
     """`rljobs`. Exit status as for `rltrain`."""
     argv = list(sys.argv[1:] if argv is None else argv)

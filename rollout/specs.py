@@ -27,6 +27,7 @@ class Inference:
     action: ArraySpec
     extras: dict[str, ArraySpec]
     core_with_action: Callable[[Tensor, Tensor], Tensor]  # see `rltrain.rollout.types.PolicyHooks`
+    log_prob: bool = False  # as in `RolloutSpec`
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class RolloutSpec:
     shorten: bool = False  # give shorter unrolls to an actor that is many times slower than the others
     deterministic: bool = False  # take unrolls in turn, and publish weights only after all actors have read theirs
     reduce: Callable[[Any, Trajectory], Gradients] | None = None  # its result is sent in place of the unroll
+    log_prob: bool = False  # add the log probabilities of actions to the extras: see `PolicyHooks.action_distribution`
     pool: OpponentPool | None = None
     inference: Inference | None = None  # the policy of the inference server; None: each actor has its own
     cluster: Any = None  # with backend "dask": a `rltrain.rollout.cluster.cluster.Cluster`

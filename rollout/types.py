@@ -214,6 +214,12 @@ class PolicyHooks:
     """`(obs, explore) -> [B, ...]`: the floats by which `act` chooses a discrete action, if its extras do not hold
     them. Used to test whether a row has the same bits in every batch, which actions seldom show. Default: None."""
 
+    action_distribution: Callable[[Tree, Tensor | None, Tensor | None, Tensor], Any] | None
+    """`(obs, core, action_mask, noise)` as for `act`: the distribution that `act` draws from if it explores, with a
+    method `log_prob(action) -> [B]`, as those of `rltrain.distributions`. None in its place: there is none, or actions
+    of consecutive steps are not independent. Used by `--record`, if `log_prob` is not in the extras, and by `rlope`.
+    Default: None."""
+
 
 RENAMED_HOOKS = {  # names in version 0.1
     "unrolled": "summarize_unroll",
@@ -240,7 +246,16 @@ def hooks_of(policy: object) -> PolicyHooks:
         core_with_action=getattr(policy, "core_with_action", _same_core),
         fast_layout=getattr(policy, "fast_layout", _same_obs),
         score=getattr(policy, "score", None),
+        action_distribution=_distribution_of_act(policy),
     )
+
+
+def _distribution_of_act(policy: object) -> Callable[..., Any] | None:
+    """The method `action_distribution`, if the policy has one and no class derived from its class replaces `act`."""
+    classes = [set(vars(cls)) for cls in type(policy).__mro__]
+    names = next((names for names in classes if names & {"act", "action_distribution"}), set())
+    replaced = "act" in names and "action_distribution" not in names and "action_distribution" not in vars(policy)
+    return None if replaced else getattr(policy, "action_distribution", None)
 
 
 def _same_extras(extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ COMMANDS = {
     "rlcompare": "main_compare",
     "rlplot": "main_plot",
     "rldata": "main_data",
+    "rlope": "main_ope",
     "rldoctor": "main_doctor",
     "rlsend": "main_send",
     "rljobs": "main_jobs",

@@ -40,6 +40,12 @@ class SquashedGaussian(NormalizedPolicy):
         dist = self._distribution(head)
         return Act(dist.sample(noise) if explore else dist.mode(), {}, core)
 
+    def action_distribution(
+        self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor
+    ) -> TanhGaussian:
+        """See `PolicyHooks`."""
+        return self._distribution(self.actor.step(self.normalised(obs), core)[0])
+
     def sample(self, obs: Tree, noise: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         """Actions [B, *A] and their log densities [B] at normalised obs, from noise [B, A]; both with gradients.
 
@@ -84,6 +90,14 @@ class StateDependentGaussian(NormalizedPolicy):
         dist = self._distribution(h)
         return Act(dist.sample(self.state_noise.normal(h, dist.log_std, noise)) if explore else dist.mode(), {}, core)
 
+    def action_distribution(
+        self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor
+    ) -> TanhGaussian | None:
+        """See `PolicyHooks`."""
+        if self.noise.hold > 1:  # steps share their noise
+            return None
+        return self._distribution(self.activate(self.actor.step(self.normalised(obs), core)[0]))
+
     def sample(self, obs: Tree, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions [B, *A] and their log densities [B] at normalised obs, from noise [B, A]; both with gradients."""
         return self._distribution(self.activate(self.actor.forward(obs)[0])).sample_with_log_prob(noise)
@@ -107,6 +121,12 @@ class SoftCategorical(NormalizedPolicy):
         logits, core = self.actor.step(self.normalised(obs), core)
         dist = Categorical(logits, action_mask)
         return Act(dist.sample(noise) if explore else dist.mode(), {}, core)
+
+    def action_distribution(
+        self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor
+    ) -> Categorical:
+        """See `PolicyHooks`."""
+        return Categorical(self.actor.step(self.normalised(obs), core)[0], action_mask)
 
     def score(self, obs: Tree, explore: bool) -> Tensor:
         """[B, n] logits of the actions, with an empty memory."""

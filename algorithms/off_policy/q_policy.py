@@ -6,9 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import linear
+from rltrain.algorithms.networks.distributions import Categorical
 from rltrain.algorithms.networks.encoder import Encoder
 from rltrain.algorithms.networks.memory import MemoryEncoder, make_encoder
 from rltrain.algorithms.networks.mlp import MLP
@@ -163,11 +165,25 @@ class QPolicy(NormalizedPolicy):
         """
         score, core = self.step(obs, core, explore, noise)  # [B, n]
         if explore and not self.net.noisy:
-            epsilon = self.epsilon
-            if self.each:  # the last column of noise is the index of the stream
-                epsilon = epsilon[noise[:, -1].long().clamp(0, len(epsilon) - 1)].unsqueeze(-1)  # [B, 1]
-            score = torch.where(noise[:, :1] < epsilon, noise[:, 1 : 1 + self.net.actions], score)
+            score = torch.where(noise[:, :1] < self._epsilon(noise), noise[:, 1 : 1 + self.net.actions], score)
         return Act(greedy(score, action_mask), {}, core)
+
+    def _epsilon(self, noise: Tensor) -> Tensor:
+        """[1], or [B, 1] of each row's stream, whose index is the last column of noise."""
+        epsilon = self.epsilon
+        return epsilon[noise[:, -1].long().clamp(0, len(epsilon) - 1)].unsqueeze(-1) if self.each else epsilon
+
+    def action_distribution(
+        self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor
+    ) -> Categorical | None:
+        """See `PolicyHooks`; None with noisy layers."""
+        if self.net.noisy:
+            return None
+        score, epsilon = self.step(obs, core, False, None)[0], self._epsilon(noise)
+        legal = torch.ones_like(score) if action_mask is None else action_mask.to(score.dtype)
+        uniform = legal / legal.sum(-1, keepdim=True).clamp(min=1)
+        best = F.one_hot(greedy(score, action_mask), self.net.actions)
+        return Categorical(torch.log(epsilon * uniform + (1 - epsilon) * best))
 
     def score(self, obs: Tree, explore: bool, noise: Tensor | None = None) -> Tensor:
         """[B, n] the values that `act` maximises with an empty memory; noise of noisy layers [B, N] is 1 by default."""

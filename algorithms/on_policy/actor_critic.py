@@ -142,6 +142,19 @@ class ActorCritic(nn.Module):
         dist = distribution(self.spec.action, extras["head"], action_mask, log_std, self.squash)
         return {"log_prob": dist.log_prob(action), **{name: extras[name] for name in extras if name == "value"}}
 
+    def action_distribution(
+        self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor
+    ) -> Distribution | None:
+        """See `PolicyHooks`."""
+        if self.noise.hold > 1:  # steps share their noise
+            return None
+        x = self.features(obs)
+        if self.memory is not None:
+            assert core is not None
+            x = self.memory.output(self.memory.step(x, core))
+        _, head, log_std = self._head(x)
+        return distribution(self.spec.action, head, action_mask, log_std, self.squash)
+
     def forward(
         self, obs: Tree, action_mask: Tensor | None = None, core: Tensor | None = None, first: Tensor | None = None
     ) -> tuple[Distribution, Tensor]:

@@ -41,7 +41,7 @@ class NetworkPlayer:
 
     def __init__(self, policy: Policy, explore: bool) -> None:
         self._policy, self._explore, self._hooks = policy, explore, hooks_of(policy)
-        self._density = getattr(policy, "action_distribution", None) if explore else None
+        self._density = self._hooks.action_distribution if explore else None
 
     def begin(self, spec: EnvSpec, seeds: list[int], env: Any) -> None:
         """Episodes with these seeds begin."""

@@ -20,7 +20,7 @@ from rltrain.learner.algorithm import make_policy
 from rltrain.learner.learner import Learner
 from rltrain.rollout.actor.batch_invariance import Blockwise, is_position_invariant, is_width_invariant
 from rltrain.rollout.actor.opponents import PLAYERS
-from rltrain.rollout.inference.client import inference_of
+from rltrain.rollout.inference.client import inference_of, lacks_log_prob
 from rltrain.rollout.scheduler import Rollout
 from rltrain.rollout.specs import DataPlan, GradientPlan, OpponentPool, ReplayPlan, RolloutSpec, StreamPlan
 from rltrain.rollout.supervision import WorkerFailed
@@ -64,6 +64,7 @@ def rollout_spec(
         options["pool"] = _opponent_pool(config, environment.spec, plan)
     policy = functools.partial(_make_for_actors, make_policy(config, environment.spec))
     acting = policy()
+    log_prob = config.record is not None and lacks_log_prob(acting, environment.spec)
     if config.backend == "dask":
         portable = replace(environment, source=self_contained(environment.source))
         options |= cluster_options(config, environment, portable, cluster)
@@ -74,7 +75,7 @@ def rollout_spec(
             policy = functools.partial(_blockwise, policy, single_rows)
     if config.inference == "central":
         _check_central_inference(config, plan)
-        options["inference"] = inference_of(acting, environment.spec, config.device)
+        options["inference"] = inference_of(acting, environment.spec, config.device, log_prob)
     return RolloutSpec(
         spec=environment.spec,
         seed=config.seed,
@@ -87,6 +88,7 @@ def rollout_spec(
         actor_timeout=config.actor_timeout,
         max_restarts=config.max_restarts,
         random_rows=random_rows(plan, config.streams),
+        log_prob=log_prob,
         shorten=isinstance(plan, StreamPlan) and plan.wait != "all" and not config.deterministic,
         deterministic=config.deterministic and plan.overlap,
         **options,

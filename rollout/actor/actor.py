@@ -114,6 +114,7 @@ class Actor:
             core, cores = self._core, []
             extras: dict[str, list[torch.Tensor]] = {}
             action_rows, policy, sequence = self._action, self.policy, self.policy.sequence
+            records = job.plan.log_prob
             with torch.no_grad(), self._blaming_environment(rows):
                 for t in range(unroll):
                     with acting():
@@ -123,7 +124,7 @@ class Actor:
                             if t % sequence == 0:
                                 cores.append(core[:count].numpy().copy())
                         act = policy.act(views.obs[t], core, views.mask[t], self._noise_rows[t], True)
-                        core, action = act.core, act.action.numpy()
+                        previous, core, action = core, act.core, act.action.numpy()
                         action_rows[t] = action
                         if at_random:
                             legal = None if rows.action_mask is None else rows.action_mask[t]
@@ -138,6 +139,8 @@ class Actor:
                             action = action_rows[t]
                         for name, value in act.extras.items():
                             extras.setdefault(name, []).append(value)
+                        if records:
+                            self._add_log_prob(t, rows, views, previous, extras, at_random)
                     env.step(action[:count], rows, t)
                     self._heartbeat.step()
                 with acting():
@@ -195,6 +198,25 @@ class Actor:
             self._client.begin()
             return None
         return self._board.read(self._parameters)[0]
+
+    def _add_log_prob(
+        self,
+        t: int,
+        rows: UnrollBuffer,
+        views: _RowViews,
+        core: torch.Tensor | None,
+        extras: dict[str, list[torch.Tensor]],
+        at_random: bool,
+    ) -> None:
+        """Append the log probability of the actions of row t to the extras; an inference server has done so."""
+        find, added = self._hooks.action_distribution, extras.setdefault("log_prob", [])
+        if self._client is None:
+            assert find is not None
+            distribution = find(views.obs[t], core, views.mask[t], self._noise_rows[t])
+            added.append(distribution.log_prob(torch.from_numpy(self._action[t])).clone())
+        if at_random:
+            legal = None if rows.action_mask is None else rows.action_mask[t]
+            self._random_start.log_prob(t, added[-1].numpy(), legal)
 
     def _summarize(self, extras: dict[str, torch.Tensor], rows: UnrollBuffer, unroll: int) -> dict[str, np.ndarray]:
         """The extras that the learner gets, [T, B, ...] each."""

@@ -81,6 +81,8 @@ class Blockwise:
         self._policy, self._single_rows = policy, single_rows
         self._inner_score = hooks_of(policy).score
         self.score = None if self._inner_score is None else self._score
+        self._find = hooks_of(policy).action_distribution
+        self.action_distribution = None if self._find is None else self._distribution
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
@@ -96,6 +98,14 @@ class Blockwise:
             {name: torch.cat([act.extras[name][:count] for act in acts]) for name in acts[0].extras},
             None if acts[0].core is None else torch.cat([act.core[:count] for act in acts if act.core is not None]),
         )
+
+    def _distribution(
+        self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor
+    ) -> _BlocksDistribution | None:
+        assert self._find is not None
+        inputs, blocks = (obs, core, action_mask, noise), self._blocks(len(noise))
+        parts = [self._find(*_each(operator.itemgetter(rows), inputs)) for rows in blocks]
+        return None if parts[0] is None else _BlocksDistribution(parts, blocks, self._count)
 
     def _score(self, obs: Tree, explore: bool) -> Tensor:
         assert self._inner_score is not None
@@ -113,6 +123,17 @@ class Blockwise:
         if self._single_rows:
             return [torch.full((WIDTH,), row) for row in range(width)]
         return [slice(begin, begin + WIDTH) for begin in range(0, width, WIDTH)]
+
+
+class _BlocksDistribution:
+    """The distributions of blocks of rows as one."""
+
+    def __init__(self, parts: list[Any], blocks: list[Any], count: int) -> None:
+        self._parts, self._blocks, self._count = parts, blocks, count
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        pairs = zip(self._parts, self._blocks, strict=True)
+        return torch.cat([part.log_prob(action[rows])[: self._count] for part, rows in pairs])
 
 
 def _random_inputs(policy: Policy, spec: EnvSpec, streams: int, seed: int) -> Inputs:

@@ -108,6 +108,17 @@ class RandomStart:
         self._random = rows + np.arange(unroll)[:, None] < self._rows
         return True
 
+    def log_prob(self, t: int, log_prob: np.ndarray, mask: np.ndarray | None) -> None:
+        """Write the log probabilities of the random actions of row t into log_prob [>=B]; mask as for `replace`."""
+        where = np.flatnonzero(self._random[t])
+        if self._spec.kind == "box":
+            log_prob[where] = -self._heads * np.log(2.0)
+        elif mask is None:
+            log_prob[where] = -np.log(self._spec.nvec).sum()
+        else:
+            heads = np.cumsum((0, *self._spec.nvec))[:-1]
+            log_prob[where] = -np.log(np.add.reduceat(mask[where].astype(np.int64), heads, 1)).sum(1)
+
     def replace(self, t: int, action: np.ndarray, mask: np.ndarray | None) -> None:
         """Write the random actions of row t into action [>=B, *A]; mask [>=B, n] is True for legal actions."""
         where = np.flatnonzero(self._random[t])

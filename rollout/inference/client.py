@@ -25,25 +25,43 @@ class RunEnded(Exception):
     """The run is over, so the server does not answer."""
 
 
-def decide(policy: Policy, obs: Tree, core: Tensor | None, mask: Tensor | None, noise: Tensor) -> Act:
-    """One call of `act` that explores, with the extras summarised row by row, because actors do not hold the policy."""
+def decide(
+    policy: Policy, obs: Tree, core: Tensor | None, mask: Tensor | None, noise: Tensor, log_prob: bool = False
+) -> Act:
+    """One call of `act` that explores, with the extras summarised row by row, because actors do not hold the policy.
+
+    Args:
+        log_prob: add the log probability of the actions: see `PolicyHooks.action_distribution`.
+    """
     act = policy.act(obs, core, mask, noise, True)
     one = {name: value[None] for name, value in act.extras.items()}  # an unroll of one row
     extras = hooks_of(policy).summarize_unroll(one, act.action[None], None if mask is None else mask[None])
-    return act._replace(extras={name: value[0] for name, value in extras.items()})
+    extras = {name: value[0] for name, value in extras.items()}
+    find = hooks_of(policy).action_distribution
+    if log_prob and find is not None:
+        extras["log_prob"] = find(obs, core, mask, noise).log_prob(act.action)
+    return act._replace(extras=extras)
 
 
-def inference_of(policy: Policy, spec: EnvSpec, device: str) -> Inference:
+def lacks_log_prob(policy: Policy, spec: EnvSpec) -> bool:
+    """Whether a policy has a distribution over actions, but no log probabilities in its extras."""
+    find, inputs = hooks_of(policy).action_distribution, policy_inputs(spec, policy.noise, policy.core_size, WIDTH)
+    with torch.inference_mode():
+        return find is not None and find(*inputs) is not None and "log_prob" not in decide(policy, *inputs).extras
+
+
+def inference_of(policy: Policy, spec: EnvSpec, device: str, log_prob: bool = False) -> Inference:
     """What actors must know of a policy; its shapes are found by one call."""
     with torch.inference_mode():
-        act = decide(policy, *policy_inputs(spec, policy.noise, policy.core_size, WIDTH))
+        act = decide(policy, *policy_inputs(spec, policy.noise, policy.core_size, WIDTH), log_prob)
 
     def row(value: Tensor) -> ArraySpec:
         return tuple(value.shape[1:]), str(value.numpy().dtype)
 
     extras = {name: row(value) for name, value in act.extras.items()}
     replaced = hooks_of(policy).core_with_action
-    return Inference(device, policy.noise, policy.core_size, policy.sequence, row(act.action), extras, replaced)
+    row_of = row(act.action)
+    return Inference(device, policy.noise, policy.core_size, policy.sequence, row_of, extras, replaced, log_prob)
 
 
 class InferenceClient:

@@ -50,7 +50,7 @@ class Server:
 
     def __init__(self, job: ServerJob, weights: Ticket, requests: Ticket, pipes: list[Any], control: Any) -> None:
         self.policy = job.make_policy()
-        self._device = torch.device(job.inference.device)
+        self._device, self._log_prob = torch.device(job.inference.device), job.inference.log_prob
         self._weights = {name: tensor.numpy() for name, tensor in self.policy.state_dict().items()}
         if self._device.type != "cpu":
             self._weights = {name: array.copy() for name, array in self._weights.items()}  # copies on the CPU
@@ -108,7 +108,8 @@ class Server:
         self._read_weights()
         batch = {name: self._to_device(tree, padded(rows)) for name, tree in self._input.items()}
         with torch.inference_mode():
-            act = decide(self.policy, batch["obs"], batch.get("core"), batch.get("mask"), batch["noise"])
+            inputs = batch["obs"], batch.get("core"), batch.get("mask"), batch["noise"]
+            act = decide(self.policy, *inputs, self._log_prob)
         output = {"action": act.action, "extras": act.extras}
         if act.core is not None:
             output["core_after"] = act.core

@@ -1,0 +1,151 @@
+"""Recordings hold the log probability of each action under the policy that chose it, with all of its exploration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Categorical, Normal
+
+import rltrain
+from rltrain.data.episodes import Recorded, episodes_of
+from rltrain.data.off_policy.target import Steps, Target
+from rltrain.rollout.types import hooks_of
+from rltrain.storage.recording import Recording
+
+QUIET: dict[str, Any] = {"workers": 0, "eval_every": 0, "checkpoint_every": 0, "preset": "none", "quiet": True}
+UNTRAINED: dict[str, Any] = {**QUIET, "streams": 3, "steps": 60, "warmup": 59, "random_start": False, "widths": (8,)}
+UNTRAINED |= {"lr": 1e-9, "batch": 4}
+EPSILON: dict[str, Any] = {"epsilon": 0.3, "epsilon_end": 0.3}
+
+
+def recorded(folder: Path, **given: Any) -> tuple[rltrain.Trained, list[Recorded], Recording]:
+    """The policy of a run, which is the one that acted if the run makes no update, and what was recorded."""
+    result = rltrain.train(**given, out=str(folder / "runs"), record=str(folder / "rec"))
+    recording = Recording.open(folder / "rec")
+    return rltrain.load(result.run), list(episodes_of(recording)), recording
+
+
+def obs_of(one: Recorded) -> torch.Tensor:
+    return torch.from_numpy(one.obs[0][:-1])
+
+
+def test_of_sac_with_box_actions(tmp_path: Path) -> None:
+    trained, episodes, _ = recorded(tmp_path, algo="sac", env="Pendulum-v1", **UNTRAINED)
+    for one in episodes:
+        mean, log_std = trained.policy.actor.forward(obs_of(one))[0].detach().double().chunk(2, -1)
+        action = torch.from_numpy(one.action).double()
+        before = Normal(mean, log_std.clamp(-20, 2).exp()).log_prob(torch.atanh(action))
+        expected = (before - torch.log1p(-(action**2))).sum(-1)
+        np.testing.assert_allclose(one.extras["log_prob"], expected, atol=1e-4)
+
+
+def test_of_sac_with_masked_actions(tmp_path: Path) -> None:
+    trained, episodes, _ = recorded(tmp_path, algo="sac", env="probe:masked", **UNTRAINED)
+    for one in episodes:
+        assert one.mask is not None
+        logits = trained.policy.actor.forward(trained.policy.normalised(obs_of(one)))[0].detach()
+        legal = torch.where(torch.from_numpy(one.mask[:-1]), logits, -torch.inf)
+        expected = Categorical(logits=legal).log_prob(torch.from_numpy(one.action))
+        np.testing.assert_allclose(one.extras["log_prob"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_of_dqn(each: bool, tmp_path: Path) -> None:
+    """Epsilon over the legal actions; with `epsilon_per_stream` that of the stream."""
+    words = {**UNTRAINED, **EPSILON, "epsilon_per_stream": each, "epsilon": 0.6 if each else 0.3}
+    trained, _, recording = recorded(tmp_path, algo="dqn", env="probe:masked", **words)
+    seen = set()
+    for piece in recording.pieces():
+        for t, b in zip(*np.nonzero(piece.valid), strict=True):
+            legal = piece.action_mask[t, b]
+            q = trained.policy.q(torch.from_numpy(piece.obs[t, b : b + 1]))[0].detach().numpy()
+            stream = int(piece.stream[b])
+            epsilon = 0.6 ** (1 + 7 * stream / 2) if each else 0.3
+            greedy = np.where(legal, q, -np.inf).argmax() == piece.action[t, b]
+            probability = epsilon / legal.sum() + (1 - epsilon) * greedy
+            assert piece.extras["log_prob"][t, b] == pytest.approx(np.log(probability), abs=1e-4)
+            seen.add((stream, bool(greedy)))
+    assert len(seen) >= 4
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"), [("Pendulum-v1", -np.log(2)), ("CartPole-v1", -np.log(2)), ("probe:masked", None)]
+)
+def test_of_random_first_steps(env: str, expected: float | None, tmp_path: Path) -> None:
+    """The last of the steps are those of the policy."""
+    words = {**UNTRAINED, "random_start": True, "warmup": 45}
+    _, _, recording = recorded(tmp_path, algo="sac", env=env, **words)
+    columns: dict[int, list[np.ndarray]] = {}
+    for piece in recording.pieces():
+        mask = np.zeros((piece.rows, 3)) if piece.action_mask is None else np.log(piece.action_mask[:-1].sum(-1))
+        uniform = -mask if expected is None else np.full((piece.rows, 3), expected)
+        for b, stream in enumerate(piece.stream.tolist()):
+            same = np.isclose(piece.extras["log_prob"][:, b], uniform[:, b], atol=1e-6) | ~piece.valid[:, b]
+            columns.setdefault(stream, []).append(same)
+    for parts in columns.values():
+        same = np.concatenate(parts)
+        assert same[:15].all()
+        assert not same[15:].all()
+
+
+@pytest.mark.parametrize(
+    ("algo", "env", "more"),
+    [
+        ("dqn", "CartPole-v1", {"memory": "gru", "memory_size": 8, "burn_in": 2, "length": 4, **EPSILON}),
+        ("sac", "CartPole-v1", {"memory": "lstm", "memory_size": 8, "burn_in": 2, "length": 4}),
+        ("sac", "probe:dict", {}),
+        ("sac", "Pendulum-v1", {"sde": True, "sde_every": 1}),
+    ],
+)
+def test_are_those_of_the_policy_at_the_recorded_observations(
+    algo: str, env: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also with a memory, which the recording does not hold."""
+    trained, episodes, recording = recorded(tmp_path, algo=algo, env=env, **UNTRAINED | more)
+    steps = Steps.of(episodes, recording.spec)
+    expected = Target(trained, True, 0).log_prob(steps)
+
+    assert len(np.unique(expected)) > 3 or algo == "dqn"
+    np.testing.assert_allclose(np.concatenate([one.extras["log_prob"] for one in episodes]), expected, atol=1e-4)
+
+
+def test_do_not_depend_on_workers_nor_on_where_the_policy_is(tmp_path: Path) -> None:
+    words = {**UNTRAINED, "algo": "dqn", "env": "CartPole-v1", "warmup": 30, "random_start": True, "seed": 3}
+    _, here, _ = recorded(tmp_path / "here", **words)
+    _, there, _ = recorded(tmp_path / "there", **words | {"workers": 2, "inference": "central"})
+
+    for one, same in zip(here, there, strict=True):
+        np.testing.assert_array_equal(one.extras["log_prob"], same.extras["log_prob"])
+
+
+def test_are_missing_where_there_is_no_distribution(tmp_path: Path) -> None:
+    for i, (algo, more) in enumerate([("td3", {}), ("sac", {"sde": True})]):
+        _, episodes, _ = recorded(tmp_path / str(i), algo=algo, env="Pendulum-v1", **UNTRAINED | more)
+        assert "log_prob" not in episodes[0].extras
+    _, episodes, _ = recorded(tmp_path / "noisy", algo="dqn", env="CartPole-v1", **UNTRAINED, noisy=True)
+    assert "log_prob" not in episodes[0].extras
+
+
+def test_a_class_that_replaces_act_has_not_the_distribution_of_its_base(tmp_path: Path) -> None:
+    trained, _, _ = recorded(tmp_path, algo="dqn", env="CartPole-v1", **UNTRAINED)
+    base = type(trained.policy)
+    acts = type("Acts", (base,), {"act": lambda self, *inputs: base.act(self, *inputs)})
+    both = type("Both", (acts,), {"action_distribution": base.action_distribution})
+
+    for kind, known in ((base, True), (acts, False), (both, True)):
+        policy = kind.__new__(kind)
+        policy.__dict__.update(trained.policy.__dict__)
+        assert (hooks_of(policy).action_distribution is not None) is known
+
+
+def test_a_recording_changes_nothing_in_the_run(tmp_path: Path) -> None:
+    words = {**UNTRAINED, "algo": "dqn", "env": "CartPole-v1", "warmup": 10, "lr": 0.1, "out": str(tmp_path / "runs")}
+    with_record = rltrain.train(**words, record=str(tmp_path / "rec"))
+    without = rltrain.train(**words)
+    one, other = (rltrain.load(result.run).policy.state_dict() for result in (with_record, without))
+
+    assert all(torch.equal(one[name], other[name]) for name in one)
