@@ -53,6 +53,7 @@ _registry: dict[str, Entry] = {
     "iql": _entry("multi_agent.qmix:iql", "IQLConfig", DISCRETE, several=True),
     "maddpg": _entry("multi_agent.maddpg:MADDPG", "MADDPGConfig", BOTH, several=True),
     "mappo": _entry("multi_agent.independent:mappo", "MAPPOConfig", ANY, several=True, each=True),
+    "marwil": _entry("offline.marwil:MARWIL", "MARWILConfig", BOTH),
     "ppo": _entry("on_policy.ppo:PPO", "PPOConfig", ANY),
     "qmix": _entry("multi_agent.qmix:qmix", "QMIXConfig", DISCRETE, several=True),
     "rainbow": _entry("off_policy.dqn:DQN", "RainbowConfig", DISCRETE),

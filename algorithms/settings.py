@@ -20,7 +20,7 @@ HELP_ORDER = """
     gamma lam n_step normalize_advantage rho_bar c_bar rho_bar_pg clip_reward
     double target_every tau critics target_critics policy_value policy_delay smoothing smoothing_clip
     clip clip_end ratio_bar kl value_clip value entropy entropy_end max_kl loss atoms v_min v_max quantiles drop
-    q_weight expectile advantage_factor max_weight cosine
+    q_weight expectile advantage_factor max_weight norm_rate cosine
     conservative samples
     temperature learn_temperature target_entropy target_entropy_share
     gumbel regularize noise noise_end noise_kind ou_theta

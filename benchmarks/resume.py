@@ -84,6 +84,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "cql-box": {"algo": "cql", **DATA_BOX, "samples": 2},
     "awac": {"algo": "awac", **DATA},
     "awac-box": {"algo": "awac", **DATA_BOX},
+    "marwil": {"algo": "marwil", **DATA, "n_step": 5},
+    "marwil-box": {"algo": "marwil", **DATA_BOX},
     "bc": {"algo": "bc", **DATA, "filter_top": 0.4},
     "bc-box": {"algo": "bc", **DATA_BOX, "normalize_obs": True},
     "qmix": {"algo": "qmix", **OFF, "env": "two-step"},

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from rltrain.algorithms.off_policy.settings import (
     Batch,
     LrQ,
+    NStep,
     PolicyDelay,
     RegularizedCritics,
     Share,
@@ -128,6 +129,23 @@ class AdvantageWeighted(OfflineCritics):
     lr: Lr = default(3e-4, "of the policy, and of the others without their own")
     advantage_factor: AdvantageFactor
     max_weight: Annotated[float, Field(gt=0, description="largest of these weights"), CHANGEABLE] = 100.0
+    policy: PolicyName = "weighted"
+
+
+class MARWILConfig(Offline):
+    """MARWIL. Defaults: Wang et al. 2018, except where a note differs."""
+
+    lr: Lr = default(3e-4, "of the policy and of the value")
+    lr_end_share: LrEndShare = None
+    gamma: Gamma = 0.99
+    n_step: NStep = default(1000, "the rest of an episode of at most so many steps")
+    advantage_factor: AdvantageFactor = default(1.0, "the paper's beta; 0: behaviour cloning by likelihood")
+    max_weight: Annotated[float, Field(gt=0, description="largest of these weights"), CHANGEABLE] = 100.0
+    norm_rate: Annotated[
+        float,
+        Field(ge=0, le=1, description="share of a batch in the running norm of advantages; 0: they are not divided"),
+        CHANGEABLE,
+    ] = default(1e-3, "the authors use 1e-8 for each row")
     policy: PolicyName = "weighted"
 
 

@@ -87,7 +87,12 @@ class OfflineRollout:
 
 def steps_each(config: RunConfig, plan: DataPlan) -> int:
     """The steps that a round without actors counts: one update's, or as many as the actors' deliveries would have."""
-    return 1 if isinstance(plan, ReplayPlan) and plan.data_only else config.streams * plan.unroll
+    return 1 if is_data_only(plan) else config.streams * plan.unroll
+
+
+def is_data_only(plan: DataPlan) -> bool:
+    """True if the algorithm learns from recorded data alone."""
+    return isinstance(plan, ReplayPlan) and plan.data_only
 
 
 def fill(learner: Learner, recording: Recording, device: torch.device) -> str:
@@ -109,6 +114,8 @@ def fill(learner: Learner, recording: Recording, device: torch.device) -> str:
             raise CheckpointError(f"{recording.folder}: {error}") from None
         learner.note_rewards([piece])
         learner.algorithm.observe(tensors(piece, device))
+    if feed.replay.n_step > 1 and is_data_only(learner.algorithm.plan):
+        feed.replay.cut_streams()
     rows = len(feed.replay)
     if not rows:
         raise ConfigError(f"--replay-from {recording.folder}: it holds no row that can be learned from")

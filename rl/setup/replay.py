@@ -52,7 +52,8 @@ def open_data(
         recording = Recording.open(Path(config.replay_from).absolute(), spec)
         rows = recording.rows_per_stream(history(recording.spec))
         if plan.data_only:
-            plan = dataclasses.replace(plan, capacity=recording.streams * max(rows, plan.n_step + 1))
+            rows = rows + plan.n_step if plan.n_step > 1 else max(rows, plan.n_step + 1)
+            plan = dataclasses.replace(plan, capacity=recording.streams * rows)
         data = DataSource(plan, recording.spec, recording.streams, recording)
     warmup = 0 if config.replay_from else plan.warmup
     least = max(plan.batch, warmup)

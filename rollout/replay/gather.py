@@ -11,6 +11,7 @@ from rltrain.rollout.replay.ring import ENDED, FIRST, MIDST, TERMINATED, TRUNCAT
 from rltrain.rollout.types import Trajectory, Transition
 
 ENDS = ("terminated", "truncated")
+LONG = 32  # steps of n-step targets above which a loop over them is slow
 PAIR = np.array([[0], [1]])  # a row and the next one
 ONGOING = (np.arange(256, dtype=np.uint8) & TERMINATED == 0).astype(np.float32)  # by flag
 
@@ -57,6 +58,8 @@ def _n_step(
     ring: Ring, row: np.ndarray, base: np.ndarray, gamma: float, n_step: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Summed rewards, discounts and the rows after m <= n steps, [B] each."""
+    if n_step > LONG:
+        return _many_steps(ring, row, base, gamma, n_step)
     at = ring.at(row + np.arange(n_step)[:, None], base)  # [n, B]
     reward = ring.flat["reward"].take(at, mode="clip").astype(np.float64)
     flags = ring.flag.take(at, mode="clip")
@@ -70,6 +73,21 @@ def _n_step(
         total = np.where(steps > k, reward[k] + gamma * total, 0.0)
     last = flags[steps - 1, np.arange(len(row))]
     discount = np.where(last & TERMINATED, 0.0, (gamma ** np.arange(n_step + 1)).take(steps))
+    return total.astype(np.float32), discount.astype(np.float32), row + steps
+
+
+def _many_steps(
+    ring: Ring, row: np.ndarray, base: np.ndarray, gamma: float, n_step: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same without a loop over the steps; sums are rounded in another order."""
+    flags = ring.flag.take(ring.at(row + np.arange(n_step)[:, None], base), mode="clip")  # [n, B]
+    ended = (flags & ENDED) != 0
+    steps = np.where(ended.any(0), ended.argmax(0) + 1, n_step)  # m
+    count = np.arange(steps.max())[:, None]
+    reward = ring.flat["reward"].take(ring.at(row + count, base), mode="clip").astype(np.float64)
+    total = np.where(count < steps, reward * gamma**count, 0.0).sum(0)
+    last = flags[steps - 1, np.arange(len(row))]
+    discount = np.where(last & TERMINATED, 0.0, gamma**steps)
     return total.astype(np.float32), discount.astype(np.float32), row + steps
 
 

@@ -191,13 +191,7 @@ class Replay:
                 f"row {unroll.row[column]}"
             )
         streams = np.array([stream])
-        if head >= 0 and not ring.flag[base + head % ring.size] & FIRST:
-            last = base + (head - 1) % ring.size
-            if head and not ring.flag[last] & ENDED:
-                ring.flag[last] |= TRUNCATED
-                if unroll.alive is not None:
-                    ring.flat["truncated"][last] |= ring.flat["alive"][base + head % ring.size]
-                self._mark_ready(streams, np.array([head - self._following]), np.array([head]))
+        if self._cut(stream):
             head += 1
         head = max(head, 0)
         obs = [leaf[:1, column] for leaf in leaves(unroll.obs)]
@@ -214,6 +208,25 @@ class Replay:
         if ring.history:
             ring.flat["age"][at] = ring.history + 1 if older else 0
         ring.head[stream] = head
+
+    def cut_streams(self) -> None:
+        """No rows follow: the newest observation of each stream is the final one of the rows before."""
+        for stream in range(self._streams):
+            self._cut(stream)
+        self._episodes = None
+
+    def _cut(self, stream: int) -> bool:
+        """The same for one stream; False if its newest row is a reset row, or there is none."""
+        ring, base, head = self._ring, stream * self._ring.size, int(self._ring.head[stream])
+        if head < 0 or ring.flag[base + head % ring.size] & FIRST:
+            return False
+        last = base + (head - 1) % ring.size
+        if head and not ring.flag[last] & ENDED:
+            ring.flag[last] |= TRUNCATED
+            if "alive" in ring.flat:
+                ring.flat["truncated"][last] |= ring.flat["alive"][base + head % ring.size]
+            self._mark_ready(np.array([stream]), np.array([head - self._following]), np.array([head]))
+        return True
 
     def _retire(self, stream: np.ndarray, head: np.ndarray) -> None:
         """Excludes the rows that are too old once the newest row of `stream` [B] is `head` [B]."""

@@ -169,6 +169,35 @@ class ImplicitQReference(WeightedReference):
         self.imitate(batch, advantage.detach(), share * self.config.lr)
 
 
+class MARWILReference(WeightedReference):
+    """Wang et al. 2018: section 4.1, with returns R = reward + discount * V(last observation), and the norm c."""
+
+    def __init__(self, algorithm: Any) -> None:
+        Reference.__init__(self, algorithm)
+        params = flat(self.actor)
+        if self.box:
+            self.log_std = algorithm.policy.log_std.detach().clone().requires_grad_()
+            params = [self.log_std, *params]
+        self.of_actor = self.adam(params)
+        self.value = self.learned(algorithm.value)
+        self.of_value = self.adam(flat(self.value))
+        self.square = None
+
+    def update(self, batch: Transition, progress: float) -> None:
+        config, rows = self.config, len(batch.reward)
+        lr = config.lr * (1 if config.lr_end_share is None else 1 + (config.lr_end_share - 1) * progress)
+        value = self.of(self.value[0], batch.obs)[:, 0]
+        after = self.of(self.value[0], batch.next_obs)[:, 0].detach()
+        returns = [batch.reward[b] + batch.discount[b] * after[b] for b in range(rows)]
+        advantage = torch.stack([returns[b] - value[b].detach() for b in range(rows)])
+        self.of_value.param_groups[0]["lr"] = lr
+        self.apply(self.of_value, sum(0.5 * (returns[b] - value[b]) ** 2 for b in range(rows)) / rows)
+        mean = float(sum(x * x for x in advantage) / rows)
+        self.square = mean if self.square is None else (1 - config.norm_rate) * self.square + config.norm_rate * mean
+        norm = math.sqrt(self.square) if config.norm_rate else 1.0
+        self.imitate(batch, advantage / norm, lr)
+
+
 class AWACReference(WeightedReference):
     """Nair et al. 2020: equations 5 and 13, the value of a state from one sample, or exact for classes."""
 

@@ -22,7 +22,7 @@ MORE = [  # the other algorithms, and an end by --stop-return
     "ppo-gru", "mappo", "ppo-goal", "ppo-sde", "ppo-learners",
     "a2c-gru", "a3c", "rainbow", "dqn-gru", "sac-lstm", "redq", "droq", "tqc",
     "crossq", "td3", "ddpg", "vdn", "iql", "maddpg", "bc", "bc-box", "td3_bc",
-    "implicit_q-box", "cql", "cql-box", "awac", "awac-box",
+    "implicit_q-box", "cql", "cql-box", "awac", "awac-box", "marwil", "marwil-box",
 ]  # fmt: skip
 
 
