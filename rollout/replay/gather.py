@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +27,13 @@ def transitions(
     n_step: int,
     weight: np.ndarray | None = None,
     index: np.ndarray | None = None,
+    returns: Returns | None = None,
 ) -> Transition:
-    """The n-step transitions that begin at rows `row` [B] of `stream` [B], with the flags `flag` [B]."""
+    """The n-step transitions that begin at rows `row` [B] of `stream` [B], with the flags `flag` [B].
+
+    Args:
+        returns: those of `returns_of`, for n_step above LONG.
+    """
     flat, base = ring.flat, stream * ring.size
     mask = flat.get("action_mask")
     if n_step == 1:
@@ -37,7 +44,8 @@ def transitions(
         discount = (ONGOING * np.float32(gamma)).take(flag, mode="clip")
         masks = (None, None) if mask is None else mask.take(pair, 0, mode="clip")
     else:
-        reward, discount, after = _n_step(ring, row, base, gamma, n_step)
+        sums = _n_step if returns is None else partial(_long_steps, returns)
+        reward, discount, after = sums(ring, row, base, gamma, n_step)
         at = ring.at(row, base)
         obs, next_obs = ring.obs(row, base), ring.obs(after, base)
         masks = (None, None) if mask is None else mask.take(ring.at(np.stack((row, after)), base), 0, mode="clip")
@@ -58,8 +66,6 @@ def _n_step(
     ring: Ring, row: np.ndarray, base: np.ndarray, gamma: float, n_step: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Summed rewards, discounts and the rows after m <= n steps, [B] each."""
-    if n_step > LONG:
-        return _many_steps(ring, row, base, gamma, n_step)
     at = ring.at(row + np.arange(n_step)[:, None], base)  # [n, B]
     reward = ring.flat["reward"].take(at, mode="clip").astype(np.float64)
     flags = ring.flag.take(at, mode="clip")
@@ -76,19 +82,43 @@ def _n_step(
     return total.astype(np.float32), discount.astype(np.float32), row + steps
 
 
-def _many_steps(
-    ring: Ring, row: np.ndarray, base: np.ndarray, gamma: float, n_step: int
+class Returns(NamedTuple):
+    """Of each position of a ring: the discounted return, and the number of rows, up to the end of its episode."""
+
+    sum: np.ndarray  # float64
+    rows: np.ndarray  # int64
+
+
+def returns_of(ring: Ring, gamma: float) -> Returns:
+    """The returns of all rows; where no end is stored, up to the newest row."""
+    found = Returns(np.zeros(len(ring.flag)), np.ones(len(ring.flag), np.int64))
+    for stream in np.flatnonzero(ring.head > ring.low).tolist():
+        at = ring.at(np.arange(ring.low[stream], ring.head[stream]), stream * ring.size)
+        count = np.arange(len(at))
+        last = np.where(ring.flag[at] & ENDED, count, len(at) - 1)
+        left = np.minimum.accumulate(last[::-1])[::-1] - count + 1
+        order, bounds = np.argsort(left, kind="stable"), np.cumsum(np.bincount(left))
+        sums, reward = np.zeros(len(at) + 1), ring.flat["reward"][at].astype(np.float64)
+        for begin, end in pairwise(bounds.tolist()):  # the last rows of all episodes, then those before them, ...
+            now = order[begin:end]
+            after = sums[now + 1] if begin > bounds[0] else 0.0
+            sums[now] = reward[now] + gamma * after
+        found.sum[at], found.rows[at] = sums[:-1], left
+    return found
+
+
+def _long_steps(
+    returns: Returns, ring: Ring, row: np.ndarray, base: np.ndarray, gamma: float, n_step: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same without a loop over the steps; sums are rounded in another order."""
-    flags = ring.flag.take(ring.at(row + np.arange(n_step)[:, None], base), mode="clip")  # [n, B]
-    ended = (flags & ENDED) != 0
-    steps = np.where(ended.any(0), ended.argmax(0) + 1, n_step)  # m
-    count = np.arange(steps.max())[:, None]
-    reward = ring.flat["reward"].take(ring.at(row + count, base), mode="clip").astype(np.float64)
-    total = np.where(count < steps, reward * gamma**count, 0.0).sum(0)
-    last = flags[steps - 1, np.arange(len(row))]
-    discount = np.where(last & TERMINATED, 0.0, gamma**steps)
-    return total.astype(np.float32), discount.astype(np.float32), row + steps
+    """As `_n_step`, in a time that does not depend on the number of steps; sums are rounded differently."""
+    at = ring.at(row, base)
+    left = returns.rows[at]
+    steps = np.minimum(left, n_step)  # m
+    beyond = np.where(left > n_step, returns.sum[ring.at(row + steps, base)], 0.0)
+    discount = gamma**steps
+    total = returns.sum[at] - discount * beyond
+    ended = (ring.flag[ring.at(row + steps - 1, base)] & TERMINATED) != 0
+    return total.astype(np.float32), np.where(ended, 0.0, discount).astype(np.float32), row + steps
 
 
 def sequences(ring: Ring, stream: np.ndarray, row: np.ndarray, length: int) -> Trajectory:

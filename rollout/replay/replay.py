@@ -10,7 +10,7 @@ import numpy as np
 
 from rltrain.envs.seeding import REPLAY, seed_of
 from rltrain.envs.spec import EnvSpec
-from rltrain.rollout.replay.gather import sequences, transitions, windows
+from rltrain.rollout.replay.gather import LONG, Returns, returns_of, sequences, transitions, windows
 from rltrain.rollout.replay.ring import (
     ENDED,
     FIRST,
@@ -68,6 +68,7 @@ class Replay:
         self._tree = SumTree(streams * self._ring.size) if plan.alpha else None
         self._count = 0  # sampleable rows
         self._episodes: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # complete ones; None: not searched yet
+        self._returns: Returns | None = None  # for long n-step targets; None: not computed yet
         self._ends: np.ndarray | None = None  # cumulative numbers of live rows, by stream; None: not counted yet
         self._rng = np.random.Generator(np.random.PCG64(seed_of(seed, REPLAY)))
         self._strata = np.arange(plan.batch, dtype=np.float64)
@@ -175,7 +176,7 @@ class Replay:
             ring.write_ages(at, first)
         ring.head[stream] = head + rows
         ring.next[stream] = unroll.row + rows
-        self._ends = self._episodes = None
+        self._ends = self._episodes = self._returns = None
         unmarked = head - self._following + 1
         if self.plan.core_size and not follows.all():
             unmarked -= 1  # the first row of a new section completes a window too
@@ -213,7 +214,7 @@ class Replay:
         """No rows follow: the newest observation of each stream is the final one of the rows before."""
         for stream in range(self._streams):
             self._cut(stream)
-        self._episodes = None
+        self._episodes = self._returns = None
 
     def _cut(self, stream: int) -> bool:
         """The same for one stream; False if its newest row is a reset row, or there is none."""
@@ -315,7 +316,9 @@ class Replay:
             return windows(ring, stream, row, plan.window, weight, index)
         if plan.length > 1 or self.spec.groups:
             return sequences(ring, stream, row, plan.length)
-        return transitions(ring, stream, row, flag, plan.gamma, self.n_step, weight, index)
+        if self.n_step > LONG and self._returns is None:
+            self._returns = returns_of(ring, plan.gamma)
+        return transitions(ring, stream, row, flag, plan.gamma, self.n_step, weight, index, self._returns)
 
     def _draw(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Streams, rows and flags [batch] each, uniform over the sampleable rows: by rejection, or from a list."""
@@ -427,7 +430,7 @@ class Replay:
             raise ValueError("the replay was prioritised then or is now, but not both")
         self._ring.load(small, segments)
         self._count = int(np.count_nonzero(self._ring.flag & READY))
-        self._ends = self._episodes = None
+        self._ends = self._episodes = self._returns = None
         self._rng.bit_generator.state = small["rng"]
         if self._tree is not None:
             self._tree.leaves[:] = small["priority"]

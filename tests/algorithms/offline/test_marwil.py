@@ -101,7 +101,7 @@ def test_the_running_norm_is_part_of_a_checkpoint():
 LENGTHS = (5, 60, 3, 40)  # terminated, truncated, terminated, and cut off by the end of the data
 
 
-@pytest.mark.parametrize("long", [32, 10_000], ids=["at once", "in a loop"])
+@pytest.mark.parametrize("long", [32, 10_000], ids=["by sums", "in a loop"])
 def test_returns_are_those_of_the_rest_of_the_episode(
     long: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
