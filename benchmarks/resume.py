@@ -29,6 +29,7 @@ OFF |= {"updates_per_step": 0.3}
 BOX = OFF | {"env": "Pendulum-v1", "eval_every": 130, "eval_episodes": 1}
 DATA: dict[str, Any] = {"env": "CartPole-v1", "recorded": True, "batch": 8, "checkpoint_every": 90}
 DATA_BOX = DATA | {"env": "Pendulum-v1", "eval_every": 130, "eval_episodes": 1}
+ONLINE: dict[str, Any] = {"then_online": 170, "eval_every": 130, "eval_episodes": 1}
 GRU: dict[str, Any] = {"memory": "gru", "memory_size": 8}
 SEQUENCES: dict[str, Any] = {**GRU, "length": 5, "burn_in": 3}
 NORMALIZE: dict[str, Any] = {"normalize_obs": True, "normalize_return": True}
@@ -86,6 +87,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "awac-box": {"algo": "awac", **DATA_BOX},
     "marwil": {"algo": "marwil", **DATA, "n_step": 5},
     "marwil-box": {"algo": "marwil", **DATA_BOX},
+    "cql-mixture": {"algo": "cql", **DATA, "mixture": True},
+    "cql-online": {"algo": "cql", **DATA, **ONLINE},
+    "td3_bc-online": {"algo": "td3_bc", **DATA_BOX, **ONLINE, "mixture": True},
+    "implicit_q-online": {"algo": "implicit_q", **DATA_BOX, **ONLINE, "streams": 3, "workers": 2},
+    "marwil-online": {"algo": "marwil", **DATA, **ONLINE, "n_step": 40},
     "bc": {"algo": "bc", **DATA, "filter_top": 0.4},
     "bc-box": {"algo": "bc", **DATA_BOX, "normalize_obs": True},
     "qmix": {"algo": "qmix", **OFF, "env": "two-step"},
@@ -148,8 +154,12 @@ def differences(name: str, folder: Path) -> tuple[int, list[str]]:
     given = COMMON | RUNS[name]
     if given.pop("recorded", False):
         given["data"] = folder / "data"
+        mixture = given.pop("mixture", False)
         sac = {"env": given["env"], "steps": 400, "workers": 0, "warmup": 399, "eval_every": 0, "checkpoint_every": 0}
         rltrain.train(algo="sac", **sac, preset="none", quiet=True, record=given["data"], out=str(folder))
+        if mixture:
+            given["data"] = {given["data"]: 0.7, folder / "more": 0.3}
+            rltrain.train(algo="sac", **sac, seed=1, preset="none", quiet=True, record=folder / "more", out=str(folder))
     first = rltrain.train(**given, out=str(folder))
     whole, paths = outcome(first.run), checkpoints_of(first.run)
     wrong: list[str] = []

@@ -60,8 +60,9 @@ class Keywords(TypedDict, total=False):
     keep: int
     replay_on_disk: bool
     record: str | PathLike[str] | None
-    replay_from: str | PathLike[str] | None
-    data: str | PathLike[str] | None  # the same as replay_from
+    replay_from: str | PathLike[str] | Sequence[str | PathLike[str]] | Mapping[str, float] | None
+    data: str | PathLike[str] | Sequence[str | PathLike[str]] | Mapping[str, float] | None  # the same as replay_from
+    then_online: int
     json: bool
     quiet: bool
     wandb: str | None

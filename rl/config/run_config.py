@@ -206,7 +206,16 @@ class RunConfig(BaseModel):
     )
     record: str | None = Field(default=None, description="an empty folder to write all unrolls to")
     replay_from: str | None = Field(
-        default=None, description="a folder that record wrote: learn from its unrolls, without actors"
+        default=None,
+        description="a folder that record wrote: learn from its unrolls, without actors; or several, as DIR,DIR or, "
+        "with their shares of the samples, as DIR=0.7,DIR=0.3",
+    )
+    then_online: int = Field(
+        default=0, ge=0, description="of the steps of a run with replay_from, the last ones that actors make"
+    )
+    offline_steps: int | None = Field(
+        default_factory=lambda data: int(data["steps"]) - data["then_online"] if data["then_online"] else None,
+        description="steps before actors act",
     )
     json_line: bool = Field(default=False, alias="json", description="prints one JSON object as the last line")
     quiet: bool = Field(default=False, description="prints only the result")
@@ -267,6 +276,15 @@ class RunConfig(BaseModel):
             raise ValueError(f"must be the name of a folder, without / or \\, got {value!r}; --out names the place")
         return value
 
+    @field_validator("replay_from", mode="before")
+    @classmethod
+    def _several_folders(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and all(isinstance(item, str | os.PathLike) for item in value):
+            return ",".join(map(os.fspath, value))
+        if isinstance(value, dict):
+            return ",".join(f"{name}={share}" for name, share in value.items())
+        return value
+
     @field_validator("record", "replay_from")
     @classmethod
     def _named_folder(cls, value: str | None) -> str | None:
@@ -316,9 +334,21 @@ class RunConfig(BaseModel):
             raise ValueError("init_parts names parts of init_from, which is not given")
         if self.record is not None and self.replay_from is not None:
             raise ValueError("record needs actors, and with replay_from there are none; ask for one of them")
+        if self.then_online and self.replay_from is None:
+            raise ValueError("then_online follows learning from recorded data; add replay_from")
+        if self.then_online >= self.steps:
+            raise ValueError(
+                f"then_online must be less than steps, got {self.then_online} of {self.steps}: the steps before are "
+                "those of learning from recorded data"
+            )
         if self.stop_return is not None and self.eval_every == 0:
             raise ValueError("stop_return needs evaluations, but eval_every is 0")
         return self
+
+    @property
+    def acts(self) -> bool:
+        """True if the run has actors, from its start or later."""
+        return self.replay_from is None or self.then_online > 0
 
     @property
     def env_name(self) -> str:
@@ -389,7 +419,7 @@ def preload(config: RunConfig) -> list[str]:
 
 SYNONYMS = {"data": "replay_from"}  # other names of settings, in flags, files and keywords
 # Settings that are not flags: they follow from others.
-INNER = ("settings", "preset_file", "raised_from", "products", "reloadable", "folder", "own_callbacks")
+INNER = ("settings", "preset_file", "raised_from", "products", "reloadable", "folder", "own_callbacks", "offline_steps")
 # Not part of a run's description in TensorBoard.
 FLAT_OMITS = (
     "folder",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rltrain.errors import RunFailed, diverged
 from rltrain.learner.batches import from_checkpoint, join, tensors, to_checkpoint
+from rltrain.rollout.replay.mixture import Mixture
 from rltrain.rollout.replay.replay import Replay
 from rltrain.rollout.specs import ReplayPlan, StreamPlan
 from rltrain.rollout.trajectories import select_columns
@@ -131,7 +132,7 @@ class ReplayFeed:
         device: where the samples are needed.
     """
 
-    def __init__(self, replay: Replay, plan: ReplayPlan, device: torch.device) -> None:
+    def __init__(self, replay: Replay | Mixture, plan: ReplayPlan, device: torch.device) -> None:
         self.replay = replay
         self.steps = 0  # delivered since the run began
         self.updates = 0  # samples returned since then

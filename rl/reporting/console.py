@@ -52,7 +52,8 @@ class Console:
         who = f"{config.workers} actors" if config.workers > 1 else "1 actor"
         who += f", {config.learners} learners" if config.learners > 1 else ""
         where = f"{who}, {config.backend}" if config.workers else "in this process"
-        where = where if config.replay_from is None else f"from {config.replay_from}"
+        if config.replay_from is not None:
+            where = f"from {config.replay_from}" + (f", the last {config.then_online:,} {where}" if config.acts else "")
         alone = getattr(config.settings, "data_only", False)
         length = f"{config.steps:,} updates" if alone else f"{config.steps:,} steps, {config.streams} streams"
         self.note(f"{config.algo} on {config.env_name}: {length}, {where}, seed {config.seed}, device {config.device}")

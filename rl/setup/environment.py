@@ -71,7 +71,7 @@ def open_environment(
     """
     with look or look_at(config, new=saved.folder is None) as look:
         source, (spec, problems, kind) = look.subject, look.result()
-        restore_method = RECORDED if config.replay_from else saved.restore_method
+        restore_method = saved.restore_method if config.acts else RECORDED
         if algorithms.for_several(config.algo) and not spec.groups:
             others = ", ".join(name for name in algorithms.names() if not algorithms.for_several(name))
             raise ConfigError(f"{config.algo} is for several agents; {spec.id} has one agent. Use {others}")

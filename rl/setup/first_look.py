@@ -82,6 +82,6 @@ def look_at(config: RunConfig, new: bool = True) -> TaskProcess:
     source = resolve(config.env, config.env_args, config.share, config.action_bound, config.folder)
     look = TaskProcess(Examination, source, config.actor_timeout)
     look.start("examine", config.seed, config.streams, config.vector)
-    if new and config.replay_from is None:
+    if new and config.acts:
         look.start("restore_method", config.seed)
     return look

@@ -66,6 +66,6 @@ def open_learner(
         require_finite_optimizers(saved.checkpoint.path, algorithm)
         return learner, []
     notes = [] if initial is None else [initialise(learner, initial, config.init_parts)]
-    if data.recording is not None:
-        notes.append(fill(learner, data.recording, device))
+    if data.sets:
+        notes += fill(learner, [one.recording for one in data.sets], device)
     return learner, notes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,26 +16,35 @@ from rltrain.errors import CheckpointError, ConfigError
 from rltrain.learner.batches import tensors
 from rltrain.learner.feed import ReplayFeed
 from rltrain.learner.learner import Learner
+from rltrain.rollout.replay.mixture import Mixture
 from rltrain.rollout.replay.replay import Replay
 from rltrain.rollout.replay.ring import NoStack
-from rltrain.rollout.specs import DataPlan, ReplayPlan
+from rltrain.rollout.scheduler import Rollout
+from rltrain.rollout.specs import DataPlan, ReplayPlan, RolloutSpec
 from rltrain.rollout.types import Trajectory, Weights
+from rltrain.rollout.workers.handle import ActorLost
 from rltrain.storage.recording import Recording
 
 
 class OfflineFeed(ReplayFeed):
     """A replay that was filled before training. Each delivery is empty and counts for `steps_each` steps.
 
-    So `--steps`, schedules, evaluations and checkpoints have the same meaning as online. There is no warmup.
+    So `--steps`, schedules, evaluations and checkpoints have the same meaning as online. There is no warmup. After
+    `--then-online` has begun deliveries are those of actors.
     """
 
-    def __init__(self, replay: Replay, plan: ReplayPlan, device: torch.device, steps_each: int) -> None:
+    def __init__(self, replay: Replay | Mixture, plan: ReplayPlan, device: torch.device, steps_each: int) -> None:
         super().__init__(replay, dataclasses.replace(plan, warmup=0), device)
         self._each = steps_each
 
     def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Any]:
-        self.steps += self._each
+        if not unrolls:
+            self.steps += self._each
         return super().__call__(unrolls, progress)
+
+    def parts(self) -> list[Replay]:
+        """The replay of each recording."""
+        return self.replay.data if isinstance(self.replay, Mixture) else [self.replay]
 
 
 class OfflineRollout:
@@ -85,6 +96,64 @@ class OfflineRollout:
         """No-op."""
 
 
+class OfflineThenOnline(Rollout):
+    """Actors that wait until `offline_steps` steps are counted as `OfflineRollout` does; then they act."""
+
+    def __init__(
+        self,
+        plan: RolloutSpec,
+        weights: Weights,
+        on_restart: Callable[[ActorLost], None],
+        offline_steps: int,
+        steps_each: int,
+    ) -> None:
+        super().__init__(plan, weights, on_restart)
+        self._offline, self._each = offline_steps, steps_each
+
+    def start(self) -> None:
+        if self.steps >= self._offline:
+            super().start()
+
+    def gather(self, streams: int | Literal["all"] = "all") -> list[Trajectory]:
+        if self.steps >= self._offline:
+            return super().gather(streams)
+        self.steps += self._each
+        return []
+
+    def publish(self, weights: Weights) -> None:
+        """Publishes the weights; before the actors act, only the last ones are needed."""
+        if self.steps >= self._offline:
+            super().publish(weights)
+
+
+def data_sets(text: str) -> list[tuple[Path, float | None]]:
+    """The folders that `--data` names, each with its share of the samples if it is given.
+
+    Raises:
+        ConfigError: a share is no positive number, or only some folders have one.
+    """
+    if Path(text).exists():
+        return [(Path(text), None)]
+    found: list[tuple[Path, float | None]] = []
+    for part in (word.strip() for word in text.split(",")):
+        name, sign, number = part.rpartition("=")
+        if not sign or Path(part).exists():
+            found.append((Path(part), None))
+            continue
+        try:
+            share = float(number)
+        except ValueError:
+            share = 0.0
+        if not (0 < share < math.inf and name):
+            raise ConfigError(f"--data {part}: a share is a number above 0, as in DIR=0.7")
+        found.append((Path(name), share))
+    if any(part == Path("") for part, _ in found) or not text.strip():
+        raise ConfigError(f"--data {text}: a folder has no name")
+    if len({share is None for _, share in found}) > 1:
+        raise ConfigError(f"--data {text}: give shares to all folders, or to none of them")
+    return found
+
+
 def steps_each(config: RunConfig, plan: DataPlan) -> int:
     """The steps that a round without actors counts: one update's, or as many as the actors' deliveries would have."""
     return 1 if is_data_only(plan) else config.streams * plan.unroll
@@ -95,35 +164,43 @@ def is_data_only(plan: DataPlan) -> bool:
     return isinstance(plan, ReplayPlan) and plan.data_only
 
 
-def fill(learner: Learner, recording: Recording, device: torch.device) -> str:
-    """Add all recorded unrolls to the replay and to running statistics; returns a note about it.
+def fill(learner: Learner, recordings: Sequence[Recording], device: torch.device) -> list[str]:
+    """Add all recorded unrolls to the replays and to running statistics; returns notes about it.
+
+    Raises: see `_fill`.
+    """
+    assert isinstance(learner.feed, OfflineFeed)
+    pairs = zip(learner.feed.parts(), recordings, strict=True)
+    return [_fill(learner, replay, recording, device) for replay, recording in pairs]
+
+
+def _fill(learner: Learner, replay: Replay, recording: Recording, device: torch.device) -> str:
+    """The same for one recording.
 
     Raises:
         CheckpointError: a file is missing, truncated or changed, by name; or its data do not match its spec.
         ConfigError: the recording holds nothing to learn from.
     """
-    feed = learner.feed
-    assert isinstance(feed, ReplayFeed)
     for piece in recording.pieces():
         if piece.action.dtype == np.float32:  # a Gaussian sample; the environment received it clipped
             piece = dataclasses.replace(piece, action=np.clip(piece.action, -1.0, 1.0))
         piece = dataclasses.replace(piece, core=None)  # of the policy that acted; this one begins with an empty memory
         try:
-            feed.replay.append(piece)
+            replay.append(piece)
         except NoStack as error:
             raise CheckpointError(f"{recording.folder}: {error}") from None
         learner.note_rewards([piece])
         learner.algorithm.observe(tensors(piece, device))
-    if feed.replay.n_step > 1 and is_data_only(learner.algorithm.plan):
-        feed.replay.cut_streams()
-    rows = len(feed.replay)
+    if replay.n_step > 1 and is_data_only(learner.algorithm.plan):
+        replay.cut_streams()
+    rows = len(replay)
     if not rows:
         raise ConfigError(f"--replay-from {recording.folder}: it holds no row that can be learned from")
     line = f"{recording.steps:,} steps of {recording.spec.id} were recorded in {recording.folder}"
     plan = learner.algorithm.plan
     if isinstance(plan, ReplayPlan) and plan.best is not None:
-        kept = feed.replay.keep_best(plan.best)
+        kept = replay.keep_best(plan.best)
         if not kept:
             raise ConfigError(f"--filter-top: {recording.folder} holds no complete episode; leave it out")
-        return f"{line}; of the complete episodes the best {kept:,} are learnt from: {len(feed.replay):,} steps"
+        return f"{line}; of the complete episodes the best {kept:,} are learnt from: {len(replay):,} steps"
     return line if rows >= recording.steps else f"{line}; the replay holds the newest {rows:,} (--capacity)"

@@ -5,18 +5,29 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rltrain.config.run_config import RunConfig
+from rltrain.envs.seeding import REPLAY, seed_of
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
 from rltrain.learner.algorithm import torch_device
 from rltrain.learner.feed import Feed, GradientFeed, ReplayFeed, StreamFeed
+from rltrain.rollout.replay.mixture import Mixture
 from rltrain.rollout.replay.replay import Replay, rows_per_stream
 from rltrain.rollout.replay.ring import history
 from rltrain.rollout.specs import DataPlan, GradientPlan, ReplayPlan, StreamPlan
-from rltrain.setup.offline import OfflineFeed, steps_each
+from rltrain.setup.offline import OfflineFeed, data_sets, steps_each
 from rltrain.storage.recording import Recording
 from rltrain.system.free_space import make_sure
+
+
+class DataSet(NamedTuple):
+    """A recording, and how its replay keeps all of it."""
+
+    recording: Recording
+    plan: ReplayPlan
+    share: float | None  # of the samples; None: in proportion to its rows
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,13 @@ class DataSource:
     plan: DataPlan  # of the algorithm
     spec: EnvSpec  # of the rows; a recording has its own
     streams: int
-    recording: Recording | None = None
+    sets: tuple[DataSet, ...] = ()
+    online: ReplayPlan | None = None  # of the rows of actors that act later
+
+    @property
+    def mixed(self) -> bool:
+        """True if samples come from several replays."""
+        return len(self.sets) > 1 or self.online is not None
 
 
 def open_data(
@@ -49,12 +66,8 @@ def open_data(
         return DataSource(plan, spec, config.streams), []
     data = DataSource(plan, spec, config.streams)
     if config.replay_from is not None:
-        recording = Recording.open(Path(config.replay_from).absolute(), spec)
-        rows = recording.rows_per_stream(history(recording.spec))
-        if plan.data_only:
-            rows = rows + plan.n_step if plan.n_step > 1 else max(rows, plan.n_step + 1)
-            plan = dataclasses.replace(plan, capacity=recording.streams * rows)
-        data = DataSource(plan, recording.spec, recording.streams, recording)
+        data = _recorded(config, spec, plan)
+        plan = plan if data.mixed else data.sets[0].plan
     warmup = 0 if config.replay_from else plan.warmup
     least = max(plan.batch, warmup)
     if plan.capacity < least and not plan.data_only:
@@ -74,11 +87,11 @@ def open_data(
             "more steps, shorter sequences or fewer --streams"
         )
     try:
-        needed = Replay.bytes_needed(data.spec, data.streams, plan)
+        needed = sum(Replay.bytes_needed(*one) for one in _replays(data))
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    rows = rows_per_stream(data.streams, plan)
-    if plan.whole_episodes and spec.max_steps is not None and spec.max_steps > rows:
+    rows = None if data.mixed else rows_per_stream(data.streams, plan)
+    if plan.whole_episodes and spec.max_steps is not None and rows is not None and spec.max_steps > rows:
         raise ConfigError(
             f"--capacity {plan.capacity} keeps {rows} steps of each of {data.streams} streams, and an episode may have "
             f"{spec.max_steps} steps: agents with memory learn from complete episodes. Ask for a larger --capacity or "
@@ -98,10 +111,62 @@ def make_feed(config: RunConfig, data: DataSource, files: Path | None = None) ->
         return StreamFeed(device, plan)
     if isinstance(plan, GradientPlan):
         return GradientFeed()
+    folder = files if config.replay_on_disk else None
+    replay: Replay | Mixture
     try:
-        replay = Replay(data.spec, data.streams, plan, config.seed, files if config.replay_on_disk else None)
+        if data.mixed:
+            parts = [
+                Replay(
+                    spec, streams, of_one, seed_of(config.seed, REPLAY, n), None if folder is None else folder / str(n)
+                )
+                for n, (spec, streams, of_one) in enumerate(_replays(data))
+            ]
+            shares = [one.share for one in data.sets if one.share is not None]
+            online = None if data.online is None else parts.pop()
+            replay = Mixture(parts, shares, online, plan.batch, config.seed)
+        else:
+            replay = Replay(data.spec, data.streams, plan, config.seed, folder)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if data.recording is not None:
+    if data.sets:
         return OfflineFeed(replay, plan, device, steps_each(config, plan))
     return ReplayFeed(replay, plan, device)
+
+
+def _recorded(config: RunConfig, spec: EnvSpec, plan: ReplayPlan) -> DataSource:
+    """The recordings that `--data` names, and the replay of later actors. Raises as `open_data`."""
+    named = data_sets(str(config.replay_from))
+    mixed = len(named) > 1 or config.then_online > 0
+    what = "several folders" if len(named) > 1 else "--then-online"
+    if mixed and (plan.alpha or plan.core_size or plan.length > 1 or plan.whole_episodes or spec.groups):
+        raise ConfigError(f"--data: with {what} samples are single steps of one agent: no priorities, no memory")
+    if mixed and plan.best is not None:
+        raise ConfigError(f"--filter-top and {what} do not go together; rldata filter selects episodes before")
+    if config.then_online and config.algo == "bc":
+        raise ConfigError("--then-online: bc would imitate its own actions; use another algorithm")
+    sets = []
+    for folder, share in named:
+        recording = Recording.open(folder.absolute(), spec)
+        of_one = plan
+        rows = recording.rows_per_stream(history(recording.spec))
+        if plan.data_only or mixed:
+            rows = rows + plan.n_step if plan.n_step > 1 else max(rows, plan.n_step + 1)
+            of_one = dataclasses.replace(plan, capacity=recording.streams * rows)
+        sets.append(DataSet(recording, of_one, share))
+    first = sets[0]
+    if not mixed:
+        return DataSource(first.plan, first.recording.spec, first.recording.streams, (first,))
+    online = None
+    if config.then_online:
+        least = config.streams * (plan.n_step + plan.unroll + 1)
+        online = dataclasses.replace(plan, capacity=max(plan.capacity, least, config.then_online * plan.data_only))
+    return DataSource(plan, spec, config.streams, tuple(sets), online)
+
+
+def _replays(data: DataSource) -> list[tuple[EnvSpec, int, ReplayPlan]]:
+    """The spec, the streams and the plan of each replay; that of later actors comes last."""
+    if not data.mixed:
+        assert isinstance(data.plan, ReplayPlan)
+        return [(data.spec, data.streams, data.plan)]
+    found = [(one.recording.spec, one.recording.streams, one.plan) for one in data.sets]
+    return found if data.online is None else [*found, (data.spec, data.streams, data.online)]

@@ -27,7 +27,7 @@ from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.setup.cluster import cluster_options, remarks
 from rltrain.setup.environment import Environment
-from rltrain.setup.offline import OfflineRollout, steps_each
+from rltrain.setup.offline import OfflineRollout, OfflineThenOnline, steps_each
 from rltrain.setup.run_folder import Saved
 from rltrain.system.torch_setup import one_thread
 
@@ -104,14 +104,17 @@ def open_actors(
     on_restart: Callable[[ActorLost], None],
     closing: ExitStack,
 ) -> tuple[Rollout | OfflineRollout, list[str]]:
-    """Start the actors and restore their streams; a run that learns from a recording gets an `OfflineRollout`.
+    """Start the actors and restore their streams; a run that only learns from recordings gets an `OfflineRollout`.
 
     Args:
         on_restart: is called with each failure that is followed by a restart.
     """
     rollout: Rollout | OfflineRollout
-    if config.replay_from is not None:
-        rollout = OfflineRollout(steps_each(config, learner.algorithm.plan))
+    each = steps_each(config, learner.algorithm.plan)
+    if not config.acts:
+        rollout = OfflineRollout(each)
+    elif config.offline_steps is not None:
+        rollout = OfflineThenOnline(plan, learner.weights(0), on_restart, config.offline_steps, each)
     else:
         rollout = Rollout(plan, learner.weights(0), on_restart)
     closing.callback(rollout.close)

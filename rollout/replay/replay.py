@@ -282,11 +282,12 @@ class Replay:
         ready &= (flags[burn_in + 1 : burn_in + 1 + count] & FIRST) == 0
         return row[:count], at[:count], ready
 
-    def sample(self, progress: float) -> Transition | Trajectory:
+    def sample(self, progress: float, count: int | None = None) -> Transition | Trajectory:
         """A batch of numpy arrays, which the replay does not change later.
 
         Args:
             progress: the share of the run that is done, in [0, 1]: beta grows to 1 with it.
+            count:    of uniform samples; None: `plan.batch`.
 
         Returns:
             `plan.batch` transitions, with `weight` and `index` if there are priorities. `obs` and `next_obs` of stacked
@@ -311,7 +312,7 @@ class Replay:
             stream, row, length = (array[number] for array in episodes)
             return sequences(ring, stream, row, int(length.max()))
         else:
-            stream, row, flag = self._draw(plan.batch)
+            stream, row, flag = self._draw(plan.batch if count is None else count)
         if plan.core_size:
             return windows(ring, stream, row, plan.window, weight, index)
         if plan.length > 1 or self.spec.groups:

@@ -16,12 +16,13 @@ import pytest
 pytestmark = pytest.mark.usefixtures("fork_server")
 
 RUNS = [  # of each family, those that act and learn at the same time with --deterministic
-    "impala-pool", "appo", "dqn-replay", "sac", "qmix-gru", "implicit_q",
+    "impala-pool", "appo", "dqn-replay", "sac", "qmix-gru", "td3_bc-online",
 ]  # fmt: skip
 MORE = [  # the other algorithms, and an end by --stop-return
     "ppo-gru", "mappo", "ppo-goal", "ppo-sde", "ppo-learners",
     "a2c-gru", "a3c", "rainbow", "dqn-gru", "sac-lstm", "redq", "droq", "tqc",
-    "crossq", "td3", "ddpg", "vdn", "iql", "maddpg", "bc", "bc-box", "td3_bc",
+    "crossq", "td3", "ddpg", "vdn", "iql", "maddpg", "bc", "bc-box", "td3_bc", "cql-mixture",
+    "cql-online", "implicit_q-online", "marwil-online", "implicit_q",
     "implicit_q-box", "cql", "cql-box", "awac", "awac-box", "marwil", "marwil-box",
 ]  # fmt: skip
 

@@ -11,7 +11,9 @@ import pytest
 import rltrain
 from rltrain import algorithms, cli
 from rltrain.algorithms.offline.bc import BC
+from rltrain.errors import ConfigError
 from rltrain.reporting.metrics import read
+from rltrain.setup import offline
 from rltrain.storage import checkpoint
 from rltrain.storage.recording import Recording
 
@@ -141,3 +143,133 @@ def test_a_longer_run_continues_a_shorter_one(data: Path, tmp_path: Path) -> Non
     whole = rltrain.train(**BC_RUN | {"steps": 60}, data=data, out=str(tmp_path))
 
     assert (second.steps, second.fingerprint) == (60, whole.fingerprint)
+
+
+# --- several recordings ---
+
+
+@pytest.fixture(scope="module")
+def other_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CartPole again, with another seed and one stream."""
+    folder = tmp_path_factory.mktemp("other")
+    some = {"epochs": 1, "minibatches": 1, "widths": (8,), "streams": 1, "unroll": 16, "steps": 200, "seed": 9}
+    rltrain.train(algo="ppo", env="CartPole-v1", **QUIET, **some, out=str(folder), record=str(folder / "rec"))
+    return folder / "rec"
+
+
+def legal_rows(folder: Path) -> set[tuple[float, ...]]:
+    pieces = list(Recording.open(folder).pieces())
+    return {(*p.obs[t, b].tolist(), float(p.action[t, b])) for p in pieces for t, b in np.argwhere(p.valid)}
+
+
+@pytest.mark.parametrize("shares", [None, (0.2, 0.8)])
+def test_rows_of_several_recordings_are_drawn_by_their_shares(
+    shares: tuple[float, float] | None, data: Path, other_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = drawn(monkeypatch)
+    given: Any = [data, other_data] if shares is None else dict(zip((data, other_data), shares, strict=True))
+    rltrain.train(**BC_RUN | {"steps": 200, "batch": 32}, data=given, out=str(tmp_path))
+    first, second = legal_rows(data), legal_rows(other_data)
+    drawn_rows = [(*b.obs[i].tolist(), float(b.action[i])) for b in batches for i in range(len(b.obs))]
+    share = sum(row in second for row in drawn_rows) / len(drawn_rows)
+    wanted = len(second) / (len(first) + len(second)) if shares is None else 0.8
+
+    assert not first & second
+    assert set(drawn_rows) <= first | second
+    assert abs(share - wanted) < 5 * (0.25 / len(drawn_rows)) ** 0.5
+
+
+def test_forms_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", "lr=0.3", "x,y"):
+        Path(name).mkdir()
+    assert offline.data_sets("a") == [(Path("a"), None)]
+    assert offline.data_sets("a, b") == [(Path("a"), None), (Path("b"), None)]
+    assert offline.data_sets("a=0.7,b=3") == [(Path("a"), 0.7), (Path("b"), 3.0)]
+    assert offline.data_sets("lr=0.3,a") == [(Path("lr=0.3"), None), (Path("a"), None)]
+    assert offline.data_sets("x,y") == [(Path("x,y"), None)]
+    wrong = {
+        "a=0,b=1": "above 0",
+        "a=nan,b=1": "above 0",
+        "a=x,b=1": "above 0",
+        "a=0.3,b": "to all folders",
+        "a,,b": "no name",
+    }
+    for text, words in wrong.items():
+        with pytest.raises(ConfigError, match=words):
+            offline.data_sets(text)
+
+
+REFUSED = {
+    "--filter-top and several folders do not go together": ["--algo", "bc", "--filter-top", "10%"],
+    "give shares to all folders, or to none": ["--algo", "bc", "--data", "DATA=0.3,DATA"],
+    "no priorities, no memory": ["--algo", "rainbow"],
+    "is not a recording": ["--algo", "bc", "--data", "DATA,nowhere"],
+    "bc would imitate its own actions": ["--algo", "bc", "--data", "DATA", "--then-online", "10"],
+    "then_online must be less than steps, got 50 of 50": ["--algo", "cql", "--then-online", "50"],
+    "then_online follows learning from recorded data": ["--algo", "dqn", "--no-data", "--then-online", "10"],
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_mixtures_that_make_no_sense(
+    words: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    argv = ["--env", "CartPole-v1", "--steps", "50", "--workers", "0", "--quiet"]
+    given = [word.replace("DATA", str(data)) for word in REFUSED[words] if word != "--no-data"]
+    argv += given if "--data" in given or "--no-data" in REFUSED[words] else [*given, "--data", f"{data},{data}"]
+
+    assert cli.main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert not list(tmp_path.glob("runs/*"))
+
+
+# --- then online ---
+
+
+@pytest.mark.parametrize("algo", [*(name for name in ALONE if name != "bc"), "sac", "dqn"])
+def test_a_run_continues_online(algo: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last steps are steps of the environment, whose rows are drawn beside those of the data."""
+    env = {"td3_bc": "Pendulum-v1"}.get(algo, "CartPole-v1")
+    if env != "CartPole-v1":
+        data = tmp_path / "rec"
+        some = {"epochs": 1, "minibatches": 1, "widths": (8,), "streams": 1, "unroll": 16, "steps": 100}
+        rltrain.train(algo="ppo", env=env, **QUIET, **some, out=str(tmp_path), record=str(data))
+    more = {"unroll": 1, "streams": 1, "warmup": 5, "capacity": 1000} if algo in ("sac", "dqn") else {}
+    asked = {"steps": 90, "then_online": 50, "eval_every": 30, "eval_episodes": 1, "checkpoint_every": 30}
+    run = {"algo": algo, "env": env, **QUIET, "widths": (8,), "batch": 16, **more, **asked}
+    result = rltrain.train(**run, data=data, out=str(tmp_path))
+    state = checkpoint.load(result.checkpoint).state
+
+    assert result.steps == 90
+    assert [line["step"] for line in read(result.run) if "eval/return_mean" in line] == [30, 60, 90]
+    assert state["feed"]["steps"] == 90
+    if algo not in ("sac", "dqn"):
+        assert state["feed"]["updates"] == 90
+    online = state["feed"]["replay"]["replays"][1]
+    assert int(online["head"].sum()) >= 49
+    if env == "CartPole-v1":
+        assert result.episodes >= 1
+
+
+def test_workers_do_not_change_a_run_that_continues_online(data: Path, tmp_path: Path) -> None:
+    run = {"algo": "cql", "env": "CartPole-v1", **QUIET, "widths": (8,), "batch": 16, "steps": 40, "then_online": 24}
+    one = rltrain.train(**run, streams=2, data=data, out=str(tmp_path))
+    other = rltrain.train(**run | {"workers": 2}, streams=2, data=data, out=str(tmp_path))
+
+    assert (one.steps, one.fingerprint) == (other.steps, other.fingerprint)
+
+
+def test_more_steps_on_resume_are_online(data: Path, tmp_path: Path) -> None:
+    """The step at which actors begin stays, also if the run has not reached it."""
+    run = {"algo": "cql", "env": "CartPole-v1", **QUIET, "widths": (8,), "batch": 16, "steps": 40, "then_online": 10}
+    run |= {"checkpoint_every": 20}
+    whole = rltrain.train(**run, data=data, out=str(tmp_path))
+    paused = rltrain.train(**run, data=data, out=str(tmp_path), pause_at=20)
+    for first in (whole, paused):
+        longer = rltrain.train(resume=first.run, steps=60, quiet=True)
+        online = checkpoint.load(longer.checkpoint).state["feed"]["replay"]["replays"][-1]
+        assert longer.steps == 60
+        assert 30 <= int(online["head"].sum()) + 1 <= 35

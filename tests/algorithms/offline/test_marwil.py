@@ -132,7 +132,7 @@ def test_returns_are_those_of_the_rest_of_the_episode(
     feed = make_feed(config, data)
     assert isinstance(feed, OfflineFeed)
     learner = Learner(algorithm, torch.device("cpu"), feed)
-    fill(learner, Recording.open(tmp_path / "data"), torch.device("cpu"))
+    fill(learner, [Recording.open(tmp_path / "data")], torch.device("cpu"))
     batch = feed.replay.sample(0.0)
     seen = set()
     for obs, reward, discount, after in zip(batch.obs, batch.reward, batch.discount, batch.next_obs, strict=True):
