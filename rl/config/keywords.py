@@ -60,8 +60,8 @@ class Keywords(TypedDict, total=False):
     keep: int
     replay_on_disk: bool
     record: str | PathLike[str] | None
-    replay_from: str | PathLike[str] | Sequence[str | PathLike[str]] | Mapping[str, float] | None
-    data: str | PathLike[str] | Sequence[str | PathLike[str]] | Mapping[str, float] | None  # the same as replay_from
+    replay_from: str | PathLike[str] | Sequence[str | PathLike[str]] | Mapping[Any, float] | None
+    data: str | PathLike[str] | Sequence[str | PathLike[str]] | Mapping[Any, float] | None  # the same as replay_from
     then_online: int
     json: bool
     quiet: bool
@@ -84,6 +84,7 @@ class Keywords(TypedDict, total=False):
     expectile: float
     advantage_factor: float
     max_weight: float
+    norm_rate: float
     cosine: bool
     length: int
     burn_in: int
