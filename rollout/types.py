@@ -214,6 +214,12 @@ class PolicyHooks:
     """`(obs, explore) -> [B, ...]`: the floats by which `act` chooses a discrete action, if its extras do not hold
     them. Used to test whether a row has the same bits in every batch, which actions seldom show. Default: None."""
 
+    greedy_network: Callable[[], tuple[Any, Callable[[Tensor], Tensor] | None] | None]
+    """`() -> (mlp, choose)`: `act` without exploration is `choose(mlp.forward(obs))` for observations [B, F], float32:
+    an `MLP` and a function from its output to the actions; None instead of the function: the index of the largest
+    output. `rltrain.load(...).act` uses it for single observations. None in its place: `act` does more. Not for a class
+    that replaces `act`. Default: None."""
+
     action_distribution: Callable[[Tree, Tensor | None, Tensor | None, Tensor], Any] | None
     """`(obs, core, action_mask, noise)` as for `act`: the distribution that `act` draws from if it explores, with a
     method `log_prob(action) -> [B]`, as those of `rltrain.distributions`. None in its place: there is none, or actions
@@ -246,16 +252,22 @@ def hooks_of(policy: object) -> PolicyHooks:
         core_with_action=getattr(policy, "core_with_action", _same_core),
         fast_layout=getattr(policy, "fast_layout", _same_obs),
         score=getattr(policy, "score", None),
-        action_distribution=_distribution_of_act(policy),
+        greedy_network=_of_act(policy, "greedy_network") or _no_network,
+        action_distribution=_of_act(policy, "action_distribution"),
     )
 
 
-def _distribution_of_act(policy: object) -> Callable[..., Any] | None:
-    """The method `action_distribution`, if the policy has one and no class derived from its class replaces `act`."""
+def _of_act(policy: object, method: str) -> Callable[..., Any] | None:
+    """A method that describes `act`, if the policy has it and no class derived from its class replaces `act`."""
     classes = [set(vars(cls)) for cls in type(policy).__mro__]
-    names = next((names for names in classes if names & {"act", "action_distribution"}), set())
-    replaced = "act" in names and "action_distribution" not in names and "action_distribution" not in vars(policy)
-    return None if replaced else getattr(policy, "action_distribution", None)
+    names = next((names for names in classes if names & {"act", method}), set())
+    own = getattr(policy, "__dict__", {})
+    replaced = ("act" in names and method not in names) or "act" in own
+    return None if replaced and method not in own else getattr(policy, method, None)
+
+
+def _no_network() -> None:
+    return None
 
 
 def _same_extras(extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None) -> dict[str, Tensor]:

@@ -92,6 +92,47 @@ class ActorPass:
         return activate(x) if self._last_is_hidden else x
 
 
+class RowPass:
+    """The forward pass of an MLP for one observation at a time, in inference mode, in memory that it keeps.
+
+    It is the first of several rows, which gives it the bits that it has in a batch. For one thread.
+
+    Args:
+        mlp:  the network.
+        rows: of the batch.
+
+    Attributes:
+        numbers: [1, outputs], the result of the last call as an array of numpy.
+    """
+
+    def __init__(self, mlp: MLP, rows: int) -> None:
+        self._parameters = [tensor for pair in mlp.pairs for tensor in pair]
+        self._addresses = [tensor.data_ptr() for tensor in self._parameters]
+        x = torch.zeros(rows, self._parameters[0].shape[1])
+        self._x, self._row = x, x.numpy()[0]
+        self._layers: list[tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Tensor] | None]] = []
+        for place, (weight, bias) in enumerate(mlp.pairs):
+            x = torch.empty(rows, len(weight))
+            activate = ACTIVATE[mlp.activation_name] if place < mlp.hidden else None
+            self._layers.append((bias.detach(), weight.detach().t(), x, activate))
+        self._out = x[:1]
+        self.numbers = self._out.numpy()
+
+    def moved(self) -> bool:
+        """Whether a parameter has got other memory since."""
+        return [tensor.data_ptr() for tensor in self._parameters] != self._addresses
+
+    def __call__(self, obs: Any) -> Tensor:
+        """[inputs], an array, to [1, outputs]. The next call overwrites the result."""
+        self._row[...] = obs
+        x, addmm = self._x, torch.addmm
+        for bias, weight, out, activate in self._layers:
+            x = addmm(bias, x, weight, out=out)
+            if activate is not None:
+                activate(x)
+        return self._out
+
+
 def for_inference(policy: Any, keeps_memory: bool = True) -> Any:
     """Let the MLPs of a policy use `ActorPass` in inference mode. Returns the policy.
 

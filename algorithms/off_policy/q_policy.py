@@ -157,6 +157,20 @@ class QPolicy(NormalizedPolicy):
         if isinstance(encoder, Encoder):
             encoder.set_active_rows(rows)
 
+    def greedy_network(self) -> tuple[MLP, None] | None:
+        """See `PolicyHooks`."""
+        net = self.net
+        between = (self.normalizer, net.trunk, net.value)
+        plain = isinstance(net.encoder, Encoder) and net.encoder.plain and type(self) is QPolicy
+        if (
+            not plain
+            or not isinstance(net.advantage, MLP)
+            or net.atoms > 1
+            or any(part is not None for part in between)
+        ):
+            return None
+        return net.advantage, None
+
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -133,6 +134,17 @@ class ActorCritic(nn.Module):
         """See `PolicyHooks`."""
         if isinstance(self.encoder, Encoder):
             self.encoder.set_active_rows(rows)
+
+    def greedy_network(self) -> tuple[MLP, Callable[[Tensor], Tensor] | None] | None:
+        """See `PolicyHooks`."""
+        between = (self.normalizer, self.private, self.trunk, self.memory, self.hidden)
+        plain = isinstance(self.encoder, Encoder) and self.encoder.plain and type(self) is ActorCritic
+        if not plain or any(part is not None for part in between):
+            return None
+        action, log_std, squash = self.spec.action, self.log_std, self.squash
+        if action.kind == "discrete":
+            return self.actor, None
+        return self.actor, lambda head: distribution(action, head, None, log_std, squash).mode().clone()
 
     def summarize_unroll(
         self, extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None

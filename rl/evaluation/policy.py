@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from threading import get_ident
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rltrain.algorithms.networks.mlp import for_inference
+from rltrain.algorithms.networks.mlp import RowPass, for_inference
 from rltrain.config.consent import NETWORK, SavedConfig, use_saved_algorithm, with_consent
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import in_user_code
@@ -22,9 +22,11 @@ from rltrain.errors import CheckpointError, ConfigError, as_folder
 from rltrain.evaluation.multi_agent import split_actions, write_observations
 from rltrain.learner.algorithm import make_policy, require_finite, uses_own_network
 from rltrain.reporting.console import say
+from rltrain.rollout.actor.isolated_env import acting
 from rltrain.rollout.actor.noise import DRAWS
 from rltrain.rollout.buffers import clear_absent, obs_arrays, padded
 from rltrain.rollout.tree import Tree, leaves, tree_map
+from rltrain.rollout.types import hooks_of
 from rltrain.storage import checkpoint, files, schema
 from rltrain.storage import retention as checkpoints
 
@@ -53,6 +55,10 @@ class Trained:
         leaf = spec.obs if isinstance(spec.obs, Leaf) and plain and not spec.obs.start else None
         self._leaf = leaf if spec.action.kind != "box" or spec.action.shape else None  # of `_act_row`
         self._rows: dict[int, tuple[np.ndarray, torch.Tensor, torch.Tensor]] = {}  # its inputs, by thread
+        self._network: tuple[Any, Callable[[torch.Tensor], torch.Tensor] | None] | None = None  # of `_act_row`
+        if leaf is not None and leaf.dtype == "float32":
+            self._network = hooks_of(policy).greedy_network()
+        self._passes: dict[int, RowPass] = {}  # of the MLP, by thread
 
     def seed(self, seed: Sequence[int]) -> None:
         """Start the random numbers of exploring actions again."""
@@ -103,6 +109,15 @@ class Trained:
 
     def _act_row(self, obs: np.ndarray, leaf: Leaf) -> Any:
         """The action of one observation that is a single array: the same numbers, without the work for other cases."""
+        if self._network is not None:
+            mlp, choose = self._network
+            row = self._passes.get(get_ident())
+            if row is None or row.moved():
+                row = self._new_pass(mlp)
+            with acting():
+                out = row(obs)
+                action = row.numbers.argmax(-1) if choose is None else choose(out).numpy()
+            return self._read_actions(action)[0]
         inputs = self._rows.get(get_ident())
         if inputs is None:
             if len(self._rows) >= MAX_THREADS:
@@ -116,6 +131,13 @@ class Trained:
         with torch.inference_mode():
             action = self.policy.act(rows, None, None, noise, False).action
         return self._read_actions(action.numpy()[:1])[0]
+
+    def _new_pass(self, mlp: Any) -> RowPass:
+        """The forward pass of the policy's MLP for this thread."""
+        if len(self._passes) >= MAX_THREADS:
+            self._passes = {}
+        self._passes[get_ident()] = row = RowPass(mlp, padded(1))
+        return row
 
     def _act_joint(self, obs: Mapping[str, Any], explore: bool, action_masks: Mapping[str, Any]) -> dict[str, Any]:
         """The actions of several agents."""

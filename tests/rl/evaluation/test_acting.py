@@ -14,8 +14,10 @@ from rl_policies import CASES, save, saved
 
 import rltrain
 from rltrain.envs.spaces import env_spec
+from rltrain.evaluation.policy import Trained
 
-NAMES = "ppo-discrete ppo-nature ppo-whole ppo-box-sde ppo-one-sided dqn sac"
+FIRST = torch.zeros(8, dtype=torch.int64)
+NAMES = "ppo-discrete ppo-nature ppo-whole ppo-box-sde ppo-one-sided ppo-binary a2c dqn rainbow sac"
 
 
 @pytest.mark.parametrize("name", NAMES.split())
@@ -24,13 +26,46 @@ def test_one_observation_has_the_bits_of_a_batch(name: str, tmp_path: Path) -> N
     algo, obs, action, settings = CASES[name]
     trained = rltrain.load(save(tmp_path, name, env_spec(name, obs, action, 10), algo, settings), best=True)
     rng = np.random.default_rng(0)
-    for _ in range(5):
+    for _ in range(5 if obs.dtype == np.uint8 else 50):
         one = obs.sample() if obs.dtype == np.uint8 else rng.normal(size=obs.shape).astype(np.float32)
         taken, listed, batch = trained.act(one), trained.act(one.tolist()), trained.act(one[None])[0]
         np.testing.assert_array_equal(taken, listed)
         np.testing.assert_array_equal(taken, batch)
         assert type(taken) is type(listed)
         assert np.asarray(taken).dtype == np.asarray(listed).dtype
+
+
+def test_an_action_stays_as_it_is_when_the_next_one_is_taken(tmp_path: Path) -> None:
+    trained = rltrain.load(saved(tmp_path, "a2c"), best=True)
+    taken = trained.act(np.zeros(3, np.float32))
+    kept = taken.copy()
+
+    assert not np.array_equal(trained.act(np.ones(3, np.float32)), kept)
+    np.testing.assert_array_equal(taken, kept)
+
+
+@pytest.mark.parametrize("change", ["in place", "other memory", "another act"])
+def test_a_changed_policy_acts_as_it_is_now(change: str, tmp_path: Path) -> None:
+    _, obs, action, settings = CASES["dqn"]
+    trained = rltrain.load(save(tmp_path, "dqn", env_spec("dqn", obs, action, 10), "dqn", settings), best=True)
+    rows = np.random.default_rng(0).normal(size=(40, *obs.shape)).astype(np.float32)
+    before = [trained.act(row) for row in rows]
+    weight, bias = trained.policy.net.advantage.pairs[-1]
+    if change == "in place":
+        weight.data.neg_()
+        bias.data.neg_()
+    elif change == "other memory":
+        weight.data, bias.data = -weight.data, -bias.data
+    else:
+        base = type(trained.policy)
+        changed = type(
+            "Changed", (base,), {"act": lambda self, *inputs: base.act(self, *inputs)._replace(action=FIRST)}
+        )
+        trained.policy.__class__ = changed
+        trained = Trained(trained.policy, trained.spec, trained.config, trained.path)
+    after = [trained.act(row) for row in rows]
+
+    assert after == [trained.act(row.tolist()) for row in rows] != before
 
 
 def test_several_threads_act_with_one_policy(tmp_path: Path) -> None:
