@@ -34,6 +34,8 @@ LEAST_SIZE = 10.0  # effective number of episodes below which an estimate is ref
 MEMBERS = 5  # nets of fqe that learn from resampled episodes
 T_975 = 2.776  # quantile of Student's t with MEMBERS - 1 degrees of freedom
 HALVES = 2
+ROUNDING = 1e-4  # of a log-probability
+SURE = 4.0  # standard errors by which the mean weight differs from 1 only if the data does not suit
 TAIL = 0.01  # largest factor of the value behind a time limit that is not mentioned
 
 
@@ -214,6 +216,8 @@ class _Work:
         if name == "fqe":
             if self.target.trained.policy.core_size:
                 return memory
+            if self.gamma == 1 and any(one.truncated and not one.terminated for one in self.episodes):
+                return "with gamma 1 the value that follows a time limit has no bound; give a gamma below 1"
             return None if any(one.whole for one in self.episodes) else "no episode is there from its first step"
         reason = self.weights_refusal
         if reason is None and (size := effective_size(self.logged, name)) < LEAST_SIZE:
@@ -237,7 +241,7 @@ class _Work:
         if any("log_prob" not in one.extras for one in self.complete):
             return "the recording has no log-probabilities of its actions (propensities); only fqe applies"
         log_prob = np.concatenate([one.extras["log_prob"] for one in self.complete])
-        if log_prob.ndim > 1 or np.isnan(log_prob).any():
+        if log_prob.ndim > 1 or np.isnan(log_prob).any() or np.isposinf(log_prob).any():
             return "log-probabilities (propensities) of some recorded actions are missing; only fqe applies"
         settings = self.recording.run.get("settings") or {}
         if settings.get("sde") and settings.get("sde_every", 1) > 1:
@@ -246,12 +250,15 @@ class _Work:
         if box and (log_prob == 0).any():
             return "some recorded Box actions were chosen without exploration, so that they have no density; only fqe "\
                 "applies"  # fmt: skip
-        action = np.concatenate([one.action for one in self.complete])
-        if box and self.recording.run.get("served") and (np.abs(action) >= 1).any():
-            return "rlserve recorded actions as the environment took them, and some lie on the bounds, where the "\
-                "recorded density is that of the action before it was clipped; only fqe applies"  # fmt: skip
+        if box and self.recording.run.get("served"):
+            action, rounded = np.concatenate([one.action for one in self.complete]), self.recording.spec.action.takes
+            if (np.abs(action) >= 1).any() or np.dtype(rounded).kind != "f":
+                return "rlserve recorded actions as the environment took them, and some are on the bounds or rounded, "\
+                    "where the recorded density is that of the action before; only fqe applies"  # fmt: skip
         if np.isneginf(log_prob).any():
             return "some recorded actions have probability 0; only fqe applies"
+        if not box and log_prob.max() > ROUNDING:
+            return "the recorded log-probabilities of some actions are above 0; only fqe applies"
         return None
 
     def weighted(self, name: str) -> Estimate:
@@ -259,7 +266,10 @@ class _Work:
         return _estimate(terms, self.seed, effective_size(self.logged, name))
 
     def fitted(self) -> Estimate:
-        """The mean over the first observations, of nets that learn from resampled episodes (Hao et al. 2021)."""
+        """The mean over the first observations and over nets, most of which learn from resampled episodes.
+
+        The interval is that of Hao et al. 2021 (arXiv:2102.03607), with few nets and Student's t.
+        """
         rng, count = np.random.default_rng(self.seed), len(self.episodes)
         weight = np.stack([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(MEMBERS)])
         weight = np.concatenate([np.ones((1, count), np.int64), weight])
@@ -268,7 +278,7 @@ class _Work:
         first = v[:, self.steps.start[:-1]] * whole  # [1 + MEMBERS, N]
         with np.errstate(invalid="ignore"):
             values = (weight * first).sum(1) / (weight * whole).sum(1)
-        value, half = float(values[0]), T_975 * float(np.nanstd(values[1:], ddof=1))
+        value, half = float(np.nanmean(values)), T_975 * float(np.nanstd(values[1:], ddof=1))
         return Estimate(value, (value - half, value + half), None)
 
     def robust(self) -> Terms:
@@ -303,6 +313,13 @@ class _Work:
         if left_out and set(estimates) - {"fqe"}:
             text = f"{left_out:,} of {len(self.episodes):,} episodes are not complete: only fqe and dr's networks use "
             notes.append(text + "them; long episodes are more often cut off, which biases the others if there are many")
+        if set(estimates) - {"fqe"}:
+            with np.errstate(over="ignore", invalid="ignore"):
+                weight = np.exp(self.logged.log_weight[:, -1])
+                error = weight.std() / math.sqrt(len(weight))
+            if abs(weight.mean() - 1) > SURE * error:
+                text = f"the weights have a mean of {weight.mean():.3g}, and it should be 1: the recorded policy never "
+                notes.append(text + "takes some actions of the evaluated one, or its log-probabilities are wrong")
         limited = [one.steps for one in self.complete if one.truncated and not one.terminated]
         if limited and self.gamma ** min(limited) > TAIL and "fqe" in estimates:
             text = (

@@ -142,6 +142,10 @@ def certain(one: Recorded, number: int) -> Recorded:
     return replace(one, extras={"log_prob": np.zeros(one.steps, np.float32)})
 
 
+def impossible(one: Recorded, number: int) -> Recorded:
+    return replace(one, extras={"log_prob": np.full(one.steps, -np.inf, np.float32)})
+
+
 def far(one: Recorded, number: int) -> Recorded:
     """A policy whose actions the evaluated one almost never takes, apart from a few."""
     return replace(one, extras={"log_prob": one.extras["log_prob"] + 30 * (number > 4)})
@@ -154,7 +158,7 @@ def cut(one: Recorded, number: int) -> Recorded:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [(without, "propensities"), (unknown, "propensities"), (certain, "without exploration"), (far, "effective size"),
-     (cut, "no episode")],
+     (cut, "no episode"), (impossible, "probability 0")],
 )  # fmt: skip
 def test_estimators_with_weights_refuse(
     change: Callable[[Recorded, int], Recorded], reason: str, box: tuple[Path, Path], tmp_path: Path,
@@ -166,6 +170,42 @@ def test_estimators_with_weights_refuse(
     table = rlope(box[0], "--data", data, "--stochastic", "--updates", 5)
     assert "fqe" in table
     assert reason in table.splitlines()[-1] or reason in table.splitlines()[-2]
+
+
+def test_probabilities_above_1_are_refused(
+    masked: tuple[Path, Path], tmp_path: Path, rlope: Callable[..., str]
+) -> None:
+    def above(one: Recorded, number: int) -> Recorded:
+        return replace(one, extras={"log_prob": one.extras["log_prob"] + 1})
+
+    data = changed(masked[1], tmp_path / "changed", above)
+    assert "above 0" in rlope(masked[0], "--data", data, "--method", "wis", status=2)
+
+
+def test_weights_whose_mean_is_not_1_have_a_note(
+    masked: tuple[Path, Path], tmp_path: Path, rlope: Callable[..., str]
+) -> None:
+    """Wrong log-probabilities, or a recorded policy that never takes some of the actions."""
+
+    def below(one: Recorded, number: int) -> Recorded:
+        return replace(one, extras={"log_prob": one.extras["log_prob"] - 1})
+
+    data = changed(masked[1], tmp_path / "changed", below)
+    words = [masked[0], "--method", "wis"]
+    assert "and it should be 1" in rlope(*words, "--data", data)
+    assert "and it should be 1" not in rlope(*words, "--data", masked[1])
+
+
+def test_fitted_values_of_endless_episodes_need_a_discount(
+    masked: tuple[Path, Path], tmp_path: Path, rlope: Callable[..., str]
+) -> None:
+    def limited(one: Recorded, number: int) -> Recorded:
+        return replace(one, terminated=False, truncated=True)
+
+    data = changed(masked[1], tmp_path / "changed", limited)
+    words = [masked[0], "--data", data, "--method", "fqe", "--updates", 5]
+    assert "gamma 1" in rlope(*words, "--gamma", 1, status=2)
+    assert "time limit: fqe counts" in rlope(*words)
 
 
 def test_a_policy_without_a_density_is_refused(tmp_path: Path, rlope: Callable[..., str]) -> None:
