@@ -1,6 +1,6 @@
 """How well fitted Q evaluation ranks the checkpoints of one run, from the recording of that run.
 
-    python benchmarks/off_policy.py [--algo dqn] [--env CartPole-v1] [--steps 40000] [--checkpoints 8] [--updates 10000]
+    python benchmarks/off_policy.py [--algo sac] [--env Pendulum-v1] [--steps 8000] [--checkpoints 8] [--updates 10000]
                                     [--episodes 50] [--seed 0] [--folder DIR]
 
 Each checkpoint is estimated by `rltrain.estimate(..., method="fqe")`, and played. Both are without exploration and
@@ -44,9 +44,9 @@ def rank_correlation(one: list[float], other: list[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--algo", default="dqn")
-    parser.add_argument("--env", default="CartPole-v1")
-    parser.add_argument("--steps", type=int, default=40_000)
+    parser.add_argument("--algo", default="sac")
+    parser.add_argument("--env", default="Pendulum-v1")
+    parser.add_argument("--steps", type=int, default=8_000)
     parser.add_argument("--checkpoints", type=int, default=8)
     parser.add_argument("--updates", type=int, default=10_000)
     parser.add_argument("--episodes", type=int, default=50)

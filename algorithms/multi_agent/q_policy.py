@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import linear
+from rltrain.algorithms.networks.distributions import Categorical
 from rltrain.algorithms.networks.encoder import load_torso
 from rltrain.algorithms.networks.mlp import MLP
 from rltrain.algorithms.networks.recurrent import RecurrentCore, core_size
-from rltrain.algorithms.off_policy.q_policy import greedy
+from rltrain.algorithms.off_policy.q_policy import epsilon_greedy, greedy
 from rltrain.algorithms.protocol import Act, Noise
 from rltrain.envs.spec import AgentGroup, EnvSpec
 from rltrain.rollout.tree import Tree, tree_map
@@ -256,6 +257,15 @@ class MultiAgentQPolicy(nn.Module):
             score = torch.where(drawn[..., :1] < self.epsilon, drawn[..., 1:], score)
         action = greedy(score, self.net.legal(action_mask))
         return Act(action, {}, self.last_actions.join(memory, action) if self.config.last_action else memory)
+
+    def action_distribution(
+        self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor
+    ) -> Categorical:
+        """See `PolicyHooks`; log probabilities are [B, N], one for each agent."""
+        memory, last = core, None
+        if self.config.last_action and core is not None:
+            memory, last = self.last_actions.split(core)
+        return epsilon_greedy(self.net.step(obs, memory, last)[0], self.net.legal(action_mask), self.epsilon)
 
     def q(self, obs: Tree, explore: bool = False) -> Tensor:
         """[B, N, A] the values at obs {group: [B, n, *O]} by which `act` chooses, without memory."""

@@ -193,11 +193,7 @@ class QPolicy(NormalizedPolicy):
         """See `PolicyHooks`; None with noisy layers."""
         if self.net.noisy:
             return None
-        score, epsilon = self.step(obs, core, False, None)[0], self._epsilon(noise)
-        legal = torch.ones_like(score) if action_mask is None else action_mask.to(score.dtype)
-        uniform = legal / legal.sum(-1, keepdim=True).clamp(min=1)
-        best = F.one_hot(greedy(score, action_mask), self.net.actions)
-        return Categorical(torch.log(epsilon * uniform + (1 - epsilon) * best))
+        return epsilon_greedy(self.step(obs, core, False, None)[0], action_mask, self._epsilon(noise))
 
     def score(self, obs: Tree, explore: bool, noise: Tensor | None = None) -> Tensor:
         """[B, n] the values that `act` maximises with an empty memory; noise of noisy layers [B, N] is 1 by default."""
@@ -222,6 +218,14 @@ class QPolicy(NormalizedPolicy):
     def value(self, obs: Tree) -> Tensor:
         """[B] the highest value over all actions."""
         return self.q(obs).amax(-1)
+
+
+def epsilon_greedy(score: Tensor, action_mask: Tensor | None, epsilon: Tensor) -> Categorical:
+    """The legal action of highest score [..., n], and with probability epsilon [..., 1] a uniform legal one."""
+    legal = torch.ones_like(score) if action_mask is None else action_mask.expand_as(score).to(score.dtype)
+    uniform = legal / legal.sum(-1, keepdim=True).clamp(min=1)
+    best = F.one_hot(greedy(score, action_mask), score.shape[-1])
+    return Categorical(torch.log(epsilon * uniform + (1 - epsilon) * best))
 
 
 def greedy(score: Tensor, action_mask: Tensor | None) -> Tensor:

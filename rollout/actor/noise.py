@@ -109,15 +109,19 @@ class RandomStart:
         return True
 
     def log_prob(self, t: int, log_prob: np.ndarray, mask: np.ndarray | None) -> None:
-        """Write the log probabilities of the random actions of row t into log_prob [>=B]; mask as for `replace`."""
-        where = np.flatnonzero(self._random[t])
-        if self._spec.kind == "box":
-            log_prob[where] = -self._heads * np.log(2.0)
+        """Write the log probabilities of the random actions of row t into log_prob; mask as for `replace`.
+
+        log_prob is [>=B], or with several agents of one number each [>=B, N].
+        """
+        where, spec = np.flatnonzero(self._random[t]), self._spec
+        if spec.kind == "box":
+            each = np.full((len(where), self._heads), 2.0)
         elif mask is None:
-            log_prob[where] = -np.log(self._spec.nvec).sum()
+            each = np.tile(np.array(spec.nvec), (len(where), 1))
         else:
-            heads = np.cumsum((0, *self._spec.nvec))[:-1]
-            log_prob[where] = -np.log(np.add.reduceat(mask[where].astype(np.int64), heads, 1)).sum(1)
+            heads = np.cumsum((0, *spec.nvec))[:-1]
+            each = np.add.reduceat(mask[where].astype(np.int64), heads, 1)
+        log_prob[where] = -np.log(each) if log_prob.ndim > 1 else -np.log(each).sum(1)
 
     def replace(self, t: int, action: np.ndarray, mask: np.ndarray | None) -> None:
         """Write the random actions of row t into action [>=B, *A]; mask [>=B, n] is True for legal actions."""

@@ -149,3 +149,30 @@ def test_a_recording_changes_nothing_in_the_run(tmp_path: Path) -> None:
     one, other = (rltrain.load(result.run).policy.state_dict() for result in (with_record, without))
 
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_of_qmix(random: bool, tmp_path: Path) -> None:
+    """Each agent has its own; the networks have a memory and the last action."""
+    words = {**QUIET, **EPSILON, "algo": "qmix", "env": "two-step", "streams": 2, "steps": 40, "warmup": 39, "lr": 1e-9}
+    result = rltrain.train(
+        **words, random_start=random, batch=2, out=str(tmp_path / "runs"), record=str(tmp_path / "rec")
+    )
+    policy = rltrain.load(result.run).policy
+    last: dict[int, torch.Tensor] = {}  # the memory of each stream
+    for piece in Recording.open(tmp_path / "rec").pieces():
+        for b, stream in enumerate(piece.stream.tolist()):
+            core = last.get(stream, torch.zeros(1, policy.core_size))
+            for t in range(piece.rows):
+                core = core * (not piece.first[t, b])
+                obs = {name: torch.from_numpy(leaf[t, b : b + 1]) for name, leaf in piece.obs.items()}
+                mask = None if piece.action_mask is None else torch.from_numpy(piece.action_mask[t, b : b + 1])
+                act = policy.act(obs, core, mask, torch.zeros(1, policy.noise.columns), False)
+                legal = np.full(2, 2) if mask is None else piece.action_mask[t, b].reshape(2, 2).sum(-1)
+                same = piece.action[t, b] == act.action[0].numpy()
+                expected = 1 / legal if random else 0.3 / legal + 0.7 * same
+                if piece.valid[t, b] and int(piece.row[b]) + t < 19:
+                    np.testing.assert_allclose(np.exp(piece.extras["log_prob"][t, b]), expected, atol=1e-5)
+                taken = torch.from_numpy(piece.action[t, b : b + 1])
+                core = hooks_of(policy).core_with_action(act.core, taken)
+            last[stream] = core
