@@ -25,7 +25,7 @@ from rltrain.data.off_policy.estimators import (
 from rltrain.data.off_policy.fitted_q import FittedQ, FittedQConfig
 from rltrain.data.off_policy.target import Steps, Target
 from rltrain.envs.spec import COSMETIC, spec_differences
-from rltrain.errors import ConfigError, as_folder
+from rltrain.errors import ConfigError
 from rltrain.evaluation.policy import Trained, load_for
 from rltrain.storage.recording import Recording
 from rltrain.system.torch_setup import one_thread
@@ -95,7 +95,9 @@ def estimate(
     """
     names = _checked(method, gamma, seed, updates)
     trained = what if isinstance(what, Trained) else load_for(what, best, trust, NETWORK)
-    recording = Recording.open(as_folder("data", data))
+    if not isinstance(data, str | Path) or data == "":
+        raise ConfigError(f"data must be the folder of a recording, got {data!r}")
+    recording = Recording.open(Path(data))
     _require_same(recording, trained)
     episodes = list(episodes_of(recording))
     if not episodes:
@@ -114,6 +116,8 @@ def estimate(
 
 
 def _checked(method: str | Sequence[str], gamma: float | None, seed: int, updates: int) -> tuple[str, ...]:
+    if not isinstance(method, str | Sequence):
+        raise ConfigError(f"method must be the name of an estimator, or several, got {method!r}")
     names = tuple(method.replace(" ", "").split(",")) if isinstance(method, str) else tuple(method)
     for name in names:
         if name not in METHODS:

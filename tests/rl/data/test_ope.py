@@ -276,6 +276,15 @@ def test_wrong_words_are_one_line(
     assert text in rlope(masked[0], "--data", masked[1], *words, status=2)
 
 
+def test_wrong_arguments_of_a_program(masked: tuple[Path, Path]) -> None:
+    wrong: list[dict[str, Any]] = [{"method": 3}, {"method": []}, {"gamma": True}, {"seed": 0.5}, {"updates": "7"}]
+    for words in wrong:
+        with pytest.raises(rltrain.ConfigError, match=next(iter(words))):
+            rltrain.estimate(*masked, **words)
+    with pytest.raises(rltrain.ConfigError, match="recording"):
+        rltrain.estimate(masked[0], 3)  # type: ignore[arg-type]
+
+
 def test_missing_folders_are_one_line(masked: tuple[Path, Path], tmp_path: Path, rlope: Callable[..., str]) -> None:
     assert "does not exist" in rlope(tmp_path / "none", "--data", masked[1], status=2)
     assert "not a recording" in rlope(masked[0], "--data", tmp_path, status=2)
