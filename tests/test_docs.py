@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -240,16 +242,16 @@ ONLY = {"warmup": 580, "max_lag": 50, "widths_q": (16, 16)}  # for those algorit
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """The names that a run of each algorithm writes."""
-    written: dict[str, set[str]] = {}
-    worlds = dict.fromkeys(("crossq", "ddpg", "td3", "tqc"), "probe:box") | {"mappo": "tic-tac-toe"}
+def logged(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], set[str]]:
+    """A function that returns the names that a run of an algorithm writes."""
     data = str(tmp_path_factory.mktemp("data") / "sac")
     few = {"steps": 300, "warmup": 200, "workers": 0, "eval_every": 0, "checkpoint_every": 0, "quiet": True}
     rltrain.train(algo="sac", env="probe:box", **few, record=data, out=str(tmp_path_factory.mktemp("runs")))
     alone = {algo for algo in names() if getattr(settings_class(algo), "data_only", False)}
-    worlds |= dict.fromkeys(alone, "probe:box")
-    for algo in names():
+    worlds = dict.fromkeys(("crossq", "ddpg", "td3", "tqc", *alone), "probe:box") | {"mappo": "tic-tac-toe"}
+
+    @functools.cache
+    def written(algo: str) -> set[str]:
         result = rltrain.train(
             algo=algo,
             env=worlds.get(algo, "two-step" if for_several(algo) else "CartPole-v1"),
@@ -269,7 +271,8 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         )
         lines = (result.run / "metrics.jsonl").read_text().splitlines()
         keys = {name for line in lines for name in json.loads(line)} - {"step", "seconds"}
-        written[algo] = {name for name in keys if "_agents/" not in name}  # its second half is the name of an agent
+        return {name for name in keys if "_agents/" not in name}  # its second half is the name of an agent
+
     return written
 
 
@@ -280,20 +283,20 @@ def documented() -> list[str]:
 ONLY_WITH_FAULTS = {"rollout/outside_bounds"}  # of the environment; see tests/rl/test_train.py
 
 
-def test_the_metrics_page_lists_what_is_logged(logged: dict[str, set[str]]) -> None:
-    assert len(documented()) == len(set(documented()))
-    assert set(documented()) - ONLY_WITH_FAULTS == set.union(*logged.values())
-
-
 OF_THE_PLATFORM = {"learner/policy_lag", "learner/exchange_seconds", "learner/skipped"}
 
 
 @pytest.mark.parametrize("file", ALGORITHM_PAGES, ids=lambda file: file.name)
-def test_the_page_of_an_algorithm_lists_its_metrics(file: Path, logged: dict[str, set[str]]) -> None:
+def test_the_page_of_an_algorithm_lists_its_metrics(file: Path, logged: Callable[[str], set[str]]) -> None:
     listed = set(re.findall(r"`(learner/\w+)`", file.read_text()))
-    written = {name for name in logged[file.stem] if name.startswith("learner/")}
+    written = {name for name in logged(file.stem) if name.startswith("learner/")}
 
     assert listed - OF_THE_PLATFORM == written - OF_THE_PLATFORM
+
+
+def test_the_metrics_page_lists_what_is_logged(logged: Callable[[str], set[str]]) -> None:
+    assert len(documented()) == len(set(documented()))
+    assert set(documented()) - ONLY_WITH_FAULTS == set.union(*map(logged, names()))
 
 
 def test_names_of_metrics_in_the_source_are_on_their_page() -> None:

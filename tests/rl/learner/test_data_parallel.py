@@ -284,7 +284,7 @@ def test_the_learner_that_fails_or_is_killed_is_named_at_once(
     (tmp_path / "mine.py").write_text(re.sub("|".join(values), lambda found: values[found[0]], FAULTY))
 
     done = subprocess.run(
-        [sys.executable, "mine.py"], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=100
+        [sys.executable, "mine.py"], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200
     )
 
     assert done.stdout.splitlines() == [said] * 2, done.stderr
