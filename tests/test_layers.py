@@ -70,6 +70,7 @@ ORDER = {  # inside a package, top to bottom: a line may import those after it; 
     ],
 }
 HEAVY = {  # module: the files that may import it
+    "pyarrow": {"rl/data/columnar.py"},
     "h5py": {"rl/data/formats.py"},
     "minari": {"rl/data/formats.py"},
     "loky": {"rollout/workers/process.py"},

@@ -16,7 +16,7 @@ import numpy as np
 from rltrain.algorithms.offline.settings import share
 from rltrain.config.consent import code_without_consent, import_code
 from rltrain.config.flags import Parser, add_consent, add_env_arg, spelled, whole
-from rltrain.data import formats
+from rltrain.data import columnar, formats
 from rltrain.data.check import findings, structure
 from rltrain.data.episodes import Recorded, write
 from rltrain.data.select import Conditions, merge, select, split
@@ -100,7 +100,7 @@ def _parse(argv: Sequence[str], version: str) -> dict[str, Any]:
         add_consent(top)
         top.add_argument("--json", action="store_true", default=False, help="prints one JSON object")
         return {**top.parse(argv[1:]), "verb": verb}
-    top.add_argument("--format", choices=list(formats.READERS), default=None, help="of the other program [by the name]")
+    top.add_argument("--format", choices=formats.FORMATS, default=None, help="of the other program [by the name]")
     top.add_argument("--env", metavar="ENV", default=None, help="the environment, if the file does not say its spaces")
     add_env_arg(top)
     top.add_argument("--import", action="append", dest="import_code", metavar="MODULE", help="imports it first")
@@ -182,9 +182,7 @@ def _usage() -> str:
         "record": "[--env ENV] [--episodes N | --steps N] [--seed INT] [--greedy] [--best] [--trust]",
         "make": "--kind KIND [--run DIR | --algo NAME --train-steps N --workers N] [--steps N] [--seed INT] [--trust]",
     }
-    lines = [
-        "rldata VERB ... [--format {npz,d4rl,minari}] [--env ENV] [--env-arg KEY=VALUE] [--import MODULE] [--json]"
-    ]
+    lines = ["rldata VERB ... [--format NAME] [--env ENV] [--env-arg KEY=VALUE] [--import MODULE] [--json]"]
     lines += [
         " ".join(["rldata", verb, *(["DATA", "..."] if verb == "merge" else []), *where, more.get(verb, "")]).rstrip()
         for verb, (_, where) in VERBS.items()
@@ -279,6 +277,9 @@ def _checked(source: Source) -> Outcome:
     return Outcome(lines, values, int(bool(found)))
 
 
+FORMAT_OF_MINARI = {"minari": "hdf5", "minari-arrow": "arrow"}
+
+
 def _exported(source: Source, given: dict[str, Any]) -> Outcome:
     spec, name = source.spec, given["OUT"]
     with new_output(name) as out:
@@ -286,13 +287,15 @@ def _exported(source: Source, given: dict[str, Any]) -> Outcome:
         if kind == "npz" and out.suffix != ".npz":
             raise ConfigError(f"{name}: the name of an npz file ends in .npz")
         episodes = list(source.episodes())
-        if kind == "minari":
+        if kind.startswith("minari"):
             env = resolve(_env_name(source.path, spec, given), dict(given.get("env_args", [])), folder=os.getcwd())
             made = env.make()
             try:
-                formats.write_minari(out, episodes, spec, made, f"{out.name}-v0")
+                formats.write_minari(out, episodes, spec, made, f"{out.name}-v0", FORMAT_OF_MINARI[kind])
             finally:
                 made.close()
+        elif kind == "parquet":
+            columnar.write_parquet(out, episodes, spec)
         elif kind == "npz":
             formats.write_npz(out, episodes, spec)
         else:

@@ -1,14 +1,15 @@
-"""Episodes in the files of other programs: npz, the HDF5 layout of D4RL, and data sets of Minari (HDF5)."""
+"""Episodes in the files of other programs: npz, the HDF5 layout of D4RL, data sets of Minari, and parquet."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rltrain.data import columnar
 from rltrain.data.episodes import Recorded
 from rltrain.data.foreign import Group, hdf5, npz_arrays, plain, reading
 from rltrain.envs.spaces import action_reader
@@ -31,16 +32,20 @@ class Read(NamedTuple):
 
 
 def format_of(path: Path, given: str | None = None) -> str:
-    """npz, d4rl or minari: as given, or by the name of the file; ConfigError if neither says it."""
+    """One of FORMATS: as given, or by the name of the file; ConfigError if neither says it."""
     if given is not None:
         return given
     if path.suffix == ".npz":
         return "npz"
     if path.suffix in (".hdf5", ".h5"):
         return "d4rl"
-    if (path / "data" / "main_data.hdf5").exists() or (path / "main_data.hdf5").exists():
+    if path.suffix == ".parquet":
+        return "parquet"
+    if any(
+        (folder / name).exists() for folder in (path, path / "data") for name in ("main_data.hdf5", "metadata.json")
+    ):
         return "minari"
-    raise ConfigError(f"{path}: the name does not say the format; add --format npz, d4rl or minari")
+    raise ConfigError(f"{path}: the name does not say the format; add --format {', '.join(FORMATS)}")
 
 
 # --- npz: everything that a recording holds ---
@@ -192,37 +197,47 @@ def _d4rl_episodes(path: Path, spec: EnvSpec, arrays: dict[str, np.ndarray], inf
 # --- Minari ---
 
 
-def write_minari(folder: Path, episodes: Sequence[Recorded], spec: EnvSpec, env: Any, name: str) -> None:
-    """A data set that `minari.MinariDataset(folder / "data")` loads.
+def write_minari(
+    folder: Path, episodes: Sequence[Recorded], spec: EnvSpec, env: Any, name: str, data_format: str = "hdf5"
+) -> None:
+    """A data set that `minari.MinariDataset(folder / "data")` loads, as "hdf5" or as "arrow".
 
     Args:
         env:  the environment, whose spaces the data set names.
         name: of the data set, as cartpole/ppo-v0.
     """
-    h5py, minari = _h5py(), _minari()
+    minari = _minari()
     data = folder / "data"
     data.mkdir(parents=True)
     acts = action_reader(spec.action, env.action_space.dtype)
-    with h5py.File(data / "main_data.hdf5", "w", track_order=True) as file:
+
+    def parts(one: Recorded) -> tuple[Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Observations, columns of steps, infos."""
+        ends = np.zeros((2, one.steps), bool)
+        ends[:, -1] = one.terminated, one.truncated
+        steps = {"actions": np.asarray(acts(one.action)), "rewards": one.reward}
+        infos = {OWN: _padded(one.action), "whole": np.full(one.steps + 1, one.whole)}
+        infos |= {} if one.mask is None else {"action_mask": one.mask}
+        infos |= {f"extras.{key}": _padded(array) for key, array in one.extras.items()}
+        obs = unflatten(spec.obs, of_space(one.obs, spec))
+        return obs, {**steps, "terminations": ends[0], "truncations": ends[1]}, infos
+
+    if data_format == "arrow":
         for number, one in enumerate(episodes):
-            group = file.create_group(f"episode_{number}")
-            group.attrs["id"], group.attrs["total_steps"] = number, one.steps
-            _put(group, "observations", unflatten(spec.obs, of_space(one.obs, spec)))
-            group["actions"] = np.asarray(acts(one.action))
-            group["rewards"] = one.reward
-            ends = np.zeros((2, one.steps), bool)
-            ends[:, -1] = one.terminated, one.truncated
-            group["terminations"], group["truncations"] = ends
-            group[f"infos/{OWN}"] = _padded(one.action)
-            group["infos/whole"] = np.full(one.steps + 1, one.whole)
-            if one.mask is not None:
-                group["infos/action_mask"] = one.mask
-            for key, array in one.extras.items():
-                group[f"infos/extras.{key}"] = _padded(array)
+            columnar.write_arrow_episode(data, number, *parts(one))
+    else:
+        with _h5py().File(data / "main_data.hdf5", "w", track_order=True) as file:
+            for number, one in enumerate(episodes):
+                group = file.create_group(f"episode_{number}")
+                group.attrs["id"], group.attrs["total_steps"] = number, one.steps
+                obs, steps, infos = parts(one)
+                _put(group, "observations", obs)
+                for key, array in (*steps.items(), *((f"infos/{key}", info) for key, info in infos.items())):
+                    group[key] = array
     about = {
         "total_episodes": len(episodes),
         "total_steps": sum(one.steps for one in episodes),
-        "data_format": "hdf5",
+        "data_format": data_format,
         "jpeg_encoding": False,
         "dataset_id": name,
         "minari_version": minari.__version__,
@@ -236,32 +251,43 @@ def write_minari(folder: Path, episodes: Sequence[Recorded], spec: EnvSpec, env:
 
 
 def read_minari(folder: Path, spec: EnvSpec | None) -> Read:
-    """The episodes of a Minari data set in HDF5. `spec` is needed for data that rldata did not write."""
-    h5py, folder = _h5py(), folder.resolve()  # the user may name a link
+    """The episodes of a Minari data set. `spec` is needed for data that rldata did not write."""
+    folder = folder.resolve()  # the user may name a link
     data = folder / "data" if (folder / "data").is_dir() else folder
     about, _ = files.read_json(data / "metadata.json")
-    if about.get("data_format") != "hdf5":
-        raise ConfigError(f"{folder} has the format {str(about.get('data_format'))[:50]!r}; rldata reads Minari's hdf5")
+    kind = about.get("data_format")
+    if kind not in ("hdf5", "arrow", "parquet"):
+        raise ConfigError(f"{folder} has the format {str(kind)[:50]!r}; rldata reads Minari's hdf5, arrow and parquet")
     if "rltrain_spec" in about:
         spec = _spec_in(data / "metadata.json", about["rltrain_spec"])
     if spec is None:
         raise ConfigError(f"{folder}: add --env ENV, the environment that was recorded")
-    with reading(folder, "data set of Minari"), hdf5(h5py, data / "main_data.hdf5") as file:
+    if kind != "hdf5":
+        with reading(folder, "data set of Minari"):
+            numbers = sorted(int(path.name) for path in data.iterdir() if path.name.isdecimal())
+            if about.get("total_episodes", len(numbers)) != len(numbers):
+                raise CheckpointError(f"{folder} counts {about['total_episodes']} episodes, and has {len(numbers)}")
+            opened = ((number, columnar.ArrowEpisode.open(data / str(number))) for number in numbers)
+            return Read([_minari_episode(folder, number, one, spec) for number, one in opened], spec, [])
+    with reading(folder, "data set of Minari"), hdf5(_h5py(), data / "main_data.hdf5") as file:
         episodes = [
             _minari_episode(folder, number, file.group(f"episode_{number}"), spec) for number in range(len(file))
         ]
     return Read(episodes, spec, [])
 
 
-def _minari_episode(folder: Path, number: int, group: Group, spec: EnvSpec) -> Recorded:
+def _minari_episode(folder: Path, number: int, group: Group | columnar.ArrowEpisode, spec: EnvSpec) -> Recorded:
     reward = group.array("rewards").astype(np.float32)
     steps = len(reward)
     if not steps:
         raise CheckpointError(f"{folder}: episode {number} has no step")
     _require_flat(folder, f"rewards of episode {number}", reward)
     infos = group.group("infos").arrays() if "infos" in group else {}
+    shaped = columnar.shaped if isinstance(group, columnar.ArrowEpisode) else _as_it_is
     obs = [
-        _cast(folder, f"observations of episode {number}", array, leaf.shape, leaf.dtype, leaf.start)
+        _cast(
+            folder, f"observations of episode {number}", shaped(array, leaf.shape), leaf.shape, leaf.dtype, leaf.start
+        )
         for array, leaf in zip(_leaves_of(group, "observations", spec.obs), spec.leaves(), strict=True)
     ]
     own = infos.get(OWN)
@@ -279,6 +305,52 @@ def _minari_episode(folder: Path, number: int, group: Group, spec: EnvSpec) -> R
             if key.startswith("extras.") and len(array) >= steps
         },
         whole=bool(infos["whole"][0]) if "whole" in infos else True,
+    )
+
+
+# --- parquet ---
+
+
+def read_parquet(path: Path, spec: EnvSpec | None) -> Read:
+    """The episodes of a parquet file. `spec` is needed for data that rldata did not write.
+
+    Other programs' files have a row for each step, in order, with columns such as those of D4RL: see
+    `columnar.OTHER_NAMES`.
+    """
+    about = columnar.parquet_spec(path)
+    if about is None:
+        if spec is None:
+            raise ConfigError(f"{path}: add --env ENV, the environment that was recorded")
+        _require_plain(spec, "a parquet file of another program")
+        with reading(path, "parquet file"):
+            arrays, shape = columnar.foreign_columns(path), spec.leaves()[0].shape
+            shaped = {name: columnar.shaped(array, shape) for name, array in arrays.items() if "observations" in name}
+            return _d4rl_episodes(path, spec, {**arrays, **shaped}, {})
+    own = read_spec(path, about.get("spec"))
+    if own.groups:
+        raise ConfigError(f"{path}: several agents were recorded; rldata reads the data of one agent")
+    with reading(path, "parquet file of rldata"):
+        return Read(
+            [_of_columns(path, *part, own) for part in columnar.read_parquet(path, own, about["forms"])], own, []
+        )
+
+
+def _of_columns(path: Path, columns: dict[str, np.ndarray], at: slice, spec: EnvSpec) -> Recorded:
+    def after(name: str) -> np.ndarray:
+        """Rows [L+1] of what is there before and after each step."""
+        return np.concatenate([columns[name][at], columns[f"next_{name}"][at][-1:]])
+
+    reward = columns["rewards"][at]
+    _require_flat(path, "rewards", reward)
+    return Recorded(
+        obs=[after(f"observations.{i}") for i in range(len(spec.leaves()))],
+        action=_own_actions(path, columns["actions"][at], columns["policy_actions"][at], spec.action),
+        reward=reward,
+        terminated=bool(columns["terminations"][at][-1]),
+        truncated=bool(columns["truncations"][at][-1]),
+        mask=after("action_masks") if spec.action_mask and "action_masks" in columns else None,
+        extras={key.removeprefix("extras."): array[at] for key, array in columns.items() if key.startswith("extras.")},
+        whole=bool(columns["whole"][at][0]),
     )
 
 
@@ -338,7 +410,11 @@ def _put(group: Any, name: str, tree: Any) -> None:
         group[name] = tree
 
 
-def _leaves_of(group: Group, name: str, like: Any) -> list[np.ndarray]:
+def _as_it_is(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return array
+
+
+def _leaves_of(group: Group | columnar.ArrowEpisode, name: str, like: Any) -> list[np.ndarray]:
     if isinstance(like, dict):
         return [leaf for key in sorted(like) for leaf in _leaves_of(group.group(name), key, like[key])]
     if isinstance(like, tuple):
@@ -391,4 +467,4 @@ def _minari() -> Any:
     return minari
 
 
-READERS: dict[str, Callable[..., Read]] = {"npz": read_npz, "d4rl": read_d4rl, "minari": read_minari}
+FORMATS = ("npz", "d4rl", "minari", "minari-arrow", "parquet")

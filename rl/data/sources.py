@@ -80,7 +80,9 @@ def open_source(path: Path, format_name: str | None = None, spec: Callable[[], E
     kind = formats.format_of(path, format_name)
     if kind == "npz":
         read = formats.read_npz(path)
-    elif kind == "minari":
+    elif kind == "parquet":
+        read = formats.read_parquet(path, None if spec is None else spec())
+    elif kind.startswith("minari"):
         read = formats.read_minari(path, None if spec is None else spec())
     elif spec is None:
         raise ConfigError(f"{path}: add --env ENV, the environment that was recorded")

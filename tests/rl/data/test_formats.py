@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import rltrain
-from rltrain.data import formats
+from rltrain.data import columnar, foreign, formats
 from rltrain.data.episodes import Recorded, episodes_of
 from rltrain.envs.spaces import action_reader
 from rltrain.envs.spec import ActionSpec
@@ -100,6 +101,123 @@ def test_minari_loads_what_was_written_and_it_is_read_again(
         assert (theirs.terminations[-1], theirs.truncations[-1]) == (ours.terminated, ours.truncated)
         if env != "probe:dict":
             np.testing.assert_array_equal(theirs.observations, ours.obs[0])
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "probe:dict"])
+def test_minaris_arrow_form_is_loaded_by_minari_and_read_again(
+    env: str, recordings: Callable[[str], Path], rldata: Rldata, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    minari = pytest.importorskip("minari")
+    source = recordings(env)
+    rldata("export", source, tmp_path / "set", "--format", "minari-arrow", "--env", env)
+    rldata("import", tmp_path / "set", tmp_path / "again")
+    same(source, tmp_path / "again")
+
+    loaded = minari.MinariDataset(tmp_path / "set" / "data")
+    episodes = list(episodes_of(Recording.open(source)))
+    acts = action_reader(Recording.open(source).spec.action)
+    assert (loaded.total_episodes, loaded.total_steps) == (len(episodes), sum(one.steps for one in episodes))
+    for theirs, ours in zip(loaded.iterate_episodes(), episodes, strict=True):
+        np.testing.assert_array_equal(theirs.rewards, ours.reward)
+        np.testing.assert_array_equal(np.asarray(theirs.actions), np.asarray(acts(ours.action)))
+        assert (theirs.terminations[-1], theirs.truncations[-1]) == (ours.terminated, ours.truncated)
+        np.testing.assert_array_equal(theirs.infos["extras.log_prob"][:-1], ours.extras["log_prob"])
+        if env != "probe:dict":
+            np.testing.assert_array_equal(theirs.observations, ours.obs[0])
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "probe:dict", "probe:masked", "probe:image"])
+def test_parquet_holds_everything(env: str, recordings: Callable[[str], Path], rldata: Rldata, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    source = recordings(env)
+    rldata("export", source, tmp_path / "x.parquet")
+    rldata("import", tmp_path / "x.parquet", tmp_path / "again")
+
+    same(source, tmp_path / "again")
+    table = parquet.read_table(tmp_path / "x.parquet")
+    assert len(table) == Recording.open(source).steps
+    assert {"episode", "observations.0", "next_observations.0", "actions", "rewards", "terminations"} <= set(
+        table.column_names
+    )
+
+
+def test_parquet_is_written_in_groups_of_rows(
+    recordings: Callable[[str], Path], rldata: Rldata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(columnar, "GROUP_BYTES", 4000)
+    rldata("export", recordings("CartPole-v1"), tmp_path / "x.parquet")
+    assert parquet.ParquetFile(tmp_path / "x.parquet").num_row_groups > 3
+    rldata("import", tmp_path / "x.parquet", tmp_path / "again")
+    same(recordings("CartPole-v1"), tmp_path / "again")
+
+
+def test_parquet_of_another_program(rldata: Rldata, refused: Rldata, tmp_path: Path) -> None:
+    """A row for each step, with lists of numbers; the names may be those of gymnasium."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    episodes = pendulum()
+    columns = {
+        "obs": [row.tolist() for one in episodes for row in one.obs[0][:-1]],
+        "new_obs": [row.tolist() for one in episodes for row in one.obs[0][1:]],
+        "action": [[float(x[0]) * 2] for one in episodes for x in one.action],
+        "reward": [float(x) for one in episodes for x in one.reward],
+        "terminated": [False] * 60,
+        "truncated": [t == 19 for _ in episodes for t in range(20)],
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+    found, _ = imported(tmp_path / "x.parquet", tmp_path / "in", rldata)
+    for one, other in zip(found, episodes, strict=True):
+        np.testing.assert_allclose(one.action, other.action, rtol=1e-6)
+        np.testing.assert_array_equal(one.obs[0], other.obs[0])
+        assert (one.terminated, one.truncated) == (False, True)
+
+    assert "add --env ENV" in refused("show", tmp_path / "x.parquet")
+    env = ["--env", "Pendulum-v1"]
+    for name, change, words in [
+        ("reward", None, "it has no column rewards (reward)"),
+        ("obs", [[0.0] * 3] * 59 + [[0.0] * 2], "the lists of a column have different lengths"),
+        ("reward", [None] + [0.0] * 59, "a column has empty values"),
+        ("reward", ["x"] * 60, "and not numbers"),
+        ("obs", [[0.0] * 2] * 60, "observations have the shape (2,), and the space's is (3,)"),
+    ]:
+        wrong = {key: value for key, value in columns.items() if key != name} | (
+            {} if change is None else {name: change}
+        )
+        parquet.write_table(pa.table(wrong), tmp_path / "y.parquet")
+        assert words in refused("show", tmp_path / "y.parquet", *env)
+
+
+def test_damaged_parquet_and_arrow(
+    recordings: Callable[[str], Path], rldata: Rldata, refused: Rldata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    source = recordings("CartPole-v1")
+    rldata("export", source, tmp_path / "x.parquet")
+    data = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(data[:-100])
+    assert "is no parquet file" in refused("show", tmp_path / "cut.parquet")
+    (tmp_path / "text.parquet").write_text("x")
+    assert "is no parquet file" in refused("show", tmp_path / "text.parquet")
+    table = parquet.read_table(tmp_path / "x.parquet")
+    order = np.arange(len(table))
+    order[[3, 4]] = 4, 3
+    parquet.write_table(table.take(pa.array(order)), tmp_path / "mixed.parquet")
+    assert "its rows are not in their order" in refused("show", tmp_path / "mixed.parquet")
+    parquet.write_table(table.drop_columns(["rewards"]), tmp_path / "without.parquet")
+    assert "it has no column rewards" in refused("show", tmp_path / "without.parquet")
+    monkeypatch.setattr(foreign, "free_memory", lambda: 1000)
+    assert "does not fit into memory" in refused("show", tmp_path / "x.parquet")
+    monkeypatch.undo()
+
+    rldata("export", source, tmp_path / "set", "--format", "minari-arrow", "--env", "CartPole-v1")
+    first = tmp_path / "set" / "data" / "0" / "part-0.arrow"
+    first.write_bytes(first.read_bytes()[:200])
+    assert "is no data set of Minari" in refused("show", tmp_path / "set")
+    first.unlink()
+    assert "there are 0 files of this episode" in refused("show", tmp_path / "set")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert 'pip install "rltrain[parquet]"' in refused("show", tmp_path / "x.parquet")
 
 
 def d4rl_file(path: Path, episodes: list[Recorded], **changes: Any) -> Path:
