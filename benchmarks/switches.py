@@ -46,7 +46,7 @@ DELIVERIES = 8
 # Another value of each setting; booleans and choices have theirs from the type.
 OTHER: dict[str, Any] = {
     "streams": 5, "unroll": 16, "epochs": 3, "minibatches": 4, "wait": 2, "capacity": 40, "batch": 4, "length": 3,
-    "filter_top": 0.5, "q_weight": 0.5, "expectile": 0.9, "advantage_factor": 0.2, "max_weight": 0.5,
+    "filter_top": 0.5, "q_weight": 0.5, "expectile": 0.9, "advantage_factor": 0.2, "max_weight": 0.5, "norm_rate": 0.5,
     "conservative": 0.5, "samples": 3,
     "warmup": 48, "updates_per_step": 0.75, "buffer_size": 2, "reuse": 3, "lr": 2e-2, "lr_end": 5e-3, "lr_q": 3e-2,
     "lr_temperature": 3e-2, "lr_end_share": 0.5, "rms_alpha": 0.9, "rms_eps": 1e-2, "adam_eps": 1e-2,
@@ -332,7 +332,7 @@ def _weights(case: Case, given: frozenset[tuple[str, Any]]) -> str:
     rollout: Any = Rollout(rollout_spec(config, here, algorithm.plan), learner.weights(0), lost)
     if config.replay_from is not None:
         rollout = OfflineRollout(1)
-        fill(learner, data.recording, torch_device("cpu"))
+        fill(learner, [one.recording for one in data.sets], torch_device("cpu"))
     for number in range(DELIVERIES):
         rollout.start()
         learner.step(rollout.gather(algorithm.plan.wait), number / (DELIVERIES - 1))

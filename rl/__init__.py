@@ -26,7 +26,14 @@ if TYPE_CHECKING:
         TD3Config,
         TQCConfig,
     )
-    from rltrain.algorithms.offline.settings import AWACConfig, BCConfig, CQLConfig, ImplicitQConfig, TD3BCConfig
+    from rltrain.algorithms.offline.settings import (
+        AWACConfig,
+        BCConfig,
+        CQLConfig,
+        ImplicitQConfig,
+        MARWILConfig,
+        TD3BCConfig,
+    )
     from rltrain.algorithms.on_policy.settings import A2CConfig, A3CConfig, APPOConfig, IMPALAConfig, PPOConfig
     from rltrain.algorithms.protocol import Algorithm, Update
     from rltrain.algorithms.registry import build_policy, policy_factory, register_policy
@@ -106,6 +113,7 @@ __all__ = [
     "Limits",
     "MADDPGConfig",
     "MAPPOConfig",
+    "MARWILConfig",
     "Noise",
     "PPOConfig",
     "Policy",
@@ -175,7 +183,7 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "algorithms.off_policy.q_policy": "QNetwork greedy",
     "algorithms.off_policy.settings": "CrossQConfig DDPGConfig DQNConfig DroQConfig RainbowConfig REDQConfig SACConfig "
     "TD3Config TQCConfig",
-    "algorithms.offline.settings": "AWACConfig BCConfig CQLConfig ImplicitQConfig TD3BCConfig",
+    "algorithms.offline.settings": "AWACConfig BCConfig CQLConfig ImplicitQConfig MARWILConfig TD3BCConfig",
     "algorithms.on_policy.settings": "A2CConfig A3CConfig APPOConfig IMPALAConfig PPOConfig",
     "algorithms.protocol": "Algorithm Update",
     "algorithms.registry": "build_policy policy_factory register_policy",

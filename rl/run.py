@@ -101,7 +101,15 @@ class Run:
         self.rollout = add(open_actors(config, plan, self.learner, cluster, saved, on_restart, closing))
         self.callbacks = Callbacks(callbacks, self)
         self.evaluation = BackgroundEvaluation(
-            config, environment, self.checkpoints, limit, on_restart, self.console.note, closing, self._evaluated
+            config,
+            environment,
+            self.checkpoints,
+            limit,
+            on_restart,
+            self.console.note,
+            closing,
+            self._evaluated,
+            data.reference(config, spec),
         )
         self.window = Window()
         self.self_play = SelfPlay(config.pool_size if config.opponents == "pool" else 0, config.pool_every)

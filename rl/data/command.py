@@ -99,7 +99,10 @@ def _parse(argv: Sequence[str], version: str) -> dict[str, Any]:
         add_env_arg(top)
         add_consent(top)
         top.add_argument("--json", action="store_true", default=False, help="prints one JSON object")
-        return {**top.parse(argv[1:]), "verb": verb}
+        given = {**top.parse(argv[1:]), "verb": verb}
+        if verb == "make" and given["kind"] is None:
+            raise ConfigError(f"rldata make needs --kind: {', '.join(KINDS)}")
+        return given
     top.add_argument("--format", choices=formats.FORMATS, default=None, help="of the other program [by the name]")
     top.add_argument("--env", metavar="ENV", default=None, help="the environment, if the file does not say its spaces")
     add_env_arg(top)
@@ -132,9 +135,11 @@ def _add_record(top: Parser) -> None:
     top.add_argument("--best", action="store_true", default=False, help="of a run, the best checkpoint, not the newest")
 
 
+KINDS = ("random", "medium", "medium-replay", "medium-expert", "expert")
+
+
 def _add_make(top: Parser) -> None:
-    kinds = ("random", "medium", "medium-replay", "medium-expert", "expert")
-    top.add_argument("--kind", choices=kinds, required=True, help="of the policies that act; see docs/offline.md")
+    top.add_argument("--kind", choices=KINDS, default=None, help="of the policies that act; see docs/offline.md")
     top.add_argument("--run", metavar="DIR", default=None, help="a run with the policies [a new one is trained]")
     top.add_argument("--algo", metavar="NAME", default=None, help="of a new run [sac; Discrete actions: dqn]")
     top.add_argument("--train-steps", type=_positive, metavar="INT", help="of a new run [those of rltrain]")

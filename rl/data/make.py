@@ -65,7 +65,13 @@ def make(given: Mapping[str, Any]) -> Outcome:
             about: dict[str, Any] = {"made": kind, "seed": seed, "checkpoints": {"expert": expert.about()}}
             if medium is not None:
                 about["checkpoints"]["medium"] = medium.about()
-            about[REFERENCE] = {"env": spec.id, "random": random_return, "expert": expert.ret, "episodes": SCORED}
+            about[REFERENCE] = {
+                "env": spec.id,
+                "env_args": source.kwargs,
+                "random": random_return,
+                "expert": expert.ret,
+                "episodes": SCORED,
+            }
             writer = EpisodeWriter(out, spec, about)
             if kind == "medium-replay":
                 assert medium is not None

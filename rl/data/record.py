@@ -27,6 +27,7 @@ from rltrain.errors import RunFailed
 from rltrain.rollout.actor.isolated_env import IsolatedEnv, acting
 from rltrain.rollout.actor.noise import StreamNoise
 from rltrain.rollout.buffers import empty_rows, padded
+from rltrain.rollout.inference.client import lacks_log_prob
 from rltrain.rollout.tree import leaves, tree_map, unflatten
 from rltrain.rollout.types import LONGEST, Policy, Trajectory, hooks_of
 
@@ -41,11 +42,12 @@ class NetworkPlayer:
 
     def __init__(self, policy: Policy, explore: bool) -> None:
         self._policy, self._explore, self._hooks = policy, explore, hooks_of(policy)
-        self._density = self._hooks.action_distribution if explore else None
 
     def begin(self, spec: EnvSpec, seeds: list[int], env: Any) -> None:
         """Episodes with these seeds begin."""
         policy, self._count = self._policy, len(seeds)
+        lacks = self._explore and lacks_log_prob(policy, spec)
+        self._density = self._hooks.action_distribution if lacks else None
         self._noises = [StreamNoise(seed, [0], *policy.noise) for seed in seeds]
         self._noise = np.zeros((1, padded(len(seeds)), policy.noise.columns), np.float32)
         self._core = torch.zeros(padded(len(seeds)), policy.core_size) if policy.core_size else None

@@ -24,6 +24,7 @@ from rltrain.rollout.types import LONGEST, Episode, Weights
 from rltrain.rollout.workers.handle import EVALUATOR, ActorLost, Handle
 from rltrain.rollout.workers.in_process import LocalHandle
 from rltrain.setup.environment import Environment
+from rltrain.storage.recording import Reference
 from rltrain.storage.retention import CheckpointWriter
 from rltrain.system.schedule import Schedule
 from rltrain.system.time_limit import TimeLimit
@@ -59,6 +60,7 @@ class BackgroundEvaluation:
         on_restart:  called with each failure of the worker that is followed by a restart.
         note:        prints a line for the user.
         on_result:   called with each result.
+        reference:   for the normalised score of each result.
 
     Attributes:
         launched_step: step of the newest evaluation that was launched; -1 if there was none.
@@ -77,8 +79,9 @@ class BackgroundEvaluation:
         note: Callable[[str], None],
         closing: ExitStack,
         on_result: Callable[[Evaluated], None] = lambda _: None,
+        reference: Reference | None = None,
     ) -> None:
-        self._on_result = on_result
+        self._on_result, self._reference = on_result, reference
         self._config, self._spec, self._checkpoints = config, environment.spec, checkpoints
         self._queue = EvaluationQueue(config, environment, limit, on_restart)
         closing.callback(self._queue.close)
@@ -134,6 +137,7 @@ class BackgroundEvaluation:
             outcomes = self_play.shares(episodes) if self._config.opponents == "pool" else {}
             values = {
                 "eval/return_mean": self.return_mean,
+                **({} if self._reference is None else {"eval/score": self._reference.score(self.return_mean)}),
                 "eval/return_std": float(returns.std()),
                 "eval/length_mean": float(lengths.mean()),
                 "eval/episodes": float(len(episodes)),

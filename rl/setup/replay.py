@@ -18,7 +18,7 @@ from rltrain.rollout.replay.replay import Replay, rows_per_stream
 from rltrain.rollout.replay.ring import history
 from rltrain.rollout.specs import DataPlan, GradientPlan, ReplayPlan, StreamPlan
 from rltrain.setup.offline import OfflineFeed, data_sets, steps_each
-from rltrain.storage.recording import Recording
+from rltrain.storage.recording import Recording, Reference, reference_of
 from rltrain.system.free_space import make_sure
 
 
@@ -39,6 +39,13 @@ class DataSource:
     streams: int
     sets: tuple[DataSet, ...] = ()
     online: ReplayPlan | None = None  # of the rows of actors that act later
+
+    def reference(self, config: RunConfig, spec: EnvSpec) -> Reference | None:
+        """The reference scores of the recordings, if all say the same ones and evaluations are in that environment."""
+        if config.eval_env is not None or config.eval_env_args:
+            return None
+        found = {reference_of(one.recording.run, spec, config.env_args) for one in self.sets}
+        return found.pop() if len(found) == 1 else None
 
     @property
     def mixed(self) -> bool:

@@ -245,10 +245,16 @@ class Reference(NamedTuple):
         return 100.0 * (ret - self.random) / (self.expert - self.random)
 
 
-def reference_of(run: Mapping[str, Any], spec: EnvSpec) -> Reference | None:
-    """The reference scores that a recording's origin says, if they are of this version of the environment."""
+def reference_of(run: Mapping[str, Any], spec: EnvSpec, env_args: Mapping[str, Any] | None = None) -> Reference | None:
+    """The reference scores that a recording's origin says, if they are of this version of the environment.
+
+    Args:
+        env_args: of the environment's constructor; None: they are not compared.
+    """
     said = run.get("reference")
     if not isinstance(said, dict) or said.get("env") != spec.id:
+        return None
+    if env_args is not None and said.get("env_args", {}) != env_args:
         return None
     numbers = [said.get(name) for name in ("random", "expert")]
     if not all(isinstance(x, int | float) and math.isfinite(x) for x in numbers) or numbers[0] == numbers[1]:

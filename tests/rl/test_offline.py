@@ -11,6 +11,7 @@ import pytest
 import rltrain
 from rltrain import algorithms, cli
 from rltrain.algorithms.offline.bc import BC
+from rltrain.data.episodes import episodes_of, write
 from rltrain.errors import ConfigError
 from rltrain.reporting.metrics import read
 from rltrain.setup import offline
@@ -224,6 +225,37 @@ def test_mixtures_that_make_no_sense(
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
     assert not list(tmp_path.glob("runs/*"))
+
+
+SCORED = {"env": "CartPole-v1", "random": 20.0, "expert": 500.0}
+
+
+@pytest.mark.parametrize(
+    ("said", "more", "scored"),
+    [
+        ([SCORED, SCORED], {}, True),
+        ([SCORED, SCORED | {"expert": 400.0}], {}, False),
+        ([SCORED, None], {}, False),
+        ([SCORED | {"env": "CartPole-v0"}], {}, False),
+        ([SCORED], {"eval_env_args": {"max_episode_steps": 7}}, False),
+        ([SCORED | {"env_args": {"max_episode_steps": 7}}], {}, False),
+        ([SCORED | {"env_args": {"max_episode_steps": 7}}], {"env_args": {"max_episode_steps": 7}}, True),
+    ],
+)
+def test_evaluations_are_scored_where_the_references_are_of_the_same_environment(
+    said: list[Any], more: dict[str, Any], scored: bool, data: Path, tmp_path: Path
+) -> None:
+    source = Recording.open(data)
+    folders = [tmp_path / str(number) for number in range(len(said))]
+    for folder, reference in zip(folders, said, strict=True):
+        write(folder, source.spec, episodes_of(source), {} if reference is None else {"reference": reference})
+    asked = BC_RUN | {"eval_every": 30, "eval_episodes": 2} | more
+    result = rltrain.train(**asked, data=folders, out=str(tmp_path))
+    (line,) = [line for line in read(result.run) if "eval/return_mean" in line]
+
+    assert ("eval/score" in line) == scored
+    if scored:
+        assert line["eval/score"] == pytest.approx(100 * (line["eval/return_mean"] - 20) / 480)
 
 
 # --- then online ---

@@ -121,6 +121,27 @@ def test_log_probabilities_are_those_of_the_policy(rldata: Rldata, run: Path, po
         )
 
 
+def test_log_probabilities_of_q_learning_and_of_sac(rldata: Rldata, policies: Path) -> None:
+    """Epsilon-greedy: a half of epsilon for the other action. SAC: the density of tanh of a normal number."""
+    some: dict[str, Any] = {"widths": (8,), "streams": 1, "warmup": 5, "batch": 4, "steps": 20, "out": str(policies)}
+    dqn = rltrain.train(algo="dqn", env="CartPole-v1", **QUIET, **some, epsilon=0.4, epsilon_end=0.4)
+    rldata("record", dqn.run, "a", "--episodes", 3)
+    found = np.concatenate([one.extras["log_prob"] for one in read(policies / "a")])
+    assert set(np.exp(found.astype(np.float64)).round(5).tolist()) == {0.2, 0.8}
+
+    sac = rltrain.train(algo="sac", env="Pendulum-v1", **QUIET, **some)
+    rldata("record", sac.run, "b", "--episodes", 1)
+    (one,) = read(policies / "b")
+    policy: Any = rltrain.load(sac.run).policy
+    with torch.no_grad():
+        dist = policy.action_distribution(torch.from_numpy(one.obs[0][:-1]), None, None, torch.zeros(one.steps, 1))
+    u = torch.atanh(torch.from_numpy(one.action).double().clamp(-0.999999, 0.999999))
+    normal = torch.distributions.Normal(dist.mean.double(), dist.log_std.double().exp()).log_prob(u)
+    wanted = (normal - torch.log(1 - torch.tanh(u) ** 2))[:, 0].numpy()
+    inner = np.abs(one.action[:, 0]) < 0.999
+    np.testing.assert_allclose(one.extras["log_prob"][inner], wanted[inner], atol=1e-3)
+
+
 def test_random_actions_have_their_probability(rldata: Rldata, policies: Path) -> None:
     rldata("record", "random", "a", "--env", "CartPole-v1", "--steps", 500)
     rldata("record", "random", "b", "--env", "Pendulum-v1", "--episodes", 1)
@@ -244,6 +265,10 @@ def test_make_trains_a_run_if_there_is_none(rldata: Rldata, policies: Path) -> N
     assert "the policies are those of runs/make-ppo-out" in said
     assert len(list((policies / "runs" / "make-ppo-out" / "checkpoints").glob("step-*"))) >= 4
     assert Recording.open(policies / "runs" / "make-ppo-out-record").steps >= 4000
+
+
+def test_make_names_the_kinds(refused: Rldata, policies: Path) -> None:
+    assert "needs --kind: random, medium, medium-replay" in refused("make", "CartPole-v1", "out")
 
 
 def test_make_refuses_a_run_of_another_environment(refused: Rldata, run: Path, policies: Path) -> None:
