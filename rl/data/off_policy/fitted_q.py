@@ -14,7 +14,7 @@ from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.networks.normalize import Normalizer
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, make_critics
 from rltrain.algorithms.offline.settings import OfflineCritics
-from rltrain.algorithms.settings import Lr, NormalizeObs, PolicyName
+from rltrain.algorithms.settings import Lr, NormalizeObs, PolicyName, Widths
 from rltrain.data.off_policy.target import ROWS, Steps
 from rltrain.rollout.tree import Tree
 
@@ -22,6 +22,7 @@ from rltrain.rollout.tree import Tree
 class FittedQConfig(OfflineCritics):
     """Settings of the critics."""
 
+    widths: Widths = (128, 128)
     lr: Lr = 1e-3
     lr_end: float = 0.1  # share of the step size at the last update
     tau: float = 0.05  # the target must follow for several horizons, 1 / (1 - gamma), within the updates
