@@ -333,7 +333,7 @@ class RunConfig(BaseModel):
         if self.init_parts is not None and self.init_from is None:
             raise ValueError("init_parts names parts of init_from, which is not given")
         if self.record is not None and self.replay_from is not None:
-            raise ValueError("record needs actors, and with replay_from there are none; ask for one of them")
+            raise ValueError("record is for unrolls of actors, and replay_from takes their place; ask for one of them")
         if self.then_online and self.replay_from is None:
             raise ValueError("then_online follows learning from recorded data; add replay_from")
         if self.then_online >= self.steps:

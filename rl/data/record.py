@@ -196,9 +196,9 @@ def _play(source: EnvSource, spec: EnvSpec, player: Player, seed: int, numbers: 
         if rows.action_mask is not None:
             masks.append(rows.action_mask[row, :count].copy())
 
-    env.reset(rows)
-    note(0)
     try:
+        env.reset(rows)
+        note(0)
         with torch.no_grad():
             player.begin(spec, seeds, env)
             while not over.all() and (spec.max_steps is not None or step < LONGEST):
@@ -207,7 +207,8 @@ def _play(source: EnvSource, spec: EnvSpec, player: Player, seed: int, numbers: 
                     env.step(action, rows, 0)
                     env.check(rows, 1)
                 except EnvFault as fault:
-                    raise EnvFault(numbers[fault.stream], fault.seed, step, fault.detail) from None
+                    number = numbers[fault.stream] if fault.stream >= 0 else fault.stream
+                    raise EnvFault(number, fault.seed, step, fault.detail) from None
                 kept["action"].append(np.array(action, spec.action.dtype))
                 for name in ("reward", "terminated", "truncated"):
                     kept[name].append(getattr(rows, name)[0, :count].copy())

@@ -53,7 +53,9 @@ class Console:
         who += f", {config.learners} learners" if config.learners > 1 else ""
         where = f"{who}, {config.backend}" if config.workers else "in this process"
         if config.replay_from is not None:
-            where = f"from {config.replay_from}" + (f", the last {config.then_online:,} {where}" if config.acts else "")
+            where = f"from {config.replay_from}" + (
+                f", the last {config.then_online:,} online ({where})" if config.acts else ""
+            )
         alone = getattr(config.settings, "data_only", False)
         length = f"{config.steps:,} updates" if alone else f"{config.steps:,} steps, {config.streams} streams"
         self.note(f"{config.algo} on {config.env_name}: {length}, {where}, seed {config.seed}, device {config.device}")

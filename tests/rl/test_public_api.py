@@ -26,7 +26,7 @@ Limits Served export serve
 discounts distributions evaluate greedy load losses make_env networks optim policy_factory register_algorithm
 register_env register_policy returns traces train
 CHANGEABLE Callback Histograms RunView StopOnPlateau Video
-AWACConfig BCConfig CQLConfig ImplicitQConfig MARWILConfig TD3BCConfig algorithm_class
+AWACConfig BCConfig CQLConfig Estimates ImplicitQConfig MARWILConfig TD3BCConfig algorithm_class estimate
 """.split()
 MODULES = ("distributions", "losses", "networks", "optim", "returns")
 

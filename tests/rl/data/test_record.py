@@ -211,6 +211,34 @@ def test_a_policy_that_fails_names_seed_and_step(
     assert not (policies / "out").exists()
 
 
+BROKEN = """
+import gymnasium
+class Broken(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return self.observation_space.sample(), {}
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 3:
+            raise ZeroDivisionError("in the middle")
+        return self.observation_space.sample(), 0.0, False, False, {}
+"""
+
+
+def test_an_environment_that_raises_shows_its_traceback(policies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rltrain import cli
+
+    (policies / "broken.py").write_text(BROKEN)
+    assert cli.main_data(["record", "random", "out", "--env", "broken.py:Broken"]) == 1
+    said = capsys.readouterr().err
+    assert "ZeroDivisionError: in the middle" in said
+    assert "step 2" in said
+    assert str(seed_of(0, RECORDED, 0)) in said
+    assert not (policies / "out").exists()
+
+
 # --- make ---
 
 
