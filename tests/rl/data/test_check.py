@@ -121,6 +121,7 @@ def test_an_end_that_is_missing_between_two_episodes(pendulum: Data) -> None:
         obs=[np.concatenate([a[:-1], b]) for a, b in zip(one.obs, other.obs, strict=True)],
         action=np.concatenate([one.action, other.action]),
         reward=np.concatenate([one.reward, other.reward]),
+        extras={name: np.concatenate([array, other.extras[name]]) for name, array in one.extras.items()},
     )
     assert "longer than the time limit of 200" in findings([joined, *episodes[2:]], spec)[0].text
 
