@@ -80,6 +80,14 @@ def leaf_writer(space: spaces.Space[Any], name: str) -> WriteLeaf:
     return write
 
 
+def plain_array(space: spaces.Space[Any]) -> tuple[tuple[int, ...] | None, np.dtype[Any], np.dtype[Any]]:
+    """Shape and dtypes of the arrays that a `leaf_writer` of the space copies unchanged; shape None: it checks more."""
+    dtype = np.dtype(space.dtype or np.int64)
+    if not isinstance(space, spaces.Box):
+        return None, dtype, dtype
+    return space.shape, *(FLOATS if dtype.kind == "f" else (dtype, dtype))
+
+
 def _number_writer(n: int, start: int, space: spaces.Space[Any], name: str) -> WriteLeaf:
     """`leaf_writer` of a Discrete space: the range is checked too, which costs less than the copy."""
 

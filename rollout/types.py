@@ -220,6 +220,11 @@ class PolicyHooks:
     output. `rltrain.load(...).act` uses it for single observations. None in its place: `act` does more. Not for a class
     that replaces `act`. Default: None."""
 
+    quick_act: Callable[[], Callable[[Tensor, Tensor], Act] | None]
+    """`() -> function(obs, noise)`: `act` with exploration for observations [B, F], float32, without memory and masks:
+    the same `Act` in less time, within `torch.no_grad`. Actors use it. None in its place: there is none. Not for a
+    class that replaces `act`. Default: None."""
+
     action_distribution: Callable[[Tree, Tensor | None, Tensor | None, Tensor], Any] | None
     """`(obs, core, action_mask, noise)` as for `act`: the distribution that `act` draws from if it explores, with a
     method `log_prob(action) -> [B]`, as those of `rltrain.distributions`. None in its place: there is none, or actions
@@ -252,7 +257,8 @@ def hooks_of(policy: object) -> PolicyHooks:
         core_with_action=getattr(policy, "core_with_action", _same_core),
         fast_layout=getattr(policy, "fast_layout", _same_obs),
         score=getattr(policy, "score", None),
-        greedy_network=_of_act(policy, "greedy_network") or _no_network,
+        greedy_network=_of_act(policy, "greedy_network") or _nothing,
+        quick_act=_of_act(policy, "quick_act") or _nothing,
         action_distribution=_of_act(policy, "action_distribution"),
     )
 
@@ -266,7 +272,7 @@ def _of_act(policy: object, method: str) -> Callable[..., Any] | None:
     return None if replaced and method not in own else getattr(policy, method, None)
 
 
-def _no_network() -> None:
+def _nothing() -> None:
     return None
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rltrain.algorithms.networks.distributions import Distribution, distribution, head_size, noise_of
 from rltrain.algorithms.networks.encoder import Encoder, load_torso
-from rltrain.algorithms.networks.mlp import MLP
+from rltrain.algorithms.networks.mlp import MLP, ActorPass
 from rltrain.algorithms.networks.normalize import Normalizer, ReturnScale
 from rltrain.algorithms.networks.recurrent import RecurrentCore, core_size
 from rltrain.algorithms.networks.state_noise import StateDependentNoise
@@ -137,14 +137,35 @@ class ActorCritic(nn.Module):
 
     def greedy_network(self) -> tuple[MLP, Callable[[Tensor], Tensor] | None] | None:
         """See `PolicyHooks`."""
-        between = (self.normalizer, self.private, self.trunk, self.memory, self.hidden)
-        plain = isinstance(self.encoder, Encoder) and self.encoder.plain and type(self) is ActorCritic
-        if not plain or any(part is not None for part in between):
+        if not self._is_one_mlp() or self.normalizer is not None:
             return None
         action, log_std, squash = self.spec.action, self.log_std, self.squash
         if action.kind == "discrete":
             return self.actor, None
         return self.actor, lambda head: distribution(action, head, None, log_std, squash).mode().clone()
+
+    def quick_act(self) -> Callable[[Tensor, Tensor], Act] | None:
+        """See `PolicyHooks`."""
+        if not self._is_one_mlp() or self.spec.action_mask:
+            return None
+        action, log_std, squash, normalise = self.spec.action, self.log_std, self.squash, self.normalizer
+        head_of = ActorPass(self.actor.pairs, self.actor.hidden, self.actor.activation_name)
+
+        def act_discrete(obs: Tensor, noise: Tensor) -> Act:
+            head = head_of(obs if normalise is None else normalise.forward(obs))
+            return Act((head + noise).argmax(-1), {"head": head}, None)
+
+        def act(obs: Tensor, noise: Tensor) -> Act:
+            head = head_of(obs if normalise is None else normalise.forward(obs))
+            return Act(distribution(action, head, None, log_std, squash).sample(noise), {"head": head}, None)
+
+        return act_discrete if action.kind == "discrete" else act
+
+    def _is_one_mlp(self) -> bool:
+        """Whether `act` passes a flat observation, perhaps normalised, through one MLP and nothing else."""
+        others = (self.private, self.trunk, self.memory, self.hidden, self.state_noise)
+        plain = isinstance(self.encoder, Encoder) and self.encoder.plain
+        return plain and type(self) is ActorCritic and all(other is None for other in others)
 
     def summarize_unroll(
         self, extras: dict[str, Tensor], action: Tensor, action_mask: Tensor | None

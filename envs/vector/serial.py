@@ -18,7 +18,7 @@ from rltrain.envs.closing import close_all
 from rltrain.envs.errors import EnvFault, InvalidValue, fault_of
 from rltrain.envs.spaces import EPISODE_CONTINUES, MASK, action_reader, final_mask, mask_in_obs, mask_of, obs_writer
 from rltrain.envs.spec import EnvSpec
-from rltrain.envs.values import end_flag, reset_result, reward_number, step_result
+from rltrain.envs.values import end_flag, plain_array, reset_result, reward_number, step_result
 from rltrain.envs.vector.episode_info import EpisodeOptions, numbers_in, progress_method
 from rltrain.envs.vector.restore import EpisodeLog
 from rltrain.envs.vector.row_checks import InvalidRow, RowChecks
@@ -68,6 +68,7 @@ class SerialVectorEnv:
         space = self.envs[0].observation_space
         self._write = obs_writer(space)
         self._actions = action_reader(spec.action, self.envs[0].action_space.dtype)
+        self._plain = plain_array(space)
         self._mask_in_obs = mask_in_obs(space)
         self._no_mask = not spec.action_mask and spec.action.kind != "box"
         self._checks = RowChecks(spec, space if not spec.groups else dict(space.spaces))  # type: ignore[attr-defined]
@@ -87,10 +88,12 @@ class SerialVectorEnv:
                 rows.first[0, b] = True
 
     def step(self, action: np.ndarray, rows: UnrollBuffer, t: int) -> None:
-        over, write, obs_rows = self._over, self._write, rows.obs
+        over, write, obs_rows, array = self._over, self._write, rows.obs, np.ndarray
         actions = self._actions(action)
         rewards = self._zeros.copy()
         masked, no_mask = rows.action_mask is not None, self._no_mask
+        shape, one, other = self._plain
+        row = None if shape is None else obs_rows[t + 1]
         if t == 0:
             self.finals.clear()
             rows.terminated[:] = rows.truncated[:] = rows.episode_continues[:] = rows.first[1:] = False
@@ -118,7 +121,15 @@ class SerialVectorEnv:
                             if info:
                                 rows.episode_continues[t, b] = info.get(EPISODE_CONTINUES, False)
                                 self.finals[t, b] = numbers_in(info, self._options.info_keys)
-                write(obs_rows, (t + 1, b), obs)
+                if (
+                    row is not None
+                    and type(obs) is array
+                    and obs.shape == shape
+                    and (obs.dtype is one or obs.dtype is other)
+                ):
+                    row[b] = obs  # as `write` does, without a call
+                else:
+                    write(obs_rows, (t + 1, b), obs)
                 if masked:
                     self._put_mask(rows, t + 1, b, obs, info, over[b])
                 elif no_mask and info and MASK in info:

@@ -77,6 +77,7 @@ class Actor:
         self._action = np.zeros((plan.unroll, width, *spec.action.shape), spec.action.dtype)
         self._core = torch.zeros(width, self.policy.core_size) if self.policy.core_size else None
         self._hooks = hooks_of(self.policy)
+        self._quick_act = None if spec.groups else self._hooks.quick_act()
         agents = len(spec.agents)
         self._tracker = TeamTracker(count, agents) if agents else EpisodeTracker(count)
         self._opponents: Opponents | None = None
@@ -114,9 +115,18 @@ class Actor:
             core, cores = self._core, []
             extras: dict[str, list[torch.Tensor]] = {}
             action_rows, policy, sequence = self._action, self.policy, self.policy.sequence
+            quick_act = None if at_random or opponents is not None else self._quick_act
             records = job.plan.log_prob
             with torch.no_grad(), self._blaming_environment(rows):
                 for t in range(unroll):
+                    if quick_act is not None:
+                        act = quick_act(views.obs[t], self._noise_rows[t])
+                        action_rows[t] = action = act.action.numpy()
+                        for name, value in act.extras.items():
+                            extras.setdefault(name, []).append(value)
+                        env.step(action[:count], rows, t)
+                        self._heartbeat.step()
+                        continue
                     with acting():
                         if core is not None:
                             if rows.first[t].any():

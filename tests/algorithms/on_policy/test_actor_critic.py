@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,14 @@ from rltrain.algorithms.on_policy.actor_critic import ActorCritic
 from rltrain.algorithms.on_policy.ppo import PPO
 from rltrain.algorithms.on_policy.settings import A2CConfig, PPOConfig
 from rltrain.algorithms.registry import POLICIES, build, policy_factory, register_policy
+from rltrain.config.load import load
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf, ObsSpec, iter_leaves
+from rltrain.learner.algorithm import make_policy
+from rltrain.rollout.actor.batch_invariance import Blockwise
 from rltrain.rollout.actor.noise import DRAWS
 from rltrain.rollout.tree import tree_map
+from rltrain.rollout.types import hooks_of
 
 BOX = Leaf("box", (3,), "float32")
 OBS: dict[str, ObsSpec] = {
@@ -359,3 +365,58 @@ def test_a_hook_under_its_old_name_is_found_where_a_parent_has_the_new_one():
 def test_an_unknown_policy_is_refused_with_the_names_there_are():
     with pytest.raises(ValueError, match=r"unknown policy 'actor'\. Known: .*actor_critic"):
         policy_factory("actor")
+
+
+QUICK: list[tuple[str, dict[str, Any], bool]] = [  # environment, settings, whether there is a quick act
+    ("CartPole-v1", {}, True),
+    ("CartPole-v1", {"normalize_obs": True, "activation": "relu"}, True),
+    ("CartPole-v1", {"shared_torso": True}, False),
+    ("CartPole-v1", {"memory": "gru"}, False),
+    ("probe:box3", {"normalize_obs": True}, True),
+    ("probe:box", {"squash": True, "widths": ()}, True),
+    ("probe:box", {"sde": True, "squash": True}, False),
+    ("probe:multi-discrete", {}, True),
+    ("probe:masked", {}, False),
+    ("probe:image", {}, False),
+]
+
+
+@pytest.mark.parametrize(("env", "settings", "quick"), QUICK)
+def test_a_quick_act_has_the_bits_of_act(env: str, settings: dict[str, Any], quick: bool) -> None:
+    config = load({"algo": "ppo", "env": env, "preset": "none", **settings})
+    policy: Any = make_policy(config, read_spec(resolve(env), 0))()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in policy.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.3 * torch.rand(tensor.shape, generator=generator))
+    act = hooks_of(policy).quick_act()
+    assert (act is not None) is quick
+
+    for rows in (8, 16, 40) if act is not None else ():
+        obs = torch.randn(rows, policy.encoder.features, generator=generator)
+        noise = torch.randn(rows, policy.noise.columns, generator=generator)
+        with torch.no_grad():
+            found = act(obs, noise)
+        kept = found.extras["head"].clone()
+        with torch.inference_mode():
+            expected = policy.act(obs, None, None, noise, True)
+        with torch.no_grad():
+            act(obs + 1, noise)  # the results of the call before stay
+        assert found.extras.keys() == expected.extras.keys()
+        assert torch.equal(found.extras["head"], kept)
+        assert torch.equal(found.action, expected.action)
+        assert torch.equal(found.extras["head"], expected.extras["head"])
+
+
+def test_a_class_that_replaces_act_has_no_quick_act() -> None:
+    config = load({"algo": "ppo", "env": "CartPole-v1", "preset": "none"})
+    policy: Any = make_policy(config, read_spec(resolve("CartPole-v1"), 0))()
+    base = type(policy)
+    policy.__class__ = type("Acts", (base,), {"act": lambda self, *inputs: base.act(self, *inputs)})
+
+    assert hooks_of(policy).quick_act() is None
+    assert hooks_of(Blockwise(policy)).quick_act() is None
+    policy.__class__ = base
+    assert hooks_of(policy).quick_act() is not None
+    assert hooks_of(Blockwise(policy)).quick_act() is None
