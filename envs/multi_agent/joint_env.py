@@ -6,7 +6,6 @@ restores and steps environments handles one interface. What belongs to single ag
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -109,6 +108,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
         self.write = joint_writer(layout, visible)
         self._split = action_splitter(layout, actions)
         self._number = {agent: number for number, agent in enumerate(self.agents)}
+        self._all = set(self.agents)
         self._absent = {agent: zeros(space) for agent, space in visible.items()}
         self._mask_in_obs = {agent: visible[agent] is not full[agent] for agent in self.agents}
         self._nvec = [part.group.action.nvec for part in layout.agents]
@@ -154,7 +154,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         before = self._present()
-        actions, present = self._split(action), self._flags(before)
+        actions, present = self._split(action), self._flags(set(before))
         acting = [agent for agent in before if not self.turns or agent == self.game.turn]
         result = self.game.step({agent: actions[agent] for agent in acting})
         if not isinstance(result, tuple) or len(result) != 5:
@@ -207,16 +207,24 @@ class JointEnv(gymnasium.Env[Any, Any]):
             what = described(agents)
             raise InvalidValue(f"`agents` is {what}; it must be the list of the agents in the episode") from None
 
-    def _flags(self, agents: Iterable[str]) -> np.ndarray:
+    def _flags(self, agents: set[str]) -> np.ndarray:
         """[N] bool, True for `agents`."""
+        if agents == self._all:
+            return np.ones(len(self.agents), bool)
         return self._values(dict.fromkeys(agents, True), bool)
 
     def _numbers(self, rewards: dict[str, Any]) -> np.ndarray:
         """The rewards by agent as an array [N]."""
-        return self._values({a: reward_number(r, f"the reward of {a}") for a, r in rewards.items()}, np.float64)
+        numbers = dict(rewards)
+        for agent, reward in rewards.items():
+            if type(reward) is not float and type(reward) is not np.float64:
+                numbers[agent] = reward_number(reward, f"the reward of {agent}")
+        return self._values(numbers, np.float64)
 
     def _ends(self, ends: dict[str, Any], name: str) -> np.ndarray:
         """Terminations or truncations by agent as an array [N]."""
+        if ends.keys() <= self._all and not [end for end in ends.values() if end is not False]:
+            return np.zeros(len(self.agents), bool)
         return self._values({a: end_flag(end, f"{name}[{a!r}]") for a, end in ends.items()}, bool)
 
     def _values(self, by_agent: dict[str, Any], dtype: type) -> np.ndarray:

@@ -184,6 +184,15 @@ def action_splitter(layout: Layout, action: Mapping[str, spaces.Space[Any]]) -> 
         cast = _box_caster(own, dtype) if own.kind == "box" else dtype.type if own.shape == () else _astype(dtype)
         parts.append((agent, part.action, own.shape, cast))
 
+    if all(part.group.action.shape == () and part.group.action.kind != "box" for part in layout.agents):
+        numbers = [(agent, columns.start, cast) for agent, columns, _, cast in parts]
+
+        def split_numbers(joint: np.ndarray) -> dict[str, Any]:
+            flat = joint.reshape(-1)
+            return {agent: cast(flat[column]) for agent, column, cast in numbers}
+
+        return split_numbers
+
     def split(joint: np.ndarray) -> dict[str, Any]:
         flat = joint.reshape(-1)
         return {agent: cast(flat[columns].reshape(shape)) for agent, columns, shape, cast in parts}
