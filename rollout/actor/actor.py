@@ -115,8 +115,8 @@ class Actor:
             core, cores = self._core, []
             extras: dict[str, list[torch.Tensor]] = {}
             action_rows, policy, sequence = self._action, self.policy, self.policy.sequence
-            quick_act = None if at_random or opponents is not None else self._quick_act
             records = job.plan.log_prob
+            quick_act = None if at_random or opponents is not None or records else self._quick_act
             with torch.no_grad(), self._blaming_environment(rows):
                 for t in range(unroll):
                     if quick_act is not None:
