@@ -92,7 +92,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
     """A socket that listens; ConfigError if the address is in use or unknown."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        found = socket.socket(family, socket.SOCK_STREAM)
+        # asyncio turns off the delay of small packets, 40 ms, for sockets that name TCP only
+        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
         found.listen(1024)

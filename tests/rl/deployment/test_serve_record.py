@@ -96,6 +96,22 @@ def test_the_example_asks_from_another_process(cartpole: Path, tmp_path: Path) -
             assert terminated == piece.terminated[t, 0]
 
 
+def test_the_example_serves_learns_and_serves_the_result(tmp_path: Path) -> None:
+    """docs/examples/serve_learn_serve.py, with few updates: what was recorded is what the clients got."""
+    words = ["--folder", str(tmp_path), "--steps", "200", "--episodes", "12", "--updates", "20"]
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE.with_name("serve_learn_serve.py")), *words], capture_output=True, text=True
+    )
+
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    returns = [piece.episodes[0].ret for piece in Recording.open(tmp_path / "recording").pieces()]
+    assert len(returns) == 12
+    assert result["recorded"] == pytest.approx(np.mean(returns))
+    assert 1 <= result["learned"] <= 500
+    assert [run.name.partition("-")[0] for run in sorted((tmp_path / "runs").iterdir())] == ["cql", "ppo"]
+
+
 CASES = "ppo-discrete ppo-dict-gru ppo-images ppo-binary ppo-box-lstm ppo-whole ppo-one-sided sac"
 
 

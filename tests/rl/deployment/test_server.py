@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -22,7 +23,7 @@ import rltrain
 from rltrain import cli
 from rltrain.deployment.export.observations import random_observations
 from rltrain.deployment.server.app import App, Limits
-from rltrain.deployment.server.serve import settings_for
+from rltrain.deployment.server.serve import bound_socket, settings_for
 from rltrain.deployment.server.workers import Peers
 from rltrain.errors import ConfigError
 from rltrain.evaluation.policy import Trained
@@ -469,6 +470,26 @@ def test_the_client_of_the_documentation(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="3 numbers"):
             policy.act([1, 2])
         policy.connection.close()
+
+
+def test_answers_are_sent_at_once() -> None:
+    """Without TCP_NODELAY each answer waits 40 ms for the client; asyncio sets it for sockets that name TCP."""
+    options = []
+
+    async def scenario(listening: socket.socket) -> None:
+        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            options.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        server = await asyncio.start_server(accepted, sock=listening)
+        reader, writer = await asyncio.open_connection(*listening.getsockname()[:2])
+        await reader.read()
+        writer.close()
+        server.close()
+
+    asyncio.run(scenario(bound_socket("127.0.0.1", 0)))
+
+    assert options == [1]
 
 
 def test_several_processes_route_sessions_and_replace_one_that_dies(tmp_path: Path) -> None:
