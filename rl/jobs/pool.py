@@ -240,7 +240,9 @@ class Pool:
             return
         with self._lock:
             worker.job = None
-            if time.monotonic() - worker.began > SHORT_SECONDS:
+            if job.cancelled():  # its worker was killed although the result had arrived
+                self._end(worker)
+            elif time.monotonic() - worker.began > SHORT_SECONDS:
                 memory = worker.own_memory()
                 worker.memory = memory if worker.memory is None else worker.memory
                 if memory > worker.memory + GROWTH:

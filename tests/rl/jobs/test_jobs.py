@@ -20,6 +20,7 @@ from rltrain.errors import ConfigError, JobLost
 from rltrain.jobs import pool
 from rltrain.jobs.arrays import Arrays
 from rltrain.jobs.resources import Machine, Request
+from rltrain.rollout.workers.process import ProcessHandle
 
 SMALL = {"algo": "ppo", "env": "probe:counter", "steps": 64, "streams": 2, "unroll": 8, "workers": 0, "widths": (4,)}
 
@@ -44,6 +45,26 @@ def test_an_exception_is_raised_with_the_traceback_of_the_job() -> None:
     assert "return 1 // item" in str(caught.value.__cause__)
     with pytest.raises(JobLost, match="SystemExit"):
         rltrain.submit(sys.exit, 3).result()
+
+
+def test_a_worker_that_is_killed_as_its_job_ends_gets_no_other_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job is cancelled between the arrival of its result and the end of its wait."""
+    real, jobs = ProcessHandle.result, []
+
+    def result(self: ProcessHandle) -> Any:
+        found = real(self)
+        if jobs:
+            jobs.pop().cancel()
+        return found
+
+    monkeypatch.setattr(ProcessHandle, "result", result)
+    jobs.append(rltrain.submit(time.sleep, 0.3))
+    time.sleep(1.0)
+    assert not jobs, "it was not cancelled: this test tests nothing"
+    after = [rltrain.submit(os.getpid) for _ in range(len(os.sched_getaffinity(0)) + 1)]
+
+    assert all(job.result() > 0 for job in after)
+    assert [job.attempts for job in after] == [1] * len(after)
 
 
 def test_a_job_has_the_cores_and_threads_that_it_asks_for() -> None:
