@@ -70,7 +70,8 @@ def main() -> None:
         begin = time.process_time()
         found = rltrain.estimate(path, folder / "rec", "fqe", updates=given.updates)
         seconds = time.process_time() - begin
-        (low, high), value = found.estimates["fqe"].ci95, found.estimates["fqe"].value
+        value, interval = found.estimates["fqe"].value, found.estimates["fqe"].ci95
+        low, high = interval or (float("nan"),) * 2  # too few episodes
         estimates.append(value)
         truth.append(played(path, found.gamma, given.episodes))
         print(

@@ -20,7 +20,7 @@ from rltrain.data import columnar, formats
 from rltrain.data.check import findings, structure
 from rltrain.data.episodes import Recorded, write
 from rltrain.data.select import Conditions, merge, select, split
-from rltrain.data.sources import Counted, Outcome, Source, line_of, new_output, open_source, values_of
+from rltrain.data.sources import Counted, Outcome, Source, line_of, new_output, open_source, require_apart, values_of
 from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import CheckpointError, ConfigError
@@ -61,6 +61,7 @@ def run_data(argv: Sequence[str], version: str) -> tuple[str, int]:
         made = recorded(given) if given["verb"] == "record" else make(given)
         return json.dumps(made.values) if given["json"] else "\n".join(made.lines), 0
     paths = given["DATA"] if isinstance(given["DATA"], list) else [given["DATA"]]
+    require_apart([given[name] for name in ("OUT", "OTHER") if name in given], paths)
     spec = None if given["env"] is None else lambda: _spec(given)
     sources = [open_source(Path(path), given["format"], spec) for path in paths]
     for source in sources:
@@ -342,8 +343,6 @@ def _merged(sources: Sequence[Source], given: dict[str, Any]) -> Outcome:
 
 def _split(source: Source, given: dict[str, Any]) -> Outcome:
     names = given["OUT"], given["OTHER"]
-    if len({os.path.abspath(name) for name in names}) < 2:
-        raise ConfigError(f"{names[0]}: the two parts need two names")
     with new_output(names[0]) as one, new_output(names[1]) as other:
         parts = split(source, (one, other), given["fraction"], given["seed"])
     lines = [line_of(name, part) for name, part in zip(names, parts, strict=True)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from rltrain.config.user_code import is_code, load_code
 from rltrain.data.episodes import EpisodeWriter
+from rltrain.data.origin import ENV_ARGS
 from rltrain.data.record import FunctionPlayer, NetworkPlayer, Player, RandomPlayer, episodes, limited
 from rltrain.data.sources import Counted, Outcome, line_of, new_output, values_of
 from rltrain.envs.lookup import EnvSource
@@ -51,7 +52,7 @@ def record(actor: Actor, folder: Path, seed: int, most: int | None, steps: int |
         ConfigError: several agents act in the environment.
     """
     spec = _spec(actor, seed)
-    writer = EpisodeWriter(folder, spec, {**actor.about, "seed": seed})
+    writer = EpisodeWriter(folder, spec, {**actor.about, ENV_ARGS: actor.source.kwargs, "seed": seed})
     for episode in limited(episodes(actor.source, spec, actor.player, seed), most, steps):
         writer.add(episode)
     return Counted(writer.steps, writer.close())

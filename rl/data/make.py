@@ -21,8 +21,8 @@ import numpy as np
 from rltrain.config.load import load
 from rltrain.data.episodes import EpisodeWriter, episodes_of
 from rltrain.data.generate import Actor, of_run
+from rltrain.data.origin import ENV_ARGS, REFERENCE, of_part
 from rltrain.data.record import RandomPlayer, episodes, limited
-from rltrain.data.select import REFERENCE
 from rltrain.data.sources import Counted, Outcome, line_of, new_output, values_of
 from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.spec import EnvSpec, spec_differences
@@ -62,7 +62,12 @@ def make(given: Mapping[str, Any]) -> Outcome:
         with this_process(seed):
             random = Actor(RandomPlayer(), source)
             random_return, expert, medium = _policies(run, given, spec, random)
-            about: dict[str, Any] = {"made": kind, "seed": seed, "checkpoints": {"expert": expert.about()}}
+            about: dict[str, Any] = {
+                "made": kind,
+                "seed": seed,
+                ENV_ARGS: source.kwargs,
+                "checkpoints": {"expert": expert.about()},
+            }
             if medium is not None:
                 about["checkpoints"]["medium"] = medium.about()
             about[REFERENCE] = {
@@ -72,12 +77,14 @@ def make(given: Mapping[str, Any]) -> Outcome:
                 "expert": expert.ret,
                 "episodes": SCORED,
             }
-            writer = EpisodeWriter(out, spec, about)
             if kind == "medium-replay":
                 assert medium is not None
-                for episode in episodes_of(_until(run, medium.path, spec)):
+                replay = _until(run, medium.path, spec)
+                writer = EpisodeWriter(out, spec, {**of_part(replay.run), **about})
+                for episode in episodes_of(replay):
                     writer.add(episode)
             else:
+                writer = EpisodeWriter(out, spec, about)
                 parts = kind.split("-")
                 actors = {
                     "random": random,

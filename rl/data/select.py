@@ -16,10 +16,9 @@ import numpy as np
 
 from rltrain.data.check import structure
 from rltrain.data.episodes import EpisodeWriter, Recorded
+from rltrain.data.origin import SELECTIONS, of_mixture, of_part, selections
 from rltrain.data.sources import Counted, Source, require_same_environment
 from rltrain.errors import CheckpointError, ConfigError
-
-REFERENCE = "reference"  # entry of a recording's origin: the returns for normalised scores
 
 
 def merge(sources: Sequence[Source], folder: Path) -> tuple[Counted, list[str]]:
@@ -37,13 +36,10 @@ def merge(sources: Sequence[Source], folder: Path) -> tuple[Counted, list[str]]:
     kept = {name for name, form in forms[0].items() if all(other.get(name) == form for other in forms)}
     dropped = sorted({name for form in forms for name in form} - kept)
     notes = [f"{name} is left out, because not all of the data has it in the same form" for name in dropped]
-    references = [source.run.get(REFERENCE) for source in sources]
-    about: dict[str, Any] = {"merged": [source.path.name for source in sources]}
-    if references[0] is not None and all(other == references[0] for other in references):
-        about[REFERENCE] = references[0]
+    about = {"merged": [source.path.name for source in sources], **of_mixture([source.run for source in sources])}
     writer = EpisodeWriter(folder, first.spec, about)
     for source in sources:
-        for episode in sound(source):
+        for episode in checked(source):
             extras = {name: array for name, array in episode.extras.items() if name in kept}
             writer.add(replace(episode, extras=extras))
     return Counted(writer.steps, writer.close()), notes
@@ -62,9 +58,9 @@ def split(source: Source, folders: tuple[Path, Path], fraction: float, seed: int
         raise ConfigError(f"{text}: both parts need at least one episode")
     chosen = np.zeros(total, bool)
     chosen[np.random.default_rng(seed).permutation(total)[:count]] = True
-    about = {"split": source.path.name, "fraction": fraction, "seed": seed, **_kept_about(source)}
+    about = {"split": source.path.name, "fraction": fraction, "seed": seed, **of_part(source.run)}
     writers = [EpisodeWriter(folder, source.spec, about) for folder in folders]
-    for is_first, episode in zip(chosen.tolist(), sound(source), strict=True):
+    for is_first, episode in zip(chosen.tolist(), checked(source), strict=True):
         writers[0 if is_first else 1].add(episode)
     one, other = (Counted(writer.steps, writer.close()) for writer in writers)
     return one, other
@@ -89,12 +85,13 @@ def select(source: Source, folder: Path, wanted: Conditions) -> tuple[Counted, i
     Raises:
         ConfigError: no episode satisfies them.
     """
-    kept, returns = [], []
+    kept, returns, total = [], [], 0
     for episode in source.episodes():
         ret, length = episode.ret, episode.steps
         complete = episode.whole and (episode.terminated or episode.truncated)
         within = wanted.min_return <= ret <= wanted.max_return and wanted.min_length <= length <= wanted.max_length
         kept.append(complete and within)
+        total += complete
         returns.append(ret)
     places = np.flatnonzero(kept)
     if not len(places):
@@ -104,13 +101,15 @@ def select(source: Source, folder: Path, wanted: Conditions) -> tuple[Counted, i
         best = places[order[: max(1, int(wanted.top * len(places) + 1e-9))]]  # 0.29 of 100 are 29
         kept = np.isin(np.arange(len(kept)), best).tolist()
     conditions = {name: value for name, value in vars(wanted).items() if value is not None and math.isfinite(value)}
-    writer = EpisodeWriter(folder, source.spec, {"filtered": source.path.name, **conditions, **_kept_about(source)})
-    for episode in compress(sound(source), kept):
+    removed = selections(source.run) + ([conditions] if sum(kept) < total else [])
+    about = {"filtered": source.path.name, **conditions, **of_part(source.run), SELECTIONS: removed}
+    writer = EpisodeWriter(folder, source.spec, about)
+    for episode in compress(checked(source), kept):
         writer.add(episode)
     return Counted(writer.steps, writer.close()), len(kept)
 
 
-def sound(source: Source) -> Iterator[Recorded]:
+def checked(source: Source) -> Iterator[Recorded]:
     """The episodes; CheckpointError at the first one whose arrays do not have the shapes and types of the spaces."""
     for number, episode in enumerate(source.episodes()):
         if wrong := structure([episode], source.spec):
@@ -124,8 +123,3 @@ def _extras(source: Source) -> dict[str, Any]:
     if first is None:
         raise ConfigError(f"{source.path} holds no step of an episode")
     return {name: (array.shape[1:], array.dtype) for name, array in first.extras.items()}
-
-
-def _kept_about(source: Source) -> dict[str, Any]:
-    """What a part of the data has from its source: the reference scores."""
-    return {REFERENCE: source.run[REFERENCE]} if REFERENCE in source.run else {}

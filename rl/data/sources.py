@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,28 +100,53 @@ def require_same_environment(first: Source, other: Source) -> None:
         raise ConfigError(f"{text}; only data of one environment can be mixed")
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_output(name: str) -> Iterator[Path]:
     """A path to write a file or a folder to. It appears under `name` at the end of the block, complete.
 
     A block that raises leaves nothing.
 
     Raises:
-        ConfigError: something lies there, or the place cannot be written to.
+        ConfigError: something is there, or the place cannot be written to.
     """
     out = Path(os.path.abspath(name))
     _require_free(name, out)
+    missing = [parent for parent in out.parents if not os.path.lexists(parent)]
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:100]}-", suffix=".incomplete", dir=out.parent))
-    except OSError as error:
-        raise ConfigError(f"{name}: {reason(error)}; choose another place") from None
-    try:
-        yield temporary / out.name
-        _require_free(name, out)
-        os.replace(temporary / out.name, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{out.name[:100]}-", suffix=".incomplete", dir=out.parent))
+        except OSError as error:
+            raise ConfigError(f"{name}: {reason(error)}; choose another place") from None
+        try:
+            yield temporary / out.name
+            _require_free(name, out)
+            try:
+                os.replace(temporary / out.name, out)
+            except OSError as error:
+                raise ConfigError(f"{name}: {reason(error)}; choose another place") from None
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty: something else was written there
+            for parent in missing:
+                parent.rmdir()
+        raise
+
+
+def require_apart(outputs: Sequence[str], data: Sequence[str]) -> None:
+    """ConfigError if two outputs are the same, or if one is inside another one or inside the data that is read."""
+    for one, other in permutations(outputs, 2):
+        if os.path.realpath(one) == os.path.realpath(other):
+            raise ConfigError(f"{one}: the two parts need two names")
+        _require_outside(one, other)
+    for name, read in product(outputs, data):
+        _require_outside(name, read)
+
+
+def _require_outside(name: str, other: str) -> None:
+    if Path(os.path.realpath(other)) in Path(os.path.realpath(name)).parents:
+        raise ConfigError(f"{name} is inside {other}; choose a name outside of it")
 
 
 def _require_free(name: str, out: Path) -> None:

@@ -41,7 +41,7 @@ def _parser(version: str) -> Parser:
         version,
         prog="rlope",
         description="Estimates the discounted return of a policy from episodes that another policy recorded, without "
-        "its environment. Each estimator has a 95% interval, and refuses where it says nothing.",
+        "its environment. Each estimate has a 95% interval. An estimator refuses data that it cannot use.",
     )
     top.add_argument("path", metavar="RUN_OR_CHECKPOINT", help="a run's folder (its latest checkpoint) or a checkpoint")
     top.add_argument("--data", required=True, metavar="DIR", help="a folder that --record wrote")
@@ -98,8 +98,7 @@ def _text(result: Estimates, data: str, stochastic: bool) -> str:
 
 
 def _row(name: str, found: Estimate) -> str:
-    low, high = found.ci95
-    interval = f"{low:.4g} to {high:.4g}"
+    interval = "none" if found.ci95 is None else "{:.4g} to {:.4g}".format(*found.ci95)
     size = "" if found.effective_size is None else f"{found.effective_size:,.1f}"
     return f"{name:10} {found.value:12.4g}  {interval:27} {size}".rstrip()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,23 +20,26 @@ from rltrain.data.off_policy.estimators import (
     Terms,
     doubly_robust,
     effective_size,
-    padded,
 )
 from rltrain.data.off_policy.fitted_q import FittedQ, FittedQConfig
 from rltrain.data.off_policy.target import Steps, Target
+from rltrain.data.origin import ENV_ARGS, noise_steps, selections
 from rltrain.envs.spec import COSMETIC, spec_differences
 from rltrain.errors import ConfigError
 from rltrain.evaluation.policy import Trained, load_for
 from rltrain.storage.recording import Recording
+from rltrain.system.free_space import amount, free_memory
 from rltrain.system.torch_setup import one_thread
 
-LEAST_SIZE = 10.0  # effective number of episodes below which an estimate is refused
+LEAST_SIZE = 10.0  # effective number of episodes below which an estimate is refused, or has no interval
+SELECTED = "the episodes were selected by return or length"
 MEMBERS = 5  # nets of fqe that learn from resampled episodes
 T_975 = 2.776  # quantile of Student's t with MEMBERS - 1 degrees of freedom
 HALVES = 2
 ROUNDING = 1e-4  # of a log-probability
 SURE = 4.0  # standard errors by which the mean weight differs from 1 only if the data does not suit
-TAIL = 0.01  # largest factor of the value behind a time limit that is not mentioned
+TAIL = 0.01  # largest factor of the value after a time limit that is not mentioned
+COPIES = 2  # of the data in memory: the episodes, and their steps one after the other
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Estimate:
     """The discounted return of an episode, by one estimator."""
 
     value: float
-    ci95: tuple[float, float]
+    ci95: tuple[float, float] | None  # None: there are fewer than LEAST_SIZE episodes
     effective_size: float | None  # of the weights, in episodes; None: the estimator has none
 
 
@@ -99,6 +102,7 @@ def estimate(
         raise ConfigError(f"data must be the folder of a recording, got {data!r}")
     recording = Recording.open(Path(data))
     _require_same(recording, trained)
+    _require_memory(recording)
     episodes = list(episodes_of(recording))
     if not episodes:
         raise ConfigError(f"{recording.folder} holds no step of an episode")
@@ -133,7 +137,7 @@ def _checked(method: str | Sequence[str], gamma: float | None, seed: int, update
 
 
 def _require_same(recording: Recording, trained: Trained) -> None:
-    """ConfigError if the data says nothing about this policy."""
+    """ConfigError if the data is of another environment than the policy."""
     folder, path, spec = recording.folder, trained.path, trained.spec
     if recording.spec.groups or spec.groups:
         raise ConfigError(
@@ -144,9 +148,17 @@ def _require_same(recording: Recording, trained: Trained) -> None:
     changed = spec_differences(recording.spec, spec, ignored=COSMETIC)
     if changed:
         raise ConfigError(f"{folder} was recorded on another {spec.id} than {path} was trained on: {changed}")
-    theirs, own = recording.run.get("env_args"), trained.config.to_json().get("env_args")
+    theirs, own = recording.run.get(ENV_ARGS), trained.config.to_json().get("env_args")
     if theirs is not None and theirs != own:
         raise ConfigError(f"{folder} was recorded with the arguments {theirs} of {spec.id}, and {path} has {own}")
+
+
+def _require_memory(recording: Recording) -> None:
+    """ConfigError if the data does not fit into the free memory."""
+    needed, free = COPIES * sum(int(item["bytes"]) for item in recording.files), free_memory()
+    if free is not None and needed > free:
+        text = f"{recording.folder} needs {amount(needed)} of memory, and {amount(free)} is free"
+        raise ConfigError(f"{text}; `rldata split` makes a smaller recording of random episodes")
 
 
 @dataclass(frozen=True)
@@ -166,7 +178,7 @@ class _Work:
             reason = self.refusal(name)
             if reason is None:
                 found = self.fitted() if name == "fqe" else self.weighted(name)
-                finite = all(map(math.isfinite, (found.value, *found.ci95)))
+                finite = all(map(math.isfinite, (found.value, *(found.ci95 or ()))))
                 if finite:
                     estimates[name] = found
                     continue
@@ -187,7 +199,8 @@ class _Work:
     def recorded(self) -> Estimate:
         """The discounted return of the complete episodes: importance sampling with equal policies."""
         returns = Logged.of([np.zeros(one.steps) for one in self.complete], [one.reward for one in self.complete])
-        return _estimate(IMPORTANCE["is"](returns, self.gamma), self.seed, float(len(self.complete)))
+        found = _estimate(IMPORTANCE["is"](returns, self.gamma), self.seed, float(len(self.complete)))
+        return found if len(self.complete) >= LEAST_SIZE else replace(found, ci95=None)
 
     @cached_property
     def complete(self) -> list[Recorded]:
@@ -242,13 +255,14 @@ class _Work:
             return "the policy has no probabilities of actions that could be computed; only fqe applies"
         if not self.complete:
             return "no episode is there from its first step to its end"
+        if selections(self.recording.run):
+            return f"{SELECTED}, and weights do not correct that; estimate from the data before the selection"
         if any("log_prob" not in one.extras for one in self.complete):
             return "the recording has no log-probabilities of its actions (propensities); only fqe applies"
         log_prob = np.concatenate([one.extras["log_prob"] for one in self.complete])
         if log_prob.ndim > 1 or np.isnan(log_prob).any() or np.isposinf(log_prob).any():
             return "log-probabilities (propensities) of some recorded actions are missing; only fqe applies"
-        settings = self.recording.run.get("settings") or {}
-        if settings.get("sde") and settings.get("sde_every", 1) > 1:
+        if noise_steps(self.recording.run) > 1:
             return "the recorded policy held its noise for several steps (sde_every), so that probabilities of single "\
                 "steps do not multiply; only fqe applies"  # fmt: skip
         if box and (log_prob == 0).any():
@@ -283,7 +297,7 @@ class _Work:
         with np.errstate(invalid="ignore"):
             values = (weight * first).sum(1) / (weight * whole).sum(1)
         value, half = float(np.nanmean(values)), T_975 * float(np.nanstd(values[1:], ddof=1))
-        return Estimate(value, (value - half, value + half), None)
+        return Estimate(value, (value - half, value + half) if whole.sum() >= LEAST_SIZE else None, None)
 
     def robust(self) -> Terms:
         """`dr`: the values of each half of the complete episodes are learnt from all other episodes."""
@@ -292,17 +306,18 @@ class _Work:
         order = np.random.default_rng(self.seed).permutation(len(place))
         half = np.empty(len(place), np.int64)
         half[order] = np.arange(len(place)) % HALVES
-        q, v = np.zeros((2, *self.logged.reward.shape))
+        q, v = ([np.zeros(one.steps) for one in self.complete] for _ in range(2))
+        begins = self.steps.start
         for number in range(HALVES):
             own = np.flatnonzero(half == number)
             weight = np.ones((1, len(self.episodes)))
             weight[:, place[own]] = 0
             of_actions, of_states = self.learn(weight, self.seed + 1 + number)
             by_episode = np.split(of_actions[0], np.cumsum([one.steps for one in self.episodes])[:-1])
-            q[own] = _wide([by_episode[i] for i in place[own]], q.shape[1])
-            begins = self.steps.start
-            v[own] = _wide([of_states[0, begins[i] : begins[i + 1] - 1] for i in place[own]], q.shape[1])
-        return doubly_robust(self.logged, self.gamma, q, v)
+            for i in own.tolist():
+                q[i] = by_episode[place[i]]
+                v[i] = of_states[0, begins[place[i]] : begins[place[i] + 1] - 1]
+        return doubly_robust(self.logged, self.gamma, np.concatenate(q), np.concatenate(v))
 
     def learn(self, weight: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         config = FittedQConfig(critics=len(weight), batch=min(256, max(1, len(self.steps.row))))
@@ -313,13 +328,20 @@ class _Work:
     def notes(self, estimates: dict[str, Estimate]) -> list[str]:
         """What a reader of the numbers must know."""
         notes = []
+        if selections(self.recording.run):
+            notes.append(f"{SELECTED}: recorded is not the return of the policy that acted, and fqe may be biased")
+        few = {"recorded": len(self.complete), "fqe": sum(one.whole for one in self.episodes)}
+        there = {"recorded": bool(self.complete), "fqe": "fqe" in estimates}
+        if names := [name for name, count in few.items() if there[name] and count < LEAST_SIZE]:
+            text = f"{' and '.join(names)} from fewer than {LEAST_SIZE:g} whole episodes: "
+            notes.append(text + "too few for an interval")
         left_out = len(self.episodes) - len(self.complete)
         if left_out and set(estimates) - {"fqe"}:
             text = f"{left_out:,} of {len(self.episodes):,} episodes are not complete: only fqe and dr's networks use "
             notes.append(text + "them; long episodes are more often cut off, which biases the others if there are many")
         if set(estimates) - {"fqe"}:
             with np.errstate(over="ignore", invalid="ignore"):
-                weight = np.exp(self.logged.log_weight[:, -1])
+                weight = np.exp(self.logged.last[:, 0])
                 error = weight.std() / math.sqrt(len(weight))
             if abs(weight.mean() - 1) > SURE * error:
                 text = f"the weights have a mean of {weight.mean():.3g}, and it should be 1: the recorded policy never "
@@ -335,7 +357,3 @@ class _Work:
 
 def _estimate(terms: Terms, seed: int, size: float) -> Estimate:
     return Estimate(float(terms.value()), terms.interval(seed), size)
-
-
-def _wide(rows: Sequence[np.ndarray], width: int) -> np.ndarray:
-    return padded([*rows, np.zeros(width)])[:-1]

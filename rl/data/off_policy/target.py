@@ -24,7 +24,7 @@ SAMPLES = 8  # actions per observation, where their distribution is sampled
 
 @dataclass(frozen=True)
 class Steps:
-    """Episodes one behind the other. Episode i has observations start[i] ... start[i + 1] - 1, one more than steps."""
+    """Episodes one after the other. Episode i has observations start[i] ... start[i + 1] - 1, one more than steps."""
 
     spec: EnvSpec
     obs: list[np.ndarray]  # [M, *O] each, the leaves of the observations

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from oracles import chain
 
+from rltrain.data.off_policy import estimators
 from rltrain.data.off_policy.estimators import (
     IMPORTANCE,
     Logged,
@@ -13,7 +16,6 @@ from rltrain.data.off_policy.estimators import (
     doubly_robust,
     effective_size,
     importance_sampling,
-    padded,
     weighted,
     weighted_per_decision,
 )
@@ -33,11 +35,20 @@ def random_episodes() -> tuple[list[np.ndarray], ...]:
 def test_estimates_are_the_sums_of_the_papers(method: str, gamma: float) -> None:
     ratios, rewards, q, v = random_episodes()
     data = Logged.of([np.log(x) for x in ratios], rewards)
-    terms = doubly_robust(data, gamma, padded(q), padded(v)) if method == "dr" else IMPORTANCE[method](data, gamma)
+    terms = (
+        doubly_robust(data, gamma, np.concatenate(q), np.concatenate(v))
+        if method == "dr"
+        else IMPORTANCE[method](data, gamma)
+    )
     lists = [[list(map(float, x)) for x in given] for given in (ratios, rewards, q, v)]
     expected = chain.by_loops(method, lists[0], lists[1], gamma, lists[2], lists[3])
 
     assert float(terms.value()) == pytest.approx(expected, rel=1e-12)
+
+
+def rows(array: np.ndarray, there: np.ndarray) -> list[np.ndarray]:
+    """The part of each row that is there."""
+    return [row[: int(length)] for row, length in zip(array, there.sum(1), strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +59,7 @@ def sets() -> dict[str, list[Terms]]:
         states, actions, reward, alive = chain.sample(chain.MU, EPISODES, seed)
         s, there = states[:, :-1], alive[:, :-1]
         log_ratio = np.where(there, np.log(chain.PI[s, actions] / chain.MU[s, actions]), 0.0)
-        data = Logged(log_ratio, reward)
+        data = Logged.of(rows(log_ratio, there), rows(reward, there))
         q = np.zeros_like(reward)
         v = np.zeros_like(reward)
         for half in (0, 1):
@@ -57,7 +68,7 @@ def sets() -> dict[str, list[Terms]]:
             q[own], v[own] = table[s[own], actions[own]], (chain.PI * table).sum(1)[s[own]]
         for method, estimator in IMPORTANCE.items():
             made[method].append(estimator(data, GAMMA))
-        made["dr"].append(doubly_robust(data, GAMMA, np.where(there, q, 0.0), np.where(there, v, 0.0)))
+        made["dr"].append(doubly_robust(data, GAMMA, q[there], v[there]))
     return made
 
 
@@ -120,3 +131,34 @@ def test_huge_ratios_overflow_only_where_they_are_not_divided() -> None:
     assert float(weighted(data, 1.0).value()) == pytest.approx(4.0)
     assert float(weighted_per_decision(data, 1.0).value()) == pytest.approx(4.0)
     assert np.isinf(importance_sampling(data, 1.0).value())
+
+
+@pytest.mark.parametrize("method", IMPORTANCE)
+def test_a_long_episode_needs_no_memory_for_short_ones(method: str) -> None:
+    """800 KiB of data. An array of all episodes and all steps has 80 MB, and estimators need several of them."""
+    rng, lengths = np.random.default_rng(0), [10] * 1000 + [10_000]
+    rewards, log_ratios = ([rng.normal(0, 0.01, n) for n in lengths] for _ in range(2))
+    tracemalloc.start()
+    data = Logged.of(log_ratios, rewards)
+    low, high = IMPORTANCE[method](data, 0.99).interval(0, resamples=20)
+    effective_size(data, method)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert low < high
+    assert peak < 60e6
+
+
+def test_columns_in_blocks_are_the_same_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ratios, rewards, _, _ = random_episodes()
+    data = Logged.of([np.log(x) for x in ratios], rewards)
+    whole, size = weighted_per_decision(data, 0.7), effective_size(data, "pdwis")
+    expected = whole.value(), whole.interval(3, resamples=50)
+    monkeypatch.setattr(estimators, "CHUNK", 14)  # two columns of seven episodes, or two resamples
+    monkeypatch.setattr(estimators, "PADDING", 0)
+    parts = weighted_per_decision(data, 0.7)
+
+    assert len(list(parts.blocks())) == 3
+    assert parts.value() == pytest.approx(expected[0], rel=1e-12)
+    assert parts.interval(3, resamples=50) == pytest.approx(expected[1], rel=1e-12)
+    assert effective_size(data, "pdwis") == pytest.approx(size, rel=1e-12)

@@ -81,6 +81,7 @@ def test_estimates_agree_with_played_episodes(box: tuple[Path, Path]) -> None:
     assert set(result.estimates) == set(METHODS)
     assert not result.refused
     for name, found in result.estimates.items():
+        assert found.ci95 is not None
         low, high = found.ci95
         assert low <= found.value <= high
         assert found.value == pytest.approx(played, abs=0.1), name
@@ -96,7 +97,7 @@ def test_the_greedy_policy_of_masked_actions(masked: tuple[Path, Path]) -> None:
     played = rltrain.evaluate(run, episodes=300).return_mean
 
     for name in METHODS:
-        low, high = result.estimates[name].ci95
+        low, high = result.estimates[name].ci95 or (np.inf, -np.inf)
         assert low - 0.1 <= played <= high + 0.1, name
     assert result.gamma == 1.0
 
@@ -316,7 +317,7 @@ def test_values_of_an_episode_are_learnt_from_others(
     assert (left_out[0] ^ left_out[1]).sum() == len(work.complete)
     lengths = np.array([one.steps for one in work.complete])
     for array in seen:
-        np.testing.assert_array_equal(array, np.arange(array.shape[1]) < lengths[:, None])
+        np.testing.assert_array_equal(array, np.ones(lengths.sum()))
 
 
 def test_samples_have_the_probabilities_of_the_policy(masked: tuple[Path, Path]) -> None:
@@ -332,3 +333,87 @@ def test_samples_have_the_probabilities_of_the_policy(masked: tuple[Path, Path])
     np.testing.assert_allclose(actions.mean(0), probabilities.mean(0), atol=0.05)
     taken = np.log(probabilities[steps.row, steps.action])
     np.testing.assert_allclose(taken, target.log_prob(steps), atol=1e-4)
+
+
+def test_what_refuses_estimates_stays_with_parts_and_mixtures(
+    box: tuple[Path, Path], tmp_path: Path, rlope: Callable[..., str], rldata: Callable[..., str]
+) -> None:
+    recording = Recording.open(box[1])
+    episodes = [replace(one, action=np.ones_like(one.action)) for one in episodes_of(recording)]
+    abouts: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "sde_every": {"settings": {"sde": True, "sde_every": 4}},
+        "bounds": {"served": True},
+        "arguments": {"env_args": {"wind": 3}},
+    }
+    for word, about in abouts.items():
+        write(tmp_path / word, recording.spec, episodes, about)
+    for word in list(abouts)[1:]:
+        out = tmp_path / f"of-{word}"
+        rldata("filter", tmp_path / word, out / "filter", "--min-length", 0)
+        rldata("split", tmp_path / word, out / "split", out / "rest")
+        rldata("merge", tmp_path / "plain", tmp_path / word, out / "merge")
+        rldata("merge", out / "merge", tmp_path / "bounds", out / "again")
+        for name in ("filter", "split", "rest", "merge", "again"):
+            line = rlope(box[0], "--data", out / name, "--method", "is", "--stochastic", status=2)
+            assert word in line, name
+
+
+def test_merged_data_of_two_arguments_has_both(
+    tmp_path: Path, box: tuple[Path, Path], rldata: Callable[..., str]
+) -> None:
+    recording = Recording.open(box[1])
+    for wind in (1, 2):
+        write(tmp_path / str(wind), recording.spec, list(episodes_of(recording)), {"env_args": {"wind": wind}})
+    rldata("merge", tmp_path / "1", tmp_path / "2", tmp_path / "out")
+    rldata("merge", tmp_path / "out", tmp_path / "1", tmp_path / "more")
+
+    assert Recording.open(tmp_path / "more").run["env_args"] == [{"wind": 1}, {"wind": 2}]
+
+
+@pytest.mark.parametrize("condition", ["--top=30%", "--min-return=-0.3", "--max-return=-0.05"])
+def test_weights_refuse_episodes_that_were_selected(
+    condition: str, box: tuple[Path, Path], tmp_path: Path, rlope: Callable[..., str],
+    rldata: Callable[..., str],
+) -> None:  # fmt: skip
+    rldata("filter", box[1], tmp_path / "best", condition)
+    rldata("split", tmp_path / "best", tmp_path / "part", tmp_path / "rest", "--fraction", "50%")
+    rldata("merge", tmp_path / "part", box[1], tmp_path / "mixed")
+    rldata("filter", tmp_path / "mixed", tmp_path / "again", "--min-length", 1)
+    for name in ("best", "part", "rest", "mixed", "again"):
+        table = rlope(box[0], "--data", tmp_path / name, "--stochastic", "--updates", 5)
+        assert "dr, is, pdis, wis, pdwis: refused: the episodes were selected by return or length" in table
+        assert "note: the episodes were selected by return or length" in table
+
+
+def test_a_filter_that_removes_no_complete_episode_selects_nothing(
+    box: tuple[Path, Path], tmp_path: Path, rlope: Callable[..., str], rldata: Callable[..., str]
+) -> None:
+    rldata("filter", box[1], tmp_path / "all", "--min-length", 1)
+    assert "selected" not in rlope(box[0], "--data", tmp_path / "all", "--stochastic", "--method", "wis")
+
+
+def test_filtered_data_of_version_0_1_was_selected(
+    box: tuple[Path, Path], tmp_path: Path, rlope: Callable[..., str]
+) -> None:
+    recording = Recording.open(box[1])
+    write(tmp_path / "old", recording.spec, list(episodes_of(recording)), {"filtered": "rec", "top": 0.1})
+    assert "selected" in rlope(box[0], "--data", tmp_path / "old", "--stochastic", "--method", "wis", status=2)
+
+
+def test_few_episodes_have_no_interval(box: tuple[Path, Path], tmp_path: Path, rlope: Callable[..., str]) -> None:
+    recording = Recording.open(box[1])
+    for count in (1, 9, 10):
+        write(tmp_path / str(count), recording.spec, list(episodes_of(recording))[:count], {})
+        words = [box[0], "--data", tmp_path / str(count), "--method", "fqe", "--updates", 3]
+        values, table = json.loads(rlope(*words, "--json")), rlope(*words)
+        assert (values["recorded"]["ci95"] is None) == (values["estimates"]["fqe"]["ci95"] is None) == (count < 10)
+        assert ("note: recorded and fqe from fewer than 10 whole episodes" in table) == (count < 10)
+        assert [line.split()[2] == "none" for line in table.splitlines()[3:5]] == [count < 10] * 2
+
+
+def test_data_that_exceeds_the_free_memory_is_refused(
+    box: tuple[Path, Path], rlope: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "free_memory", lambda: 1000)
+    assert "of memory, and 1000 B is free; `rldata split`" in rlope(box[0], "--data", box[1], status=2)

@@ -50,7 +50,7 @@ def logged(log: Log, probability: np.ndarray) -> Logged:
     """Episodes of one step, for a policy that has chosen the logged items with these probabilities."""
     with np.errstate(divide="ignore"):
         log_ratio = np.log(probability) - np.log(log["probability"])
-    return Logged(log_ratio[:, None], log["click"][:, None])
+    return Logged.of(list(log_ratio[:, None]), list(log["click"][:, None]))
 
 
 def report(capsys: pytest.CaptureFixture[str], what: str, data: Logged, own: float) -> tuple[float, float]:

@@ -176,6 +176,11 @@ WRONG = {
     "OUT is needed": ["merge", "a"],
     "there is no such file or folder": ["merge", "a", "nowhere", "out"],
     "exists already": ["merge", "a", "a", "a"],
+    "s/t is inside s": ["split", "a", "s", "s/t"],
+    "s/t is inside ./s": ["split", "a", "s/t", "./s"],
+    "a/inside is inside a": ["filter", "a", "a/inside", "--min-length", "1"],
+    "a/x/y.npz is inside a": ["export", "a", "a/x/y.npz"],
+    "both parts need at least one": ["split", "a", "new/folder/out", "new/rest", "--fraction", "0.01"],
 }
 
 
@@ -186,6 +191,23 @@ def test_mistakes_have_one_line(words: str, refused: Rldata, tmp_path: Path, mon
 
     assert words.replace("no episode", "") in refused(*WRONG[words])
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_output_inside_a_link_to_the_data_is_refused(refused: Rldata, tmp_path: Path) -> None:
+    made(tmp_path / "a", 10)
+    (tmp_path / "link").symlink_to("a")
+    before = sorted(tmp_path.rglob("*"))
+    assert "is inside" in refused("merge", tmp_path / "a", tmp_path / "a", tmp_path / "link" / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_in_place_of_an_empty_folder_has_one_line(refused: Rldata, tmp_path: Path) -> None:
+    made(tmp_path / "a", 10)
+    (tmp_path / "x.npz").mkdir()
+    assert f"{tmp_path / 'x.npz'}: is a directory; choose another" in refused(
+        "export", tmp_path / "a", tmp_path / "x.npz"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "x.npz"]
 
 
 COMMANDS = {
