@@ -317,3 +317,14 @@ def test_scores_of_another_version_or_damaged_ones_are_not_used(said: Any) -> No
     assert reference_of({"reference": said}, spec) is None
     assert reference_of({"reference": {"env": "A-v5", "random": 1, "expert": 3}}, spec) == Reference(1.0, 3.0)
     assert Reference(1.0, 3.0).score(2.0) == 50.0
+
+
+def test_the_arguments_of_the_environment_are_in_the_data(rldata: Rldata, run: Path, policies: Path) -> None:
+    """rlope refuses data of other arguments than those of the policy."""
+    rldata(
+        "record", "random", "one", "--env", "CartPole-v1", "--env-arg", "sutton_barto_reward=true", "--episodes", "1"
+    )
+    rldata("record", str(run), "two", "--episodes", "1")
+
+    found = [Recording.open(Path(name)).run["env_args"] for name in ("one", "two")]
+    assert found == [{"sutton_barto_reward": True}, {}]
