@@ -276,6 +276,8 @@ def test_make_follows_the_recipe(rldata: Rldata, run: Path, policies: Path) -> N
     assert medium["step"] < expert["step"]
     replay = read(policies / "medium-replay")
     assert sum(one.steps for one in replay) == medium["step"]
+    origins = [Recording.open(folder).run for folder in (policies / "medium-replay", run.parent / "rec")]
+    assert origins[0]["settings"] == origins[1]["settings"]  # rlope reads for how long noise was held
     recorded = bits(run.parent / "rec")
     ended = [one.obs[0].tobytes() for one in replay if one.terminated or one.truncated]
     assert ended == recorded[: len(ended)]
