@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,7 @@ from rltrain.envs.spec import EnvSpec, to_json
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.rollout.tree import Tree
 from rltrain.storage import files
+from rltrain.storage.schema import DTYPES
 
 GROUP_BYTES = 64 * 2**20  # of episodes in memory, which are one group of rows
 ABOUT = b"rltrain"  # of the file's metadata: the spec, and the forms of extras
@@ -27,8 +29,10 @@ OTHER_NAMES = {  # of the columns of other programs
     "actions": ("action",),
     "rewards": ("reward",),
     "terminals": ("terminations", "terminated", "terminal", "terminateds", "dones", "done"),
-    "timeouts": ("truncations", "truncated", "timeout", "truncateds"),
+    "timeouts": ("truncations", "truncated", "timeout", "truncateds", "TimeLimit.truncated"),
 }
+BOTH_ENDS = ("dones", "done")  # of OTHER_NAMES: true at a termination and at a time limit
+EPISODE = ("episode", "episode_id", "episode_index")  # names of the column that says to which episode a row belongs
 
 
 def _pyarrow() -> Any:
@@ -106,11 +110,13 @@ def parquet_spec(path: Path) -> Any:
 def read_parquet(path: Path, spec: EnvSpec, forms: Mapping[str, Any]) -> list[tuple[dict[str, np.ndarray], slice]]:
     """The columns of a file that `write_parquet` wrote, and the rows of each episode."""
     with reading(path, "parquet file of rldata"):
-        file = _open(path)
-        columns = _columns(path, file, list(forms))
+        for name, (dtype, _) in forms.items():
+            if str(dtype) not in DTYPES:
+                raise CheckpointError(f"{path} is damaged: the type of {name[:50]} is {str(dtype)[:50]!r}, no number's")
+        columns = _columns(path, _open(path), list(forms))
         for name, (dtype, shape) in forms.items():
             array = columns[name]
-            columns[name] = array.reshape(len(array), *(int(n) for n in shape)).astype(str(dtype), copy=False)
+            columns[name] = array.reshape(len(array), *(int(n) for n in shape)).astype(dtype, copy=False)
         number = columns["episode"]
         starts = np.flatnonzero(np.diff(number, prepend=number[:1] - 1))
         bounds = [*starts.tolist(), len(number)]
@@ -123,8 +129,12 @@ def read_parquet(path: Path, spec: EnvSpec, forms: Mapping[str, Any]) -> list[tu
         return [(columns, slice(begin, end)) for begin, end in pairwise(bounds)]
 
 
-def foreign_columns(path: Path) -> dict[str, np.ndarray]:
-    """The columns of another program's parquet file, a row for each step, under the names of D4RL."""
+def foreign_columns(path: Path) -> tuple[dict[str, np.ndarray], np.ndarray | None, list[str]]:
+    """The columns of another program's parquet file, a row for each step, under the names of D4RL.
+
+    Returns:
+        the columns; the number of the episode of each row, if the file says it; and what it cannot say.
+    """
     with reading(path, "parquet file"):
         file = _open(path)
         there = file.schema_arrow.names
@@ -136,30 +146,69 @@ def foreign_columns(path: Path) -> dict[str, np.ndarray]:
             if names[name] is None:
                 known = ", ".join(OTHER_NAMES[name])
                 raise CheckpointError(f"{path}: it has no column {name} ({known})")
-        found = _columns(path, file, [name for name in names.values() if name is not None])
-        return {name: found[theirs] for name, theirs in names.items() if theirs is not None}
+        episode = next((name for name in EPISODE if name in there), None)
+        found = _columns(path, file, [name for name in names.values() if name is not None], episode)
+        columns, notes = {name: found[theirs] for name, theirs in names.items() if theirs is not None}, []
+        if names["terminals"] in BOTH_ENDS:
+            if names["timeouts"] is None:
+                text = "is read as terminations: the file does not say which of these ends are time limits"
+                notes.append(f"the column {names['terminals']} {text}; add a column terminated or truncated")
+            else:
+                ends = (columns[name].astype(bool).reshape(-1) for name in ("terminals", "timeouts"))
+                columns["terminals"] = np.greater(*ends)  # ended, and not at a time limit
+        return columns, None if episode is None else found[episode], notes
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, **options: Any) -> Any:
     files.require_file(path.resolve())  # the user may name a link
-    return _pyarrow().parquet.ParquetFile(path.resolve())
+    return _pyarrow().parquet.ParquetFile(path.resolve(), **options)
 
 
-def _columns(path: Path, file: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+def _columns(path: Path, file: Any, names: Sequence[str], episode: str | None = None) -> dict[str, np.ndarray]:
+    """Columns of numbers; and `episode`, whose values may also be text, as numbers for its different values."""
     missing = [name for name in names if name not in file.schema_arrow.names]
     if missing:
         raise CheckpointError(f"{path}: it has no column {missing[0]}")
-    budget, rows = Budget(path), file.metadata.num_rows
-    budget.take(sum(rows * _row_bytes(file.schema_arrow.field(name).type) for name in names))
+    for name in names:
+        _require_numbers(path, name, file.schema_arrow.field(name).type)
+    budget = Budget(path)
+    _take(budget, file, [*names, *([] if episode is None else [episode])])
     table = file.read(columns=list(names), use_threads=False)
-    return {name: plain(path, name, _numpy(table[name].combine_chunks())) for name in names}
+    found = {name: plain(path, name, _numpy(table[name].combine_chunks())) for name in names}
+    if episode is not None:
+        # Texts are read as a dictionary: one text that all rows share takes its memory once.
+        coded = _open(path, read_dictionary=[episode]).read(columns=[episode], use_threads=False)
+        indices = coded[episode].combine_chunks().dictionary_encode().indices
+        if indices.null_count:
+            raise CheckpointError(f"{path}: the column {episode} has empty values")
+        found[episode] = indices.to_numpy(zero_copy_only=False)
+    return found
 
 
-def _row_bytes(kind: Any) -> int:
-    """Bytes of a value of an Arrow type, as far as the type says it."""
-    if hasattr(kind, "list_size"):
-        return int(kind.list_size) * _row_bytes(kind.value_type)
-    return 8
+def _take(budget: Budget, file: Any, names: Sequence[str] | None = None) -> None:
+    """Takes the memory of columns of a parquet file (None: of all) from the budget, before they are read.
+
+    Values may be stored once for many rows, so both their number and the size of the uncompressed pages count.
+    """
+    for group in range(file.metadata.num_row_groups):
+        row_group = file.metadata.row_group(group)
+        for number in range(row_group.num_columns):
+            column = row_group.column(number)
+            path = column.path_in_schema
+            if names is None or any(path == name or path.startswith(f"{name}.") for name in names):
+                budget.take(max(column.total_uncompressed_size, 8 * column.num_values))
+
+
+def _require_numbers(path: Path, name: str, kind: Any) -> None:
+    """CheckpointError unless an Arrow type is numbers, or lists or groups of numbers."""
+    types, inner = _pyarrow().types, kind
+    while types.is_list(inner) or types.is_large_list(inner) or types.is_fixed_size_list(inner):
+        inner = inner.value_type
+    if types.is_struct(inner):
+        for i in range(inner.num_fields):
+            _require_numbers(path, f"{name}.{inner.field(i).name}", inner.field(i).type)
+    elif not (types.is_integer(inner) or types.is_floating(inner) or types.is_boolean(inner)):
+        raise CheckpointError(f"{path}: {name[:100]} holds {str(kind)[:50]}, and not numbers")
 
 
 def _arrow(pa: Any, array: np.ndarray) -> Any:
@@ -204,17 +253,21 @@ class ArrowEpisode:
         self._path, self._columns, self._shapes, self._steps = path, columns, shapes, steps
 
     @classmethod
-    def open(cls, folder: Path) -> ArrowEpisode:
-        """The episode in a folder, which holds one file."""
+    def open(cls, folder: Path, budget: Budget) -> ArrowEpisode:
+        """The episode in a folder, which holds one file. Its memory is taken from the budget of the data set."""
+        files.refuse_link(folder)
         found = sorted(path for path in folder.iterdir() if path.suffix in (".arrow", ".parquet"))
         if len(found) != 1:
             raise CheckpointError(f"{folder}: there are {len(found)} files of this episode, and not one")
         pa, data = _pyarrow(), files.read_file(found[0])
-        source = pa.BufferReader(data)
         if found[0].suffix == ".arrow":
-            table = pa.ipc.open_file(source).read_all()
+            table = _arrow_file(found[0], data, budget)
         else:
-            table = pa.parquet.ParquetFile(source).read(use_threads=False)
+            file = pa.parquet.ParquetFile(pa.BufferReader(data))
+            for one in file.schema_arrow:
+                _require_numbers(found[0], one.name, one.type)
+            _take(budget, file)
+            table = file.read(use_threads=False)
         columns = {name: table[name].combine_chunks() for name in table.column_names}
         return cls(folder, columns, {}, table.num_rows - 1)
 
@@ -250,6 +303,60 @@ class ArrowEpisode:
         if own not in self._columns:
             raise CheckpointError(f"{self._path}: it has no {name}")
         return self._columns[own]
+
+
+def _arrow_file(path: Path, data: bytes, budget: Budget) -> Any:
+    """The table of an Arrow file: the bytes ARROW1, messages one after the other, and an index, which is not read."""
+    pa = _pyarrow()
+    if len(data) < 14 or data[:6] != b"ARROW1" or data[-6:] != b"ARROW1":
+        raise ValueError("it does not begin and end as an Arrow file")
+    messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(pa.py_buffer(data)[8:]))
+    schema = pa.ipc.read_schema(messages.read_next_message())
+    for one in schema:
+        _require_numbers(path, one.name, one.type)
+    batches = []
+    for message in messages:
+        if message.type != "record batch":
+            raise ValueError(f"it holds a {message.type}")
+        budget.take(_uncompressed(message))
+        batches.append(pa.ipc.read_record_batch(message, schema))
+        batches[-1].validate(full=True)
+    return pa.Table.from_batches(batches, schema)
+
+
+def _uncompressed(message: Any) -> int:
+    """Bytes of a record batch once its buffers are uncompressed; each of these begins with its own number of bytes.
+
+    pyarrow does not tell it, so the message is read as the FlatBuffer that Arrow's format specifies (Message.fbs).
+    """
+    head, body = memoryview(message.metadata).cast("B"), memoryview(message.body).cast("B")
+
+    def number(at: int, form: str, where: memoryview = head) -> int:
+        return int(struct.unpack_from(f"<{form}", where, at)[0])
+
+    def field(table: int, place: int) -> int | None:
+        """Where a field of a table begins; None: it is not there."""
+        known = table - number(table, "i")
+        offset = number(known + 4 + 2 * place, "H") if 4 + 2 * place < number(known, "H") else 0
+        return table + offset if offset else None
+
+    def target(at: int | None) -> int:
+        if at is None:
+            raise ValueError("a record batch has no buffers")
+        return at + number(at, "I")
+
+    batch = target(field(target(0), 2))
+    if field(batch, 3) is None:
+        return len(body)  # it is not compressed
+    buffers, total = target(field(batch, 2)), 0
+    for i in range(number(buffers, "I")):
+        start, size = (number(buffers + 4 + 16 * i + part, "q") for part in (0, 8))
+        if size:
+            length = number(start, "q", body)
+            total += size if length == -1 else length  # -1: this buffer is not compressed
+            if length < -1:
+                raise ValueError("a buffer has a negative size")
+    return total
 
 
 def write_arrow_episode(folder: Path, number: int, obs: Tree, columns: Mapping[str, np.ndarray], infos: Any) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rltrain.config.consent import code_without_consent, import_code
 from rltrain.config.flags import Parser, add_consent, add_env_arg, spelled, whole
 from rltrain.data import columnar, formats
 from rltrain.data.check import findings, structure
-from rltrain.data.episodes import Recorded, write
+from rltrain.data.episodes import Recorded, common_extras, write
 from rltrain.data.select import Conditions, merge, select, split
 from rltrain.data.sources import Counted, Outcome, Source, line_of, new_output, open_source, require_apart, values_of
 from rltrain.envs.make import read_spec, resolve
@@ -292,7 +293,10 @@ def _exported(source: Source, given: dict[str, Any]) -> Outcome:
         kind = formats.format_of(Path(name), given["format"])
         if kind == "npz" and out.suffix != ".npz":
             raise ConfigError(f"{name}: the name of an npz file ends in .npz")
-        episodes = list(source.episodes())
+        episodes, notes = list(source.episodes()), list[str]()
+        if not kind.startswith("minari"):  # whose episodes may have different extras
+            kept, notes = common_extras(episodes)
+            episodes = [replace(one, extras={key: one.extras[key] for key in kept}) for one in episodes]
         if kind.startswith("minari"):
             env = resolve(_env_name(source.path, spec, given), dict(given.get("env_args", [])), folder=os.getcwd())
             made = env.make()
@@ -307,7 +311,7 @@ def _exported(source: Source, given: dict[str, Any]) -> Outcome:
         else:
             formats.write_d4rl(out, episodes, spec)
     written = Counted(sum(one.steps for one in episodes), len(episodes))
-    return Outcome([f"{line_of(name, written)}, {kind}"], {**values_of(name, written), "format": kind})
+    return Outcome([*notes, f"{line_of(name, written)}, {kind}"], {**values_of(name, written), "format": kind})
 
 
 def _env_name(source: Path, spec: EnvSpec, given: dict[str, Any]) -> str:

@@ -67,6 +67,18 @@ def episodes_of(source: Recording) -> Iterator[Recorded]:
         yield from _joined(parts[stream])
 
 
+def common_extras(episodes: Iterable[Recorded]) -> tuple[list[str], list[str]]:
+    """The extras that all episodes have in the same form, and a note for each other one."""
+    common, seen = dict[str, Any](), dict[str, None]()
+    for number, one in enumerate(episodes):
+        forms = {name: (array.shape[1:], array.dtype) for name, array in one.extras.items()}
+        common = {k: form for k, form in common.items() if forms.get(k) == form} if number else forms
+        seen |= dict.fromkeys(forms)
+    others = sorted(seen.keys() - common.keys())
+    text = "is left out, because not all of the data has it in the same form"
+    return list(common), [f"{name} {text}" for name in others]
+
+
 def parts(piece: Trajectory, spec: EnvSpec) -> Iterator[Recorded]:
     """The episodes, and the parts of them, in a trajectory of one column."""
     for part, _ in _parts(piece, 0, spec):
@@ -114,7 +126,7 @@ def _joined(parts: list[Recorded]) -> list[Recorded]:
             mask=None
             if head.mask is None or last.mask is None
             else np.concatenate([head.mask, *(part.mask[1:] for part in parts[1:] if part.mask is not None)]),
-            extras={name: np.concatenate([part.extras[name] for part in parts]) for name in head.extras},
+            extras={name: np.concatenate([part.extras[name] for part in parts]) for name in common_extras(parts)[0]},
             whole=head.whole,
         )
     ]
@@ -142,7 +154,7 @@ class EpisodeWriter:
     def add(self, episode: Recorded) -> None:
         """Adds an episode; it is written when there is enough for a piece."""
         group = self._group
-        if group and (not episode.whole or episode.extras.keys() != group[0].extras.keys()):
+        if group and (not episode.whole or len(common_extras([group[0], episode])[1])):
             self._flush()
         group.append(episode)
         self._count += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 
 from rltrain.data import columnar
 from rltrain.data.episodes import Recorded
-from rltrain.data.foreign import Group, hdf5, npz_arrays, plain, reading
+from rltrain.data.foreign import Budget, Group, hdf5, npz_arrays, plain, reading
 from rltrain.envs.spaces import action_reader
 from rltrain.envs.spec import ActionSpec, EnvSpec, to_json
 from rltrain.errors import CheckpointError, ConfigError
@@ -156,7 +157,14 @@ def read_d4rl(path: Path, spec: EnvSpec) -> Read:
         return _d4rl_episodes(path, spec, arrays, infos)
 
 
-def _d4rl_episodes(path: Path, spec: EnvSpec, arrays: dict[str, np.ndarray], infos: dict[str, np.ndarray]) -> Read:
+def _d4rl_episodes(
+    path: Path,
+    spec: EnvSpec,
+    arrays: dict[str, np.ndarray],
+    infos: dict[str, np.ndarray],
+    number: np.ndarray | None = None,
+) -> Read:
+    """Episodes end at terminals and timeouts, where `number` changes, and where next_observations is not the next."""
     count = len(arrays["rewards"])
     leaf = spec.leaves()[0]
     obs = _cast(path, "observations", arrays["observations"], leaf.shape, leaf.dtype)
@@ -171,10 +179,18 @@ def _d4rl_episodes(path: Path, spec: EnvSpec, arrays: dict[str, np.ndarray], inf
     if after is not None and count > 1:
         jumps = (after[:-1] != obs[1:]).reshape(count - 1, -1).any(1)
         ended[:-1] |= jumps
+    notes = []
+    if number is not None:
+        ended[:-1] |= np.diff(number) != 0
+        if np.count_nonzero(np.diff(number)) >= len(np.unique(number)):
+            notes.append("numbers of episodes come back in later rows, and each time a new episode begins there")
+    elif after is None and "timeouts" not in arrays:
+        text = f"there are no timeouts, no next_observations and no column {' or '.join(columnar.EPISODE)}"
+        notes.append(f"{text}: an episode that ends without a termination is joined with the next one")
     ends = np.flatnonzero(ended).tolist()
     if not ends or ends[-1] != count - 1:
         ends.append(count - 1)
-    episodes, begin, left_out, notes = [], 0, 0, []
+    episodes, begin, left_out = [], 0, 0
     for end in ends:
         rows, terminated, truncated = slice(begin, end + 1), bool(terminals[end]), bool(timeouts[end])
         begin = end + 1
@@ -253,7 +269,8 @@ def write_minari(
 def read_minari(folder: Path, spec: EnvSpec | None) -> Read:
     """The episodes of a Minari data set. `spec` is needed for data that rldata did not write."""
     folder = folder.resolve()  # the user may name a link
-    data = folder / "data" if (folder / "data").is_dir() else folder
+    data = folder / "data" if os.path.lexists(folder / "data") else folder
+    files.refuse_link(data)
     about, _ = files.read_json(data / "metadata.json")
     kind = about.get("data_format")
     if kind not in ("hdf5", "arrow", "parquet"):
@@ -267,7 +284,8 @@ def read_minari(folder: Path, spec: EnvSpec | None) -> Read:
             numbers = sorted(int(path.name) for path in data.iterdir() if path.name.isdecimal())
             if about.get("total_episodes", len(numbers)) != len(numbers):
                 raise CheckpointError(f"{folder} counts {about['total_episodes']} episodes, and has {len(numbers)}")
-            opened = ((number, columnar.ArrowEpisode.open(data / str(number))) for number in numbers)
+            budget = Budget(folder)
+            opened = ((number, columnar.ArrowEpisode.open(data / str(number), budget)) for number in numbers)
             return Read([_minari_episode(folder, number, one, spec) for number, one in opened], spec, [])
     with reading(folder, "data set of Minari"), hdf5(_h5py(), data / "main_data.hdf5") as file:
         episodes = [
@@ -323,9 +341,10 @@ def read_parquet(path: Path, spec: EnvSpec | None) -> Read:
             raise ConfigError(f"{path}: add --env ENV, the environment that was recorded")
         _require_plain(spec, "a parquet file of another program")
         with reading(path, "parquet file"):
-            arrays, shape = columnar.foreign_columns(path), spec.leaves()[0].shape
+            (arrays, number, notes), shape = columnar.foreign_columns(path), spec.leaves()[0].shape
             shaped = {name: columnar.shaped(array, shape) for name, array in arrays.items() if "observations" in name}
-            return _d4rl_episodes(path, spec, {**arrays, **shaped}, {})
+            read = _d4rl_episodes(path, spec, {**arrays, **shaped}, {}, number)
+            return read._replace(notes=[*notes, *read.notes])
     own = read_spec(path, about.get("spec"))
     if own.groups:
         raise ConfigError(f"{path}: several agents were recorded; rldata reads the data of one agent")

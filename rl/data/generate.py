@@ -25,7 +25,7 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class Actor:
+class PolicyAndEnv:
     """A policy, its environment, and what a recording says about them."""
 
     player: Player
@@ -40,32 +40,33 @@ def recorded(given: Mapping[str, Any]) -> Outcome:
     steps = given.get("steps")
     most = None if steps is not None else given.get("episodes", EPISODES)
     with new_output(given["OUT"]) as out, this_process(given["seed"]):
-        actor = _actor(given)
-        written = record(actor, out, given["seed"], most, steps)
+        played = _named(given)
+        written = record(played, out, given["seed"], most, steps)
     return Outcome([line_of(given["OUT"], written)], values_of(given["OUT"], written))
 
 
-def record(actor: Actor, folder: Path, seed: int, most: int | None, steps: int | None) -> Counted:
+def record(played: PolicyAndEnv, folder: Path, seed: int, most: int | None, steps: int | None) -> Counted:
     """Writes complete episodes: `most` of them, or as many as have `steps` steps.
 
     Raises:
         ConfigError: several agents act in the environment.
     """
-    spec = _spec(actor, seed)
-    writer = EpisodeWriter(folder, spec, {**actor.about, ENV_ARGS: actor.source.kwargs, "seed": seed})
-    for episode in limited(episodes(actor.source, spec, actor.player, seed), most, steps):
+    spec = _spec(played, seed)
+    about = {**played.about, ENV_ARGS: played.source.kwargs, "seed": seed}
+    writer = EpisodeWriter(folder, spec, about)
+    for episode in limited(episodes(played.source, spec, played.player, seed), most, steps):
         writer.add(episode)
     return Counted(writer.steps, writer.close())
 
 
-def _spec(actor: Actor, seed: int) -> EnvSpec:
-    spec = read_spec(actor.source, seed)
+def _spec(played: PolicyAndEnv, seed: int) -> EnvSpec:
+    spec = read_spec(played.source, seed)
     if spec.groups:
         raise ConfigError(f"{spec.id}: several agents act, and rldata records one; --record of rltrain records several")
     return spec
 
 
-def _actor(given: Mapping[str, Any]) -> Actor:
+def _named(given: Mapping[str, Any]) -> PolicyAndEnv:
     """The policy and the environment that the flags name."""
     name, env_args = str(given["POLICY"]), dict(given.get("env_args", []))
     if name != RANDOM and not is_code(name):
@@ -79,10 +80,10 @@ def _actor(given: Mapping[str, Any]) -> Actor:
     player: Player = RandomPlayer()
     if name != RANDOM:
         player = FunctionPlayer(name, load_code(f"the policy {name!r}", name, os.getcwd()))
-    return Actor(player, source, {"recorded": name})
+    return PolicyAndEnv(player, source, {"recorded": name})
 
 
-def of_run(path: str, given: Mapping[str, Any]) -> Actor:
+def of_run(path: str, given: Mapping[str, Any]) -> PolicyAndEnv:
     """The policy of a run or a checkpoint, in the environment of the run or in another one with the same spaces."""
     if not os.path.lexists(path):
         raise ConfigError(f"{path}: there is no such run; a function is named module:function")
@@ -94,4 +95,4 @@ def of_run(path: str, given: Mapping[str, Any]) -> Actor:
     if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
         raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
     about = {"recorded": trained.config.algo, "checkpoint": trained.path.name, "greedy": greedy}
-    return Actor(NetworkPlayer(trained.policy, not greedy), source, about)
+    return PolicyAndEnv(NetworkPlayer(trained.policy, not greedy), source, about)

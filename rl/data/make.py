@@ -20,11 +20,12 @@ import numpy as np
 
 from rltrain.config.load import load
 from rltrain.data.episodes import EpisodeWriter, episodes_of
-from rltrain.data.generate import Actor, of_run
+from rltrain.data.generate import PolicyAndEnv, of_run
 from rltrain.data.origin import ENV_ARGS, REFERENCE, of_part
 from rltrain.data.record import RandomPlayer, episodes, limited
 from rltrain.data.sources import Counted, Outcome, line_of, new_output, values_of
 from rltrain.envs.make import read_spec, resolve
+from rltrain.envs.seeding import RECORDED, seed_of
 from rltrain.envs.spec import EnvSpec, spec_differences
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
 from rltrain.evaluation.evaluate import this_process
@@ -44,7 +45,7 @@ class Policy(NamedTuple):
     """The policy of a checkpoint, with its mean return."""
 
     path: Path
-    actor: Actor
+    played: PolicyAndEnv
     ret: float
 
     def about(self) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def make(given: Mapping[str, Any]) -> Outcome:
         spec = read_spec(source, seed)
         run = Path(given["run"]) if given["run"] is not None else _trained(given, spec)
         with this_process(seed):
-            random = Actor(RandomPlayer(), source)
+            random = PolicyAndEnv(RandomPlayer(), source)
             random_return, expert, medium = _policies(run, given, spec, random)
             about: dict[str, Any] = {
                 "made": kind,
@@ -86,13 +87,14 @@ def make(given: Mapping[str, Any]) -> Outcome:
             else:
                 writer = EpisodeWriter(out, spec, about)
                 parts = kind.split("-")
-                actors = {
+                policies = {
                     "random": random,
-                    "expert": expert.actor,
-                    **({} if medium is None else {"medium": medium.actor}),
+                    "expert": expert.played,
+                    **({} if medium is None else {"medium": medium.played}),
                 }
-                for part in parts:
-                    played = episodes(source, spec, actors[part].player, seed)
+                for number, part in enumerate(parts):
+                    own = seed_of(seed, RECORDED, number) if number else seed  # no two parts begin in the same states
+                    played = episodes(source, spec, policies[part].player, own)
                     for episode in limited(played, None, -(-given["steps"] // len(parts))):
                         writer.add(episode)
             written = Counted(writer.steps, writer.close())
@@ -115,11 +117,13 @@ def _trained(given: Mapping[str, Any], spec: EnvSpec) -> Path:
     return train(config, checkpoint_every=every, record=str(record)).run
 
 
-def _policies(run: Path, given: Mapping[str, Any], spec: EnvSpec, random: Actor) -> tuple[float, Policy, Policy | None]:
+def _policies(
+    run: Path, given: Mapping[str, Any], spec: EnvSpec, random: PolicyAndEnv
+) -> tuple[float, Policy, Policy | None]:
     """The mean return of random actions, the last policy of a run, and for some kinds the medium one."""
     newest, seed = retention.find(run)[0].path, given["seed"]
 
-    def actor(path: Path) -> Actor:
+    def played(path: Path) -> PolicyAndEnv:
         found = of_run(str(path), {"trust": given.get("trust"), "seed": seed})
         own = read_spec(found.source, seed)
         changed = spec_differences(own, spec, ignored=())
@@ -129,7 +133,7 @@ def _policies(run: Path, given: Mapping[str, Any], spec: EnvSpec, random: Actor)
             raise ConfigError(f"--run {run} was trained in another environment than {given['ENV']}: {changed}")
         return found
 
-    last = actor(newest)
+    last = played(newest)
     random_return, last_return = (_mean_return(one, spec, seed, SCORED) for one in (random, last))
     if not last_return > random_return:
         text = f"the last policy of {run} has the mean return {last_return:.2f}, and random actions have"
@@ -142,18 +146,18 @@ def _policies(run: Path, given: Mapping[str, Any], spec: EnvSpec, random: Actor)
     for path in sorted(newest.parent.glob(f"{retention.STEPS}*")):
         with contextlib.suppress(CheckpointError):  # damaged
             if path != newest:
-                earlier = actor(path)
+                earlier = played(path)
                 others.append(Policy(path, earlier, _mean_return(earlier, spec, seed, SEARCHED)))
     if not others:
         raise ConfigError(f"--run {run} has no earlier checkpoints: train with --keep {CHECKPOINTS}")
     best = min(others, key=lambda one: abs(one.ret - wanted))
-    return random_return, expert, best._replace(ret=_mean_return(best.actor, spec, seed, SCORED))
+    return random_return, expert, best._replace(ret=_mean_return(best.played, spec, seed, SCORED))
 
 
-def _mean_return(actor: Actor, spec: EnvSpec, seed: int, count: int) -> float:
+def _mean_return(played: PolicyAndEnv, spec: EnvSpec, seed: int, count: int) -> float:
     """The mean return of complete episodes, which are not those of the data."""
-    played = limited(episodes(actor.source, spec, actor.player, seed + SCORES_SEED), count, None)
-    return float(np.mean([one.ret for one in played]))
+    scored = limited(episodes(played.source, spec, played.player, seed + SCORES_SEED), count, None)
+    return float(np.mean([one.ret for one in scored]))
 
 
 def _until(run: Path, path: Path, spec: EnvSpec) -> Recording:

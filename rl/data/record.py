@@ -122,8 +122,9 @@ class FunctionPlayer:
 
     def act(self, step: int, rows: UnrollBuffer, over: np.ndarray) -> np.ndarray:
         spec, actions = self._spec, np.zeros((len(self._seeds), *self._spec.action.shape), self._spec.action.dtype)
+        resets = rows.episode_end(0)  # the last step ended an episode, perhaps by a lost life: no action is taken
         for column, seed in enumerate(self._seeds):
-            if over[column] or (rows.first[0, column] and step):
+            if over[column] or resets[column]:
                 continue
             own = unflatten(spec.obs, of_space([leaf[0, column].copy() for leaf in leaves(rows.obs)], spec))
             mask = None if rows.action_mask is None else rows.action_mask[0, column].copy()

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rltrain.data.check import structure
-from rltrain.data.episodes import EpisodeWriter, Recorded
+from rltrain.data.episodes import EpisodeWriter, Recorded, common_extras
 from rltrain.data.origin import SELECTIONS, of_mixture, of_part, selections
 from rltrain.data.sources import Counted, Source, require_same_environment
 from rltrain.errors import CheckpointError, ConfigError
@@ -24,7 +24,7 @@ from rltrain.errors import CheckpointError, ConfigError
 def merge(sources: Sequence[Source], folder: Path) -> tuple[Counted, list[str]]:
     """Writes the episodes of all sources, in their order. The notes say which extras are left out.
 
-    Extras (log-probabilities, values) are kept if every source has them in the same form.
+    Extras (log-probabilities, values) are kept if every episode has them in the same form.
 
     Raises:
         ConfigError: the sources are of different environments, or hold no step.
@@ -32,10 +32,7 @@ def merge(sources: Sequence[Source], folder: Path) -> tuple[Counted, list[str]]:
     first = sources[0]
     for other in sources[1:]:
         require_same_environment(first, other)
-    forms = [_extras(source) for source in sources]
-    kept = {name for name, form in forms[0].items() if all(other.get(name) == form for other in forms)}
-    dropped = sorted({name for form in forms for name in form} - kept)
-    notes = [f"{name} is left out, because not all of the data has it in the same form" for name in dropped]
+    kept, notes = common_extras(chain.from_iterable(map(_episodes, sources)))
     about = {"merged": [source.path.name for source in sources], **of_mixture([source.run for source in sources])}
     writer = EpisodeWriter(folder, first.spec, about)
     for source in sources:
@@ -117,9 +114,10 @@ def checked(source: Source) -> Iterator[Recorded]:
         yield episode
 
 
-def _extras(source: Source) -> dict[str, Any]:
-    """The form of each extra of the first episode: the shape of a row, and the type."""
-    first = next(iter(source.episodes()), None)
-    if first is None:
+def _episodes(source: Source) -> Iterator[Recorded]:
+    """The episodes; ConfigError if there are none."""
+    number = -1
+    for number, episode in enumerate(source.episodes()):  # noqa: B007, the number of the last one
+        yield episode
+    if number < 0:
         raise ConfigError(f"{source.path} holds no step of an episode")
-    return {name: (array.shape[1:], array.dtype) for name, array in first.extras.items()}

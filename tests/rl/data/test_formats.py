@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 
 import rltrain
 from rltrain.data import columnar, foreign, formats
-from rltrain.data.episodes import Recorded, episodes_of
+from rltrain.data.episodes import Recorded, episodes_of, write
+from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.spaces import action_reader
 from rltrain.envs.spec import ActionSpec
 from rltrain.storage.recording import Recording
@@ -188,6 +190,93 @@ def test_parquet_of_another_program(rldata: Rldata, refused: Rldata, tmp_path: P
         assert words in refused("show", tmp_path / "y.parquet", *env)
 
 
+def pendulum(count: int = 3, steps: int = 20) -> list[Recorded]:
+    rng = np.random.default_rng(0)
+    return [
+        Recorded(
+            obs=[rng.normal(size=(steps + 1, 3)).astype(np.float32)],
+            action=rng.uniform(-1, 1, (steps, 1)).astype(np.float32),
+            reward=rng.normal(size=steps).astype(np.float32),
+            terminated=False,
+            truncated=True,
+        )
+        for _ in range(count)
+    ]
+
+
+def other_parquet(path: Path, **columns: Any) -> Path:
+    """A parquet file of Pendulum of another program: 40 rows without ends, unless `columns` say them."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    one = pendulum(1, 40)[0]
+    own = {"obs": one.obs[0][:-1].tolist(), "action": one.action.tolist(), "reward": one.reward}
+    parquet.write_table(pa.table(own | {name: value for name, value in columns.items() if value is not None}), path)
+    return path
+
+
+AFTER = pendulum(1, 40)[0].obs[0][1:].tolist()
+DONE, LIMIT = (np.isin(np.arange(40), places) for places in ([9, 19, 39], [19, 39]))
+
+
+@pytest.mark.parametrize("done", ["done", "dones"])
+@pytest.mark.parametrize("limit", ["timeouts", "truncated", "TimeLimit.truncated"])
+def test_done_is_no_termination_at_a_time_limit(done: str, limit: str, rldata: Rldata, tmp_path: Path) -> None:
+    path = other_parquet(tmp_path / "x.parquet", next_obs=AFTER, **{done: DONE, limit: LIMIT})
+    found, _ = imported(path, tmp_path / "in", rldata)
+    assert [(x.steps, x.terminated, x.truncated) for x in found] == [
+        (10, True, False), (10, False, True), (20, False, True)
+    ]  # fmt: skip
+
+
+def test_done_alone_does_not_say_which_ends_are_time_limits(rldata: Rldata, tmp_path: Path) -> None:
+    _, said = imported(other_parquet(tmp_path / "x.parquet", next_obs=AFTER, dones=DONE), tmp_path / "in", rldata)
+    assert "the file does not say which of these ends are time limits" in said
+    path = other_parquet(tmp_path / "y.parquet", next_obs=AFTER, terminated=DONE, truncated=LIMIT, done=DONE)
+    found, said = imported(path, tmp_path / "other", rldata)
+    assert "time limits" not in said
+    assert [one.terminated for one in found] == [True] * 3  # as the file says
+
+
+@pytest.mark.parametrize("name", ["episode", "episode_id", "episode_index"])
+@pytest.mark.parametrize("kind", [int, str])
+def test_episodes_of_another_program_end_where_their_number_changes(
+    name: str, kind: type, rldata: Rldata, tmp_path: Path
+) -> None:
+    ids = [kind(t // 20) for t in range(40)]
+    ends = {"terminated": [False] * 40, name: ids}
+    found, _ = imported(other_parquet(tmp_path / "x.parquet", next_obs=AFTER, **ends), tmp_path / "in", rldata)
+    assert [one.steps for one in found] == [20, 20]
+    found, said = imported(other_parquet(tmp_path / "y.parquet", **ends), tmp_path / "other", rldata)
+    assert [one.steps for one in found] == [19, 19]  # without the steps whose last observation is not there
+    assert "joined" not in said
+
+
+def test_what_does_not_say_where_episodes_end_has_a_note(rldata: Rldata, tmp_path: Path) -> None:
+    words = "an episode that ends without a termination is joined with the next one"
+    ends = DONE.copy()
+    assert words in imported(other_parquet(tmp_path / "x.parquet", terminated=ends), tmp_path / "in", rldata)[1]
+    file = d4rl_file(tmp_path / "x.hdf5", pendulum(), next_observations=None, timeouts=None)
+    assert words in imported(file, tmp_path / "d4rl", rldata)[1]
+    mixed = {"episode": [t % 2 for t in range(40)], "terminated": ends}
+    said = imported(other_parquet(tmp_path / "y.parquet", next_obs=AFTER, **mixed), tmp_path / "other", rldata)[1]
+    assert "numbers of episodes come back in later rows" in said
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.hdf5", "x.parquet"])
+@pytest.mark.parametrize("lacks", [0, 1, 2])
+def test_an_export_says_which_extras_it_leaves_out(name: str, lacks: int, rldata: Rldata, tmp_path: Path) -> None:
+    if name != "x.npz":
+        pytest.importorskip("h5py" if name == "x.hdf5" else "pyarrow")
+    spec = read_spec(resolve("Pendulum-v1", {}, folder="."), 0)
+    extras = {"log_prob": np.zeros(20, np.float32), "value": np.ones(20, np.float32)}
+    episodes = [replace(one, extras=extras) for one in pendulum()]
+    episodes[lacks] = replace(episodes[lacks], extras={"value": extras["value"]})
+    write(tmp_path / "rec", spec, episodes, {})
+    said = rldata("export", tmp_path / "rec", tmp_path / name)
+    assert said.startswith("log_prob is left out, because not all of the data has it in the same form")
+    found, _ = imported(tmp_path / name, tmp_path / "in", rldata)
+    assert [list(one.extras) for one in found] == [["value"]] * 3
+
+
 def test_damaged_parquet_and_arrow(
     recordings: Callable[[str], Path], rldata: Rldata, refused: Rldata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,20 +327,6 @@ def d4rl_file(path: Path, episodes: list[Recorded], **changes: Any) -> Path:
             if array is not None:
                 file[name] = array
     return path
-
-
-def pendulum(count: int = 3, steps: int = 20) -> list[Recorded]:
-    rng = np.random.default_rng(0)
-    return [
-        Recorded(
-            obs=[rng.normal(size=(steps + 1, 3)).astype(np.float32)],
-            action=rng.uniform(-1, 1, (steps, 1)).astype(np.float32),
-            reward=rng.normal(size=steps).astype(np.float32),
-            terminated=False,
-            truncated=True,
-        )
-        for _ in range(count)
-    ]
 
 
 def imported(path: Path, out: Path, rldata: Rldata) -> tuple[list[Recorded], str]:

@@ -11,10 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
-from rltrain.data import foreign, formats
+from rltrain.data import columnar, foreign, formats
 from rltrain.data.check import findings
 from rltrain.data.command import run_data
 from rltrain.data.episodes import Recorded, write
@@ -313,3 +314,86 @@ def test_extras_and_masks_that_differ_are_not_imported(refused: Rldata, spec: En
     episodes[2] = replace(episodes[2], extras={"log_prob": np.zeros(3, np.float32)})
     (found,) = findings(episodes, spec)
     assert found.text.startswith("what is also recorded of 1 of 5 episodes (numbers 2) is not that of the first one")
+
+
+# --- parquet and Arrow ---
+
+
+@pytest.mark.parametrize("wrong", ["O", "U5000", "U200000000", "datetime64[s]", "V8", 3, ["float32"], None])
+@pytest.mark.parametrize("column", ["rewards", "observations.0"])
+def test_a_parquet_file_does_not_choose_any_type(
+    wrong: Any, column: str, refused: Rldata, spec: EnvSpec, tmp_path: Path
+) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columnar.write_parquet(tmp_path / "x.parquet", cartpole(), spec)
+    table = parquet.read_table(tmp_path / "x.parquet")
+    about = json.loads(table.schema.metadata[columnar.ABOUT])
+    about["forms"][column][0] = wrong
+    changed = table.replace_schema_metadata({columnar.ABOUT: json.dumps(about).encode()})
+    parquet.write_table(changed, tmp_path / "y.parquet")
+    line = refused("import", tmp_path / "y.parquet", tmp_path / "in")
+    assert f"the type of {column} is {str(wrong)[:50]!r}, no number's" in line
+
+
+def test_values_that_a_parquet_file_stores_once_do_not_exceed_the_memory(
+    refused: Rldata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2,000,000 equal numbers take some kilobytes in the file, compressed or not, and 16 MB in memory."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    zeros = np.zeros(2_000_000)
+    rows = pa.ListArray.from_arrays(np.arange(0, 2_000_001, 20_000, dtype=np.int32), pa.array(zeros))
+    columns = {"obs": rows, "action": zeros[:100], "reward": zeros[:100], "terminated": zeros[:100] > 0}
+    monkeypatch.setattr(foreign, "free_memory", lambda: 10 * 2**20)
+    for compression in ("zstd", "none"):
+        path = tmp_path / f"{compression}.parquet"
+        parquet.write_table(pa.table(columns), path, compression=compression)
+        assert path.stat().st_size < 100_000
+        before = pa.total_allocated_bytes()
+        assert "does not fit into memory" in refused("show", path, "--env", "CartPole-v1")
+        assert pa.total_allocated_bytes() - before < 2**20
+
+
+def arrow_set(folder: Path, spec: EnvSpec) -> Path:
+    """A data set of Minari's Arrow form, of two episodes."""
+    pytest.importorskip("pyarrow")
+    minari = pytest.importorskip("minari")
+    assert minari
+    env = gymnasium.make("CartPole-v1")
+    formats.write_minari(folder, cartpole(2), spec, env, "set", "arrow")
+    env.close()
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_the_uncompressed_sizes_of_arrow_files_count_together(
+    kind: str, rldata: Rldata, refused: Rldata, spec: EnvSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each episode alone fits into the memory that is free, and both do not."""
+    folder = arrow_set(tmp_path / "set", spec)
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for number in "01":
+        first = folder / "data" / number / "part-0.arrow"
+        table = pa.ipc.open_file(first.read_bytes()).read_all()
+        table = table.append_column("more", pa.array(np.zeros(4)))
+        rows = pa.ListArray.from_arrays(np.array([0, 0, 0, 0, 10**6], np.int32), pa.array(np.zeros(10**6)))
+        table = table.append_column("zeros", rows)
+        if kind == "parquet":
+            first.unlink()
+            parquet.write_table(table, first.with_name("part-0.parquet"), compression="zstd")
+        else:
+            with pa.OSFile(str(first), "wb") as sink:
+                options = pa.ipc.IpcWriteOptions(compression="zstd")
+                with pa.ipc.new_file(sink, table.schema, options=options) as out:
+                    out.write_table(table)
+            assert first.stat().st_size < 20_000
+    assert "6 steps in 2 episodes" in rldata("import", folder, tmp_path / "in")
+    monkeypatch.setattr(foreign, "free_memory", lambda: 12 * 2**20)
+    assert "set does not fit into memory" in refused("show", folder)
+
+
+@pytest.mark.parametrize("place", ["data", "data/1", "data/1/part-0.arrow", "data/metadata.json"])
+def test_links_inside_a_data_set_are_not_followed(place: str, refused: Rldata, spec: EnvSpec, tmp_path: Path) -> None:
+    folder, secret = arrow_set(tmp_path / "set", spec), tmp_path / "secret"
+    (folder / place).rename(secret)
+    (folder / place).symlink_to(secret)
+    assert "is a link, which is not followed" in refused("show", folder, "--format", "minari-arrow")

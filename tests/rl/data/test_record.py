@@ -211,6 +211,50 @@ def test_a_policy_that_fails_names_seed_and_step(
     assert not (policies / "out").exists()
 
 
+LIVES = """
+import gymnasium, numpy
+class Lives(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-100, 100, (1,), numpy.float32)
+    action_space = gymnasium.spaces.Discrete(20)
+    def reset(self, *, seed=None, options=None):
+        self.steps = getattr(self, "steps", 0) % 9
+        return numpy.float32([self.steps]), {}
+    def step(self, action):
+        self.steps += 1
+        lost = self.steps in (3, 4, 6)
+        return numpy.float32([self.steps]), 1.0, lost or self.steps == 9, False, {"rltrain.episode_continues": lost}
+def act(obs):
+    return int(obs[0]) + 10
+"""
+
+
+def test_the_first_action_of_each_life_is_the_functions(rldata: Rldata, policies: Path) -> None:
+    (policies / "lives.py").write_text(LIVES)
+    rldata("record", "lives.py:act", "out", "--env", "lives.py:Lives", "--episodes", 2)
+    assert [one.action.tolist() for one in read(policies / "out")] == 2 * [
+        [10, 11, 12], [13], [14, 15], [16, 17, 18]
+    ]  # fmt: skip
+
+
+def test_a_recording_has_the_arguments_of_its_environment(rldata: Rldata, policies: Path) -> None:
+    arguments = ["--env-arg", "sutton_barto_reward=True"]
+    rldata("record", "random", "out", "--env", "CartPole-v1", "--episodes", 1, *arguments)
+    rldata("record", "random", "plain", "--env", "CartPole-v1", "--episodes", 1)
+    found = [Recording.open(policies / name).run["env_args"] for name in ("out", "plain")]
+    assert found == [{"sutton_barto_reward": True}, {}]
+
+
+def test_an_estimate_from_other_arguments_is_refused(
+    rldata: Rldata, run: Path, policies: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rltrain import cli
+
+    arguments = ["--env", "CartPole-v1", "--env-arg", "sutton_barto_reward=True"]
+    rldata("record", run, "out", "--episodes", 1, *arguments)
+    assert cli.main_ope([str(run), "--data", "out", "--stochastic", "--method", "is"]) == 2
+    assert "was recorded with the arguments {'sutton_barto_reward': True}" in capsys.readouterr().err
+
+
 BROKEN = """
 import gymnasium
 class Broken(gymnasium.Env):
@@ -262,15 +306,16 @@ def test_make_follows_the_recipe(rldata: Rldata, run: Path, policies: Path) -> N
     reference = made["medium-expert"]["reference"]
     medium, expert = (made["medium-expert"]["checkpoints"][name] for name in ("medium", "expert"))
     halves = []
-    for one in (medium, expert):
+    for one, seed in ((medium, 0), (expert, seed_of(0, RECORDED, 1))):  # the halves begin in other states
         name = f"step-{one['step']:012d}"
-        rldata("record", run / "checkpoints" / name, name, "--steps", 100)
+        rldata("record", run / "checkpoints" / name, name, "--steps", 100, "--seed", seed)
         halves += bits(policies / name)
         assert (
             one["sha256"] == hashlib.sha256((run / "checkpoints" / name / "state.safetensors").read_bytes()).hexdigest()
         )
 
     assert bits(policies / "medium-expert") == halves
+    assert Recording.open(policies / "medium-expert").run["env_args"] == {}
     assert made["medium-replay"]["reference"] == reference
     assert (reference["env"], reference["random"] < medium["return"] < reference["expert"]) == ("CartPole-v1", True)
     assert medium["step"] < expert["step"]

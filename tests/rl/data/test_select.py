@@ -86,6 +86,25 @@ def test_merge_keeps_the_extras_that_all_have(rldata: Rldata, tmp_path: Path) ->
     assert "also recorded: nothing" in rldata("show", tmp_path / "out")
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_merge_looks_at_the_extras_of_all_episodes(place: int, rldata: Rldata, tmp_path: Path) -> None:
+    made(tmp_path / "a", 5)
+    episodes = some(3, 1)
+    episodes[place] = replace(episodes[place], extras={"log_prob": np.zeros(episodes[place].steps)})  # float64
+    write(tmp_path / "b", SPEC, episodes, {})
+    said = rldata("merge", tmp_path / "a", tmp_path / "b", tmp_path / "out")
+
+    assert said.startswith("log_prob is left out, because not all of the data has it in the same form")
+    assert content(tmp_path / "out") == [bits(replace(one, extras={})) for one in [*some(5), *episodes]]
+
+
+def test_a_recording_keeps_the_type_of_each_episodes_extras(tmp_path: Path) -> None:
+    episodes = some(3)
+    episodes[1] = replace(episodes[1], extras={"log_prob": np.full(episodes[1].steps, 0.1)})
+    write(tmp_path / "a", SPEC, episodes, {})
+    assert content(tmp_path / "a") == [bits(one) for one in episodes]
+
+
 OTHERS = {
     "id": replace(SPEC, id="Pole-v0"),
     "max_steps": replace(SPEC, max_steps=500),
