@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, compress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
