@@ -311,7 +311,10 @@ def _arrow_file(path: Path, data: bytes, budget: Budget) -> Any:
     if len(data) < 14 or data[:6] != b"ARROW1" or data[-6:] != b"ARROW1":
         raise ValueError("it does not begin and end as an Arrow file")
     messages = pa.ipc.MessageReader.open_stream(pa.BufferReader(pa.py_buffer(data)[8:]))
-    schema = pa.ipc.read_schema(messages.read_next_message())
+    first = messages.read_next_message()
+    if first.type != "schema":
+        raise ValueError(f"it begins with a {first.type}")  # pyarrow ends the process
+    schema = pa.ipc.read_schema(first)
     for one in schema:
         _require_numbers(path, one.name, one.type)
     batches = []

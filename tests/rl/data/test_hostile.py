@@ -397,3 +397,11 @@ def test_links_inside_a_data_set_are_not_followed(place: str, refused: Rldata, s
     (folder / place).rename(secret)
     (folder / place).symlink_to(secret)
     assert "is a link, which is not followed" in refused("show", folder, "--format", "minari-arrow")
+
+
+def test_an_arrow_file_begins_with_its_schema(refused: Rldata, spec: EnvSpec, tmp_path: Path) -> None:
+    folder = arrow_set(tmp_path / "set", spec)
+    pa = pytest.importorskip("pyarrow")
+    batch = pa.record_batch({"rewards": np.zeros(4)}).serialize().to_pybytes()
+    (folder / "data" / "0" / "part-0.arrow").write_bytes(b"ARROW1\0\0" + batch + b"ARROW1")
+    assert "it begins with a record batch" in refused("show", folder)
