@@ -48,6 +48,13 @@ def forgotten_modules() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def same_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next test finds Python's own functions again where a package puts its own ones, as wandb does."""
+    for name in ("exit", "excepthook"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+
+
+@pytest.fixture(autouse=True)
 def closed_rollouts() -> Iterator[None]:
     """A test that fails leaves its actors open, and the interpreter would wait for them at its end."""
     yield
