@@ -53,6 +53,14 @@ def empty_rows(spec: EnvSpec, unroll: int, streams: int, obs: Tree | None = None
     )
 
 
+def to_next_step(rows: UnrollBuffer) -> None:
+    """Copy row 1 to row 0: a buffer of one row then begins with the newest observations."""
+    rows.first[0] = rows.first[1]
+    tree_map(lambda array: np.copyto(array[0], array[1]), rows.obs)
+    for array in rows.optional_fields():
+        array[0] = array[1]
+
+
 def clear_absent(core: torch.Tensor, alive: np.ndarray | None) -> torch.Tensor:
     """The recurrent state [B, N * H] with zeros for agents that are not in `alive` [B, N]; None: a single agent."""
     if alive is None:

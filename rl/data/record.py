@@ -26,7 +26,7 @@ from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.errors import RunFailed
 from rltrain.rollout.actor.isolated_env import IsolatedEnv, acting
 from rltrain.rollout.actor.noise import StreamNoise
-from rltrain.rollout.buffers import empty_rows, padded
+from rltrain.rollout.buffers import empty_rows, padded, to_next_step
 from rltrain.rollout.inference.client import lacks_log_prob
 from rltrain.rollout.tree import leaves, tree_map, unflatten
 from rltrain.rollout.types import LONGEST, Policy, Trajectory, hooks_of
@@ -219,10 +219,7 @@ def _play(source: EnvSource, spec: EnvSpec, player: Player, seed: int, numbers: 
                 if (ended & ~over).any():
                     over |= ended
                     env.rest(over)
-                rows.first[0] = rows.first[1]
-                tree_map(lambda array: np.copyto(array[0], array[1]), rows.obs)
-                for array in rows.optional_fields():
-                    array[0] = array[1]
+                to_next_step(rows)
                 step += 1
             extras = player.extras()
     finally:

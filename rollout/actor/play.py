@@ -18,7 +18,7 @@ from rltrain.rollout.actor.episodes import joint_episode
 from rltrain.rollout.actor.isolated_env import IsolatedEnv, acting
 from rltrain.rollout.actor.noise import StreamNoise
 from rltrain.rollout.actor.opponents import RandomOpponent
-from rltrain.rollout.buffers import clear_absent, empty_rows, padded
+from rltrain.rollout.buffers import clear_absent, empty_rows, padded, to_next_step
 from rltrain.rollout.shared_memory.memory import SharedMemory, Ticket
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import LONGEST, Episode, Policy
@@ -112,10 +112,7 @@ def _play(
                         infos[b] = env.finals.get((0, b), {})
                     ended |= over
                     env.rest(ended)
-                rows.first[0] = rows.first[1]
-                tree_map(lambda array: np.copyto(array[0], array[1]), rows.obs)
-                for array in rows.optional_fields():
-                    array[0] = array[1]
+                to_next_step(rows)
                 step += 1
     finally:
         env.close()

@@ -100,9 +100,8 @@ class _Asynchronous:
                     _signal.signal(number, handler)
 
 
-_in_use: weakref.WeakSet[Any] = (
-    weakref.WeakSet()
-)  # of LocalSettings: in one process there may be several environments at a time
+# LocalSettings: in one process there may be several environments at a time.
+_in_use: weakref.WeakSet[Any] = weakref.WeakSet()
 _before: list[_Asynchronous] = []  # of the time when the first of them was made
 
 

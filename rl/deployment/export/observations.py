@@ -18,7 +18,7 @@ from rltrain.evaluation.evaluate import source_of, this_process
 from rltrain.evaluation.policy import Trained
 from rltrain.rollout.actor.isolated_env import IsolatedEnv, acting
 from rltrain.rollout.actor.noise import DRAWS
-from rltrain.rollout.buffers import clear_absent, empty_rows, padded
+from rltrain.rollout.buffers import clear_absent, empty_rows, padded, to_next_step
 from rltrain.rollout.tree import Tree, leaves, tree_map, unflatten
 from rltrain.storage.recording import Recording
 
@@ -75,10 +75,7 @@ def _played(trained: Trained, count: int, seed: int, trust: bool) -> Observation
                     core = None if act.core is None else clear_absent(act.core, _first(rows.alive))
                 env.step(act.action.numpy()[:1], rows, 0)
                 env.check(rows, 1)
-                rows.first[0] = rows.first[1]
-                tree_map(lambda array: np.copyto(array[0], array[1]), rows.obs)
-                for array in rows.optional_fields():
-                    array[0] = array[1]
+                to_next_step(rows)
         finally:
             env.close()
     return Observations(f"{count} steps of {spec.id}, seed {seed}", *_stacked(found))

@@ -66,17 +66,20 @@ class Peers:
     async def wait_for_end(self) -> None:
         """Wait until the other processes have answered their clients too: these may need sessions of this process."""
         self._ended = True
-        deadline = time.monotonic() + DRAIN_SECONDS
-        for index in range(self.count):
-            while index != self.index and time.monotonic() < deadline:
-                try:
-                    if await self.ask(index, b"E", b"") == b"1":
-                        break
-                except Refused:  # it has ended
-                    break
-                await asyncio.sleep(POLL)
+        with contextlib.suppress(TimeoutError):  # one that hangs is not waited for
+            async with asyncio.timeout(DRAIN_SECONDS):
+                for index in range(self.count):
+                    while index != self.index and not await self._has_ended(index):
+                        await asyncio.sleep(POLL)
         if self._listener is not None:
             self._listener.close()
+
+    async def _has_ended(self, index: int) -> bool:
+        """Whether another process has answered its clients, or is gone."""
+        try:
+            return await self.ask(index, b"E", b"") == b"1"
+        except Refused:
+            return True
 
     async def ask(self, index: int, kind: Kind, body: bytes) -> bytes:
         """The answer of another process; Refused if it refuses, or is not there."""
