@@ -13,7 +13,9 @@ from torch.distributions import Categorical, Normal
 import rltrain
 from rltrain.data.episodes import Recorded, episodes_of
 from rltrain.data.off_policy.target import Steps, Target
+from rltrain.rollout.actor.actor import Actor
 from rltrain.rollout.types import hooks_of
+from rltrain.setup import rollout as setup_rollout
 from rltrain.storage.recording import Recording
 
 QUIET: dict[str, Any] = {"workers": 0, "eval_every": 0, "checkpoint_every": 0, "preset": "none", "quiet": True}
@@ -176,3 +178,17 @@ def test_of_qmix(random: bool, tmp_path: Path) -> None:
                 taken = torch.from_numpy(piece.action[t, b : b + 1])
                 core = hooks_of(policy).core_with_action(act.core, taken)
             last[stream] = core
+
+
+def test_the_short_way_of_actors_is_not_taken_where_they_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`quick_act` adds none. PPO has them in its extras; here it is said to lack them."""
+    added: list[int] = []
+    monkeypatch.setattr(setup_rollout, "lacks_log_prob", lambda *_: True)
+    monkeypatch.setattr(Actor, "_add_log_prob", lambda self, t, *_: added.append(t))
+    few = {"workers": 0, "streams": 2, "unroll": 8, "steps": 16, "widths": (4,), "eval_every": 0, "preset": "none"}
+
+    rltrain.train(algo="ppo", env="CartPole-v1", record=str(tmp_path / "rec"), out=str(tmp_path), quiet=True, **few)
+
+    assert added == list(range(8))
