@@ -25,6 +25,7 @@ from rltrain.algorithms.networks.normalized_mlp import Norm, NormalizedMLP
 from rltrain.algorithms.networks.products import (
     ACTIVATE,
     add_batched_weight_gradient,
+    aligned,
     batched_dense,
     batched_input_gradient,
 )
@@ -135,8 +136,8 @@ class BatchedMLP(nn.Module):
         self._views()
         *hidden, (weight, bias) = self._single
         for w, b in hidden:
-            x = activate(F.linear(x, w, b))
-        return F.linear(x, weight, bias)
+            x = activate(F.linear(aligned(x, w), w, b))
+        return F.linear(aligned(x, weight), weight, bias)
 
     def _views(self, first: bool = False) -> list[Layer]:
         """The layers of all nets, or of the first; built again only after parameters or gradients have moved."""

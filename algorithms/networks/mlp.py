@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from rltrain.algorithms.networks.products import (
     ACTIVATE,
     add_weight_gradient,
+    aligned,
     dense,
     fast_tanh_,
     input_gradient,
     is_large,
+    needs_alignment,
 )
 from rltrain.algorithms.settings import Activation
 
@@ -68,6 +70,7 @@ class ActorPass:
     def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]], hidden: int, activation: str) -> None:
         self._address, self._last_is_hidden = pairs[0][0].data_ptr(), hidden == len(pairs)
         self._activate = ACTIVATE[activation]
+        self._aligns = any(needs_alignment(weight) for weight, _ in pairs)
         *self._inner, self._last = [(bias.detach(), weight.detach().t()) for weight, bias in pairs]
         self._memory: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = {}  # by number of rows and thread
 
@@ -85,8 +88,13 @@ class ActorPass:
                 self._memory = {}
             layers = [(bias, weight, weight.new_empty(rows, weight.shape[1])) for bias, weight in self._inner]
             self._memory[key] = layers
-        for bias, weight, out in layers:
-            x = activate(addmm(bias, x, weight, out=out))
+        if self._aligns:
+            for bias, weight, out in layers:
+                x = activate(addmm(bias, aligned(x, weight.t()), weight, out=out))
+            x = aligned(x, self._last[1].t())
+        else:
+            for bias, weight, out in layers:
+                x = activate(addmm(bias, x, weight, out=out))
         bias, weight = self._last
         x = addmm(bias, x, weight)
         return activate(x) if self._last_is_hidden else x
@@ -109,7 +117,7 @@ class RowPass:
         self._parameters = [tensor for pair in mlp.pairs for tensor in pair]
         self._addresses = [tensor.data_ptr() for tensor in self._parameters]
         x = torch.zeros(rows, self._parameters[0].shape[1])
-        self._x, self._row = x, x.numpy()[0]
+        self._x, self._row = x, x.numpy()[0]  # the first row is aligned in memory
         self._layers: list[tuple[Tensor, Tensor, Tensor, Callable[[Tensor], Tensor] | None]] = []
         for place, (weight, bias) in enumerate(mlp.pairs):
             x = torch.empty(rows, len(weight))
@@ -137,11 +145,12 @@ def for_inference(policy: Any, keeps_memory: bool = True) -> Any:
     """Let the MLPs of a policy use `ActorPass` in inference mode. Returns the policy.
 
     Args:
-        keeps_memory: False: not any more, for a graph.
+        keeps_memory: False: not any more, for a graph, which has the operations of an actor also outside of inference
+                      mode.
     """
     for module in policy.modules() if isinstance(policy, nn.Module) else ():
         if isinstance(module, MLP):
-            module.keeps_memory = keeps_memory
+            module.keeps_memory, module.is_exported = keeps_memory, not keeps_memory
     return policy
 
 
@@ -184,6 +193,7 @@ class MLP(Layers):
         self.activation: Callable[[Tensor], Tensor] = {"tanh": torch.tanh, "relu": torch.relu}[activation]
         self.activation_name = activation
         self.keeps_memory = False  # see `for_actors`
+        self.is_exported = False  # see `for_inference`
         self._actor_pass: ActorPass | None = None
         self.hidden = len(widths)
         self.features = inputs
@@ -211,19 +221,21 @@ class MLP(Layers):
                 out: Tensor = _Fused.apply(self, first, x.reshape(-1, x.shape[-1]))  # type: ignore[no-untyped-call]
                 return out if x.ndim == 2 else out.view(*x.shape[:-1], self.features)
         else:
-            learns = not torch.is_inference_mode_enabled()  # actors are in inference mode
+            learns = not torch.is_inference_mode_enabled() and not self.is_exported  # actors are in inference mode
             if self.keeps_memory and not learns and x.ndim == 2 and self.pairs:
                 if self._actor_pass is None or not self._actor_pass.is_of(self.pairs[0][0]):
                     self._actor_pass = ActorPass(self.pairs, self.hidden, self.activation_name)
                 return self._actor_pass(x)
+            if not learns and x.ndim != 2 and any(needs_alignment(weight) for weight, _ in self.pairs):
+                return self.forward(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self.features)
             activation = torch.relu_ if activation is torch.relu else fast_tanh_ if learns else activation
         for weight, bias in self.pairs[: self.hidden]:
             if learns and is_large(x, weight):
                 x = dense(x, weight, bias, self.activation_name)
             else:
-                x = activation(F.linear(x, weight, bias))
+                x = activation(F.linear(x if learns else aligned(x, weight), weight, bias))
         for weight, bias in self.pairs[self.hidden :]:
-            x = F.linear(x, weight, bias)
+            x = F.linear(x if learns else aligned(x, weight), weight, bias)
         return x
 
     def row_wise(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rltrain.algorithms.networks.products import aligned
 from rltrain.algorithms.settings import Activation
 
 SIGMA = 0.5  # sigma_0 of the paper
@@ -77,7 +78,7 @@ class NoisyMLP(nn.Module):
                 e_in, e_out = noise[2 * i], noise[2 * i + 1]
                 weight = torch.addcmul(weight, weight_sigma, torch.outer(e_out, e_in))
                 bias = torch.addcmul(bias, bias_sigma, e_out)
-            x = F.linear(x, weight, bias)
+            x = F.linear(aligned(x, weight), weight, bias)
             if i < self.hidden:
                 x = self.activation(x)
         return x
@@ -85,7 +86,8 @@ class NoisyMLP(nn.Module):
     def _row_wise(self, x: Tensor, noise: Sequence[Tensor]) -> Tensor:
         for i, (weight, weight_sigma, bias, bias_sigma) in enumerate(self.layers):
             e_in, e_out = noise[2 * i], noise[2 * i + 1]
-            x = torch.addcmul(F.linear(x, weight, bias), e_out, F.linear(e_in * x, weight_sigma, bias_sigma))
+            x, noisy = aligned(x, weight), aligned(e_in * x, weight)
+            x = torch.addcmul(F.linear(x, weight, bias), e_out, F.linear(noisy, weight_sigma, bias_sigma))
             if i < self.hidden:
                 x = self.activation(x)
         return x

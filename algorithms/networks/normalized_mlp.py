@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rltrain.algorithms.functions.rng import Rng
+from rltrain.algorithms.networks.products import aligned
 from rltrain.algorithms.settings import Activation
 
 LAYER_EPS = 1e-5
@@ -119,7 +120,7 @@ class NormalizedMLP(nn.Module):
         norms: list[Any] = list(self.norms)
         x = norms[0].row(x)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = F.linear(x, weight[0], bias[0, 0])
+            x = F.linear(aligned(x, weight[0]), weight[0], bias[0, 0])
             if i + 1 < len(self.weights):
                 x = norms[i + 1].row(self.activate(x))
         return x

@@ -20,14 +20,18 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Library = Literal["mkl", "onednn", "bfloat16"]
 
 LARGE = 2**20  # multiplications of a product from which oneDNN saves more than its call takes
+FEW = 12  # outputs of a layer below which MKL's result depends on the alignment of rows, where it is slow
 WIDE = 128  # columns of a layer's input from which its weight's gradient is worth the transposed copy that oneDNN needs
 
 ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh_, "relu": torch.relu_}
+
+MINUS_ONE = torch.tensor(-1.0)
 
 _linear_pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # what torch.compile calls for a Linear
 _library: Library = "mkl"
@@ -110,6 +114,23 @@ def is_large(x: Tensor, weight: Tensor) -> bool:
     return x.shape[:-1].numel() * weight.numel() >= LARGE
 
 
+def needs_alignment(weight: Tensor) -> bool:
+    """Whether the product with a weight [out, in] depends on how the rows of x lie in memory: see `aligned`."""
+    return SLOW_MKL and weight.shape[0] < FEW and weight.shape[1] % 4 != 0
+
+
+def aligned(x: Tensor, weight: Tensor) -> Tensor:
+    """x [B, in] with rows that begin at multiples of 16 bytes, if its product with weight [out, in] depends on that.
+
+    On processors other than Intel's, MKL computes products with few columns from rows as they lie in memory. A row of
+    five numbers would have other bits at another position in the batch: for another number of workers.
+    """
+    columns = x.shape[-1]
+    if not needs_alignment(weight) or x.device.type != "cpu":
+        return x
+    return F.pad(x, (0, -columns % 4))[..., :columns]
+
+
 def dense(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
     """activation(x weight^T + bias) [B, out] for x [B, in], weight [out, in] and bias [out]; without autograd."""
     if is_large(x, weight):
@@ -185,4 +206,6 @@ def fast_tanh_(x: Tensor) -> Tensor:
 
     For learners only: the last bit of an element depends on its position in the array, so actors use `torch.tanh`.
     """
-    return x.mul_(2).sigmoid_().mul_(2).sub_(1) if SLOW_MKL and x.device.type == "cpu" else x.tanh_()
+    if not SLOW_MKL or x.device.type != "cpu":
+        return x.tanh_()
+    return torch.add(MINUS_ONE, x.add_(x).sigmoid_(), alpha=2, out=x)  # 2 sigmoid(2 x) - 1

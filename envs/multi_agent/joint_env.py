@@ -109,6 +109,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
         self._split = action_splitter(layout, actions)
         self._number = {agent: number for number, agent in enumerate(self.agents)}
         self._all = set(self.agents)
+        self._all_flags = np.ones(len(self.agents), bool)
         self._absent = {agent: zeros(space) for agent, space in visible.items()}
         self._mask_in_obs = {agent: visible[agent] is not full[agent] for agent in self.agents}
         self._nvec = [part.group.action.nvec for part in layout.agents]
@@ -210,7 +211,7 @@ class JointEnv(gymnasium.Env[Any, Any]):
     def _flags(self, agents: set[str]) -> np.ndarray:
         """[N] bool, True for `agents`."""
         if agents == self._all:
-            return np.ones(len(self.agents), bool)
+            return self._all_flags.copy()
         return self._values(dict.fromkeys(agents, True), bool)
 
     def _numbers(self, rewards: dict[str, Any]) -> np.ndarray:

@@ -72,7 +72,7 @@ def make_algorithm(config: RunConfig, spec: EnvSpec) -> Algorithm:
     for module in (module for part in modules_of(algorithm) for module in part.modules()):
         if isinstance(module, Encoder):
             module.hasten(precision, config.compile)
-    if any(leaf.kind == "image" for leaf in spec.leaves()):
+    if device.type == "cpu":
         keep_memory()
     return algorithm
 

@@ -16,8 +16,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 def keep_memory() -> None:
     """Makes glibc keep freed memory instead of returning it to the system. Without glibc it does nothing.
 
-    Learning from images allocates and frees tens of megabytes in each minibatch. New pages each time would cost a
-    tenth of the speed.
+    An update allocates and frees the outputs of all layers. By default freed memory of more than 128 KB returns to the
+    system, and new pages cost more than the computation: 300 us for the output of 384 rows and 256 units, whose
+    gradient takes 60 us. Learning from images loses a tenth of its speed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:

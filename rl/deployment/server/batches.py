@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rltrain.deployment.export.formats import example
 from rltrain.deployment.server.errors import Refused
 from rltrain.deployment.server.metrics import Metrics
 from rltrain.deployment.server.models import Model
@@ -24,9 +25,7 @@ class Slot:
 
     def replace(self, model: Model) -> None:
         self.model = model
-        self._inputs = {
-            port.name: np.zeros((model.largest, *port.shape), port.dtype) for port in model.interface.inputs
-        }
+        self._inputs = example(model.interface, model.largest)  # rows that are not asked for stay valid
         self._obs = [name for name in self._inputs if name == "obs" or name.startswith("obs.")]
 
     def compute(self, items: list[Item]) -> dict[str, np.ndarray]:
@@ -41,9 +40,12 @@ class Slot:
                 array = inputs[name]
                 for b, item in enumerate(items):
                     array[b] = item.value(name)
-        rows = model.largest if model.pads else count
-        outputs = model.run({name: array[:rows] for name, array in inputs.items()})
-        return {name: array[:count] for name, array in outputs.items()} if model.pads else outputs
+        if model.batch == "single":
+            rows = [model.run({name: array[b : b + 1] for name, array in inputs.items()}) for b in range(count)]
+            return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+        if model.batch == "any":
+            return model.run({name: array[:count] for name, array in inputs.items()})
+        return {name: array[:count] for name, array in model.run(inputs).items()}
 
 
 class Answer(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from rltrain.rollout.actor.noise import DRAWS
 
 Arrays = dict[str, np.ndarray]
 PROOF_ROWS = 16
+SHIFTS = (1, 2, 3, 4, 5, 7)  # of the rows of a batch, which find rows that depend on their position
+# any: a row has the same bits in every batch; padded: in every batch of `largest` rows; single: in batches of one row.
+Batch = Literal["any", "padded", "single"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Model:
     interface: Interface
     run: Callable[[Arrays], Arrays]
     largest: int  # rows of a batch
-    pads: bool  # every batch is padded to `largest` rows, without which a row would depend on its batch
+    batch: Batch
 
 
 def load_model(name: str, source: Source, largest: int) -> Model:
@@ -62,8 +65,7 @@ def load_model(name: str, source: Source, largest: int) -> Model:
         algo, step, path = str(meta.get("algo")), int(meta.get("step", 0)), str(source.path)
     else:
         algo, step, path, interface, run = _of_run(source)
-    pads = not _rows_are_alone(interface, run, largest)
-    return Model(name, algo, step, path, interface, run, largest, pads)
+    return Model(name, algo, step, path, interface, run, largest, _batch(interface, run, largest))
 
 
 def _of_run(source: Source) -> tuple[str, int, str, Interface, Any]:
@@ -86,8 +88,8 @@ def _of_run(source: Source) -> tuple[str, int, str, Interface, Any]:
     return trained.config.algo, int(meta.get("step", 0)), str(trained.path), deployed.interface, run
 
 
-def _rows_are_alone(interface: Interface, run: Callable[[Arrays], Arrays], largest: int) -> bool:
-    """Whether a row has the same bits in every batch that is tried, up to the largest one."""
+def _batch(interface: Interface, run: Callable[[Arrays], Arrays], largest: int) -> Batch:
+    """The batches in which a row has the same bits, whatever other rows there are; found by computing some."""
     inputs, rng = example(interface, largest), np.random.default_rng(0)
     for name, array in inputs.items():
         if array.dtype.kind == "f":
@@ -98,12 +100,15 @@ def _rows_are_alone(interface: Interface, run: Callable[[Arrays], Arrays], large
     for name, array in whole.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise CheckpointError(f"the policy returns numbers that are not finite, in {name}: use another checkpoint")
-    for rows in sorted({1, 2, 3, 5, 8, PROOF_ROWS, largest - 1} & set(range(1, largest + 1))):
-        for begin in {0, largest - rows}:
-            part = run({name: np.ascontiguousarray(array[begin : begin + rows]) for name, array in inputs.items()})
-            if any(not np.array_equal(part[name], whole[name][begin : begin + rows]) for name in whole):
-                return False
-    return True
+
+    def same(places: Any) -> bool:
+        part = run({name: np.ascontiguousarray(array[places]) for name, array in inputs.items()})
+        return all(np.array_equal(part[name], array[places]) for name, array in whole.items())
+
+    sizes = sorted({1, 2, 3, 5, 8, PROOF_ROWS, largest - 1} & set(range(1, largest + 1)))
+    if all(same(slice(begin, begin + rows)) for rows in sizes for begin in {0, largest - rows}):
+        return "any"
+    return "padded" if all(same(np.roll(np.arange(largest), shift)) for shift in SHIFTS) else "single"
 
 
 def noise_rows(interface: Interface, seed: int, row: int) -> np.ndarray:

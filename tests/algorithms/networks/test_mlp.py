@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rltrain.algorithms.functions.optim import Adam, flatten, step
 from rltrain.algorithms.networks.mlp import MLP, for_actors
+from rltrain.algorithms.networks.products import aligned
 
 
 class Net(nn.Module):
@@ -138,7 +139,7 @@ def test_actors_compute_the_same_bits_in_memory_that_they_keep(rows, activation,
 
 def _by_modules(net: MLP, x: Tensor) -> Tensor:
     for number, (weight, bias) in enumerate(net.pairs):
-        x = F.linear(x, weight, bias)
+        x = F.linear(aligned(x, weight), weight, bias)
         x = net.activation(x) if number < net.hidden else x
     return x
 

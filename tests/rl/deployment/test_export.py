@@ -46,6 +46,15 @@ def test_every_policy_can_be_exported(name: str, to: str, tmp_path: Path) -> Non
     assert check(exported(tmp_path, name, to), rows=30, seed=1)["proof"]["rows"] == 30
 
 
+@pytest.mark.parametrize("slow", [False, True])
+def test_torchscript_has_the_numbers_of_actors_on_every_processor(
+    slow: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Learners compute tanh by other operations where MKL is slow, and a trace is made outside of inference mode."""
+    monkeypatch.setattr("rltrain.algorithms.networks.products.SLOW_MKL", slow)
+    assert exported(tmp_path, "ppo-discrete", "torchscript").is_file()
+
+
 def test_a_wrong_export_is_refused_and_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof fails if the exported actions are others than those of the policy."""
     trained = rltrain.load(saved(tmp_path, "ppo-box-lstm"), best=True)

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,12 @@ from rl_server import Client, app_of, ask, counted, plain, served, summing_polic
 
 import rltrain
 from rltrain import cli
+from rltrain.algorithms.protocol import Noise
+from rltrain.deployment.export.interface import Interface
 from rltrain.deployment.export.observations import random_observations
 from rltrain.deployment.server.app import App, Limits
+from rltrain.deployment.server.batches import Slot
+from rltrain.deployment.server.models import Model, _batch
 from rltrain.deployment.server.serve import bound_socket, settings_for
 from rltrain.deployment.server.workers import Peers
 from rltrain.errors import ConfigError
@@ -569,3 +574,40 @@ def metrics_of(url: str) -> str:
     with urllib.request.urlopen(f"{url}/metrics", timeout=20) as reply:
         text: str = reply.read().decode()
     return text
+
+
+@pytest.mark.parametrize(("kind", "added"), [("any", "0"), ("padded", "len(x)"), ("single", "place")])
+def test_a_row_has_its_bits_in_every_batch(kind: str, added: str) -> None:
+    """For networks whose rows depend on the width of the batch, and for those whose rows depend on their place too.
+
+    Rows that nobody asked for have legal actions and observations within their space.
+    """
+    spec = spec_of("ppo-dict-gru")
+    interface = Interface(spec, Noise("normal", 0), 0, False, None)
+    asked: list[int] = []
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        x = inputs["obs.a"]
+        asked.append(len(x))
+        assert inputs["action_mask"].any(-1).all()
+        assert (inputs["obs.b"] >= 2).all()
+        place = np.arange(len(x))
+        more = {"0": 0 * place, "len(x)": 0 * place + len(x), "place": place}[added]
+        return {"action": (x.sum(-1) + more)[:, None]}
+
+    batch = _batch(interface, run, 8)
+    assert batch == kind
+    slot = Slot(Model("it", "ppo", 0, "", interface, run, 8, batch))
+    rows = random_observations(spec, 3, 0).obs
+    items = [
+        SimpleNamespace(
+            row=SimpleNamespace(obs=[np.asarray(rows[key][i]) + (2 if key == "b" else 0) for key in rows]),
+            value=lambda name: True if name == "action_mask" else 0,
+        )
+        for i in range(3)
+    ]
+    alone = [slot.compute([item])["action"][0] for item in items]  # type: ignore[list-item]
+    asked.clear()
+    together = slot.compute(items)["action"]  # type: ignore[arg-type]
+    assert np.array_equal(together, alone)
+    assert asked == {"any": [3], "padded": [8], "single": [1, 1, 1]}[kind]

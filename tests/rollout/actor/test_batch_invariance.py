@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from oracles.faulty import config_of
 
-from rltrain.algorithms.networks.mlp import LARGE
+from rltrain.algorithms.networks.mlp import LARGE, for_actors
 from rltrain.algorithms.protocol import Act
 from rltrain.config.load import load
 from rltrain.envs.make import read_spec, resolve
-from rltrain.envs.spec import EnvSpec
+from rltrain.envs.multi_agent.joint_spaces import groups_of, joint_action, joint_obs
+from rltrain.envs.spec import ActionSpec, EnvSpec, Leaf
 from rltrain.learner.algorithm import make_policy
 from rltrain.rollout.actor.batch_invariance import Blockwise, is_position_invariant, is_width_invariant
 from rltrain.rollout.specs import StreamPlan
@@ -37,6 +39,37 @@ def test_our_networks_agree(env: str, memory: str) -> None:
     policy = make_policy(config, spec)()
     assert all(is_width_invariant(policy, spec, streams, seed) for streams in (17, 100, 512) for seed in (0, 1))
     assert all(is_position_invariant(policy, spec, streams) for streams in (1, 17, 100))
+
+
+@pytest.mark.parametrize("algo", ["ppo", "dqn", "rainbow", "sac", "crossq"])
+@pytest.mark.parametrize("width", [5, 8, 11])
+@pytest.mark.parametrize("size", [5, 7, 10, 17])
+def test_networks_of_odd_sizes_agree(size: int, width: int, algo: str) -> None:
+    """MKL computes few outputs from rows as they lie in memory on processors other than Intel's."""
+    spec = EnvSpec("test", Leaf("box", (size,), "float32"), ActionSpec("discrete", (), (3,)))
+    if algo in ("sac", "crossq"):
+        spec = EnvSpec("test", spec.obs, ActionSpec("box", (3,), (), (-1.0,) * 3, (1.0,) * 3))
+    config = load({"algo": algo, "env": "CartPole-v1", "preset": "none", "streams": 32, "widths": [width]})
+    policy = make_policy(config, spec)()
+    for prepared in (policy, for_actors(policy)):
+        assert all(is_width_invariant(prepared, spec, streams) for streams in (17, 32))
+        assert is_position_invariant(prepared, spec, 17)
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("algo", ["ppo", "mappo", "qmix", "iql", "maddpg"])
+def test_networks_of_several_agents_of_odd_sizes_agree(algo: str, memory: str) -> None:
+    agents = ["one", "other", "third"]
+    sizes = dict(zip(agents, (5, 5, 7), strict=True))
+    obs = {agent: spaces.Box(-1, 1, (size,), np.float32) for agent, size in sizes.items()}
+    groups = groups_of("test", agents, obs, dict.fromkeys(agents, spaces.Discrete(3)), "all")
+    action = joint_action(groups)
+    spec = EnvSpec("test", joint_obs(groups), action, True, 10, groups, None, False)
+    settings: dict[str, Any] = {} if algo == "maddpg" else {"memory": memory, "memory_size": 6}
+    config = load({"algo": algo, "env": "CartPole-v1", "preset": "none", "widths": [7], **settings})
+    policy = for_actors(make_policy(config, spec)())
+    assert is_width_invariant(policy, spec, 17)
+    assert is_position_invariant(policy, spec, 17)
 
 
 @pytest.mark.parametrize("torso", ["nature", "impala"])
