@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the environments of the libraries we compare with:
-#   benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou] [sf] [cleanrl] [benchmarl] [sbx] [rejax] [fastapi]
+#   benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou] [sf] [cleanrl] [benchmarl] [sbx] [rejax] [fastapi] [d3rlpy]
 set -euo pipefail
-peers="sb3 rllib torchrl tianshou sf cleanrl benchmarl sbx rejax fastapi"
+peers="sb3 rllib torchrl tianshou sf cleanrl benchmarl sbx rejax fastapi d3rlpy"
 [ $# -ge 1 ] || { echo "usage: benchmarks/peers.sh DIR [peer ...]; peers: $peers" >&2; exit 2; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dir=$1
@@ -25,6 +25,7 @@ for name in "$@"; do
     rejax) packages=("rejax==0.1.3" "gymnax==0.0.9") ;; # it calls the step function of gymnax before 1.0
     # Newer PettingZoo has no mpe of its own; torchvision is the one that belongs to this torch.
     benchmarl) packages=("benchmarl==1.5.2" "torchrl==0.11.1" "torchvision==0.28.0" "pettingzoo[mpe]==1.24.3") ;;
+    d3rlpy) packages=("d3rlpy==2.8.0" "gymnasium[mujoco,box2d]") ;;
     fastapi) packages=("fastapi" "uvicorn==0.54.0" "httptools==0.9.0" "uvloop==0.23.0" "onnxruntime==1.32.0") ;;
     *) echo "peers.sh: no peer $name; there are $peers" >&2; exit 2 ;;
   esac
