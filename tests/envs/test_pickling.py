@@ -78,8 +78,8 @@ def elsewhere(source: EnvSource, place: Path) -> Any:
     ("name", "kwargs", "found"),
     [
         ("maze_of_test.py:Maze", {"size": 4}, [20.0, None]),
-        ("maze_of_test:Maze", {}, [5.0, None]),
-        ("maze_of_test:CarriedMaze-v0", {}, [10.0, 7]),
+        pytest.param("maze_of_test:Maze", {}, [5.0, None], marks=pytest.mark.sweep),
+        pytest.param("maze_of_test:CarriedMaze-v0", {}, [10.0, 7], marks=pytest.mark.sweep),
         ("maze_of_test:NamedMaze-v0", {}, [15.0, None]),
     ],
 )

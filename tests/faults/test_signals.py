@@ -153,7 +153,7 @@ CENTRAL = ["--inference", "central"]
     [
         pytest.param(signal.SIGINT, 130, [], marks=pytest.mark.sweep),
         (signal.SIGTERM, 143, []),
-        (signal.SIGINT, 130, CENTRAL),
+        pytest.param(signal.SIGINT, 130, CENTRAL, marks=pytest.mark.sweep),
     ],
 )
 def test_signals_write_a_checkpoint(
@@ -231,7 +231,7 @@ def test_ctrl_c_while_it_starts(seconds: float, command: Callable[..., Command])
     [
         pytest.param("probe:counter", [], id="local", marks=pytest.mark.sweep),
         pytest.param("probe:counter", CENTRAL, id="central"),
-        pytest.param(f"{FAULTY}:spins", [], id="spins, local"),
+        pytest.param(f"{FAULTY}:spins", [], id="spins, local", marks=pytest.mark.sweep),
         pytest.param(f"{FAULTY}:spins", CENTRAL, id="spins, central", marks=pytest.mark.sweep),
     ],
 )
@@ -246,7 +246,7 @@ def test_sigkill_of_the_command_leaves_no_process(env: str, words: list[str], co
     one.settle(60.0)
 
 
-@pytest.mark.parametrize("learners", [1, 2])
+@pytest.mark.parametrize("learners", [1, pytest.param(2, marks=pytest.mark.sweep)])
 def test_the_next_start_sweeps_what_a_killed_group_left(learners: int, command: Callable[..., Command]) -> None:
     one = command(*LONG, "--learners", learners)
     one.until(one.acting)

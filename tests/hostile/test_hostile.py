@@ -11,18 +11,18 @@ from hostile.cases import Case, cases, run, wrong
 
 CASES = {case.id: case for case in cases()}
 QUICK = """
-    process_state.Everything 0
-    process_state.Interrupted 0
     endings.ExitsAtOnce[reset] 0
-    endings.Exits[later] 2
     children.ForgottenDouble 2
-    shadows.BesideStandard 2
     values.Broadcast[later] 0
     odd_spaces.Unbounded 0
-    wrapped.Clips 0
     agents.OneNan[later] 0
 """
 MORE = """
+    process_state.Everything 0
+    process_state.Interrupted 0
+    endings.Exits[later] 2
+    shadows.BesideStandard 2
+    wrapped.Clips 0
     endings.CloseRaises[close] 0
     children.Executor 2
     process_state.LeavesThread 0

@@ -70,7 +70,10 @@ REPLAYS: dict[str, tuple[Any, Any, Any]] = {
     "ddpg": (DDPG, DDPGConfig(**SMALL), off_policy.BOX),
 }
 NAMES = [*STREAMS, *REPLAYS]
-WITH = {2: NAMES, 3: ["ppo", "dqn", "sac"]}  # number of learners: algorithms; each kind of batch for the second
+WITH = {
+    2: NAMES,
+    3: ["ppo", "ppo gru", "impala", "dqn", "dqn gru", "sac"],
+}  # number of learners: algorithms; a few of each kind for the second
 
 
 def updated(name: str, sync: Any = None) -> dict[str, Tensor]:

@@ -81,7 +81,9 @@ def test_nothing_is_lost_or_counted_twice(algo: str, tmp_path: Path, books: dict
         first = rltrain.train(resume=first.run, steps=first.steps + 500)
 
 
-@pytest.mark.parametrize(("algo", "fault"), [("impala", killed), ("impala", raises), ("a3c", killed)])
+@pytest.mark.parametrize(
+    ("algo", "fault"), [pytest.param("impala", killed, marks=pytest.mark.sweep), ("impala", raises), ("a3c", killed)]
+)
 def test_an_actor_that_is_lost_is_replaced(
     algo: str, fault: Any, tmp_path: Path, books: dict[int, list[tuple[int, int]]]
 ) -> None:

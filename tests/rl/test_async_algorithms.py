@@ -20,7 +20,7 @@ TINY: dict[str, Any] = {
 ALGOS: dict[str, dict[str, Any]] = {"impala": {}, "appo": {"buffer_size": 1, "reuse": 3, "kl": 0.1}}
 
 
-@pytest.mark.parametrize(("algo", "memory"), [("impala", "gru"), ("appo", "none")])
+@pytest.mark.parametrize(("algo", "memory"), [("impala", "gru"), pytest.param("appo", "none", marks=pytest.mark.sweep)])
 def test_any_number_of_workers_gives_the_same_bits(algo: str, memory: str, tmp_path: Path) -> None:
     """7 streams: not divisible by 2 or 3 workers."""
     asked = TINY | ALGOS[algo] | {"algo": algo, "env": "CartPole-v1", "memory": memory, "out": str(tmp_path)}
@@ -31,7 +31,7 @@ def test_any_number_of_workers_gives_the_same_bits(algo: str, memory: str, tmp_p
     assert rltrain.train(**{**asked, "seed": 4}, workers=0).fingerprint != whole.fingerprint
 
 
-@pytest.mark.parametrize(("algo", "wait"), [("impala", 3), ("appo", None)])
+@pytest.mark.parametrize(("algo", "wait"), [pytest.param("impala", 3, marks=pytest.mark.sweep), ("appo", None)])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(algo: str, wait: int | None, tmp_path: Path) -> None:
     """From a checkpoint in the middle, as a run that was killed after it would go on. Without memory and with it."""
     memory = {"impala": "none", "appo": "gru"}[algo]

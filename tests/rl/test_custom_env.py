@@ -130,7 +130,7 @@ look("import")
 )
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.sweep), 2])
 def test_an_environment_with_a_parser_of_its_own_sees_no_flag_of_ours(workers: int, tmp_path: Path) -> None:
     (tmp_path / "parses.py").write_text(PARSES)
     (tmp_path / "program").write_text("import sys\nfrom rltrain.cli import main\nsys.exit(main())\n")
@@ -345,7 +345,11 @@ def user_folder(tmp: Path) -> Path:
     return folder
 
 
-NAMES = ["tasks.maze:Maze", "envs/deep/my maze.py:Maze", "register:Maze-v0"]
+NAMES = [
+    pytest.param("tasks.maze:Maze", marks=pytest.mark.sweep),
+    pytest.param("envs/deep/my maze.py:Maze", marks=pytest.mark.sweep),
+    "register:Maze-v0",
+]
 FLAGS = "--algo ppo --streams 4 --unroll 16 --widths 8 --steps 100 --eval-every 50 --eval-episodes 2".split()
 
 

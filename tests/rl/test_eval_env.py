@@ -59,7 +59,10 @@ def eval_return(folder: Path) -> float:
 
 @pytest.mark.parametrize(
     "words",
-    [("--eval-env-arg", "length=7"), ("--eval-env", "sized.py:Sized", "--eval-env-arg", "length=7")],
+    [
+        pytest.param(("--eval-env-arg", "length=7"), marks=pytest.mark.sweep),
+        ("--eval-env", "sized.py:Sized", "--eval-env-arg", "length=7"),
+    ],
 )
 def test_evaluations_are_played_elsewhere(
     words: tuple[str, ...], file: Path, capsys: pytest.CaptureFixture[str]

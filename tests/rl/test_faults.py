@@ -105,7 +105,7 @@ SMALL_MEMORY = [*UNSHARE, "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm
         ([], 40, "Too many open files"),
         pytest.param(
             SMALL_MEMORY, 1024, "No space left on device",
-            marks=pytest.mark.skipif(not own_shared_memory(), reason="/dev/shm cannot be another one here"),
+            marks=[pytest.mark.skipif(not own_shared_memory(), reason="/dev/shm cannot be another one here"), pytest.mark.sweep],
         ),
     ],
     ids=["descriptors", "shared memory"],

@@ -233,12 +233,12 @@ SCORED = {"env": "CartPole-v1", "random": 20.0, "expert": 500.0}
 @pytest.mark.parametrize(
     ("said", "more", "scored"),
     [
-        ([SCORED, SCORED], {}, True),
+        pytest.param([SCORED, SCORED], {}, True, marks=pytest.mark.sweep),
         ([SCORED, SCORED | {"expert": 400.0}], {}, False),
-        ([SCORED, None], {}, False),
-        ([SCORED | {"env": "CartPole-v0"}], {}, False),
-        ([SCORED], {"eval_env_args": {"max_episode_steps": 7}}, False),
-        ([SCORED | {"env_args": {"max_episode_steps": 7}}], {}, False),
+        pytest.param([SCORED, None], {}, False, marks=pytest.mark.sweep),
+        pytest.param([SCORED | {"env": "CartPole-v0"}], {}, False, marks=pytest.mark.sweep),
+        pytest.param([SCORED], {"eval_env_args": {"max_episode_steps": 7}}, False, marks=pytest.mark.sweep),
+        pytest.param([SCORED | {"env_args": {"max_episode_steps": 7}}], {}, False, marks=pytest.mark.sweep),
         ([SCORED | {"env_args": {"max_episode_steps": 7}}], {"env_args": {"max_episode_steps": 7}}, True),
     ],
 )

@@ -157,7 +157,7 @@ def test_the_run_ends_with_the_weights_that_reached_the_goal(tmp_path: Path) -> 
         np.testing.assert_array_equal(array, whole.state["learner"]["parts"]["policy"][name])
 
 
-@pytest.mark.parametrize("fault", [killed, raises])
+@pytest.mark.parametrize("fault", [killed, pytest.param(raises, marks=pytest.mark.sweep)])
 def test_an_actor_that_is_lost_meanwhile_is_replaced(
     fault: Any, tmp_path: Path, books: dict[int, list[tuple[int, int]]]
 ) -> None:

@@ -22,7 +22,7 @@ def evaluations(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["eval/return_mean"]) for line in read(run) if "eval/return_mean" in line]
 
 
-@pytest.mark.parametrize("settings", [PPO, DQN], ids=["ppo", "dqn"])
+@pytest.mark.parametrize("settings", [pytest.param(PPO, marks=pytest.mark.sweep), DQN], ids=["ppo", "dqn"])
 def test_a_run_that_pauses_is_the_first_part_of_the_unbroken_run(tmp_path: Path, settings: dict[str, Any]) -> None:
     unbroken = rltrain.train(**settings, out=str(tmp_path / "a"))
     part = rltrain.train(**settings, out=str(tmp_path / "b"), pause_at=100)

@@ -50,7 +50,11 @@ CASES = [
         marks=pytest.mark.sweep,
     ),
     pytest.param([*DQN, *CARTPOLE, "--workers", "0"], id="dqn", marks=pytest.mark.sweep),
-    pytest.param([*DQN, *REPLAYS, *CARTPOLE, "--workers", "0", "--capacity", "300"], id="dqn, n-step, prioritised"),
+    pytest.param(
+        [*DQN, *REPLAYS, *CARTPOLE, "--workers", "0", "--capacity", "300"],
+        id="dqn, n-step, prioritised",
+        marks=pytest.mark.sweep,
+    ),
     pytest.param(
         [*DQN, "--n-step", "3", "--env", "probe:dict", "--workers", "0", "--replay-on-disk"],
         id="on disk",
@@ -76,8 +80,13 @@ CASES = [
         [*SHORT, "--env", "tic-tac-toe", "--workers", "0", "--normalize-return"]
         + ["--opponents", "pool", "--pool-size", "3", "--pool-every", "90"],
         id="ppo, in turns, against a pool",
+        marks=pytest.mark.sweep,
     ),
-    pytest.param(["--algo", "qmix", "--env", "two-step", *TEAM, "--replay-on-disk"], id="qmix, state, on disk"),
+    pytest.param(
+        ["--algo", "qmix", "--env", "two-step", *TEAM, "--replay-on-disk"],
+        id="qmix, state, on disk",
+        marks=pytest.mark.sweep,
+    ),
     pytest.param(["--algo", "maddpg", "--env", "generations", *ACTORS], id="maddpg, agents that die"),
     pytest.param(
         [*SHORT, "--env", "LunarLander-v3", "--workers", "0"], id="LunarLander", marks=[BOX2D, pytest.mark.sweep]

@@ -191,7 +191,7 @@ def test_a_run_tells_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "against random play, length" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["tictactoe_v3", "connect_four_v3"])
+@pytest.mark.parametrize("name", [pytest.param("tictactoe_v3", marks=pytest.mark.sweep), "connect_four_v3"])
 def test_pettingzoos_own_games(name: str, tmp_path: Path) -> None:
     pytest.importorskip(f"pettingzoo.classic.{name}", reason="needs pettingzoo's extra classic")
     env = f"pettingzoo:pettingzoo.classic.{name}"

@@ -55,7 +55,7 @@ def test_of_sac_with_masked_actions(tmp_path: Path) -> None:
         np.testing.assert_allclose(one.extras["log_prob"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("each", [False, pytest.param(True, marks=pytest.mark.sweep)])
 def test_of_dqn(each: bool, tmp_path: Path) -> None:
     """Epsilon over the legal actions; with `epsilon_per_stream` that of the stream."""
     words = {**UNTRAINED, **EPSILON, "epsilon_per_stream": each, "epsilon": 0.6 if each else 0.3}
@@ -75,7 +75,12 @@ def test_of_dqn(each: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("env", "expected"), [("Pendulum-v1", -np.log(2)), ("CartPole-v1", -np.log(2)), ("probe:masked", None)]
+    ("env", "expected"),
+    [
+        pytest.param("Pendulum-v1", -np.log(2), marks=pytest.mark.sweep),
+        pytest.param("CartPole-v1", -np.log(2), marks=pytest.mark.sweep),
+        ("probe:masked", None),
+    ],
 )
 def test_of_random_first_steps(env: str, expected: float | None, tmp_path: Path) -> None:
     """The last of the steps are those of the policy."""
@@ -153,7 +158,7 @@ def test_a_recording_changes_nothing_in_the_run(tmp_path: Path) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("random", [False, True])
+@pytest.mark.parametrize("random", [pytest.param(False, marks=pytest.mark.sweep), True])
 def test_of_qmix(random: bool, tmp_path: Path) -> None:
     """Each agent has its own; the networks have a memory and the last action."""
     words = {**QUIET, **EPSILON, "algo": "qmix", "env": "two-step", "streams": 2, "steps": 40, "warmup": 39, "lr": 1e-9}

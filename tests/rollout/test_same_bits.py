@@ -26,8 +26,9 @@ TINY: dict[str, Any] = {
     "quiet": True,
 }
 ENVS = ["CartPole-v1", "probe:multi-discrete", "probe:multi-binary", "probe:box", "probe:box3"]
+FEW = {("CartPole-v1", "gru"), ("probe:box", "none")}
 QUICK = [  # the others: scripts/test -m sweep
-    pytest.param(env, memory, marks=() if (place + (memory == "gru")) % 2 else pytest.mark.sweep)
+    pytest.param(env, memory, marks=() if (env, memory) in FEW else pytest.mark.sweep)
     for place, env in enumerate(ENVS)
     for memory in ("none", "gru")
 ]
@@ -57,27 +58,36 @@ def test_noise_that_is_held(tmp_path: Path) -> None:
     assert fingerprint(tmp_path, "Pendulum-v1", workers=2, inference="central", **given) == expected
 
 
-def test_eight_workers_and_fewer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [*(pytest.param(n, marks=pytest.mark.sweep) for n in (1, 2)), 8])
+def test_eight_workers_and_fewer(workers: int, tmp_path: Path) -> None:
     """17 streams do not fit one width of padding, 8 workers' shares do."""
     given = {"memory": "gru", "streams": 17}
     expected = fingerprint(tmp_path, "CartPole-v1", workers=0, **given)
-    for workers in (1, 2, 8):
-        assert fingerprint(tmp_path, "CartPole-v1", workers=workers, **given) == expected, f"{workers} workers"
+    assert fingerprint(tmp_path, "CartPole-v1", workers=workers, **given) == expected
     assert fingerprint(tmp_path, "CartPole-v1", workers=0, **given, seed=4) != expected
 
 
-def test_native_environments(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"workers": 3},
+        pytest.param({"workers": 8}, marks=pytest.mark.sweep),
+        pytest.param({"workers": 2, "backend": "local"}, marks=pytest.mark.sweep),
+    ],
+    ids=str,
+)
+def test_native_environments(way: dict[str, Any], tmp_path: Path) -> None:
     given = {"streams": 136, "vector": "native", "unroll": 16, "steps": 16 * 136 * 2}
     expected = fingerprint(tmp_path, "CartPole-v1", workers=0, **given)
-    for workers in (3, 8):
-        assert fingerprint(tmp_path, "CartPole-v1", workers=workers, **given) == expected, f"{workers} workers"
-    assert fingerprint(tmp_path, "CartPole-v1", workers=2, backend="local", **given) == expected
+    assert fingerprint(tmp_path, "CartPole-v1", **way, **given) == expected
 
 
-def test_images_and_masks(tmp_path: Path) -> None:
-    for env in ("probe:image", "probe:masked", "probe:dict"):
-        expected = fingerprint(tmp_path, env, workers=0, streams=5)
-        assert fingerprint(tmp_path, env, workers=2, streams=5) == expected, env
+@pytest.mark.parametrize(
+    "env", ["probe:image", *(pytest.param(env, marks=pytest.mark.sweep) for env in ("probe:masked", "probe:dict"))]
+)
+def test_images_and_masks(env: str, tmp_path: Path) -> None:
+    expected = fingerprint(tmp_path, env, workers=0, streams=5)
+    assert fingerprint(tmp_path, env, workers=2, streams=5) == expected
 
 
 def test_evaluations_and_checkpoints_change_nothing(tmp_path: Path) -> None:
@@ -111,7 +121,7 @@ SEQUENCES: dict[str, Any] = {"memory": "gru", "memory_size": 8, "length": 5, "bu
     ("env", "given"),
     [
         pytest.param("probe:masked", {}, id="masked"),
-        pytest.param("CartPole-v1", RAINBOW, id="3 steps and priorities"),
+        pytest.param("CartPole-v1", RAINBOW, id="3 steps and priorities", marks=pytest.mark.sweep),
         pytest.param("CartPole-v1", {}, id="plain", marks=pytest.mark.sweep),
         pytest.param("probe:masked", RAINBOW, id="masked, 3 steps and priorities", marks=pytest.mark.sweep),
     ],
@@ -127,10 +137,9 @@ def test_a_replay_with_any_number_of_workers(env: str, given: dict[str, Any], tm
 @pytest.mark.parametrize(
     "algo",
     [
-        "sac, gsde",
         "sac, memory",
         "td3",
-        *(pytest.param(name, marks=pytest.mark.sweep) for name in ("sac", "crossq", "ddpg")),
+        *(pytest.param(name, marks=pytest.mark.sweep) for name in ("sac, gsde", "sac", "crossq", "ddpg")),
     ],
 )
 def test_continuous_actions(algo: str, tmp_path: Path) -> None:
@@ -151,12 +160,10 @@ def test_continuous_actions(algo: str, tmp_path: Path) -> None:
 
 
 HARD: dict[str, Any] = {"n_step": 3, "prioritized": True, "normalize_obs": True}
-SEVENTEEN = [
-    ("dqn", "probe:masked", {**HARD, "dueling": True, "noisy": True, "atoms": 5}),
-    ("dqn", "probe:masked", {**HARD, **SEQUENCES, "noisy": True, "epsilon_per_stream": True}),
-    ("td3", "Pendulum-v1", HARD),
-]
+SEVENTEEN = [("dqn", "probe:masked", {**HARD, **SEQUENCES, "noisy": True, "epsilon_per_stream": True})]
 MORE = [
+    ("dqn", "probe:masked", {**HARD, "dueling": True, "noisy": True, "atoms": 5}),
+    ("td3", "Pendulum-v1", HARD),
     ("dqn", "CartPole-v1", {**HARD, "double": True, "epsilon_per_stream": True}),
     ("sac", "Pendulum-v1", HARD),
     ("sac", "CartPole-v1", {}),
@@ -182,7 +189,11 @@ def test_seventeen_streams_with_eight_workers(algo: str, env: str, given: dict[s
     assert found(8) == found(0) != found(0, seed=4)
 
 
-def test_a_replay_with_eight_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "way",
+    [pytest.param({"workers": 8}, marks=pytest.mark.sweep), {"workers": 0, "replay_on_disk": True}],
+    ids=["eight workers", "on disk"],
+)
+def test_a_replay_with_eight_workers_or_on_disk(way: dict[str, Any], tmp_path: Path) -> None:
     expected = replayed(tmp_path, "CartPole-v1", workers=0, streams=17, **RAINBOW)
-    assert replayed(tmp_path, "CartPole-v1", workers=8, streams=17, **RAINBOW) == expected
-    assert replayed(tmp_path, "CartPole-v1", workers=0, streams=17, **RAINBOW, replay_on_disk=True) == expected
+    assert replayed(tmp_path, "CartPole-v1", streams=17, **RAINBOW, **way) == expected

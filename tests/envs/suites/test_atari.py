@@ -155,7 +155,15 @@ def test_seeds_make_the_game_and_a_used_instance_is_like_a_new_one():
     assert not same(first, walk(two, actions, seed=2))
 
 
-@pytest.mark.parametrize("game", ["pong", "qbert", "tetris", "montezuma_revenge"])
+@pytest.mark.parametrize(
+    "game",
+    [
+        "pong",
+        pytest.param("qbert", marks=pytest.mark.sweep),
+        pytest.param("tetris", marks=pytest.mark.sweep),
+        pytest.param("montezuma_revenge", marks=pytest.mark.sweep),
+    ],
+)
 def test_a_game_is_brought_back_exactly(game):
     """These are the games in which parts of the hardware are missing in a state taken right after a reset."""
     one, two = Atari(game, terminal_on_life_loss=True), Atari(game, terminal_on_life_loss=True)

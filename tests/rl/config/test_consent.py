@@ -173,7 +173,7 @@ def _config(run: Path) -> dict[str, Any]:
     return dict(cli.saved_config(run).values)
 
 
-@pytest.mark.parametrize("by", ["file", "module"])
+@pytest.mark.parametrize("by", ["file", pytest.param("module", marks=pytest.mark.sweep)])
 def test_a_run_of_ones_own_needs_no_consent(by: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after it was moved, and from another folder: its code comes from the folder in which it was made."""
     (place / f"mine_{by}.py").write_text(MINE)

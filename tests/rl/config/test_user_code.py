@@ -70,7 +70,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     settings.OWN.update(own)
 
 
-@pytest.mark.parametrize("algo", ["mine.py:Mine", "mine:Mine"])
+@pytest.mark.parametrize("algo", ["mine.py:Mine", pytest.param("mine:Mine", marks=pytest.mark.sweep)])
 def test_an_algorithm_is_named_on_the_command_line(algo: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With flags for its own settings; its own run is evaluated and resumed without further words."""
     assert cli.main(["--algo", algo, "--extra", "3", *FLAGS]) == 0
@@ -155,7 +155,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.sweep)])
 def test_a_process_of_a_pool_may_have_workers(method: str, tmp_path: Path) -> None:
     (tmp_path / "pool.py").write_text(POOL.replace("METHOD", method))
     done = subprocess.run([sys.executable, "pool.py"], cwd=tmp_path, capture_output=True, text=True, check=False)

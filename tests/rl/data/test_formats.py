@@ -56,7 +56,16 @@ def same(one: Path, other: Path) -> None:
             np.testing.assert_array_equal(p, q)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "probe:dict", "probe:masked", "probe:image"])
+@pytest.mark.parametrize(
+    "env",
+    [
+        "CartPole-v1",
+        pytest.param("Pendulum-v1", marks=pytest.mark.sweep),
+        pytest.param("probe:dict", marks=pytest.mark.sweep),
+        "probe:masked",
+        pytest.param("probe:image", marks=pytest.mark.sweep),
+    ],
+)
 def test_npz_holds_everything(env: str, recordings: Callable[[str], Path], rldata: Rldata, tmp_path: Path) -> None:
     source = recordings(env)
     rldata("export", source, tmp_path / "x.npz")

@@ -158,8 +158,8 @@ def cut(one: Recorded, number: int) -> Recorded:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(without, "propensities"), (unknown, "propensities"), (certain, "without exploration"), (far, "effective size"),
-     (cut, "no episode"), (impossible, "probability 0")],
+    [(without, "propensities"), pytest.param(unknown, "propensities", marks=pytest.mark.sweep), pytest.param(certain, "without exploration", marks=pytest.mark.sweep), (far, "effective size"),
+     pytest.param(cut, "no episode", marks=pytest.mark.sweep), pytest.param(impossible, "probability 0", marks=pytest.mark.sweep)],
 )  # fmt: skip
 def test_estimators_with_weights_refuse(
     change: Callable[[Recorded, int], Recorded], reason: str, box: tuple[Path, Path], tmp_path: Path,
@@ -371,7 +371,14 @@ def test_merged_data_of_two_arguments_has_both(
     assert Recording.open(tmp_path / "more").run["env_args"] == [{"wind": 1}, {"wind": 2}]
 
 
-@pytest.mark.parametrize("condition", ["--top=30%", "--min-return=-0.3", "--max-return=-0.05"])
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "--top=30%",
+        pytest.param("--min-return=-0.3", marks=pytest.mark.sweep),
+        pytest.param("--max-return=-0.05", marks=pytest.mark.sweep),
+    ],
+)
 def test_weights_refuse_episodes_that_were_selected(
     condition: str, box: tuple[Path, Path], tmp_path: Path, rlope: Callable[..., str],
     rldata: Callable[..., str],

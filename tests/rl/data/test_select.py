@@ -258,7 +258,9 @@ def test_an_interrupted_command_leaves_nothing(
     assert (tmp_path / COMMANDS[verb][1]).exists()
 
 
-@pytest.mark.parametrize("verb", ["merge", "split", "filter"])
+@pytest.mark.parametrize(
+    "verb", [pytest.param("merge", marks=pytest.mark.sweep), pytest.param("split", marks=pytest.mark.sweep), "filter"]
+)
 def test_data_is_read_piece_by_piece(
     verb: str, rldata: Rldata, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

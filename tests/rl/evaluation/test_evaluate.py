@@ -84,7 +84,7 @@ class Ends(Asymmetric):
 
 
 @pytest.mark.parametrize("where", ["constructor", "step"])
-@pytest.mark.parametrize("end", ["sys.exit", "os._exit"])
+@pytest.mark.parametrize("end", [pytest.param("sys.exit", marks=pytest.mark.sweep), "os._exit"])
 def test_an_environment_that_ends_the_process_is_a_fault(where: str, end: str, tmp_path: Path) -> None:
     policy = trained(tmp_path, Asymmetric)
     how = sys.exit if end == "sys.exit" else lambda status: os._exit(status)  # as it is when it is called
@@ -135,7 +135,17 @@ def test_a_wrong_shape_is_told(cartpole: Path) -> None:
 
 @pytest.mark.parametrize(
     "env",
-    ["discrete-start", "multi-discrete", "multi-binary", "dict", "box", "box3", "image", "masked", "masked-obs"],
+    [
+        "discrete-start",
+        pytest.param("multi-discrete", marks=pytest.mark.sweep),
+        pytest.param("multi-binary", marks=pytest.mark.sweep),
+        pytest.param("dict", marks=pytest.mark.sweep),
+        "box",
+        pytest.param("box3", marks=pytest.mark.sweep),
+        "image",
+        "masked",
+        pytest.param("masked-obs", marks=pytest.mark.sweep),
+    ],
 )
 def test_it_takes_what_the_environment_gives_and_gives_what_it_takes(env: str, tmp_path: Path) -> None:
     policy = trained(tmp_path, f"probe:{env}")
@@ -208,7 +218,9 @@ def test_actions_of_whole_numbers_are_those_of_training(tmp_path: Path) -> None:
     assert Whole.action_space.contains(policy.act(np.zeros(3, np.float32)))
 
 
-@pytest.mark.parametrize("algo", ["ppo", "dqn", "sac"])
+@pytest.mark.parametrize(
+    "algo", [pytest.param("ppo", marks=pytest.mark.sweep), "dqn", pytest.param("sac", marks=pytest.mark.sweep)]
+)
 def test_memory_is_kept_until_reset(algo: str, tmp_path: Path) -> None:
     asked = QUICK if algo == "ppo" else {**SEQUENCES, "algo": algo}
     run = rltrain.train(**asked, env="probe:memory", memory="gru", memory_size=8, out=str(tmp_path)).run

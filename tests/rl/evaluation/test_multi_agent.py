@@ -50,18 +50,23 @@ def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
 @pytest.mark.parametrize(
     ("algo", "env", "settings"),
     [
-        ("qmix", "generations", {"memory": "gru", "last_action": True}),
+        pytest.param("qmix", "generations", {"memory": "gru", "last_action": True}, marks=pytest.mark.sweep),
         pytest.param("qmix", "two-step", {}, marks=pytest.mark.learning),
         ("vdn", "tic-tac-toe", {"length": 2}),
         pytest.param("iql", "generations", {"share": "none"}, marks=pytest.mark.learning),
         ("ppo", "generations", {"memory": "gru", "normalize_obs": True, "normalize_return": True, "sequence": 2}),
         pytest.param("a2c", Masked, {}, marks=pytest.mark.learning),
-        ("mappo", "two-step", {"share": "none"}),
+        pytest.param("mappo", "two-step", {"share": "none"}, marks=pytest.mark.sweep),
         pytest.param("maddpg", "generations", {}, marks=pytest.mark.learning),
-        ("maddpg", Masked, {"share": "none"}),
-        ("maddpg", "spread", {"noise": 0.3, "noise_end": 0.0}),
+        pytest.param("maddpg", Masked, {"share": "none"}, marks=pytest.mark.sweep),
+        pytest.param("maddpg", "spread", {"noise": 0.3, "noise_end": 0.0}, marks=pytest.mark.sweep),
         pytest.param("ppo", "tic-tac-toe", {"normalize_return": True, "widths": (16,)}, marks=pytest.mark.learning),
-        ("ppo", "tic-tac-toe", {"opponents": "pool", "pool_every": 50, "pool_size": 3, "widths": (16,)}),
+        pytest.param(
+            "ppo",
+            "tic-tac-toe",
+            {"opponents": "pool", "pool_every": 50, "pool_size": 3, "widths": (16,)},
+            marks=pytest.mark.sweep,
+        ),
     ],
 )
 def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -72,7 +77,9 @@ def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tm
     assert (spread.eval_return, spread.train_return) == (expected.eval_return, expected.train_return)
 
 
-@pytest.mark.parametrize("algo", ["qmix", "ppo", "maddpg"])
+@pytest.mark.parametrize(
+    "algo", [pytest.param("qmix", marks=pytest.mark.sweep), pytest.param("ppo", marks=pytest.mark.sweep), "maddpg"]
+)
 def test_another_seed_is_another_run(algo: str, tmp_path: Path) -> None:
     one, other = (train(tmp_path, algo, "two-step", steps=100, seed=seed) for seed in (0, 1))
 
@@ -84,8 +91,8 @@ def test_another_seed_is_another_run(algo: str, tmp_path: Path) -> None:
     ("algo", "settings"),
     [
         ("qmix", {"memory": "gru", "last_action": True}),
-        ("ppo", {"memory": "gru", "sequence": 2}),
-        ("maddpg", {}),
+        pytest.param("ppo", {"memory": "gru", "sequence": 2}, marks=pytest.mark.sweep),
+        pytest.param("maddpg", {}, marks=pytest.mark.sweep),
     ],
 )
 def test_one_server_may_decide_for_all_agents(algo: str, settings: dict[str, Any], tmp_path: Path) -> None:
@@ -219,7 +226,7 @@ def test_rleval_prints_a_line_with_each_agent(tmp_path: Path, capsys: pytest.Cap
     assert sum(told["agents"].values()) == pytest.approx(told["return_mean"])
 
 
-@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("memory", [pytest.param("none", marks=pytest.mark.sweep), "gru"])
 def test_what_was_trained_acts_agent_by_agent(memory: str, tmp_path: Path) -> None:
     """By hand over PettingZoo's own interface, it earns what an evaluation says; masks and starts are obeyed."""
     result = train(tmp_path, "vdn", Masked, memory=memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,64 +47,78 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Found]]:
-    """What each of 2 and of 3 learners has after ten shared updates, by their number."""
+def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Found]]:
+    """What each of 2 or of 3 learners has after ten shared updates, by their number."""
     folder = tmp_path_factory.mktemp("shared")
-    found: dict[int, list[Found]] = {}
-    for size in shared.WITH:
+
+    @functools.cache
+    def found(size: int) -> list[Found]:
         script = str(ROOT / "tests" / "oracles" / "shared.py")
         processes = [
             subprocess.Popen([sys.executable, script, str(rank), str(size), str(folder)], env=environment())
             for rank in range(size)
         ]
         assert [process.wait(300) for process in processes] == [0] * size
-        found[size] = [torch.load(folder / f"{rank}-of-{size}.pt") for rank in range(size)]
+        return [torch.load(folder / f"{rank}-of-{size}.pt") for rank in range(size)]
+
     return found
 
 
 @pytest.fixture(scope="module")
-def alone() -> Found:
+def alone() -> Callable[[str], dict[str, Tensor]]:
     """What one learner has."""
-    torch.set_default_dtype(torch.float64)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return {name: shared.updated(name) for name in shared.NAMES}
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_default_dtype(torch.float32)
+
+    @functools.cache
+    def found(name: str) -> dict[str, Tensor]:
+        torch.set_default_dtype(torch.float64)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return shared.updated(name)
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_default_dtype(torch.float32)
+
+    return found
 
 
-@pytest.mark.parametrize(("name", "size"), [(name, size) for size, names in shared.WITH.items() for name in names])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(name, size, marks=pytest.mark.sweep if size == 2 else ())
+        for size, names in shared.WITH.items()
+        for name in names
+    ],
+)
 def test_learners_that_share_a_batch_equal_one_that_has_all_of_it(
-    name: str, size: int, alone: Found, together: dict[int, list[Found]]
+    name: str, size: int, alone: Callable[[str], dict[str, Tensor]], together: Callable[[int], list[Found]]
 ) -> None:
     own = {"clip_fraction_newest", "clip_fraction_oldest"}  # each learner's
-    one = {key: x for key, x in alone[name].items() if key.split()[-1] not in own}
+    one = {key: x for key, x in alone(name).items() if key.split()[-1] not in own}
     priorities = [key for key in one if key.startswith("priority")]
-    for found in together[size]:
+    for found in together(size):
         assert found[name].keys() >= one.keys()
         for key in one.keys() - set(priorities):
             near = 1e-6 if one[key].dtype == torch.float32 else 1e-10  # shares of rows are told in float32
             a, b = found[name][key].double(), one[key].double()
             assert_close(a, b, atol=near, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
     for key in priorities:  # each learner has those of its rows
-        assert_close(torch.cat([found[name][key] for found in together[size]]), one[key], atol=1e-10, rtol=0)
+        assert_close(torch.cat([found[name][key] for found in together(size)]), one[key], atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["ppo", "dqn", "sac"])
-def test_they_hold_the_same_weights_to_the_bit(name: str, together: dict[int, list[Found]]) -> None:
-    first, *rest = together[3]
+def test_they_hold_the_same_weights_to_the_bit(name: str, together: Callable[[int], list[Found]]) -> None:
+    first, *rest = together(3)
     for other in rest:
         for key, x in first[name].items():
             if not key.startswith("priority"):
                 assert torch.equal(x, other[name][key]), key
 
 
-def test_equal_advantages_have_no_spread_however_they_lie(together: dict[int, list[Found]]) -> None:
-    for size in shared.WITH:
-        for found in together[size]:
-            assert found["equal"]["normalised"].tolist() == [0.0] * 7
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.sweep), 3])
+def test_equal_advantages_have_no_spread_however_they_lie(size: int, together: Callable[[int], list[Found]]) -> None:
+    for found in together(size):
+        assert found["equal"]["normalised"].tolist() == [0.0] * 7
 
 
 # --- whole runs ---
@@ -123,7 +139,11 @@ def parts(result: dict[str, Any]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     "words",
-    [pytest.param(PPO, id="ppo"), pytest.param(DQN, id="dqn", marks=pytest.mark.sweep), pytest.param(SAC, id="sac")],
+    [
+        pytest.param(PPO, id="ppo"),
+        pytest.param(DQN, id="dqn", marks=pytest.mark.sweep),
+        pytest.param(SAC, id="sac", marks=pytest.mark.sweep),
+    ],
 )
 def test_a_run_with_two_learners_is_the_run_with_one(words: list[str], tmp_path: Path, launch: Any) -> None:
     one, two, again = (run(tmp_path, launch, *words, "--learners", k) for k in ("1", "2", "2"))
@@ -215,7 +235,9 @@ def second_learner(pid: int) -> int:
     return found
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
+@pytest.mark.parametrize(
+    "signum", [pytest.param(signal.SIGKILL, marks=pytest.mark.sweep), signal.SIGSTOP], ids=["killed", "hung"]
+)
 def test_a_learner_that_is_lost_ends_the_run_with_a_checkpoint(signum: int, tmp_path: Path) -> None:
     words = [*SAC, *LONG, "--learners", "2", "--checkpoint-every", "200", "--actor-timeout", "6"]
     process = begin(tmp_path, *words)
@@ -273,7 +295,9 @@ KILLED = "its process was ended by SIGKILL, most likely because memory ran out"
     ("learners", "rank", "since", "fault", "said"),
     [
         pytest.param(2, 0, 0.0, RAISES, "ValueError it is mine", marks=pytest.mark.sweep),
-        (2, 1, 0.0, RAISES, "RunFailed learner 1 of 2 was lost: ValueError: it is mine"),
+        pytest.param(
+            2, 1, 0.0, RAISES, "RunFailed learner 1 of 2 was lost: ValueError: it is mine", marks=pytest.mark.sweep
+        ),
         (3, 2, 0.001, IS_KILLED, f"RunFailed learner 2 of 3 was lost: {KILLED}"),  # after three updates
     ],
 )
@@ -315,7 +339,7 @@ def torchrun(folder: Path, *words: str) -> subprocess.Popen[str]:
 )
 def test_torchrun_starts_the_learners_and_starts_them_again(asked: bool, said: str, tmp_path: Path) -> None:
     """The same command goes on with the run that it had begun, from its newest checkpoint."""
-    process = torchrun(tmp_path, *SAC, *LONG, "--max-seconds", "20", "--checkpoint-every", "200")
+    process = torchrun(tmp_path, *SAC, *LONG, "--max-seconds", "10", "--checkpoint-every", "200")
     agent = psutil.Process(process.pid)
     try:
         until(lambda: checkpoints(tmp_path))
@@ -383,6 +407,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+@pytest.mark.sweep
 def test_help_ends_under_torchrun_too(tmp_path: Path) -> None:
     process = torchrun(tmp_path, "--version")
     out, _ = process.communicate(timeout=60)

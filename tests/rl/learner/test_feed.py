@@ -208,7 +208,9 @@ def test_metrics_are_means_over_updates_however_many() -> None:
     assert set(learner.metrics()) == {"replay/rows", "replay/updates"}
 
 
-@pytest.mark.parametrize("at", [0, 3, 300, 399])
+@pytest.mark.parametrize(
+    "at", [0, 3, pytest.param(300, marks=pytest.mark.sweep), pytest.param(399, marks=pytest.mark.sweep)]
+)
 def test_divergence_is_noticed_before_anything_is_published(at: int) -> None:
     learner, algorithm = learner_of(updates_per_step=50.0)
     algorithm.norm = [1.0] * 400

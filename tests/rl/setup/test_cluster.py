@@ -109,7 +109,12 @@ def steps(folder: Path) -> int:
 
 @pytest.mark.parametrize(
     "flags",
-    [PPO, pytest.param(DQN, marks=pytest.mark.sweep), SAC, pytest.param(QMIX, marks=pytest.mark.sweep)],
+    [
+        pytest.param(PPO, marks=pytest.mark.sweep),
+        pytest.param(DQN, marks=pytest.mark.sweep),
+        SAC,
+        pytest.param(QMIX, marks=pytest.mark.sweep),
+    ],
     ids=["ppo", "dqn", "sac", "qmix"],
 )
 def test_a_synchronous_run_has_the_same_bits_as_here(
@@ -121,6 +126,7 @@ def test_a_synchronous_run_has_the_same_bits_as_here(
     assert there["steps"] == here["steps"]
 
 
+@pytest.mark.sweep
 def test_turns_are_taken_and_opponents_are_met_as_here(two: Machines, tmp_path: Path, launch: Any) -> None:
     """Asynchronous but deterministic; and with opponents that are published beside the weights."""
     turns = [*IMPALA, "--deterministic", "--steps", "600", "--workers", "2"]
@@ -132,6 +138,7 @@ def test_turns_are_taken_and_opponents_are_met_as_here(two: Machines, tmp_path: 
         assert there["fingerprint"] == here["fingerprint"]
 
 
+@pytest.mark.sweep
 def test_big_observations_come_over_whole(two: Machines, tmp_path: Path, launch: Any) -> None:
     """Those of images go through the slots of a node, and the rest by pickle."""
     flags = "--algo ppo --env probe:image --streams 4 --unroll 64 --steps 256 --preset none".split()
@@ -151,6 +158,7 @@ def test_an_asynchronous_run_says_what_went_over_the_wire(two: Machines, tmp_pat
     assert sum(line["cluster/weights_bytes"] for line in metrics(tmp_path)) > 0
 
 
+@pytest.mark.sweep
 def test_a_run_without_a_cluster_makes_one_of_its_own(tmp_path: Path) -> None:
     here = subprocess.run(command(*PPO, "--workers", "2"), cwd=tmp_path, capture_output=True, text=True, check=True)
     words = command(*PPO, "--workers", "2", "--backend", "dask")
@@ -192,6 +200,7 @@ def test_what_an_environment_raises_is_told_whole(two: Machines, slow: Path) -> 
     assert re.search(where, done.stderr)
 
 
+@pytest.mark.sweep
 def test_an_actor_that_hangs_is_replaced(two: Machines, slow: Path) -> None:
     flags = [*PPO, "--env", "mine.py:Slow", "--steps", "4000", "--env-arg", f"hangs={slow / 'once'}"]
     words = command(*flags, "--workers", "2", "--actor-timeout", "3", "--cluster", two.address)
@@ -223,6 +232,7 @@ def forks(machines: Machines) -> set[int]:
     return found
 
 
+@pytest.mark.sweep
 def test_ctrl_c_leaves_a_checkpoint(two: Machines, slow: Path) -> None:
     run = begin(slow, *PPO, "--env", "mine.py:Slow", "--steps", "1000000", "--workers", "2", "--cluster", two.address)
     assert wait_for(lambda: steps(slow) > 0, 60)
@@ -320,6 +330,7 @@ def test_without_a_node_for_too_long_a_run_ends_with_a_checkpoint(some: Machines
     assert "Traceback" not in err
 
 
+@pytest.mark.sweep
 def test_a_lost_scheduler_ends_a_run_with_a_checkpoint_that_can_be_resumed(
     some: Machines, slow: Path, launch: Any
 ) -> None:
@@ -358,10 +369,16 @@ def test_a_node_with_another_version_is_named_and_refused(some: Machines, tmp_pa
         (["--cluster", "nowhere"], "--cluster nowhere: neither an address (tcp://HOST:PORT) nor a scheduler file"),
         (["--cluster", "tcp://127.0.0.1:1", "--workers", "0"], "cluster says where actors run"),
         (["--cluster", "tcp://127.0.0.1:1", "--inference", "central"], "ask for inference local"),
-        (["--cluster", "tcp://127.0.0.1:1", "--tls-ca", "none.pem"], "--tls-ca none.pem: there is no such file"),
+        pytest.param(
+            ["--cluster", "tcp://127.0.0.1:1", "--tls-ca", "none.pem"],
+            "--tls-ca none.pem: there is no such file",
+            marks=pytest.mark.sweep,
+        ),
         (["--cluster", "tls://127.0.0.1:1"], "needs --tls-ca, --tls-cert and --tls-key"),
-        (["--cluster", "tls://127.0.0.1:1", "--tls-ca", __file__], "are needed together"),
-        (["--cluster", __file__], "is no scheduler file"),
+        pytest.param(
+            ["--cluster", "tls://127.0.0.1:1", "--tls-ca", __file__], "are needed together", marks=pytest.mark.sweep
+        ),
+        pytest.param(["--cluster", __file__], "is no scheduler file", marks=pytest.mark.sweep),
     ],
 )
 def test_a_cluster_asked_for_wrongly_is_one_line(tmp_path: Path, launch: Any, flags: list[str], said: str) -> None:
@@ -371,6 +388,7 @@ def test_a_cluster_asked_for_wrongly_is_one_line(tmp_path: Path, launch: Any, fl
     assert said in done.line
 
 
+@pytest.mark.sweep
 def test_a_scheduler_that_is_not_there_is_one_line(
     tmp_path: Path, launch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,6 +409,7 @@ def certificates(folder: Path) -> dict[str, str]:
     return {"ca": cert, "cert": cert, "key": key}
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes its certificate with openssl")
 def test_a_cluster_with_tls_asks_for_certificates(tmp_path: Path, launch: Any) -> None:
     files = certificates(tmp_path)

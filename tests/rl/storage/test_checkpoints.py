@@ -297,7 +297,9 @@ REPLAY: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "flipped"])
+@pytest.mark.parametrize(
+    "damage", [pytest.param("gone", marks=pytest.mark.sweep), pytest.param("cut", marks=pytest.mark.sweep), "flipped"]
+)
 def test_a_checkpoint_without_its_segments_is_not_intact(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

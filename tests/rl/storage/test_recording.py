@@ -96,12 +96,12 @@ def test_unrolls_under_way_at_a_checkpoint_are_recorded_too(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "given",
     [
-        PPO,
+        pytest.param(PPO, marks=pytest.mark.sweep),
         PPO | {"memory": "gru", "memory_size": 8, "sequence": 8},
         PPO | {"env": "probe:dict", "env_args": {}},
         PPO | {"env": "probe:masked"},
-        PPO | {"env": "probe:image"},
-        TINY | {"unroll": 1, "streams": 1},
+        pytest.param(PPO | {"env": "probe:image"}, marks=pytest.mark.sweep),
+        pytest.param(TINY | {"unroll": 1, "streams": 1}, marks=pytest.mark.sweep),
     ],
     ids=["vector", "memory", "dict", "masks", "image", "single steps"],
 )
@@ -251,7 +251,16 @@ def test_what_is_no_recording_or_of_something_else(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "missing", "index", "index cut"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "cut",
+        pytest.param("flipped", marks=pytest.mark.sweep),
+        "missing",
+        pytest.param("index", marks=pytest.mark.sweep),
+        pytest.param("index cut", marks=pytest.mark.sweep),
+    ],
+)
 def test_a_damaged_recording_is_refused_by_name(
     how: str, recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -291,7 +300,9 @@ def test_a_recording_goes_on_where_its_checkpoint_was(launch: Any, tmp_path: Pat
     assert not list((tmp_path / "b").glob(".unrolls*"))
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["before a checkpoint", "after one"])
+@pytest.mark.parametrize(
+    "known", [pytest.param(False, marks=pytest.mark.sweep), True], ids=["before a checkpoint", "after one"]
+)
 @pytest.mark.parametrize("what", ["another run's", "something else"])
 def test_a_folder_that_is_not_its_own_any_more_is_left_alone(
     known: bool, what: str, launch: Any, tmp_path: Path

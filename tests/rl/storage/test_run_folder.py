@@ -109,7 +109,13 @@ def test_a_run_has_one_user(tmp_path: Path, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["checkpoints/step-000000000{}", "checkpoints/latest", "metrics.jsonl"], ids=lambda file: file[:15]
+    "file",
+    [
+        pytest.param("checkpoints/step-000000000{}", marks=pytest.mark.sweep),
+        "checkpoints/latest",
+        pytest.param("metrics.jsonl", marks=pytest.mark.sweep),
+    ],
+    ids=lambda file: file[:15],
 )
 def test_a_full_disk_ends_the_run_and_spares_what_is_there(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -171,7 +177,9 @@ class Moves(Counter):
         return super().reset(**kwargs)
 
 
-@pytest.mark.parametrize(("algo", "what"), [("dqn", "checkpoints"), ("ppo", "run.json")])
+@pytest.mark.parametrize(
+    ("algo", "what"), [("dqn", "checkpoints"), pytest.param("ppo", "run.json", marks=pytest.mark.sweep)]
+)
 def test_what_is_moved_while_a_run_trains_is_written_again(algo: str, what: str, tmp_path: Path) -> None:
     args = {"runs": str(tmp_path / "runs"), "what": what}
     small: dict[str, Any] = {"workers": 0, "streams": 2, "widths": (8,), "preset": "none", "eval_every": 0}

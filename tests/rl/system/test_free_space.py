@@ -176,7 +176,7 @@ class Films(gymnasium.Env[np.ndarray, np.int64]):
         return self._frame.copy() if self._left > 0 else self._frame
 
 
-@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("workers", [0, pytest.param(3, marks=pytest.mark.sweep)])
 def test_frames_that_do_not_roll_end_the_run_after_a_checkpoint(workers: int, tmp_path: Path) -> None:
     """In one line that says what to do, for any number of workers; the run goes on when that was done."""
     given = {

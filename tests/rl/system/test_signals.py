@@ -108,7 +108,7 @@ def test_a_signal_in_the_start_closes_everything(
     assert capsys.readouterr().err == "rltrain: interrupted while it started; no checkpoint was written\n"
 
 
-@pytest.mark.parametrize("swallows", [False, True])
+@pytest.mark.parametrize("swallows", [pytest.param(False, marks=pytest.mark.sweep), True])
 def test_a_hang_in_this_process_is_given_up_at_the_second_signal(swallows: bool, tmp_path: Path) -> None:
     """If the environment swallows the exception that ends its call, the fourth one ends the process."""
     (tmp_path / "mine.py").write_text(HANGS.replace("SWALLOWED", "BaseException" if swallows else "Exception"))
@@ -166,12 +166,12 @@ class SendsSignals(Counter):
     ("calls", "number", "way"),
     [
         ("reset", signal.SIGTERM, "kill"),
-        ("step", signal.SIGINT, "kill"),
-        ("step", signal.SIGTERM, "a process of its own"),
-        ("close", signal.SIGTERM, "kill"),
+        pytest.param("step", signal.SIGINT, "kill", marks=pytest.mark.sweep),
+        pytest.param("step", signal.SIGTERM, "a process of its own", marks=pytest.mark.sweep),
+        pytest.param("close", signal.SIGTERM, "kill", marks=pytest.mark.sweep),
         ("close", signal.SIGTERM, "a process of its own"),
-        ("reset step close", signal.SIGINT, "kill"),
-        ("reset step close", signal.SIGTERM, "a process of its own"),
+        pytest.param("reset step close", signal.SIGINT, "kill", marks=pytest.mark.sweep),
+        pytest.param("reset step close", signal.SIGTERM, "a process of its own", marks=pytest.mark.sweep),
     ],
 )
 def test_an_environment_that_stops_its_own_process_again_and_again(

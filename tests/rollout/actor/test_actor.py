@@ -98,7 +98,15 @@ def test_reset_rows_are_not_valid_and_nothing_else_is_invalid() -> None:
     assert all(ret == length * (length + 1) / 2 for ret, length in lengths)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "probe:multi-discrete", "probe:multi-binary", "probe:box3"])
+@pytest.mark.parametrize(
+    "env",
+    [
+        pytest.param("CartPole-v1", marks=pytest.mark.sweep),
+        "probe:multi-discrete",
+        pytest.param("probe:multi-binary", marks=pytest.mark.sweep),
+        "probe:box3",
+    ],
+)
 @pytest.mark.parametrize("memory", ["none", "gru"])
 def test_actions_and_cores_are_those_of_the_policy_played_again(env: str, memory: str) -> None:
     """The whole unroll once more by hand: noise of stream and row, core zeroed at `first`, stored every L rows."""
@@ -158,7 +166,14 @@ def failure(env: Any, looks_like: Any = Counter, **given: Any) -> str:
     return f"worker {lost[0].worker}: {lost[0].detail}"
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(float("nan"), marks=pytest.mark.sweep),
+        float("inf"),
+        pytest.param(-float("inf"), marks=pytest.mark.sweep),
+    ],
+)
 @pytest.mark.parametrize("what", ["reward", "obs"])
 def test_a_number_that_is_not_finite_is_refused(what: str, value: float) -> None:
     """Each stream of the first worker fails in its 12th step; the row of that depends on the episodes before it."""
@@ -226,7 +241,7 @@ def test_a_fault_names_stream_seed_step_and_brings_its_traceback() -> None:
 # --- random starts ---
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "probe:masked", "Pendulum-v1"])
+@pytest.mark.parametrize("env", [pytest.param("CartPole-v1", marks=pytest.mark.sweep), "probe:masked", "Pendulum-v1"])
 def test_the_first_rows_of_a_stream_are_acted_at_random(env: str) -> None:
     """A policy that always does the same is overruled for ceil(warmup / streams) rows."""
 

@@ -72,7 +72,7 @@ def test_networks_of_several_agents_of_odd_sizes_agree(algo: str, memory: str) -
     assert is_position_invariant(policy, spec, 17)
 
 
-@pytest.mark.parametrize("torso", ["nature", "impala"])
+@pytest.mark.parametrize("torso", ["nature", pytest.param("impala", marks=pytest.mark.sweep)])
 def test_networks_of_atari_agree(torso: str) -> None:
     """Wide layers that lie in memory as few rows want them, and a value that is told with the action."""
     given = {"torso": torso, "shared_torso": True, "widths": []}

@@ -178,7 +178,9 @@ def test_whole_episodes_are_all_that_are_there_from_end_to_end(env, capacity):
 
 
 @pytest.mark.parametrize("capacity", [10_000, 30])  # in the small one the newest row lies where an old one ended
-@pytest.mark.parametrize("length", [1, 3, 9])
+@pytest.mark.parametrize(
+    "length", [pytest.param(1, marks=pytest.mark.sweep), 3, pytest.param(9, marks=pytest.mark.sweep)]
+)
 @pytest.mark.parametrize("env", ["generations", Masked])
 def test_sequences_go_on_until_no_agent_is_left(env, length, capacity):
     found = unrolls(env, 10, 5)

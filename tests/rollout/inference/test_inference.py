@@ -274,20 +274,24 @@ REPLAY: dict[str, Any] = {
     "unroll": 4, "warmup": 40, "batch": 16, "updates_per_step": 0.5, "steps": 150, "n_step": 3, "prioritized": True,
 }  # fmt: skip
 RUNS = [
-    pytest.param("CartPole-v1", PPO, id="discrete"),
-    pytest.param("probe:box", PPO | {"deterministic": True}, id="box, deterministic"),
-    pytest.param("probe:box3", PPO | {"memory": "gru", "memory_size": 8, "sequence": 4}, id="box, gru"),
+    pytest.param("CartPole-v1", PPO, id="discrete", marks=pytest.mark.sweep),
+    pytest.param("probe:box", PPO | {"deterministic": True}, id="box, deterministic", marks=pytest.mark.sweep),
+    pytest.param(
+        "probe:box3", PPO | {"memory": "gru", "memory_size": 8, "sequence": 4}, id="box, gru", marks=pytest.mark.sweep
+    ),
     pytest.param("probe:multi-discrete", PPO | {"memory": "lstm", "memory_size": 8, "sequence": 4}, id="heads, lstm"),
-    pytest.param("probe:multi-binary", PPO, id="bits"),
+    pytest.param("probe:multi-binary", PPO, id="bits", marks=pytest.mark.sweep),
     pytest.param("probe:masked", PPO, id="masked"),
-    pytest.param("probe:dict", PPO, id="dict"),
-    pytest.param("probe:image", PPO, id="images"),
-    pytest.param("CartPole-v1", REPLAY | {"algo": "dqn", "epsilon_per_stream": True}, id="dqn"),
+    pytest.param("probe:dict", PPO, id="dict", marks=pytest.mark.sweep),
+    pytest.param("probe:image", PPO, id="images", marks=pytest.mark.sweep),
+    pytest.param(
+        "CartPole-v1", REPLAY | {"algo": "dqn", "epsilon_per_stream": True}, id="dqn", marks=pytest.mark.sweep
+    ),
     pytest.param("probe:masked", REPLAY | {"algo": "dqn", "noisy": True, "atoms": 5, "dueling": True}, id="dqn, noisy"),
-    pytest.param("Pendulum-v1", REPLAY | {"algo": "sac"}, id="sac"),
-    pytest.param("probe:masked", REPLAY | {"algo": "sac"}, id="sac, discrete"),
+    pytest.param("Pendulum-v1", REPLAY | {"algo": "sac"}, id="sac", marks=pytest.mark.sweep),
+    pytest.param("probe:masked", REPLAY | {"algo": "sac"}, id="sac, discrete", marks=pytest.mark.sweep),
     pytest.param("Pendulum-v1", REPLAY | {"algo": "td3"}, id="td3"),
-    pytest.param("Pendulum-v1", REPLAY | {"algo": "ddpg", "noise_kind": "ou"}, id="ddpg, ou"),
+    pytest.param("Pendulum-v1", REPLAY | {"algo": "ddpg", "noise_kind": "ou"}, id="ddpg, ou", marks=pytest.mark.sweep),
 ]
 
 
@@ -303,12 +307,12 @@ def test_the_same_bits_as_with_networks_of_their_own(env: str, given: dict[str, 
 
 
 @pytest.mark.usefixtures("fork_server")
-def test_seventeen_streams_and_one_actor_or_eight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, pytest.param(8, marks=pytest.mark.sweep)])
+def test_seventeen_streams_and_one_actor_or_eight(workers: int, tmp_path: Path) -> None:
     """Rows of all do not fit one width of padding."""
     asked = TINY | PPO | {"env": "CartPole-v1", "out": str(tmp_path), "streams": 17, "steps": 300}
     expected = train(**asked, workers=0).fingerprint
-    for workers in (1, 8):
-        assert train(**asked, workers=workers, inference="central").fingerprint == expected, workers
+    assert train(**asked, workers=workers, inference="central").fingerprint == expected
 
 
 @pytest.mark.usefixtures("fork_server")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,16 @@ def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring, "SEGMENT_BYTES", 150)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.6])
-@pytest.mark.parametrize("n_step", [1, 3, 5])
-@pytest.mark.parametrize("kind", sorted(SPECS))
+QUICK = [("box", 1, 0.6), ("discrete", 3, 0.0), ("masked", 5, 0.6), ("stack", 1, 0.0), ("tree", 3, 0.6)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "n_step", "alpha"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.sweep)
+        for case in itertools.product(sorted(SPECS), (1, 3, 5), (0.0, 0.6))
+    ],
+)
 @pytest.mark.usefixtures("small_segments")
 def test_exactly_the_legal_transitions_are_sampled_after_every_append(kind: str, n_step: int, alpha: float) -> None:
     for seed in range(2):

@@ -37,7 +37,7 @@ def equal(one: list[list[np.ndarray]], other: list[list[np.ndarray]]) -> bool:
 
 
 @pytest.mark.usefixtures("fork_server")
-@pytest.mark.parametrize("env", [Picture, "probe:dict"])
+@pytest.mark.parametrize("env", [pytest.param(Picture, marks=pytest.mark.sweep), "probe:dict"])
 def test_the_same_unrolls_through_slots_and_by_pickle(env: object, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"streams": 3, "unroll": 6, "seed": 1}
     here = run(open_rollout(env, **given)[0])

@@ -332,7 +332,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("closes", [True, False])
+@pytest.mark.parametrize("closes", [pytest.param(True, marks=pytest.mark.sweep), False])
 def test_children_of_a_worker_in_this_process_end_with_it(closes: bool) -> None:
     text = LOCAL.format(tests=str(Path(__file__).parent), closes=closes)
     with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True) as process:

@@ -82,7 +82,7 @@ class Mine(gymnasium.Env):
 """
 
 
-@pytest.mark.parametrize("file", ["mine.py", "queue.py"])
+@pytest.mark.parametrize("file", [pytest.param("mine.py", marks=pytest.mark.sweep), "queue.py"])
 def test_files_of_the_working_folder_do_not_break_workers(file: str, tmp_path: Path) -> None:
     for name in NAMES:
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('the wrong file')")

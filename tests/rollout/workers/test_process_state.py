@@ -204,7 +204,7 @@ class Learns(Counter):
 
 
 @pytest.mark.usefixtures("fork_server")
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.sweep), 1])
 def test_an_environment_may_train_a_network(workers: int, tmp_path: Path) -> None:
     result = rltrain.train(**QUICK, env=Learns, workers=workers, out=str(tmp_path))
 
