@@ -168,7 +168,7 @@ def run(folder: Path, *words: str) -> str:
 
 
 EXAMPLES = [(page, line) for page in PAGES for line in runnable(page)]
-QUICK = {"README.md: python example0.py", "coming-from.md: python from_rllib.py"}
+QUICK = {"README.md: python example0.py"}
 QUICK |= {f"{page.name}: {line}" for page, line in EXAMPLES if "--callback watch.py:" in line}
 
 

@@ -46,7 +46,7 @@ def acting(rollout: Rollout) -> None:
     until(lambda: all(actor.heartbeat.steps > b + 2 for actor, b in zip(rollout._actors, before, strict=True)))
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.sweep)])
 def test_a_server_that_is_lost_is_replaced_and_actors_notice_nothing(how: signal.Signals) -> None:
     """It remembers nothing: the unrolls are those of a run in which nothing went wrong."""
     lost: list[ActorLost] = []

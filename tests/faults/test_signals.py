@@ -135,7 +135,9 @@ TINY = "--algo ppo --streams 4 --workers 2 --unroll 16 --epochs 1 --eval-every 0
 LONG = [*TINY, "--env", "probe:counter", "--steps", 10_000_000]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(name, marks=() if name == "module" else pytest.mark.sweep) for name in WAYS]
+)
 def test_a_whole_run_leaves_nothing(way: str, command: Callable[..., Command]) -> None:
     one = command(*TINY, "--env", "probe:counter", "--steps", 300, "--json", way=way)
     status, text = one.end()
@@ -193,6 +195,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_hanging_environment(command: Callab
     assert one.checkpoint()["exact"] is False
 
 
+@pytest.mark.sweep
 def test_ctrl_c_while_the_last_evaluation_hangs(command: Callable[..., Command], tmp_path: Path) -> None:
     from rltrain.evaluation.background import evaluation_seeds
 

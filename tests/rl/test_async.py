@@ -68,7 +68,9 @@ def add_up(books: dict[int, list[tuple[int, int]]], streams: int = 6) -> dict[in
     return ends
 
 
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize(
+    "algo", [pytest.param(name, marks=() if name in ("impala", "a3c") else pytest.mark.sweep) for name in ALGOS]
+)
 def test_nothing_is_lost_or_counted_twice(algo: str, tmp_path: Path, books: dict[int, list[tuple[int, int]]]) -> None:
     """Evaluations and checkpoints in between, then a resume."""
     asked = TINY | ALGOS[algo] | {"algo": algo, "eval_every": 400, "eval_episodes": 2, "checkpoint_every": 300}
@@ -97,7 +99,9 @@ def test_an_actor_that_is_lost_is_replaced(
     add_up(books, streams=3)
 
 
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize(
+    "algo", [pytest.param(name, marks=() if name == "impala" else pytest.mark.sweep) for name in ALGOS]
+)
 def test_turns_repeat_to_the_bit(algo: str, tmp_path: Path) -> None:
     asked = TINY | ALGOS[algo] | {"algo": algo, "env": Jittery, "deterministic": True, "eval_every": 500}
     one, other = (rltrain.train(**asked, out=str(tmp_path / name), eval_episodes=2) for name in ("one", "other"))

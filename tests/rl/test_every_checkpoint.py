@@ -15,11 +15,9 @@ import pytest
 
 pytestmark = pytest.mark.usefixtures("fork_server")
 
-RUNS = [  # of those that act and learn at the same time with --deterministic, and of those with a replay
-    "impala-pool", "sac",
-]  # fmt: skip
+RUNS = ["impala-pool"]  # it acts and learns at the same time with --deterministic
 MORE = [  # the other algorithms, and an end by --stop-return
-    "appo", "dqn-replay", "qmix-gru", "td3_bc-online", "ppo-gru", "mappo", "ppo-goal", "ppo-sde", "ppo-learners",
+    "sac", "appo", "dqn-replay", "qmix-gru", "td3_bc-online", "ppo-gru", "mappo", "ppo-goal", "ppo-sde", "ppo-learners",
     "a2c-gru", "a3c", "rainbow", "dqn-gru", "sac-lstm", "redq", "droq", "tqc",
     "crossq", "td3", "ddpg", "vdn", "iql", "maddpg", "bc", "bc-box", "td3_bc", "cql-mixture",
     "cql-online", "implicit_q-online", "marwil-online", "implicit_q",

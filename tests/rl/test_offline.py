@@ -261,7 +261,14 @@ def test_evaluations_are_scored_where_the_references_are_of_the_same_environment
 # --- then online ---
 
 
-@pytest.mark.parametrize("algo", [*(name for name in ALONE if name != "bc"), "sac", "dqn"])
+@pytest.mark.parametrize(
+    "algo",
+    [
+        *(pytest.param(name, marks=() if name == "marwil" else pytest.mark.sweep) for name in ALONE if name != "bc"),
+        pytest.param("sac", marks=pytest.mark.sweep),
+        "dqn",
+    ],
+)
 def test_a_run_continues_online(algo: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last steps are steps of the environment, whose rows are drawn beside those of the data."""
     env = {"td3_bc": "Pendulum-v1"}.get(algo, "CartPole-v1")

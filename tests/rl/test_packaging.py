@@ -111,6 +111,7 @@ def test_from_the_shell_with_eight_workers(project: Path, installed: Path) -> No
     assert "return" in run(project, installed, "-c", evaluate, str(made), "--episodes", "2")
 
 
+@pytest.mark.sweep
 def test_from_a_script(project: Path, installed: Path) -> None:
     file, steps, length = run(project, installed, "main.py").split()
 

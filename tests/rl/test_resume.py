@@ -53,7 +53,6 @@ CASES = [
     pytest.param(
         [*DQN, *REPLAYS, *CARTPOLE, "--workers", "0", "--capacity", "300"],
         id="dqn, n-step, prioritised",
-        marks=pytest.mark.sweep,
     ),
     pytest.param(
         [*DQN, "--n-step", "3", "--env", "probe:dict", "--workers", "0", "--replay-on-disk"],
@@ -87,7 +86,9 @@ CASES = [
         id="qmix, state, on disk",
         marks=pytest.mark.sweep,
     ),
-    pytest.param(["--algo", "maddpg", "--env", "generations", *ACTORS], id="maddpg, agents that die"),
+    pytest.param(
+        ["--algo", "maddpg", "--env", "generations", *ACTORS], id="maddpg, agents that die", marks=pytest.mark.sweep
+    ),
     pytest.param(
         [*SHORT, "--env", "LunarLander-v3", "--workers", "0"], id="LunarLander", marks=[BOX2D, pytest.mark.sweep]
     ),
@@ -204,6 +205,7 @@ def test_workers_may_change_at_each_resume(launch: Any, tmp_path: Path) -> None:
     assert result["fingerprint"] == whole["fingerprint"]
 
 
+@pytest.mark.sweep
 def test_actors_without_networks_are_brought_back_too(launch: Any, tmp_path: Path) -> None:
     argv = [*SHORT, *CARTPOLE, *GRU, "--steps", "800"]
     whole = launch(tmp_path, *argv, "--out", "whole", "--workers", "0").result

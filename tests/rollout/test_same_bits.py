@@ -137,9 +137,11 @@ def test_a_replay_with_any_number_of_workers(env: str, given: dict[str, Any], tm
 @pytest.mark.parametrize(
     "algo",
     [
-        "sac, memory",
         "td3",
-        *(pytest.param(name, marks=pytest.mark.sweep) for name in ("sac, gsde", "sac", "crossq", "ddpg")),
+        *(
+            pytest.param(name, marks=pytest.mark.sweep)
+            for name in ("sac, memory", "sac, gsde", "sac", "crossq", "ddpg")
+        ),
     ],
 )
 def test_continuous_actions(algo: str, tmp_path: Path) -> None:

@@ -146,7 +146,9 @@ def test_an_actor_runs_ahead_by_max_in_flight_and_no_further() -> None:
     assert [int(unroll.version[0]) for unroll in (*third, *fourth)] == [0, 0, 5, 5]
 
 
-@pytest.mark.parametrize("max_in_flight", [1, 2, 3])
+@pytest.mark.parametrize(
+    "max_in_flight", [pytest.param(1, marks=pytest.mark.sweep), 2, pytest.param(3, marks=pytest.mark.sweep)]
+)
 def test_big_observations_are_whole_as_long_as_they_are_looked_at(max_in_flight: int) -> None:
     """Those of an unroll in the learner's hands are not overwritten by the ones that were begun after it."""
     rollout = open_rollout(Picture, max_in_flight=max_in_flight, unroll=10)

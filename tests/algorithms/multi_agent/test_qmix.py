@@ -50,7 +50,7 @@ def gradient(algorithm: MixedQ, batch: Trajectory) -> torch.Tensor:
     [{"double": double} | memory | last for double in (True, False) for memory in ({}, GRU) for last in ({}, LAST)],
     ids=str,
 )
-@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.sweep), True], ids=["plain", "masked"])
 @pytest.mark.parametrize(
     ("told", "turns"), [(True, False), (False, False), (True, True)], ids=["state", "joined", "in turns"]
 )

@@ -149,14 +149,19 @@ PAIRS = [
 FEW = {
     "ppo": ("box", "discrete", "tuple", "multi-discrete", "start", "multi-binary", "mixed"),
     "qmix": ("image", "multi-binary"),
-    "maddpg": ("matrix", "boxes", "start"),
+    "maddpg": ("matrix", "boxes"),
+    "a2c": ("box",),
+    "appo": ("discrete",),
+    "impala": ("nested",),
+    "mappo": ("nested",),
+    "vdn": ("nested",),
+    "iql": ("tuple",),
 }
-OTHERS = ("nested",)  # observations of the other algorithms
 
 
 def mark(algo: str, observation: str, action: str) -> Any:
     kind = observation if action == "discrete" else action
-    return () if kind in FEW.get(algo, OTHERS) or not allowed(algo, action) else pytest.mark.sweep
+    return () if kind in FEW[algo] or not allowed(algo, action) else pytest.mark.sweep
 
 
 CASES = [  # every other one has a global state

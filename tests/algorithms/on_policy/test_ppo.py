@@ -33,21 +33,32 @@ def make_ppo(spec=DISCRETE, seed: int = 3, **settings) -> PPO:
     return algorithm
 
 
+SETTINGS = [
+    {},
+    {"value_clip": 0.1, "clip": 0.1, "value": 1.0, "minibatches": 3},
+    {"shared_torso": True, "max_grad_norm": 0.0, "entropy": 0.1, "entropy_end": 0.0},
+    {"normalize_advantage": False, "lr_end": None, "clip_end": 0.05, "gamma": 0.8, "lam": 0.5},
+    {"normalize_return": True, "minibatches": 1},
+    {"normalize_obs": True},
+    GRU,
+    {**GRU, "sequence": 4, "value_clip": 0.2, "minibatches": 3},
+]
+QUICK = {"box": GRU, "masked": {}}  # one of the settings; discrete actions have all
+
+
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 @pytest.mark.parametrize(
-    "settings",
+    ("spec", "settings"),
     [
-        {},
-        {"value_clip": 0.1, "clip": 0.1, "value": 1.0, "minibatches": 3},
-        {"shared_torso": True, "max_grad_norm": 0.0, "entropy": 0.1, "entropy_end": 0.0},
-        {"normalize_advantage": False, "lr_end": None, "clip_end": 0.05, "gamma": 0.8, "lam": 0.5},
-        {"normalize_return": True, "minibatches": 1},
-        {"normalize_obs": True},
-        GRU,
-        {**GRU, "sequence": 4, "value_clip": 0.2, "minibatches": 3},
+        pytest.param(
+            spec,
+            settings,
+            id=f"{'-'.join(settings) or 'default'}-{name}",
+            marks=() if QUICK.get(name, settings) == settings else pytest.mark.sweep,
+        )
+        for settings in SETTINGS
+        for name, spec in SPECS.items()
     ],
-    ids=lambda settings: "-".join(settings) or "default",
 )
 def test_two_updates_equal_those_written_anew(spec, settings):
     """The second one is made with what the first has left in the optimiser, the shuffler and the statistics."""
@@ -75,7 +86,13 @@ def test_two_updates_equal_those_written_anew(spec, settings):
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("settings", [{}, GRU, {"normalize_obs": True, "normalize_return": True}])
-@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        pytest.param(case, id=name, marks=() if name in ("discrete", "masked") else pytest.mark.sweep)
+        for name, case in SPECS.items()
+    ],
+)
 def test_reset_rows_teach_nothing_whatever_they_hold(spec, settings):
     """Their reward, action and log_prob, and the final observation of an episode that terminated."""
     clean, other = make_ppo(spec, **settings), make_ppo(spec, **settings)
@@ -173,7 +190,19 @@ ACTED = {
 }
 
 
-@pytest.mark.parametrize(("env", "settings"), ACTED.values(), ids=ACTED)
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [
+        pytest.param(
+            *case,
+            id=name,
+            marks=()
+            if name in ("normalised", "gru", "masked-gru", "box", "multi-binary", "image")
+            else pytest.mark.sweep,
+        )
+        for name, case in ACTED.items()
+    ],
+)
 def test_the_ratio_is_1_before_the_first_step(env, settings, monkeypatch):
     """What the learner computes of an action is what the actor said of it, unroll after unroll.
 

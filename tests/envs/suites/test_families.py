@@ -24,13 +24,18 @@ SMALL: dict[str, Any] = {
 REPLAY: dict[str, Any] = {"warmup": 40, "batch": 4, "updates_per_step": 0.1}
 
 
+# One of each family.
+QUICK = ("simple_speaker_listener_v4", "knights_archers_zombies_v11", "rps_v2", "multiwalker_v9", "battle_v4")
+
+
 def game(module: str, needs: str, algo: str, steps: int = 200, **settings: Any) -> Any:
     there = (
         importlib.util.find_spec(needs) is not None and importlib.util.find_spec(module.partition(".")[0]) is not None
     )
     more = {**(REPLAY if algo in ("qmix", "vdn", "iql") else {}), **settings, "steps": steps}
     skip = pytest.mark.skipif(not there, reason=f"needs {needs}, of an extra")
-    return pytest.param(module, algo, more, id=module.rpartition(".")[2], marks=skip)
+    name = module.rpartition(".")[2]
+    return pytest.param(module, algo, more, id=name, marks=skip if name in QUICK else [skip, pytest.mark.sweep])
 
 
 GAMES = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -55,8 +56,13 @@ def first_rows(unroll: Trajectory, rows: int) -> Trajectory:
     return replace(cut_rows(unroll, 0, rows), core=core)
 
 
-@pytest.mark.parametrize("algo", ALGOS)
-@pytest.mark.parametrize("env", ENVS)
+QUICK = {("ppo", "memory"), ("a2c", "discrete"), ("appo", "masked"), ("impala", "box")}
+
+
+@pytest.mark.parametrize(
+    ("algo", "env"),
+    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.sweep) for case in itertools.product(ALGOS, ENVS)],
+)
 def test_rows_that_were_added_teach_nothing(algo: str, env: str) -> None:
     """An update on a short unroll, and on the same stretched, ends with the same weights."""
     name, more = ENVS[env]

@@ -180,6 +180,7 @@ def test_a_run_goes_on_elsewhere(two: Machines, tmp_path: Path, launch: Any) -> 
     assert resumed["fingerprint"] == whole["fingerprint"]
 
 
+@pytest.mark.sweep
 def test_an_environment_in_a_file_travels_with_its_neighbours(two: Machines, slow: Path) -> None:
     words = command(*PPO, "--env", "mine.py:Slow", "--workers", "2", "--cluster", two.address)
     done = subprocess.run(words, cwd=slow, capture_output=True, text=True, check=False)
@@ -210,6 +211,7 @@ def test_an_actor_that_hangs_is_replaced(two: Machines, slow: Path) -> None:
     assert "made no step for 3 s" in done.stderr
 
 
+@pytest.mark.sweep
 def test_a_killed_run_leaves_no_actors_on_its_nodes(two: Machines, slow: Path) -> None:
     wait_for(lambda: not two.actors() - forks(two))
     before = two.actors()

@@ -232,7 +232,13 @@ class EndsItself(SendsSignals):
             FATAL[self.way]()
 
 
-@pytest.mark.parametrize("way", FATAL)
+@pytest.mark.parametrize(
+    "way",
+    [
+        pytest.param(name, marks=() if name in ("SIGKILL", "SIGQUIT", "os.execv", "os._exit") else pytest.mark.sweep)
+        for name in FATAL
+    ],
+)
 def test_a_signal_that_would_end_the_process_gives_a_line_and_a_checkpoint(
     way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def results(folder: Path) -> list[Any]:
     ]
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 def test_a_killed_search_continues_to_the_same_winner_with_the_same_bits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -299,7 +299,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize(("server", "hangs"), [(True, False), (False, True)])
+@pytest.mark.parametrize(("server", "hangs"), [(True, False), pytest.param(False, True, marks=pytest.mark.sweep)])
 def test_nothing_remains_after_sigkill_of_the_learner(server: bool, hangs: bool) -> None:
     with tempfile.TemporaryDirectory() as temporary:  # tmp_path would be too long for a socket
         text = KILLED.format(tests=str(Path(__file__).parent), server=server, hangs=hangs)
