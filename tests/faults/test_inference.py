@@ -148,6 +148,7 @@ def test_an_end_while_all_wait_for_a_server_that_hangs() -> None:
     assert handle._why == "it did not stop when asked"
 
 
+@pytest.mark.sweep
 def test_a_run_survives_an_environment_that_kills_its_actor(tmp_path: Path) -> None:
     once = str(tmp_path / "once")
     config = config_of(lambda: killed(at=500, once=once), out=str(tmp_path), streams=4, steps=3000, **CENTRAL)

@@ -265,6 +265,7 @@ def test_the_next_start_sweeps_what_a_killed_group_left(learners: int, command: 
     other.settle()
 
 
+@pytest.mark.sweep
 def test_what_a_command_that_was_killed_before_its_run_began_left_is_swept_too(command: Callable[..., Command]) -> None:
     one = command(*LONG)
     one.until(lambda: any(one.temporary.glob("rltrain-*")))
@@ -278,6 +279,7 @@ def test_what_a_command_that_was_killed_before_its_run_began_left_is_swept_too(c
     other.settle()
 
 
+@pytest.mark.sweep
 def test_a_failing_run_ends_with_status_1_and_its_story(command: Callable[..., Command]) -> None:
     one = command(*TINY, "--env", f"{FAULTY}:raises", "--env-arg", "at=500", "--steps", 10**6, "--max-restarts", 0)
     status, text = one.end()

@@ -84,7 +84,12 @@ def test_nothing_is_lost_or_counted_twice(algo: str, tmp_path: Path, books: dict
 
 
 @pytest.mark.parametrize(
-    ("algo", "fault"), [pytest.param("impala", killed, marks=pytest.mark.sweep), ("impala", raises), ("a3c", killed)]
+    ("algo", "fault"),
+    [
+        pytest.param("impala", killed, marks=pytest.mark.sweep),
+        pytest.param("impala", raises, marks=pytest.mark.sweep),
+        ("a3c", killed),
+    ],
 )
 def test_an_actor_that_is_lost_is_replaced(
     algo: str, fault: Any, tmp_path: Path, books: dict[int, list[tuple[int, int]]]

@@ -31,6 +31,7 @@ def test_any_number_of_workers_gives_the_same_bits(algo: str, memory: str, tmp_p
     assert rltrain.train(**{**asked, "seed": 4}, workers=0).fingerprint != whole.fingerprint
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("algo", "wait"), [pytest.param("impala", 3, marks=pytest.mark.sweep), ("appo", None)])
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(algo: str, wait: int | None, tmp_path: Path) -> None:
     """From a checkpoint in the middle, as a run that was killed after it would go on. Without memory and with it."""

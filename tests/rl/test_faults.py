@@ -104,12 +104,17 @@ SMALL_MEMORY = [*UNSHARE, "sh", "-c", 'mount -t tmpfs -o size=64k tmpfs /dev/shm
     [
         ([], 40, "Too many open files"),
         pytest.param(
-            SMALL_MEMORY, 1024, "No space left on device",
-            marks=[pytest.mark.skipif(not own_shared_memory(), reason="/dev/shm cannot be another one here"), pytest.mark.sweep],
+            SMALL_MEMORY,
+            1024,
+            "No space left on device",
+            marks=[
+                pytest.mark.skipif(not own_shared_memory(), reason="/dev/shm cannot be another one here"),
+                pytest.mark.sweep,
+            ],
         ),
     ],
     ids=["descriptors", "shared memory"],
-)  # fmt: skip
+)
 def test_workers_for_which_the_machine_has_no_room_are_one_line(
     before: list[str], files: int, said: str, here: Path
 ) -> None:

@@ -172,6 +172,7 @@ def test_an_actor_that_is_lost_meanwhile_is_replaced(
     add_up(books)
 
 
+@pytest.mark.sweep
 def test_an_actor_that_hangs_meanwhile_is_replaced(tmp_path: Path, books: dict[int, list[tuple[int, int]]]) -> None:
     from oracles.faulty import hangs
 

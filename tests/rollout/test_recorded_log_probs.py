@@ -103,8 +103,13 @@ def test_of_random_first_steps(env: str, expected: float | None, tmp_path: Path)
     ("algo", "env", "more"),
     [
         ("dqn", "CartPole-v1", {"memory": "gru", "memory_size": 8, "burn_in": 2, "length": 4, **EPSILON}),
-        ("sac", "CartPole-v1", {"memory": "lstm", "memory_size": 8, "burn_in": 2, "length": 4}),
-        ("sac", "probe:dict", {}),
+        pytest.param(
+            "sac",
+            "CartPole-v1",
+            {"memory": "lstm", "memory_size": 8, "burn_in": 2, "length": 4},
+            marks=pytest.mark.sweep,
+        ),
+        pytest.param("sac", "probe:dict", {}, marks=pytest.mark.sweep),
         ("sac", "Pendulum-v1", {"sde": True, "sde_every": 1}),
     ],
 )

@@ -126,11 +126,19 @@ SEQUENCES: dict[str, Any] = {"memory": "gru", "memory_size": 8, "length": 5, "bu
         pytest.param("probe:masked", RAINBOW, id="masked, 3 steps and priorities", marks=pytest.mark.sweep),
     ],
 )
-def test_a_replay_with_any_number_of_workers(env: str, given: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "way",
+    [
+        *(pytest.param({"workers": n, "backend": "local"}, marks=pytest.mark.sweep) for n in (1, 2, 3)),
+        {"workers": 3},
+    ],
+    ids=str,
+)
+def test_a_replay_with_any_number_of_workers(
+    env: str, given: dict[str, Any], way: dict[str, Any], tmp_path: Path
+) -> None:
     expected = replayed(tmp_path, env, workers=0, streams=7, **given)
-    for workers in (1, 2, 3):
-        assert replayed(tmp_path, env, workers=workers, backend="local", streams=7, **given) == expected, workers
-    assert replayed(tmp_path, env, workers=3, streams=7, **given) == expected
+    assert replayed(tmp_path, env, streams=7, **given, **way) == expected
     assert replayed(tmp_path, env, workers=0, streams=7, **given, seed=4) != expected
 
 

@@ -91,7 +91,7 @@ def test_d4rl_holds_the_data_of_one_array(
         assert {"observations", "next_observations", "rewards", "terminals", "timeouts"} <= set(file)
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "probe:dict"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", pytest.param("probe:dict", marks=pytest.mark.sweep)])
 @pytest.mark.parametrize(("form", "package"), [("minari", "h5py"), ("minari-arrow", "pyarrow")])
 def test_minari_loads_what_was_written_and_it_is_read_again(
     form: str, package: str, env: str, recordings: Callable[[str], Path], rldata: Rldata, tmp_path: Path

@@ -158,9 +158,15 @@ def cut(one: Recorded, number: int) -> Recorded:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(without, "propensities"), pytest.param(unknown, "propensities", marks=pytest.mark.sweep), pytest.param(certain, "without exploration", marks=pytest.mark.sweep), (far, "effective size"),
-     pytest.param(cut, "no episode", marks=pytest.mark.sweep), pytest.param(impossible, "probability 0", marks=pytest.mark.sweep)],
-)  # fmt: skip
+    [
+        (without, "propensities"),
+        pytest.param(unknown, "propensities", marks=pytest.mark.sweep),
+        pytest.param(certain, "without exploration", marks=pytest.mark.sweep),
+        (far, "effective size"),
+        pytest.param(cut, "no episode", marks=pytest.mark.sweep),
+        pytest.param(impossible, "probability 0", marks=pytest.mark.sweep),
+    ],
+)
 def test_estimators_with_weights_refuse(
     change: Callable[[Recorded, int], Recorded], reason: str, box: tuple[Path, Path], tmp_path: Path,
     rlope: Callable[..., str],

@@ -66,14 +66,29 @@ def test_it_is_the_evaluation_of_the_api(run: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "code", "says"),
     [
-        pytest.param("reset", "time.sleep(99)", r"its reset\(\) did not return within 2 s \(--actor-timeout\)", marks=pytest.mark.sweep),
+        pytest.param(
+            "reset",
+            "time.sleep(99)",
+            r"its reset\(\) did not return within 2 s \(--actor-timeout\)",
+            marks=pytest.mark.sweep,
+        ),
         ("step", "time.sleep(99)", r"its step\(\) did not return within 2 s \(--actor-timeout\)"),
-        pytest.param("step", "while True: pass", r"its step\(\) did not return within 2 s \(--actor-timeout\)", marks=pytest.mark.sweep),
+        pytest.param(
+            "step",
+            "while True: pass",
+            r"its step\(\) did not return within 2 s \(--actor-timeout\)",
+            marks=pytest.mark.sweep,
+        ),
         ("constructor", "os._exit(0)", r"it ended the program with os\._exit\(0\) at"),
         ("step", "__import__('ctypes').string_at(0)", r"its step\(\) ended the process by SIGSEGV"),
-        pytest.param("step", "os.system(f'kill -9 {os.getpid()}'); time.sleep(99)", "SIGKILL, most likely because memory ran out", marks=pytest.mark.sweep),
+        pytest.param(
+            "step",
+            "os.system(f'kill -9 {os.getpid()}'); time.sleep(99)",
+            "SIGKILL, most likely because memory ran out",
+            marks=pytest.mark.sweep,
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_environment_that_hangs_or_ends_the_process_is_one_line(
     run: Path, call: str, code: str, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

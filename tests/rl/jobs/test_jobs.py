@@ -209,7 +209,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.sweep), signal.SIGKILL])
 def test_nothing_is_left_when_the_program_ends(tmp_path: Path, number: int) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     program = subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)

@@ -59,7 +59,10 @@ def config(env: Any, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("how", ENDINGS)
-@pytest.mark.parametrize("where", ["constructor", "reset", "step"])
+@pytest.mark.parametrize(
+    "where",
+    [pytest.param("constructor", marks=pytest.mark.sweep), "reset", pytest.param("step", marks=pytest.mark.sweep)],
+)
 def test_the_line_says_which_call_ended_the_program_and_how(where: str, how: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(task_process, "LEAST_SECONDS", {})
     limit = 1.0 if how == "hang" else 20.0  # seconds; only a hang may meet it, also on a busy machine

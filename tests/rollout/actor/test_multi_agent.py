@@ -147,7 +147,7 @@ def check(sample: Trajectory, column: int, told: dict[str, np.ndarray], row: int
         assert np.array_equal(leaf[: steps + 1, column], told[f"obs{n}"][row : row + steps + 1])
 
 
-@pytest.mark.parametrize("capacity", [1000, 60])
+@pytest.mark.parametrize("capacity", [pytest.param(1000, marks=pytest.mark.sweep), 60])
 @pytest.mark.parametrize("env", ["generations", "two-step", "tic-tac-toe", Masked])
 def test_whole_episodes_are_all_that_are_there_from_end_to_end(env, capacity):
     found = unrolls(env, 14, 5)
