@@ -34,7 +34,7 @@ PAIRS = [
     pytest.param("vdn", "Discrete", "double", "memory", marks=pytest.mark.sweep),
     ("mappo", "Box", "critic_memory", "activation"),
 ]
-MAIN = ("ppo", "impala", "dqn")
+MAIN = ("impala", "dqn")
 
 
 @pytest.fixture(autouse=True)

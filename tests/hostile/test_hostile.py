@@ -12,7 +12,6 @@ from hostile.cases import Case, cases, run, wrong
 CASES = {case.id: case for case in cases()}
 QUICK = """
     endings.ExitsAtOnce[reset] 0
-    children.ForgottenDouble 2
     values.Broadcast[later] 0
     odd_spaces.Unbounded 0
     agents.OneNan[later] 0
@@ -20,6 +19,7 @@ QUICK = """
 MORE = """
     process_state.Everything 0
     process_state.Interrupted 0
+    children.ForgottenDouble 2
     endings.Exits[later] 2
     shadows.BesideStandard 2
     wrapped.Clips 0

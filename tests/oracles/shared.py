@@ -5,6 +5,7 @@ Every learner sees whole batches, and takes its shard as `rltrain.learner.data_p
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from datetime import timedelta
@@ -74,6 +75,13 @@ WITH = {
     2: NAMES,
     3: ["ppo", "ppo gru", "impala", "dqn", "dqn gru", "sac"],
 }  # number of learners: algorithms; a few of each kind for the second
+
+
+def environment() -> dict[str, str]:
+    """That of a process which finds rltrain and the oracles."""
+    root = Path(__file__).parents[2]
+    folders = [str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def updated(name: str, sync: Any = None) -> dict[str, Tensor]:

@@ -70,6 +70,7 @@ def test_bfloat16_is_near_and_its_features_and_gradients_are_float32(torso: str)
     assert (grads[0] - grads[1]).norm() < 0.05 * grads[0].norm()
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with a C++ compiler")
 @pytest.mark.filterwarnings("default")

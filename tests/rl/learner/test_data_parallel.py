@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
@@ -11,13 +10,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import torch
 from oracles import shared
 from torch import Tensor
 from torch.testing import assert_close
@@ -37,88 +34,6 @@ SAC += "--updates-per-step 0.3 --steps 400 --eval-every 0 --preset none --json -
 IMPALA = "--algo impala --env CartPole-v1 --workers 2 --streams 4 --unroll 16 --widths 8,8 --steps 2000".split()
 IMPALA += "--eval-every 0 --preset none --json --quiet".split()
 LONG = ["--steps", "100000000"]
-
-Found = dict[str, dict[str, Tensor]]
-
-
-def environment() -> dict[str, str]:
-    folders = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
-
-
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Found]]:
-    """What each of 2 or of 3 learners has after ten shared updates, by their number."""
-    folder = tmp_path_factory.mktemp("shared")
-
-    @functools.cache
-    def found(size: int) -> list[Found]:
-        script = str(ROOT / "tests" / "oracles" / "shared.py")
-        processes = [
-            subprocess.Popen([sys.executable, script, str(rank), str(size), str(folder)], env=environment())
-            for rank in range(size)
-        ]
-        assert [process.wait(300) for process in processes] == [0] * size
-        return [torch.load(folder / f"{rank}-of-{size}.pt") for rank in range(size)]
-
-    return found
-
-
-@pytest.fixture(scope="module")
-def alone() -> Callable[[str], dict[str, Tensor]]:
-    """What one learner has."""
-
-    @functools.cache
-    def found(name: str) -> dict[str, Tensor]:
-        torch.set_default_dtype(torch.float64)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return shared.updated(name)
-        finally:
-            torch.set_num_threads(threads)
-            torch.set_default_dtype(torch.float32)
-
-    return found
-
-
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        pytest.param(name, size, marks=pytest.mark.sweep if size == 2 else ())
-        for size, names in shared.WITH.items()
-        for name in names
-    ],
-)
-def test_learners_that_share_a_batch_equal_one_that_has_all_of_it(
-    name: str, size: int, alone: Callable[[str], dict[str, Tensor]], together: Callable[[int], list[Found]]
-) -> None:
-    own = {"clip_fraction_newest", "clip_fraction_oldest"}  # each learner's
-    one = {key: x for key, x in alone(name).items() if key.split()[-1] not in own}
-    priorities = [key for key in one if key.startswith("priority")]
-    for found in together(size):
-        assert found[name].keys() >= one.keys()
-        for key in one.keys() - set(priorities):
-            near = 1e-6 if one[key].dtype == torch.float32 else 1e-10  # shares of rows are told in float32
-            a, b = found[name][key].double(), one[key].double()
-            assert_close(a, b, atol=near, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
-    for key in priorities:  # each learner has those of its rows
-        assert_close(torch.cat([found[name][key] for found in together(size)]), one[key], atol=1e-10, rtol=0)
-
-
-@pytest.mark.parametrize("name", ["ppo", "dqn", "sac"])
-def test_they_hold_the_same_weights_to_the_bit(name: str, together: Callable[[int], list[Found]]) -> None:
-    first, *rest = together(3)
-    for other in rest:
-        for key, x in first[name].items():
-            if not key.startswith("priority"):
-                assert torch.equal(x, other[name][key]), key
-
-
-@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.sweep), 3])
-def test_equal_advantages_have_no_spread_however_they_lie(size: int, together: Callable[[int], list[Found]]) -> None:
-    for found in together(size):
-        assert found["equal"]["normalised"].tolist() == [0.0] * 7
 
 
 # --- whole runs ---
@@ -207,7 +122,7 @@ def test_what_cannot_be_shared_is_refused(
 def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "rltrain.train", *words],
-        env=environment(),
+        env=shared.environment(),
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -308,7 +223,7 @@ def test_the_learner_that_fails_or_is_killed_is_named_at_once(
     (tmp_path / "mine.py").write_text(re.sub("|".join(values), lambda found: values[found[0]], FAULTY))
 
     done = subprocess.run(
-        [sys.executable, "mine.py"], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200
+        [sys.executable, "mine.py"], env=shared.environment(), cwd=tmp_path, capture_output=True, text=True, timeout=200
     )
 
     assert done.stdout.splitlines() == [said] * 2, done.stderr
@@ -321,7 +236,7 @@ def torchrun(folder: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["--max-restarts", "1", "-m", "rltrain.train", *words]
     return subprocess.Popen(
-        command, env=environment(), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=shared.environment(), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
@@ -379,7 +294,7 @@ def test_on_two_machines_all_are_started_again(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", *words, "--max-restarts", "2", "-m", "rltrain.train"]
     command += [*SAC, *LONG, "--max-seconds", "15", "--checkpoint-every", "200"]
     pipes: Any = {
-        "env": environment(),
+        "env": shared.environment(),
         "cwd": tmp_path,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
