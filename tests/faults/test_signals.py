@@ -135,9 +135,8 @@ TINY = "--algo ppo --streams 4 --workers 2 --unroll 16 --epochs 1 --eval-every 0
 LONG = [*TINY, "--env", "probe:counter", "--steps", 10_000_000]
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(name, marks=() if name == "module" else pytest.mark.sweep) for name in WAYS]
-)
+@pytest.mark.sweep
+@pytest.mark.parametrize("way", WAYS)
 def test_a_whole_run_leaves_nothing(way: str, command: Callable[..., Command]) -> None:
     one = command(*TINY, "--env", "probe:counter", "--steps", 300, "--json", way=way)
     status, text = one.end()
@@ -219,7 +218,9 @@ def test_ctrl_c_while_the_last_evaluation_hangs(command: Callable[..., Command],
     assert json.loads(text.splitlines()[-1])["eval_return"] is not None, "the evaluation was made up for"
 
 
-@pytest.mark.parametrize("seconds", [0.3, pytest.param(1.0, marks=pytest.mark.sweep), 1.8])
+@pytest.mark.parametrize(
+    "seconds", [0.3, pytest.param(1.0, marks=pytest.mark.sweep), pytest.param(1.8, marks=pytest.mark.sweep)]
+)
 def test_ctrl_c_while_it_starts(seconds: float, command: Callable[..., Command]) -> None:
     one = command(*LONG)
     time.sleep(seconds)

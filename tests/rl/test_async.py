@@ -69,7 +69,7 @@ def add_up(books: dict[int, list[tuple[int, int]]], streams: int = 6) -> dict[in
 
 
 @pytest.mark.parametrize(
-    "algo", [pytest.param(name, marks=() if name in ("impala", "a3c") else pytest.mark.sweep) for name in ALGOS]
+    "algo", [pytest.param(name, marks=() if name == "a3c" else pytest.mark.sweep) for name in ALGOS]
 )
 def test_nothing_is_lost_or_counted_twice(algo: str, tmp_path: Path, books: dict[int, list[tuple[int, int]]]) -> None:
     """Evaluations and checkpoints in between, then a resume."""

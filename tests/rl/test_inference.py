@@ -49,7 +49,7 @@ def test_what_cannot_be_is_one_line(given: dict[str, Any], line: str, tmp_path: 
 
 @pytest.mark.usefixtures("fork_server")
 @pytest.mark.parametrize(
-    "algo", [pytest.param(name, marks=() if name in ("impala", "dqn") else pytest.mark.sweep) for name in ALGOS]
+    "algo", [pytest.param(name, marks=() if name == "impala" else pytest.mark.sweep) for name in ALGOS]
 )
 def test_nothing_is_lost_or_counted_twice(algo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Actors do not wait, weights move in the middle of unrolls, and evaluations and checkpoints come in between."""

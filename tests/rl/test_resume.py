@@ -53,6 +53,7 @@ CASES = [
     pytest.param(
         [*DQN, *REPLAYS, *CARTPOLE, "--workers", "0", "--capacity", "300"],
         id="dqn, n-step, prioritised",
+        marks=pytest.mark.sweep,
     ),
     pytest.param(
         [*DQN, "--n-step", "3", "--env", "probe:dict", "--workers", "0", "--replay-on-disk"],

@@ -248,9 +248,9 @@ def test_wrong_calls_are_one_line(
 def test_killed_groups_end_as_unbroken_runs(tmp_path: Path) -> None:
     """SIGKILL of the command: its runs get SIGTERM. Then SIGKILL of one run, while the group is continued."""
     small = {"streams": 4, "unroll": 32, "widths": (8,), "eval_every": 0, "checkpoint_every": 128, "preset": "none"}
-    settings: dict[str, Any] = {"algo": "ppo", "env": "CartPole-v1", "workers": 0, "steps": 3000, **small}
+    settings: dict[str, Any] = {"algo": "ppo", "env": "CartPole-v1", "workers": 0, "steps": 1500, **small}
     unbroken = {seed: rltrain.train(**settings, seed=seed, quiet=True, out=str(tmp_path)) for seed in (0, 7)}
-    flags = "--streams 4 --unroll 32 --widths 8 --eval-every 0 --checkpoint-every 128 --steps 3000".split()
+    flags = "--streams 4 --unroll 32 --widths 8 --eval-every 0 --checkpoint-every 128 --steps 1500".split()
     command = [sys.executable, "-P", "-m", "rltrain"]
     group = tmp_path / "runs" / "two"
 

@@ -217,7 +217,7 @@ def test_a_rollout_that_fails_counts_nothing_of_what_came_meanwhile() -> None:
 
 def test_an_actor_that_stops_in_the_middle_of_an_answer_is_replaced() -> None:
     """It is stopped when the pipe is full and the rest of the answer still with it."""
-    rollout = open_rollout(unroll=20_000, actor_timeout=5.0, workers=1, units=((0,), (1,), (2,), (3,)))
+    rollout = open_rollout(unroll=20_000, actor_timeout=3.0, workers=1, units=((0,), (1,), (2,), (3,)))
     rollout.start()
     until(lambda: bool(wait([rollout._actors[0].handle.waitable], 0)))  # type: ignore[union-attr]
     time.sleep(0.2)

@@ -147,8 +147,8 @@ PAIRS = [
 ]
 # Each kind of space once with one family of algorithms, and each algorithm once; the others: scripts/test -m sweep
 FEW = {
-    "ppo": ("box", "discrete", "tuple", "multi-discrete", "multi-binary", "mixed"),
-    "qmix": ("image", "multi-binary"),
+    "ppo": ("box", "discrete", "tuple", "multi-binary", "mixed"),
+    "qmix": ("image", "multi-discrete"),
     "maddpg": ("matrix", "boxes"),
     "a2c": ("box",),
     "appo": ("discrete",),

@@ -162,7 +162,16 @@ def test_running_returns_are_those_of_turns(seed: int) -> None:
         assert float(scale.mean) == pytest.approx(sum(returns) / max(len(returns), 1), abs=1e-6)
 
 
-@pytest.mark.parametrize("algo", ["ppo", "a2c", "impala", "appo", "mappo"])
+@pytest.mark.parametrize(
+    "algo",
+    [
+        pytest.param("ppo", marks=pytest.mark.sweep),
+        pytest.param("a2c", marks=pytest.mark.sweep),
+        "impala",
+        pytest.param("appo", marks=pytest.mark.sweep),
+        "mappo",
+    ],
+)
 def test_the_learner_sees_what_acted(algo: str) -> None:
     """In a real game: every legal move of every seat, at its own turn, with the probability that it was taken with."""
     bench = Bench(algo, "tic-tac-toe", streams=3, unroll=20, widths=(8,))

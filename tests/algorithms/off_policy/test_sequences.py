@@ -89,7 +89,9 @@ def test_three_updates_of_dqn_equal_those_of_the_oracle(spec: Any, settings: dic
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("spec", [BOX, DISCRETE, MASKED], ids=["box", "discrete", "masked"])
+@pytest.mark.parametrize(
+    "spec", [BOX, pytest.param(DISCRETE, marks=pytest.mark.sweep), MASKED], ids=["box", "discrete", "masked"]
+)
 @pytest.mark.parametrize(
     ("algo", "settings"),
     [

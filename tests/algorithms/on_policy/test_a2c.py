@@ -120,8 +120,8 @@ def test_golden_truncation_through_a_whole_update():
         ("probe:memory", {**GRU, "sequence": 8}),
         ("probe:masked", {}),
         ("probe:box3", {"log_std_init": 1.0}),
-        ("probe:multi-binary", {}),
-        ("probe:dict", GRU),
+        pytest.param("probe:multi-binary", {}, marks=pytest.mark.sweep),
+        pytest.param("probe:dict", GRU, marks=pytest.mark.sweep),
     ],
 )
 def test_the_learner_sees_the_policy_that_acted(env, settings):

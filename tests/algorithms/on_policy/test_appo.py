@@ -97,9 +97,9 @@ def test_rows_without_an_action_teach_nothing_whatever_they_hold(spec, settings)
         ("probe:memory", {**GRU, "sequence": 8}),
         ("probe:masked", {}),
         ("probe:box3", {"log_std_init": 1.0}),
-        ("probe:multi-binary", {}),
-        ("probe:multi-discrete", {}),
-        ("probe:dict", GRU),
+        pytest.param("probe:multi-binary", {}, marks=pytest.mark.sweep),
+        pytest.param("probe:multi-discrete", {}, marks=pytest.mark.sweep),
+        pytest.param("probe:dict", GRU, marks=pytest.mark.sweep),
     ],
 )
 def test_the_ratio_is_1_where_all_three_policies_are_one(env, settings, monkeypatch):

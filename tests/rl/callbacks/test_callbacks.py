@@ -485,15 +485,24 @@ def test_somebody_elses_run_imports_no_callback(
     assert not (tmp_path / "executed").exists()
 
 
-def test_damaged_states_of_callbacks_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "callbacks",
+    [
+        {"requests": {"changes": {"lr": -1.0}}},
+        *(
+            pytest.param(state, marks=pytest.mark.sweep)
+            for state in ({"entries": 5}, {"requests": {"logged": {"x": "y"}}})
+        ),
+    ],
+    ids=str,
+)
+def test_damaged_states_of_callbacks_are_refused(callbacks: dict[str, Any], tmp_path: Path) -> None:
     result = train(tmp_path, rltrain.StopOnPlateau(), steps=300)
-    for callbacks in ({"requests": {"changes": {"lr": -1.0}}}, {"entries": 5}, {"requests": {"logged": {"x": "y"}}}):
-        structure = checkpoint._to_structure(callbacks, "", {})
-        forge(
-            result.checkpoint / "meta.json", lambda meta, new=structure: meta["structure"]["dict"].update(callbacks=new)
-        )
-        with pytest.raises(CheckpointError):
-            rltrain.train(resume=result.run, steps=600, callbacks=[rltrain.StopOnPlateau()], quiet=True)
+    structure = checkpoint._to_structure(callbacks, "", {})
+    forge(result.checkpoint / "meta.json", lambda meta: meta["structure"]["dict"].update(callbacks=structure))
+
+    with pytest.raises(CheckpointError):
+        rltrain.train(resume=result.run, steps=600, callbacks=[rltrain.StopOnPlateau()], quiet=True)
 
 
 # --- those that are ready for use ---

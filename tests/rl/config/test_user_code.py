@@ -129,7 +129,7 @@ def test_a_policy_and_an_algorithm_are_given_as_classes(place: Path) -> None:
     assert rltrain.load(result.run).config.algo == "mine:Mine"
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.sweep), 1])
 def test_a_users_exception_has_its_own_traceback(workers: int, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--algo", "ppo", "--torso", "mine.py:Wrong", *FLAGS, "--workers", str(workers)]) == 1
 
@@ -147,7 +147,7 @@ import multiprocessing, rltrain
 
 def run(workers):
     settings = dict(algo="ppo", env="CartPole-v1", workers=workers, streams=2, unroll=8, steps=16, epochs=1)
-    return rltrain.train(**settings, minibatches=1, eval_every=16, eval_episodes=1, quiet=True, widths=[4]).fingerprint
+    return rltrain.train(**settings, minibatches=1, eval_every=0, quiet=True, widths=[4]).fingerprint
 
 if __name__ == "__main__":
     with multiprocessing.get_context("METHOD").Pool(1) as pool:

@@ -66,9 +66,7 @@ def _as_before() -> Iterator[None]:
     [
         pytest.param(
             name,
-            marks=()
-            if name in ("KeepsMemory", "LeavesThreads", "SlowReset", "NoEnd", "RewardInArray")
-            else pytest.mark.sweep,
+            marks=() if name in ("LeavesThreads", "SlowReset", "NoEnd", "RewardInArray") else pytest.mark.sweep,
         )
         for name in planted.KINDS
     ],

@@ -52,7 +52,7 @@ def train(folder: Path, algo: str, env: Any, **settings: Any) -> Any:
     [
         pytest.param("qmix", "generations", {"memory": "gru", "last_action": True}, marks=pytest.mark.sweep),
         pytest.param("qmix", "two-step", {}, marks=pytest.mark.learning),
-        ("vdn", "tic-tac-toe", {"length": 2}),
+        pytest.param("vdn", "tic-tac-toe", {"length": 2}, marks=pytest.mark.sweep),
         pytest.param("iql", "generations", {"share": "none"}, marks=pytest.mark.learning),
         ("ppo", "generations", {"memory": "gru", "normalize_obs": True, "normalize_return": True, "sequence": 2}),
         pytest.param("a2c", Masked, {}, marks=pytest.mark.learning),
@@ -226,7 +226,7 @@ def test_rleval_prints_a_line_with_each_agent(tmp_path: Path, capsys: pytest.Cap
     assert sum(told["agents"].values()) == pytest.approx(told["return_mean"])
 
 
-@pytest.mark.parametrize("memory", [pytest.param("none", marks=pytest.mark.sweep), "gru"])
+@pytest.mark.parametrize("memory", ["none", pytest.param("gru", marks=pytest.mark.sweep)])
 def test_what_was_trained_acts_agent_by_agent(memory: str, tmp_path: Path) -> None:
     """By hand over PettingZoo's own interface, it earns what an evaluation says; masks and starts are obeyed."""
     result = train(tmp_path, "vdn", Masked, memory=memory)

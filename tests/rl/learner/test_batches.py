@@ -100,7 +100,15 @@ def test_a_stretched_unroll_is_the_unroll_and_then_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("streams", "wait", "sizes"),
-    [(6, "all", [6]), (6, 6, [6]), (6, 4, [6]), (6, 3, [3, 3]), (6, 2, [2, 2, 2]), (7, 3, [3, 4]), (3, 5, [3])],
+    [
+        (6, "all", [6]),
+        pytest.param(6, 6, [6], marks=pytest.mark.sweep),
+        pytest.param(6, 4, [6], marks=pytest.mark.sweep),
+        (6, 3, [3, 3]),
+        pytest.param(6, 2, [2, 2, 2], marks=pytest.mark.sweep),
+        (7, 3, [3, 4]),
+        pytest.param(3, 5, [3], marks=pytest.mark.sweep),
+    ],
 )
 def test_a_delivery_makes_batches_of_one_size(streams: int, wait: Any, sizes: list[int]) -> None:
     _, (unroll,) = acted(streams=streams)
@@ -114,7 +122,16 @@ def test_a_delivery_makes_batches_of_one_size(streams: int, wait: Any, sizes: li
     assert torch.equal(torch.cat([leaves(piece.obs)[0] for piece in pieces], 1), leaves(whole.obs)[0])
 
 
-@pytest.mark.parametrize(("kept", "uses"), [(1, 1), (1, 3), (2, 1), (4, 2), (3, 5)])
+@pytest.mark.parametrize(
+    ("kept", "uses"),
+    [
+        pytest.param(1, 1, marks=pytest.mark.sweep),
+        (1, 3),
+        pytest.param(2, 1, marks=pytest.mark.sweep),
+        pytest.param(4, 2, marks=pytest.mark.sweep),
+        (3, 5),
+    ],
+)
 def test_a_batch_is_used_as_often_as_asked_while_it_is_kept(kept: int, uses: int) -> None:
     feed = StreamFeed(CPU, StreamPlan(unroll=8, buffer_size=kept, reuse=uses))
     _, unrolls = acted(unrolls=20)

@@ -31,7 +31,7 @@ CASES = [(algo, WORLDS.get(algo, "two-step" if algorithms.for_several(algo) else
          for algo in algorithms.names()]  # fmt: skip
 CASES += [("ppo", "generations"), ("sac", "CartPole-v1")]
 EXPLORATION = ("epsilon", "noise")  # actors get these with the weights of the next update, not before
-MAIN = {("ppo", "generations"), ("a3c", "CartPole-v1"), ("dqn", "CartPole-v1"), ("td3", "probe:box")}
+MAIN = {("ppo", "generations"), ("dqn", "CartPole-v1")}
 
 
 class Change(rltrain.Callback):

@@ -82,7 +82,15 @@ def test_running_returns_see_what_is_skipped_and_begin_anew_after_what_was_dropp
     assert scale.count == steps
 
 
-@pytest.mark.parametrize("algo", ["ppo", "a2c", "impala", "appo"])
+@pytest.mark.parametrize(
+    "algo",
+    [
+        pytest.param("ppo", marks=pytest.mark.sweep),
+        pytest.param("a2c", marks=pytest.mark.sweep),
+        "impala",
+        pytest.param("appo", marks=pytest.mark.sweep),
+    ],
+)
 def test_the_first_delivery_is_learnt_from_with_its_own_statistics(algo: str) -> None:
     """Otherwise the first update would use raw observations, clipped at 10, and raw rewards."""
     unroll = {"unroll": 64, "streams": 4, "wait": None} if algo in ("impala", "appo") else {"unroll": 64, "streams": 4}

@@ -204,10 +204,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {  # of the newest checkpoint, wh
 
 @pytest.mark.parametrize(
     "damage",
-    [
-        pytest.param(name, marks=() if name in ("state cut", "meta gone", "both gone") else pytest.mark.sweep)
-        for name in DAMAGES
-    ],
+    [pytest.param(name, marks=() if name in ("state cut", "both gone") else pytest.mark.sweep) for name in DAMAGES],
 )
 def test_the_newest_intact_checkpoint_is_resumed_loaded_and_evaluated(
     run: Path, damage: str, capfd: pytest.CaptureFixture[str]

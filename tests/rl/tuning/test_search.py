@@ -107,7 +107,10 @@ def test_a_failed_trial_is_failed_and_no_number(runs: Runs, tmp_path: Path) -> N
         searched(tmp_path / "t", space="lr=0.09|0.08", sampler="grid", trials=1)
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes", "grid"])
+@pytest.mark.parametrize(
+    "sampler",
+    [pytest.param("random", marks=pytest.mark.sweep), "tpe", pytest.param("cmaes", marks=pytest.mark.sweep), "grid"],
+)
 def test_a_search_that_is_killed_anywhere_ends_as_the_unbroken_one(sampler: str, runs: Runs, tmp_path: Path) -> None:
     space = {"cmaes": "lr=1e-5..1e-1:log,gamma=0.8..0.99", "grid": "lr=1e-5..1e-1:log:3,epochs=1|2|4"}.get(
         sampler, SPACE

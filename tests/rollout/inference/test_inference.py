@@ -287,7 +287,12 @@ RUNS = [
     pytest.param(
         "CartPole-v1", REPLAY | {"algo": "dqn", "epsilon_per_stream": True}, id="dqn", marks=pytest.mark.sweep
     ),
-    pytest.param("probe:masked", REPLAY | {"algo": "dqn", "noisy": True, "atoms": 5, "dueling": True}, id="dqn, noisy", marks=pytest.mark.sweep),
+    pytest.param(
+        "probe:masked",
+        REPLAY | {"algo": "dqn", "noisy": True, "atoms": 5, "dueling": True},
+        id="dqn, noisy",
+        marks=pytest.mark.sweep,
+    ),
     pytest.param("Pendulum-v1", REPLAY | {"algo": "sac"}, id="sac", marks=pytest.mark.sweep),
     pytest.param("probe:masked", REPLAY | {"algo": "sac"}, id="sac, discrete", marks=pytest.mark.sweep),
     pytest.param("Pendulum-v1", REPLAY | {"algo": "td3"}, id="td3"),
