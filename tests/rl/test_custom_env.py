@@ -130,7 +130,7 @@ look("import")
 )
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.sweep), 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.sweep)])
 def test_an_environment_with_a_parser_of_its_own_sees_no_flag_of_ours(workers: int, tmp_path: Path) -> None:
     (tmp_path / "parses.py").write_text(PARSES)
     (tmp_path / "program").write_text("import sys\nfrom rltrain.cli import main\nsys.exit(main())\n")

@@ -210,10 +210,13 @@ def test_weights_that_are_not_finite_are_refused(use: str, run: Path, capsys: py
 @pytest.mark.parametrize(
     ("algo", "name"),
     [
-        ("dqn", "optimizer/mean"), ("dqn", "optimizer/square"), pytest.param("ppo", "policy/normalizer.count0", marks=pytest.mark.sweep),
-        ("ppo", "policy/return_scale.count"), pytest.param("ppo", "policy/return_scale.m2", marks=pytest.mark.sweep),
+        ("dqn", "optimizer/mean"),
+        ("dqn", "optimizer/square"),
+        pytest.param("ppo", "policy/normalizer.count0", marks=pytest.mark.sweep),
+        ("ppo", "policy/return_scale.count"),
+        pytest.param("ppo", "policy/return_scale.m2", marks=pytest.mark.sweep),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("value", [np.nan, pytest.param(np.inf, marks=pytest.mark.sweep)])
 def test_optimizers_and_statistics_that_are_not_finite_are_not_resumed(
     algo: str, name: str, value: float, made: dict[str, Path], tmp_path: Path

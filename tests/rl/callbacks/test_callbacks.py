@@ -554,7 +554,7 @@ def test_films_are_in_the_folder_and_in_tensorboard(tmp_path: Path, plain: rltra
 def test_an_environment_that_cannot_be_filmed_is_a_line(
     tmp_path: Path, plain: rltrain.Result, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = train(tmp_path, rltrain.Video(every=300), env="probe:dict", quiet=False)
+    result = train(tmp_path, rltrain.Video(every=100), env="probe:dict", quiet=False, steps=320)
 
     assert capsys.readouterr().out.count("no more videos: ") == 1
     assert result.stopped == "steps"

@@ -86,7 +86,7 @@ def test_a_planted_fault_is_found(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *(pytest.param(name, marks=() if name == "Walk" else pytest.mark.sweep) for name in planted.SOUND),
+        *(pytest.param(name, marks=pytest.mark.sweep) for name in planted.SOUND),
         "two-step",
         *(pytest.param(name, marks=pytest.mark.sweep) for name in ("CartPole-v1", "Pendulum-v1", "FrozenLake-v1")),
     ],

@@ -191,6 +191,7 @@ def test_an_environment_in_a_file_travels_with_its_neighbours(two: Machines, slo
 # --- what goes wrong ---
 
 
+@pytest.mark.sweep
 def test_what_an_environment_raises_is_told_whole(two: Machines, slow: Path) -> None:
     flags = [*PPO, "--env", "mine.py:Slow", "--steps", "4000", "--env-arg", "raises=true", "--max-restarts", "0"]
     words = command(*flags, "--workers", "2", "--cluster", two.address)
