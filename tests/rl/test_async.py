@@ -104,6 +104,7 @@ def test_an_actor_that_is_lost_is_replaced(
     add_up(books, streams=3)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "algo", [pytest.param(name, marks=() if name == "impala" else pytest.mark.sweep) for name in ALGOS]
 )

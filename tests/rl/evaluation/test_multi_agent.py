@@ -77,6 +77,7 @@ def test_any_number_of_workers(algo: str, env: str, settings: dict[str, Any], tm
     assert (spread.eval_return, spread.train_return) == (expected.eval_return, expected.train_return)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     "algo", [pytest.param("qmix", marks=pytest.mark.sweep), pytest.param("ppo", marks=pytest.mark.sweep), "maddpg"]
 )

@@ -303,7 +303,7 @@ def test_a_recording_goes_on_where_its_checkpoint_was(launch: Any, tmp_path: Pat
 @pytest.mark.parametrize(
     "known", [pytest.param(False, marks=pytest.mark.sweep), True], ids=["before a checkpoint", "after one"]
 )
-@pytest.mark.parametrize("what", ["another run's", "something else"])
+@pytest.mark.parametrize("what", [pytest.param("another run's", marks=pytest.mark.sweep), "something else"])
 def test_a_folder_that_is_not_its_own_any_more_is_left_alone(
     known: bool, what: str, launch: Any, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.sweep
 def test_a_cluster_of_our_own_leaves_nothing_if_its_process_is_killed(tmp_path: Path) -> None:
     """The fork server, which outlives the process for a moment, removes its folder."""
     (tmp_path / "killed.py").write_text(KILLED)
