@@ -177,16 +177,16 @@ class Disturbs(Counter):
 
 
 @pytest.mark.usefixtures("fork_server")
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.sweep)])
-def test_the_weights_are_those_of_an_environment_that_changes_nothing(workers: int, tmp_path: Path) -> None:
+def test_the_weights_are_those_of_an_environment_that_changes_nothing(tmp_path: Path) -> None:
     quiet = rltrain.train(**QUICK, env=Counter, workers=0, out=str(tmp_path)).fingerprint
     before = state()
 
-    disturbed = rltrain.train(**QUICK, env=Disturbs, workers=workers, out=str(tmp_path))
+    here = rltrain.train(**QUICK, env=Disturbs, workers=0, out=str(tmp_path))
     assert state() == before
+    there = rltrain.train(**QUICK, env=Disturbs, workers=2, out=str(tmp_path))
 
-    assert disturbed.fingerprint == quiet
-    returns = [rltrain.evaluate(disturbed.run, episodes=2, env=env).returns for env in (Counter, Disturbs)]
+    assert (here.fingerprint, there.fingerprint) == (quiet, quiet)
+    returns = [rltrain.evaluate(here.run, episodes=2, env=env).returns for env in (Counter, Disturbs)]
     assert returns[0] == returns[1]
     assert state() == before
 
