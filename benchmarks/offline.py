@@ -102,7 +102,8 @@ def ours(algo: str, env: str, folder: Path, seed: int, given: Any, settings: dic
     began = time.process_time()
     result = rltrain.train(
         algo=algo, env=env, data=str(folder / "data"), steps=given.updates, seed=seed, workers=0, quiet=True,
-        eval_every=given.updates, eval_episodes=given.episodes, checkpoint_every=0, out=str(folder / "runs"), **settings,
+        eval_every=given.updates, eval_episodes=given.episodes, checkpoint_every=0,
+        out=str(folder / "runs"), **settings,
     )  # fmt: skip
     assert result.eval_return is not None
     return result.eval_return, time.process_time() - began
