@@ -5,13 +5,15 @@
 
 pendulum: the first 10,000 steps of SAC. lunar: 100 episodes of gymnasium's heuristic, half of whose actions are random,
 and 100 of random actions. ENV:KIND: data of `rldata make`, as HalfCheetah-v5:medium. `--d3rlpy DIR` is the folder of
-`benchmarks/peers.sh DIR d3rlpy`. Data is made once in --folder. Prints a row for each algorithm.
+`benchmarks/peers.sh DIR d3rlpy`. Data is made once in --folder. Prints a row for each algorithm: ours has the processor
+time of the whole run, evaluation included, d3rlpy's that of the updates.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,11 +84,12 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of ours, as JSON")
     given = parser.parse_args()
     folder = (given.folder or Path(tempfile.mkdtemp())) / given.data.replace(":", "-")
-    if not (folder / "data").exists():
-        folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "env").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted call has left
+        folder.mkdir(parents=True)
         env = DATA[given.data](folder) if given.data in DATA else made(given.data, folder)
-        (folder / "env").write_text(env)
         call("export", folder / "data", folder / "data.npz")
+        (folder / "env").write_text(env)
     env = (folder / "env").read_text()
     settings = {name: json.loads(value) for name, _, value in (word.partition("=") for word in given.set)}
     algos = [word for word in (given.algos or ALGOS.get(given.data, "bc,td3_bc,implicit_q,cql")).split(",") if word]

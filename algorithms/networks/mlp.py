@@ -145,8 +145,8 @@ def for_inference(policy: Any, keeps_memory: bool = True) -> Any:
     """Let the MLPs of a policy use `ActorPass` in inference mode. Returns the policy.
 
     Args:
-        keeps_memory: False: not any more, for a graph, which has the operations of an actor also outside of inference
-                      mode.
+        keeps_memory: False: prepare it for an export: no memory is kept, and the operations are those of an actor
+                      outside of inference mode too.
     """
     for module in policy.modules() if isinstance(policy, nn.Module) else ():
         if isinstance(module, MLP):

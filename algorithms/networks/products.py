@@ -116,11 +116,13 @@ def is_large(x: Tensor, weight: Tensor) -> bool:
 
 def needs_alignment(weight: Tensor) -> bool:
     """Whether the product with a weight [out, in] depends on how the rows of x lie in memory: see `aligned`."""
-    return SLOW_MKL and weight.shape[0] < FEW and weight.shape[1] % 4 != 0
+    return SLOW_MKL and 1 < weight.shape[0] < FEW and weight.shape[1] % 4 != 0
 
 
 def aligned(x: Tensor, weight: Tensor) -> Tensor:
-    """x [B, in] with rows that begin at multiples of 16 bytes, if its product with weight [out, in] depends on that.
+    """x [..., in] with rows that begin at multiples of 16 bytes, if its product with weight [out, in] depends on that.
+
+    x must be contiguous: a view of some columns can have rows at other places.
 
     On processors other than Intel's, MKL computes products with few columns from rows as they lie in memory. A row of
     five numbers would have other bits at another position in the batch: for another number of workers.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rltrain.algorithms.networks.mlp import init_orthogonal
+from rltrain.algorithms.networks.products import aligned, needs_alignment
 
 
 class RecurrentCore(nn.Module):
@@ -39,9 +40,13 @@ class RecurrentCore(nn.Module):
     def step(self, x: Tensor, core: Tensor) -> Tensor:
         """x [N, F] and core [N, C] to the next core [N, C]; see `output`."""
         weights = self.weight_x, self.weight_h, self.bias_x, self.bias_h
+        x = aligned(x, self.weight_x)
         if self.kind == "gru":
-            return torch.gru_cell(x, core, *weights)
-        return torch.cat(torch.lstm_cell(x, core.chunk(2, -1), *weights), -1)
+            return torch.gru_cell(x, aligned(core, self.weight_h), *weights)
+        hidden, cell = core.chunk(2, -1)
+        if needs_alignment(self.weight_h):
+            hidden = aligned(hidden.contiguous(), self.weight_h)
+        return torch.cat(torch.lstm_cell(x, (hidden, cell), *weights), -1)
 
     def output(self, core: Tensor) -> Tensor:
         """The output [..., H], which the next layer gets, of a core [..., C]."""

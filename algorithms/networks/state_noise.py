@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rltrain.algorithms.networks import products
 
 EPSILON = 1e-6  # added to a variance
 
@@ -29,7 +32,12 @@ class StateDependentNoise(nn.Module):
 
     def log_std(self, h: Tensor) -> Tensor:
         """[..., A] log deviation of the actions at features [..., F]."""
-        variance = torch.matmul(h.square(), self.weight.exp().square())
+        squares, deviations = h.square(), self.weight.exp().square()
+        if products.SLOW_MKL and not torch.is_grad_enabled():  # the bits of an actor's row depend on no position
+            turned = deviations.t().contiguous()
+            variance = F.linear(products.aligned(squares, turned), turned)
+        else:
+            variance = torch.matmul(squares, deviations)
         return 0.5 * torch.log(variance + EPSILON)
 
     def normal(self, h: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
@@ -38,4 +46,8 @@ class StateDependentNoise(nn.Module):
         The bits of a row do not depend on other rows.
         """
         matrix = noise[:, : self.size].view(-1, *self.weight.shape) * self.weight.exp()  # [B, F, A]
-        return torch.bmm(h.unsqueeze(1), matrix).squeeze(1) * torch.exp(-log_std)
+        if products.SLOW_MKL:
+            sample = (h.unsqueeze(-1) * matrix).sum(-2)
+        else:
+            sample = torch.bmm(h.unsqueeze(1), matrix).squeeze(1)
+        return sample * torch.exp(-log_std)

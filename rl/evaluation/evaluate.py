@@ -25,7 +25,7 @@ from rltrain.reporting.intervals import bootstrap
 from rltrain.reporting.metrics import info_means
 from rltrain.rollout.actor.play import AT_ONCE, play
 from rltrain.rollout.types import LONGEST, Episode
-from rltrain.rollout.workers.process_state import LocalSettings
+from rltrain.rollout.workers.process_state import TORCH, LocalSettings, SeparateSettings
 from rltrain.setup.first_look import evaluation_source
 
 FEW = 4  # of so few episodes a bootstrap interval says nothing
@@ -120,7 +120,12 @@ def evaluate_watched(
         source = shown(source)
     seeds = [seed_of(seed, FRESH, episode) for episode in range(episodes)]
     with this_process(seed):
-        spec = read_spec(source, seed, watch)
+        settings = SeparateSettings(TORCH)
+        ours = settings.enter()
+        try:
+            spec = read_spec(source, seed, watch)
+        finally:  # what the environment changes reaches no policy
+            settings.leave(ours)
         if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
             raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
         keys = trained.config.log_info if log_info is None else tuple(log_info)

@@ -2,8 +2,8 @@
 
 A matrix product takes another path through the processor for narrow batches. From WIDTH rows on, in multiples of it,
 the paths agree for the networks of this library. A user's network is tested, and applied to blocks of WIDTH rows if it
-fails. In layers of fewer than about ten units the last rows of a batch can take a path of their own; then each row is
-computed as the first one of a block.
+fails. A product with few columns may also depend on the position of a row in the batch, for example on AMD's
+processors (see `rltrain.algorithms.networks.products.aligned`); then each row is computed as the first one of a block.
 """
 
 from __future__ import annotations

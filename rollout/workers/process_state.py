@@ -359,12 +359,23 @@ def _umask() -> int:
     return mask
 
 
+def _without_modes() -> Any:
+    """Modes that the environment has entered do not change torch's functions in the block."""
+    stack = contextlib.ExitStack()
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+        stack.enter_context(torch._C._DisableTorchDispatch())
+        stack.enter_context(torch._C.DisableTorchFunction())
+    return stack
+
+
 def _generator() -> bytes:
-    return torch.get_rng_state().numpy().tobytes()
+    with _without_modes():
+        return torch.default_generator.get_state().numpy().tobytes()
 
 
 def _set_generator(state: bytes) -> None:
-    torch.set_rng_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    with _without_modes():
+        torch.default_generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
 class _NumPys(NamedTuple):

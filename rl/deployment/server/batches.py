@@ -41,7 +41,7 @@ class Slot:
                 for b, item in enumerate(items):
                     array[b] = item.value(name)
         if model.batch == "single":
-            rows = [model.run({name: array[b : b + 1] for name, array in inputs.items()}) for b in range(count)]
+            rows = [model.run({name: array[b : b + 1].copy() for name, array in inputs.items()}) for b in range(count)]
             return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
         if model.batch == "any":
             return model.run({name: array[:count] for name, array in inputs.items()})

@@ -576,7 +576,9 @@ def metrics_of(url: str) -> str:
     return text
 
 
-@pytest.mark.parametrize(("kind", "added"), [("any", "0"), ("padded", "len(x)"), ("single", "place")])
+@pytest.mark.parametrize(
+    ("kind", "added"), [("any", "0"), ("padded", "len(x)"), ("single", "place"), ("single", "others")]
+)
 def test_a_row_has_its_bits_in_every_batch(kind: str, added: str) -> None:
     """For networks whose rows depend on the width of the batch, and for those whose rows depend on their place too.
 
@@ -592,7 +594,7 @@ def test_a_row_has_its_bits_in_every_batch(kind: str, added: str) -> None:
         assert inputs["action_mask"].any(-1).all()
         assert (inputs["obs.b"] >= 2).all()
         place = np.arange(len(x))
-        more = {"0": 0 * place, "len(x)": 0 * place + len(x), "place": place}[added]
+        more = {"0": 0 * place, "len(x)": 0 * place + len(x), "place": place, "others": x.max()}[added]
         return {"action": (x.sum(-1) + more)[:, None]}
 
     batch = _batch(interface, run, 8)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from rl_policies import CASES, save, saved
 
 import rltrain
@@ -33,6 +34,18 @@ def test_one_observation_has_the_bits_of_a_batch(name: str, tmp_path: Path) -> N
         np.testing.assert_array_equal(taken, batch)
         assert type(taken) is type(listed)
         assert np.asarray(taken).dtype == np.asarray(listed).dtype
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+@pytest.mark.parametrize("widths", [[9], [50], [30, 6]])
+@pytest.mark.parametrize("actions", [1, 2])
+def test_layers_of_odd_sizes_have_the_bits_of_a_batch(
+    actions: int, widths: list[int], algo: str, tmp_path: Path
+) -> None:
+    obs, action = spaces.Box(-9, 9, (7,), np.float32), spaces.Box(-1, 1, (actions,), np.float32)
+    path = save(tmp_path, "odd", env_spec("odd", obs, action, 10), algo, {"widths": widths})
+    trained, rows = rltrain.load(path, best=True), np.random.default_rng(0).normal(size=(40, 7)).astype(np.float32)
+    np.testing.assert_array_equal(trained.act(rows), [trained.act(row) for row in rows])
 
 
 def test_an_action_stays_as_it_is_when_the_next_one_is_taken(tmp_path: Path) -> None:

@@ -41,15 +41,23 @@ def test_our_networks_agree(env: str, memory: str) -> None:
     assert all(is_position_invariant(policy, spec, streams) for streams in (1, 17, 100))
 
 
-@pytest.mark.parametrize("algo", ["ppo", "dqn", "rainbow", "sac", "crossq"])
-@pytest.mark.parametrize("width", [5, 8, 11])
+@pytest.mark.parametrize(
+    ("algo", "settings"),
+    [
+        *((algo, {}) for algo in ("ppo", "dqn", "rainbow", "sac", "crossq")),
+        *((algo, {"sde": True}) for algo in ("ppo", "sac")),
+        *(("ppo", {"memory": memory, "memory_size": 2}) for memory in ("gru", "lstm")),
+    ],
+)
+@pytest.mark.parametrize("width", [5, 8, 10, 64])
 @pytest.mark.parametrize("size", [5, 7, 10, 17])
-def test_networks_of_odd_sizes_agree(size: int, width: int, algo: str) -> None:
+def test_networks_of_odd_sizes_agree(size: int, width: int, algo: str, settings: dict[str, Any]) -> None:
     """MKL computes few outputs from rows as they lie in memory on processors other than Intel's."""
     spec = EnvSpec("test", Leaf("box", (size,), "float32"), ActionSpec("discrete", (), (3,)))
-    if algo in ("sac", "crossq"):
-        spec = EnvSpec("test", spec.obs, ActionSpec("box", (3,), (), (-1.0,) * 3, (1.0,) * 3))
-    config = load({"algo": algo, "env": "CartPole-v1", "preset": "none", "streams": 32, "widths": [width]})
+    if algo in ("sac", "crossq") or "sde" in settings:
+        spec = EnvSpec("test", spec.obs, ActionSpec("box", (6,), (), (-1.0,) * 6, (1.0,) * 6))
+    given: dict[str, Any] = {"algo": algo, "env": "CartPole-v1", "preset": "none", "streams": 32, "widths": [width]}
+    config = load(given | settings)
     policy = make_policy(config, spec)()
     for prepared in (policy, for_actors(policy)):
         assert all(is_width_invariant(prepared, spec, streams) for streams in (17, 32))

@@ -96,6 +96,7 @@ def disturb() -> None:
 
 
 MODES: list[Any] = []  # that are never left
+LEFT: list[Any] = []  # those of earlier tests: one that is deleted would restore the mode before it
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +104,8 @@ def no_other_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """An environment that an earlier test in this process has not ended would keep its handlers."""
     monkeypatch.setattr(process_state, "_in_use", weakref.WeakSet())
     monkeypatch.setattr(process_state, "_before", [])
+    LEFT.extend(MODES)
+    MODES.clear()
 
 
 class Dispatch(TorchDispatchMode):
@@ -188,6 +191,15 @@ def test_the_weights_are_those_of_an_environment_that_changes_nothing(tmp_path: 
     assert (here.fingerprint, there.fingerprint) == (quiet, quiet)
     returns = [rltrain.evaluate(here.run, episodes=2, env=env).returns for env in (Counter, Disturbs)]
     assert returns[0] == returns[1]
+    assert state() == before
+
+
+@pytest.mark.usefixtures("fork_server")
+def test_an_evaluation_is_that_of_an_environment_that_changes_nothing(tmp_path: Path) -> None:
+    """The first look at an environment changes nothing for the policy that acts in it afterwards."""
+    run, before = rltrain.train(**QUICK, env=Counter, workers=0, out=str(tmp_path)).run, state()
+    there, here = (rltrain.evaluate(run, episodes=2, env=env).returns for env in (Disturbs, Counter))
+    assert there == here
     assert state() == before
 
 
