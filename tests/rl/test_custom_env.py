@@ -369,7 +369,7 @@ def test_the_same_in_processes(launch: Any, tmp_path: Path) -> None:
     folder = user_folder(tmp_path)
     fingerprints = []
     for workers in ("0", "2"):
-        done = launch(folder, *FLAGS, "--env", NAMES[1], "--workers", workers, "--json", "--quiet")
+        done = launch(folder, *FLAGS, "--env", "envs/deep/my maze.py:Maze", "--workers", workers, "--json", "--quiet")
         fingerprints.append(done.result["fingerprint"])
 
     assert fingerprints[0] == fingerprints[1]

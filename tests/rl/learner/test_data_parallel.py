@@ -254,7 +254,7 @@ def torchrun(folder: Path, *words: str) -> subprocess.Popen[str]:
 )
 def test_torchrun_starts_the_learners_and_starts_them_again(asked: bool, said: str, tmp_path: Path) -> None:
     """The same command goes on with the run that it had begun, from its newest checkpoint."""
-    process = torchrun(tmp_path, *SAC, *LONG, "--max-seconds", "10", "--checkpoint-every", "200")
+    process = torchrun(tmp_path, *SAC, *LONG, "--max-seconds", "20", "--checkpoint-every", "200")
     agent = psutil.Process(process.pid)
     try:
         until(lambda: checkpoints(tmp_path))
