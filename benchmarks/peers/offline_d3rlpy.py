@@ -1,6 +1,7 @@
 """One algorithm of d3rlpy on a file of `rldata export`: ALGO ENV FILE UPDATES SEED EPISODES. Prints its return as JSON.
 
-Networks of two layers of 256, batches of 256, one thread, d3rlpy's other defaults; states normalised for TD3+BC.
+Networks of two layers of 256, batches of 256, one thread, the other defaults of d3rlpy; states normalised for TD3+BC.
+The actions of the file are those of the policy, in [-1, 1].
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from d3rlpy import algos  # noqa: E402
 from d3rlpy.models import VectorEncoderFactory  # noqa: E402
 
 
-def read(path: str, discrete: bool, scale: float) -> d3rlpy.dataset.MDPDataset:
+def read(path: str, discrete: bool) -> d3rlpy.dataset.MDPDataset:
     arrays = np.load(path)
     lengths = arrays["lengths"]
     rows = np.concatenate([[0], np.cumsum(lengths + 1)])
@@ -34,7 +35,7 @@ def read(path: str, discrete: bool, scale: float) -> d3rlpy.dataset.MDPDataset:
     terminals[last] = arrays["terminated"]
     timeouts[last] = ~arrays["terminated"]
     actions = arrays["actions"]
-    actions = actions.reshape(-1, 1).astype(np.int64) if discrete else (actions / scale).astype(np.float32)
+    actions = actions.reshape(-1, 1).astype(np.int64) if discrete else actions.astype(np.float32)
     return d3rlpy.dataset.MDPDataset(
         obs.astype(np.float32), actions, arrays["rewards"].astype(np.float32).reshape(-1, 1), terminals, timeouts,
         action_space=d3rlpy.ActionSpace.DISCRETE if discrete else d3rlpy.ActionSpace.CONTINUOUS,
@@ -59,7 +60,7 @@ def main() -> None:
         "cql": lambda: algos.DiscreteCQLConfig(**one) if discrete else algos.CQLConfig(**actor_critic),
         "awac": lambda: algos.AWACConfig(**actor_critic),
     }
-    data = read(path, discrete, scale)
+    data = read(path, discrete)
     learner = makers[name]().create(device="cpu")
     learner.build_with_dataset(data)
     began = time.process_time()
