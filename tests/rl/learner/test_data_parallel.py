@@ -151,7 +151,7 @@ def second_learner(pid: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "signum", [pytest.param(signal.SIGKILL, marks=pytest.mark.sweep), signal.SIGSTOP], ids=["killed", "hung"]
+    "signum", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.sweep)], ids=["killed", "hung"]
 )
 def test_a_learner_that_is_lost_ends_the_run_with_a_checkpoint(signum: int, tmp_path: Path) -> None:
     words = [*SAC, *LONG, "--learners", "2", "--checkpoint-every", "200", "--actor-timeout", "6"]
@@ -210,10 +210,10 @@ KILLED = "its process was ended by SIGKILL, most likely because memory ran out"
     ("learners", "rank", "since", "fault", "said"),
     [
         pytest.param(2, 0, 0.0, RAISES, "ValueError it is mine", marks=pytest.mark.sweep),
-        pytest.param(
-            2, 1, 0.0, RAISES, "RunFailed learner 1 of 2 was lost: ValueError: it is mine", marks=pytest.mark.sweep
+        (2, 1, 0.0, RAISES, "RunFailed learner 1 of 2 was lost: ValueError: it is mine"),
+        pytest.param(  # after three updates
+            3, 2, 0.001, IS_KILLED, f"RunFailed learner 2 of 3 was lost: {KILLED}", marks=pytest.mark.sweep
         ),
-        (3, 2, 0.001, IS_KILLED, f"RunFailed learner 2 of 3 was lost: {KILLED}"),  # after three updates
     ],
 )
 def test_the_learner_that_fails_or_is_killed_is_named_at_once(

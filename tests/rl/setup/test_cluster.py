@@ -246,6 +246,7 @@ def test_ctrl_c_leaves_a_checkpoint(two: Machines, slow: Path) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.sweep
 def test_a_node_that_dies_is_replaced_by_the_others_and_one_that_joins_is_used(some: Machines, slow: Path) -> None:
     some.add("a", slots=2)
     some.add("b", slots=2)

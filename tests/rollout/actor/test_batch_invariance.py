@@ -49,8 +49,8 @@ def test_our_networks_agree(env: str, memory: str) -> None:
         *(("ppo", {"memory": memory, "memory_size": 2}) for memory in ("gru", "lstm")),
     ],
 )
-@pytest.mark.parametrize("width", [5, 8, 10, 64])
-@pytest.mark.parametrize("size", [5, 7, 10, 17])
+@pytest.mark.parametrize("width", [5, 10, *(pytest.param(width, marks=pytest.mark.sweep) for width in (8, 64))])
+@pytest.mark.parametrize("size", [7, *(pytest.param(size, marks=pytest.mark.sweep) for size in (5, 10, 17))])
 def test_networks_of_odd_sizes_agree(size: int, width: int, algo: str, settings: dict[str, Any]) -> None:
     """MKL computes few outputs from rows as they lie in memory on processors other than Intel's."""
     spec = EnvSpec("test", Leaf("box", (size,), "float32"), ActionSpec("discrete", (), (3,)))
