@@ -63,17 +63,10 @@ def parsed(*argv: str) -> RunConfig:
 
 
 @pytest.mark.parametrize("argv", HELP, ids=" ".join)
-def test_help_needs_no_torch_and_little_time(argv: list[str]) -> None:
+def test_help_needs_no_torch(argv: list[str]) -> None:
     text = "import sys; from rltrain.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
-    seconds = []
-    for _ in range(3):
-        start = os.times()
-        done = subprocess.run([sys.executable, "-c", text, *argv], capture_output=True, text=True, check=True)
-        end = os.times()  # processor time, so that other processes do not matter
-        seconds.append(end.children_user + end.children_system - start.children_user - start.children_system)
-
+    done = subprocess.run([sys.executable, "-c", text, *argv], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
-    assert min(seconds) < 0.5
 
 
 @pytest.mark.parametrize("algo", OURS)
