@@ -96,7 +96,6 @@ def test_the_example_asks_from_another_process(cartpole: Path, tmp_path: Path) -
             assert terminated == piece.terminated[t, 0]
 
 
-@pytest.mark.sweep
 def test_the_example_serves_learns_and_serves_the_result(tmp_path: Path) -> None:
     """docs/examples/serve_learn_serve.py, with few updates: what was recorded is what the clients got."""
     words = ["--folder", str(tmp_path), "--steps", "200", "--episodes", "12", "--updates", "20"]
