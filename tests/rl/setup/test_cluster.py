@@ -259,7 +259,7 @@ def test_a_node_that_dies_is_replaced_by_the_others_and_one_that_joins_is_used(s
     assert wait_for(lambda: len(some.actors("c")) >= 2, 60)  # the others were crowded
     out, err = run.communicate(timeout=120)
     assert run.returncode == 0, err
-    assert json.loads(out.splitlines()[-1])["restarts"] in (1, 2)  # the actors that were on it, once each
+    assert json.loads(out.splitlines()[-1])["restarts"] in (1, 2), err  # the actors that were on it, once each
     assert "its node was lost" in err or "does not answer" in err
     assert "a node joined: tcp://127.0.0.1" in err
 
