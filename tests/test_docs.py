@@ -26,6 +26,7 @@ from rltrain.algorithms import for_several, names, settings_class
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 ALGORITHM_PAGES = sorted((ROOT / "docs" / "algorithms").glob("*.md"))
 SETTINGS_OF = {"rainbow": "dqn", "droq": "sac", "redq": "sac"}  # algorithms that share the page of another
 OTHERS = {"--env-id", "--logdir", "--num-envs", "--resources", "--save-model", "--scheduler-file"}  # of other programs
@@ -114,7 +115,7 @@ def test_the_site_has_a_page_with_every_flag_of_every_command(flags: dict[str, s
 @page
 def test_every_command_is_there(file: Path) -> None:
     for words in commands(file.read_text()):
-        assert words[0] in (*COMMANDS, "pip", "tensorboard", "torchrun", "curl") or os.access(
+        assert words[0] in (*COMMANDS, "pip", "tensorboard", "torchrun", "curl", "python") or os.access(
             ROOT / words[0], os.X_OK
         ), words
 
@@ -167,8 +168,9 @@ def run(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-EXAMPLES = [(page, line) for page in PAGES for line in runnable(page)]
+EXAMPLES = [(page, line) for page in PAGES if page not in TUTORIALS for line in runnable(page)]
 QUICK = {"README.md: python example0.py"}
+QUICK_TUTORIALS = {"first-run", "loss"}
 QUICK |= {f"{page.name}: {line}" for page, line in EXAMPLES if "--callback watch.py:" in line}
 
 
@@ -188,6 +190,35 @@ def test_every_example_runs_exactly_as_printed(page: Path, line: str, tmp_path: 
         (made,) = (tmp_path / "runs").iterdir()
         code = "import sys, rltrain.cli; sys.path.remove(''); sys.exit(rltrain.cli.main_eval())"
         run(tmp_path, sys.executable, "-c", code, str(made), "--episodes", "2")
+
+
+def expected(text: str) -> re.Pattern[str]:
+    """What a block of output matches: its lines, with anything in place of `...`."""
+    return re.compile(".*".join(map(re.escape, text.strip().split("..."))), re.S)
+
+
+def tutorial(file: Path) -> Any:
+    return pytest.param(file, id=file.stem, marks=() if file.stem in QUICK_TUTORIALS else pytest.mark.sweep)
+
+
+@pytest.mark.parametrize("file", [tutorial(file) for file in TUTORIALS])
+def test_every_tutorial_runs_from_top_to_bottom(file: Path, tmp_path: Path) -> None:
+    """In a new folder, exactly as printed. A block of output stands after the commands that print it."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    printed = ""
+    for language, text in re.findall(r"^```(sh|python|text)\n(.*?)^```", file.read_text(), re.M | re.S):
+        if language == "python":
+            (tmp_path / text.split()[1]).write_text(text)
+        elif language == "text":
+            assert expected(text).fullmatch(printed.strip()), (text, printed)
+        else:
+            printed = ""
+            for line in text.splitlines():
+                if not line.startswith("pip "):
+                    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True,
+                                          env={**os.environ, "PATH": path, "NO_COLOR": "1"})  # fmt: skip
+                    assert done.returncode == 0, (line, done.stdout[-2000:], done.stderr[-3000:])
+                    printed += done.stdout
 
 
 def test_examples_run_in_a_notebook_too(tmp_path: Path) -> None:
