@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes the environments of the libraries we compare with:
 #   benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou] [sf] [cleanrl] [benchmarl] [sbx] [rejax] [fastapi] [d3rlpy]
+#   [rayserve] [litserve] [bentoml]
 set -euo pipefail
-peers="sb3 rllib torchrl tianshou sf cleanrl benchmarl sbx rejax fastapi d3rlpy"
+peers="sb3 rllib torchrl tianshou sf cleanrl benchmarl sbx rejax fastapi d3rlpy rayserve litserve bentoml"
 [ $# -ge 1 ] || { echo "usage: benchmarks/peers.sh DIR [peer ...]; peers: $peers" >&2; exit 2; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dir=$1
@@ -27,6 +28,9 @@ for name in "$@"; do
     benchmarl) packages=("benchmarl==1.5.2" "torchrl==0.11.1" "torchvision==0.28.0" "pettingzoo[mpe]==1.24.3") ;;
     d3rlpy) packages=("d3rlpy==2.8.0" "gymnasium[mujoco,box2d]") ;;
     fastapi) packages=("fastapi" "uvicorn==0.54.0" "httptools==0.9.0" "uvloop==0.23.0" "onnxruntime==1.32.0") ;;
+    rayserve) packages=("ray[serve]==2.60.0" "onnxruntime==1.32.0") ;;
+    litserve) packages=("litserve==0.2.19" "onnxruntime==1.32.0") ;;
+    bentoml) packages=("bentoml==1.4.40" "onnxruntime==1.32.0") ;;
     *) echo "peers.sh: no peer $name; there are $peers" >&2; exit 2 ;;
   esac
   echo "making $dir/$name (once; minutes) ..." >&2

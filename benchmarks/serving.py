@@ -1,21 +1,26 @@
-"""Answers per second of processor time, and latency, of `rlserve` beside FastAPI with onnxruntime.
+"""Requests per second of processor time, latency, start and memory of `rlserve` beside other servers.
 
-    python benchmarks/serving.py [--seconds 3] [--pairs 5] [--peer DIR/fastapi/bin/python]
+    python benchmarks/serving.py [--peers DIR] [--only NAME,NAME] [--seconds 3] [--rounds 5]
     python benchmarks/serving.py --part reloads|drain|kill|act
 
-The other parts, under 32 clients: a reload every second for a minute, SIGTERM, and SIGKILL of one of two processes.
-`act` is one observation in this process, beside onnxruntime.
+Each server is started alone and answers with the same ONNX file of a CartPole policy, on one thread of onnxruntime.
+`rlserve, torch` answers from the checkpoint itself. rlserve validates each value, counts metrics and checks a token;
+the others check what their tutorials show. wrk asks over 1 and 32 connections, each of which waits for its answer
+before it asks again. hey then asks 200 times per second in all over 20 connections. The processor time is that of all
+processes of the server, so that `per cpu-s` hardly moves with the load of the machine. PSS is the memory of all of
+them.
 
-Each server is started alone, with one process and one thread, and is asked over 1 and 32 connections, each
-of which waits for its answer before it asks again. The processor time is that of the server's process, so the figures
-hardly move with the load of the machine. Both serve the same ONNX file of a CartPole policy; rlserve validates, counts
-metrics and checks a token. The environment of the peer is made by `benchmarks/peers.sh DIR fastapi`.
+The other parts, under 32 clients: a reload every second for a minute, SIGTERM, and SIGKILL of one of two processes.
+`act` is one observation in this process, beside onnxruntime. wrk and hey are packages of Debian. The environments of
+the peers are made by `benchmarks/peers.sh DIR fastapi rayserve litserve bentoml`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import csv
 import json
 import os
 import signal
@@ -23,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,60 +40,110 @@ MAIN = "from rltrain.cli import main_serve; raise SystemExit(main_serve())"
 HERE = Path(__file__).resolve().parent
 TOKEN = "benchmark-token-0123456789"
 BODY = json.dumps({"obs": [0.1, 0.2, 0.3, 0.4]}).encode()
+MARK = "BENCHMARK_SERVER"  # a variable of the environment: the processes of one server share its value
+PEERS = {
+    "FastAPI + onnxruntime": ("fastapi", "serve_fastapi.py"),
+    "LitServe": ("litserve", "serve_litserve.py"),
+    "BentoML": ("bentoml", "serve_bentoml.py"),
+    "Ray Serve": ("rayserve", "serve_ray.py"),
+}
 
 
-async def client(port: int, path: str, until: float, times: list[float]) -> None:
-    """One connection that asks again and again."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
-    head += f"Authorization: Bearer {TOKEN}\r\nContent-Length: {len(BODY)}\r\n\r\n"
-    request = head.encode() + BODY
-    while time.perf_counter() < until:
-        begin = time.perf_counter()
-        writer.write(request)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 200"), answer
-        size = next(int(line[15:]) for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        await reader.readexactly(size)
-        times.append(time.perf_counter() - begin)
-    writer.close()
+# What wrk sends, and the one line that it prints at the end.
+SCRIPT = """
+wrk.method, wrk.body = "POST", '%s'
+wrk.headers["Content-Type"], wrk.headers["Authorization"] = "application/json", "Bearer %s"
+function done(summary, latency)
+  local errors = summary.errors
+  local failed = errors.connect + errors.read + errors.write + errors.status + errors.timeout
+  print("RESULT", summary.requests, latency:percentile(50), latency:percentile(99), failed)
+end
+"""
 
 
-async def load(port: int, path: str, connections: int, seconds: float) -> list[float]:
-    times: list[float] = []
-    until = time.perf_counter() + seconds
-    await asyncio.gather(*(client(port, path, until, times) for _ in range(connections)))
-    return times
-
-
-def measure(command: list[str], port: int, path: str, seconds: float) -> dict[str, float]:
-    """One server from its start to its end."""
-    begin = time.perf_counter()
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    process = psutil.Process(server.pid)
+def ask(url: str) -> bool:
+    """Whether the server answers one request."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
     try:
-        while True:
-            try:
-                asyncio.run(load(port, path, 1, 0.001))
-                break
-            except OSError:
-                if server.poll() is not None:
-                    raise RuntimeError(f"{command} ended with status {server.returncode}") from None
-                time.sleep(0.01)
+        with urllib.request.urlopen(urllib.request.Request(url, BODY, headers), timeout=2) as answer:
+            return b"action" in answer.read()
+    except OSError:
+        return False
+
+
+def closed_loop(url: str, connections: int, seconds: float, script: Path) -> tuple[int, float, float]:
+    """wrk: the number of answers, and the median and the 99th percentile of their times in ms."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(script), url]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    answers, p50, p99, failed = (float(word) for word in printed.split("RESULT", 1)[1].split())
+    if failed:
+        raise RuntimeError(f"{failed:.0f} of {answers:.0f} requests of wrk to {url} failed")
+    return int(answers), p50 / 1e3, p99 / 1e3
+
+
+def open_loop(url: str, rate: int, seconds: float) -> tuple[float, float]:
+    """hey: the median and the 99th percentile in ms, at a fixed number of requests per second over 20 connections."""
+    workers = 20
+    command = ["hey", "-z", f"{seconds:g}s", "-c", str(workers), "-q", str(rate / workers), "-m", "POST", "-o", "csv"]
+    command += ["-T", "application/json", "-H", f"Authorization: Bearer {TOKEN}", "-d", BODY.decode(), url]
+    rows = list(csv.DictReader(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()))
+    if any(row["status-code"] != "200" for row in rows):
+        raise RuntimeError(f"{url} refused a request of hey")
+    times = [float(row["response-time"]) * 1e3 for row in rows]
+    return float(np.percentile(times, 50)), float(np.percentile(times, 99))
+
+
+def processes_of(mark: str) -> list[psutil.Process]:
+    """All processes that a server has started: each has inherited `mark` in its environment."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
+
+
+def processor_time(mark: str) -> float:
+    total = 0.0
+    for process in processes_of(mark):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def measure(command: list[str], url: str, seconds: float, script: Path) -> dict[str, float]:
+    """One server from its start to its end."""
+    mark = f"{os.getpid()}-{time.time()}"
+    single = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    begin = time.perf_counter()
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                              env={**os.environ, **single, MARK: mark})  # fmt: skip
+    try:
+        while not ask(url):
+            if server.poll() is not None:
+                raise RuntimeError(f"{command} ended with status {server.returncode}")
+            time.sleep(0.01)
         found = {"first answer, s": time.perf_counter() - begin}
-        asyncio.run(load(port, path, 8, 0.5))
+        closed_loop(url, 8, 1, script)
         for connections in (1, 32):
-            before = sum(process.cpu_times()[:2])
-            times = asyncio.run(load(port, path, connections, seconds))
-            used = sum(process.cpu_times()[:2]) - before
-            found[f"per cpu-s, {connections}"] = len(times) / max(used, 1e-9)
-            for name, share in (("p50", 50), ("p99", 99)):
-                found[f"{name} ms, {connections}"] = float(np.percentile(times, share)) * 1e3
-        found["PSS, MB"] = process.memory_full_info().pss / 2**20
+            before = processor_time(mark)
+            answers, p50, p99 = closed_loop(url, connections, seconds, script)
+            used = processor_time(mark) - before
+            found[f"per cpu-s, {connections}"] = answers / max(used, 1e-9)
+            found[f"per s, {connections}"] = answers / seconds
+            found[f"p50 ms, {connections}"], found[f"p99 ms, {connections}"] = p50, p99
+        found["p50 ms, 200/s"], found["p99 ms, 200/s"] = open_loop(url, 200, seconds)
+        found["PSS, MB"] = sum(process.memory_full_info().pss for process in processes_of(mark)) / 2**20
+        found["processes"] = len(processes_of(mark))
         return found
     finally:
         server.terminate()
-        server.wait(20)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(20)
+        for process in processes_of(mark):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
 
 def policy(folder: Path, steps: int = 512) -> Path:
@@ -283,8 +339,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, help="in place of the comparison")
     parser.add_argument("--seconds", type=float, help="of each measurement")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--peer", help="the Python of the peer's environment")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", type=Path, help="the folder with the peers' environments")
+    parser.add_argument("--only", help="names of servers, separated by commas")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -294,18 +351,26 @@ def main() -> None:
             print(json.dumps({"load": os.getloadavg()[0], given.part: found}, indent=1))
             return
         file = policy(folder)
-        token = folder / "token"
+        token, script = folder / "token", folder / "request.lua"
         token.write_text(TOKEN)
         token.chmod(0o600)
-        ours = [sys.executable, "-c", MAIN, str(file)]
-        servers = {"rlserve": ([*ours, "--port", "8123", "--token-file", str(token)], 8123, "/v1/act")}
-        if given.peer:
-            peer = [given.peer, str(HERE / "peers" / "fastapi_onnx.py"), str(file), "8124"]
-            servers["FastAPI + onnxruntime"] = (peer, 8124, "/act")
+        script.write_text(SCRIPT % (BODY.decode(), TOKEN))
+        ours = [sys.executable, "-c", MAIN]
+        closed = ["--port", "8123", "--token-file", str(token)]
+        address = "http://127.0.0.1:8123/v1/act"
+        servers = {"rlserve": ([*ours, str(file), *closed], address),
+                   "rlserve, torch": ([*ours, str(next(folder.glob("ppo-*"))), *closed], address)}  # fmt: skip
+        for name, (environment, program) in PEERS.items():
+            if given.peers and (python := given.peers / environment / "bin" / "python").exists():
+                peer = [str(python), str(HERE / "peers" / program), str(file), "8124"]
+                servers[name] = (peer, "http://127.0.0.1:8124/act")
+        if given.only:
+            servers = {name: servers[name] for name in given.only.split(",")}
         rounds: dict[str, list[dict[str, float]]] = {server: [] for server in servers}
-        for _ in range(given.pairs):
-            for server, arguments in servers.items():
-                rounds[server].append(measure(*arguments, given.seconds or 3.0))
+        for number in range(given.rounds):
+            for server, (command, url) in servers.items():
+                rounds[server].append(measure(command, url, given.seconds or 3.0, script))
+                print(f"round {number + 1}: {server} {rounds[server][-1]}", file=sys.stderr, flush=True)
         medians: dict[str, Any] = {
             server: {key: round(float(np.median([one[key] for one in found])), 3) for key in found[0]}
             for server, found in rounds.items()

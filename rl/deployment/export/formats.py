@@ -99,6 +99,7 @@ def onnx_model(graph: Any, interface: Interface) -> Any:
     need("onnx", "export")
     need("onnxscript", "export")
     import torch
+    from onnx_ir.passes import common
 
     with _quiet():
         program = torch.onnx.export(
@@ -109,6 +110,15 @@ def onnx_model(graph: Any, interface: Interface) -> Any:
             dynamo=True,
             verbose=False,
         )
+    graph_of_file: Any = program.model  # type: ignore[union-attr]
+    # Greedy and sampled actions come from one network. The exporter writes some of its weights twice, and computes the
+    # layers behind them twice.
+    for simplify in (
+        common.DeduplicateHashedInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+    ):
+        simplify(graph_of_file)
     model: Any = program.model_proto  # type: ignore[union-attr]
     for node in model.graph.node:  # stack traces name the folders of this machine
         del node.metadata_props[:]
