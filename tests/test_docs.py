@@ -121,8 +121,9 @@ def test_every_command_is_there(file: Path) -> None:
 
 
 @page
-def test_every_training_command_is_accepted(file: Path) -> None:
-    """Their values too. What `--resume` takes is a run, and there is none here."""
+def test_every_training_command_is_accepted(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their values too, in a folder with the files of the page. What `--resume` takes is a run: there is none here."""
+    monkeypatch.chdir(folder_of(file, tmp_path))
     for words in commands(file.read_text()):
         if words[0] == "rltrain" and not {"--resume", "--help"} & set(words):
             config, _ = cli.parse(words[1:])
