@@ -9,6 +9,7 @@ a signal ended the command.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -85,6 +86,9 @@ def child(job: dict[str, Any], out: int, err: int) -> None:
 
 def begin(job: dict[str, Any]) -> tuple[int, list[IO[bytes]]]:
     """Start a command. Returns its process, and the files of its output."""
+    if "--cluster" in job["argv"]:
+        with contextlib.suppress(ImportError):
+            import rltrain.rollout.cluster.connect  # noqa: F401
     files: list[IO[bytes]] = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]  # noqa: SIM115
     pid = os.fork()
     if pid == 0:
