@@ -18,7 +18,7 @@ from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.specs import ActorJob, RolloutSpec
 from rltrain.rollout.supervision import ReadWatchdog, SupervisedActor, SupervisedWorker, unroll_length
 from rltrain.rollout.types import Episode, Trajectory, Weights
-from rltrain.rollout.workers.handle import ActorLost, Handle
+from rltrain.rollout.workers.handle import ActorLost, Handle, NotPlaced
 
 POLL = 0.25  # seconds between two checks of the actors' progress and of the deadline
 MIN_READ_SECONDS = 5.0  # allowed for reading an answer, if the actors' timeout is shorter
@@ -244,8 +244,11 @@ class Rollout:
             actor.worker.watch()
 
     def _lost(self, actor: SupervisedActor, lost: ActorLost) -> None:
-        """Schedule the actor's restart; its streams will start over, as their next generation."""
+        """Schedule the actor's restart; its streams will start over, as their next generation, if it was started."""
         self._backend.check()  # the whole cluster may be lost
+        if isinstance(lost, NotPlaced):
+            actor.lost(lost)
+            return
         self.generations[list(actor.streams)] += 1
         actor.lost(lost)
         self._restarted(lost)

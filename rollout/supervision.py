@@ -14,7 +14,7 @@ from typing import Any
 
 from rltrain.envs.errors import ENVIRONMENT, INVALID, place_of
 from rltrain.rollout.shared_memory.heartbeat import Heartbeat
-from rltrain.rollout.workers.handle import ActorLost, Handle, NoNode
+from rltrain.rollout.workers.handle import ActorLost, Handle, NoNode, NotPlaced
 
 START_SECONDS = 30.0  # allowed until the first step of a new worker, if the timeout is shorter
 BACKOFF = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)  # seconds before the n-th restart in a row
@@ -114,13 +114,16 @@ class SupervisedWorker:
         self.failures = 0
 
     def lost(self, lost: ActorLost) -> None:
-        """Close the worker and schedule its restart.
+        """Close the worker and schedule its restart. NotPlaced is no failure, so it does not count as one.
 
         Raises:
             WorkerFailed: too many failures in a row, or a failure that would happen again: the environment broke its
                 interface, or a user's code raised the same exception at the same step as the last time.
         """
         self.close()
+        if isinstance(lost, NotPlaced):
+            self.restart_at = time.monotonic() + NO_NODE_SECONDS
+            return
         self.restart_at = time.monotonic() + BACKOFF[min(self.failures, len(BACKOFF) - 1)]
         self.failures += 1
         if INVALID in lost.detail:

@@ -26,7 +26,7 @@ from rltrain.rollout.workers.handle import ClusterLost, NoNode
 POLL = 0.25  # seconds between two polls of the cluster
 FAST_POLL = 0.01  # seconds between two polls of heartbeats when the learner waits for actors to read their weights
 OPEN_SECONDS = 60.0  # allowed for making a node
-JOIN_SECONDS = 10.0  # a starting run waits at most so long for the slowest node, once there is one
+JOIN_SECONDS = 10.0  # a starting run waits at most so long, from its first node on, for the slowest one
 VERSION_SECONDS = 20.0  # allowed for a worker to report its versions
 RETRY_SECONDS = 30.0  # before a worker that could not be used is tried again
 CLOSE_SECONDS = 5.0
@@ -81,10 +81,12 @@ class Cluster:
         self._poll_seconds = FAST_POLL if plan.deterministic else POLL
         self._call(self._update_nodes(), OPEN_SECONDS)
         self._run(self._watch())
-        began = time.monotonic()
+        first = float("inf")  # time of the first node
         while self._joining or not self.nodes:
             self.check(waits=not self._joining)
-            if self.nodes and time.monotonic() - began > JOIN_SECONDS:
+            if self.nodes:
+                first = min(first, time.monotonic())
+            if time.monotonic() - first > JOIN_SECONDS:
                 break
             time.sleep(FAST_POLL)
         self._begun = True

@@ -20,7 +20,7 @@ from rltrain.rollout.shared_memory.heartbeat import Heartbeat, heartbeat_numbers
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.tree import leaves
 from rltrain.rollout.types import Gradients, Trajectory, Weights
-from rltrain.rollout.workers.handle import ActorLost
+from rltrain.rollout.workers.handle import ActorLost, NotPlaced
 
 SILENT_SECONDS = 30.0  # a node that does not answer for so long is lost
 
@@ -194,7 +194,7 @@ class NodeProxy:
             self.lost = reason
             self.run(self.request("end"))  # the node may still exist; its actors must not
             for handle in list(self.handles.values()):
-                handle.lose(reason)
+                handle.lose(reason, NotPlaced if handle.is_being_started else ActorLost)
             self._on_lost(self)
         return self.lost
 
@@ -222,6 +222,7 @@ class RemoteHandle:
         self._unordered: dict[int, Any] = {}  # answers that arrived before an earlier one, by number
         self._answers: deque[Any] = deque()
         self._lost: str | None = None
+        self._kind: type[ActorLost] = ActorLost  # of the loss
         self._ending = False
         self._pipe, self._bell = Pipe(duplex=False)
 
@@ -232,6 +233,11 @@ class RemoteHandle:
     @property
     def exit_reason(self) -> str | None:
         return self._lost
+
+    @property
+    def is_being_started(self) -> bool:
+        """True until the node has answered whether it started the actor."""
+        return not self.opened.done()
 
     def call(self, method: str, *args: Any) -> None:
         number, self._calls = self._calls, self._calls + 1
@@ -255,10 +261,10 @@ class RemoteHandle:
         """Add the actor's counts to those of its predecessors."""
         self._heartbeat.add(self._base, np.array(numbers, np.int64))
 
-    def lose(self, reason: str) -> None:
+    def lose(self, reason: str, kind: type[ActorLost] = ActorLost) -> None:
         """The actor will not answer any more; answers that have arrived remain."""
         if self._lost is None:
-            self._lost = reason
+            self._lost, self._kind = reason, kind
             self._ring()
 
     def _ring(self) -> None:
@@ -273,7 +279,7 @@ class RemoteHandle:
             raise ActorLost(self.worker, self._lost or "it was closed") from None
         if self._answers:
             return self._answers.popleft()
-        raise ActorLost(self.worker, f"on {self.node.name}: {self._lost}")
+        raise self._kind(self.worker, f"on {self.node.name}: {self._lost}")
 
     def kill(self, why: str) -> None:
         self.lose(why)

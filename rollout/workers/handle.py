@@ -25,6 +25,10 @@ class ActorLost(Exception):
         return f"{self.who}: {self.detail}"
 
 
+class NotPlaced(ActorLost):
+    """The machine on which an actor was placed was lost before the actor was started: no failure of the actor."""
+
+
 class Handle(Protocol):
     """A worker: an object in this process or in another, whose methods are called one at a time."""
 

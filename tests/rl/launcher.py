@@ -1,20 +1,24 @@
 """Runs commands in forks of a process that has imported everything, and kills them where asked. Run as a script.
 
-A line of JSON on stdin for each: {"argv", "cwd", "main" ("main" or "main_eval"), "kill": {"at", "n"} or null}. `at` is
-"step" (before the n-th update), "write" (half-way through the n-th file of a checkpoint) or "rename" (before it).
-A line of JSON on stdout answers: {"status", "out", "err"}; status is negative where a signal ended the command.
+A line of JSON on stdin begins a command: {"argv", "cwd", "main" ("main" or "main_eval"), "kill": {"at", "n"} or null,
+"exits"}. `at` is "step" (before the n-th update), "write" (half-way through the n-th file of a checkpoint) or "rename"
+(before it); with "exits" the interpreter exits as that of a command does. A line of JSON on stdout answers: {"pid"}.
+{"end": pid, "seconds"} waits for it at most so long, then kills it: {"status", "out", "err"}; status is negative where
+a signal ended the command.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 FAR = 10**9
 
@@ -55,7 +59,7 @@ def arm(at: str, n: int) -> None:
 
 
 def child(job: dict[str, Any], out: int, err: int) -> None:
-    """The command, in a fork; does not return."""
+    """The command, in a fork; does not return, but raises SystemExit with `exits`."""
     os.setsid()
     os.dup2(out, 1)
     os.dup2(err, 2)
@@ -75,7 +79,37 @@ def child(job: dict[str, Any], out: int, err: int) -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)
+        if not job.get("exits"):
+            os._exit(status)
+    sys.exit(status)
+
+
+def begin(job: dict[str, Any]) -> tuple[int, list[IO[bytes]]]:
+    """Start a command. Returns its process, and the files of its output."""
+    if "--cluster" in job["argv"]:
+        with contextlib.suppress(ImportError):
+            import rltrain.rollout.cluster.connect  # noqa: F401
+    files: list[IO[bytes]] = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]  # noqa: SIM115
+    pid = os.fork()
+    if pid == 0:
+        child(job, *(file.fileno() for file in files))
+    return pid, files
+
+
+def end(pid: int, files: list[IO[bytes]], seconds: float) -> dict[str, Any]:
+    """Wait for a command, at most so long, and return how it ended."""
+    until = time.monotonic() + seconds
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        if time.monotonic() > until:
+            os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.005)
+    _, code = os.waitpid(pid, 0)
+    texts = []
+    for file in files:
+        file.seek(0)
+        texts.append(file.read().decode())
+        file.close()
+    return {"status": os.waitstatus_to_exitcode(code), "out": texts[0], "err": texts[1]}
 
 
 def serve() -> None:
@@ -89,18 +123,15 @@ def serve() -> None:
 
     task_process.start_method = lambda: "fork"
     torch.set_num_threads(1)
+    begun: dict[int, list[IO[bytes]]] = {}  # by process
     for line in sys.stdin:
         job = json.loads(line)
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            pid = os.fork()
-            if pid == 0:
-                child(job, out.fileno(), err.fileno())
-            _, code = os.waitpid(pid, 0)
-            texts = []
-            for file in (out, err):
-                file.seek(0)
-                texts.append(file.read().decode())
-        answer = {"status": os.waitstatus_to_exitcode(code), "out": texts[0], "err": texts[1]}
+        if "end" in job:
+            answer = end(job["end"], begun.pop(job["end"]), job["seconds"])
+        else:
+            pid, files = begin(job)
+            begun[pid] = files
+            answer = {"pid": pid}
         print(json.dumps(answer), flush=True)
 
 

@@ -55,6 +55,17 @@ def test_torchscript_has_the_numbers_of_actors_on_every_processor(
     assert exported(tmp_path, "ppo-discrete", "torchscript").is_file()
 
 
+def test_an_onnx_file_computes_the_network_once(tmp_path: Path) -> None:
+    """For greedy and sampled actions and for scores."""
+    onnx = pytest.importorskip("onnx")
+    trained = rltrain.load(saved(tmp_path, "ppo-discrete"), best=True)
+
+    export(trained, tmp_path / "policy.onnx", rows=40)
+
+    kinds = [node.op_type for node in onnx.load(tmp_path / "policy.onnx").graph.node]
+    assert kinds.count("Gemm") == len(trained.config.settings.widths) + 1
+
+
 def test_a_wrong_export_is_refused_and_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof fails if the exported actions are others than those of the policy."""
     trained = rltrain.load(saved(tmp_path, "ppo-box-lstm"), best=True)

@@ -26,6 +26,8 @@ SAC = ["--algo", "sac", "--env", "Pendulum-v1", "--streams", "3", "--warmup", "2
 QMIX = ["--algo", "qmix", "--env", "two-step", "--streams", "3", "--warmup", "60", "--steps", "200", *QUICK]
 IMPALA = ["--algo", "impala", "--env", "CartPole-v1", "--streams", "4", "--steps", "2000", *QUICK]
 
+PATIENCE = 100.0  # seconds, since processes import torch, at times on a machine with much else to do
+
 SLOW_ENV = """
 import os, time
 import gymnasium, numpy as np
@@ -37,14 +39,14 @@ LATER = 700  # steps of one environment, more than the first look takes
 class Slow(gymnasium.Env):
     observation_space = spaces.Box(-1, 1, (2,), np.float32)
     action_space = spaces.Discrete(2)
-    def __init__(self, seconds=0.002, raises=False, hangs=""):
-        self.seconds, self.raises, self.hangs, self.t = seconds, raises, hangs, 0
+    def __init__(self, seconds=0.002, raises=False, hangs="", holds=""):
+        self.seconds, self.raises, self.hangs, self.holds, self.t = seconds, raises, hangs, holds, 0
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         return np.zeros(2, np.float32), {}
     def step(self, action):
         self.t += 1
-        time.sleep(self.seconds)
+        time.sleep(0.2 if self.holds and os.path.exists(self.holds) else self.seconds)
         if self.raises and self.t == LATER: raise RuntimeError("the arm is stuck")
         if self.hangs and self.t == LATER:
             try: os.close(os.open(self.hangs, os.O_CREAT | os.O_EXCL))
@@ -55,13 +57,27 @@ class Slow(gymnasium.Env):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """Two nodes that no test ends."""
-    machines = Machines(tmp_path_factory.mktemp("two"))
-    machines.add("a")
-    machines.add("b")
+def kept() -> Iterator[list[Machines]]:
+    """The machines of `two` while there are some."""
+    machines: list[Machines] = []
     yield machines
-    machines.close()
+    for made in machines:
+        made.close()
+
+
+@pytest.fixture
+def two(kept: list[Machines], tmp_path_factory: pytest.TempPathFactory) -> Machines:
+    """The two nodes of the test before; new ones in place of those that it ended."""
+    if kept and kept[0].scheduler.poll() is not None:
+        kept.pop().close()
+    if not kept:
+        kept.append(Machines(tmp_path_factory.mktemp("two")))
+    (machines,) = kept
+    for name in machines.workers.keys() - {"a", "b"}:
+        machines.kill(name)
+    for name in sorted({"a", "b"} - machines.workers.keys()):
+        machines.add(name)
+    return machines
 
 
 @pytest.fixture
@@ -86,7 +102,7 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-c", "import sys; from rltrain.cli import main; sys.exit(main())", *words]
 
 
-def begin(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command(*words), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
     )
@@ -216,8 +232,8 @@ def test_an_actor_that_hangs_is_replaced(two: Machines, slow: Path) -> None:
 def test_a_killed_run_leaves_no_actors_on_its_nodes(two: Machines, slow: Path) -> None:
     wait_for(lambda: not two.actors() - forks(two))
     before = two.actors()
-    run = begin(slow, *PPO, "--env", "mine.py:Slow", "--steps", "1000000", "--workers", "2", "--cluster", two.address)
-    assert wait_for(lambda: steps(slow) > 0, 60)
+    run = start(slow, *PPO, "--env", "mine.py:Slow", "--steps", "1000000", "--workers", "2", "--cluster", two.address)
+    assert wait_for(lambda: steps(slow) > 0, PATIENCE)
     assert len(two.actors() - before) >= 2
     run.kill()
     run.communicate()
@@ -235,40 +251,45 @@ def forks(machines: Machines) -> set[int]:
     return found
 
 
-@pytest.mark.sweep
-def test_ctrl_c_leaves_a_checkpoint(two: Machines, slow: Path) -> None:
-    run = begin(slow, *PPO, "--env", "mine.py:Slow", "--steps", "1000000", "--workers", "2", "--cluster", two.address)
-    assert wait_for(lambda: steps(slow) > 0, 60)
+def test_ctrl_c_leaves_a_checkpoint(two: Machines, slow: Path, begin: Any) -> None:
+    flags = [*PPO, "--env", "mine.py:Slow", "--env-arg", "seconds=0", "--steps", "100000000", "--workers", "2"]
+    run = begin(slow, *flags, "--cluster", two.address)
+    assert wait_for(lambda: steps(slow) > 0, PATIENCE)
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=60)
-    assert run.returncode == 130
-    assert f"checkpoint {slow}/runs/" in err
-    assert "Traceback" not in err
+    done = run.end(60)
+    assert done.status == 130
+    assert f"checkpoint {slow}/runs/" in done.err
+    assert "Traceback" not in done.err
 
 
-@pytest.mark.sweep
-def test_a_node_that_dies_is_replaced_by_the_others_and_one_that_joins_is_used(some: Machines, slow: Path) -> None:
-    some.add("a", slots=2)
-    some.add("b", slots=2)
-    run = begin(slow, *PPO, "--env", "mine.py:Slow", "--steps", "4000", "--workers", "3", "--cluster", some.address)
-    assert wait_for(lambda: steps(slow) > 0, 60)
-    some.kill("a")
-    assert wait_for(lambda: metrics(slow)[-1]["cluster/nodes"] == 1)
-    some.add("c", slots=2)
-    assert wait_for(lambda: metrics(slow)[-1]["cluster/nodes"] == 2)
-    assert wait_for(lambda: len(some.actors("c")) >= 2, 60)  # the others were crowded
-    out, err = run.communicate(timeout=120)
-    assert run.returncode == 0, err
-    assert json.loads(out.splitlines()[-1])["restarts"] in (1, 2), err  # the actors that were on it, once each
-    assert "its node was lost" in err or "does not answer" in err
-    assert "a node joined: tcp://127.0.0.1" in err
+def test_a_node_that_dies_is_replaced_by_the_others_and_one_that_joins_is_used(
+    two: Machines, slow: Path, begin: Any
+) -> None:
+    holds = slow / "holds"  # while it exists the run takes its time: it ends when all has been seen, not before
+    flags = [*PPO, "--env", "mine.py:Slow", "--env-arg", "seconds=0", "--env-arg", f"holds={holds}"]
+    flags += ["--streams", "3", "--unroll", "4", "--epochs", "1", "--steps", "3000", "--workers", "3"]
+    run = begin(slow, *flags, "--cluster", two.address)
+    assert wait_for(lambda: steps(slow) > 0, PATIENCE)
+    holds.touch()
+    assert wait_for(lambda: all(two.actors(name) - forks(two) for name in "ab"), PATIENCE)  # one may join later
+    two.kill("a")
+    assert wait_for(lambda: metrics(slow)[-1]["cluster/nodes"] == 1, PATIENCE)
+    two.add("c", slots=2)
+    assert wait_for(lambda: metrics(slow)[-1]["cluster/nodes"] == 2, PATIENCE)
+    assert wait_for(lambda: len(two.actors("c")) >= 2, PATIENCE)  # the others were crowded
+    holds.unlink()
+    done = run.end(120)
+    assert done.status == 0, done.err
+    assert done.result["restarts"] in (1, 2), done.err  # the actors that were on it, once each
+    assert "its node was lost" in done.err or "does not answer" in done.err
+    assert "a node joined: tcp://127.0.0.1" in done.err
 
 
 @pytest.mark.sweep
 def test_a_node_that_is_asked_to_end_does_and_takes_its_actors_along(some: Machines, slow: Path) -> None:
     some.add("a", slots=2)
-    run = begin(slow, *PPO, "--env", "mine.py:Slow", "--steps", "2000", "--workers", "2", "--cluster", some.address)
-    assert wait_for(lambda: steps(slow) > 0, 60)
+    run = start(slow, *PPO, "--env", "mine.py:Slow", "--steps", "2000", "--workers", "2", "--cluster", some.address)
+    assert wait_for(lambda: steps(slow) > 0, PATIENCE)
     actors = some.actors("a")
     some.workers["a"].terminate()
     some.workers["a"].wait(30)
@@ -284,8 +305,8 @@ def test_a_node_that_is_asked_to_end_does_and_takes_its_actors_along(some: Machi
 def test_actors_move_to_where_there_is_room_and_the_bits_stay(some: Machines, tmp_path: Path) -> None:
     flags = [*PPO, "--steps", "12000"]
     some.add("a", slots=1)
-    run = begin(tmp_path, *flags, "--workers", "2", "--cluster", some.address)
-    assert wait_for(lambda: steps(tmp_path) > 0, 60)
+    run = start(tmp_path, *flags, "--workers", "2", "--cluster", some.address)
+    assert wait_for(lambda: steps(tmp_path) > 0, PATIENCE)
     some.add("b", slots=1)
     assert wait_for(lambda: len(some.actors("b")) >= 2, 60)  # a fork server and an actor, with its supervisor
     out, err = run.communicate(timeout=240)
@@ -309,8 +330,8 @@ def test_gradients_come_over_too(two: Machines, tmp_path: Path, launch: Any) -> 
 @pytest.mark.sweep
 def test_without_a_node_a_run_waits_and_then_goes_on(some: Machines, slow: Path) -> None:
     some.add("a", slots=2)
-    run = begin(slow, *PPO, "--env", "mine.py:Slow", "--steps", "2000", "--workers", "2", "--cluster", some.address)
-    assert wait_for(lambda: steps(slow) > 0, 60)
+    run = start(slow, *PPO, "--env", "mine.py:Slow", "--steps", "2000", "--workers", "2", "--cluster", some.address)
+    assert wait_for(lambda: steps(slow) > 0, PATIENCE)
     some.kill("a")
     time.sleep(1.0)
     assert run.poll() is None
@@ -325,8 +346,8 @@ def test_without_a_node_a_run_waits_and_then_goes_on(some: Machines, slow: Path)
 def test_without_a_node_for_too_long_a_run_ends_with_a_checkpoint(some: Machines, slow: Path) -> None:
     some.add("a", slots=2)
     flags = [*PPO, "--env", "mine.py:Slow", "--steps", "100000", "--workers", "2", "--cluster-timeout", "2"]
-    run = begin(slow, *flags, "--cluster", some.address)
-    assert wait_for(lambda: steps(slow) > 0, 60)
+    run = start(slow, *flags, "--cluster", some.address)
+    assert wait_for(lambda: steps(slow) > 0, PATIENCE)
     some.kill("a")
     _, err = run.communicate(timeout=60)
     assert run.returncode == 1
@@ -334,22 +355,22 @@ def test_without_a_node_for_too_long_a_run_ends_with_a_checkpoint(some: Machines
     assert "Traceback" not in err
 
 
-@pytest.mark.sweep
 def test_a_lost_scheduler_ends_a_run_with_a_checkpoint_that_can_be_resumed(
-    some: Machines, slow: Path, launch: Any
+    two: Machines, slow: Path, launch: Any, begin: Any
 ) -> None:
-    some.add("a", slots=2)
-    run = begin(slow, *PPO, "--env", "mine.py:Slow", "--steps", "2000", "--workers", "2", "--cluster", some.address)
-    assert wait_for(lambda: steps(slow) > 0, 60)
-    some.scheduler.kill()
-    _, err = run.communicate(timeout=60)
-    assert run.returncode == 1
-    (line,) = [line for line in err.splitlines() if line.startswith("rltrain:")]
-    assert f"the connection to the scheduler at {some.address} was lost" in line
-    assert "Traceback" not in err
+    flags = [*PPO, "--env", "mine.py:Slow", "--env-arg", "seconds=0", "--steps", "100000000", "--workers", "2"]
+    run = begin(slow, *flags, "--cluster", two.address)
+    assert wait_for(lambda: steps(slow) > 0, PATIENCE)
+    two.scheduler.kill()
+    done = run.end(60)
+    assert done.status == 1
+    (line,) = [line for line in done.err.splitlines() if line.startswith("rltrain:")]
+    assert f"the connection to the scheduler at {two.address} was lost" in line
+    assert "Traceback" not in done.err
     (folder,) = (slow / "runs").iterdir()
-    resumed = launch(slow, "--resume", str(folder), "--backend", "processes", "--json")
-    assert resumed.result["steps"] >= 2000
+    further = str(steps(slow) + 1000)
+    resumed = launch(slow, "--resume", str(folder), "--backend", "processes", "--steps", further, "--json")
+    assert resumed.result["steps"] >= int(further)
 
 
 # --- asked wrongly ---
