@@ -241,9 +241,23 @@ class Independent:
             raise ValueError(f"--freeze {','.join(names)}: no policy is left that learns")
         self._frozen = frozenset(names)
 
+    @property
+    def members(self) -> list[Any]:
+        """The algorithm of each group that learns."""
+        return [self.inner[i] for i in self._learning]
+
+    def member_batches(self, unrolls: Trajectory) -> list[Trajectory]:
+        """The unrolls of each group that learns: see `MultiMember`."""
+        policy = self.policy
+        return [self.views[i].unrolls(unrolls, policy.cores[i], policy.prefix(i)) for i in self._learning]
+
     def update(self, unrolls: Trajectory, progress: float) -> Update:
         """One update of each algorithm that learns; metrics are means over these groups."""
-        pairs = self._learning(unrolls)
+        return self.update_members(self.member_batches(unrolls), progress)
+
+    def update_members(self, batches: Sequence[Trajectory], progress: float) -> Update:
+        """The same, of batches as `member_batches` returns them, or of a learner's part of them."""
+        pairs = zip(self.members, batches, strict=True)
         updates = [algorithm.update(own, progress).metrics for algorithm, own in pairs]
         names = dict.fromkeys(name for metrics in updates for name in metrics)
         values = {name: [metrics[name] for metrics in updates if name in metrics] for name in names}
@@ -251,7 +265,7 @@ class Independent:
 
     def observe(self, unrolls: Trajectory) -> None:
         """Running statistics of each algorithm that learns."""
-        for algorithm, own in self._learning(unrolls):
+        for algorithm, own in zip(self.members, self.member_batches(unrolls), strict=True):
             algorithm.observe(own)
 
     def parts(self) -> dict[str, Stateful]:
@@ -264,14 +278,10 @@ class Independent:
         }
         return {"policy": self.policy, **rest}
 
-    def _learning(self, unrolls: Trajectory) -> list[tuple[Any, Trajectory]]:
-        """The algorithm and the unrolls of each group that learns."""
-        policy = self.policy
-        return [
-            (self.inner[i], view.unrolls(unrolls, policy.cores[i], policy.prefix(i)))
-            for i, view in enumerate(self.views)
-            if view.group.name not in self._frozen
-        ]
+    @property
+    def _learning(self) -> list[int]:
+        """The numbers of the groups that learn."""
+        return [i for i, view in enumerate(self.views) if view.group.name not in self._frozen]
 
 
 def mappo(spec: EnvSpec, config: MAPPOConfig, device: torch.device, seed: int, streams: int) -> Independent:
