@@ -43,6 +43,7 @@ class GroupView:
 
     def __init__(self, spec: EnvSpec, part: AgentSlice, state: GlobalState | None = None) -> None:
         self.part, self.group, self.count, self.state = part, part.group, part.count, state
+        self.turns = spec.turns
         self.spec = spec.single_agent(part.group)
         obs: dict[str, ObsSpec] = {OWN: self.spec.obs}
         if self.count > 1:
@@ -78,8 +79,9 @@ class GroupView:
     def unrolls(self, unrolls: Trajectory, core: slice, prefix: str) -> Trajectory:
         """Unrolls [T, B] of all agents to unrolls [T, B * n] of single agents.
 
-        Rows without the agent are reset rows, and its episode begins where it was absent in the row before. If agents
-        act in turns, only an agent's own turns remain: see `rltrain.algorithms.multi_agent.turns`.
+        Rows without the agent are reset rows, and its episode begins where it was absent in the row before. Rows in
+        which an opponent of a pool acts for it are rows without it. If agents act in turns, only an agent's own turns
+        remain: see `rltrain.algorithms.multi_agent.turns`.
 
         Args:
             core:   the group's columns of the recurrent state.
@@ -87,8 +89,9 @@ class GroupView:
         """
         part, count = self.part, self.count
         assert unrolls.alive is not None
-        present = unrolls.valid.unsqueeze(-1) & unrolls.alive[:-1, :, part.agents]  # [T, B, n]
-        begins = unrolls.first[:1].unsqueeze(-1) | ~unrolls.alive[:1, :, part.agents]
+        there = unrolls.alive if self.turns or unrolls.acting is None else unrolls.alive & unrolls.acting
+        present = unrolls.valid.unsqueeze(-1) & there[:-1, :, part.agents]  # [T, B, n]
+        begins = unrolls.first[:1].unsqueeze(-1) | ~there[:1, :, part.agents]
         action = unrolls.action.flatten(2)[..., part.action]
 
         def flat(x: Tensor) -> Tensor:  # [T, B, n, ...] to [T, B * n, ...]
@@ -113,7 +116,7 @@ class GroupView:
             core=None if unrolls.core is None else split(unrolls.core[..., core]),
             num_rows=None if unrolls.num_rows is None else unrolls.num_rows.repeat_interleave(count),
         )
-        if unrolls.acting is None:
+        if unrolls.acting is None or not self.turns:
             return own
         return own_turns(own, flat(unrolls.acting[..., part.agents]), unrolls.acting.shape[-1])
 
