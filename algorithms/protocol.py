@@ -26,12 +26,12 @@ Target networks are copies of `net`, `actor` and `actors`, so these must survive
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor, nn
 
-from rltrain.algorithms.functions.gradient_sync import GradientSync
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import DataPlan
 from rltrain.rollout.types import Act, Noise, Policy, PolicyHooks, hooks_of
@@ -39,15 +39,17 @@ from rltrain.rollout.types import Act, Noise, Policy, PolicyHooks, hooks_of
 __all__ = [
     "Act",
     "Algorithm",
+    "MultiMember",
     "Noise",
     "Policy",
     "PolicyHooks",
-    "SharesUpdates",
     "Stateful",
     "Update",
     "check_bounded",
     "check_exploration",
+    "has_members",
     "hooks_of",
+    "members_of",
     "modules_of",
     "observes",
     "shares_updates",
@@ -87,10 +89,18 @@ class Algorithm(Protocol):
     def parts(self) -> dict[str, Stateful]: ...
 
 
-class SharesUpdates(Algorithm, Protocol):
-    """An algorithm whose updates several learners can share."""
+class MultiMember(Algorithm, Protocol):
+    """An algorithm that consists of others, its members, each of which learns from its own part of a batch.
 
-    sync: GradientSync
+    `update(batch)` is `update_members(member_batches(batch))`. Several learners cut each of these batches.
+    """
+
+    @property
+    def members(self) -> list[Any]: ...
+
+    def member_batches(self, batch: Any) -> list[Any]: ...
+
+    def update_members(self, batches: Sequence[Any], progress: float) -> Update: ...
 
 
 def observes(algorithm: Algorithm) -> bool:
@@ -98,9 +108,19 @@ def observes(algorithm: Algorithm) -> bool:
     return bool(getattr(algorithm, "observes", True))
 
 
-def shares_updates(algorithm: Algorithm) -> TypeGuard[SharesUpdates]:
-    """Whether several learners can share an update of the algorithm: whether it has a `sync`."""
-    return hasattr(algorithm, "sync")
+def has_members(algorithm: Algorithm) -> TypeGuard[MultiMember]:
+    """Whether the algorithm consists of others."""
+    return hasattr(algorithm, "update_members")
+
+
+def members_of(algorithm: Algorithm) -> list[Any]:
+    """The algorithms that make the updates: the members, or the algorithm itself."""
+    return algorithm.members if has_members(algorithm) else [algorithm]
+
+
+def shares_updates(algorithm: Algorithm) -> bool:
+    """Whether several learners can share an update of the algorithm: whether it, or each member, has a `sync`."""
+    return all(hasattr(one, "sync") for one in members_of(algorithm))
 
 
 def check_exploration(spec: EnvSpec, sde: bool, squash: bool = False) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 # The first element of the path below the run's seed.
-LEARNER, STREAM, EVALUATION, NOISE, FRESH, REPLAY, START, OPPONENT, RECORDED = range(9)
+LEARNER, STREAM, EVALUATION, NOISE, FRESH, REPLAY, START, OPPONENT, RECORDED, OTHERS = range(10)
 
 
 def seed_of(seed: int, *path: int) -> int:

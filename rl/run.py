@@ -16,6 +16,7 @@ from rltrain.config.run_config import RunConfig
 from rltrain.errors import ConfigError, Interrupted, LearnerLost, RunFailed, Stop
 from rltrain.evaluation.background import BackgroundEvaluation, Evaluated, EvaluationFailed
 from rltrain.evaluation.multi_agent import return_metrics
+from rltrain.evaluation.other_policies import open_others
 from rltrain.evaluation.self_play_ratings import SelfPlay
 from rltrain.learner.algorithm import check_size, make_algorithm
 from rltrain.learner.changes import checked_changes
@@ -81,12 +82,14 @@ class Run:
         if saved.folder is None:
             config = add(settled(config, environment))
         config, initial, found = open_initial(config, saved.checkpoint is None)
-        self._has_initial = initial is not None
+        config, self._others = add(open_others(config, spec, saved))
+        self._has_initial = initial is not None or (bool(self._others) and saved.checkpoint is None)
         self.config = config
         notes += [*found, *products.use(config.products), *check_size(config, spec)]
         algorithm = make_algorithm(config, spec)
         cluster = open_cluster(config, self.console.note, closing)
-        plan = rollout_spec(config, environment, algorithm.plan, cluster)
+        others = [(other.config, other.arrays) for other in self._others]
+        plan = rollout_spec(config, environment, algorithm.plan, cluster, others)
         self._row_bytes = row_bytes(spec, algorithm.plan.core_size) if isinstance(algorithm.plan, ReplayPlan) else 0
         self._saved_steps = saved.steps_done
         data = add(open_data(config, spec, algorithm.plan, saved.folder))
@@ -112,7 +115,8 @@ class Run:
             data.reference(config, spec),
         )
         self.window = Window()
-        self.self_play = SelfPlay(config.pool_size if config.opponents == "pool" else 0, config.pool_every)
+        size = config.pool_size if config.has_opponents else 0
+        self.self_play = SelfPlay(size, config.pool_every, len(self._others), config.keeps_pool)
         self._lines: int | None = None
         if saved.restore(lambda state: notes.extend(self._load(state, saved))) and config.steps > saved.steps:
             self.evaluation.goal_reached, self.callbacks.requests.stop = False, None  # the run was extended
@@ -126,7 +130,7 @@ class Run:
             self._finished = saved.checkpoint.path
             notes.append("this run has reached --pause-at")
         self._out_of_time = self._finished is None and limit.reached(self._evaluates)
-        if not self.self_play.places:
+        if not self.self_play.begun:
             self._add_opponent()
         self.learner.join()
         lines = None if self._finished else self._lines
@@ -357,7 +361,9 @@ class Run:
     def _add_opponent(self) -> None:
         """Add the newest policy to the pool of opponents when that is due."""
         if self.self_play.due(self.rollout.steps):
-            self.rollout.publish_opponent(*self.self_play.take(self.learner.frozen(self.rollout.steps)))
+            taken = self.self_play.take(self.learner.frozen(self.rollout.steps))
+            if taken is not None:
+                self.rollout.publish_opponent(*taken)
 
     def _report(self, line: bool) -> None:
         """Update the progress line and, with `line`, write a line of metrics."""
@@ -388,6 +394,7 @@ class Run:
             "window": self.window.state(),
             **self.evaluation.state(),
             "self_play": self.self_play.state(),
+            **({"opponents": [other.state() for other in self._others]} if self._others else {}),
             "lines": self.metrics.lines,
             **({"callbacks": callbacks} if callbacks else {}),
         }

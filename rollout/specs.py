@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.unroll_rows import VectorEnv
 from rltrain.rollout.types import Gradients, Noise, Policy, Trajectory
@@ -31,11 +33,20 @@ class Inference:
 
 
 @dataclass(frozen=True)
-class OpponentPool:
-    """Snapshots of the policy that serve as opponents in games of two players."""
+class OtherPolicy:
+    """A policy of another run, which serves as an opponent; its weights never change."""
 
-    size: int  # a new snapshot replaces the oldest one of so many
-    share: float  # of the games that are played against a snapshot
+    make_policy: Callable[[], Policy]
+    arrays: dict[str, np.ndarray]  # its parameters and buffers, by name
+
+
+@dataclass(frozen=True)
+class OpponentPool:
+    """Snapshots of the policy, and policies of other runs, that serve as opponents."""
+
+    size: int  # a new snapshot replaces the oldest one of so many; 0: there are none
+    share: float  # of the games that are played against opponents of the pool
+    others: tuple[OtherPolicy, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,7 @@ class RolloutSpec:
             make_policy=_unavailable,
             reduce=None if self.reduce is None else _unavailable,
             cluster=None,
+            pool=None if self.pool is None else replace(self.pool, others=()),
         )
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Array = Any  # numpy in actors, torch in the learner
 NEWEST = -1  # in place of a snapshot's number: the policy in training
+OTHER = -2  # the number of the first policy of another run; the next ones have -3, -4, ...
 LONGEST = 10_000  # steps after which an episode of an evaluation is cut off if its environment has no time limit
 
 
@@ -30,8 +31,9 @@ class Episode(NamedTuple):
     length: int
     agents: tuple[float, ...] = ()  # with several agents, the return of each
     player: int = 0  # in self-play, the index of the learner's player
-    opponent: int = NEWEST  # in self-play, the number of the snapshot that acted for the other players
+    opponent: int = NEWEST  # in self-play of two players, the number of the snapshot that acted for the other one
     info: dict[str, float] = {}  # noqa: RUF012, never changed: numbers of the last info, by key; of several agents, also of each as KEY/AGENT
+    opponents: tuple[int, ...] = ()  # in self-play, the number of the snapshot that acted for each player, or NEWEST
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Trajectory:
     core: Array | None = None  # [T/L, B, H]  recurrent state before every L-th row
     episodes: tuple[Episode, ...] = ()  # finished during the unroll
     alive: Array | None = None  # [T+1, B, N]  bool, with several agents: those that take part
-    acting: Array | None = None  # [T+1, B, N]  bool, in turn-based games: the agents that act at this step
+    acting: Array | None = None  # [T+1, B, N]  bool, in turns or against opponents: agents of the policy that act now
     state: Array | None = None  # [T+1, B, *S]  float32, global state, which only training uses
     num_rows: Array | None = None  # [B]  int64, number of rows that the actor made, before stretching; None: T
     weight: Array | None = None  # [B]  float32, of a prioritised replay's sequences: as in `Transition`

@@ -330,6 +330,7 @@ def documented() -> list[str]:
 
 ELSEWHERE = {  # metrics that these runs do not write
     "rollout/outside_bounds",  # with faults of the environment: tests/rl/test_train.py
+    "selfplay/elo_other_N",  # against policies of other runs, for each N: tests/rl/test_league.py
     "eval/score",  # with data that has reference scores: tests/rl/data/test_record.py
 }
 

@@ -32,6 +32,9 @@ class GradientSync(Protocol):
     def moments(self, x: Tensor, valid: Tensor | None = None) -> Moments:
         """Moments of the valid entries of x [...] of all learners; None: all entries are valid."""
 
+    def assign(self, x: Tensor, index: Tensor, rows: Tensor) -> None:
+        """x[index] = rows, of all learners: x [S, ...] is equal in all of them, index [B] int64 is each one's."""
+
 
 class SingleLearner:
     """The only learner: its gradient, its metrics and its moments are those of the whole batch."""
@@ -49,6 +52,9 @@ class SingleLearner:
         mean = x.masked_fill(~valid, 0.0).sum() / count.clamp(min=1)
         squares = (x - mean).masked_fill(~valid, 0.0).square()
         return Moments(mean, squares.sum() / (count - 1).clamp(min=1))
+
+    def assign(self, x: Tensor, index: Tensor, rows: Tensor) -> None:
+        x[index] = rows
 
 
 SINGLE = SingleLearner()

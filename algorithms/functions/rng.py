@@ -38,6 +38,15 @@ class Rng:
         """Uniform numbers in [0, 1) of this shape, as `normal`."""
         return self._draw(torch.rand, shape, batch_dim)
 
+    def gumbel(self, *shape: int) -> Tensor:
+        """Standard Gumbel numbers [T, B, ...], on the CPU: for all rows of the columns B of a Trajectory."""
+        shard, whole = self.shard, list(shape)
+        if shard is not None:
+            whole[1] = shard.total
+        drawn = torch.empty(whole).exponential_(generator=self.generator)
+        drawn.clamp_(min=torch.finfo(drawn.dtype).tiny).log_().neg_()
+        return drawn if shard is None else drawn.narrow(1, min(shard.begin, shard.total - shape[1]), shape[1])
+
     def subset(self, count: int, size: int) -> Tensor:
         """[size] int64 on the CPU: different numbers below `count`, the same for all learners."""
         return torch.randperm(count, generator=self.generator)[:size]

@@ -43,6 +43,7 @@ class GroupView:
 
     def __init__(self, spec: EnvSpec, part: AgentSlice, state: GlobalState | None = None) -> None:
         self.part, self.group, self.count, self.state = part, part.group, part.count, state
+        self.turns = spec.turns
         self.spec = spec.single_agent(part.group)
         obs: dict[str, ObsSpec] = {OWN: self.spec.obs}
         if self.count > 1:
@@ -78,8 +79,9 @@ class GroupView:
     def unrolls(self, unrolls: Trajectory, core: slice, prefix: str) -> Trajectory:
         """Unrolls [T, B] of all agents to unrolls [T, B * n] of single agents.
 
-        Rows without the agent are reset rows, and its episode begins where it was absent in the row before. If agents
-        act in turns, only an agent's own turns remain: see `rltrain.algorithms.multi_agent.turns`.
+        Rows without the agent are reset rows, and its episode begins where it was absent in the row before. Rows in
+        which an opponent of a pool acts for it are rows without it. If agents act in turns, only an agent's own turns
+        remain: see `rltrain.algorithms.multi_agent.turns`.
 
         Args:
             core:   the group's columns of the recurrent state.
@@ -87,8 +89,9 @@ class GroupView:
         """
         part, count = self.part, self.count
         assert unrolls.alive is not None
-        present = unrolls.valid.unsqueeze(-1) & unrolls.alive[:-1, :, part.agents]  # [T, B, n]
-        begins = unrolls.first[:1].unsqueeze(-1) | ~unrolls.alive[:1, :, part.agents]
+        there = unrolls.alive if self.turns or unrolls.acting is None else unrolls.alive & unrolls.acting
+        present = unrolls.valid.unsqueeze(-1) & there[:-1, :, part.agents]  # [T, B, n]
+        begins = unrolls.first[:1].unsqueeze(-1) | ~there[:1, :, part.agents]
         action = unrolls.action.flatten(2)[..., part.action]
 
         def flat(x: Tensor) -> Tensor:  # [T, B, n, ...] to [T, B * n, ...]
@@ -113,7 +116,7 @@ class GroupView:
             core=None if unrolls.core is None else split(unrolls.core[..., core]),
             num_rows=None if unrolls.num_rows is None else unrolls.num_rows.repeat_interleave(count),
         )
-        if unrolls.acting is None:
+        if unrolls.acting is None or not self.turns:
             return own
         return own_turns(own, flat(unrolls.acting[..., part.agents]), unrolls.acting.shape[-1])
 
@@ -241,9 +244,23 @@ class Independent:
             raise ValueError(f"--freeze {','.join(names)}: no policy is left that learns")
         self._frozen = frozenset(names)
 
+    @property
+    def members(self) -> list[Any]:
+        """The algorithm of each group that learns."""
+        return [self.inner[i] for i in self._learning]
+
+    def member_batches(self, unrolls: Trajectory) -> list[Trajectory]:
+        """The unrolls of each group that learns: see `MultiMember`."""
+        policy = self.policy
+        return [self.views[i].unrolls(unrolls, policy.cores[i], policy.prefix(i)) for i in self._learning]
+
     def update(self, unrolls: Trajectory, progress: float) -> Update:
         """One update of each algorithm that learns; metrics are means over these groups."""
-        pairs = self._learning(unrolls)
+        return self.update_members(self.member_batches(unrolls), progress)
+
+    def update_members(self, batches: Sequence[Trajectory], progress: float) -> Update:
+        """The same, of batches as `member_batches` returns them, or of a learner's part of them."""
+        pairs = zip(self.members, batches, strict=True)
         updates = [algorithm.update(own, progress).metrics for algorithm, own in pairs]
         names = dict.fromkeys(name for metrics in updates for name in metrics)
         values = {name: [metrics[name] for metrics in updates if name in metrics] for name in names}
@@ -251,7 +268,7 @@ class Independent:
 
     def observe(self, unrolls: Trajectory) -> None:
         """Running statistics of each algorithm that learns."""
-        for algorithm, own in self._learning(unrolls):
+        for algorithm, own in zip(self.members, self.member_batches(unrolls), strict=True):
             algorithm.observe(own)
 
     def parts(self) -> dict[str, Stateful]:
@@ -264,14 +281,10 @@ class Independent:
         }
         return {"policy": self.policy, **rest}
 
-    def _learning(self, unrolls: Trajectory) -> list[tuple[Any, Trajectory]]:
-        """The algorithm and the unrolls of each group that learns."""
-        policy = self.policy
-        return [
-            (self.inner[i], view.unrolls(unrolls, policy.cores[i], policy.prefix(i)))
-            for i, view in enumerate(self.views)
-            if view.group.name not in self._frozen
-        ]
+    @property
+    def _learning(self) -> list[int]:
+        """The numbers of the groups that learn."""
+        return [i for i, view in enumerate(self.views) if view.group.name not in self._frozen]
 
 
 def mappo(spec: EnvSpec, config: MAPPOConfig, device: torch.device, seed: int, streams: int) -> Independent:

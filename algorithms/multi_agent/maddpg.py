@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.losses import masked_mean
 from rltrain.algorithms.functions.optim import Adam, flatten, step
 from rltrain.algorithms.functions.rng import Rng
@@ -95,19 +96,22 @@ class MADDPG:
         self.target = TargetNetwork(self.policy.actors, flat)
         self.critic_target = TargetNetwork(self.critics, critic_flat)
         self.rng = Rng(seed)
+        self.sync: GradientSync = SINGLE
 
     def update(self, batch: Trajectory, progress: float) -> Update:
         """One step of the critics, then of the policies; then both targets follow."""
         config = self.config
         self.policy.schedule(progress)
+        valid, limit = self.valid(batch), config.max_grad_norm
         loss_q, q_mean = self.critic_loss(batch)
-        norm = step(self.critic_optimizer, loss_q, config.lr_q or config.lr, config.max_grad_norm)
+        metrics = {"loss_q": loss_q.detach(), "q_mean": q_mean}
+        norm = step(self.critic_optimizer, loss_q, config.lr_q or config.lr, limit, self.sync, valid, metrics)
         loss_policy = self.policy_loss(batch, self.noise(batch))
-        step(self.optimizer, loss_policy, config.lr, config.max_grad_norm)
+        policy_metrics = {"loss_policy": loss_policy.detach()}
+        step(self.optimizer, loss_policy, config.lr, limit, self.sync, valid, policy_metrics)
         self.target.follow(config.tau)
         self.critic_target.follow(config.tau)
-        losses = {"loss_q": loss_q.detach(), "loss_policy": loss_policy.detach()}
-        return Update({**losses, "q_mean": q_mean, "grad_norm": norm})
+        return Update({**metrics, **policy_metrics, "grad_norm": norm})
 
     def critic_loss(self, batch: Trajectory) -> tuple[Tensor, Tensor]:
         """The mean squared error [] of the critics at rows [T, B], and the mean of their values."""
@@ -179,10 +183,8 @@ class MADDPG:
 
     def noise(self, batch: Trajectory) -> Tensor:
         """[T, B, K] standard Gumbel."""
-        drawn = torch.zeros(*batch.reward.shape[:2], len(self.owner))
-        if self.policy.discrete:
-            drawn.exponential_(generator=self.rng.generator)
-            drawn.clamp_(min=torch.finfo(drawn.dtype).tiny).log_().neg_()
+        shape = *batch.reward.shape[:2], len(self.owner)
+        drawn = self.rng.gumbel(*shape) if self.policy.discrete else torch.zeros(shape)
         return drawn.to(batch.reward.device)
 
     def observe(self, unrolls: Trajectory) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.losses import gather_action, masked_mean
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.q_losses import td_loss
@@ -20,6 +21,14 @@ from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.types import Trajectory
+
+
+class Loss(NamedTuple):
+    """The loss of a batch, and what it is a mean over."""
+
+    loss: Tensor  # []
+    q_mean: Tensor  # []  mean of Q_tot over the same rows
+    valid: Tensor  # [T, B], or [T, B, N] without mixing: bool, the rows that count
 
 
 class MixedQ:
@@ -46,18 +55,20 @@ class MixedQ:
         flat = flatten(self.learned)
         self.target = TargetNetwork(self.learned, flat)
         self.optimizer = Adam(flat, eps=config.adam_eps)
+        self.sync: GradientSync = SINGLE
 
     def update(self, batch: Trajectory, progress: float) -> Update:
         """One gradient step on a sample of the replay; then the target networks follow."""
         config = self.config
         lr, epsilon = linear(config.lr, config.lr_end, progress), self.policy.explore(progress)
-        loss, q_mean = self.loss(batch)
-        norm = step(self.optimizer, loss, lr, config.max_grad_norm)
+        loss, q_mean, valid = self.loss(batch)
+        metrics = {"loss_q": loss.detach(), "q_mean": q_mean}
+        norm = step(self.optimizer, loss, lr, config.max_grad_norm, self.sync, valid, metrics)
         self.target.follow_on_schedule(config.tau, config.target_every, self.optimizer.steps)
-        return Update({"loss_q": loss.detach(), "q_mean": q_mean, "grad_norm": norm, "lr": lr, "epsilon": epsilon})
+        return Update({**metrics, "grad_norm": norm, "lr": lr, "epsilon": epsilon})
 
-    def loss(self, batch: Trajectory) -> tuple[Tensor, Tensor]:
-        """The loss [] of sequences [T, B], and the mean of Q_tot."""
+    def loss(self, batch: Trajectory) -> Loss:
+        """The loss of sequences [T, B]."""
         assert batch.alive is not None
         mixer, inputs = self.mixer, network_inputs(batch, self.config.last_action)
         q, next_q = online_values(self.policy.net, inputs, self.recurrent, self.config.double)
@@ -66,7 +77,7 @@ class MixedQ:
         q_tot = mixer(chosen, mixer.state(batch, slice(None, -1)))  # [T, B], or [T, B, N] without mixing
         target, known = self.targets(batch, inputs, next_q)
         valid = batch.valid if mixer.joint else batch.valid.unsqueeze(-1) & acts & known
-        return td_loss(q_tot, target, valid, self.config.loss), masked_mean(q_tot.detach(), valid)
+        return Loss(td_loss(q_tot, target, valid, self.config.loss), masked_mean(q_tot.detach(), valid), valid)
 
     @torch.no_grad()
     def targets(self, batch: Trajectory, inputs: tuple[Any, ...], next_q: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -118,7 +118,7 @@ class Encoder(nn.Module):
         if leaf.kind in ("discrete", "multi_discrete"):
             numbers: Tensor = self.nets[str(i)](x)
             return numbers
-        return x.reshape(*lead, math.prod(leaf.shape)).float()
+        return x.reshape(*lead, math.prod(leaf.shape)).to(torch.get_default_dtype())
 
 
 class UserTorso(nn.Module):

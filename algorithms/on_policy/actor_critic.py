@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.networks.distributions import Distribution, distribution, head_size, noise_of
 from rltrain.algorithms.networks.encoder import Encoder, load_torso
 from rltrain.algorithms.networks.mlp import MLP, ActorPass
@@ -274,7 +275,7 @@ class ActorCritic(nn.Module):
         return self.value_memory.unroll(self.value_trunk.forward(x), core[..., self.core_size :], first, self.sequence)
 
     @torch.no_grad()
-    def with_critic_cores(self, unrolls: Trajectory) -> Trajectory:
+    def with_critic_cores(self, unrolls: Trajectory, sync: GradientSync = SINGLE) -> Trajectory:
         """The unrolls with the cores of a critic with memory behind those of the actor, [T / L, B, core_size + C].
 
         The critic continues from its core after the previous unrolls, as the authors' critic does while it collects.
@@ -292,7 +293,7 @@ class ActorCritic(nn.Module):
         before = torch.stack(cores)[:: rows // pieces]  # [T / L, B, C]
         if unrolls.num_rows is not None:  # rows of padding follow
             core = torch.stack([*cores, core])[unrolls.num_rows, torch.arange(len(core), device=core.device)]
-        self.critic_core[unrolls.stream] = core
+        sync.assign(self.critic_core, unrolls.stream, core)
         return replace(unrolls, core=torch.cat([unrolls.core, before], -1))
 
 

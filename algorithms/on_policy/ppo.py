@@ -63,7 +63,7 @@ class PPO:
 
         with torch.no_grad():
             if getattr(self.policy, "value_memory", None) is not None:
-                unrolls = self.policy.with_critic_cores(unrolls)
+                unrolls = self.policy.with_critic_cores(unrolls, self.sync)
             value = self.values(unrolls)  # [T+1, B]
             reward = self.policy.scaled(unrolls.reward)  # [T, B]
             advantage = gae(reward, value, discounts(unrolls, config.gamma), traces(unrolls, config.lam))  # [T, B]

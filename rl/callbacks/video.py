@@ -111,7 +111,7 @@ def _worker(run: RunView) -> Handle:
     """The worker that plays and films; in this process if the actors are."""
     config = run.config
     source, spec = run.environment.evaluated
-    build = functools.partial(Filmer, spec, filmed(source), make_policy(config, spec), config.opponents == "pool")
+    build = functools.partial(Filmer, spec, filmed(source), make_policy(config, spec), config.has_opponents)
     if config.backend == "local" or config.workers == 0:
         return LocalHandle(FILMER, build)
     from rltrain.rollout.workers.process import ProcessHandle

@@ -22,7 +22,7 @@ class Keywords(TypedDict, total=False):
     freeze: Sequence[str]
     action_bound: float | None
     vector: Literal["auto", "serial", "native"]
-    opponents: Literal["newest", "pool"]
+    opponents: str | PathLike[str] | Sequence[str | PathLike[str]]
     init_from: str | PathLike[str] | None
     init_parts: Sequence[str] | None
     steps: int

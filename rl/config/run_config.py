@@ -65,8 +65,10 @@ class RunConfig(BaseModel):
     )
 
     # self-play
-    opponents: Literal["newest", "pool"] = Field(
-        default="newest", description="opponents in games of two: the newest policy, or past policies too"
+    opponents: str = Field(
+        default="newest",
+        description="opponents in games: newest, the policy itself; pool, past policies too; or runs and checkpoints "
+        "whose policies are opponents, as RUN,RUN or pool,RUN",
     )
 
     # beginning
@@ -297,6 +299,22 @@ class RunConfig(BaseModel):
     def _absolute(cls, value: Any) -> Any:
         return os.path.abspath(value) if isinstance(value, str | os.PathLike) else value
 
+    @field_validator("opponents", mode="before")
+    @classmethod
+    def _several_opponents(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and all(isinstance(item, str | os.PathLike) for item in value):
+            value = ",".join(map(os.fspath, value))
+        elif isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if not isinstance(value, str) or value == "newest":
+            return value
+        words = value.split(",")
+        if wrong := [word for word in words if not word.strip() or word == "newest"]:
+            raise ValueError(f"must be newest, pool, or runs and checkpoints with commas between, got {wrong[0]!r}")
+        if words.count("pool") > 1:
+            raise ValueError("must name pool once")
+        return ",".join(word if word == "pool" else os.path.abspath(word) for word in words)
+
     @field_validator("backend")
     @classmethod
     def _local_without_workers(cls, value: str, info: Any) -> str:
@@ -349,6 +367,21 @@ class RunConfig(BaseModel):
     def acts(self) -> bool:
         """True if the run has actors, from its start or later."""
         return self.replay_from is None or self.then_online > 0
+
+    @property
+    def has_opponents(self) -> bool:
+        """True if some games are against other policies than the newest."""
+        return self.opponents != "newest"
+
+    @property
+    def keeps_pool(self) -> bool:
+        """True if past policies of this run are opponents."""
+        return "pool" in self.opponents.split(",")
+
+    @property
+    def other_runs(self) -> list[str]:
+        """The runs and checkpoints whose policies are opponents."""
+        return [word for word in self.opponents.split(",") if word not in ("newest", "pool")]
 
     @property
     def env_name(self) -> str:

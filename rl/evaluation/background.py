@@ -134,7 +134,7 @@ class BackgroundEvaluation:
                     f"{self._spec.id} has no time limit: an episode of an evaluation was cut off after {LONGEST:,} "
                     "steps; gymnasium.wrappers.TimeLimit sets a limit"
                 )
-            outcomes = self_play.shares(episodes) if self._config.opponents == "pool" else {}
+            outcomes = self_play.shares(episodes) if self._config.has_opponents else {}
             values = {
                 "eval/return_mean": self.return_mean,
                 **({} if self._reference is None else {"eval/score": self._reference.score(self.return_mean)}),
@@ -202,7 +202,7 @@ class EvaluationQueue:
     def __init__(
         self, config: RunConfig, environment: Environment, limit: TimeLimit, on_restart: Callable[[ActorLost], None]
     ) -> None:
-        (source, spec), against_random = environment.evaluated, config.opponents == "pool"
+        (source, spec), against_random = environment.evaluated, config.has_opponents
         self._job = EvaluatorJob(spec, source.make, make_policy(config, spec), against_random, config.log_info)
         self._local = config.backend == "local" or config.workers == 0
         self._limit = limit

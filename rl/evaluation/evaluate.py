@@ -45,7 +45,7 @@ class Evaluation:
     agents: dict[str, float] = field(default_factory=dict)  # mean return of each agent; {} for a single agent
     groups: dict[str, float] = field(default_factory=dict)  # mean over episodes of the sum over a group's agents
     info: dict[str, float] = field(default_factory=dict)  # means of numbers of the last infos, by key
-    outcomes: dict[str, float] = field(default_factory=dict)  # after self-play: fractions of win, draw and loss
+    outcomes: dict[str, float] = field(default_factory=dict)  # after self-play: shares of win, draw and loss
     cut_off: int = 0  # episodes that did not end by themselves within LONGEST steps
 
 
@@ -65,8 +65,8 @@ def evaluate(
 ) -> Evaluation:
     """Play complete episodes without exploration, on seeds that neither training nor its evaluations use.
 
-    A policy that was trained with `--opponents pool` plays against random moves, as each of the two players in turn;
-    the returns are those of the policy.
+    A policy that was trained with `--opponents` plays against random moves, as each of the players in turn; the returns
+    are those of the policy.
 
     Args:
         what:       a run's folder, a checkpoint, or a `Trained`.
@@ -144,7 +144,7 @@ def evaluate_watched(
         agents=by_agent,
         groups=by_group,
         info=info_means(played),
-        outcomes=self_play.shares(played) if trained.config.opponents == "pool" else {},
+        outcomes=self_play.shares(played) if trained.config.has_opponents else {},
         cut_off=0 if spec.max_steps is not None else sum(episode.length >= LONGEST for episode in played),
     )
 
@@ -191,7 +191,7 @@ def _play(
             if film is not None:
                 film(env)
 
-        at_random = trained.config.opponents == "pool"
+        at_random = trained.config.has_opponents
         return play(make, spec, trained.policy, seeds, stochastic, at_once, frame, at_random, info_keys=info_keys)
 
     played: list[Episode] = []

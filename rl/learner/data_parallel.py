@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rltrain import algorithms
 from rltrain.algorithms.networks import products
-from rltrain.algorithms.protocol import Algorithm, SharesUpdates, Update, modules_of, shares_updates
+from rltrain.algorithms.protocol import Algorithm, Update, modules_of, shares_updates
 from rltrain.algorithms.registry import policy_factory, register_policy
 from rltrain.algorithms.settings import OWN
 from rltrain.config.run_config import RunConfig
@@ -32,7 +32,7 @@ from rltrain.errors import ConfigError, LearnerLost
 from rltrain.learner.algorithm import make_algorithm, torch_device
 from rltrain.learner.batches import tensors
 from rltrain.learner.changes import change_settings
-from rltrain.learner.process_group import ProcessGroupSync, as_arrays, dissolve, form, shards_of
+from rltrain.learner.process_group import ProcessGroup, as_arrays, dissolve, form, shards_of_members, update_members
 from rltrain.rollout.specs import DataPlan, GradientPlan, ReplayPlan
 from rltrain.rollout.trajectories import map_arrays
 from rltrain.rollout.types import Trajectory, Transition
@@ -46,7 +46,7 @@ FOREVER = timedelta(days=365)  # ranks above 0 wait for rank 0, which may wait f
 EXIT_SECONDS = 2.0  # how long to wait for the error report of a learner's process
 
 
-class LearnerGroup(ProcessGroupSync):
+class LearnerGroup(ProcessGroup):
     """All learners of a run, seen from rank 0.
 
     Args:
@@ -57,7 +57,7 @@ class LearnerGroup(ProcessGroupSync):
         super().__init__(0, config.learners)
         self._config, self._spec = config, spec
         self._handles: list[ProcessHandle] = []
-        self._algorithm: SharesUpdates | None = None
+        self._algorithm: Algorithm | None = None
         self._changes: dict[str, Any] = {}  # of settings, that the other learners do not have yet
         self._buffers: list[Tensor] | None = None  # running statistics that the other learners do not have yet
         self._formed = False  # the group of torch.distributed exists
@@ -70,7 +70,7 @@ class LearnerGroup(ProcessGroupSync):
                 self._handles.append(ProcessHandle(rank, make))
                 self._handles[-1].call("ready")
 
-    def join(self, algorithm: SharesUpdates) -> None:
+    def join(self, algorithm: Algorithm) -> None:
         """Wait until all learners have started, and send them the state of the algorithm.
 
         Raises:
@@ -108,16 +108,16 @@ class LearnerGroup(ProcessGroupSync):
     def update(self, batch: Trajectory | Transition, progress: float) -> Update:
         """One update by all learners, each with its shard of the batch."""
         assert self._algorithm is not None
-        shards = shards_of(batch, self.size, getattr(self._algorithm.plan, "burn_in", None))
+        shards = shards_of_members(self._algorithm, batch, self.size)
         buffers = None if self._buffers is None else [buffer.cpu().numpy() for buffer in self._buffers]
         seconds = self.seconds
         try:
-            for rank, (shard, part) in enumerate(shards[1:], 1):
-                self._send(("update", progress, shard, map_arrays(_array, part), buffers, self._changes), rank)
+            for rank, own in enumerate(shards[1:], 1):
+                sent = [(shard, map_arrays(_array, part)) for shard, part in own]
+                self._send(("update", progress, sent, buffers, self._changes), rank)
             self._buffers, self._changes = None, {}
-            shard, part = shards[0]
-            self.take(shard)
-            update = self._algorithm.update(part, progress)
+            self.take([shard for shard, _ in shards[0]])
+            update = update_members(self._algorithm, [part for _, part in shards[0]], progress)
             priority = update.priority
             if priority is not None:
                 others = [torch.from_numpy(self._receive(rank)).to(priority) for rank in range(1, self.size)]
@@ -176,7 +176,7 @@ class LearnerGroup(ProcessGroupSync):
         return LearnerLost(f"{f'learner {hung}' if hung else 'a learner'} of {self.size} was lost: {why}")
 
 
-class LearnerRank(ProcessGroupSync):
+class LearnerRank(ProcessGroup):
     """A learner of rank above 0: takes part in the updates of rank 0 until that ends.
 
     Args:
@@ -226,15 +226,15 @@ class LearnerRank(ProcessGroupSync):
             command, *arguments = self._receive(0)
             if command == "end":
                 break
-            progress, shard, part, buffers, changes = arguments
+            progress, own, buffers, changes = arguments
             if changes:
                 change_settings(algorithm, changes)
             if buffers is not None:
                 for mine, new in zip(_buffers(algorithm), buffers, strict=True):
                     mine.copy_(torch.from_numpy(new))
-            self.take(shard)
+            self.take([shard for shard, _ in own])
             with products.learning():
-                update = algorithm.update(tensors(part, device), progress)
+                update = update_members(algorithm, [tensors(part, device) for _, part in own], progress)
             if update.priority is not None:
                 self._send(update.priority.detach().cpu().numpy(), 0)
 
@@ -252,11 +252,7 @@ def open_learners(config: RunConfig, spec: EnvSpec, algorithm: Algorithm, place:
     if isinstance(plan, GradientPlan):
         raise ConfigError(f"--learners {config.learners}: the actors of {config.algo} make its gradients; ask for 1")
     if not shares_updates(algorithm):
-        raise ConfigError(
-            f"--learners {config.learners}: {config.algo} does not share its updates"
-            + (" between learners where there are several agents" if spec.groups else "")
-            + "; ask for 1"
-        )
+        raise ConfigError(f"--learners {config.learners}: {config.algo} does not share its updates; ask for 1")
     width, flag = (plan.batch, "--batch") if isinstance(plan, ReplayPlan) else (config.streams, "--streams")
     if width < config.learners:
         raise ConfigError(f"--learners {config.learners}: a batch has {width} to share ({flag}); ask for fewer")

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from rltrain.algorithms.functions.gradient_sync import Moments
 from rltrain.algorithms.functions.rng import Rng, Shard
-from rltrain.algorithms.protocol import SharesUpdates
+from rltrain.algorithms.protocol import Algorithm, Update, has_members, members_of
 from rltrain.errors import LearnerLost
 from rltrain.rollout.trajectories import select_columns
 from rltrain.rollout.types import Trajectory, Transition
@@ -34,19 +34,60 @@ from rltrain.rollout.types import Trajectory, Transition
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
-class ProcessGroupSync:
-    """A `GradientSync` between processes, seen from one of them."""
+class ProcessGroup:
+    """The processes that share updates, seen from one of them."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
         self.seconds = 0.0  # spent in exchanges: sending, receiving, waiting
-        self._shard = Shard(0, 0, 0)
-        self._rngs: list[Rng] = []
-        self._buffer = torch.empty(0)
+        self._syncs: list[ProcessGroupSync] = []  # one for each member of the algorithm
 
-    def attach(self, algorithm: SharesUpdates) -> None:
+    def attach(self, algorithm: Algorithm) -> None:
         """Let the algorithm share its updates through this object."""
+        self._syncs = [ProcessGroupSync(self, member) for member in members_of(algorithm)]
+
+    def take(self, shards: Sequence[Shard]) -> None:
+        """Set the part of the next batch of each member that this learner holds."""
+        for sync, shard in zip(self._syncs, shards, strict=True):
+            sync.take(shard)
+
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Measures an exchange with the other learners; LearnerLost, with one line, if one of them is gone."""
+        began = time.perf_counter()
+        with lost():
+            yield
+        self.seconds += time.perf_counter() - began
+
+    def _send(self, message: Any, to: int) -> None:
+        data = np.frombuffer(pickle.dumps(message, protocol=5), np.uint8).copy()
+        with self.exchange():
+            dist.send(torch.tensor([len(data)]), to)
+            dist.send(torch.from_numpy(data), to)
+
+    def _receive(self, sender: int) -> Any:
+        length = torch.empty(1, dtype=torch.int64)
+        with self.exchange():
+            dist.recv(length, sender)
+            data = torch.empty(int(length), dtype=torch.uint8)
+            dist.recv(data, sender)
+        return pickle.loads(data.numpy().data)  # sent by a process of this run
+
+
+class ProcessGroupSync:
+    """The `GradientSync` of one algorithm between processes, seen from one of them.
+
+    Args:
+        group:     the processes.
+        algorithm: gets this object as its `sync`.
+    """
+
+    def __init__(self, group: ProcessGroup, algorithm: Any) -> None:
+        self._group = group
+        self.rank, self.size = group.rank, group.size
+        self._shard = Shard(0, 0, 0)
         self._rngs = [part for part in algorithm.parts().values() if isinstance(part, Rng)]
+        self._buffer = torch.empty(0)
         algorithm.sync = self
 
     def take(self, shard: Shard) -> None:
@@ -74,7 +115,7 @@ class ProcessGroupSync:
             buffer[-1] = count
         else:  # a mean over no rows is nan
             buffer.zero_()
-        with self._exchange():
+        with self._group.exchange():
             dist.all_reduce(buffer)
         means = buffer[:-1].div_(buffer[-1].clamp(min=1))
         grad.copy_(means[:size])
@@ -88,7 +129,7 @@ class ProcessGroupSync:
         mean = wide.mean() if len(x) else wide.sum()
         own = torch.stack([torch.full_like(mean, len(x)), mean, (wide - mean).square().sum()])
         each = [torch.empty_like(own) for _ in range(self.size)]
-        with self._exchange():
+        with self._group.exchange():
             dist.all_gather(each, own)
         counts, means, squares = torch.stack(each, 1)  # [K] each
         count = counts.sum()
@@ -96,27 +137,15 @@ class ProcessGroupSync:
         total = squares.sum() + (counts * (means - mean).square()).sum()
         return Moments(mean.to(x.dtype), (total / (count - 1).clamp(min=1)).to(x.dtype))
 
-    @contextlib.contextmanager
-    def _exchange(self) -> Iterator[None]:
-        """Measures an exchange with the other learners; LearnerLost, with one line, if one of them is gone."""
-        began = time.perf_counter()
-        with lost():
-            yield
-        self.seconds += time.perf_counter() - began
-
-    def _send(self, message: Any, to: int) -> None:
-        data = np.frombuffer(pickle.dumps(message, protocol=5), np.uint8).copy()
-        with self._exchange():
-            dist.send(torch.tensor([len(data)]), to)
-            dist.send(torch.from_numpy(data), to)
-
-    def _receive(self, sender: int) -> Any:
-        length = torch.empty(1, dtype=torch.int64)
-        with self._exchange():
-            dist.recv(length, sender)
-            data = torch.empty(int(length), dtype=torch.uint8)
-            dist.recv(data, sender)
-        return pickle.loads(data.numpy().data)  # sent by a process of this run
+    def assign(self, x: Tensor, index: Tensor, rows: Tensor) -> None:
+        known, values = torch.zeros(len(x), dtype=x.dtype, device=x.device), torch.zeros_like(x)
+        if not self._idle:
+            known[index], values[index] = 1, rows
+        both = torch.cat([values.flatten(1), known[:, None]], 1)
+        with self._group.exchange():
+            dist.all_reduce(both)  # one learner has the row, and the others have zeros: the sum is exact
+        assigned = both[:, -1] > 0
+        x[assigned] = both[assigned, :-1].view(-1, *x.shape[1:])
 
 
 def form(rank: int, size: int, folder: str | None, timeout: timedelta) -> None:
@@ -213,6 +242,18 @@ def shards_of(batch: Trajectory | Transition, size: int, burn_in: int | None = N
         else:
             shards.append((Shard(total, begin, end, items), select_columns(batch, begin, end)))
     return shards
+
+
+def shards_of_members(algorithm: Algorithm, batch: Any, size: int) -> list[list[tuple[Shard, Any]]]:
+    """`size` shards of a batch: of each learner a list, with a shard and its columns for each member."""
+    batches = algorithm.member_batches(batch) if has_members(algorithm) else [batch]
+    burn_in = getattr(algorithm.plan, "burn_in", None)
+    return [list(parts) for parts in zip(*(shards_of(one, size, burn_in) for one in batches), strict=True)]
+
+
+def update_members(algorithm: Algorithm, parts: list[Any], progress: float) -> Update:
+    """One update of the algorithm with this learner's part of the batch of each member."""
+    return algorithm.update_members(parts, progress) if has_members(algorithm) else algorithm.update(parts[0], progress)
 
 
 def as_arrays(node: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,9 @@ from rltrain.errors import ConfigError
 from rltrain.learner.algorithm import make_policy
 from rltrain.learner.learner import Learner
 from rltrain.rollout.actor.batch_invariance import Blockwise, is_position_invariant, is_width_invariant
-from rltrain.rollout.actor.opponents import PLAYERS
 from rltrain.rollout.inference.client import inference_of, lacks_log_prob
 from rltrain.rollout.scheduler import Rollout
-from rltrain.rollout.specs import DataPlan, GradientPlan, OpponentPool, ReplayPlan, RolloutSpec, StreamPlan
+from rltrain.rollout.specs import DataPlan, GradientPlan, OpponentPool, OtherPolicy, ReplayPlan, RolloutSpec, StreamPlan
 from rltrain.rollout.supervision import WorkerFailed
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.setup.cluster import cluster_options, remarks
@@ -36,13 +35,18 @@ if TYPE_CHECKING:
 
 
 def rollout_spec(
-    config: RunConfig, environment: Environment, plan: DataPlan, cluster: Cluster | None = None
+    config: RunConfig,
+    environment: Environment,
+    plan: DataPlan,
+    cluster: Cluster | None = None,
+    others: Sequence[tuple[RunConfig, dict[str, np.ndarray]]] = (),
 ) -> RolloutSpec:
     """What the rollout is made from.
 
     Args:
         plan:    the algorithm's.
         cluster: where the actors run; None: on this machine.
+        others:  the policies of other runs that are opponents: the configuration of the run, and the weights.
 
     Raises:
         ConfigError: the configuration asks for a combination that is not possible.
@@ -60,19 +64,19 @@ def rollout_spec(
         if config.record is not None:
             raise ConfigError(f"--record: the unrolls of {config.algo} stay with its actors; use another algorithm")
         options["reduce"] = plan.reduce
-    if config.opponents == "pool":
-        options["pool"] = _opponent_pool(config, environment.spec, plan)
-    policy = functools.partial(_make_for_actors, make_policy(config, environment.spec))
-    acting = policy()
+    policy, acting = _policy_of_actors(config, environment.spec, config.streams)
+    if config.has_opponents:
+        _check_opponents(config, environment.spec, plan, acting)
+        found = [
+            OtherPolicy(_policy_of_actors(other, environment.spec, config.streams)[0], arrays)
+            for other, arrays in others
+        ]
+        options["pool"] = OpponentPool(config.pool_size if config.keeps_pool else 0, config.pool_share, tuple(found))
     log_prob = config.record is not None and lacks_log_prob(acting, environment.spec)
     if config.backend == "dask":
         portable = replace(environment, source=self_contained(environment.source))
         options |= cluster_options(config, environment, portable, cluster)
         environment = portable
-    with one_thread():  # actors have one thread too
-        single_rows = not is_position_invariant(acting, environment.spec, config.streams)
-        if single_rows or not is_width_invariant(acting, environment.spec, config.streams):
-            policy = functools.partial(_blockwise, policy, single_rows)
     if config.inference == "central":
         _check_central_inference(config, plan)
         options["inference"] = inference_of(acting, environment.spec, config.device, log_prob)
@@ -149,17 +153,34 @@ def _check_rows(rows: np.ndarray, stored: np.ndarray | None) -> None:
         raise ValueError(f"stream {stream} is at row {rows[stream]}, and the replay holds {stored[stream]} rows of it")
 
 
-def _opponent_pool(config: RunConfig, spec: EnvSpec, plan: DataPlan) -> OpponentPool:
-    """The pool of opponents; ConfigError if the game or the algorithm does not allow one."""
-    if not spec.turns or len(spec.agents) != PLAYERS:
-        raise ConfigError(
-            f"--opponents pool: needs a game of two agents that take turns, as tic-tac-toe; {spec.id} is none"
-        )
+def _policy_of_actors(config: RunConfig, spec: EnvSpec, streams: int) -> tuple[Callable[[], Any], Any]:
+    """A function that makes the policy as actors need it, so that its rows have the same bits in every batch, and a
+    policy that is not prepared for that."""
+    policy: Callable[[], Any] = functools.partial(_make_for_actors, make_policy(config, spec))
+    acting = policy()
+    with one_thread():  # actors have one thread too
+        single_rows = not is_position_invariant(acting, spec, streams)
+        if single_rows or not is_width_invariant(acting, spec, streams):
+            policy = functools.partial(_blockwise, policy, single_rows)
+    return policy, acting
+
+
+def _check_opponents(config: RunConfig, spec: EnvSpec, plan: DataPlan, policy: Any) -> None:
+    """ConfigError if the game or the algorithm does not allow opponents."""
+    flag = f"--opponents {config.opponents}"
+    if len(spec.agents) < 2:
+        raise ConfigError(f"{flag}: needs a game of at least two agents, as tic-tac-toe; {spec.id} is none")
     if not isinstance(plan, StreamPlan):
-        raise ConfigError(f"--opponents pool: {config.algo} learns from a replay; use ppo, mappo, a2c, impala or appo")
+        raise ConfigError(f"{flag}: {config.algo} learns from a replay; use ppo, mappo, a2c, impala or appo")
     if config.inference == "central":
-        raise ConfigError("--opponents pool: actors hold the networks of their opponents; use --inference local")
-    return OpponentPool(config.pool_size, config.pool_share)
+        raise ConfigError(f"{flag}: actors hold the networks of their opponents; use --inference local")
+    if config.record is not None and not spec.turns:
+        raise ConfigError(
+            f"{flag}: a recording of {spec.id}, whose agents act at once, cannot tell the actions of opponents; "
+            "leave out --record"
+        )
+    if policy.core_size:
+        raise ConfigError(f"{flag}: opponents need policies without a memory; use --memory none")
 
 
 def _check_central_inference(config: RunConfig, plan: DataPlan) -> None:

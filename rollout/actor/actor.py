@@ -82,7 +82,9 @@ class Actor:
         self._tracker = TeamTracker(count, agents) if agents else EpisodeTracker(count)
         self._opponents: Opponents | None = None
         if plan.pool is not None:
-            self._opponents = Opponents(plan.seed, streams, plan.unroll, plan.pool, plan.make_policy, links.opponents)
+            self._opponents = Opponents(
+                plan.seed, streams, plan.unroll, plan.pool, spec, plan.make_policy, links.opponents
+            )
         self.row = np.array(job.rows, np.int64)
         self.env = IsolatedEnv(lambda: plan.make_env(streams, job.generations))
         self.env.vector.made = self.row
@@ -185,7 +187,9 @@ class Actor:
         episodes = self._tracker.add(trajectory.reward, ended, trajectory.valid)
         if opponents is not None:
             episodes = opponents.assign(episodes, ended)
-            trajectory = replace(trajectory, acting=trajectory.acting & opponents.learning(unroll))
+            learning = opponents.learning(unroll)
+            acts = learning.copy() if trajectory.acting is None else trajectory.acting & learning
+            trajectory = replace(trajectory, acting=acts)
         if env.vector.finals:
             episodes = with_infos(episodes, ended, env.vector.finals)
         self.row += unroll

@@ -1,30 +1,30 @@
-"""Opponents in games of two players: snapshots of the policy from a pool, or random actions.
+"""Opponents in games of several players: snapshots of the policy, policies of other runs, or random actions.
 
-In each game the newest policy is one of the players. The other player is the newest policy too, and then both learn, or
-a snapshot, and then its actions are not learned: see `Opponents.learning`. Player and opponent are drawn when a game
-begins, from random numbers that belong to the stream and its row, so they do not depend on which actor draws them.
+In a game against the pool the newest policy is one of the players, and an opponent is drawn for each of the others; the
+actions of opponents are not learned: see `Opponents.learning`. In the other games the newest policy is all players.
+Player and opponents are drawn when a game begins, from random numbers that belong to the stream and its row, so they do
+not depend on which actor draws them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from rltrain.envs.seeding import OPPONENT
+from rltrain.envs.seeding import OPPONENT, OTHERS, seed_of
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.actor.noise import RandomStart, StreamNoise
+from rltrain.rollout.buffers import padded
 from rltrain.rollout.shared_memory.memory import SharedMemory, Ticket
 from rltrain.rollout.shared_memory.weights import WeightsBoard, is_published
-from rltrain.rollout.specs import OpponentPool
+from rltrain.rollout.specs import OpponentPool, OtherPolicy
 from rltrain.rollout.tree import Tree
-from rltrain.rollout.types import NEWEST, Episode, Policy
+from rltrain.rollout.types import NEWEST, OTHER, Episode, Policy
 
-PLAYERS = 2
-DRAWN = 3  # random numbers per game: which player is the newest policy; play a snapshot or not; which snapshot
 STORED = {"seat": "player", "place": "index", "opponent": "opponent"}  # keys in checkpoints -> attributes of Opponents
 
 
@@ -32,6 +32,7 @@ class Opponents:
     """The games of an actor's streams.
 
     Args:
+        spec:        of several agents: each is a player.
         make_policy: makes a policy that a snapshot's weights are read into.
         boards:      the memory of the snapshots, one for each index of the pool; they are filled in order.
     """
@@ -42,62 +43,73 @@ class Opponents:
         streams: Sequence[int],
         unroll: int,
         pool: OpponentPool,
+        spec: EnvSpec,
         make_policy: Callable[[], Policy],
         boards: Sequence[Ticket | SharedMemory],
     ) -> None:
-        count = len(streams)
-        self._pool, self._make_policy = pool, make_policy
+        count, players = len(streams), len(spec.agents)
+        self._pool, self._make_policy, self._players = pool, make_policy, players
+        self._columns = _columns(spec)
         self._boards = [SharedMemory.attach(board) for board in boards]
+        self._others = [_Other(number, other, seed, streams, unroll) for number, other in enumerate(pool.others)]
         self._snapshots: list[_Snapshot] = []
-        self._drawn = np.zeros((unroll, count, DRAWN), np.float32)
-        self._draw = StreamNoise(seed, streams, "uniform", DRAWN, branch=OPPONENT)
+        # Random numbers per game: the newest policy's player; against the pool or not; the opponents of the others
+        self._drawn = np.zeros((unroll, count, 1 + players), np.float32)
+        self._draw = StreamNoise(seed, streams, "uniform", 1 + players, branch=OPPONENT)
         self.player = np.zeros(count, np.int64)  # [B] which player is the newest policy
-        self.index = np.full(count, NEWEST)  # [B] of the opponent in the pool
-        self.opponent = np.full(count, NEWEST)  # [B] id of the opponent when the game began
-        self._learning = np.ones((unroll + 1, count, PLAYERS), bool)
-        self._games = np.zeros((unroll, count, 2), np.int64)  # player and opponent of each row
+        self.index = np.full((count, players), NEWEST)  # [B, N] of each player's opponent: other runs' first
+        self.opponent = np.full((count, players), NEWEST)  # [B, N] id of the opponent when the game began
+        self._learning = np.ones((unroll + 1, count, players), bool)
+        self._games = np.zeros((unroll, count, 1 + players), np.int64)  # player and opponents of each row
 
     def begin(self, rows: np.ndarray, generations: Sequence[int]) -> None:
         """Begin an unroll at each stream's `rows[b]`, and read the snapshots that were published since the last one."""
         self._draw.fill(self._drawn, rows, generations)
+        for other in self._others:
+            other.begin(rows, generations)
         for index, board in enumerate(self._boards):
             if index == len(self._snapshots):
                 if not is_published(board):
                     break
                 self._snapshots.append(_Snapshot(self._make_policy(), board))
             self._snapshots[index].read()
-        for b in np.flatnonzero(self.index != NEWEST):
-            if self._snapshots[self.index[b]].id != self.opponent[b]:
-                self.opponent[b] = NEWEST  # replaced during the game, whose result is not that of one opponent
+        for b, player in np.argwhere(self.index != NEWEST):
+            if self._at(self.index[b, player]).id != self.opponent[b, player]:
+                self.opponent[b, player] = NEWEST  # replaced during the game, whose result is not that of one opponent
 
     def act(
         self, t: int, rows: UnrollBuffer, noise: torch.Tensor, obs: Tree, mask: torch.Tensor | None, action: np.ndarray
     ) -> None:
-        """Row t: draw the games that begin, and write the snapshots' actions into the joint actions [>=B, *A]."""
+        """Row t: draw the games that begin, and write the opponents' actions into the joint actions [>=B, *A]."""
         count = len(self.player)
         for b in np.flatnonzero(rows.first[t, :count]):
             self._begin_game(int(b), self._drawn[t, b])
-        against_snapshot = self.index != NEWEST
-        newest = np.arange(PLAYERS) == self.player[:, None]  # [B, N]
-        self._learning[t] = self._learning[t + 1] = newest | ~against_snapshot[:, None]
-        self._games[t] = np.stack([self.player, self.opponent], -1)
-        assert rows.acting is not None
-        moves = against_snapshot & (rows.acting[t, :count] & ~newest).any(-1)  # [B] a snapshot acts now
+        newest = self.index == NEWEST  # [B, N]
+        self._learning[t] = self._learning[t + 1] = newest
+        self._games[t, :, 0], self._games[t, :, 1:] = self.player, self.opponent
+        acting = rows.alive if rows.acting is None else rows.acting
+        assert acting is not None
+        moves = acting[t, :count] & ~newest  # [B, N] an opponent acts now
+        flat = action.reshape(len(action), -1)  # a view
         for index in np.unique(self.index[moves]):
-            chosen = self._snapshots[index].policy.act(obs, None, mask, noise, True).action.numpy()
-            where = np.flatnonzero(moves & (self.index == index))
-            action[where] = chosen[where]  # the action of the other player is ignored, and masked in the loss
+            chosen = self._at(index).act(t, noise, obs, mask).reshape(flat.shape)
+            own = (moves & (self.index == index)) @ self._columns  # [B, A]
+            flat[:count][own] = chosen[:count][own]
 
     def learning(self, unroll: int) -> np.ndarray:
         """[T+1, B, N] players whose actions are the newest policy's."""
         return self._learning[: unroll + 1]
 
     def assign(self, episodes: tuple[Episode, ...], ended: np.ndarray) -> tuple[Episode, ...]:
-        """The episodes of an unroll, ordered by stream and row, with their player and opponent; `ended` is [T, B]."""
+        """The episodes of an unroll, ordered by stream and row, with their player and opponents; `ended` is [T, B]."""
         games = self._games[: len(ended)].transpose(1, 0, 2)[ended.T].tolist()
         return tuple(
-            episode._replace(player=player, opponent=opponent)
-            for episode, (player, opponent) in zip(episodes, games, strict=True)
+            episode._replace(
+                player=player,
+                opponent=opponents[1 - player] if len(opponents) == 2 else NEWEST,
+                opponents=tuple(opponents),
+            )
+            for episode, (player, *opponents) in zip(episodes, games, strict=True)
         )
 
     def state(self, columns: slice) -> dict[str, Any]:
@@ -105,21 +117,32 @@ class Opponents:
         return {key: getattr(self, name)[columns].copy() for key, name in STORED.items()}
 
     def load(self, games: Sequence[dict[str, Any]]) -> None:
-        """Continue from `state`, in the order of the streams."""
+        """Continue from `state`, in the order of the streams. Older ones hold the one opponent of two players."""
         for key, name in STORED.items():
-            getattr(self, name)[:] = np.concatenate([np.asarray(game[key]) for game in games])
+            saved, mine = np.concatenate([np.asarray(game[key]) for game in games]), getattr(self, name)
+            if saved.ndim < mine.ndim:
+                mine[:] = NEWEST
+                mine[np.arange(len(saved)), 1 - self.player] = saved
+            else:
+                mine[:] = saved
+
+    def _at(self, index: int) -> _Opponent:
+        others = len(self._others)
+        return self._others[index] if index < others else self._snapshots[index - others]
 
     def _begin_game(self, b: int, drawn: np.ndarray) -> None:
-        player, snapshot, which = (float(x) for x in drawn)
-        self.player[b] = int(player * PLAYERS)
+        player, pool, *which = (float(x) for x in drawn)
+        self.player[b] = int(player * self._players)
         self.index[b] = self.opponent[b] = NEWEST
-        if self._snapshots and snapshot < self._pool.share:
-            self.index[b] = int(which * len(self._snapshots))
-            self.opponent[b] = self._snapshots[self.index[b]].id
+        count = len(self._others) + len(self._snapshots)
+        if count and pool < self._pool.share:
+            rest = np.arange(self._players) != self.player[b]
+            self.index[b, rest] = [int(x * count) for x in which]
+            self.opponent[b, rest] = [self._at(index).id for index in self.index[b, rest]]
 
 
 class RandomOpponent:
-    """Acts uniformly among the legal actions; the policy's player alternates from episode to episode.
+    """Acts uniformly among the legal actions for all players but one, the policy's: the next one in each episode.
 
     Args:
         seeds:   of the episodes that run at once.
@@ -128,14 +151,12 @@ class RandomOpponent:
     """
 
     def __init__(self, spec: EnvSpec, seeds: Sequence[int], begin: int, longest: int) -> None:
-        self.players = [(begin + number) % PLAYERS for number in range(len(seeds))]  # [B] of the policy
-        self._theirs = np.zeros((len(seeds), spec.action.size), bool)  # [B, A] numbers of the opponent's action
-        for b, player in enumerate(self.players):
-            self._theirs[b, spec.layout.agents[1 - player].action] = True
+        self.players = [(begin + number) % len(spec.agents) for number in range(len(seeds))]  # [B] of the policy
+        self._theirs = ~_columns(spec)[self.players]  # [B, A] numbers of the opponents' actions
         self._each = [RandomStart(seed, [0], spec.action, longest) for seed in seeds]
 
     def act(self, step: int, mask: np.ndarray | None, action: np.ndarray) -> np.ndarray:
-        """The joint actions [B, *A], with the opponent's in place of those in `action`."""
+        """The joint actions [B, *A], with the opponents' in place of those in `action`."""
         drawn = action.copy()
         for b, one in enumerate(self._each):
             one.begin(1, np.array([step]), [0])
@@ -144,8 +165,16 @@ class RandomOpponent:
         return mixed
 
 
+class _Opponent(Protocol):
+    """A policy that plays for some players of some streams."""
+
+    id: int
+
+    def act(self, t: int, noise: torch.Tensor, obs: Tree, mask: torch.Tensor | None) -> np.ndarray: ...
+
+
 class _Snapshot:
-    """A policy with the weights that were last read from its board."""
+    """A policy with the weights that were last read from its board. It uses the newest policy's noise."""
 
     def __init__(self, policy: Policy, memory: SharedMemory) -> None:
         self.policy = policy
@@ -158,3 +187,37 @@ class _Snapshot:
         if self._board.sequence != self._sequence:
             self._sequence = self._board.sequence
             self.id = self._board.read(self._parameters)[0]
+
+    def act(self, t: int, noise: torch.Tensor, obs: Tree, mask: torch.Tensor | None) -> np.ndarray:
+        """Joint actions [>=B, *A]."""
+        actions: np.ndarray = self.policy.act(obs, None, mask, noise, True).action.numpy()
+        return actions
+
+
+class _Other:
+    """A policy of another run. Its noise may be of another kind than the newest policy's, so it has its own."""
+
+    def __init__(self, number: int, other: OtherPolicy, seed: int, streams: Sequence[int], unroll: int) -> None:
+        self.policy, self.id = other.make_policy(), OTHER - number
+        for name, tensor in self.policy.state_dict().items():
+            tensor.numpy()[...] = other.arrays[name]
+        noise = self.policy.noise
+        self._draw = StreamNoise(seed_of(seed, OTHERS, number), streams, *noise)
+        self._drawn = np.zeros((unroll, padded(len(streams)), noise.columns), np.float32)
+        self._rows = torch.from_numpy(self._drawn).unbind(0)
+
+    def begin(self, rows: np.ndarray, generations: Sequence[int]) -> None:
+        self._draw.fill(self._drawn, rows, generations)
+
+    def act(self, t: int, noise: torch.Tensor, obs: Tree, mask: torch.Tensor | None) -> np.ndarray:
+        """Joint actions [>=B, *A]."""
+        actions: np.ndarray = self.policy.act(obs, None, mask, self._rows[t], True).action.numpy()
+        return actions
+
+
+def _columns(spec: EnvSpec) -> np.ndarray:
+    """[N, A] bool, the numbers of each player's action in the joint action."""
+    columns = np.zeros((len(spec.agents), spec.action.size), bool)
+    for player, part in enumerate(spec.layout.agents):
+        columns[player, part.action] = True
+    return columns

@@ -47,8 +47,8 @@ def play(
         explore:   sample actions; False takes the most likely one.
         at_once:   number of episodes that run at the same time.
         frame:     called with the first environment before each of its steps (for videos).
-        at_random: one of two players acts at random: the second in the first episode, the first in the next, and so on.
-                   The return is that of the other player.
+        at_random: all players but one act at random: the policy is the first player in the first episode, the second
+                   in the next, and so on. The return is that of the policy's player.
         info_keys: see `EpisodeOptions`.
     """
     episodes: list[Episode] = []

@@ -18,9 +18,13 @@ def _no_restart(lost: Any) -> None:
 
 
 class Bench:
-    """A run taken apart: `collect` acts, `learn` updates and publishes. Settings as for `rltrain.train`."""
+    """A run taken apart: `collect` acts, `learn` updates and publishes. Settings as for `rltrain.train`.
 
-    def __init__(self, algo: str, env: Any, **settings: Any) -> None:
+    Args:
+        others: policies of other runs, as for `rollout_spec`.
+    """
+
+    def __init__(self, algo: str, env: Any, others: Any = (), **settings: Any) -> None:
         config = load({"workers": 0, "preset": "none", "algo": algo, "env": env, **settings})
         here = open_environment(config)[0]
         self.config = config.settings
@@ -28,7 +32,8 @@ class Bench:
         self.algorithm = make_algorithm(config, here.spec)
         self.policy = self.algorithm.policy
         self.learner = Learner(self.algorithm, torch_device("cpu"))
-        self.rollout = Rollout(rollout_spec(config, here, self.algorithm.plan), self.learner.weights(0), _no_restart)
+        plan = rollout_spec(config, here, self.algorithm.plan, None, others)
+        self.rollout = Rollout(plan, self.learner.weights(0), _no_restart)
 
     def collect(self) -> Trajectory:
         """One unroll of all streams, as the learner gets it."""

@@ -258,3 +258,86 @@ class Toll(InTurns):
         self.rewards = {agent: -float(action == 0), other: 10.0}
         self._accumulate_rewards()
         return self.time == 20
+
+
+class ThreeInTurns(AECEnv):
+    """Three players in turns, three rounds, four actions. A player's return is the sum of its actions.
+
+    They see the time only. The third player is out after the second round.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"name": "three_in_turns", "is_parallelizable": False}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.possible_agents = ["a_0", "a_1", "a_2"]
+        self.render_mode = None
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Box(0.0, 9.0, (1,), np.float32)
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Discrete(4)
+
+    def observe(self, agent: str) -> np.ndarray:
+        return np.full(1, self.time, np.float32)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> None:
+        self.agents, self.time = list(self.possible_agents), 0
+        self.rewards = dict.fromkeys(self.agents, 0.0)
+        self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
+        self.terminations, self.truncations = dict.fromkeys(self.agents, False), dict.fromkeys(self.agents, False)
+        self.infos: dict[str, Any] = {agent: {} for agent in self.agents}
+        self.order = [agent for _ in range(2) for agent in self.possible_agents] + ["a_0", "a_1"]
+        self.agent_selection = "a_0"
+
+    def step(self, action: int | None) -> None:
+        agent = self.agent_selection
+        if self.terminations[agent]:
+            self._was_dead_step(action)
+            return
+        self._cumulative_rewards[agent] = 0.0
+        self.rewards = {name: float(action) * (name == agent) for name in self.agents}
+        self.time += 1
+        if self.time == 6:
+            self.terminations["a_2"] = True
+        if self.time == len(self.order):
+            self.terminations = dict.fromkeys(self.agents, True)
+        else:
+            self.agent_selection = self.order[self.time]
+        self._accumulate_rewards()
+        self._deads_step_first()
+
+
+class ThreeAtOnce(ParallelEnv):
+    """Three players at once, four steps, four actions. A player's return is the sum of its actions.
+
+    They see the time only. The third player is out after three steps.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"name": "three_at_once"}
+
+    def __init__(self) -> None:
+        self.possible_agents = ["a_0", "a_1", "a_2"]
+        self.render_mode = None
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Box(0.0, 9.0, (1,), np.float32)
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Discrete(4)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.agents, self.time = list(self.possible_agents), 0
+        return self.see(self.agents), {agent: {} for agent in self.agents}
+
+    def see(self, agents: list[str]) -> dict[str, np.ndarray]:
+        return {agent: np.full(1, self.time, np.float32) for agent in agents}
+
+    def step(self, actions: dict[str, int]) -> Any:
+        self.time += 1
+        now = self.agents
+        out = {agent: self.time == (3 if agent == "a_2" else 4) for agent in now}
+        self.agents = [agent for agent in now if not out[agent]]
+        rewards = {agent: float(actions[agent]) for agent in now}
+        return self.see(now), rewards, out, dict.fromkeys(now, False), {agent: {} for agent in now}

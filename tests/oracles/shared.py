@@ -9,15 +9,20 @@ import os
 import sys
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from oracles import cases, memory, off_policy
+from oracles import cases, maddpg, memory, off_policy
+from oracles.maddpg import FLYER, SWIMMER, box_spec
+from oracles.teams import THREE, TWO, team_spec
 from torch import Tensor
 
-from rltrain.algorithms import algorithm_class
+from rltrain.algorithms import algorithm_class, settings_class
 from rltrain.algorithms.functions.losses import normalised
+from rltrain.algorithms.multi_agent.independent import Independent
 from rltrain.algorithms.off_policy.ddpg import DDPG
 from rltrain.algorithms.off_policy.dqn import DQN
 from rltrain.algorithms.off_policy.settings import DDPGConfig, DQNConfig, DroQConfig, SACConfig, TD3Config, TQCConfig
@@ -70,10 +75,42 @@ REPLAYS: dict[str, tuple[Any, Any, Any]] = {
     "td3": (TD3, TD3Config(**SMALL), off_policy.BOX),
     "ddpg": (DDPG, DDPGConfig(**SMALL), off_policy.BOX),
 }
-NAMES = [*STREAMS, *REPLAYS]
+TURNS, TEAM = team_spec(THREE, TWO, turns=True), team_spec(THREE, TWO, masked=True)
+UNTOLD, BOXES = team_spec(THREE, TWO, told=False), box_spec(SWIMMER, FLYER)
+AGENTS = STREAM | {"unroll": 6}
+AGENT_GRU = {"memory": "gru", "memory_size": 6, "sequence": 3}
+# name: algorithm, its settings, environment of several agents, columns of a batch
+TEAMS: dict[str, tuple[str, dict[str, Any], Any, int]] = {
+    "qmix": ("qmix", SMALL | {"target_every": 3}, TEAM, 5),
+    "qmix clipped": ("qmix", SMALL | {"max_grad_norm": 0.01, "loss": "huber"}, UNTOLD, 5),
+    "qmix gru": ("qmix", SMALL | {"memory": "gru", "memory_size": 6}, TEAM, 5),
+    "qmix turns": ("qmix", SMALL, TURNS, 5),
+    "vdn": ("vdn", SMALL | {"last_action": True}, TEAM, 5),
+    "iql": ("iql", SMALL, TEAM, 5),
+    "iql turns": ("iql", SMALL | {"memory": "gru", "memory_size": 6}, TURNS, 5),
+    "maddpg": ("maddpg", SMALL, TEAM, 5),
+    "maddpg box": ("maddpg", SMALL, BOXES, 5),
+    "maddpg clipped": ("maddpg", SMALL | {"max_grad_norm": 0.01}, UNTOLD, 5),
+    "mappo": ("mappo", AGENTS | {"normalize_advantage": True}, TEAM, 5),
+    "mappo gru": ("mappo", AGENTS | AGENT_GRU, TEAM, 5),
+    "mappo turns": ("mappo", AGENTS, TURNS, 5),
+    "agents ppo": ("ppo", AGENTS | {"max_kl": 0.05}, TEAM, 5),
+    "agents ppo gru": ("ppo", AGENTS | AGENT_GRU, TEAM, 4),
+    "agents ppo turns": ("ppo", AGENTS | {"minibatches": 2}, TURNS, 5),
+    "agents ppo one stream": ("ppo", AGENTS, TEAM, 1),
+    "agents ppo away": ("ppo", AGENTS, TEAM, 5),
+    "agents ppo frozen": ("ppo", AGENTS, TEAM, 5),
+    "agents ppo box": ("ppo", AGENTS, box_spec(SWIMMER), 5),
+    "agents a2c": ("a2c", AGENTS | {"normalize_advantage": True}, TEAM, 5),
+    "agents a2c away": ("a2c", AGENTS, TEAM, 5),
+    "agents impala": ("impala", AGENTS, TEAM, 5),
+    "agents appo": ("appo", AGENTS, TEAM, 5),
+}
+NAMES = [*STREAMS, *REPLAYS, *TEAMS]
+THREE_LEARNERS = ["qmix", "iql turns", "maddpg", "mappo", "agents ppo", "agents ppo turns", "agents ppo away"]
 WITH = {
     2: NAMES,
-    3: ["ppo", "ppo gru", "impala", "dqn", "dqn gru", "sac"],
+    3: ["ppo", "ppo gru", "impala", "dqn", "dqn gru", "sac", *THREE_LEARNERS],
 }  # number of learners: algorithms; a few of each kind for the second
 
 
@@ -84,14 +121,21 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
-def updated(name: str, sync: Any = None) -> dict[str, Tensor]:
+def updated(name: str, group: Any = None) -> dict[str, Tensor]:
     """All tensors of an algorithm after its updates, the numbers it told, and its priorities, by name."""
     if name in STREAMS:
         make, config, spec, streams = STREAMS[name]
+    elif name in TEAMS:
+        algo, settings, spec, streams = TEAMS[name]
+        config, make = settings_class(algo)(**settings), algorithm_class(algo)
+        if algo in ("ppo", "a2c", "impala", "appo"):
+            make = partial(Independent, make)
     else:
         (make, config, spec), streams = REPLAYS[name], 1
     algorithm = make(spec, config, CPU, 3, streams)
     cases.shaken(algorithm.policy, 3)
+    if name.endswith("frozen"):
+        algorithm.freeze(["three"])
     found: dict[str, Tensor] = {}
     for seed in range(UPDATES):
         if name in STREAMS:
@@ -101,13 +145,15 @@ def updated(name: str, sync: Any = None) -> dict[str, Tensor]:
                 else cases.unroll(spec, algorithm.policy, seed, streams=streams)
             )
             batch = replace(batch, version=torch.zeros(streams, dtype=torch.int64), stream=torch.arange(streams))
+        elif name in TEAMS:
+            batch = of_agents(name, spec, algorithm, seed, streams)
         elif algorithm.plan.core_size:
             plan = algorithm.plan
             batch = memory.sequences(spec, seed, plan.window, 5, plan.core_size, bool(plan.alpha))
         else:
             batch = off_policy.batch_of(spec, seed, ROWS)
-        update = step(algorithm, batch, seed / UPDATES, sync)
-        if name in STREAMS:
+        update = step(algorithm, batch, seed / UPDATES, group)
+        if name in STREAMS or isinstance(algorithm, Independent):
             algorithm.observe(batch)
         for key, value in update.metrics.items():
             found[f"told {seed} {key}"] = torch.as_tensor(value)
@@ -116,6 +162,32 @@ def updated(name: str, sync: Any = None) -> dict[str, Tensor]:
     for key, part in algorithm.parts().items():
         flatten(part.state_dict(), key, found)
     return found
+
+
+def of_agents(name: str, spec: Any, algorithm: Any, seed: int, columns: int) -> Any:
+    """Six rows of several agents that come and leave; for `Independent` with what the policies recorded.
+
+    In "away" cases all columns but the last lack the third agent.
+    """
+    batch = maddpg.rows(spec, seed, batch=columns)
+    ints = {key: getattr(batch, key).long() for key in ("version", "stream", "row")}
+    batch = replace(batch, **ints)
+    if name.endswith("away"):
+        alive = batch.alive.clone()
+        alive[:, :-1, 2] = False
+        batch = replace(batch, alive=alive)
+    if not isinstance(algorithm, Independent):
+        return batch
+    g = torch.Generator().manual_seed(seed)
+    extras = {
+        f"{algorithm.policy.prefix(n)}log_prob": -torch.rand(6, columns, view.count, generator=g)
+        for n, view in enumerate(algorithm.views)
+    }
+    core = None
+    if algorithm.policy.core_size:
+        core = torch.randn(6 // AGENT_GRU["sequence"], columns, algorithm.policy.core_size, generator=g)
+    mask = None if batch.action_mask is None else torch.ones_like(batch.action_mask)  # the actions do not ask
+    return replace(batch, extras=extras, core=core, action_mask=mask)
 
 
 def pictures(seed: int, streams: int) -> Any:
@@ -129,15 +201,15 @@ def pictures(seed: int, streams: int) -> Any:
     return replace(plain, obs=images, extras={"log_prob": log_prob}, core=core)
 
 
-def step(algorithm: Any, batch: Any, progress: float, sync: Any) -> Any:
-    if sync is None:
+def step(algorithm: Any, batch: Any, progress: float, group: Any) -> Any:
+    if group is None:
         return algorithm.update(batch, progress)
-    from rltrain.learner.process_group import shards_of
+    from rltrain.learner.process_group import shards_of_members, update_members
 
-    sync.attach(algorithm)
-    shard, part = shards_of(batch, sync.size, getattr(algorithm.plan, "burn_in", None))[sync.rank]
-    sync.take(shard)
-    return algorithm.update(part, progress)
+    group.attach(algorithm)
+    shards = shards_of_members(algorithm, batch, group.size)[group.rank]
+    group.take([shard for shard, _ in shards])
+    return update_members(algorithm, [part for _, part in shards], progress)
 
 
 def flatten(node: Any, name: str, found: dict[str, Tensor]) -> None:
@@ -152,16 +224,18 @@ def main(rank: int, size: int, folder: Path) -> None:
     import torch.distributed as dist
 
     from rltrain.algorithms.functions.rng import Shard
-    from rltrain.learner.process_group import ProcessGroupSync
+    from rltrain.learner.process_group import ProcessGroup
 
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / f"store-{size}"), size)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
-    sync = ProcessGroupSync(rank, size)
-    found = {name: updated(name, sync) for name in WITH[size]}
-    sync.take(Shard(7 * size, 7 * rank, 7 * rank + 7))
-    found["equal"] = {"normalised": normalised(torch.full((7,), 2.7, dtype=torch.float32), None, sync)}
+    group, algorithm = ProcessGroup(rank, size), SimpleNamespace(parts=dict)
+    found = {name: updated(name, group) for name in WITH[size]}
+    group.attach(algorithm)
+    group.take([Shard(7 * size, 7 * rank, 7 * rank + 7)])
+    equal = torch.full((7,), 2.7, dtype=torch.float32)
+    found["equal"] = {"normalised": normalised(equal, None, algorithm.sync)}
     torch.save(found, folder / f"{rank}-of-{size}.pt")
     dist.destroy_process_group()
 

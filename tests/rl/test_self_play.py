@@ -12,7 +12,7 @@ import pytest
 
 import rltrain
 from rltrain import cli
-from rltrain.evaluation.self_play_ratings import START, Games, SelfPlay, fit, shares
+from rltrain.evaluation.self_play_ratings import START, WIDE, Games, SelfPlay, comparisons, fit, shares
 from rltrain.reporting.metrics import read
 from rltrain.rollout.types import NEWEST, Episode, Weights
 
@@ -29,9 +29,10 @@ def game(result: float, opponent: int, player: int = 0) -> Episode:
 
 
 def posterior(x: list[float], ratings: dict[int, float], games: list[Games], drift: list[float]) -> float:
-    """The logarithm of the posterior of the newest ratings x, written out game by game."""
-    start = max(ratings) + 1 - len(x)
-    r = ratings | {start + place: value for place, value in enumerate(x)}
+    """The logarithm of the posterior of the newest ratings x, written out game by game; those of other runs follow."""
+    start = max(ratings) + 1 - len(drift)
+    r = ratings | {start + place: value for place, value in enumerate(x[: len(drift)])}
+    r |= {-2 - place: value for place, value in enumerate(x[len(drift) :])}
     total = 0.0
     for game in games:
         mine = (1 - game.share) * r[game.policy - 1] + game.share * r[game.policy]
@@ -39,37 +40,42 @@ def posterior(x: list[float], ratings: dict[int, float], games: list[Games], dri
         total += game.score * math.log(win) + (game.count - game.score) * math.log(1 - win)
     for place, width in enumerate(drift):
         total -= 0.5 * ((r[start + place] - r[start + place - 1]) / width) ** 2
-    return total
+    return total - sum(0.5 * ((value - START) / WIDE) ** 2 for value in x[len(drift) :])
 
 
+@pytest.mark.parametrize("others", [0, 2])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_fitted_ratings_have_the_largest_posterior_and_the_interval_is_its_curvature(seed: int) -> None:
+def test_the_fitted_ratings_have_the_largest_posterior_and_the_interval_is_its_curvature(
+    seed: int, others: int
+) -> None:
     rng = np.random.default_rng(seed)
-    ratings = dict.fromkeys(range(2, 7), 1000.0)  # 4 to 6 are fitted
+    ratings = dict.fromkeys([*range(2, 7), *range(-1 - others, -1)], 1000.0)  # 4 to 6 are fitted, and other runs'
     drift = [50.0, 120.0, 80.0]
     games = []
     for _ in range(30):
         policy, count = int(rng.integers(3, 7)), int(rng.integers(1, 20))
-        opponent = int(rng.integers(2, policy))
+        opponent = int(rng.integers(2 - others, policy))
+        opponent -= 3 * (opponent < 2)
         games.append(Games(policy, float(rng.random()), opponent, count, float(rng.integers(0, 2 * count + 1)) / 2))
 
     found, interval = fit(ratings, games, drift)
 
-    best = [found[number] for number in (4, 5, 6)]
+    best = [found[number] for number in (4, 5, 6, -2, -3)[: 3 + others]]
     assert (found[2], found[3]) == (1000.0, 1000.0)
 
     def at(*move: float) -> float:
         return posterior([a + b for a, b in zip(best, move, strict=True)], ratings, games, drift)
 
-    hessian = np.zeros((3, 3))
-    for a in range(3):
-        step = [1.0 if a == i else 0.0 for i in range(3)]
+    size = len(best)
+    hessian = np.zeros((size, size))
+    for a in range(size):
+        step = [1.0 if a == i else 0.0 for i in range(size)]
         assert at(*step) - at(*[-x for x in step]) == pytest.approx(0.0, abs=1e-4)
-        for b in range(3):
-            other = [1.0 if b == i else 0.0 for i in range(3)]
+        for b in range(size):
+            other = [1.0 if b == i else 0.0 for i in range(size)]
             both, apart = np.add(step, other), np.subtract(step, other)
             hessian[a, b] = (at(*both) + at(*-both) - at(*apart) - at(*-apart)) / 4
-    assert interval == pytest.approx(1.96 * math.sqrt(np.linalg.inv(-hessian)[-1, -1]), rel=1e-3)
+    assert interval == pytest.approx(1.96 * math.sqrt(np.linalg.inv(-hessian)[2, 2]), rel=1e-3)
 
 
 def test_four_hundred_points_are_odds_of_ten_to_one() -> None:
@@ -135,6 +141,45 @@ def test_games_are_counted_and_removed_snapshots_keep_their_rating() -> None:
     assert told["selfplay/pool"] == 2
 
 
+def test_a_game_of_three_is_a_comparison_with_each_opponent() -> None:
+    episode = Episode(3.0, 5, (1.0, 2.0, 0.0), player=0, opponents=(NEWEST, 4, -2))
+    assert comparisons(episode) == [(4, "loss"), (-2, "win")]
+    assert comparisons(episode._replace(player=2, opponents=(4, NEWEST, NEWEST))) == [(4, "loss")]
+    assert comparisons(episode._replace(agents=(1.0, 1.0, 1.0))) == [(4, "draw"), (-2, "draw")]
+    assert comparisons(episode._replace(opponents=(NEWEST,) * 3)) == []
+    assert shares([episode, episode._replace(player=1)]) == {"win": 0.75, "draw": 0.0, "loss": 0.25}
+
+
+def test_policies_of_other_runs_get_a_rating_with_and_without_a_pool() -> None:
+    """The newest policy always beats the first of them and loses to the second, as to the snapshot, if there is one."""
+    for own in (True, False):
+        pool = SelfPlay(3, 100, others=2, own=own)
+        for step in (0, 100, 200, 300, 400):
+            taken = pool.take(weights(step))
+            assert (taken is not None) == own == bool(pool.places)
+            pool.add(
+                [Episode(0.0, 5, (1.0, 0.0, 2.0), 0, NEWEST, opponents=(NEWEST, -2, -3))] * 20
+                + [Episode(0.0, 5, (1.0, 2.0), 0, step // 100, opponents=(NEWEST, step // 100))] * 20,
+                step + 50,
+            )
+        told = pool.metrics()
+        assert told["selfplay/elo_other_1"] + 200 < told["selfplay/elo"] < told["selfplay/elo_other_2"] - 200
+        assert told["selfplay/pool"] == (5.0 if own else 2.0)
+        again = SelfPlay(3, 100, others=2, own=own)
+        assert again.begun is False
+        published = again.load(
+            json.loads(json.dumps({**pool.state(), "places": []})) | {"places": pool.state()["places"]}
+        )
+        assert len(published) == (3 if own else 0)
+        assert again.metrics() == told
+        assert (again.begun, again.due(499), again.due(500)) == (True, False, True)
+        for one in (pool, again):
+            one.take(weights(510))
+        assert again.metrics() == pool.metrics()
+    with pytest.raises(ValueError, match="2 policies of other runs"):
+        SelfPlay(3, 100).load(pool.state())
+
+
 def test_what_is_saved_goes_on() -> None:
     one, other = SelfPlay(2, 100), SelfPlay(2, 100)
     for step in (0, 100, 200):
@@ -191,7 +236,7 @@ def test_a_run_tells_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "against random play, length" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [pytest.param("tictactoe_v3", marks=pytest.mark.sweep), "connect_four_v3"])
+@pytest.mark.parametrize("name", [pytest.param("tictactoe_v3", marks=pytest.mark.sweep), "connect_four_v3", "rps_v2"])
 def test_pettingzoos_own_games(name: str, tmp_path: Path) -> None:
     pytest.importorskip(f"pettingzoo.classic.{name}", reason="needs pettingzoo's extra classic")
     env = f"pettingzoo:pettingzoo.classic.{name}"

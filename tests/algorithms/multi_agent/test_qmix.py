@@ -216,7 +216,7 @@ def test_the_target_mixer_sees_the_next_state_and_the_mixer_this_one():
             module["mixer"].bias2.weight0[0, 0] = module["mixer"].bias2.weight1[0, 0] = 1.0
     state = torch.zeros(2, 1, 4)
     state[0, 0, 0], state[1, 0, 0] = 3.0, 10.0
-    loss, value = algorithm.loss(one_row(state=state))
+    loss, value, _ = algorithm.loss(one_row(state=state))
 
     assert float(value) == 3.0
     assert float(loss.detach()) == pytest.approx((3 - (2 + 0.9 * 10)) ** 2)

@@ -33,6 +33,13 @@ SAC = "--algo sac --env Pendulum-v1 --workers 1 --streams 2 --unroll 5 --widths 
 SAC += "--updates-per-step 0.3 --steps 400 --eval-every 0 --preset none --json --quiet".split()
 IMPALA = "--algo impala --env CartPole-v1 --workers 2 --streams 4 --unroll 16 --widths 8,8 --steps 2000".split()
 IMPALA += "--eval-every 0 --preset none --json --quiet".split()
+QMIX = "--algo qmix --env generations --streams 3 --unroll 4 --widths 8 --memory gru --memory-size 8".split()
+QMIX += "--warmup 60 --batch 9 --updates-per-step 0.1 --target-every 20 --steps 500 --eval-every 0".split()
+QMIX += "--preset none --json --quiet".split()
+MAPPO = "--algo mappo --env generations --streams 4 --unroll 16 --widths 8 --epochs 2 --minibatches 2".split()
+MAPPO += "--memory gru --memory-size 6 --sequence 8 --steps 600 --eval-every 0 --preset none --json --quiet".split()
+TURNS = "--algo ppo --env tic-tac-toe --streams 4 --unroll 16 --widths 8 --epochs 2 --minibatches 2".split()
+TURNS += "--opponents pool --pool-every 100 --steps 600 --eval-every 0 --preset none --json --quiet".split()
 LONG = ["--steps", "100000000"]
 
 
@@ -64,6 +71,8 @@ def ppo_with_two(tmp_path_factory: pytest.TempPathFactory, launch: Any) -> dict[
         pytest.param(PPO, id="ppo"),
         pytest.param(DQN, id="dqn", marks=pytest.mark.sweep),
         pytest.param(SAC, id="sac", marks=pytest.mark.sweep),
+        pytest.param([*QMIX, "--workers", "0"], id="qmix", marks=pytest.mark.sweep),
+        pytest.param([*MAPPO, "--workers", "0"], id="mappo"),
     ],
 )
 def test_a_run_with_two_learners_is_the_run_with_one(
@@ -84,6 +93,29 @@ def test_asynchronous_runs_have_several_learners_too(tmp_path: Path, launch: Any
     assert result["steps"] >= 2000
     (folder,) = (tmp_path / "runs").iterdir()
     assert all(line["learner/grad_norm"] > 0 for line in read(folder) if "learner/grad_norm" in line)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(QMIX, id="qmix", marks=pytest.mark.sweep),
+        pytest.param(MAPPO, id="mappo"),
+        pytest.param(TURNS, id="ppo, in turns, against a pool", marks=pytest.mark.sweep),
+    ],
+)
+def test_with_several_agents_neither_workers_nor_a_kill_change_a_bit(
+    words: list[str], tmp_path: Path, launch: Any
+) -> None:
+    words = [*words, "--learners", "2", "--checkpoint-every", "150"]
+    whole = run(tmp_path / "whole", launch, *words, "--workers", "0")
+    assert run(tmp_path / "spread", launch, *words, "--workers", "2")["fingerprint"] == whole["fingerprint"]
+    done = launch(tmp_path, *words, "--workers", "0", "--out", "runs", kill=("write", 2))
+    assert done.status == -signal.SIGKILL
+    (begun,) = (tmp_path / "runs").iterdir()
+
+    resumed = launch(tmp_path, "--resume", str(begun), "--json").result
+
+    assert resumed["fingerprint"] == whole["fingerprint"]
 
 
 @pytest.mark.parametrize("learners", ["1", pytest.param("3", marks=pytest.mark.sweep)])
@@ -109,8 +141,8 @@ def test_a_checkpoint_does_not_tell_how_many_learners_there_were(
     ("words", "said"),
     [
         (["--algo", "a3c", "--env", "CartPole-v1"], "--learners 2: the actors of a3c make its gradients"),
-        (["--algo", "qmix", "--env", "two-step"], "--learners 2: qmix does not share its updates"),
-        (["--algo", "ppo", "--env", "generations"], "ppo does not share its updates between learners where there are"),
+        (["--algo", "crossq", "--env", "Pendulum-v1"], "--learners 2: crossq does not share its updates"),
+        (["--algo", "mappo", "--env", "generations", "--streams", "1"], "a batch has 1 to share (--streams)"),
         (["--algo", "ppo", "--env", "CartPole-v1", "--streams", "1"], "a batch has 1 to share (--streams)"),
         (["--algo", "dqn", "--env", "CartPole-v1", "--batch", "1"], "a batch has 1 to share (--batch)"),
     ],

@@ -1,0 +1,156 @@
+"""Runs against a pool in games of three and of moves at once, and against policies of other runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oracles import games
+
+import rltrain
+from rltrain import cli
+from rltrain.config.load import load
+from rltrain.reporting.metrics import read
+from rltrain.storage import checkpoint
+
+FILE = games.__file__
+SMALL = "--streams 4 --unroll 7 --widths 8 --epochs 2 --minibatches 2 --eval-episodes 3 --preset none --json".split()
+SMALL += ["--quiet"]
+POOL = "--pool-size 2 --pool-every 90 --pool-share 0.7 --steps 400 --checkpoint-every 75 --eval-every 200".split()
+GAMES = ["ThreeInTurns", "ThreeAtOnce"]
+
+
+def same_bits(launch: Any, folder: Path, words: list[str], again: bool = True) -> dict[str, Any]:
+    """The result of a run, which 1 or 2 workers, and a kill in the middle of its games, do not change."""
+    whole = launch(folder, *words, "--workers", "0", "--out", "whole").result
+    for workers in ("1", "2")[: 2 if again else 0]:
+        spread = launch(folder, *words, "--workers", workers, "--out", f"with-{workers}").result
+        assert spread["fingerprint"] == whole["fingerprint"], workers
+    done = launch(folder, *words, "--workers", "0", "--out", "cut", kill=("write", 3))
+    assert done.status == -signal.SIGKILL, done
+    (cut,) = (folder / "cut").iterdir()
+    for run in folder.glob("others/*"):
+        shutil.rmtree(run)  # a resume needs no other run
+    resumed = launch(folder, "--resume", str(cut), "--json").result
+    assert resumed["fingerprint"] == whole["fingerprint"]
+    states = [checkpoint.load(Path(result["checkpoint"])).state for result in (whole, resumed)]
+    assert states[0]["self_play"]["games"] == states[1]["self_play"]["games"] != []
+    return dict(whole)
+
+
+@pytest.mark.parametrize("game", GAMES)
+@pytest.mark.parametrize(
+    "algo", ["ppo", pytest.param("mappo", marks=pytest.mark.sweep), pytest.param("impala", marks=pytest.mark.sweep)]
+)
+def test_neither_workers_nor_a_kill_change_a_bit(algo: str, game: str, tmp_path: Path, launch: Any) -> None:
+    own = [*SMALL, "--deterministic"] if algo == "impala" else SMALL
+    if algo == "impala":
+        own = [word for word in own if word not in ("--epochs", "--minibatches", "2")]
+    words = ["--algo", algo, "--env", f"{FILE}:{game}", *own, *POOL, "--opponents", "pool"]
+    result = same_bits(launch, tmp_path, words, again=algo != "impala")
+    lines = read(Path(result["run"]))
+
+    assert lines[-1]["selfplay/pool"] == 2.0
+    assert lines[-1]["selfplay/win"] + lines[-1]["selfplay/draw"] + lines[-1]["selfplay/loss"] == pytest.approx(1.0)
+    (line,) = [line for line in lines if line["step"] == result["steps"] and "eval/win" in line]
+    assert line["eval/win"] + line["eval/draw"] + line["eval/loss"] == pytest.approx(1.0)
+
+
+def trained(launch: Any, folder: Path, game: str, *words: str, algo: str = "ppo") -> Path:
+    """A small run to play against."""
+    sizes = ["--streams", "2", "--unroll", "8", "--steps", "60", "--eval-every", "0", "--preset", "none", "--json"]
+    env = game if game == "tic-tac-toe" else f"{FILE}:{game}"
+    result = launch(folder, "--algo", algo, "--env", env, *sizes, "--workers", "0", "--out", "others", *words).result
+    return Path(result["run"])
+
+
+@pytest.mark.parametrize(
+    ("pool", "game"),
+    [
+        ("pool,", "ThreeAtOnce"),
+        pytest.param("", "ThreeAtOnce", marks=pytest.mark.sweep),
+        pytest.param("pool,", "ThreeInTurns", marks=pytest.mark.sweep),
+        ("", "ThreeInTurns"),
+        pytest.param("pool,", "tic-tac-toe", marks=pytest.mark.sweep),
+        pytest.param("", "tic-tac-toe", marks=pytest.mark.sweep),
+    ],
+)
+def test_policies_of_other_runs_are_opponents(pool: str, game: str, tmp_path: Path, launch: Any) -> None:
+    first = trained(launch, tmp_path, game, "--widths", "5")
+    second = trained(launch, tmp_path, game, "--seed", "3", algo="a2c")
+    third = (
+        trained(launch, tmp_path, game, "--warmup", "20", "--batch", "4", algo="iql")
+        if game == "ThreeAtOnce"
+        else second
+    )
+    env = game if game == "tic-tac-toe" else f"{FILE}:{game}"
+    names = f"{pool}{first},{next((second / 'checkpoints').glob('step-*'))},{third}"
+    words = ["--algo", "ppo", "--env", env, *SMALL, *POOL, "--opponents", names]
+
+    result = same_bits(launch, tmp_path, words, again=game == "ThreeAtOnce")
+
+    run = Path(result["run"])
+    last = read(run)[-1]
+    assert {key for key in last if "elo_other" in key} == {f"selfplay/elo_other_{n}" for n in (1, 2, 3)}
+    assert last["selfplay/pool"] == (5.0 if pool else 3.0)
+    assert "step-" in json.loads((run / "run.json").read_text())["config"]["opponents"].split(",")[-1]
+    assert sum(rltrain.evaluate(run, episodes=2).outcomes.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("opponents", "said"),
+    [
+        ("nowhere", "nowhere: it does not exist; opponents are newest, pool, or runs and checkpoints"),
+        ("pool,{folder}", "holds no checkpoint"),
+        ("{one},{other}", "it was trained on another"),
+        ("{memory}", "its policy has a memory; opponents need policies without one"),
+        ("{damaged}", "damaged"),
+        ("newest,{one}", "must be newest, pool, or runs and checkpoints with commas between, got 'newest'"),
+    ],
+)
+def test_what_cannot_be_an_opponent_is_refused(
+    opponents: str, said: str, tmp_path: Path, launch: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Path] = {"folder": tmp_path}
+    if "{one}" in opponents:
+        names["one"] = trained(launch, tmp_path, "ThreeAtOnce")
+    if "{other}" in opponents:
+        names["other"] = trained(launch, tmp_path, "ThreeInTurns", "--unroll", "8")
+    if "{memory}" in opponents:
+        names["memory"] = trained(launch, tmp_path, "ThreeAtOnce", "--memory", "gru", "--sequence", "4")
+    if "{damaged}" in opponents:
+        run = trained(launch, tmp_path, "ThreeAtOnce")
+        names["damaged"] = next((run / "checkpoints").glob("step-*"))
+        (file,) = names["damaged"].glob("*.safetensors")
+        file.write_bytes(file.read_bytes()[:-40] + b"\xff" * 40)
+
+    words = ["--algo", "ppo", "--env", f"{FILE}:ThreeAtOnce", "--workers", "0", "--preset", "none", "--out", "runs"]
+    assert cli.main([*words, "--opponents", opponents.format(**names)]) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line, line
+    assert line.startswith(("rltrain: --opponents", "rltrain: opponents"))
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+def test_opponents_are_given_as_a_text_or_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = {"algo": "ppo", "env": "tic-tac-toe", "workers": 0, "preset": "none"}
+    texts = ("newest", "pool", "pool,runs/a", "runs/a,./pool")
+    configs = [load({**base, "opponents": text}) for text in texts]
+
+    assert [config.has_opponents for config in configs] == [False, True, True, True]
+    assert [config.keeps_pool for config in configs] == [False, True, True, False]
+    assert [config.other_runs for config in configs] == [
+        [],
+        [],
+        [str(tmp_path / "runs/a")],
+        [str(tmp_path / "runs/a"), str(tmp_path / "pool")],
+    ]
+    assert load({**base, "opponents": ["pool", Path("runs/a")]}).opponents == configs[2].opponents
+    assert load({**base, "opponents": Path("runs/a")}).other_runs == configs[2].other_runs
