@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rltrain.config.consent import EVALUATION, NETWORK
+from rltrain.config.run_config import RunConfig
 from rltrain.deployment.export.deployed import DeployedPolicy
 from rltrain.deployment.export.formats import (
     Exported,
     Format,
+    check_target,
     example,
     format_of,
     onnx_model,
@@ -58,8 +60,8 @@ def export(
     """
     path = Path(file)
     kind = format_of(path, to)
-    if rows < 1:
-        raise ConfigError(f"rows must be at least 1, got {rows}")
+    _check_proof(rows, seed)
+    check_target(path)
     trained = what if isinstance(what, Trained) else load_for(what, best, trust, _uses(recording))
     seen = observations(trained, rows, seed, recording, trust)
     module = DeployedPolicy(trained.policy, trained.spec, pad=kind == "torch").eval()
@@ -97,6 +99,7 @@ def check(
     Args:
         run: a run's folder or a checkpoint; None: the checkpoint that the file names.
     """
+    _check_proof(rows, seed)
     exported = Exported(file, trust)
     trained = load_for(run if run is not None else _named(exported), False, trust, _uses(recording))
     if _origin(trained)["weights"] != exported.meta.get("weights"):
@@ -105,6 +108,13 @@ def check(
         )
     seen = observations(trained, rows, seed, recording, trust)
     return {**exported.meta, "proof": prove(trained, exported.run, seen, exact=exported.to != "onnx")}
+
+
+def _check_proof(rows: int, seed: int) -> None:
+    if rows < 1:
+        raise ConfigError(f"rows must be at least 1, got {rows}")
+    if seed < 0:
+        raise ConfigError(f"seed must be at least 0, got {seed}")
 
 
 def _named(exported: Exported) -> Path:
@@ -118,6 +128,11 @@ def _uses(recording: str | None) -> tuple[str, ...]:
     return EVALUATION if recording is None else NETWORK
 
 
+def memory_of(config: RunConfig) -> str:
+    """The kind of memory that a policy has: what the numbers of its state mean."""
+    return str(getattr(config.settings, "memory", "none"))
+
+
 def _origin(trained: Trained) -> dict[str, Any]:
     """What the file says about its checkpoint."""
     meta, _ = read_json(trained.path / checkpoint.META)
@@ -125,6 +140,7 @@ def _origin(trained: Trained) -> dict[str, Any]:
         "algo": trained.config.algo,
         "env": trained.spec.id,
         "step": int(meta.get("step", 0)),
+        "memory": memory_of(trained.config),
         "checkpoint": str(trained.path.absolute()),
         "weights": checkpoint.fingerprint(trained.policy.state_dict()),
     }

@@ -114,7 +114,7 @@ def onnx_model(graph: Any, interface: Interface) -> Any:
     # Greedy and sampled actions come from one network. The exporter writes some of its weights twice, and computes the
     # layers behind them twice.
     for simplify in (
-        common.DeduplicateHashedInitializersPass(),
+        common.DeduplicateInitializersPass(size_limit=2**40),
         common.CommonSubexpressionEliminationPass(),
         common.RemoveUnusedNodesPass(),
     ):
@@ -314,10 +314,17 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def write(path: Path, data: bytes) -> None:
-    """Writes the file atomically; ConfigError if its folder does not exist."""
+def check_target(path: Path) -> None:
+    """ConfigError if no file can be written there."""
     if not os.path.isdir(path.parent):
         raise ConfigError(f"{path}: the folder {path.parent} does not exist")
+    if os.path.isdir(path):
+        raise ConfigError(f"{path} is a folder: name a file in it")
+
+
+def write(path: Path, data: bytes) -> None:
+    """Writes the file atomically; ConfigError as `check_target`."""
+    check_target(path)
     files.replace_file(path, data)
 
 

@@ -19,7 +19,9 @@ from rltrain.rollout.actor.noise import DRAWS
 from rltrain.rollout.tree import tree_map
 
 ROWS = 1000
-TOLERANCE = 1e-5  # of ONNX, in units of the policy: an action of a Box is in [-1, 1]
+TOLERANCE = 1e-5  # of ONNX; of a Box action relative to the bound of the number, where it is above 1
+LOG_PROB_TOLERANCE = 1e-3
+DENSITY_ROWS = 32
 BATCHES = (1, 2, 3, 7, 32)
 Arrays = dict[str, np.ndarray]
 
@@ -39,8 +41,9 @@ def prove(trained: Trained, run: Run, seen: Observations, exact: bool) -> dict[s
     eager = torch_runner(reference, interface)
     steps = _inputs(interface, seen)
     count = len(seen.first)
-    greedy = _in_turn(interface, run, steps)
-    ties, largest = _compare_with_act(trained, interface, seen, greedy, exact)
+    wanted, greedy = _in_turn(interface, eager, steps), _in_turn(interface, run, steps)
+    _compare_with_act(trained, interface, seen, wanted)
+    ties, largest = _compare_actions(interface, wanted, greedy, steps, seen, exact)
     core = {"core": greedy["core_before"]} if interface.core_size else {}
     worst_batch = 0.0
     for sample in (False, True):
@@ -49,7 +52,9 @@ def prove(trained: Trained, run: Run, seen: Observations, exact: bool) -> dict[s
         more, worst = _compare(interface, want, got, batch, seen, exact)
         ties, largest = ties + more, max(largest, worst)
         for rows in BATCHES:
-            part = run({name: array[:rows] for name, array in batch.items()})
+            some = {name: array[:rows] for name, array in batch.items()}
+            part = run(some)
+            _compare(interface, {name: array[:rows] for name, array in want.items()}, part, some, seen, exact)
             worst_batch = max(worst_batch, *(_difference(part[name], got[name][:rows]) for name in got))
     if exact and worst_batch:
         raise RunFailed(f"the export is wrong: rows depend on their batch, by {worst_batch:.1e}")
@@ -96,11 +101,9 @@ def _in_turn(interface: Interface, run: Run, steps: Arrays) -> Arrays:
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
-def _compare_with_act(
-    trained: Trained, interface: Interface, seen: Observations, got: Arrays, exact: bool
-) -> tuple[int, float]:
-    """Ties, and the largest difference, of the actions of `Trained.act` on one observation after the other."""
-    spec, ties, largest = interface.spec, 0, 0.0
+def _compare_with_act(trained: Trained, interface: Interface, seen: Observations, got: Arrays) -> None:
+    """RunFailed unless the module that is exported acts as `Trained.act` on one observation after the other."""
+    spec = interface.spec
     fresh = Trained(trained.policy, spec, trained.config, trained.path, trained.own)
     names = [port.name for port in interface.outputs if port.name.startswith("action")]
     for t in range(len(seen.first)):
@@ -119,18 +122,8 @@ def _compare_with_act(
             want = {"": fresh.act(_counted(spec, obs), action_mask=mask)}
             found = {"": row["action"]}
         for agent in want:
-            difference = _difference(np.asarray(found[agent], np.float64), np.asarray(want[agent], np.float64))
-            if difference == 0:
-                continue
-            if exact:
+            if _difference(np.asarray(found[agent], np.float64), np.asarray(want[agent], np.float64)):
                 raise RunFailed(f"the export is wrong: row {t} gives {found[agent]} in place of {want[agent]}")
-            if spec.action.kind != "box":
-                ties += 1  # `_compare` shows whether it is one
-            else:
-                largest = max(largest, difference / _unit(spec))
-    if largest > TOLERANCE and not _whole(spec):
-        raise RunFailed(f"the export is wrong: actions differ by {largest:.1e}")
-    return 0, 0.0 if _whole(spec) else largest
 
 
 def _counted(spec: EnvSpec, obs: Any) -> Any:
@@ -156,33 +149,77 @@ def _compare(
     interface: Interface, want: Arrays, got: Arrays, batch: Arrays, seen: Observations, exact: bool
 ) -> tuple[int, float]:
     """Ties, and the largest difference, of two batches of outputs."""
-    spec, ties, largest = interface.spec, 0, 0.0
+    ties, largest = _compare_actions(interface, want, got, batch, seen, exact)
     for port in interface.outputs:
         a, b = want[port.name], got[port.name]
-        if port.name.startswith("action") and spec.action.kind != "box":
+        if port.name.startswith("action") or (port.name == "log_prob" and not exact):
             continue
-        if port.name == "log_prob" or (port.name.startswith("action") and _whole(spec)):
-            continue  # of another action, where there is a tie; rounded
-        scale = _unit(spec) if port.name.startswith("action") else max(1.0, float(np.abs(a).max(initial=0.0)))
-        largest = max(largest, _difference(a, b) / scale)
-    if exact and any(_difference(want[name], got[name]) for name in want):
-        raise RunFailed("the export is wrong: its numbers are not those of the policy")
-    if largest > TOLERANCE:
-        raise RunFailed(f"the export is wrong: its numbers differ by {largest:.1e}")
+        difference = _difference(a, b) / max(1.0, float(np.abs(a).max(initial=0.0)))
+        if difference > (0.0 if exact else TOLERANCE):
+            raise RunFailed(f"the export is wrong: {port.name} differs by {difference:.1e}")
+        largest = max(largest, difference)
+    if "log_prob" in want and not exact:
+        _compare_densities(interface, want, got)
+    return ties, largest
+
+
+def _compare_densities(interface: Interface, want: Arrays, got: Arrays) -> None:
+    """RunFailed if the log probabilities of equal actions differ.
+
+    The density of a Box action is steep where the deviation is small or the action close to its bound: there a rounding
+    of the action changes it by any amount. So the median of the differences counts, of batches that have many rows.
+    """
+    alike = _equal_actions(interface, want, got)
+    difference = np.abs(want["log_prob"][alike].astype(np.float64) - got["log_prob"][alike])
+    if interface.spec.action.kind == "box":
+        worst = float(np.median(difference)) if len(difference) >= DENSITY_ROWS else 0.0
+    else:
+        worst = float(difference.max(initial=0.0))
+    if not worst <= LOG_PROB_TOLERANCE:
+        raise RunFailed(f"the export is wrong: log_prob differs by {worst:.1e}")
+
+
+def _equal_actions(interface: Interface, want: Arrays, got: Arrays) -> np.ndarray:
+    """[B] bool: the rows whose actions are equal, up to the tolerance of Box actions."""
+    one, other = _flat_actions(interface, want), _flat_actions(interface, got)
+    alike: np.ndarray = (np.abs(one - other) <= TOLERANCE * _unit(interface.spec, one.shape[1])).all(1)
+    return alike
+
+
+def _flat_actions(interface: Interface, outputs: Arrays) -> np.ndarray:
+    """[B, n] float64: the actions of all groups of agents behind each other."""
     names = [port.name for port in interface.outputs if port.name.startswith("action")]
-    one, other = (np.concatenate([x[name].reshape(len(x[name]), -1) for name in names], 1) for x in (want, got))
+    return np.concatenate([outputs[name].reshape(len(outputs[name]), -1) for name in names], 1).astype(np.float64)
+
+
+def _compare_actions(
+    interface: Interface, want: Arrays, got: Arrays, batch: Arrays, seen: Observations, exact: bool
+) -> tuple[int, float]:
+    """Ties, and the largest difference of Box actions in units of the policy, of two batches of outputs."""
+    spec = interface.spec
+    one, other = _flat_actions(interface, want), _flat_actions(interface, got)
+    if exact:
+        if (one != other).any():
+            row = int(np.argwhere(one != other)[0][0])
+            raise RunFailed(f"the export is wrong: row {row} gives {other[row]} in place of {one[row]}")
+        return 0, 0.0
     if spec.action.kind == "box":
-        if _whole(spec) and np.abs(one.astype(float) - other.astype(float)).max(initial=0.0) > 1:
-            raise RunFailed("the export is wrong: whole numbers differ by more than 1")
-        return (int((one != other).sum()) if _whole(spec) else 0), largest
-    starts = np.array(spec.action.start or (0,) * one.shape[1])
-    alive = np.ones(one.shape, bool) if seen.alive is None else _of_heads(spec, seen.alive)
+        if _whole(spec):
+            if np.abs(one - other).max(initial=0.0) > 1:
+                raise RunFailed("the export is wrong: whole numbers differ by more than 1")
+            return int((one != other).sum()), 0.0
+        largest = float((np.abs(one - other) / _unit(spec, one.shape[1])).max(initial=0.0))
+        if not largest <= TOLERANCE:
+            raise RunFailed(f"the export is wrong: actions differ by {largest:.1e}")
+        return 0, largest
+    ties, starts = 0, np.array(spec.action.start or (0,) * one.shape[1])
+    alive = np.ones(one.shape, bool) if seen.alive is None else _of_heads(spec, seen.alive[: len(one)])
     for row, head in np.argwhere((one != other) & alive):
-        pair = one[row, head] - starts[head], other[row, head] - starts[head]
+        pair = int(one[row, head] - starts[head]), int(other[row, head] - starts[head])
         if not _is_tie(interface, want, batch, row, head, pair):
             raise RunFailed(f"the export is wrong: row {row} gives action {pair[1]} in place of {pair[0]}")
         ties += 1
-    return ties, largest
+    return ties, 0.0
 
 
 def _of_heads(spec: EnvSpec, alive: np.ndarray) -> np.ndarray:
@@ -209,11 +246,11 @@ def _whole(spec: EnvSpec) -> bool:
     return spec.action.kind == "box" and np.dtype(spec.action.takes).kind != "f"
 
 
-def _unit(spec: EnvSpec) -> float:
-    """What one unit of the policy's Box actions is in the environment; 1 without bounds."""
-    bounds = np.array([*spec.action.low, *spec.action.high], np.float64)
-    finite = bounds[np.isfinite(bounds)]
-    return max(1.0, float(np.abs(finite).max(initial=1.0)))
+def _unit(spec: EnvSpec, size: int) -> np.ndarray:
+    """[size] float64: the largest bound of each number of a Box action, where it is above 1; else 1."""
+    low, high = (np.abs(np.array(bounds, np.float64)) for bounds in (spec.action.low, spec.action.high))
+    largest = np.maximum(np.where(np.isfinite(low), low, 1.0), np.where(np.isfinite(high), high, 1.0))
+    return np.maximum(1.0, largest if len(largest) == size else np.full(size, largest.max(initial=1.0)))
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> float:

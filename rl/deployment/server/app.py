@@ -16,13 +16,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from rltrain.deployment.server.batches import Answer, Batches, Item, Slot
+from rltrain.deployment.server.batches import Answer, Batches, Item, Version
 from rltrain.deployment.server.errors import Refused, wrong
 from rltrain.deployment.server.metrics import Metrics, summed
 from rltrain.deployment.server.models import Model, Source, load_model, noise_rows
 from rltrain.deployment.server.page import PAGE
 from rltrain.deployment.server.recording import Episodes, require_recordable
-from rltrain.deployment.server.requests import Codec, Options, Row, numbers_of
+from rltrain.deployment.server.requests import Options, Row, numbers_of
 from rltrain.deployment.server.schema import openapi
 from rltrain.deployment.server.sessions import Sessions
 from rltrain.envs.spec import COSMETIC, spec_differences, to_json
@@ -83,11 +83,10 @@ class App:
 
     def __init__(self, settings: Settings) -> None:
         self.settings, limits = settings, settings.limits
-        self.slots: dict[str, Slot] = {}
-        self.codecs: dict[str, Codec] = {}
+        self.served: dict[str, Version] = {}  # the newest version of each policy
         self.metrics = Metrics()
         self.sessions = Sessions(limits.sessions, limits.ttl)
-        self.batches = Batches(limits.queue, limits.wait, self.metrics, self.codecs)
+        self.batches = Batches(limits.queue, limits.wait, self.metrics)
         self.ready = self.draining = False
         self.peers: Any = None  # with several processes: `Peers`
         self.opened: Callable[[], None] = lambda: None  # called once the peers can reach this process
@@ -108,16 +107,17 @@ class App:
         """Load all policies; CheckpointError or ConfigError if one cannot be served."""
         for name, source in self.settings.sources.items():
             model = load_model(name, source, self.settings.limits.batch)
-            self.slots[name], self.codecs[name] = Slot(model), Codec(model.interface)
-        first = self.codecs[self._names[0]]
+            self.served[name] = Version(model)
+        codecs = [version.codec for version in self.served.values()]
+        first = self.served[self._names[0]].codec
         for name in self._names[1:]:
-            changed = spec_differences(first.spec, self.codecs[name].spec, ignored=COSMETIC)
+            changed = spec_differences(first.spec, self.served[name].codec.spec, ignored=COSMETIC)
             if changed:
                 raise ConfigError(f"{self._names[0]} and {name} cannot share requests: {changed}")
-        specs = {str({**to_json(codec.spec), "id": ""}) for codec in self.codecs.values()}
+        specs = {str({**to_json(codec.spec), "id": ""}) for codec in codecs}
         self._one_codec = len(specs) == 1
-        numbers = max(numbers_of(codec.spec) for codec in self.codecs.values())
-        cores = max(codec.interface.core_size for codec in self.codecs.values())
+        numbers = max(numbers_of(codec.spec) for codec in codecs)
+        cores = max(codec.interface.core_size for codec in codecs)
         self.max_body = self.settings.limits.body or max(2**20, 64 * (numbers + cores))
         if self.settings.record is not None:
             if not self._one_codec:
@@ -214,12 +214,12 @@ class App:
         if path == "/v1/spec":
             return 200, JSON, encode(self.description())
         if path == "/v1/openapi.json":
-            return 200, JSON, encode(openapi(self.codecs[self._names[0]].spec))
+            return 200, JSON, encode(openapi(self.served[self._names[0]].codec.spec))
         return 200, HTML, PAGE
 
     def metrics_here(self) -> str:
         """The metrics of this process."""
-        steps = {name: slot.model.step for name, slot in self.slots.items()}
+        steps = {name: version.model.step for name, version in self.served.items()}
         recorded = None if self.episodes is None else self.episodes.steps
         return self.metrics.text(len(self.batches), len(self.sessions), steps, recorded)
 
@@ -233,14 +233,14 @@ class App:
         """What /v1/spec tells."""
         policies = {
             name: {
-                "algo": slot.model.algo,
-                "step": slot.model.step,
-                "memory": slot.model.interface.core_size,
-                "noise": slot.model.interface.noise._asdict(),
-                "log_prob": slot.model.interface.log_prob,
-                "spec": to_json(slot.model.interface.spec),
+                "algo": version.model.algo,
+                "step": version.model.step,
+                "memory": version.model.interface.core_size,
+                "noise": version.model.interface.noise._asdict(),
+                "log_prob": version.model.interface.log_prob,
+                "spec": to_json(version.model.interface.spec),
             }
-            for name, slot in self.slots.items()
+            for name, version in self.served.items()
         }
         bounds = [0.0, *self._bounds]
         shares = {name: bounds[i + 1] - bounds[i] for i, name in enumerate(self._names)}
@@ -304,28 +304,31 @@ class App:
         if not self.ready:
             raise Refused(503, "the server is not ready", retry=1)
         loop, limits = asyncio.get_running_loop(), self.settings.limits
-        codec = self.codecs[self._names[0] if self._one_codec else self._named_in(body)]
-        request, rows, options = codec.decode(body)
-        name = options.session or (options.episode if self.episodes is not None else None)
-        if self.peers is not None and name is not None and not passed_on:
-            owner = self.peers.owner(name)
+        parser = self.served[self._names[0] if self._one_codec else self._named_in(body)].codec
+        request = parser.parse(body)
+        episode = request.episode if self.episodes is not None else None
+        owned = request.session or episode
+        if self.peers is not None and owned is not None and not passed_on:
+            owner = self.peers.owner(owned)
             if owner != self.peers.index:
                 reply_of_owner: bytes = await self.peers.ask(
                     owner, b"A", body.encode() if isinstance(body, str) else body
                 )
                 return reply_of_owner
-        slot = self._slot(request.policy, options.session)
-        interface, now = slot.model.interface, loop.time()
+        version = self._version(request.policy, request.session, episode)
+        model, codec = version.model, version.codec
+        rows, options = codec.read(request)
+        interface, now = model.interface, loop.time()
         over = options.outcome is not None and options.outcome.over
         if over:  # there is no action to choose
-            ended: dict[str, Any] = {"action": None, "policy": slot.name, "step": slot.model.step}
+            ended: dict[str, Any] = {"action": None, "policy": model.name, "step": model.step}
             if request.id is not None:
                 ended["id"] = request.id
-            return self._reply(ended, options, rows[0], None, False, slot.model)
+            return self._reply(ended, options, rows[0], None, False, model)
         self.batches.room(len(rows))
         session = None
         if options.session is not None:
-            session = self.sessions.get(options.session, options.first, slot.name, bool(interface.core_size), now)
+            session = self.sessions.get(options.session, options.first, model.name, bool(interface.core_size), now)
         sample, seed = options.sample or self.settings.sample, options.seed
         if sample and seed is None:
             seed = int(self._rng.integers(2**53))
@@ -336,7 +339,7 @@ class App:
             noise = noise_rows(interface, seed, i) if sample and seed is not None and interface.noise.width else None
             future: asyncio.Future[Answer] = loop.create_future()
             own = None if core is None else core[i]
-            self.batches.add(Item(slot, row, sample, noise, options.first, own, session, deadline, future))
+            self.batches.add(Item(version, row, sample, noise, options.first, own, session, deadline, future))
             futures.append(future)
         try:
             answers = [await future for future in futures]
@@ -349,7 +352,7 @@ class App:
         single = request.batch is msgspec.UNSET
         reply: dict[str, Any] = {"action": actions[0]} if single else {"actions": actions}
         first = answers[0]
-        reply["policy"], reply["step"] = slot.name, first.model.step
+        reply["policy"], reply["step"] = model.name, model.step
         if request.id is not None:
             reply["id"] = request.id
         if sample:
@@ -361,7 +364,7 @@ class App:
                 if name in first.outputs:
                     values = [answer.outputs[name][answer.at].tolist() for answer in answers]
                     reply[name] = values[0] if single else values
-        return self._reply(reply, options, rows[0], first, sample, first.model)
+        return self._reply(reply, options, rows[0], first, sample, model)
 
     def _reply(
         self, reply: dict[str, Any], options: Options, row: Row, answer: Answer | None, sample: bool, model: Model
@@ -407,20 +410,23 @@ class App:
             name = None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Refused(400, f"the body is not JSON: {error}", "", "JSON", str(error)[:200]) from None
-        return name if name in self.codecs else self._names[0]
+        return name if name in self.served else self._names[0]
 
-    def _slot(self, name: str | None, session: str | None) -> Slot:
-        """The policy of a request: the one that it names, that of its session, or one by the shares."""
-        if name is None:
-            if len(self._names) == 1:
-                name = self._names[0]
-            else:
-                at = zlib.crc32(session.encode()) / 2**32 if session is not None else secrets.randbelow(2**32) / 2**32
-                name = next(one for one, bound in zip(self._names, self._bounds, strict=True) if at < bound)
-        slot = self.slots.get(name)
-        if slot is None:
-            raise wrong("policy", " or ".join(self.slots), name)
-        return slot
+    def _version(self, name: str | None, session: str | None, episode: str | None) -> Version:
+        """The policy of a request: the one that it names, that of its session, or one by the shares.
+
+        A session and an episode keep to their policy.
+        """
+        if name is None and len(self._names) > 1:
+            name = None if session is None else self.sessions.policy_of(session)
+            if name is None:
+                key = session or episode
+                at = secrets.randbelow(2**32) if key is None else zlib.crc32(key.encode())
+                name = next(one for one, bound in zip(self._names, self._bounds, strict=True) if at / 2**32 < bound)
+        name = self._names[0] if name is None else name
+        if name not in self.served:
+            raise wrong("policy", " or ".join(self.served), name)
+        return self.served[name]
 
     # Streams
 
@@ -434,7 +440,8 @@ class App:
         except Refused:
             await send({"type": "websocket.close", "code": 1008})
             return
-        await send({"type": "websocket.accept"})
+        # A browser sends the token as a subprotocol, and closes a connection that does not confirm it.
+        await send({"type": "websocket.accept", "subprotocol": next(iter(scope.get("subprotocols", ())), None)})
         metrics, loop = self.metrics, asyncio.get_running_loop()
         metrics.connections += 1
         try:
@@ -471,23 +478,22 @@ class App:
             asked = msgspec.json.decode(body or b"{}", type=_Named, strict=True)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise Refused(400, f"the body is not a reload: {error}", "", '{"policy": NAME} or {}', str(error)) from None
-        if asked.policy is not None and asked.policy not in self.slots:
-            raise wrong("policy", " or ".join(self.slots), asked.policy)
-        names = [asked.policy] if asked.policy is not None else list(self.slots)
+        if asked.policy is not None and asked.policy not in self.served:
+            raise wrong("policy", " or ".join(self.served), asked.policy)
+        names = [asked.policy] if asked.policy is not None else list(self.served)
         return encode({"steps": {name: await self.reload(name) for name in names}})
 
     async def reload(self, name: str) -> int:
         """Load the newest version of a policy next to the old one, verify it, and put it in its place.
 
-        The old one answers meanwhile, and stays if the new one is refused. Sessions keep their memory; if its size has
-        changed, they end, and their next request gets 409.
+        The old one answers meanwhile, also what has arrived by then, and stays if the new one is refused. Sessions keep
+        their memory; if the new version has another kind of it, they end, and their next request gets 409.
 
         Raises:
             Refused: 409, the new version cannot be served.
         """
         async with self._loading:
-            slot = self.slots[name]
-            old = slot.model
+            old = self.served[name].model
             try:
                 source = self.settings.sources[name]
                 new: Model = await asyncio.to_thread(load_model, name, source, self.settings.limits.batch)
@@ -497,10 +503,9 @@ class App:
             except (CheckpointError, ConfigError) as error:
                 self.metrics.failed_reloads += 1
                 raise Refused(409, f"step {old.step} stays: {error}") from None
-            if new.interface.core_size != old.interface.core_size:
+            if (new.interface.core_size, new.memory) != (old.interface.core_size, old.memory):
                 self.sessions.forget_cores(name)
-            slot.replace(new)
-            self.codecs[name] = Codec(new.interface)
+            self.served[name] = Version(new)
             self.metrics.reloads += 1
             return new.step
 

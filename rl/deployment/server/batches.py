@@ -12,19 +12,15 @@ from rltrain.deployment.export.formats import example
 from rltrain.deployment.server.errors import Refused
 from rltrain.deployment.server.metrics import Metrics
 from rltrain.deployment.server.models import Model
-from rltrain.deployment.server.requests import Row
+from rltrain.deployment.server.requests import Codec, Row
 from rltrain.deployment.server.sessions import Session
 
 
-class Slot:
-    """A served policy by name; `model` is replaced between two batches."""
+class Version:
+    """One version of a served policy. A row is computed by the version that it began with, also after a reload."""
 
     def __init__(self, model: Model) -> None:
-        self.name = model.name
-        self.replace(model)
-
-    def replace(self, model: Model) -> None:
-        self.model = model
+        self.model, self.codec = model, Codec(model.interface)
         self._inputs = example(model.interface, model.largest)  # rows that are not asked for stay valid
         self._obs = [name for name in self._inputs if name == "obs" or name.startswith("obs.")]
 
@@ -49,9 +45,8 @@ class Slot:
 
 
 class Answer(NamedTuple):
-    """One row of a batch's outputs, and the model that computed it."""
+    """One row of a batch's outputs."""
 
-    model: Model
     action: Any  # as JSON has it
     outputs: dict[str, np.ndarray]
     at: int  # of the row
@@ -60,11 +55,11 @@ class Answer(NamedTuple):
 class Item:
     """One row that waits."""
 
-    __slots__ = ("core", "deadline", "first", "future", "noise", "row", "sample", "session", "slot")
+    __slots__ = ("core", "deadline", "first", "future", "noise", "row", "sample", "session", "version")
 
     def __init__(
         self,
-        slot: Slot,
+        version: Version,
         row: Row,
         sample: bool,
         noise: np.ndarray | None,
@@ -74,7 +69,7 @@ class Item:
         deadline: float,
         future: asyncio.Future[Answer],
     ) -> None:
-        self.slot, self.row, self.sample, self.noise = slot, row, sample, noise
+        self.version, self.row, self.sample, self.noise = version, row, sample, noise
         self.first, self.core, self.session = first, core, session
         self.deadline, self.future = deadline, future
 
@@ -98,20 +93,24 @@ class Batches:
 
     Args:
         most: rows that may wait; more are refused with 503.
-        wait: seconds for which the first row of a batch waits for others; 0: the rest of this turn of the event loop.
+        wait: seconds for which the first row of a batch waits for others, unless the batch is full before; 0: the rest
+              of this turn of the event loop.
     """
 
-    def __init__(self, most: int, wait: float, metrics: Metrics, codecs: Any) -> None:
-        self._most, self._wait, self._metrics, self._codecs = most, wait, metrics, codecs
+    def __init__(self, most: int, wait: float, metrics: Metrics) -> None:
+        self._most, self._wait, self._metrics = most, wait, metrics
         self._queue: deque[Item] = deque()
         self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None  # of the rows that wait for others
         self._held = 0  # rows that wait for an earlier one of their session
 
     def __len__(self) -> int:
         return len(self._queue) + self._held
 
     def room(self, rows: int) -> None:
-        """Refused with 503 if so many rows more may not wait."""
+        """Refused with 503 if so many rows more may not wait, and with 413 if they never may."""
+        if rows > self._most:
+            raise Refused(413, "the request has more rows than may wait", "batch", f"at most {self._most}", str(rows))
         if len(self) + rows > self._most:
             raise Refused(503, f"the queue is full: {len(self)} rows wait", retry=1)
 
@@ -124,26 +123,35 @@ class Batches:
                 self._held += 1
                 return
             session.busy = True
+            if item.first:
+                session.core = None  # also if this request fails: what follows is no part of the episode before
+            elif item.version.model.interface.core_size and session.core is None:
+                message = "session: its first request failed; begin an episode with first: true"
+                item.future.set_exception(Refused(409, message, "session"))
+                self._done(item)
+                return
         self._queue.append(item)
-        self._schedule()
+        if not self._wait or len(self._queue) >= item.version.model.largest:
+            self._schedule()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._wait, self._schedule)
 
     def _schedule(self) -> None:
+        """Compute what waits in the next turn of the event loop."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if not self._scheduled:
             self._scheduled = True
-            loop = asyncio.get_running_loop()
-            if self._wait:
-                loop.call_later(self._wait, self._flush)
-            else:
-                loop.call_soon(self._flush)
+            asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         self._scheduled = False
         queue, now = self._queue, asyncio.get_running_loop().time()
         if not queue:
             return
-        slot, items, others = queue[0].slot, list[Item](), list[Item]()
-        model = slot.model
-        while queue and len(items) < model.largest:
+        version, items, others = queue[0].version, list[Item](), list[Item]()
+        while queue and len(items) < version.model.largest:
             item = queue.popleft()
             if item.future.done():  # its client is gone
                 self._done(item)
@@ -151,25 +159,24 @@ class Batches:
                 item.future.set_exception(Refused(504, "the deadline passed while the request waited"))
                 self._metrics.late += 1
                 self._done(item)
-            elif item.slot is slot:
+            elif item.version is version:
                 items.append(item)
             else:
                 others.append(item)
         queue.extendleft(reversed(others))
         if items:
-            self._compute(slot, items)
+            self._compute(version, items)
         if queue:
             self._schedule()
 
-    def _compute(self, slot: Slot, items: list[Item]) -> None:
+    def _compute(self, version: Version, items: list[Item]) -> None:
         """Computes a batch, and hands out its answers."""
-        model = slot.model
         try:
-            outputs = slot.compute(items)
+            outputs = version.compute(items)
             finite = [bool(np.isfinite(array).all()) for array in outputs.values() if array.dtype.kind == "f"]
             if not all(finite):
                 raise ValueError("the policy returned numbers that are not finite")
-            actions = self._codecs[slot.name].answers(outputs)
+            actions = version.codec.answers(outputs)
         except Exception as error:  # of the network: this batch fails, the server goes on
             text = " ".join(str(error).split())[:200] or type(error).__name__
             for item in items:
@@ -181,7 +188,7 @@ class Batches:
         for b, item in enumerate(items):
             if item.session is not None and cores is not None:
                 item.session.core = cores[b].copy()
-            item.future.set_result(Answer(model, actions[b], outputs, b))
+            item.future.set_result(Answer(actions[b], outputs, b))
             self._done(item)
 
     def _done(self, item: Item) -> None:

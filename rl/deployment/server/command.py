@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import ssl
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,8 +67,8 @@ def run(argv: Sequence[str]) -> None:
 def lines(app: Any, url: str) -> list[str]:
     """What a server says when it is ready."""
     found = []
-    for name, slot in app.slots.items():
-        model = slot.model
+    for name, version in app.served.items():
+        model = version.model
         spec = model.interface.spec
         memory = ", with memory" if model.interface.core_size else ""
         found.append(f"rlserve: {name}: {model.algo} on {spec.id}, step {model.step:,}{memory} ({model.path})")
@@ -190,4 +191,10 @@ def _tls(cert: str | None, key: str | None) -> dict[str, Any]:
     for flag, path in (("--tls-cert", cert), ("--tls-key", key)):
         if path is not None and not os.path.isfile(path):
             raise ConfigError(f"{flag} {path}: there is no such file")
-    return {} if cert is None else {"ssl_certfile": cert, "ssl_keyfile": key}
+    if cert is None:
+        return {}
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(f"--tls-cert {cert} --tls-key {key}: they are no certificate and its key: {error}") from None
+    return {"ssl_certfile": cert, "ssl_keyfile": key}

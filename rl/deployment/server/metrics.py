@@ -71,4 +71,4 @@ def summed(texts: list[str]) -> str:
                 totals[name] = min(float(totals.get(name, value)), float(value))
             else:
                 totals[name] = float(totals.get(name, 0.0)) + float(value)
-    return "".join(f"{name} {value:g}\n" if value != "" else f"{name}\n" for name, value in totals.items())
+    return "".join(f"{name} {value:.17g}\n" if value != "" else f"{name}\n" for name, value in totals.items())

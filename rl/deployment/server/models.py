@@ -41,7 +41,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Model:
-    """One version of a policy."""
+    """One version of a policy. `memory`: its kind, such as "gru"; versions of one kind and size continue a session."""
 
     name: str
     algo: str
@@ -51,6 +51,7 @@ class Model:
     run: Callable[[Arrays], Arrays]
     largest: int  # rows of a batch
     batch: Batch
+    memory: str = ""
 
 
 def load_model(name: str, source: Source, largest: int) -> Model:
@@ -63,18 +64,20 @@ def load_model(name: str, source: Source, largest: int) -> Model:
         exported = Exported(source.path, source.trust)
         meta, interface, run = exported.meta, exported.interface, exported.run
         algo, step, path = str(meta.get("algo")), int(meta.get("step", 0)), str(source.path)
+        memory = str(meta.get("memory", ""))
     else:
-        algo, step, path, interface, run = _of_run(source)
-    return Model(name, algo, step, path, interface, run, largest, _batch(interface, run, largest))
+        algo, step, path, interface, run, memory = _of_run(source)
+    return Model(name, algo, step, path, interface, run, largest, _batch(interface, run, largest), memory)
 
 
-def _of_run(source: Source) -> tuple[str, int, str, Interface, Any]:
+def _of_run(source: Source) -> tuple[str, int, str, Interface, Any, str]:
     try:
         import torch
     except ImportError:
         raise ConfigError(f"{source.path}: torch is not installed; a file of rlexport --to onnx needs none") from None
     from rltrain.config.consent import NETWORK
     from rltrain.deployment.export.deployed import DeployedPolicy
+    from rltrain.deployment.export.export import memory_of
     from rltrain.deployment.export.formats import torch_runner
     from rltrain.evaluation.policy import load_for
     from rltrain.storage import checkpoint
@@ -85,7 +88,8 @@ def _of_run(source: Source) -> tuple[str, int, str, Interface, Any]:
     deployed = DeployedPolicy(trained.policy, trained.spec, scores=False)
     meta, _ = read_json(trained.path / checkpoint.META)
     run = torch_runner(deployed, deployed.interface)
-    return trained.config.algo, int(meta.get("step", 0)), str(trained.path), deployed.interface, run
+    step = int(meta.get("step", 0))
+    return trained.config.algo, step, str(trained.path), deployed.interface, run, memory_of(trained.config)
 
 
 def _batch(interface: Interface, run: Callable[[Arrays], Arrays], largest: int) -> Batch:

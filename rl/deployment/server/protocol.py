@@ -197,6 +197,24 @@ class _Answers:
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
+    """Attributes: `computing`: the application works at the answer to a message."""
+
+    computing = draining = False
+
+    def shutdown(self) -> None:
+        """The server ends: a message that has arrived gets its answer first."""
+        if self.computing and not self.close_sent:
+            self.draining = True
+        else:
+            super().shutdown()
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.send":
+            self.computing = False
+            if self.draining and not self.transport.is_closing():
+                super().shutdown()
+
     def send_receive_event_to_app(self) -> None:
         """A text that is not UTF-8 closes the connection with 1007, without the traceback of uvicorn."""
         if self.curr_msg_data_type == "text":
@@ -207,6 +225,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
                 self.conn.send_close(1007)
                 self.handle_parser_exception()
                 return
+        self.computing = True
         super().send_receive_event_to_app()
 
     def keepalive_timeout(self) -> None:

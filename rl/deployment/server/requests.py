@@ -69,7 +69,12 @@ class Codec:
         self.action_ports = [port for port in interface.outputs if port.name.startswith("action")]
 
     def decode(self, body: bytes | str) -> tuple[Any, list[Row], Options]:
-        """The request, its rows and its options.
+        """The request, its rows and its options; see `parse` and `read`."""
+        request = self.parse(body)
+        return request, *self.read(request)
+
+    def parse(self, body: bytes | str) -> Any:
+        """The request, in which names and types are right.
 
         Raises:
             Refused: 400, with the field, what was expected and what was received.
@@ -89,10 +94,26 @@ class Codec:
         one, other = ("action_masks", "obs") if request.batch is unset else ("action_mask", "batch")
         if getattr(request, one) is not None:
             raise wrong(one, f"no {one} with {other}", one)
+        for field in ("session", "episode"):
+            name = getattr(request, field)
+            if name is None:
+                continue
+            if request.obs is unset:
+                raise wrong(field, f"obs in place of batch: {field} has one observation at a time", "batch")
+            if not (0 < len(name) <= MAX_NAME and name.isprintable()):
+                raise wrong(field, f"1 to {MAX_NAME} printable characters", repr(name))
+        return request
+
+    def read(self, request: Any) -> tuple[list[Row], Options]:
+        """The rows and the options of a request that a codec with equal spaces has parsed.
+
+        Raises:
+            Refused: 400, as `parse`.
+        """
         outcome = None
         if request.reward is not None or request.terminated or request.truncated:
             outcome = self._outcome(request)
-        if request.batch is unset:
+        if request.batch is msgspec.UNSET:
             rows = [self._row(request.obs, request.action_mask, "obs", "action_mask", outcome)]
         else:
             if not 1 <= len(request.batch) <= MAX_ROWS:
@@ -104,7 +125,7 @@ class Codec:
                 self._row(obs, None if masks is None else masks[i], f"batch[{i}]", f"action_masks[{i}]")
                 for i, obs in enumerate(request.batch)
             ]
-        return request, rows, self._options(request, len(rows), outcome)
+        return rows, self._options(request, len(rows), outcome)
 
     def _outcome(self, request: Any) -> Outcome:
         """What the client says about the last action."""
@@ -139,14 +160,6 @@ class Codec:
 
     def _options(self, request: Any, rows: int, outcome: Outcome | None) -> Options:
         session, core, interface = request.session, request.core, self.interface
-        for field in ("session", "episode"):
-            name = getattr(request, field)
-            if name is None:
-                continue
-            if request.obs is msgspec.UNSET:
-                raise wrong(field, f"obs in place of batch: {field} has one observation at a time", "batch")
-            if not (0 < len(name) <= MAX_NAME and name.isprintable()):
-                raise wrong(field, f"1 to {MAX_NAME} printable characters", repr(name))
         if core is not None:
             if session is not None:
                 raise wrong("core", "no core: the session keeps it", "core and session")

@@ -16,6 +16,7 @@ from rltrain.deployment.server.models import Source
 from rltrain.deployment.server.recording import Writer
 from rltrain.errors import ConfigError
 
+KEEP_ALIVE_SECONDS = 75  # that a connection without a request stays open
 DRAIN_SECONDS = 10
 NAME = "policy"  # of a single policy
 
@@ -82,6 +83,7 @@ def server_of(app: App, **options: Any) -> Any:
         proxy_headers=False,
         ws_max_size=app.max_body,
         ws_per_message_deflate=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
         **{"loop": "auto", **options},
     )

@@ -81,11 +81,16 @@ class Sessions:
         self._by_id.move_to_end(name)
         return session
 
+    def policy_of(self, name: str) -> str | None:
+        """The policy that a session keeps to; None if there is no such session."""
+        session = self._by_id.get(name)
+        return None if session is None else session.policy
+
     def end(self, name: str) -> bool:
         """Forget a session; False if there is none."""
         return self._by_id.pop(name, None) is not None
 
     def forget_cores(self, policy: str) -> None:
-        """End the sessions of a policy, whose memory has another size from now on."""
+        """End the sessions of a policy, whose memory has another meaning from now on."""
         for name in [name for name, session in self._by_id.items() if session.policy == policy]:
             del self._by_id[name]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from rl_policies import AGENTS, CASES, save, saved, spec_of
 
 import rltrain
@@ -18,7 +19,8 @@ from rltrain.deployment.export.deployed import DeployedPolicy
 from rltrain.deployment.export.export import check, export
 from rltrain.deployment.export.formats import Exported, torch_runner
 from rltrain.deployment.export.observations import random_observations
-from rltrain.deployment.export.proof import prove
+from rltrain.deployment.export.proof import _unit, prove
+from rltrain.envs.spaces import env_spec
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
 
 
@@ -39,10 +41,16 @@ def exported(folder: Path, name: str, to: str) -> Path:
     return file
 
 
-@pytest.mark.sweep
-@pytest.mark.parametrize("name", [*CASES, *AGENTS])
-@pytest.mark.parametrize("to", ["torch", "onnx", "torchscript"])
-def test_every_policy_can_be_exported(name: str, to: str, tmp_path: Path) -> None:
+def export_case(to: str, name: str) -> Any:
+    """By default only a policy whose weights are views, which are not contiguous."""
+    return pytest.param(to, name, marks=() if (to, name) == ("onnx", "maddpg") else pytest.mark.sweep)
+
+
+EXPORTS = [export_case(to, name) for to in ("torch", "onnx", "torchscript") for name in [*CASES, *AGENTS]]
+
+
+@pytest.mark.parametrize(("to", "name"), EXPORTS)
+def test_every_policy_can_be_exported(to: str, name: str, tmp_path: Path) -> None:
     assert check(exported(tmp_path, name, to), rows=30, seed=1)["proof"]["rows"] == 30
 
 
@@ -82,6 +90,38 @@ def test_a_wrong_export_is_refused_and_not_written(tmp_path: Path, monkeypatch: 
     for wrong in (shifted, forgetful):
         with pytest.raises(RunFailed, match="the export is wrong"):
             prove(trained, wrong, seen, exact=False)
+
+
+@pytest.mark.parametrize("name", ["ppo-discrete", "ppo-box-lstm"])
+def test_the_proof_looks_at_every_size_of_a_batch_and_every_output(name: str, tmp_path: Path) -> None:
+    trained = rltrain.load(saved(tmp_path, name), best=True)
+    deployed = DeployedPolicy(trained.policy, trained.spec)
+    run = torch_runner(deployed, deployed.interface)
+    seen = random_observations(trained.spec, 120, 0)
+    prove(trained, run, seen, exact=False)
+
+    def other(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        action = found["action"]
+        return {**found, "action": (action - 5 + 1) % 3 + 5 if action.dtype.kind == "i" else action + 0.01}
+
+    def one_row(inputs: Any) -> Any:
+        return other(run(inputs)) if len(inputs["sample"]) == 1 else run(inputs)
+
+    def some_rows(inputs: Any) -> Any:
+        return other(run(inputs)) if len(inputs["sample"]) == 7 else run(inputs)
+
+    def log_prob(inputs: Any) -> Any:
+        found = run(inputs)
+        return {**found, "log_prob": found["log_prob"] + 1}
+
+    for wrong in (one_row, some_rows, log_prob):
+        with pytest.raises(RunFailed, match="the export is wrong"):
+            prove(trained, wrong, seen, exact=False)
+
+
+def test_each_number_of_an_action_has_its_own_unit() -> None:
+    spec = env_spec("it", spaces.Box(-1, 1, (3,)), spaces.Box(np.array([-1, 0]), np.array([1, 1e6]), dtype=float), 10)
+    assert _unit(spec, 2).tolist() == [1.0, 1e6]
 
 
 def test_onnx_differences_count_as_ties_only_where_scores_are_equal(tmp_path: Path) -> None:
@@ -153,8 +193,13 @@ def test_wrong_arguments_are_one_line(tmp_path: Path) -> None:
     trained = rltrain.load(saved(tmp_path, "dqn"), best=True)
     with pytest.raises(ConfigError, match=r"--to onnx \(.onnx\), --to torch \(.pt2\), --to torchscript"):
         export(trained, tmp_path / "policy.bin")
-    with pytest.raises(ConfigError, match="rows must be at least 1"):
-        export(trained, tmp_path / "policy.onnx", rows=0)
+    for rows, seed, line in (0, 0, "rows must be at least 1"), (1, -1, "seed must be at least 0"):
+        with pytest.raises(ConfigError, match=line):
+            export(trained, tmp_path / "policy.onnx", rows=rows, seed=seed)
+        with pytest.raises(ConfigError, match=line):
+            check(tmp_path / "policy.onnx", rows=rows, seed=seed)
+    with pytest.raises(ConfigError, match="is a folder"):
+        export(trained, tmp_path, to="onnx")
 
 
 def test_the_command_exports_a_run_of_an_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def test_cartpole_over_http_is_recorded_and_learned_from(cartpole: Path, tmp_pat
         np.testing.assert_array_equal(piece.reward[:, 0], episode["reward"])
         assert [(bool(a), bool(b)) for a, b in zip(piece.terminated, piece.truncated, strict=True)] == episode["end"]
         assert piece.first[:, 0].tolist() == [True] + [False] * len(episode["action"])
-        assert piece.episodes == ((sum(episode["reward"]), len(episode["action"]), (), 0, -1, {}),)
+        assert piece.episodes == ((sum(episode["reward"]), len(episode["action"]), (), 0, -1, {}, ()),)
     result = rltrain.train(
         algo="dqn", env="CartPole-v1", replay_from=str(folder), steps=40, batch=8, widths=(8,), workers=0,
         eval_every=0, preset="none", quiet=True, out=str(tmp_path / "runs"),
@@ -175,7 +175,7 @@ def test_several_agents_leave_and_are_recorded(tmp_path: Path) -> None:
     assert piece.reward[:, 0].tolist() == [[1, -2.5, 0], [0, 0, 3], [0, 0, 4]]
     assert piece.terminated[:, 0].tolist() == [[True, False, False], [False, True, False], [False] * 3]
     assert piece.truncated[:, 0].tolist() == [[False] * 3, [False] * 3, [False, False, True]]
-    assert piece.episodes == ((5.5, 3, (1.0, -2.5, 7.0), 0, -1, {}),)
+    assert piece.episodes == ((5.5, 3, (1.0, -2.5, 7.0), 0, -1, {}, ()),)
 
 
 def test_wrong_results_are_refused(cartpole: Path, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,8 +28,9 @@ from rltrain.algorithms.protocol import Noise
 from rltrain.deployment.export.interface import Interface
 from rltrain.deployment.export.observations import random_observations
 from rltrain.deployment.server.app import App, Limits
-from rltrain.deployment.server.batches import Slot
-from rltrain.deployment.server.models import Model, _batch
+from rltrain.deployment.server.batches import Version
+from rltrain.deployment.server.metrics import summed
+from rltrain.deployment.server.models import Model, Source, _batch, load_model
 from rltrain.deployment.server.serve import bound_socket, settings_for
 from rltrain.deployment.server.workers import Peers
 from rltrain.errors import ConfigError
@@ -335,8 +338,8 @@ def test_other_paths(tmp_path: Path) -> None:
 
 def test_a_policy_that_fails_is_500_and_the_server_goes_on(tmp_path: Path) -> None:
     app = app_of(saved(tmp_path, "ppo-discrete"))
-    slot = app.slots["policy"]
-    run = slot.model.run
+    version = app.served["policy"]
+    run = version.model.run
 
     def broken(inputs: Any) -> Any:
         if inputs["obs"][0, 0] == 1:
@@ -344,7 +347,7 @@ def test_a_policy_that_fails_is_500_and_the_server_goes_on(tmp_path: Path) -> No
         found = run(inputs)
         return {**found, "log_prob": found["log_prob"] * np.nan} if inputs["obs"][0, 0] == 2 else found
 
-    slot.replace(slot.model.__class__(**{**slot.model.__dict__, "run": broken}))
+    version.model = replace(version.model, run=broken)
 
     async def work(client: Client) -> None:
         assert (await client.act(500, obs=[1, 0, 0]))["error"]["message"] == "the policy failed: no memory"
@@ -383,6 +386,144 @@ def test_a_reload_loses_no_request_and_keeps_sessions(tmp_path: Path) -> None:
         assert app.metrics.reloads == 1
 
     with_client(app, work)
+
+
+def version_of(app: App, path: Path) -> Version:
+    """What a reload puts in place of the version of `app`."""
+    return Version(load_model("policy", Source(path, best=True), app.settings.limits.batch))
+
+
+async def begun(app: App, *requests: Awaitable[Any]) -> list[Any]:
+    """The requests as tasks, some of whose rows are computed and some of which wait."""
+    tasks = [asyncio.ensure_future(request) for request in requests]
+    while not app.metrics.batches:
+        await asyncio.sleep(0)
+    assert len(app.batches)
+    return tasks
+
+
+def test_the_rows_of_a_request_are_of_one_version(tmp_path: Path) -> None:
+    """A request of more rows than a batch has, and a reload between two of its batches."""
+    app = app_of(summing_policy(tmp_path / "old.onnx"), limits=Limits(batch=8))
+    new = version_of(app, summing_policy(tmp_path / "new.onnx", gain=2.0, step=1))
+
+    async def work(client: Client) -> None:
+        (task,) = await begun(app, client.act(batch=[[1, 0, 0]] * 24, first=True))
+        app.served["policy"] = new
+        answer = await task
+        assert (answer["step"], answer["actions"]) == (0, [[1.0]] * 24)
+        assert (await client.act(obs=[1, 0, 0], first=True))["action"] == [2.0]
+
+    with_client(app, work)
+
+
+@pytest.mark.parametrize("memory", [{"memory": "gru", "memory_size": 16}, {"memory": "lstm", "memory_size": 4}, {}])
+def test_a_version_with_another_memory_ends_sessions_and_loses_no_request(
+    memory: dict[str, Any], tmp_path: Path
+) -> None:
+    """Rows that wait are computed by the version that they began with. An LSTM of 4 and a GRU of 8 have equal sizes."""
+    spec = spec_of("dqn")
+    old = save(tmp_path / "old", "it", spec, "ppo", {"memory": "gru", "memory_size": 8})
+    save(tmp_path / "new", "it", spec, "ppo", memory)
+    app = app_of(old, limits=Limits(batch=2))
+
+    async def work(client: Client) -> None:
+        await client.act(obs=[0, 0, 0], session="a", first=True)
+        app.metrics.batches = 0
+        more = [client.act(obs=[0, 0, 0], session=name, first=True) for name in "bcd"]
+        tasks = await begun(app, *more, client.act(obs=[0, 0, 0], session="a"))
+        shutil.rmtree(old)
+        (tmp_path / "new").rename(old)
+        assert (await client("POST", "/v1/reload", {}))[0] == 200
+        await asyncio.gather(*tasks)
+        await client.act(409 if memory else 200, obs=[0, 0, 0], session="a")
+        await client.act(obs=[0, 0, 0], session="a", first=True)
+
+    with_client(app, work)
+
+
+def test_policies_with_and_without_memory_are_served_together(tmp_path: Path) -> None:
+    """Each request is checked against the policy that answers it."""
+    spec = spec_of("dqn")
+    paths = {"mlp": save(tmp_path / "mlp", "it", spec, "ppo", {})}
+    paths["gru"] = save(tmp_path / "gru", "it", spec, "ppo", {"memory": "gru", "memory_size": 8})
+
+    async def work(client: Client) -> None:
+        obs = [0, 0, 0]
+        await client.act(400, obs=obs, policy="gru")
+        await client.act(obs=obs, policy="gru", core=[[0.5] * 8])
+        await client.act(obs=obs, policy="mlp")
+        await client.act(400, obs=obs, policy="mlp", core=[[0.5] * 8])
+
+    for names in (["mlp", "gru"], ["gru", "mlp"]):
+        with_client(app_of({name: paths[name] for name in names}), work)
+
+
+def test_a_session_keeps_to_the_policy_that_its_first_request_names(tmp_path: Path) -> None:
+    paths = {name: save(tmp_path / name, "it", spec_of("dqn"), "dqn", {}, seed) for seed, name in enumerate("ab")}
+    app = app_of(paths, shares={"a": 0.5, "b": 0.5}, record=tmp_path / "record")
+
+    async def work(client: Client) -> None:
+        for session in "uvwxyz":
+            for policy in ({"policy": "b"}, {}, {}):
+                assert (await client.act(obs=[0, 0, 0], session=session, **policy))["policy"] == "b"
+        for episode in "klmn":
+            first = await client.act(obs=[0, 0, 0], episode=episode, first=True)
+            more = [await client.act(obs=[0, 0, 0], episode=episode, reward=0) for _ in range(5)]
+            assert {answer["policy"] for answer in more} == {first["policy"]}
+
+    with_client(app, work)
+
+
+def test_a_session_whose_first_request_failed_is_not_continued(tmp_path: Path) -> None:
+    app = app_of(summing_policy(tmp_path / "policy.onnx"))
+
+    async def work(client: Client) -> None:
+        ask = {"obs": [1, 0, 0], "session": "a"}
+        await client.act(504, **ask, first=True, deadline_ms=1e-9)
+        await client.act(409, **ask)
+        assert [(await client.act(**ask, first=True))["action"], (await client.act(**ask))["action"]] == [[1.0], [2.0]]
+        await client.act(504, **ask, first=True, deadline_ms=1e-9)
+        await client.act(409, **ask)  # and not the third step of the episode before
+        both = asyncio.gather(client.act(504, **ask, first=True, deadline_ms=1e-9), client.act(409, **ask))
+        await both
+
+    with_client(app, work)
+
+
+def test_a_full_batch_does_not_wait(tmp_path: Path) -> None:
+    """`--batch-wait` is the longest time of the oldest row, and rows that have waited do not wait again."""
+    app = app_of(saved(tmp_path, "ppo-discrete"), limits=Limits(batch=4, wait=30.0, queue=40))
+
+    async def work(client: Client) -> None:
+        await asyncio.gather(*(client.act(obs=[0, 0, 0]) for _ in range(40)))
+        refused = await client.act(413, batch=[[0, 0, 0]] * 41)
+        assert refused["error"]["expected"] == "at most 40"
+
+    asyncio.run(asyncio.wait_for(work(Client(app)), 20))
+
+
+def test_sums_of_several_processes_are_exact() -> None:
+    one, other = "# TYPE rows counter\nrows 12345678\n", "# TYPE rows counter\nrows 1\n"
+    assert summed([one, other]) == "# TYPE rows counter\nrows 12345679\n"
+
+
+def test_a_message_that_has_arrived_is_answered_before_the_end(tmp_path: Path) -> None:
+    """SIGTERM while a WebSocket waits for an answer; and a browser's token is confirmed as its subprotocol."""
+    connect = pytest.importorskip("websockets.sync.client").connect
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    path = summing_policy(tmp_path / "policy.onnx")
+    with served(path, "--batch-wait", "1500", "--token-file", str(token)) as (server, url):
+        address = url.replace("http", "ws") + "/v1/stream"
+        with connect(address, compression=None, subprotocols=[TOKEN]) as stream:
+            assert stream.subprotocol == TOKEN
+            stream.send(json.dumps({"obs": [1, 0, 0], "first": True}))
+            time.sleep(0.5)
+            server.send_signal(signal.SIGTERM)
+            assert json.loads(stream.recv(timeout=20))["action"] == [1.0]
+        assert server.wait(20) == 0
 
 
 def test_a_version_with_other_spaces_is_refused_and_the_old_one_stays(tmp_path: Path) -> None:
@@ -451,6 +592,7 @@ def test_wrong_flags_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         "must be a whole number from 0 to 65535": [path, "--port", "70000"],
         "NAME=RUN": [path, path],
         "belong together": [path, "--best", "--tls-cert", str(token)],
+        "no certificate and its key": [path, "--best", "--tls-cert", str(token), "--tls-key", str(token)],
         "there is no policy 'x'": [path, "--best", "--share", "x=1"],
         "holds no checkpoint": [path],
     }
@@ -474,6 +616,10 @@ def test_the_client_of_the_documentation(tmp_path: Path) -> None:
             assert policy.act(obs) == plain(trained.act(obs))
         with pytest.raises(ValueError, match="3 numbers"):
             policy.act([1, 2])
+        last = policy.connection.sock
+        policy.used -= 100.0  # a server closes the connection of a client that waits for long
+        policy.act(np.zeros(3))
+        assert policy.connection.sock is not last
         policy.connection.close()
 
 
@@ -599,7 +745,7 @@ def test_a_row_has_its_bits_in_every_batch(kind: str, added: str) -> None:
 
     batch = _batch(interface, run, 8)
     assert batch == kind
-    slot = Slot(Model("it", "ppo", 0, "", interface, run, 8, batch))
+    version = Version(Model("it", "ppo", 0, "", interface, run, 8, batch))
     rows = random_observations(spec, 3, 0).obs
     items = [
         SimpleNamespace(
@@ -608,8 +754,8 @@ def test_a_row_has_its_bits_in_every_batch(kind: str, added: str) -> None:
         )
         for i in range(3)
     ]
-    alone = [slot.compute([item])["action"][0] for item in items]  # type: ignore[list-item]
+    alone = [version.compute([item])["action"][0] for item in items]  # type: ignore[list-item]
     asked.clear()
-    together = slot.compute(items)["action"]  # type: ignore[arg-type]
+    together = version.compute(items)["action"]  # type: ignore[arg-type]
     assert np.array_equal(together, alone)
     assert asked == {"any": [3], "padded": [8], "single": [1, 1, 1]}[kind]
