@@ -59,6 +59,8 @@ def openapi(spec: EnvSpec) -> dict[str, Any]:
     codes = {
         "400": "a field is wrong",
         "401": "no token",
+        "403": "a page of another site asks, or the server is called by a name that is not its own",
+        "405": "the method is not one of this path",
         "408": "the body came too slowly",
         "409": "the session is not known",
         "413": "the body is too large",
@@ -79,13 +81,25 @@ def openapi(spec: EnvSpec) -> dict[str, Any]:
     reload = {
         "summary": "Load the newest checkpoint",
         "requestBody": _json({"type": "object", "properties": {"policy": text}}),
-        "responses": {"200": {"description": "the steps of the policies"}, "409": refused["409"]},
+        "responses": {
+            "200": {"description": "the steps of the policies"},
+            "409": {"description": "the new version cannot be served; the old one stays", **_json(error)},
+        },
+    }
+    end_session = {
+        "summary": "End a session",
+        "parameters": [{"name": "id", "in": "path", "required": True, "schema": text}],
+        "responses": {
+            "200": {"description": "it has ended"},
+            "404": {"description": "there is no such session", **_json(error)},
+        },
     }
     gets = {
         "/v1/spec": "The policies, and what they observe and do",
         "/healthz": "The process answers",
         "/readyz": "The policies are loaded",
         "/metrics": "Metrics for Prometheus",
+        "/v1/stream": "A WebSocket whose messages are requests as for /v1/act, and are answered in order",
     }
     return {
         "openapi": "3.1.0",
@@ -93,11 +107,13 @@ def openapi(spec: EnvSpec) -> dict[str, Any]:
         "paths": {
             "/v1/act": {"post": act},
             "/v1/reload": {"post": reload},
+            "/v1/sessions/{id}": {"delete": end_session},
             **{
-                path: {"get": {"summary": text, "responses": {"200": {"description": "ok"}}}}
-                for path, text in gets.items()
+                path: {"get": {"summary": what, "responses": {"200": {"description": "ok"}}}}
+                for path, what in gets.items()
             },
         },
+        "security": [{"token": []}, {}],  # the token is needed where the server was started with one
         "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
     }
 

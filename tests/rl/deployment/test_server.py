@@ -27,7 +27,7 @@ from rltrain import cli
 from rltrain.algorithms.protocol import Noise
 from rltrain.deployment.export.interface import Interface
 from rltrain.deployment.export.observations import random_observations
-from rltrain.deployment.server.app import App, Limits
+from rltrain.deployment.server.app import PATHS, App, Limits
 from rltrain.deployment.server.batches import Version
 from rltrain.deployment.server.metrics import summed
 from rltrain.deployment.server.models import Model, Source, _batch, load_model
@@ -318,6 +318,8 @@ def test_other_paths(tmp_path: Path) -> None:
         assert spec["algo"] == "ppo"
         assert spec["spec"]["action"]["high"] == [None, None]
         document = (await client("GET", "/v1/openapi.json"))[2]
+        assert set(PATHS) - {"/", "/v1/openapi.json"} <= set(document["paths"])
+        assert document["paths"]["/v1/sessions/{id}"]["delete"]
         body = document["paths"]["/v1/act"]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert body["properties"]["obs"] == {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}
         await client.act(obs=[0, 0, 0])
