@@ -37,7 +37,7 @@ def train(
                   With another `env` its `env_args` are replaced too; the values of the old one's preset stay.
         resume:   the folder of a run to continue; keywords may then only be `env`, `steps`, `workers` and the like.
                   A configuration beside it must agree with the run in all other values that it was given.
-        trust:    a resumed run that somebody else made may import the code that it names.
+        trust:    runs that somebody else made, to resume or as opponents, may import the code that they name.
         callbacks: `rltrain.Callback` objects, or classes or functions that make them. A run that had some needs them
                   again when it is resumed; an empty list continues it without.
         settings: `algo="ppo", env="CartPole-v1", workers=2, lr=1e-3, ...`; `env` may be a class or a function too.
@@ -53,7 +53,7 @@ def train(
         config = change(config, settings, resumed=resume is not None)
         config = config if resume is None else for_resume(config, resume)
     else:
-        config = load(settings) if resume is None else reload(saved_config(resume), settings, trust=trust)
+        config = load(settings, trust=trust) if resume is None else reload(saved_config(resume), settings, trust=trust)
     config = with_callbacks(config, callbacks, resumed=resume is not None)
     if resume is None:
         require_free_name(config)

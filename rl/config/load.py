@@ -110,7 +110,7 @@ def load(
     if file is not None:
         named = config.model_copy(update={"env_args": file_args})
         require_consent(named, str(file), trust, {*of_file, "env_args"} - {"record"})
-    return config
+    return config.trusting(trust)
 
 
 EXAMPLE = "rltrain.train(algo='ppo', env='CartPole-v1', steps=100_000)"
@@ -229,7 +229,8 @@ def reload(saved: SavedConfig, given: Mapping[str, Any], text: bool = False, tru
 
         source = fitting(resolve(config.env, config.env_args), config.env_args)
         config = config.model_copy(update={"env_args": source.kwargs})
-    return with_consent(config, saved, trust, [key for key in TRAINING if key not in given])
+    config = with_consent(config, saved, trust, [key for key in TRAINING if key not in given])
+    return config.trusting(trust)
 
 
 def with_callbacks(config: RunConfig, given: Any, resumed: bool) -> RunConfig:

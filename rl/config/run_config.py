@@ -8,7 +8,16 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, SkipValidation, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    SkipValidation,
+    field_validator,
+    model_validator,
+)
 
 from rltrain.config.messages import RENAMED, build, settings_class
 
@@ -28,6 +37,7 @@ class RunConfig(BaseModel):
     """The settings of a run. Defaults that depend on other settings are filled in when the object is made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    _trusts: bool = PrivateAttr(default=False)
 
     # algorithm and environment
     algo: str = Field(description="name of the algorithm")
@@ -303,17 +313,22 @@ class RunConfig(BaseModel):
     @classmethod
     def _several_opponents(cls, value: Any) -> Any:
         if isinstance(value, list | tuple) and all(isinstance(item, str | os.PathLike) for item in value):
-            value = ",".join(map(os.fspath, value))
+            items = list(map(os.fspath, value))
+        elif isinstance(value, str) and value != "newest":
+            items = value.split(",")
         elif isinstance(value, os.PathLike):
-            value = os.fspath(value)
-        if not isinstance(value, str) or value == "newest":
+            items = [os.fspath(value)]
+        else:
             return value
-        words = value.split(",")
-        if wrong := [word for word in words if not word.strip() or word == "newest"]:
+        words = [word.strip() for word in items]
+        if wrong := [word for word in words if "," in word]:
+            raise ValueError(f"cannot name a path that contains a comma, got {wrong[0]!r}")
+        if wrong := [word for word in words if not word or word == "newest"]:
             raise ValueError(f"must be newest, pool, or runs and checkpoints with commas between, got {wrong[0]!r}")
-        if words.count("pool") > 1:
-            raise ValueError("must name pool once")
-        return ",".join(word if word == "pool" else os.path.abspath(word) for word in words)
+        named = [word if word == "pool" else os.path.abspath(word) for word in words]
+        if wrong := [word for word in named if named.count(word) > 1]:
+            raise ValueError(f"must name each opponent once, got {wrong[0]} more often")
+        return ",".join(named)
 
     @field_validator("backend")
     @classmethod
@@ -377,6 +392,17 @@ class RunConfig(BaseModel):
     def keeps_pool(self) -> bool:
         """True if past policies of this run are opponents."""
         return "pool" in self.opponents.split(",")
+
+    @property
+    def trusts(self) -> bool:
+        """True if the user consents, by --trust, to the code that files of other people name."""
+        return self._trusts
+
+    def trusting(self, trust: bool) -> Self:
+        """This configuration, with or without this consent."""
+        changed = self.model_copy()
+        changed._trusts = trust
+        return changed
 
     @property
     def other_runs(self) -> list[str]:

@@ -18,6 +18,9 @@ from rltrain.setup.run_folder import Saved
 from rltrain.storage.checkpoint import META, to_tensors
 from rltrain.storage.retention import mismatch_as_error
 
+# What may differ between the games of an opponent and of this run: names, time limits, what only critics see.
+IGNORED = (*COSMETIC, "max_steps", "state_shape")
+
 
 @dataclass(frozen=True)
 class Other:
@@ -47,35 +50,38 @@ def open_others(config: RunConfig, spec: EnvSpec, saved: Saved) -> tuple[tuple[R
     if saved.checkpoint is not None:
         with mismatch_as_error(saved.checkpoint.path):
             states = list(saved.checkpoint.state["opponents"])
-            return (config, [_restored(state, spec, saved) for state in states]), []
-    others = [_read(path, spec) for path in config.other_runs]
+            return (config, [_restored(state, spec, saved, config.trusts) for state in states]), []
+    others = [_read(path, spec, config.trusts) for path in config.other_runs]
     names = iter(others)
     words = [word if word == "pool" else next(names).path for word in config.opponents.split(",")]
     notes = [f"opponent {number}: {other.path}" for number, other in enumerate(others, 1)]
     return (config.model_copy(update={"opponents": ",".join(words)}), others), notes
 
 
-def _read(path: str, spec: EnvSpec) -> Other:
+def _read(path: str, spec: EnvSpec, trust: bool) -> Other:
     if not os.path.lexists(path):
         raise ConfigError(f"--opponents {path}: it does not exist; opponents are newest, pool, or runs and checkpoints")
     try:
-        found = load_for(path, best=False, trust=False, uses=NETWORK)
+        found = load_for(path, best=False, trust=trust, uses=NETWORK)
     except CheckpointError as error:
         raise ConfigError(f"--opponents {path}: {error}") from None
-    if changed := spec_differences(found.spec, spec, ignored=COSMETIC):
-        raise ConfigError(f"--opponents {path}: it was trained on another {found.spec.id} than {spec.id}: {changed}")
+    if changed := spec_differences(found.spec, spec, ignored=IGNORED):
+        raise ConfigError(f"--opponents {path}: it was trained on {found.spec.id}, which differs: {changed}")
     if found.policy.core_size:
         raise ConfigError(f"--opponents {path}: its policy has a memory; opponents need policies without one")
     arrays = {name: tensor.numpy().copy() for name, tensor in found.policy.state_dict().items()}
     return Other(str(found.path.absolute()), found.config, arrays)
 
 
-def _restored(state: dict[str, Any], spec: EnvSpec, saved: Saved) -> Other:
+def _restored(state: dict[str, Any], spec: EnvSpec, saved: Saved, trust: bool) -> Other:
     """An opponent as the run's own checkpoint holds it."""
     assert saved.checkpoint is not None
     values = SavedConfig(state["config"], saved.checkpoint.path / META, saved.is_own)
-    use_saved_algorithm(values, False, NETWORK)
-    config = with_consent(RunConfig.from_json(values.values), values, False, NETWORK)
+    try:
+        use_saved_algorithm(values, trust, NETWORK)
+        config = with_consent(RunConfig.from_json(values.values), values, trust, NETWORK)
+    except CheckpointError as error:
+        raise CheckpointError(f"an opponent, {state['path']}: {error}") from None
     policy = make_policy(config, spec)()
     policy.load_state_dict(to_tensors(state["arrays"]))
     require_finite(saved.checkpoint.path, [policy])

@@ -14,6 +14,7 @@ from oracles import games
 import rltrain
 from rltrain import cli
 from rltrain.config.load import load
+from rltrain.errors import ConfigError
 from rltrain.reporting.metrics import read
 from rltrain.storage import checkpoint
 
@@ -106,7 +107,8 @@ def test_policies_of_other_runs_are_opponents(pool: str, game: str, tmp_path: Pa
     [
         ("nowhere", "nowhere: it does not exist; opponents are newest, pool, or runs and checkpoints"),
         ("pool,{folder}", "holds no checkpoint"),
-        ("{one},{other}", "it was trained on another"),
+        ("{one},{other}", "it was trained on"),
+        ("{one}, {one}", "must name each opponent once"),
         ("{memory}", "its policy has a memory; opponents need policies without one"),
         ("{damaged}", "damaged"),
         ("newest,{one}", "must be newest, pool, or runs and checkpoints with commas between, got 'newest'"),
@@ -138,10 +140,55 @@ def test_what_cannot_be_an_opponent_is_refused(
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
 
 
+TORSO = """
+import torch
+
+class Torso(torch.nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.features = 3
+        self.weight = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, obs):
+        rows = next(iter(obs.values()))
+        return rows.reshape(len(rows), -1)[:, :1].float() * self.weight
+"""
+
+
+def test_the_code_of_an_opponent_needs_consent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For a new run and for the resume of a run that somebody else made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(TORSO)
+    words = ["--algo", "ppo", "--env", f"{FILE}:ThreeAtOnce", "--workers", "0", *SMALL, "--out", "runs"]
+    words += ["--streams", "2", "--steps", "60", "--eval-every", "0"]
+
+    def user(name: str) -> None:
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / name))
+
+    def refused(*argv: str) -> str:
+        assert cli.main([*argv]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    user("one")
+    assert cli.main([*words, "--name", "first", "--torso", "net.py:Torso"]) == 0
+    user("other")
+    against = [*words, "--name", "second", "--opponents", "runs/first"]
+    assert "it would import 'net.py'" in refused(*against)
+    assert cli.main([*against, "--trust"]) == 0
+    user("third")
+    again = ["--resume", "runs/second", "--steps", "120"]
+    assert "an opponent, " in (line := refused(*again, "--import", FILE))
+    assert "it would import 'net.py'" in line
+    assert cli.main([*again, "--trust"]) == 0
+
+
 def test_opponents_are_given_as_a_text_or_a_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     base = {"algo": "ppo", "env": "tic-tac-toe", "workers": 0, "preset": "none"}
-    texts = ("newest", "pool", "pool,runs/a", "runs/a,./pool")
+    texts = ("newest", "pool", "pool, runs/a", "runs/a,./pool")
     configs = [load({**base, "opponents": text}) for text in texts]
 
     assert [config.has_opponents for config in configs] == [False, True, True, True]
@@ -153,4 +200,6 @@ def test_opponents_are_given_as_a_text_or_a_list(tmp_path: Path, monkeypatch: py
         [str(tmp_path / "runs/a"), str(tmp_path / "pool")],
     ]
     assert load({**base, "opponents": ["pool", Path("runs/a")]}).opponents == configs[2].opponents
+    with pytest.raises(ConfigError, match="cannot name a path that contains a comma"):
+        load({**base, "opponents": [Path("runs/a,b")]})
     assert load({**base, "opponents": Path("runs/a")}).other_runs == configs[2].other_runs
