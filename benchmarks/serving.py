@@ -4,7 +4,7 @@
     python benchmarks/serving.py --part reloads|drain|kill|act
 
 Each server is started alone and answers with the same ONNX file of a CartPole policy, on one thread of onnxruntime.
-`rlserve, torch` answers from the checkpoint itself. rlserve validates each value, counts metrics and checks a token;
+`rlserve with torch` answers from the checkpoint itself. rlserve validates each value, counts metrics and checks a token;
 the others check what their tutorials show. wrk asks over 1 and 32 connections, each of which waits for its answer
 before it asks again. hey then asks 200 times per second in all over 20 connections. The processor time is that of all
 processes of the server, so that `per cpu-s` hardly moves with the load of the machine. PSS is the memory of all of
@@ -359,7 +359,7 @@ def main() -> None:
         closed = ["--port", "8123", "--token-file", str(token)]
         address = "http://127.0.0.1:8123/v1/act"
         servers = {"rlserve": ([*ours, str(file), *closed], address),
-                   "rlserve, torch": ([*ours, str(next(folder.glob("ppo-*"))), *closed], address)}  # fmt: skip
+                   "rlserve with torch": ([*ours, str(next(folder.glob("ppo-*"))), *closed], address)}  # fmt: skip
         for name, (environment, program) in PEERS.items():
             if given.peers and (python := given.peers / environment / "bin" / "python").exists():
                 peer = [str(python), str(HERE / "peers" / program), str(file), "8124"]
