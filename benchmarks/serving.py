@@ -4,11 +4,11 @@
     python benchmarks/serving.py --part reloads|drain|kill|act
 
 Each server is started alone and answers with the same ONNX file of a CartPole policy, on one thread of onnxruntime.
-`rlserve with torch` answers from the checkpoint itself. rlserve validates each value, counts metrics and checks a token;
-the others check what their tutorials show. wrk asks over 1 and 32 connections, each of which waits for its answer
-before it asks again. hey then asks 200 times per second in all over 20 connections. The processor time is that of all
-processes of the server, so that `per cpu-s` hardly moves with the load of the machine. PSS is the memory of all of
-them.
+`rlserve with torch` answers from the checkpoint itself. rlserve validates each value, counts metrics and checks a
+token; the others check what their tutorials show. wrk asks over 1 and 32 connections, each of which waits for its
+answer before it asks again. hey then asks 200 times per second in all over 20 connections. The processor time is that
+of all processes of the server, so that `per cpu-s` hardly moves with the load of the machine. PSS is the memory of
+all of them.
 
 The other parts, under 32 clients: a reload every second for a minute, SIGTERM, and SIGKILL of one of two processes.
 `act` is one observation in this process, beside onnxruntime. wrk and hey are packages of Debian. The environments of
