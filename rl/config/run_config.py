@@ -325,6 +325,8 @@ class RunConfig(BaseModel):
             raise ValueError(f"cannot name a path that contains a comma, got {wrong[0]!r}")
         if wrong := [word for word in words if not word or word == "newest"]:
             raise ValueError(f"must be newest, pool, or runs and checkpoints with commas between, got {wrong[0]!r}")
+        if words.count("pool") > 1:
+            raise ValueError("must name pool once")
         named = [word if word == "pool" else os.path.abspath(word) for word in words]
         if wrong := [word for word in named if named.count(word) > 1]:
             raise ValueError(f"must name each opponent once, got {wrong[0]} more often")

@@ -193,17 +193,18 @@ class InTurns(AECEnv):
     """Two agents that act in turns, two actions each; what they see is made by `observe`, who is paid what by `pay`."""
 
     metadata: ClassVar[dict[str, Any]] = {"name": "in_turns", "is_parallelizable": False}
+    players, actions = 2, 2
 
     def __init__(self) -> None:
         super().__init__()
-        self.possible_agents = ["a_0", "a_1"]
+        self.possible_agents = [f"a_{number}" for number in range(self.players)]
         self.render_mode = None
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
         return spaces.Box(0.0, 9.0, (1,), np.float32)
 
     def action_space(self, agent: str) -> spaces.Space[Any]:
-        return spaces.Discrete(2)
+        return spaces.Discrete(self.actions)
 
     def observe(self, agent: str) -> np.ndarray:
         return np.ones(1, np.float32)
@@ -260,36 +261,21 @@ class Toll(InTurns):
         return self.time == 20
 
 
-class ThreeInTurns(AECEnv):
+class ThreeInTurns(InTurns):
     """Three players in turns, three rounds, four actions. A player's return is the sum of its actions.
 
     They see the time only. The third player is out after the second round.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "three_in_turns", "is_parallelizable": False}
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.possible_agents = ["a_0", "a_1", "a_2"]
-        self.render_mode = None
-
-    def observation_space(self, agent: str) -> spaces.Space[Any]:
-        return spaces.Box(0.0, 9.0, (1,), np.float32)
-
-    def action_space(self, agent: str) -> spaces.Space[Any]:
-        return spaces.Discrete(4)
+    players, actions = 3, 4
 
     def observe(self, agent: str) -> np.ndarray:
         return np.full(1, self.time, np.float32)
 
     def reset(self, seed: int | None = None, options: Any = None) -> None:
-        self.agents, self.time = list(self.possible_agents), 0
-        self.rewards = dict.fromkeys(self.agents, 0.0)
-        self._cumulative_rewards = dict.fromkeys(self.agents, 0.0)
-        self.terminations, self.truncations = dict.fromkeys(self.agents, False), dict.fromkeys(self.agents, False)
-        self.infos: dict[str, Any] = {agent: {} for agent in self.agents}
+        super().reset(seed, options)
         self.order = [agent for _ in range(2) for agent in self.possible_agents] + ["a_0", "a_1"]
-        self.agent_selection = "a_0"
 
     def step(self, action: int | None) -> None:
         agent = self.agent_selection

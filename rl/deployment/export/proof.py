@@ -20,8 +20,8 @@ from rltrain.rollout.tree import tree_map
 
 ROWS = 1000
 TOLERANCE = 1e-5  # of ONNX; of a Box action relative to the bound of the number, where it is above 1
-LOG_PROB_TOLERANCE = 1e-3
-DENSITY_ROWS = 32
+LOG_PROB_TOLERANCE = 1e-3  # of the log probabilities of equal actions
+DENSITY_ROWS = 32  # least number of them of which the median counts, for Box actions
 BATCHES = (1, 2, 3, 7, 32)
 Arrays = dict[str, np.ndarray]
 

@@ -504,7 +504,7 @@ class App:
                 self.metrics.failed_reloads += 1
                 raise Refused(409, f"step {old.step} stays: {error}") from None
             if (new.interface.core_size, new.memory) != (old.interface.core_size, old.memory):
-                self.sessions.forget_cores(name)
+                self.sessions.end_all(name)
             self.served[name] = Version(new)
             self.metrics.reloads += 1
             return new.step

@@ -122,14 +122,9 @@ class Batches:
                 session.waiting.append(item)
                 self._held += 1
                 return
-            session.busy = True
-            if item.first:
-                session.core = None  # also if this request fails: what follows is no part of the episode before
-            elif item.version.model.interface.core_size and session.core is None:
-                message = "session: its first request failed; begin an episode with first: true"
-                item.future.set_exception(Refused(409, message, "session"))
-                self._done(item)
+            if not _continues(session, item):
                 return
+            session.busy = True
         self._queue.append(item)
         if not self._wait or len(self._queue) >= item.version.model.largest:
             self._schedule()
@@ -197,6 +192,17 @@ class Batches:
         if session is None:
             return
         session.busy = False
-        if session.waiting:
+        while session.waiting and not session.busy:  # one that is refused lets the next one follow
             self._held -= 1
             self.add(session.waiting.popleft())
+
+
+def _continues(session: Session, item: Item) -> bool:
+    """Whether a row of a session has the memory that it needs; otherwise its client gets 409."""
+    if item.first:
+        session.core = None  # also if this request fails: what follows is no part of the episode before
+    elif item.version.model.interface.core_size and session.core is None and not item.future.done():
+        message = "session: its first request failed; begin an episode with first: true"
+        item.future.set_exception(Refused(409, message, "session"))
+        return False
+    return True

@@ -197,13 +197,12 @@ class _Answers:
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
-    """Attributes: `computing`: the application works at the answer to a message."""
-
-    computing = draining = False
+    unanswered = 0  # messages that have arrived
+    draining = False
 
     def shutdown(self) -> None:
-        """The server ends: a message that has arrived gets its answer first."""
-        if self.computing and not self.close_sent:
+        """The server ends: messages that have arrived get their answers first."""
+        if self.unanswered and not self.close_sent:
             self.draining = True
         else:
             super().shutdown()
@@ -211,8 +210,8 @@ class _WebSocket(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         await super().send(message)
         if message["type"] == "websocket.send":
-            self.computing = False
-            if self.draining and not self.transport.is_closing():
+            self.unanswered -= 1
+            if self.draining and not self.unanswered and not self.transport.is_closing():
                 super().shutdown()
 
     def send_receive_event_to_app(self) -> None:
@@ -225,7 +224,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
                 self.conn.send_close(1007)
                 self.handle_parser_exception()
                 return
-        self.computing = True
+        self.unanswered += 1
         super().send_receive_event_to_app()
 
     def keepalive_timeout(self) -> None:

@@ -68,11 +68,6 @@ class Codec:
         self._heads = spec.action.nvec
         self.action_ports = [port for port in interface.outputs if port.name.startswith("action")]
 
-    def decode(self, body: bytes | str) -> tuple[Any, list[Row], Options]:
-        """The request, its rows and its options; see `parse` and `read`."""
-        request = self.parse(body)
-        return request, *self.read(request)
-
     def parse(self, body: bytes | str) -> Any:
         """The request, in which names and types are right.
 

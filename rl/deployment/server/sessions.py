@@ -90,7 +90,7 @@ class Sessions:
         """Forget a session; False if there is none."""
         return self._by_id.pop(name, None) is not None
 
-    def forget_cores(self, policy: str) -> None:
+    def end_all(self, policy: str) -> None:
         """End the sessions of a policy, whose memory has another meaning from now on."""
         for name in [name for name, session in self._by_id.items() if session.policy == policy]:
             del self._by_id[name]
