@@ -67,8 +67,6 @@ def _read(path: str, spec: EnvSpec, trust: bool) -> Other:
         raise ConfigError(f"--opponents {path}: {error}") from None
     if changed := spec_differences(found.spec, spec, ignored=IGNORED):
         raise ConfigError(f"--opponents {path}: it was trained on {found.spec.id}, which differs: {changed}")
-    if found.policy.core_size:
-        raise ConfigError(f"--opponents {path}: its policy has a memory; opponents need policies without one")
     arrays = {name: tensor.numpy().copy() for name, tensor in found.policy.state_dict().items()}
     return Other(str(found.path.absolute()), found.config, arrays)
 

@@ -185,6 +185,8 @@ def _fill(learner: Learner, replay: Replay, recording: Recording, device: torch.
         if piece.action.dtype == np.float32:  # a Gaussian sample; the environment received it clipped
             piece = dataclasses.replace(piece, action=np.clip(piece.action, -1.0, 1.0))
         piece = dataclasses.replace(piece, core=None)  # of the policy that acted; this one begins with an empty memory
+        if not recording.spec.turns:
+            piece = dataclasses.replace(piece, acting=None)  # what opponents did is learned from too
         try:
             replay.append(piece)
         except NoStack as error:

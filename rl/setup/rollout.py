@@ -66,7 +66,7 @@ def rollout_spec(
         options["reduce"] = plan.reduce
     policy, acting = _policy_of_actors(config, environment.spec, config.streams)
     if config.has_opponents:
-        _check_opponents(config, environment.spec, plan, acting)
+        _check_opponents(config, environment.spec, plan)
         found = [
             OtherPolicy(_policy_of_actors(other, environment.spec, config.streams)[0], arrays)
             for other, arrays in others
@@ -165,7 +165,7 @@ def _policy_of_actors(config: RunConfig, spec: EnvSpec, streams: int) -> tuple[C
     return policy, acting
 
 
-def _check_opponents(config: RunConfig, spec: EnvSpec, plan: DataPlan, policy: Any) -> None:
+def _check_opponents(config: RunConfig, spec: EnvSpec, plan: DataPlan) -> None:
     """ConfigError if the game or the algorithm does not allow opponents."""
     flag = f"--opponents {config.opponents}"
     if len(spec.agents) < 2:
@@ -174,13 +174,6 @@ def _check_opponents(config: RunConfig, spec: EnvSpec, plan: DataPlan, policy: A
         raise ConfigError(f"{flag}: {config.algo} learns from a replay; use ppo, mappo, a2c, impala or appo")
     if config.inference == "central":
         raise ConfigError(f"{flag}: actors hold the networks of their opponents; use --inference local")
-    if config.record is not None and not spec.turns:
-        raise ConfigError(
-            f"{flag}: a recording of {spec.id}, whose agents act at once, cannot tell the actions of opponents; "
-            "leave out --record"
-        )
-    if policy.core_size:
-        raise ConfigError(f"{flag}: opponents need policies without a memory; use --memory none")
 
 
 def _check_central_inference(config: RunConfig, plan: DataPlan) -> None:

@@ -317,6 +317,8 @@ def _check(piece: Trajectory, spec: EnvSpec, streams: int) -> None:
         kinds[f"obs.{number}"] = array, (*before, *leaf.shape), leaf.dtype
     for name, (shape, dtype) in spec.optional_fields().items():
         kinds[name] = getattr(piece, name), (*before, *shape), dtype
+    if piece.acting is not None:  # without turns: of a run against opponents
+        kinds["acting"] = piece.acting, (*before, *spec.agents_shape), "bool"
     if piece.num_rows is not None:
         kinds["num_rows"] = piece.num_rows, each, "int64"
     for name, (array, shape, dtype) in kinds.items():

@@ -18,12 +18,12 @@ from rltrain.envs.seeding import OPPONENT, OTHERS, seed_of
 from rltrain.envs.spec import EnvSpec
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.actor.noise import RandomStart, StreamNoise
-from rltrain.rollout.buffers import padded
+from rltrain.rollout.buffers import clear_absent, padded
 from rltrain.rollout.shared_memory.memory import SharedMemory, Ticket
 from rltrain.rollout.shared_memory.weights import WeightsBoard, is_published
 from rltrain.rollout.specs import OpponentPool, OtherPolicy
 from rltrain.rollout.tree import Tree
-from rltrain.rollout.types import NEWEST, OTHER, Episode, Policy
+from rltrain.rollout.types import NEWEST, OTHER, Act, Episode, Policy, hooks_of
 
 STORED = {"seat": "player", "place": "index", "opponent": "opponent"}  # keys in checkpoints -> attributes of Opponents
 
@@ -59,6 +59,7 @@ class Opponents:
         self.player = np.zeros(count, np.int64)  # [B] which player is the newest policy
         self.index = np.full((count, players), NEWEST)  # [B, N] of each player's opponent: other runs' first
         self.opponent = np.full((count, players), NEWEST)  # [B, N] id of the opponent when the game began
+        self._cores: dict[int, torch.Tensor] = {}  # by index, [padded B, H] of an opponent with a memory
         self._learning = np.ones((unroll + 1, count, players), bool)
         self._games = np.zeros((unroll, count, 1 + players), np.int64)  # player and opponents of each row
 
@@ -91,10 +92,17 @@ class Opponents:
         assert acting is not None
         moves = acting[t, :count] & ~newest  # [B, N] an opponent acts now
         flat = action.reshape(len(action), -1)  # a view
-        for index in np.unique(self.index[moves]):
-            chosen = self._at(index).act(t, noise, obs, mask).reshape(flat.shape)
-            own = (moves & (self.index == index)) @ self._columns  # [B, A]
-            flat[:count][own] = chosen[:count][own]
+        for index in np.unique(self.index[~newest]).tolist():
+            opponent, own = self._at(index), moves & (self.index == index)
+            if not opponent.core_size and not own.any():
+                continue  # one with a memory sees each row, also when it is another player's turn
+            core = self._core_before(index, rows.first[t])
+            act = opponent.act(t, noise, obs, core, mask)
+            columns = own @ self._columns  # [B, A]
+            flat[:count][columns] = act.action.numpy().reshape(flat.shape)[:count][columns]
+            if act.core is not None:
+                core = hooks_of(opponent.policy).core_with_action(act.core, torch.from_numpy(action))
+                self._cores[index] = clear_absent(core, None if rows.alive is None else rows.alive[t])
 
     def learning(self, unroll: int) -> np.ndarray:
         """[T+1, B, N] players whose actions are the newest policy's."""
@@ -114,10 +122,23 @@ class Opponents:
 
     def state(self, columns: slice) -> dict[str, Any]:
         """The games in progress of these streams, for a checkpoint."""
-        return {key: getattr(self, name)[columns].copy() for key, name in STORED.items()}
+        cores = {}
+        for index, core in sorted(self._cores.items()):
+            plays = (self.index[columns] == index).any(1)
+            if plays.any():
+                cores[str(index)] = core[: len(self.player)][columns].numpy() * plays[:, None]
+        return {**{key: getattr(self, name)[columns].copy() for key, name in STORED.items()}, "cores": cores}
 
     def load(self, games: Sequence[dict[str, Any]]) -> None:
         """Continue from `state`, in the order of the streams. Older ones hold the one opponent of two players."""
+        self._cores.clear()
+        begin = 0
+        for game in games:
+            end = begin + len(game["seat"])
+            for index, core in game.get("cores", {}).items():
+                whole = self._cores.setdefault(int(index), torch.zeros(padded(len(self.player)), core.shape[-1]))
+                whole[begin:end] = torch.from_numpy(np.asarray(core))
+            begin = end
         for key, name in STORED.items():
             saved, mine = np.concatenate([np.asarray(game[key]) for game in games]), getattr(self, name)
             if saved.ndim < mine.ndim:
@@ -129,6 +150,16 @@ class Opponents:
     def _at(self, index: int) -> _Opponent:
         others = len(self._others)
         return self._others[index] if index < others else self._snapshots[index - others]
+
+    def _core_before(self, index: int, first: np.ndarray) -> torch.Tensor | None:
+        """The memory [padded B, H] of an opponent before a row; zero where an episode begins (`first` [padded B])."""
+        size = self._at(index).core_size
+        if not size:
+            return None
+        core = self._cores.get(index)
+        if core is None:
+            return torch.zeros(len(first), size)
+        return core * torch.from_numpy(~first)[:, None] if first.any() else core
 
     def _begin_game(self, b: int, drawn: np.ndarray) -> None:
         player, pool, *which = (float(x) for x in drawn)
@@ -169,15 +200,19 @@ class _Opponent(Protocol):
     """A policy that plays for some players of some streams."""
 
     id: int
+    policy: Policy
+    core_size: int
 
-    def act(self, t: int, noise: torch.Tensor, obs: Tree, mask: torch.Tensor | None) -> np.ndarray: ...
+    def act(
+        self, t: int, noise: torch.Tensor, obs: Tree, core: torch.Tensor | None, mask: torch.Tensor | None
+    ) -> Act: ...
 
 
 class _Snapshot:
     """A policy with the weights that were last read from its board. It uses the newest policy's noise."""
 
     def __init__(self, policy: Policy, memory: SharedMemory) -> None:
-        self.policy = policy
+        self.policy, self.core_size = policy, policy.core_size
         self._parameters = {name: tensor.numpy() for name, tensor in policy.state_dict().items()}
         self._board = WeightsBoard(self._parameters, memory)
         self._sequence = 0
@@ -188,10 +223,9 @@ class _Snapshot:
             self._sequence = self._board.sequence
             self.id = self._board.read(self._parameters)[0]
 
-    def act(self, t: int, noise: torch.Tensor, obs: Tree, mask: torch.Tensor | None) -> np.ndarray:
+    def act(self, t: int, noise: torch.Tensor, obs: Tree, core: torch.Tensor | None, mask: torch.Tensor | None) -> Act:
         """Joint actions [>=B, *A]."""
-        actions: np.ndarray = self.policy.act(obs, None, mask, noise, True).action.numpy()
-        return actions
+        return self.policy.act(obs, core, mask, noise, True)
 
 
 class _Other:
@@ -199,6 +233,7 @@ class _Other:
 
     def __init__(self, number: int, other: OtherPolicy, seed: int, streams: Sequence[int], unroll: int) -> None:
         self.policy, self.id = other.make_policy(), OTHER - number
+        self.core_size = self.policy.core_size
         for name, tensor in self.policy.state_dict().items():
             tensor.numpy()[...] = other.arrays[name]
         noise = self.policy.noise
@@ -209,10 +244,9 @@ class _Other:
     def begin(self, rows: np.ndarray, generations: Sequence[int]) -> None:
         self._draw.fill(self._drawn, rows, generations)
 
-    def act(self, t: int, noise: torch.Tensor, obs: Tree, mask: torch.Tensor | None) -> np.ndarray:
+    def act(self, t: int, noise: torch.Tensor, obs: Tree, core: torch.Tensor | None, mask: torch.Tensor | None) -> Act:
         """Joint actions [>=B, *A]."""
-        actions: np.ndarray = self.policy.act(obs, None, mask, self._rows[t], True).action.numpy()
-        return actions
+        return self.policy.act(obs, core, mask, self._rows[t], True)
 
 
 def _columns(spec: EnvSpec) -> np.ndarray:

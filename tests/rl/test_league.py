@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from oracles import games
 
@@ -17,6 +18,7 @@ from rltrain.config.load import load
 from rltrain.errors import ConfigError
 from rltrain.reporting.metrics import read
 from rltrain.storage import checkpoint
+from rltrain.storage.recording import Recording
 
 FILE = games.__file__
 SMALL = "--streams 4 --unroll 7 --widths 8 --epochs 2 --minibatches 2 --eval-episodes 3 --preset none --json".split()
@@ -102,6 +104,44 @@ def test_policies_of_other_runs_are_opponents(pool: str, game: str, tmp_path: Pa
     assert sum(rltrain.evaluate(run, episodes=2).outcomes.values()) == pytest.approx(1.0)
 
 
+GRU = ["--memory", "gru", "--memory-size", "6"]
+
+
+@pytest.mark.parametrize(
+    ("game", "own"),
+    [
+        ("ThreeAtOnce", [*GRU, "--sequence", "7"]),
+        pytest.param("ThreeInTurns", [], marks=pytest.mark.sweep),  # whose learner has no memory
+    ],
+)
+def test_neither_workers_nor_a_kill_change_the_memories_of_opponents(
+    game: str, own: list[str], tmp_path: Path, launch: Any
+) -> None:
+    """Of snapshots and of another run, whose memory contains its last action too."""
+    other = trained(launch, tmp_path, game, "--warmup", "20", "--batch", "4", *GRU, "--last-action", algo="iql")
+    words = ["--algo", "ppo", "--env", f"{FILE}:{game}", *SMALL, *own, *POOL, "--opponents", f"pool,{other}"]
+
+    result = same_bits(launch, tmp_path, words)
+
+    assert sum(rltrain.evaluate(Path(result["run"]), episodes=2).outcomes.values()) == pytest.approx(1.0)
+
+
+def test_a_recording_tells_the_actions_of_opponents(tmp_path: Path, launch: Any) -> None:
+    """Where all act at once, too; algorithms that learn from any behaviour learn from both."""
+    words = ["--algo", "ppo", "--env", f"{FILE}:ThreeAtOnce", *SMALL, *POOL, "--opponents", "pool", "--workers", "0"]
+    result = launch(tmp_path, *words, "--record", "data", "--out", "runs").result
+    recording = Recording.open(tmp_path / "data")
+    pieces = list(recording.pieces())
+    acting = [piece.acting[:-1][piece.valid] for piece in pieces]
+    shares = np.concatenate(acting).mean(0)
+
+    assert recording.steps == result["steps"] >= 400
+    assert ((shares > 0.3) & (shares < 0.95)).all()  # 7 of 10 games have two opponents, once there are snapshots
+    words = ["--algo", "iql", "--env", f"{FILE}:ThreeAtOnce", "--replay-from", "data", "--steps", "40", "--batch", "4"]
+    words += ["--eval-every", "0", "--preset", "none", "--json", "--quiet", "--out", "learned"]
+    assert launch(tmp_path, *words).result["steps"] >= 40
+
+
 @pytest.mark.parametrize(
     ("opponents", "said"),
     [
@@ -109,7 +149,6 @@ def test_policies_of_other_runs_are_opponents(pool: str, game: str, tmp_path: Pa
         ("pool,{folder}", "holds no checkpoint"),
         ("{one},{other}", "it was trained on"),
         ("{one}, {one}", "must name each opponent once"),
-        ("{memory}", "its policy has a memory; opponents need policies without one"),
         ("{damaged}", "damaged"),
         ("newest,{one}", "must be newest, pool, or runs and checkpoints with commas between, got 'newest'"),
     ],
@@ -123,8 +162,6 @@ def test_what_cannot_be_an_opponent_is_refused(
         names["one"] = trained(launch, tmp_path, "ThreeAtOnce")
     if "{other}" in opponents:
         names["other"] = trained(launch, tmp_path, "ThreeInTurns", "--unroll", "8")
-    if "{memory}" in opponents:
-        names["memory"] = trained(launch, tmp_path, "ThreeAtOnce", "--memory", "gru", "--sequence", "4")
     if "{damaged}" in opponents:
         run = trained(launch, tmp_path, "ThreeAtOnce")
         names["damaged"] = next((run / "checkpoints").glob("step-*"))

@@ -121,14 +121,6 @@ def test_one_server_may_decide_for_all_agents(algo: str, settings: dict[str, Any
         ("--algo qmix --env two-step --length 0", "--length must be at least 1, got 0"),
         ("--algo iql --env tic-tac-toe --opponents pool", "--opponents pool: iql learns from a replay; use ppo,"),
         ("--algo ppo --env CartPole-v1 --opponents pool", "--opponents pool: needs a game of at least two agents"),
-        (
-            "--algo ppo --env two-step --memory gru --opponents pool",
-            "--opponents pool: opponents need policies without",
-        ),
-        (
-            "--algo ppo --env two-step --record data --opponents pool",
-            "--opponents pool: a recording of two-step, whose agents act at once, cannot",
-        ),
         ("--algo ppo --env tic-tac-toe --opponents pool,pool", "--opponents must name pool once"),
         (
             "--algo ppo --env tic-tac-toe --opponents pool,,x",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ from oracles.games import ThreeAtOnce, ThreeInTurns
 
 from rltrain.config.load import load
 from rltrain.envs.make import read_spec, resolve
+from rltrain.learner.algorithm import make_policy
 from rltrain.rollout.actor.opponents import Opponents
 from rltrain.rollout.actor.play import play
-from rltrain.rollout.types import NEWEST, Trajectory, Weights
+from rltrain.rollout.buffers import clear_absent
+from rltrain.rollout.tree import tree_map
+from rltrain.rollout.types import NEWEST, Trajectory, Weights, hooks_of
 
 GAMES = pytest.mark.parametrize("game", [ThreeInTurns, ThreeAtOnce])
 SNAPSHOTS = {1: 7, 2: 8}  # the action that each takes: its number
@@ -162,6 +166,77 @@ def test_a_snapshot_that_is_replaced_counts_for_nobody_and_the_others_do() -> No
 
     met = {number for episode in unroll.episodes for number in episode.opponents}
     assert met == {NEWEST, 8}
+
+
+@pytest.mark.parametrize(
+    ("game", "own", "other"),
+    [
+        (ThreeAtOnce, "ppo", "a2c"),  # the newest policy, its snapshots and the other run have memories
+        (ThreeAtOnce, "ppo", "iql"),  # whose memory contains its last action too
+        (ThreeInTurns, "a2c", "iql"),  # the newest policy has none: it cannot learn in turns with one
+    ],
+)
+def test_opponents_with_a_memory_remember_their_game(game: Any, own: str, other: str) -> None:
+    """Oracle: each opponent's policy sees each row of each stream, from an empty memory when a game begins."""
+    memory = {"memory": "gru", "memory_size": 6}
+    theirs = {"algo": other, "env": game, "workers": 0, "preset": "none", **memory}
+    theirs |= {"last_action": True} if other == "iql" else {"sequence": 4}
+    remembers = game is ThreeAtOnce
+    mine = {"sequence": 4, **memory} if remembers else {}
+    spec = read_spec(resolve(game), 0)
+    strangers = make_policy(load(theirs), spec)()
+    others = [(load(theirs), {name: x.numpy().copy() for name, x in scaled(strangers).state_dict().items()})]
+    made = Bench(own, game, others, opponents="pool", streams=12, unroll=8, pool_share=0.9, pool_size=1, **mine)
+    snapshot = made.learner.frozen(0)
+    made.rollout.publish_opponent(0, replace(snapshot, version=7))
+    seen: list[tuple[Any, ...]] = []
+    act = Opponents.act
+
+    def told_act(self: Opponents, t: int, rows: Any, noise: Any, obs: Any, mask: Any, action: Any) -> None:
+        act(self, t, rows, noise, obs, mask, action)
+        there = rows.alive if rows.acting is None else rows.acting
+        alive = rows.alive[t].copy()
+        drawn = {index: one._rows[t].clone() for index, one in enumerate(self._others)} | {1: noise.clone()}
+        inputs = tree_map(torch.Tensor.clone, obs), None if mask is None else mask.clone(), drawn
+        seen.append((*inputs, rows.first[t].copy(), there[t].copy(), alive, action.copy(), self.index.copy()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Opponents, "act", told_act)
+        for _ in range(4):
+            made.rollout.start()
+            made.rollout.gather()
+
+    policies = {0: strangers, 1: made.policy}
+    cores = {n: torch.zeros(len(seen[0][3]), policy.core_size) for n, policy in policies.items()}
+    compared, forgetful = dict.fromkeys(policies, 0), 0
+    with torch.no_grad():
+        for obs, mask, drawn, first, there, alive, action, index in seen:
+            for n, policy in policies.items():
+                has_memory = policy.core_size > 0
+                before = cores[n] * torch.from_numpy(~first)[:, None] if has_memory else None
+                decided = policy.act(obs, before, mask, drawn[n], True)
+                if has_memory:
+                    core = hooks_of(policy).core_with_action(decided.core, torch.from_numpy(action))
+                    cores[n] = clear_absent(core, alive)
+                    empty = policy.act(obs, torch.zeros_like(before), mask, drawn[n], True).action.numpy()
+                moves = (index == n) & there[: len(index)]
+                expected = decided.action.numpy()[: len(index)]
+                assert (action[: len(index)][moves] == expected[moves]).all()
+                compared[n] += int(moves.sum())
+                forgetful += int((empty[: len(index)] != expected)[moves].sum()) if has_memory else 0
+    assert min(compared.values()) > 50
+    assert forgetful > 0  # an opponent that forgets plays otherwise
+
+
+def scaled(policy: Any) -> Any:
+    """The policy with larger weights and less exploration, so that its memory decides what it does."""
+    with torch.no_grad():
+        for name, tensor in policy.named_buffers():
+            if "epsilon" in name:
+                tensor.fill_(0.1)
+        for tensor in policy.parameters():
+            tensor.mul_(4.0)
+    return policy
 
 
 @GAMES
