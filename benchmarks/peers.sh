@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Makes the environments of the libraries we compare with:
 #   benchmarks/peers.sh DIR [sb3] [rllib] [torchrl] [tianshou] [sf] [cleanrl] [benchmarl] [sbx] [rejax] [fastapi] [d3rlpy]
-#   [rayserve] [litserve] [bentoml]
+#   [rayserve] [litserve] [bentoml] [raytune] [synetune] [dask]
 set -euo pipefail
-peers="sb3 rllib torchrl tianshou sf cleanrl benchmarl sbx rejax fastapi d3rlpy rayserve litserve bentoml"
+peers="sb3 rllib torchrl tianshou sf cleanrl benchmarl sbx rejax fastapi d3rlpy rayserve litserve bentoml raytune synetune dask"
 [ $# -ge 1 ] || { echo "usage: benchmarks/peers.sh DIR [peer ...]; peers: $peers" >&2; exit 2; }
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 dir=$1
@@ -31,6 +31,9 @@ for name in "$@"; do
     rayserve) packages=("ray[serve]==2.60.0" "onnxruntime==1.32.0") ;;
     litserve) packages=("litserve==0.2.19" "onnxruntime==1.32.0") ;;
     bentoml) packages=("bentoml==1.4.40" "onnxruntime==1.32.0") ;;
+    raytune) packages=("ray[tune]==2.60.0" "$root") ;; # and rltrain, which its trials train with
+    synetune) packages=("syne-tune==0.15.0" "$root") ;;
+    dask) packages=("distributed==2026.11.0" psutil numpy) ;;
     *) echo "peers.sh: no peer $name; there are $peers" >&2; exit 2 ;;
   esac
   echo "making $dir/$name (once; minutes) ..." >&2

@@ -1,11 +1,15 @@
-"""Overhead of searches and jobs: rltrain next to plain Optuna with loky, in one run.
+"""Overhead of searches and jobs: rltrain next to plain Optuna with loky, and with --peers next to Ray Tune, Syne Tune
+and Dask, in one run.
 
-python benchmarks/tuning.py [--trials 16] [--runs 3]
+python benchmarks/tuning.py [--trials 16] [--runs 3] [--ppo] [--peers DIR]
 
 - overhead per trial: objectives that return at once; the journal is flushed to the disk
 - 1,000 jobs that do nothing, per second, and per second of processor time of all processes
 - 20 jobs on one array of 16 MB
 - trials of PPO on CartPole, 8,192 steps each (with --ppo): wall time
+
+Two workers each. The start of libraries and workers is not counted, but that of a trial's process is. With --peers DIR
+the environments of the others are made in DIR, with this rltrain, which the trials of PPO use everywhere.
 """
 
 from __future__ import annotations
@@ -22,12 +26,15 @@ from typing import Any
 
 import numpy as np
 import psutil
+from paired import Bench, Numbers
 
 import rltrain
 from rltrain.jobs.pool import close
 from rltrain.tuning import search as search_module
 from rltrain.tuning.trial import Part
 
+TUNERS = {"tune_raytune.py": "Ray Tune", "tune_synetune.py": "Syne Tune"}
+POOLS = {"jobs_raytune.py": "Ray", "jobs_dask.py": "Dask"}
 SPACE = "lr=1e-4..1e-2:log,gamma=0.95..0.999"
 STEPS = 8192
 
@@ -97,6 +104,25 @@ def their_search(trials: int, folder: Path, real: bool) -> None:
             study.tell(running.pop(future), float(future.result()))
 
 
+def searched(bench: Bench, program: str, what: str, trials: int, run: int) -> Numbers:
+    """What a peer's search says about itself."""
+    folder = bench.scratch / f"{program}-{what}-{run}"
+    folder.mkdir()
+    return bench.call(bench.peer(program, what, trials, folder), env={"OMP_NUM_THREADS": "1"})
+
+
+def overhead_of_peers(bench: Bench, trials: int, run: int, found: dict[str, list[float]]) -> None:
+    """Adds the others' trials and jobs that do nothing."""
+    for program, name in TUNERS.items():
+        seconds = searched(bench, program, "nothing", trials, run)["seconds"]
+        found.setdefault(f"trial: {name}, ms a trial", []).append(seconds / trials * 1e3)
+    for program, name in POOLS.items():
+        numbers = bench.call(bench.peer(program))
+        found.setdefault(f"1,000 jobs: {name}, per second", []).append(1000 / numbers["jobs"])
+        found.setdefault(f"1,000 jobs: {name}, per processor second", []).append(1000 / numbers["processor"])
+        found.setdefault(f"20 jobs on 16 MB: {name}, s", []).append(numbers["arrays"])
+
+
 def row(name: str, values: list[float], unit: str) -> None:
     print(
         f"{name:60} {statistics.median(values):10.4g} {unit}   of {', '.join(f'{value:.4g}' for value in values)}",
@@ -109,8 +135,11 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--ppo", action="store_true")
+    parser.add_argument("--peers", help="folder of the peers' environments, made there when missing")
     options = parser.parse_args()
     import loky
+
+    bench = Bench("tuning", options, {}) if options.peers else None
 
     array = np.zeros(2_000_000)
     executor = loky.get_reusable_executor(2)
@@ -144,6 +173,8 @@ def main() -> None:
                 else:
                     ours.setdefault(f"{name}, s", []).append(seconds)
                     ours.setdefault(f"{name}, processor s", []).append(used)
+            if bench is not None:
+                overhead_of_peers(bench, options.trials, run, ours)
         if options.ppo:
             from rltrain.tuning.trial import run_part
 
@@ -153,6 +184,9 @@ def main() -> None:
                     place = Path(folder, f"{name}{run}-ppo")
                     seconds, used = timed(lambda search=search, place=place: search(options.trials, place, True))
                     ours.setdefault(f"{options.trials} trials of PPO: {name}, s", []).append(seconds)
+                for program, name in TUNERS.items() if bench is not None else ():
+                    found = searched(bench, program, "ppo", options.trials, run)
+                    ours.setdefault(f"{options.trials} trials of PPO: {name}, s", []).append(found["seconds"])
     for name, values in ours.items():
         row(name, values, "")
     close()
