@@ -32,8 +32,8 @@ for name in "$@"; do
     litserve) packages=("litserve==0.2.19" "onnxruntime==1.32.0") ;;
     bentoml) packages=("bentoml==1.4.40" "onnxruntime==1.32.0") ;;
     raytune) packages=("ray[tune]==2.60.0" "$root") ;; # and rltrain, which its trials train with
-    synetune) packages=("syne-tune==0.15.0" "$root") ;;
-    dask) packages=("distributed==2026.11.0" psutil numpy) ;;
+    synetune) packages=("syne-tune==0.16.0" "$root") ;;
+    dask) packages=("distributed==2026.8.0" psutil numpy) ;;
     *) echo "peers.sh: no peer $name; there are $peers" >&2; exit 2 ;;
   esac
   echo "making $dir/$name (once; minutes) ..." >&2

@@ -31,7 +31,7 @@ from paired import Bench, Numbers
 import rltrain
 from rltrain.jobs.pool import close
 from rltrain.tuning import search as search_module
-from rltrain.tuning.trial import Part
+from rltrain.tuning.trial import PartResult
 
 TUNERS = {"tune_raytune.py": "Ray Tune", "tune_synetune.py": "Syne Tune"}
 POOLS = {"jobs_raytune.py": "Ray", "jobs_dask.py": "Dask"}
@@ -47,8 +47,8 @@ def first(array: np.ndarray) -> float:
     return float(array[0])
 
 
-def at_once(config: Any, until: int | None) -> Part:
-    return Part(config.settings.gamma, until or config.steps, 0.0, config.out, "")
+def at_once(config: Any, until: int | None) -> PartResult:
+    return PartResult(config.settings.gamma, until or config.steps, 0.0, config.out, "")
 
 
 def trained(lr: float, gamma: float, out: str) -> float:

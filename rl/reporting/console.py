@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -82,12 +82,16 @@ class Console:
             self._last_time, self._tenth = clock, tenth
             self._print(progress_line(now))
 
-    def show(self, line: str) -> None:
-        """Shows this text in the live line; where there is no terminal, prints it."""
+    def show(self, line: str, above: Callable[[], Any] = lambda: None) -> None:
+        """Shows this text in the live line; where there is no terminal, prints it.
+
+        Args:
+            above: returns a renderable of rich that a terminal shows above the line; None: nothing.
+        """
         if self.quiet:
             return
         try:
-            self._show(line) if self._terminal else self._print(line)
+            self._show(line, above()) if self._terminal else self._print(line)
         except BrokenPipeError:
             self._mute()
 
@@ -113,8 +117,9 @@ class Console:
         if text:
             self.note(text)
 
-    def _show(self, shown: ProgressBar | str) -> None:
+    def _show(self, shown: ProgressBar | str, above: Any = None) -> None:
         from rich.console import Console as Terminal
+        from rich.console import Group
         from rich.live import Live
         from rich.text import Text
 
@@ -123,7 +128,8 @@ class Console:
             terminal = Terminal(file=self.stream, highlight=False)
             self._live = Live(console=terminal, auto_refresh=False, transient=True, vertical_overflow="visible")
             self._live.start()
-        self._live.update(Text(shown) if isinstance(shown, str) else shown, refresh=True)
+        line = Text(shown) if isinstance(shown, str) else shown
+        self._live.update(line if above is None else Group(above, line), refresh=True)
 
     def _print(self, text: str) -> None:
         try:

@@ -14,14 +14,14 @@ import numpy as np
 
 from rltrain.config.run_config import RunConfig
 from rltrain.errors import ConfigError, RunFailed
-from rltrain.jobs.pool import Job as Future
+from rltrain.jobs.pool import Job
 from rltrain.storage.fork import fork_run
 from rltrain.tuning.journal import Event
 from rltrain.tuning.options import EVALUATIONS, Options
 from rltrain.tuning.search import TRIALS, Search
 from rltrain.tuning.space import Dimension, Point, Space
-from rltrain.tuning.state import Job, Trial
-from rltrain.tuning.trial import Part, folder_in, run_part
+from rltrain.tuning.state import Part, Trial
+from rltrain.tuning.trial import PartResult, folder_in, run_part
 
 # Settings that hold from a checkpoint on if they are changed there: see tests/rl/tuning/test_pbt.py.
 PERTURBABLE = """
@@ -80,11 +80,13 @@ class Population(Search):
             point = self._sampler.propose(number)
             self.space.configure(self.config, point)
             self._add({"event": "trial", "number": number, "point": point})
-        jobs = [
-            Job(t.number, rung, 0) for t in state.trials if t.rung == rung and (rung, 0) not in t.values and not t.error
+        parts = [
+            Part(t.number, rung, 0)
+            for t in state.trials
+            if t.rung == rung and (rung, 0) not in t.values and not t.error
         ]
-        if jobs:
-            self._run_all(jobs)
+        if parts:
+            self._run_all(parts)
 
     def _exploit(self, rung: int) -> None:
         """Replace the members that are behind, and let all members continue."""
@@ -113,14 +115,14 @@ class Population(Search):
             exploits.append({"number": trial.number, "parent": parent.number, "point": point, "home": home})
         self._add({"event": "generation", "rung": rung + 1, "exploits": exploits})
 
-    def out_of(self, job: Job) -> Path:
-        home = self.state.trials[job.trial].home
-        return self.folder / home if home else super().out_of(job)
+    def out_of(self, part: Part) -> Path:
+        home = self.state.trials[part.trial].home
+        return self.folder / home if home else super().out_of(part)
 
-    def seed_of(self, job: Job) -> int:
-        return self.config.seed + self.state.trials[job.trial].root % self.options.seeds
+    def seed_of(self, part: Part) -> int:
+        return self.config.seed + self.state.trials[part.trial].root % self.options.seeds
 
-    def _confirmation(self, winner: Trial, seed: int, out: Path) -> Future:
+    def _confirmation(self, winner: Trial, seed: int, out: Path) -> Job:
         return self._start(run_lineage, self.config_of({}, seed, out), self.space, self.history(winner))
 
     def history(self, trial: Trial) -> list[tuple[int, Point]]:
@@ -128,23 +130,23 @@ class Population(Search):
         ends = [self.rungs[rung].steps for rung, _ in trial.lineage[1:]]
         return list(zip([*ends, self.config.steps], [point for _, point in trial.lineage], strict=True))
 
-    def replay(self, trial: Trial, out: Path) -> Part:
+    def replay(self, trial: Trial, out: Path) -> PartResult:
         """Run the history of a member again, in this process: it ends with the same weights."""
         seed = self.config.seed + trial.root % self.options.seeds
         return run_lineage(self.config_of({}, seed, out), self.space, self.history(trial))
 
 
-def run_lineage(config: RunConfig, space: Space, history: list[tuple[int, Point]]) -> Part:
+def run_lineage(config: RunConfig, space: Space, history: list[tuple[int, Point]]) -> PartResult:
     """One run whose settings change: to each step of the history with its point."""
-    out, part = Path(config.out), Part(None, 0, 0.0, config.out, error="no history")
+    out, result = Path(config.out), PartResult(None, 0, 0.0, config.out, error="no history")
     before: Path | None = None
     for number, (until, point) in enumerate(history):
         place = out / f"{number:02d}"
         if before is not None:
             fork_run(before, place / before.name, space.settings(point))
         own = space.configure(config, point).model_copy(update={"out": str(place)})
-        part = run_part(own, until if until < config.steps else None)
-        if part.error:
-            return part
+        result = run_part(own, until if until < config.steps else None)
+        if result.error:
+            return result
         before = folder_in(place)
-    return part
+    return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,7 +159,7 @@ def report_text(folder: Path, json_lines: bool = False) -> str:
         reached = ["-", "-", "-"]
         if value is not None and rung is not None:
             reached = [f"{value:.4g}", f"{state.rungs[rung].steps:,}", str(state.rungs[rung].seeds)]
-        end = f"failed: {trial.error}" if trial.error else "" if not state.jobs_of(trial) else "not finished"
+        end = f"failed: {trial.error}" if trial.error else "" if not state.parts_of(trial) else "not finished"
         table.append([str(trial.number), *reached, *(shown(trial.point[name]) for name in names), end])
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]) - 1)]
     lines = ["  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
@@ -170,7 +171,7 @@ def report_text(folder: Path, json_lines: bool = False) -> str:
     lines.append(f"{state.overtaken()} trials that continued were overtaken by one that had been worse")
     for who, values in confirmed.items():
         if values:
-            lines.append(f"{who} with {len(values)} new seeds: {_spread(values)}")
+            lines.append(f"{who} with {_new_seeds(values)}: {_spread(values)}")
     return "\n".join(lines)
 
 
@@ -181,7 +182,7 @@ def tuned_line(tuned: Tuned) -> str:
     text += f" ({tuned.failed} failed)" if tuned.failed else ""
     text += f": {settings}; {tuned.value:.4g} in the search"
     if tuned.winner:
-        text += f", {_spread(tuned.winner)} with {len(tuned.winner)} new seeds"
+        text += f", {_spread(tuned.winner)} with {_new_seeds(tuned.winner)}"
     if tuned.default:
         text += f"; default {_spread(tuned.default)} with the same"
     return f"{text}; {tuned.folder}"
@@ -248,3 +249,7 @@ def write_pictures(folder: Path) -> list[Path]:
     figure.savefig(paths[2], dpi=120, bbox_inches="tight")
     pyplot.close("all")
     return paths
+
+
+def _new_seeds(values: Sequence[float]) -> str:
+    return f"{len(values)} new seed" + "s" * (len(values) != 1)

@@ -17,15 +17,14 @@ from typing import Any
 from rltrain.config.run_config import RunConfig
 from rltrain.errors import ConfigError, JobLost, RunFailed
 from rltrain.jobs.functions import submit
-from rltrain.jobs.pool import Job as Future
-from rltrain.jobs.pool import pool
+from rltrain.jobs.pool import Job, pool
 from rltrain.storage.files import one_line
 from rltrain.tuning.journal import Event, Journal
 from rltrain.tuning.options import EVALUATIONS, Options, rungs_of
 from rltrain.tuning.samplers import GridSampler, make_sampler
 from rltrain.tuning.space import Point, Space
-from rltrain.tuning.state import Job, State, Trial
-from rltrain.tuning.trial import Part, folder_in, run_part
+from rltrain.tuning.state import Part, State, Trial
+from rltrain.tuning.trial import PartResult, folder_in, run_part
 
 TRIALS = "trials"  # in the folder of a search
 CONFIRMATION = 10_000  # the seeds that confirm begin so far after those of the search
@@ -55,7 +54,7 @@ class Search:
         self.rungs = rungs_of(config.steps, options)
         self.state = State(self.rungs, options.eta, options.trials)
         self.began = time.monotonic()
-        self.running: dict[Future, Any] = {}
+        self.running: dict[Job, Any] = {}
         self._sampler = make_sampler(options.sampler, space, config.seed, folder)
         if isinstance(self._sampler, GridSampler):
             self.state.count = min(options.trials, len(self._sampler.points))
@@ -95,8 +94,8 @@ class Search:
                 self._confirm(winner)
             return winner
         finally:
-            for future in self.running:
-                future.cancel()
+            for job in self.running:
+                job.cancel()
             self.running.clear()
             self.journal.close()
 
@@ -107,12 +106,12 @@ class Search:
 
     # -- which part runs next
 
-    def _next(self, begun: set[Job]) -> Job | None:
+    def _next(self, begun: set[Part]) -> Part | None:
         """A part that can run now and is not among those that were begun."""
         state = self.state
-        for job in state.pending():
-            if job not in begun:
-                return job
+        for part in state.pending():
+            if part not in begun:
+                return part
         promoted = state.promotable(last=len(state.trials) >= state.count and not begun)
         if promoted is not None:
             trial, rung = promoted
@@ -126,10 +125,10 @@ class Search:
             self.space.configure(self.config, point)
         except ConfigError as error:  # a combination that no corner of the space showed
             self._add({"event": "trial", "number": number, "point": point})
-            self._finish([self._failure(Job(number, 0, 0), str(error))])
+            self._finish([self._failure(Part(number, 0, 0), str(error))])
             return self._next(begun)
         self._add({"event": "trial", "number": number, "point": point})
-        return Job(number, 0, 0)
+        return Part(number, 0, 0)
 
     def _search(self) -> None:
         """Run all trials."""
@@ -138,45 +137,45 @@ class Search:
     def _without_rounds(self) -> None:
         while True:
             while len(self.running) < self.parallel and not self.out_of_time:
-                job = self._next(set(self.running.values()))
-                if job is None:
+                part = self._next(set(self.running.values()))
+                if part is None:
                     break
-                self.running[self._submit(job)] = job
+                self.running[self._submit(part)] = part
             if not self.running:
                 return
-            for future in self._wait():
-                self._finish([self._result(self.running.pop(future), future)])
+            for job in self._wait():
+                self._finish([self._result(self.running.pop(job), job)])
 
     def _rounds(self) -> None:
         while not self.out_of_time:
-            jobs: list[Job] = []
-            while len(jobs) < self.options.round:
-                job = self._next(set(jobs))
-                if job is None:
+            parts: list[Part] = []
+            while len(parts) < self.options.round:
+                part = self._next(set(parts))
+                if part is None:
                     break
-                jobs.append(job)
-            if not jobs:
+                parts.append(part)
+            if not parts:
                 return
-            self._run_all(sorted(jobs))  # a resumed search finds the parts of its round in another order
+            self._run_all(sorted(parts))  # a resumed search finds the parts of its round in another order
 
-    def _run_all(self, jobs: Sequence[Job]) -> None:
+    def _run_all(self, parts: Sequence[Part]) -> None:
         """Run these parts, and write their results in the order of the parts."""
-        waiting, results = list(jobs), dict[Job, Event]()
+        waiting, results = list(parts), dict[Part, Event]()
         while waiting or self.running:
             while waiting and len(self.running) < self.parallel:
-                job = waiting.pop(0)
-                self.running[self._submit(job)] = job
-            for future in self._wait():
-                job = self.running.pop(future)
-                results[job] = self._result(job, future)
-        self._finish([results[job] for job in jobs])
+                part = waiting.pop(0)
+                self.running[self._submit(part)] = part
+            for job in self._wait():
+                part = self.running.pop(job)
+                results[part] = self._result(part, job)
+        self._finish([results[part] for part in parts])
 
-    def _wait(self) -> list[Future]:
+    def _wait(self) -> list[Job]:
         """The parts that have ended, at least one, in the order in which they began."""
-        done: list[Future] = []
+        done: list[Job] = []
         while not done:
             wait(self.running, 1.0, FIRST_COMPLETED)
-            done = [future for future in self.running if future.done()]
+            done = [job for job in self.running if job.done()]
             self._watch(self)
         return done
 
@@ -187,21 +186,21 @@ class Search:
         config = self.space.configure(self.config, point) if point else self.config
         return config.model_copy(update={"seed": seed, "out": str(out)})
 
-    def out_of(self, job: Job) -> Path:
+    def out_of(self, part: Part) -> Path:
         """The folder that contains the run of a part."""
-        return self.folder / TRIALS / f"{job.trial:04d}-seed{job.seed}"
+        return self.folder / TRIALS / f"{part.trial:04d}-seed{part.seed}"
 
-    def _submit(self, job: Job) -> Future:
-        until = self.rungs[job.rung].steps
-        trial = self.state.trials[job.trial]
-        config = self.config_of(trial.point, self.seed_of(job), self.out_of(job))
+    def _submit(self, part: Part) -> Job:
+        until = self.rungs[part.rung].steps
+        trial = self.state.trials[part.trial]
+        config = self.config_of(trial.point, self.seed_of(part), self.out_of(part))
         return self._start(run_part, config, until if until < config.steps else None)
 
-    def seed_of(self, job: Job) -> int:
+    def seed_of(self, part: Part) -> int:
         """The seed of the run of a part."""
-        return self.config.seed + job.seed
+        return self.config.seed + part.seed
 
-    def _start(self, function: Callable[..., Part], *args: Any) -> Future:
+    def _start(self, function: Callable[..., PartResult], *args: Any) -> Job:
         options = self.options
         return submit(
             functools.partial(function, *args),
@@ -211,26 +210,26 @@ class Search:
             retries=options.retries,
         )
 
-    def _part(self, future: Future, out: Path) -> Part:
+    def _result_of(self, job: Job, out: Path) -> PartResult:
         """The result of a part; a part whose process was lost failed."""
         try:
-            part: Part = future.result()
+            result: PartResult = job.result()
         except JobLost as lost:
-            return Part(None, 0, 0.0, str(folder_in(out) or out), error=one_line(lost))
-        return part
+            return PartResult(None, 0, 0.0, str(folder_in(out) or out), error=one_line(lost))
+        return result
 
-    def _result(self, job: Job, future: Future) -> Event:
-        part = self._part(future, self.out_of(job))
-        return {"number": job.trial, "rung": job.rung, "seed": job.seed, **self._as_json(part)}
+    def _result(self, part: Part, job: Job) -> Event:
+        result = self._result_of(job, self.out_of(part))
+        return {"number": part.trial, "rung": part.rung, "seed": part.seed, **self._as_json(result)}
 
-    def _as_json(self, part: Part) -> Event:
+    def _as_json(self, result: PartResult) -> Event:
         """For the journal: the folder of the run is inside that of the search."""
-        run = Path(part.run)
-        return {**part._asdict(), "run": str(run.relative_to(self.folder)) if run.is_absolute() else part.run}
+        run = Path(result.run)
+        return {**result._asdict(), "run": str(run.relative_to(self.folder)) if run.is_absolute() else result.run}
 
-    def _failure(self, job: Job, error: str) -> Event:
-        part = Part(None, 0, 0.0, "", error=error)
-        return {"number": job.trial, "rung": job.rung, "seed": job.seed, **part._asdict()}
+    def _failure(self, part: Part, error: str) -> Event:
+        result = PartResult(None, 0, 0.0, "", error=error)
+        return {"number": part.trial, "rung": part.rung, "seed": part.seed, **result._asdict()}
 
     def _finish(self, results: list[Event]) -> None:
         """Take the results of parts, all with one line of the journal."""
@@ -252,7 +251,7 @@ class Search:
 
     # -- confirmation
 
-    def _confirmation(self, winner: Trial, seed: int, out: Path) -> Future:
+    def _confirmation(self, winner: Trial, seed: int, out: Path) -> Job:
         """A complete run of the winner's settings."""
         return self._start(run_part, self.config_of(winner.point, seed, out), None)
 
@@ -270,11 +269,11 @@ class Search:
                 number = self.config.seed + CONFIRMATION + seed
                 out = self.folder / TRIALS / f"{who}-seed{number}"
                 if who == "winner":
-                    future = self._confirmation(winner, number, out)
+                    job = self._confirmation(winner, number, out)
                 else:
-                    future = self._start(run_part, self.config_of({}, number, out), None)
-                self.running[future] = who, seed, out
-            for future in self._wait():
-                who, seed, out = self.running.pop(future)
-                part = self._part(future, out)
-                self._add({"event": "confirmed", "who": who, "seed": seed, **self._as_json(part)})
+                    job = self._start(run_part, self.config_of({}, number, out), None)
+                self.running[job] = who, seed, out
+            for job in self._wait():
+                who, seed, out = self.running.pop(job)
+                result = self._result_of(job, out)
+                self._add({"event": "confirmed", "who": who, "seed": seed, **self._as_json(result)})

@@ -15,7 +15,7 @@ from rltrain.tuning.options import Rung
 from rltrain.tuning.space import Point
 
 
-class Job(NamedTuple):
+class Part(NamedTuple):
     """A part of a trial: to this rung, with this seed."""
 
     trial: int
@@ -107,16 +107,16 @@ class State:
 
     # -- what is to do
 
-    def jobs_of(self, trial: Trial) -> list[Job]:
+    def parts_of(self, trial: Trial) -> list[Part]:
         """The parts of a trial that have no result yet."""
         if trial.error:
             return []
         seeds = range(self.rungs[trial.rung].seeds)
-        return [Job(trial.number, trial.rung, seed) for seed in seeds if (trial.rung, seed) not in trial.values]
+        return [Part(trial.number, trial.rung, seed) for seed in seeds if (trial.rung, seed) not in trial.values]
 
-    def pending(self) -> list[Job]:
+    def pending(self) -> list[Part]:
         """The parts of all trials that were begun and have no result."""
-        return [job for trial in self.trials for job in self.jobs_of(trial)]
+        return [part for trial in self.trials for part in self.parts_of(trial)]
 
     def finished(self, rung: int) -> list[Trial]:
         """The trials that have a value at a rung, best first; of equal ones the older first."""

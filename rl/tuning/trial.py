@@ -17,7 +17,7 @@ from rltrain.storage.run_folder import RUN_FILE
 LAST = 3  # evaluations whose mean is the value of a trial
 
 
-class Part(NamedTuple):
+class PartResult(NamedTuple):
     """The result of a part of a trial."""
 
     value: float | None  # mean return of the last evaluations; None: it failed
@@ -38,7 +38,7 @@ def folder_in(out: Path) -> Path | None:
     return None
 
 
-def run_part(config: RunConfig, until: int | None) -> Part:
+def run_part(config: RunConfig, until: int | None) -> PartResult:
     """Train until the first evaluation from step `until` on; None: to the end. A run in `out` is continued.
 
     An exception of the run is a result: the trial failed.
@@ -54,10 +54,10 @@ def run_part(config: RunConfig, until: int | None) -> Part:
         else:
             result = train(resume=folder, quiet=True, pause_at=until, **env)
     except Exception as error:
-        return Part(None, 0, 0.0, str(folder_in(out) or out), error=_line(error))
+        return PartResult(None, 0, 0.0, str(folder_in(out) or out), error=_line(error))
     value, seconds = value_at(result.run, result.steps if until is None else until)
     fault = "" if value is not None else "its evaluations have no finite return"
-    return Part(value, result.steps, seconds, str(result.run), result.fingerprint, fault)
+    return PartResult(value, result.steps, seconds, str(result.run), result.fingerprint, fault)
 
 
 def _line(error: Exception) -> str:

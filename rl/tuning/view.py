@@ -1,15 +1,19 @@
-"""The live view of a search: a line on a terminal, and a line for each finished part elsewhere."""
+"""The live view of a search: a table and a line on a terminal, and lines from time to time elsewhere."""
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable
 from typing import Any, Self, TextIO
 
-from rltrain.reporting.console import Console, duration
+from rltrain.reporting.console import Console, duration, moves_cursor
 from rltrain.tuning.search import Search
 from rltrain.tuning.space import shown
+from rltrain.tuning.state import Part, State, Trial
 
 EVERY_SECONDS = 10.0  # between two lines, where there is no terminal
+MOST = 8  # trials in the table
 
 
 class View:
@@ -55,9 +59,41 @@ class View:
                 steps = search.rungs[rung].steps
                 note(f"best: trial {winner.number}, {value:.4g} at {steps:,} steps: {search.space.text(winner.point)}")
         now = time.monotonic()
-        if now - self._shown >= (0.2 if self._console.stream.isatty() else EVERY_SECONDS):
+        if now - self._shown >= (0.2 if moves_cursor(self._console.stream) else EVERY_SECONDS):
             self._shown = now
-            self._console.show(self._line(search))
+            self._console.show(self._line(search), lambda: self._table(search))
+
+    def _table(self, search: Search) -> Any:
+        """The trials that run now, and the best ones so far, as a table of rich."""
+        from rich.table import Table
+        from rich.text import Text
+
+        cell, state = functools.partial(Text, no_wrap=True, overflow="ellipsis"), search.state
+        running: dict[int, list[int]] = {}  # trial: the rungs of its parts
+        for part in search.running.values():
+            if isinstance(part, Part):
+                running.setdefault(part.trial, []).append(part.rung)
+        ranked = sorted((trial for trial in state.trials if state.highest(trial) is not None), key=_by_rank(state))
+        shown_trials = [state.trials[number] for number in sorted(running)][:MOST]
+        shown_trials += [trial for trial in ranked if trial.number not in running][: max(MOST - len(shown_trials), 1)]
+        table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
+        for name in ("trial", "steps", "value"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        for dimension in search.space.dimensions:
+            table.add_column(cell(dimension.name), justify="right")  # of a narrow terminal, these are cut off first
+        for trial in shown_trials:
+            rung = state.highest(trial)
+            value = None if rung is None else trial.value(rung)
+            steps = "" if rung is None else f"{search.rungs[rung].steps:,}"
+            doing = ""
+            if trial.number in running:
+                doing = f"runs to {search.rungs[max(running[trial.number])].steps:,}"
+            elif trial is state.winner:
+                doing = "best"
+            points = [cell(shown(trial.point[dimension.name])) for dimension in search.space.dimensions]
+            table.add_row(str(trial.number), steps, "" if value is None else shown(value), doing, *points)
+        return table
 
     def _line(self, search: Search) -> str:
         state = search.state
@@ -77,8 +113,19 @@ class View:
     def _seconds_left(self, search: Search, done: int) -> float | None:
         """From the steps that a trial takes on average, and the seconds so far."""
         state = search.state
-        finished = sum(not state.jobs_of(trial) for trial in state.trials)
+        finished = sum(not state.parts_of(trial) for trial in state.trials)
         if not finished or not done:
             return None
         total = done / finished * state.count + 2 * search.options.confirm * search.config.steps
         return search.seconds * max(total - done, 0) / done
+
+
+def _by_rank(state: State) -> Callable[[Trial], tuple[int, float]]:
+    """A key that sorts trials with a value: the highest rung first, then the best value."""
+
+    def key(trial: Trial) -> tuple[int, float]:
+        rung = state.highest(trial)
+        assert rung is not None
+        return -rung, -(trial.value(rung) or 0.0)
+
+    return key

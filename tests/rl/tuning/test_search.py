@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console as Terminal
 
 import rltrain
 from rltrain.config.load import load
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
 from rltrain.tuning import search as search_module
 from rltrain.tuning.journal import JOURNAL, Journal
+from rltrain.tuning.options import Options
 from rltrain.tuning.report import Found, best_settings, report_text, write_pictures, write_settings
-from rltrain.tuning.trial import Part
+from rltrain.tuning.search import Search
+from rltrain.tuning.space import Space
+from rltrain.tuning.trial import PartResult
 from rltrain.tuning.tune import Tuned, _reopened, tune
+from rltrain.tuning.view import View
 
 RUN = {"algo": "ppo", "env": "CartPole-v1", "steps": 1000, "workers": 0, "preset": "none"}
 SPACE = "lr=1e-5..1e-1:log,epochs=1|2|4"
@@ -39,14 +45,14 @@ class Runs:
         self.calls.append((config.settings.lr, config.seed, until))
         if len(self.calls) == self.kill_at:
             raise Killed
-        future: Future[Part] = Future()
+        future: Future[PartResult] = Future()
         lr, steps = config.settings.lr, until or config.steps
         share = abs((__import__("math").log10(lr) + 3) / 2)
         if lr > 0.05:
-            future.set_result(Part(None, 0, 0.0, config.out, error="training diverged: the loss"))
+            future.set_result(PartResult(None, 0, 0.0, config.out, error="training diverged: the loss"))
         else:
             value = 100 - 50 * share + steps / 100 + config.seed % 7
-            future.set_result(Part(value, steps, 1.0, f"{config.out}/run", f"{lr}-{config.seed}-{steps}"))
+            future.set_result(PartResult(value, steps, 1.0, f"{config.out}/run", f"{lr}-{config.seed}-{steps}"))
         return future
 
 
@@ -243,3 +249,32 @@ def test_pictures(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_public_name() -> None:
     assert rltrain.tune is tune
+
+
+@pytest.mark.parametrize("columns", [44, 100])
+def test_a_terminal_shows_the_trials_that_run_and_the_best_ones(runs: Runs, tmp_path: Path, columns: int) -> None:
+    shown: list[str] = []
+    view = View(True, io.StringIO())
+
+    def look(search: Search) -> None:
+        stream = io.StringIO()
+        Terminal(file=stream, width=columns).print(view._table(search))
+        shown.append(stream.getvalue())
+
+    options = Options(sampler="random", confirm=0, parallel=2, trials=12)
+    config = load(RUN)
+    search = Search(tmp_path, config, Space.of(SPACE, config), options, look)
+    search.run()
+
+    assert all(len(line) <= columns for text in shown for line in text.splitlines())
+    tables = [[line.split() for line in text.splitlines()] for text in shown]
+    assert tables[0][0][:4] == ["trial", "steps", "value", "state"]
+    assert [row[:4] for row in tables[2][1:]] == [["0", "runs", "to", "250"], ["1", "runs", "to", "250"]], shown[2]
+    last = tables[-1][1:]
+    best = search.state.winner
+    assert best is not None
+    assert last[0][0] == str(best.number)
+    assert last[0][1:4] == ["1,000", f"{best.value(2):.4g}", "best"]
+    ranks = [(int(row[1].replace(",", "")), float(row[2])) for row in last]
+    assert ranks == sorted(ranks, reverse=True)
+    assert len(last) == 8  # of 12 trials
