@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 if TYPE_CHECKING:
     from rltrain.rollout.workers.handle import ActorLost
@@ -82,11 +82,11 @@ class Console:
             self._last_time, self._tenth = clock, tenth
             self._print(progress_line(now))
 
-    def show(self, line: str, above: Callable[[], Any] = lambda: None) -> None:
+    def show(self, line: str, above: Callable[[], Table | None] = lambda: None) -> None:
         """Shows this text in the live line; where there is no terminal, prints it.
 
         Args:
-            above: returns a renderable of rich that a terminal shows above the line; None: nothing.
+            above: returns what a terminal shows above the line.
         """
         if self.quiet:
             return
@@ -117,7 +117,7 @@ class Console:
         if text:
             self.note(text)
 
-    def _show(self, shown: ProgressBar | str, above: Any = None) -> None:
+    def _show(self, shown: ProgressBar | str, above: Table | None = None) -> None:
         from rich.console import Console as Terminal
         from rich.console import Group
         from rich.live import Live
@@ -180,6 +180,27 @@ def hush(stream: TextIO) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
+
+
+class Table(NamedTuple):
+    """A table for the terminal: numbers to the right, words to the left. A narrow terminal cuts the last columns."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    whole: int  # of so many columns at the left nothing is cut off
+
+    def __rich__(self) -> Any:
+        from rich.table import Table as Grid
+        from rich.text import Text
+
+        grid = Grid(box=None, pad_edge=False, header_style="", padding=(0, len(GAP), 0, 0))
+        for number, name in enumerate(self.header):
+            words = any(row[number][:1].isalpha() for row in self.rows)
+            title = Text(name, no_wrap=True, overflow="ellipsis")
+            grid.add_column(title, justify="left" if words else "right", no_wrap=number < self.whole)
+        for row in self.rows:
+            grid.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in row))
+        return grid
 
 
 class ProgressBar:

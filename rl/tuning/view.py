@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable
 from typing import Any, Self, TextIO
 
-from rltrain.reporting.console import Console, duration, moves_cursor
+from rltrain.reporting.console import Console, Table, duration, moves_cursor
 from rltrain.tuning.search import Search
 from rltrain.tuning.space import shown
 from rltrain.tuning.state import Part, State, Trial
@@ -63,37 +62,28 @@ class View:
             self._shown = now
             self._console.show(self._line(search), lambda: self._table(search))
 
-    def _table(self, search: Search) -> Any:
-        """The trials that run now, and the best ones so far, as a table of rich."""
-        from rich.table import Table
-        from rich.text import Text
-
-        cell, state = functools.partial(Text, no_wrap=True, overflow="ellipsis"), search.state
+    def _table(self, search: Search) -> Table:
+        """The trials that run now, and the best ones so far."""
+        state = search.state
         running: dict[int, list[int]] = {}  # trial: the rungs of its parts
         for part in search.running.values():
             if isinstance(part, Part):
                 running.setdefault(part.trial, []).append(part.rung)
         ranked = sorted((trial for trial in state.trials if state.highest(trial) is not None), key=_by_rank(state))
-        shown_trials = [state.trials[number] for number in sorted(running)][:MOST]
-        shown_trials += [trial for trial in ranked if trial.number not in running][: max(MOST - len(shown_trials), 1)]
-        table = Table(box=None, pad_edge=False, header_style="", padding=(0, 2, 0, 0))
-        for name in ("trial", "steps", "value"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("state", no_wrap=True)
-        for dimension in search.space.dimensions:
-            table.add_column(cell(dimension.name), justify="right")  # of a narrow terminal, these are cut off first
-        for trial in shown_trials:
+        trials = [state.trials[number] for number in sorted(running)][:MOST]
+        trials += [trial for trial in ranked if trial.number not in running][: max(MOST - len(trials), 1)]
+        names = [dimension.name for dimension in search.space.dimensions]
+        rows = []
+        for trial in trials:
             rung = state.highest(trial)
             value = None if rung is None else trial.value(rung)
             steps = "" if rung is None else f"{search.rungs[rung].steps:,}"
-            doing = ""
+            doing = "best" if trial is state.winner else ""
             if trial.number in running:
                 doing = f"runs to {search.rungs[max(running[trial.number])].steps:,}"
-            elif trial is state.winner:
-                doing = "best"
-            points = [cell(shown(trial.point[dimension.name])) for dimension in search.space.dimensions]
-            table.add_row(str(trial.number), steps, "" if value is None else shown(value), doing, *points)
-        return table
+            numbers = [str(trial.number), steps, "" if value is None else shown(value)]
+            rows.append([*numbers, doing, *(shown(trial.point[name]) for name in names)])
+        return Table(["trial", "steps", "value", "state", *names], rows, whole=4)
 
     def _line(self, search: Search) -> str:
         state = search.state
