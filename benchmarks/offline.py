@@ -1,10 +1,11 @@
 """Learning from recorded data: the last evaluation of each algorithm over some seeds, beside d3rlpy on the same files.
 
-    python benchmarks/offline.py pendulum|lunar|ENV:KIND [--algos bc,cql] [--updates N] [--seeds 3] [--first-seed 100]
-                                 [--episodes 50] [--folder DIR] [--d3rlpy DIR]
+    python benchmarks/offline.py million|pendulum|lunar|ENV:KIND [--algos bc,cql] [--updates N] [--seeds 3]
+                                 [--first-seed 100] [--episodes 50] [--folder DIR] [--d3rlpy DIR]
 
-pendulum: the first 10,000 steps of SAC. lunar: 100 episodes of gymnasium's heuristic, half of whose actions are random,
-and 100 of random actions. ENV:KIND: data of `rldata make`, as HalfCheetah-v5:medium. `--d3rlpy DIR` is the folder of
+million: only the seconds until a run on a million rows of HalfCheetah's shape begins to learn. pendulum: the first
+10,000 steps of SAC. lunar: 100 episodes of gymnasium's heuristic, half of whose actions are random, and 100 of random
+actions. ENV:KIND: data of `rldata make`, as HalfCheetah-v5:medium. `--d3rlpy DIR` is the folder of
 `benchmarks/peers.sh DIR d3rlpy`. Data is made once in --folder. Prints a row for each algorithm: ours has the processor
 time of the whole run, evaluation included, d3rlpy's that of the updates.
 """
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 import rltrain
@@ -29,14 +31,17 @@ import rltrain
 HERE = Path(__file__).resolve().parent
 RLDATA = str(Path(sys.executable).with_name("rldata"))
 HEURISTIC = '''
+from types import SimpleNamespace
+
 import numpy as np
 from gymnasium.envs.box2d.lunar_lander import heuristic
 
 rng = np.random.default_rng(0)
+lander = SimpleNamespace(unwrapped=SimpleNamespace(continuous=False))
 
 def act(obs):
     """The heuristic's action, and half of the time a random one."""
-    return int(rng.integers(4)) if rng.random() < 0.5 else int(heuristic(None, obs))
+    return int(rng.integers(4)) if rng.random() < 0.5 else int(heuristic(lander, obs))
 '''
 
 
@@ -67,6 +72,41 @@ def made(name: str, folder: Path) -> str:
     return env
 
 
+class Begun(rltrain.Callback):
+    """Notes when a run has its data and begins."""
+
+    def on_start(self, run: rltrain.RunView) -> None:
+        self.at = time.perf_counter()
+
+
+def million(folder: Path) -> None:
+    """Prints how long a run takes to read a million rows, checksums and statistics of observations included."""
+    rows, draw = 1_000_000, np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    obs = draw.standard_normal((rows, 17), np.float32)
+    arrays = {
+        "observations": obs,
+        "next_observations": np.roll(obs, -1, 0),
+        "actions": draw.uniform(-1, 1, (rows, 6)).astype(np.float32),
+        "rewards": draw.standard_normal(rows, np.float32),
+        "terminals": np.zeros(rows, bool),
+        "timeouts": np.arange(rows) % 1_000 == 999,
+    }
+    with h5py.File(folder / "rows.hdf5", "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+    began = time.perf_counter()
+    call("import", folder / "rows.hdf5", folder / "data", "--env", "HalfCheetah-v5")
+    print(f"rldata import: {time.perf_counter() - began:.1f} s")
+    for run in range(3):
+        callback, began = Begun(), time.perf_counter()
+        rltrain.train(
+            algo="td3_bc", env="HalfCheetah-v5", data=str(folder / "data"), steps=1, seed=run, workers=0, quiet=True,
+            eval_every=0, checkpoint_every=0, out=str(folder / "runs"), callbacks=[callback],
+        )  # fmt: skip
+        print(f"until the run begins to learn: {callback.at - began:.1f} s", flush=True)
+
+
 DATA: dict[str, Callable[[Path], str]] = {"pendulum": pendulum, "lunar": lunar}
 ALGOS = {"pendulum": "bc,td3_bc,implicit_q", "lunar": "bc,cql,implicit_q"}
 
@@ -84,6 +124,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of ours, as JSON")
     given = parser.parse_args()
     folder = (given.folder or Path(tempfile.mkdtemp())) / given.data.replace(":", "-")
+    if given.data == "million":
+        million(folder)
+        return
     if not (folder / "env").exists():
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted call has left
         folder.mkdir(parents=True)
