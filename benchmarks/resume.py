@@ -93,6 +93,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "implicit_q-online": {"algo": "implicit_q", **DATA_BOX, **ONLINE, "streams": 3, "workers": 2},
     "marwil-online": {"algo": "marwil", **DATA, **ONLINE, "n_step": 40},
     "bc": {"algo": "bc", **DATA, "filter_top": 0.4},
+    "implicit_q-gru": {"algo": "implicit_q", **DATA, "memory": "gru", "memory_size": 4, "length": 4, "burn_in": 2},
+    "td3_bc-lstm": {"algo": "td3_bc", **DATA_BOX, "memory": "lstm", "memory_size": 4, "length": 4, "burn_in": 2},
     "bc-box": {"algo": "bc", **DATA_BOX, "normalize_obs": True},
     "qmix": {"algo": "qmix", **OFF, "env": "two-step"},
     "qmix-gru": {"algo": "qmix", **OFF, **GRU, "env": "generations"},

@@ -62,7 +62,8 @@ OTHER: dict[str, Any] = {
 }  # fmt: skip
 SOFT = ("sac", "redq", "droq", "tqc")
 TEAMS = ("iql", "qmix", "vdn")
-RECURRENT = ("dqn", "rainbow", "sac", "redq", "droq")  # whose sequences of a replay are for a memory
+OFFLINE = ("bc", "marwil", "td3_bc", "cql", "implicit_q", "awac")
+RECURRENT = ("dqn", "rainbow", "sac", "redq", "droq", *OFFLINE)  # whose sequences of a replay are for a memory
 # A setting that needs another one to have a meaning is tried together with it; also as "algorithm.setting".
 NEEDS: dict[str, dict[str, Any]] = {
     **{key: {"memory": "gru"} for key in ("memory_size", "critic_memory", "sequence", "burn_in")},

@@ -231,6 +231,13 @@ class EncoderMLP(nn.Module):
             features = self.encoder.forward(obs)  # [B, features]
         return self.dense.forward(features, *extra_inputs, frozen=frozen, **options)
 
+    def of_actions(self, obs: Tree, actions: Tensor, rng: Rng | None = None) -> Tensor:
+        """[n, K, B, outputs] for K actions [K, B, A] in each row of normalised obs, which is encoded once."""
+        features = self.encoder.forward(obs)  # [B, features]
+        features = features.expand(len(actions), *features.shape).flatten(0, 1)  # [K B, features]
+        out = self.dense.forward(features, actions.flatten(0, 1), rng=rng)
+        return out.view(len(out), *actions.shape[:2], -1)
+
     def rows(self, obs: Tree) -> Tensor:
         """tree of [..., *O], normalised, to [..., outputs] of a single net, for actors."""
         return self.dense.rows(self.encoder.forward(obs))

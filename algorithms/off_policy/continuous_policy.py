@@ -179,16 +179,19 @@ class Deterministic(NormalizedPolicy):
         self.size = math.prod(spec.action.shape)
         self.noise = Noise("normal", self.size)
         self.decay = 1.0 - config.ou_theta
-        self.core_size = self.size if config.noise_kind == "ou" else 0
-        self.actor = EncoderMLP(spec, config, 0, self.size, 1, generator)
+        self.correlated = config.noise_kind == "ou"
+        if self.correlated:
+            self.core_size = self.size
+        self.actor = EncoderMLP(spec, config, 0, self.size, 1, generator, acts=True)
         self.register_buffer("sigma", torch.tensor(config.noise))
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams, from noise [B, A]."""
-        action = torch.tanh(self.actor.rows(self.normalised(obs)))  # [B, A]
+        out, memory = self.actor.step(self.normalised(obs), None if self.correlated else core)
+        action, core = torch.tanh(out), core if self.correlated else memory  # [B, A]
         if explore:
             noise = noise * self.sigma
-            if core is not None:
+            if self.correlated and core is not None:
                 noise = core = core * self.decay + noise
             action = (action + noise).clamp(-1.0, 1.0)
         return Act(action.reshape(-1, *self.spec.action.shape), {}, core)

@@ -13,15 +13,18 @@ from rltrain.rollout.types import Trajectory, Transition
 ETA = 0.9  # weight of the largest error in a sequence's priority
 
 
-def learned_steps(batch: Trajectory, config: Any) -> Transition:
+def learned_steps(batch: Trajectory, plan: Any) -> Transition:
     """The N rows of sequences that are learnt from, as N samples whose observations are a `History`.
 
     These are all rows after the first `burn_in`, without reset rows. A target is n-step as far as its sequence and its
     episode go: y_t = sum_{k<m} gamma^k r_{t+k} + gamma^m * value of o_{t+m}, m <= n_step, and without the value after a
     termination. `weight` [N] is that of each row's sequence, but `index` [B] has one number for each sequence.
+
+    Args:
+        plan: a `ReplayPlan`, or settings with the same names: burn_in, gamma, n_step.
     """
     assert batch.core is not None
-    burn_in, gamma = config.burn_in, config.gamma
+    burn_in, gamma = plan.burn_in, plan.gamma
     reward, valid = batch.reward[burn_in:], batch.valid[burn_in:]  # [L, B]
     terminated = batch.terminated[burn_in:]
     ended = terminated | batch.truncated[burn_in:]
@@ -29,7 +32,7 @@ def learned_steps(batch: Trajectory, config: Any) -> Transition:
     total, steps = torch.zeros_like(reward), torch.zeros_like(reward, dtype=torch.int64)  # sums, and m
     stops = torch.zeros_like(terminated)  # a termination is among the m rewards
     counts = valid.clone()  # the reward of row t + k belongs to the target of row t
-    for k in range(min(config.n_step, length)):
+    for k in range(min(plan.n_step, length)):
         rows, later = slice(0, length - k), slice(k, None)  # t and t + k
         counts[length - k :] = False
         total[rows] += gamma**k * reward[later] * counts[rows]

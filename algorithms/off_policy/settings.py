@@ -121,6 +121,9 @@ class Prioritized(Settings):
     normalize_obs: NormalizeObs = False
 
 
+SEQUENCES = 32  # of a batch with memory, if the batch is not given
+
+
 class Memory(Settings):
     """A memory that is learnt from sequences of the replay, as in R2D2, Kapturowski et al. 2019."""
 
@@ -130,6 +133,13 @@ class Memory(Settings):
         default="none", description="recurrent core behind the torso; updates are then made from sequences"
     )
     memory_size: int = Field(default=64, ge=1, description="H, units of the recurrent core")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sequences_are_fewer(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("memory", "none") != "none" and "batch" not in data:
+            return {**data, "batch": SEQUENCES}
+        return data
 
 
 class QLearning(Replay, TargetNetwork):
@@ -316,13 +326,6 @@ class SACConfig(SoftSettings, SoftTargets, CriticSubsets, StateDependentExplorat
         le=1,
         description="of the log of the number of legal Discrete actions; the paper's 0.98 is too high",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _sequences_are_fewer(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("memory", "none") != "none" and "batch" not in data:
-            return {**data, "batch": 32}
-        return data
 
 
 class REDQConfig(SACConfig):

@@ -11,6 +11,7 @@ from rltrain.algorithms.functions.q_losses import critic_loss
 from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.discrete_sac import expected
+from rltrain.algorithms.off_policy.sequences import learned_steps
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, replay_plan
 from rltrain.algorithms.offline.action_values import action_critics, taken
 from rltrain.algorithms.offline.settings import AWACConfig
@@ -31,9 +32,9 @@ class AWAC:
 
     def __init__(self, spec: EnvSpec, config: AWACConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
-        self.plan = replay_plan(config)
         self.observes = config.normalize_obs
         self.policy = build_policy(spec, config, device, seed, streams)
+        self.plan = replay_plan(config, core_size=self.policy.core_size)
         self.box = spec.action.kind == "box"
         generator = torch.Generator().manual_seed(seed + 1)
         self.critics = action_critics(spec, config, generator).to(device)
@@ -44,9 +45,11 @@ class AWAC:
         self.rng = Rng(seed)
         self.sync: GradientSync = SINGLE
 
-    def update(self, batch: Transition, progress: float) -> Update:
+    def update(self, batch: Transition | Trajectory, progress: float) -> Update:
         """One step of the critics, of their targets, and of the policy."""
         config, policy = self.config, self.policy
+        if isinstance(batch, Trajectory):
+            batch = learned_steps(batch, self.plan)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
         rows, limit = len(batch.reward), config.max_grad_norm
         lr_fraction = linear(1.0, config.lr_end_share, progress)

@@ -8,6 +8,7 @@ from torch import Tensor
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.off_policy.continuous_policy import deterministic
+from rltrain.algorithms.off_policy.sequences import learned_steps
 from rltrain.algorithms.off_policy.target_network import replay_plan
 from rltrain.algorithms.offline.settings import BCConfig
 from rltrain.algorithms.protocol import Stateful, Update
@@ -26,16 +27,18 @@ class BC:
 
     def __init__(self, spec: EnvSpec, config: BCConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
-        self.plan = replay_plan(config, gamma=1.0, best=config.filter_top)
         self.observes = config.normalize_obs
         self.policy = build_policy(spec, config, device, seed, streams)
+        self.plan = replay_plan(config, core_size=self.policy.core_size, gamma=1.0, best=config.filter_top)
         self.box = spec.action.kind == "box"
         self.optimizer = Adam(flatten(self.policy), eps=config.adam_eps)
         self.sync: GradientSync = SINGLE
 
-    def update(self, batch: Transition, progress: float) -> Update:
+    def update(self, batch: Transition | Trajectory, progress: float) -> Update:
         """One gradient step on one batch of the data."""
         config = self.config
+        if isinstance(batch, Trajectory):
+            batch = learned_steps(batch, self.plan)
         loss = self.loss(batch)
         metrics = {"loss_policy": loss.detach()}
         lr = linear(config.lr, config.lr_end, progress)

@@ -10,13 +10,13 @@ from torch import Tensor
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.rng import Rng
+from rltrain.algorithms.off_policy.sequences import learned_steps
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, make_critics, replay_plan
 from rltrain.algorithms.off_policy.temperature import Temperature
 from rltrain.algorithms.offline.settings import CQLConfig
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
-from rltrain.rollout.tree import Tree, tree_map
 from rltrain.rollout.types import Trajectory, Transition
 
 
@@ -30,9 +30,9 @@ class CQL:
 
     def __init__(self, spec: EnvSpec, config: CQLConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
-        self.plan = replay_plan(config)
         self.observes = config.normalize_obs
         self.policy = build_policy(spec, config, device, seed, streams)
+        self.plan = replay_plan(config, core_size=self.policy.core_size)
         self.size = math.prod(spec.action.shape)
         generator = torch.Generator().manual_seed(seed + 1)
         self.critics = make_critics(spec, config, self.size, 1, generator).to(device)
@@ -45,9 +45,11 @@ class CQL:
         self.rng = Rng(seed)
         self.sync: GradientSync = SINGLE
 
-    def update(self, batch: Transition, progress: float) -> Update:
+    def update(self, batch: Transition | Trajectory, progress: float) -> Update:
         """One step of the critics, of the policy, of the temperature and of the targets."""
         config, policy, critics = self.config, self.policy, self.critics
+        if isinstance(batch, Trajectory):
+            batch = learned_steps(batch, self.plan)
         lr_fraction, limit = linear(1.0, config.lr_end_share, progress), config.max_grad_norm
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
         action, count = batch.action.flatten(1), config.samples  # [B, A]
@@ -64,8 +66,7 @@ class CQL:
             proposed = torch.cat([2 * uniform - 1, after[1:], chosen.flatten(2)])  # [3 K, B, A]
             density = torch.cat([torch.full_like(log_prob, -self.size * math.log(2)), after_log_prob[1:], log_prob])
         actions = torch.cat([action.unsqueeze(0), proposed])  # [3 K + 1, B, A]
-        q = critics(repeated(obs, len(actions)), actions.flatten(0, 1), rng=self.rng)  # [n, (3 K + 1) B, 1]
-        q = q.view(len(q), len(actions), rows)
+        q = critics.of_actions(obs, actions, self.rng).squeeze(-1)  # [n, 3 K + 1, B]
         error, gap = q[:, 0] - target, conservative_gap(q, density)  # [n, B] and [n]
         loss_q, loss_gap = error.square().mean(1).sum(), config.conservative * gap.sum()
         metrics = {
@@ -111,8 +112,3 @@ def conservative_gap(q: Tensor, log_density: Tensor) -> Tensor:
         log_density: [I, B]  of the others, under the distributions that they were drawn from.
     """
     return (torch.logsumexp(q[:, 1:] - log_density, 1) - q[:, 0]).mean(1)
-
-
-def repeated(obs: Tree, times: int) -> Tree:
-    """Leaves [B, *O] as [times * B, *O]: the whole batch, `times` times."""
-    return tree_map(lambda x: x.expand(times, *x.shape).flatten(0, 1), obs)

@@ -9,6 +9,7 @@ from rltrain.algorithms.functions.losses import gather_action
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.q_losses import q_loss
 from rltrain.algorithms.off_policy.q_policy import greedy
+from rltrain.algorithms.off_policy.sequences import learned_steps
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, replay_plan
 from rltrain.algorithms.offline.settings import CQLConfig
 from rltrain.algorithms.protocol import Stateful, Update
@@ -27,17 +28,19 @@ class DiscreteCQL:
 
     def __init__(self, spec: EnvSpec, config: CQLConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
-        self.plan = replay_plan(config)
         self.observes = config.normalize_obs
         self.policy = build_policy(spec, config, device, seed, streams)
+        self.plan = replay_plan(config, core_size=self.policy.core_size)
         flat = flatten(self.policy)
         self.optimizer = Adam(flat, eps=config.adam_eps)
         self.target = TargetNetwork(self.policy.actor, flat)
         self.sync: GradientSync = SINGLE
 
-    def update(self, batch: Transition, progress: float) -> Update:
+    def update(self, batch: Transition | Trajectory, progress: float) -> Update:
         """One step of the values, and of their target."""
         config, policy = self.config, self.policy
+        if isinstance(batch, Trajectory):
+            batch = learned_steps(batch, self.plan)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
         with torch.no_grad():
             best = greedy(policy.actor.forward(next_obs)[0], batch.next_action_mask)  # [B]

@@ -9,6 +9,7 @@ from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.q_losses import critic_loss
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
+from rltrain.algorithms.off_policy.sequences import learned_steps
 from rltrain.algorithms.off_policy.target_network import replay_plan
 from rltrain.algorithms.offline.settings import MARWILConfig
 from rltrain.algorithms.protocol import Stateful, Update
@@ -33,9 +34,9 @@ class MARWIL:
 
     def __init__(self, spec: EnvSpec, config: MARWILConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
-        self.plan = replay_plan(config)
         self.observes = config.normalize_obs
         self.policy = build_policy(spec, config, device, seed, streams)
+        self.plan = replay_plan(config, core_size=self.policy.core_size)
         generator = torch.Generator().manual_seed(seed + 1)
         self.value = EncoderMLP(spec, config, 0, 1, 1, generator).to(device)
         self.norm = RunningNorm().to(device)
@@ -43,9 +44,11 @@ class MARWIL:
         self.value_optimizer = Adam(flatten(self.value), eps=config.adam_eps)
         self.sync: GradientSync = SINGLE
 
-    def update(self, batch: Transition, progress: float) -> Update:
+    def update(self, batch: Transition | Trajectory, progress: float) -> Update:
         """One step of the value, of the running norm, and of the policy."""
         config, policy = self.config, self.policy
+        if isinstance(batch, Trajectory):
+            batch = learned_steps(batch, self.plan)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
         rows, limit = len(batch.reward), config.max_grad_norm
         lr_fraction = linear(1.0, config.lr_end_share, progress)

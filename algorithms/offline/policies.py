@@ -45,12 +45,13 @@ class BoundedGaussian(NormalizedPolicy):
         check_bounded(spec)
         self.size = math.prod(spec.action.shape)
         self.noise = Noise("normal", self.size)
-        self.actor = EncoderMLP(spec, config, 0, self.size, 1, generator)
+        self.actor = EncoderMLP(spec, config, 0, self.size, 1, generator, acts=True)
         self.log_std = nn.Parameter(torch.zeros(self.size))
 
     def act(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor, explore: bool) -> Act:
         """One decision for B streams, from noise [B, A]."""
-        action = torch.tanh(self.actor.rows(self.normalised(obs)))  # [B, A]
+        out, core = self.actor.step(self.normalised(obs), core)
+        action = torch.tanh(out)  # [B, A]
         if explore:
             action = (action + self.log_std.clamp(*LOG_STD).exp() * noise).clamp(-1.0, 1.0)
         return Act(action.reshape(-1, *self.spec.action.shape), {}, core)

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from rltrain.algorithms.off_policy.settings import (
     Batch,
     LrQ,
+    Memory,
     NStep,
     PolicyDelay,
     RegularizedCritics,
@@ -62,7 +63,7 @@ def share(given: Any) -> Any:
     return float(percent[1]) / 100 if percent else given
 
 
-class Offline(Optimise, Network):
+class Offline(Optimise, Network, Memory):
     """Learning from recorded data: each step of the run is one update, and all of the data is in the replay."""
 
     data_only: ClassVar[bool] = True
@@ -77,7 +78,7 @@ class Offline(Optimise, Network):
     noise_kind: ClassVar[str] = "normal"
     ou_theta: ClassVar[float] = 0.15
 
-    batch: Batch = 256
+    batch: Batch = default(256, "with memory 32, which are sequences")
     lr: Lr = 3e-4
     adam_eps: AdamEps = 1e-8
     max_grad_norm: MaxGradNorm = 0.0
@@ -162,7 +163,7 @@ class ImplicitQConfig(AdvantageWeighted):
 class AWACConfig(AdvantageWeighted):
     """AWAC. Defaults: Nair et al. 2020 (arXiv:2006.09359)."""
 
-    batch: Batch = 1024
+    batch: Batch = default(1024, "with memory 32, which are sequences")
     lr_end_share: LrEndShare = None
     advantage_factor: AdvantageFactor = default(1.0, "1 / lambda of the paper")
 

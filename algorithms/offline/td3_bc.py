@@ -10,6 +10,7 @@ from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.q_losses import critic_loss
 from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.off_policy.continuous_policy import deterministic
+from rltrain.algorithms.off_policy.sequences import learned_steps
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, make_critics, replay_plan
 from rltrain.algorithms.offline.settings import TD3BCConfig
 from rltrain.algorithms.protocol import Stateful, Update
@@ -27,9 +28,9 @@ class TD3BC:
 
     def __init__(self, spec: EnvSpec, config: TD3BCConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
-        self.plan = replay_plan(config)
         self.observes = config.normalize_obs
         self.policy = build_policy(spec, config, device, seed, streams)
+        self.plan = replay_plan(config, core_size=self.policy.core_size)
         generator = torch.Generator().manual_seed(seed + 1)
         self.critics = make_critics(spec, config, self.policy.size, 1, generator).to(device)
         flat, critics_flat = flatten(self.policy), flatten(self.critics)
@@ -40,9 +41,11 @@ class TD3BC:
         self.rng = Rng(seed)
         self.sync: GradientSync = SINGLE
 
-    def update(self, batch: Transition, progress: float) -> Update:
+    def update(self, batch: Transition | Trajectory, progress: float) -> Update:
         """One step of the critics; at every `policy_delay`-th one also a step of the policy and of both targets."""
         config, policy, critics = self.config, self.policy, self.critics
+        if isinstance(batch, Trajectory):
+            batch = learned_steps(batch, self.plan)
         lr_fraction = linear(1.0, config.lr_end_share, progress)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
         action = batch.action.flatten(1)  # [B, A]

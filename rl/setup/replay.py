@@ -147,8 +147,9 @@ def _recorded(config: RunConfig, spec: EnvSpec, plan: ReplayPlan) -> DataSource:
     what = "several folders" if len(named) > 1 else "--then-online"
     if mixed and (plan.alpha or plan.core_size or plan.length > 1 or plan.whole_episodes or spec.groups):
         raise ConfigError(f"--data: with {what} samples are single steps of one agent: no priorities, no memory")
-    if mixed and plan.best is not None:
-        raise ConfigError(f"--filter-top and {what} do not go together; rldata filter selects episodes before")
+    if plan.best is not None and (mixed or plan.core_size):
+        other = what if mixed else "--memory"
+        raise ConfigError(f"--filter-top and {other} do not go together; rldata filter selects episodes before")
     if config.then_online and config.algo == "bc":
         raise ConfigError("--then-online: bc would imitate its own actions; use another algorithm")
     sets = []
@@ -157,7 +158,8 @@ def _recorded(config: RunConfig, spec: EnvSpec, plan: ReplayPlan) -> DataSource:
         of_one = plan
         rows = recording.rows_per_stream(history(recording.spec))
         if plan.data_only or mixed:
-            rows = rows + plan.n_step if plan.n_step > 1 else max(rows, plan.n_step + 1)
+            following = plan.window if plan.core_size else plan.n_step
+            rows = rows + following if following > 1 else max(rows, following + 1)
             of_one = dataclasses.replace(plan, capacity=recording.streams * rows)
         sets.append(DataSet(recording, of_one, share))
     first = sets[0]

@@ -1,6 +1,7 @@
 """Whole updates of the algorithms that learn from data alone, written out by formulas, from first weights on.
 
 Nets are the lists of weights and biases of `oracles.off_policy`; gradients and Adam are torch's own. All is float64.
+With memory the observations are `oracles.memory.Seen`, and each net has the weights of the memory before it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,26 @@ import math
 from typing import Any
 
 import torch
-from oracles.off_policy import Net, flat, nets, run
+from oracles import memory
+from oracles.off_policy import Net, nets, run
 from torch import Tensor
 from torch.distributions import Categorical, Normal
 
 from rltrain.rollout.types import Transition
+
+
+class Remembering(list[Any]):
+    """A net, and the memory before it, which all nets of a network share."""
+
+    def __init__(self, layers: Net, network: Any) -> None:
+        super().__init__(layers)
+        self.acts = network.encoder.acts
+        self.memory: list[Tensor] = []
+
+
+def flat(group: list[Net]) -> list[Tensor]:
+    """All weights of the nets of a network, and those of their memory."""
+    return [x for net in group for layer in net for x in layer] + getattr(group[0], "memory", [])
 
 
 class Reference:
@@ -27,7 +43,13 @@ class Reference:
         self.of_actor = self.adam(flat(self.actor))
 
     def learned(self, network: Any) -> list[Net]:
-        found = nets(network.dense)
+        found: list[Any] = nets(network.dense)
+        if self.config.memory != "none":
+            cell = network.encoder.memory
+            weights = [x.detach().clone() for x in (cell.weight_x, cell.weight_h, cell.bias_x, cell.bias_h)]
+            found = [Remembering(net, network) for net in found]
+            for net in found:
+                net.memory = weights
         for x in flat(found):
             x.requires_grad_()
         return found
@@ -44,8 +66,10 @@ class Reference:
             torch.nn.utils.clip_grad_norm_(params, self.config.max_grad_norm)
         optimizer.step()
 
-    def of(self, net: Net, *inputs: Tensor) -> Tensor:
-        return run(net, *inputs, activation=self.config.activation)
+    def of(self, net: Net, obs: Any, *inputs: Tensor) -> Tensor:
+        if isinstance(net, Remembering):
+            obs = memory.remembered(self.config.memory, net.memory, obs, net.acts)
+        return run(net, obs, *inputs, activation=self.config.activation)
 
     def probabilities(self, obs: Tensor, mask: Tensor | None) -> Tensor:
         """[B, n] probabilities of actions, 0 where the mask forbids."""
@@ -275,15 +299,18 @@ class DiscreteCQLReference(Reference):
     def update(self, batch: Transition) -> None:
         config = self.config
         loss = torch.zeros(())
+        with torch.no_grad():
+            after_online, after_slow = (self.of(net[0], batch.next_obs) for net in (self.actor, self.target_actor))
+        now = self.of(self.actor[0], batch.obs)
         for b in range(len(batch.reward)):
             n = 4
             legal = list(range(n)) if batch.action_mask is None else batch.action_mask[b].nonzero()[:, 0].tolist()
             after = range(n) if batch.next_action_mask is None else batch.next_action_mask[b].nonzero()[:, 0].tolist()
             with torch.no_grad():
-                online, slow = (self.of(net[0], batch.next_obs[b]) for net in (self.actor, self.target_actor))
+                online, slow = after_online[b], after_slow[b]
                 best = max(after, key=lambda a: float(online[a]))
                 target = batch.reward[b] + batch.discount[b] * slow[best]
-            q = self.of(self.actor[0], batch.obs[b])
+            q = now[b]
             u = q[batch.action[b]] - target
             gap = torch.log(sum(q[a].exp() for a in legal)) - q[batch.action[b]]
             huber = 0.5 * u**2 if abs(u) <= 1 else abs(u) - 0.5

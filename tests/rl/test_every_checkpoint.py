@@ -21,7 +21,7 @@ MORE = [  # the other algorithms, and an end by --stop-return
     "a2c-gru", "a3c", "rainbow", "dqn-gru", "sac-lstm", "redq", "droq", "tqc",
     "crossq", "td3", "ddpg", "vdn", "iql", "maddpg", "bc", "bc-box", "td3_bc", "cql-mixture",
     "cql-online", "implicit_q-online", "marwil-online", "implicit_q",
-    "implicit_q-box", "cql", "cql-box", "awac", "awac-box", "marwil", "marwil-box",
+    "implicit_q-box", "implicit_q-gru", "td3_bc-lstm", "cql", "cql-box", "awac", "awac-box", "marwil", "marwil-box",
 ]  # fmt: skip
 
 

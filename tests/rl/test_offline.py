@@ -201,7 +201,43 @@ def test_forms_of_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             offline.data_sets(text)
 
 
+@pytest.fixture(scope="module")
+def memory_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random actions in a task that only a memory solves; and those of its episodes that ended well."""
+    folder = tmp_path_factory.mktemp("memory")
+    words = ["record", "random", str(folder / "all"), "--env", "probe:memory", "--episodes", "600"]
+    assert cli.main_data(words) == 0
+    assert cli.main_data(["filter", str(folder / "all"), str(folder / "good"), "--min-return", "0.5"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "algo",
+    ["cql", *(pytest.param(name, marks=pytest.mark.sweep) for name in ("bc", "implicit_q", "awac", "marwil"))],
+)
+def test_with_a_memory_a_task_is_solved_that_needs_one(algo: str, memory_data: Path, tmp_path: Path) -> None:
+    """And not without: then the cue at the start of an episode is lost, and the mean return is 0."""
+    data = memory_data / ("good" if algo == "bc" else "all")
+    memory = {"memory_size": 16, "length": 10, "burn_in": 5}
+    run = {**QUIET, "env": "probe:memory", "data": data, "widths": (32,), "lr": 3e-3, "batch": 16, "out": str(tmp_path)}
+    run |= {"algo": algo, "steps": 400, "eval_every": 400, "eval_episodes": 50}
+    solved = rltrain.train(**run, memory="gru", **memory)
+    assert solved.eval_return == 1.0
+    assert abs(rltrain.train(**run).eval_return or 0.0) < 0.5
+    assert rltrain.evaluate(solved.run, episodes=20).return_mean == 1.0
+
+
 REFUSED = {
+    "--filter-top and --memory do not go together": [
+        "--algo",
+        "bc",
+        "--filter-top",
+        "10%",
+        "--memory",
+        "gru",
+        "--data",
+        "DATA",
+    ],
     "--filter-top and several folders do not go together": ["--algo", "bc", "--filter-top", "10%"],
     "give shares to all folders, or to none": ["--algo", "bc", "--data", "DATA=0.3,DATA"],
     "no priorities, no memory": ["--algo", "rainbow"],
