@@ -14,12 +14,34 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-@pytest.fixture(scope="session")
-def fork_server() -> None:
-    """Actors in processes start quickly from here on, as under our own commands."""
+def start_server() -> None:
     from rltrain.rollout.workers.fork_server import start_fork_server
 
     start_fork_server(["torch", "gymnasium", "rltrain.algorithms.on_policy.actor_critic"])
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> None:
+    """Actors in processes start quickly from here on, as under our own commands."""
+    start_server()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_workers() -> None:
+    """Workers that a test starts in processes are forked too: the first one starts the fork server.
+
+    A program of a user starts a Python for each of them, which takes seconds; tests of that are in processes of their
+    own, as test_a_script_without_a_guard_starts_processes.
+    """
+    from rltrain.rollout.workers import process
+
+    has = process.has_fork_server
+
+    def started() -> bool:
+        start_server()
+        return has()
+
+    process.has_fork_server = started
 
 
 @pytest.fixture(scope="session", autouse=True)
