@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import watches
 
 # A shell that starts the tests in the background ignores SIGINT, and commands that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -42,6 +43,18 @@ def quick_workers() -> None:
         return has()
 
     process.has_fork_server = started
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_watches() -> None:
+    """Runs in this process are watched by forks of one process."""
+    watches.use_forks()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_files() -> None:
+    """Files are not written through to the disk: no test takes the power away."""
+    os.fsync = lambda _: None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -194,6 +194,12 @@ def serve() -> None:
     import rltrain.training_loop  # noqa: F401
     from rltrain.setup import task_process
 
+    sys.path.insert(1, str(Path(__file__).parents[1]))
+    import watches
+
+    del sys.path[1]
+    watches.use_forks()
+    os.fsync = lambda _: None  # no test takes the power away
     task_process.start_method = lambda: "fork"
     torch.set_num_threads(1)
     begun: dict[int, list[IO[bytes]]] = {}  # by process
