@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -13,6 +14,12 @@ import watches
 # A shell that starts the tests in the background ignores SIGINT, and commands that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def pytest_collection_finish() -> None:
+    """All modules and tests are there. Each run collects garbage at its end, and need not look through them all."""
+    gc.collect()
+    gc.freeze()
 
 
 def start_server() -> None:

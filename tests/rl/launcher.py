@@ -16,6 +16,7 @@ import array
 import atexit
 import contextlib
 import fcntl
+import gc
 import json
 import multiprocessing.util
 import os
@@ -202,6 +203,8 @@ def serve() -> None:
     os.fsync = lambda _: None  # no test takes the power away
     task_process.start_method = lambda: "fork"
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
     begun: dict[int, list[IO[bytes]]] = {}  # by process
     for line in sys.stdin:
         job = json.loads(line)

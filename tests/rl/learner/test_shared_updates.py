@@ -24,12 +24,8 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[F
 
     @functools.cache
     def found(size: int) -> list[Found]:
-        script = str(Path(shared.__file__))
-        processes = [
-            subprocess.Popen([sys.executable, script, str(rank), str(size), str(folder)], env=shared.environment())
-            for rank in range(size)
-        ]
-        assert [process.wait(300) for process in processes] == [0] * size
+        words = [sys.executable, str(Path(shared.__file__)), str(size), str(folder)]
+        subprocess.run(words, env=shared.environment(), timeout=300, check=True)
         return [torch.load(folder / f"{rank}-of-{size}.pt") for rank in range(size)]
 
     return found
