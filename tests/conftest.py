@@ -16,8 +16,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+# Rewriting the assertions of all tests takes most of the collection, so the result is kept even where
+# PYTHONDONTWRITEBYTECODE is set: for our own modules and tests, not for what tests import from folders of theirs.
+writes_none, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+
+
 def pytest_collection_finish() -> None:
     """All modules and tests are there. Each run collects garbage at its end, and need not look through them all."""
+    sys.dont_write_bytecode = writes_none
     gc.collect()
     gc.freeze()
 

@@ -296,7 +296,16 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], set[str]
     @functools.cache
     def data() -> str:
         path = str(tmp_path_factory.mktemp("data") / "sac")
-        few = {"steps": 300, "warmup": 200, "workers": 0, "eval_every": 0, "checkpoint_every": 0, "quiet": True}
+        few = {
+            "steps": 300,
+            "warmup": 200,
+            "batch": 8,
+            "widths": (8,),
+            "workers": 0,
+            "eval_every": 0,
+            "checkpoint_every": 0,
+            "quiet": True,
+        }
         rltrain.train(algo="sac", env="probe:box", **few, record=path, out=str(tmp_path_factory.mktemp("runs")))
         return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -137,12 +138,16 @@ def imports(tree: ast.AST, nested: bool = True) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def sources() -> Iterator[tuple[str, str, ast.AST]]:
-    for layer in LAYERS:
-        for file in sorted((ROOT / layer).rglob("*.py")):
-            yield layer, file.relative_to(ROOT).as_posix(), ast.parse(file.read_text())
+@functools.cache
+def sources() -> list[tuple[str, str, ast.AST]]:
+    return [
+        (layer, file.relative_to(ROOT).as_posix(), ast.parse(file.read_text()))
+        for layer in LAYERS
+        for file in sorted((ROOT / layer).rglob("*.py"))
+    ]
 
 
+@functools.cache
 def import_graph() -> dict[str, set[str]]:
     """Module -> the modules of ours that it imports, inside functions and for type checkers too."""
     trees = {module_of(ROOT / file): tree for _, file, tree in sources()}

@@ -1,4 +1,4 @@
-"""Ten updates in float64, by one learner or by one of several in forks of a process: shared.py SIZE FOLDER.
+"""Six updates in float64, by one learner or by one of several in forks of a process: shared.py SIZE FOLDER.
 
 Every learner sees whole batches, and takes its shard as `rltrain.learner.data_parallel` cuts it.
 """
@@ -35,7 +35,7 @@ from rltrain.algorithms.on_policy.ppo import PPO
 from rltrain.algorithms.on_policy.settings import A2CConfig, APPOConfig, IMPALAConfig, PPOConfig
 from rltrain.envs.spec import Leaf
 
-UPDATES, CPU = 10, torch.device("cpu")
+UPDATES, CPU = 6, torch.device("cpu")
 SMALL = {"widths": (8, 7), "lr": 1e-2}
 STREAM = SMALL | {"unroll": 16, "normalize_obs": True, "normalize_return": True}
 GRU = {"memory": "gru", "memory_size": 6, "sequence": 8}

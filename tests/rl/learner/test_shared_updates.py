@@ -19,7 +19,7 @@ Found = dict[str, dict[str, Tensor]]
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[Found]]:
-    """What each of 2 or of 3 learners has after ten shared updates, by their number."""
+    """What each of 2 or of 3 learners has after six shared updates, by their number."""
     folder = tmp_path_factory.mktemp("shared")
 
     @functools.cache
