@@ -6,7 +6,7 @@ import ast
 import functools
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,14 +128,17 @@ def layer_of(module: str) -> str:
     return part if part in LAYERS else "rl"
 
 
-def imports(tree: ast.AST, nested: bool = True) -> Iterator[str]:
+@functools.cache
+def imports(tree: ast.AST, nested: bool = True) -> list[str]:
     """Modules a file imports, `from a import b` as a.b too; with `nested` also inside functions."""
+    found: list[str] = []
     for node in ast.walk(tree) if nested else ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found.append(node.module)
+            found += (f"{node.module}.{alias.name}" for alias in node.names)
+    return found
 
 
 @functools.cache
