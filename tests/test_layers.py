@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,22 +128,29 @@ def layer_of(module: str) -> str:
     return part if part in LAYERS else "rl"
 
 
-def imports(tree: ast.AST, nested: bool = True) -> Iterator[str]:
+@functools.cache
+def imports(tree: ast.AST, nested: bool = True) -> list[str]:
     """Modules a file imports, `from a import b` as a.b too; with `nested` also inside functions."""
+    found: list[str] = []
     for node in ast.walk(tree) if nested else ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found.append(node.module)
+            found += (f"{node.module}.{alias.name}" for alias in node.names)
+    return found
 
 
-def sources() -> Iterator[tuple[str, str, ast.AST]]:
-    for layer in LAYERS:
-        for file in sorted((ROOT / layer).rglob("*.py")):
-            yield layer, file.relative_to(ROOT).as_posix(), ast.parse(file.read_text())
+@functools.cache
+def sources() -> list[tuple[str, str, ast.AST]]:
+    return [
+        (layer, file.relative_to(ROOT).as_posix(), ast.parse(file.read_text()))
+        for layer in LAYERS
+        for file in sorted((ROOT / layer).rglob("*.py"))
+    ]
 
 
+@functools.cache
 def import_graph() -> dict[str, set[str]]:
     """Module -> the modules of ours that it imports, inside functions and for type checkers too."""
     trees = {module_of(ROOT / file): tree for _, file, tree in sources()}

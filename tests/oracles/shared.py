@@ -1,4 +1,4 @@
-"""Ten updates in float64, by one learner or by one of several in a process of its own: shared.py RANK SIZE FOLDER.
+"""Six updates in float64, by one learner or by one of several in forks of a process: shared.py SIZE FOLDER.
 
 Every learner sees whole batches, and takes its shard as `rltrain.learner.data_parallel` cuts it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -34,7 +35,7 @@ from rltrain.algorithms.on_policy.ppo import PPO
 from rltrain.algorithms.on_policy.settings import A2CConfig, APPOConfig, IMPALAConfig, PPOConfig
 from rltrain.envs.spec import Leaf
 
-UPDATES, CPU = 10, torch.device("cpu")
+UPDATES, CPU = 6, torch.device("cpu")
 SMALL = {"widths": (8, 7), "lr": 1e-2}
 STREAM = SMALL | {"unroll": 16, "normalize_obs": True, "normalize_return": True}
 GRU = {"memory": "gru", "memory_size": 6, "sequence": 8}
@@ -240,5 +241,21 @@ def main(rank: int, size: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def forked(rank: int, size: int, folder: Path) -> int:
+    """The id of a process that is learner `rank`; all have the modules that this one has imported."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            main(rank, size, folder)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return pid
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    import rltrain.learner.process_group  # noqa: F401  # before the forks
+
+    learners = [forked(rank, int(sys.argv[1]), Path(sys.argv[2])) for rank in range(int(sys.argv[1]))]
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(learner, 0)[1]) != 0 for learner in learners))

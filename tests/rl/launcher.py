@@ -5,22 +5,34 @@ A line of JSON on stdin begins a command: {"argv", "cwd", "main" ("main" or "mai
 (before it); with "exits" the interpreter exits as that of a command does. A line of JSON on stdout answers: {"pid"}.
 {"end": pid, "seconds"} waits for it at most so long, then kills it: {"status", "out", "err"}; status is negative where
 a signal ended the command.
+
+A command starts its fork server with a new Python, which imports torch. Here that server is a fork too, made before the
+command began, so it knows nothing of the command but what it is told.
 """
 
 from __future__ import annotations
 
+import array
+import atexit
 import contextlib
+import fcntl
+import gc
 import json
+import multiprocessing.util
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from types import ModuleType
+from typing import IO, Any, NoReturn
 
 FAR = 10**9
+MOST = 1 << 20  # bytes of a request for a fork server
+SAFE = 500  # a file descriptor that no request names
 
 
 def die(*_: Any) -> None:
@@ -58,12 +70,74 @@ def arm(at: str, n: int) -> None:
         Learner.step = counted(Learner.step)  # type: ignore[method-assign]
 
 
+def prepare_fork_server() -> None:
+    """Make the process that becomes the fork server of this command if it starts one; otherwise it ends with it."""
+    ours, theirs = socket.socketpair()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        become_fork_server(theirs)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    theirs.close()
+    start = multiprocessing.util.spawnv_passfds  # type: ignore[attr-defined]
+    asked = False
+
+    def spawn(path: Any, words: Sequence[Any], fds: Sequence[int]) -> int:
+        nonlocal asked
+        if asked or "multiprocessing.forkserver" not in str(words[-1]):
+            return int(start(path, words, fds))
+        asked = True
+        message = json.dumps({"code": words[-1], "fds": list(fds), "environ": dict(os.environ)}).encode()
+        ours.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+        ours.close()
+        return pid
+
+    multiprocessing.util.spawnv_passfds = spawn  # type: ignore[attr-defined]
+
+
+def become_fork_server(request: socket.socket) -> NoReturn:
+    """Wait for the request, then do what a new Python would do."""
+    message, received, _, _ = socket.recv_fds(request, MOST, 8)
+    while more := request.recv(MOST):  # until the other end is closed
+        message += more
+    if not message:
+        os._exit(0)
+    asked = json.loads(message)
+    safe = [fcntl.fcntl(fd, fcntl.F_DUPFD, SAFE) for fd in received]
+    os.closerange(3, SAFE)
+    for fd, wanted in zip(safe, asked["fds"], strict=True):
+        os.dup2(fd, wanted)
+        os.close(fd)
+    os.environ.clear()
+    os.environ.update(asked["environ"])
+    del sys.path[0]  # the folder of this script
+    sys.argv = ["-c"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    atexit._clear()
+    from rltrain.rollout.workers import cleanup
+
+    cleanup._in_fork_server(os.environ.pop(cleanup.FOLDER))
+    status = 1
+    try:
+        exec(asked["code"], {})
+        status = 0
+    except SystemExit:
+        status = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    finally:
+        atexit._run_exitfuncs()
+        os._exit(status)
+
+
 def child(job: dict[str, Any], out: int, err: int) -> None:
     """The command, in a fork; does not return, but raises SystemExit with `exits`."""
     os.setsid()
     os.dup2(out, 1)
     os.dup2(err, 2)
     os.chdir(job["cwd"])
+    prepare_fork_server()
     from rltrain import cli
 
     status = 1
@@ -121,8 +195,16 @@ def serve() -> None:
     import rltrain.training_loop  # noqa: F401
     from rltrain.setup import task_process
 
+    sys.path.insert(1, str(Path(__file__).parents[1]))
+    import watches
+
+    del sys.path[1]
+    watches.use_forks()
+    os.fsync = lambda _: None  # no test takes the power away
     task_process.start_method = lambda: "fork"
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
     begun: dict[int, list[IO[bytes]]] = {}  # by process
     for line in sys.stdin:
         job = json.loads(line)

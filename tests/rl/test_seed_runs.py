@@ -3,11 +3,9 @@ of the commands."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -245,30 +243,20 @@ def test_wrong_calls_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_killed_groups_end_as_unbroken_runs(tmp_path: Path) -> None:
+def test_killed_groups_end_as_unbroken_runs(tmp_path: Path, launch: Any, begin: Any) -> None:
     """SIGKILL of the command: its runs get SIGTERM. Then SIGKILL of one run, while the group is continued."""
     small = {"streams": 4, "unroll": 32, "widths": (8,), "eval_every": 0, "checkpoint_every": 128, "preset": "none"}
     settings: dict[str, Any] = {"algo": "ppo", "env": "CartPole-v1", "workers": 0, "steps": 1500, **small}
     unbroken = {seed: rltrain.train(**settings, seed=seed, quiet=True, out=str(tmp_path)) for seed in (0, 7)}
     flags = "--streams 4 --unroll 32 --widths 8 --eval-every 0 --checkpoint-every 128 --steps 1500".split()
-    command = [sys.executable, "-P", "-m", "rltrain"]
     group = tmp_path / "runs" / "two"
 
-    def start(*argv: str) -> subprocess.Popen[str]:
-        return subprocess.Popen([*command, *argv], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    first = begin(tmp_path, *ARGV, *flags, "--seeds", "0,7", "--name", "two", "--quiet")
+    while not (group / "seed-0" / "checkpoints" / "latest").exists():
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    assert first.end(60).status == -signal.SIGKILL
+    result = launch(tmp_path, "--resume", "runs/two", "--json", "--quiet").result
 
-    def wait_for_checkpoint(run: str) -> None:
-        while not (group / run / "checkpoints" / "latest").exists():
-            time.sleep(0.01)
-
-    first = start(*ARGV, *flags, "--seeds", "0,7", "--name", "two", "--quiet")
-    wait_for_checkpoint("seed-0")
-    first.kill()
-    first.communicate()
-    again = start("--resume", "runs/two", "--json", "--quiet")
-    out, _ = again.communicate()
-
-    result = json.loads(out.splitlines()[-1])
     assert [run["fingerprint"] for run in result["runs"]] == [unbroken[seed].fingerprint for seed in (0, 7)]
     assert result["return"] == "train_return"
-    assert again.returncode == 0

@@ -22,6 +22,7 @@ Data = tuple[list[Recorded], EnvSpec]
 
 def recorded(folder: Path, env: str, steps: int) -> Data:
     some: dict[str, Any] = {"workers": 0, "eval_every": 0, "checkpoint_every": 0, "preset": "none", "quiet": True}
+    some |= {"widths": (8,), "batch": 8}
     rltrain.train(
         algo="sac", env=env, **some, steps=steps, warmup=steps - 1, streams=4, out=str(folder), record=folder / env
     )

@@ -81,6 +81,14 @@ def two(kept: list[Machines], tmp_path_factory: pytest.TempPathFactory) -> Machi
 
 
 @pytest.fixture
+def left(kept: list[Machines], request: pytest.FixtureRequest) -> Machines:
+    """The nodes that the test before has left, whatever their names; `two` if there are none."""
+    if kept and kept[0].scheduler.poll() is None and kept[0].workers:
+        return kept[0]
+    return request.getfixturevalue("two")
+
+
+@pytest.fixture
 def some(tmp_path: Path) -> Iterator[Machines]:
     """A scheduler without nodes."""
     folder = tmp_path / "machines"
@@ -262,29 +270,6 @@ def test_ctrl_c_leaves_a_checkpoint(two: Machines, slow: Path, begin: Any) -> No
     assert "Traceback" not in done.err
 
 
-def test_a_node_that_dies_is_replaced_by_the_others_and_one_that_joins_is_used(
-    two: Machines, slow: Path, begin: Any
-) -> None:
-    holds = slow / "holds"  # while it exists the run takes its time: it ends when all has been seen, not before
-    flags = [*PPO, "--env", "mine.py:Slow", "--env-arg", "seconds=0", "--env-arg", f"holds={holds}"]
-    flags += ["--streams", "3", "--unroll", "4", "--epochs", "1", "--steps", "3000", "--workers", "3"]
-    run = begin(slow, *flags, "--cluster", two.address)
-    assert wait_for(lambda: steps(slow) > 0, PATIENCE)
-    holds.touch()
-    assert wait_for(lambda: all(two.actors(name) - forks(two) for name in "ab"), PATIENCE)  # one may join later
-    two.kill("a")
-    assert wait_for(lambda: metrics(slow)[-1]["cluster/nodes"] == 1, PATIENCE)
-    two.add("c", slots=2)
-    assert wait_for(lambda: metrics(slow)[-1]["cluster/nodes"] == 2, PATIENCE)
-    assert wait_for(lambda: len(two.actors("c")) >= 2, PATIENCE)  # the others were crowded
-    holds.unlink()
-    done = run.end(120)
-    assert done.status == 0, done.err
-    assert done.result["restarts"] in (1, 2), done.err  # the actors that were on it, once each
-    assert "its node was lost" in done.err or "does not answer" in done.err
-    assert "a node joined: tcp://127.0.0.1" in done.err
-
-
 @pytest.mark.sweep
 def test_a_node_that_is_asked_to_end_does_and_takes_its_actors_along(some: Machines, slow: Path) -> None:
     some.add("a", slots=2)
@@ -355,17 +340,40 @@ def test_without_a_node_for_too_long_a_run_ends_with_a_checkpoint(some: Machines
     assert "Traceback" not in err
 
 
-def test_a_lost_scheduler_ends_a_run_with_a_checkpoint_that_can_be_resumed(
-    two: Machines, slow: Path, launch: Any, begin: Any
+def test_a_node_that_dies_is_replaced_by_the_others_and_one_that_joins_is_used(
+    two: Machines, slow: Path, begin: Any
 ) -> None:
-    flags = [*PPO, "--env", "mine.py:Slow", "--env-arg", "seconds=0", "--steps", "100000000", "--workers", "2"]
+    holds = slow / "holds"  # while it exists the run takes its time: it ends when all has been seen, not before
+    flags = [*PPO, "--env", "mine.py:Slow", "--env-arg", "seconds=0", "--env-arg", f"holds={holds}"]
+    flags += ["--streams", "3", "--unroll", "4", "--epochs", "1", "--steps", "3000", "--workers", "3"]
     run = begin(slow, *flags, "--cluster", two.address)
     assert wait_for(lambda: steps(slow) > 0, PATIENCE)
-    two.scheduler.kill()
+    holds.touch()
+    assert wait_for(lambda: all(two.actors(name) - forks(two) for name in "ab"), PATIENCE)  # one may join later
+    two.kill("a")
+    assert wait_for(lambda: metrics(slow)[-1]["cluster/nodes"] == 1, PATIENCE)
+    two.add("c", slots=2)
+    assert wait_for(lambda: metrics(slow)[-1]["cluster/nodes"] == 2, PATIENCE)
+    assert wait_for(lambda: len(two.actors("c")) >= 2, PATIENCE)  # the others were crowded
+    holds.unlink()
+    done = run.end(120)
+    assert done.status == 0, done.err
+    assert done.result["restarts"] in (1, 2), done.err  # the actors that were on it, once each
+    assert "its node was lost" in done.err or "does not answer" in done.err
+    assert "a node joined: tcp://127.0.0.1" in done.err
+
+
+def test_a_lost_scheduler_ends_a_run_with_a_checkpoint_that_can_be_resumed(
+    left: Machines, slow: Path, launch: Any, begin: Any
+) -> None:
+    flags = [*PPO, "--env", "mine.py:Slow", "--env-arg", "seconds=0", "--steps", "100000000", "--workers", "2"]
+    run = begin(slow, *flags, "--cluster", left.address)
+    assert wait_for(lambda: steps(slow) > 0, PATIENCE)
+    left.scheduler.kill()
     done = run.end(60)
     assert done.status == 1
     (line,) = [line for line in done.err.splitlines() if line.startswith("rltrain:")]
-    assert f"the connection to the scheduler at {two.address} was lost" in line
+    assert f"the connection to the scheduler at {left.address} was lost" in line
     assert "Traceback" not in done.err
     (folder,) = (slow / "runs").iterdir()
     further = str(steps(slow) + 1000)
