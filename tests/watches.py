@@ -44,11 +44,14 @@ def use_forks() -> None:
 
         def wait(self, seconds: float) -> int:
             """Until the server has seen its end."""
-            ready, _, _ = select.select([self._ended], [], [], seconds)
-            if not ready:
+            poll = select.poll()  # select refuses descriptors above 1,023, which a process of many tests has
+            poll.register(self._ended, select.POLLIN)
+            if not poll.poll(1000 * seconds):
                 raise subprocess.TimeoutExpired("watch", seconds)
-            os.close(self._ended)
             return 0
+
+        def __del__(self) -> None:
+            os.close(self._ended)
 
     stand_in: Any = SimpleNamespace(Popen=Watch, TimeoutExpired=subprocess.TimeoutExpired)
     local_children.subprocess = stand_in
