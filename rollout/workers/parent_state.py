@@ -22,6 +22,7 @@ from rltrain.rollout.workers.forks import NUMBERS, one_thread
 
 SAFE_PATH = "PYTHONSAFEPATH"  # environment variable: Python does not put the working folder first in sys.path
 MAIN = "__main__"
+METHODS = (None, "fork", "spawn", "forkserver")  # start methods that every Python knows
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ class ParentState:
         with contextlib.suppress(OSError):
             if self.folder is not None:
                 os.chdir(self.folder)
-        multiprocessing.set_start_method(self.start_method, force=True)
+        if self.start_method == "loky":
+            import loky  # noqa: F401  # makes its method known
+        with contextlib.suppress(ValueError):  # of a library that this process has not imported
+            multiprocessing.set_start_method(self.start_method, force=True)
         os.environ.pop(SAFE_PATH, None)
         if self.safe_path is not None:
             os.environ[SAFE_PATH] = self.safe_path
@@ -120,8 +124,9 @@ def starting_python() -> Iterator[None]:
 
     Ctrl-C does not end it before it has its handlers: SIGINT and SIGTERM are blocked until it calls `forks.ignore`, and
     in this thread until the end of the block. A daemonic process of multiprocessing, as those of a pool are, may start
-    one too.
+    one too, and so may a worker of loky (joblib has such workers), whose start method the new process does not know.
     """
+    method = multiprocessing.get_start_method(allow_none=True)
     config: Any = process.current_process()._config  # type: ignore[attr-defined]
     trackers: Any = [resource_tracker, sys.modules.get("loky.backend.resource_tracker")]
     with one_thread():  # nodes of a cluster in this process start their workers from threads of their own
@@ -131,12 +136,16 @@ def starting_python() -> Iterator[None]:
             tracker.ensure_running()  # its start, in the block, would unblock the signals
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
         config["daemon"] = False
+        if method not in METHODS:
+            multiprocessing.set_start_method("spawn", force=True)
         try:
             yield
         finally:
             os.environ.pop(SAFE_PATH)
             if before is not None:
                 os.environ[SAFE_PATH] = before
+            if method not in METHODS:
+                multiprocessing.set_start_method(method, force=True)
             config.pop("daemon")
             if daemon is not None:
                 config["daemon"] = daemon

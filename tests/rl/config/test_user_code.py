@@ -162,6 +162,31 @@ def test_a_process_of_a_pool_may_have_workers(method: str, tmp_path: Path) -> No
     assert (done.stdout, done.returncode) == ("1\n", 0), done.stderr
 
 
+LOKY = """
+import loky
+import multiprocessing
+import rltrain
+
+
+def run(workers):
+    rltrain.train(algo="ppo", env="CartPole-v1", streams=2, unroll=8, steps=32, workers=workers, eval_every=0,
+                  quiet=True, preset="none", widths=(8,), epochs=1, minibatches=1)
+    return multiprocessing.get_start_method()
+
+
+if __name__ == "__main__":
+    with loky.ProcessPoolExecutor(1) as pool:
+        print(*pool.map(run, [0, 1]))
+"""
+
+
+def test_a_worker_of_loky_or_joblib_may_train(tmp_path: Path) -> None:
+    """Its start method of multiprocessing is loky's, which a new Python does not know."""
+    (tmp_path / "pool.py").write_text(LOKY)
+    done = subprocess.run([sys.executable, "pool.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("loky loky\n", 0), done.stderr
+
+
 def test_a_name_without_a_class_is_answered_in_one_line(place: Path) -> None:
     for algo, words in (
         ("mine.py:Min", "mine.py has no 'Min'. Did you mean 'Mine'?"),
