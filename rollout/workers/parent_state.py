@@ -60,9 +60,7 @@ class ParentState:
         with contextlib.suppress(OSError):
             if self.folder is not None:
                 os.chdir(self.folder)
-        if self.start_method == "loky":
-            import loky  # noqa: F401  # makes its method known
-        with contextlib.suppress(ValueError):  # of a library that this process has not imported
+        with contextlib.suppress(ValueError):  # that of a library which this process has not imported, as loky's
             multiprocessing.set_start_method(self.start_method, force=True)
         os.environ.pop(SAFE_PATH, None)
         if self.safe_path is not None:
