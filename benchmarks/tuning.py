@@ -29,7 +29,7 @@ import psutil
 from paired import Bench, Numbers
 
 import rltrain
-from rltrain.jobs.pool import close
+from rltrain.jobs.functions import close
 from rltrain.tuning import search as search_module
 from rltrain.tuning.trial import PartResult
 

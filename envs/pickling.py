@@ -171,10 +171,15 @@ _made: list[ModuleType] = []  # by `_own_module`
 
 def _home(module: Any) -> Path | None:
     """The folder of a module that comes from a file of the user; None for installed modules."""
-    file = getattr(module, "__file__", None)
-    if not isinstance(file, str) or module.__name__.partition(".")[0] in (THIS_PACKAGE, "__main__"):
+    if module is None or module.__name__.partition(".")[0] in (THIS_PACKAGE, "__main__"):
         return None
-    folder = Path(file).resolve().parent
+    file = getattr(module, "__file__", None)
+    if isinstance(file, str):
+        folder = Path(file).resolve().parent
+    elif folders := list(getattr(module, "__path__", ())):  # a package without __init__.py
+        folder = Path(folders[0]).resolve()
+    else:
+        return None
     return None if any(folder.is_relative_to(other) for other in install_folders()) else folder
 
 

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from rltrain.evaluation.evaluate import Evaluation, evaluate
     from rltrain.evaluation.policy import Trained, load
     from rltrain.jobs.functions import map, submit
-    from rltrain.jobs.pool import Job
+    from rltrain.jobs.job import Job
     from rltrain.reporting.report import Result
     from rltrain.rollout.specs import GradientPlan, ReplayPlan, StreamPlan
     from rltrain.rollout.types import (
@@ -206,7 +206,7 @@ _DEFINED_IN = {  # module: the names that it defines; `public=own` where the two
     "data.off_policy.estimate": "Estimates estimate",
     "evaluation.policy": "Trained load",
     "jobs.functions": "map submit",
-    "jobs.pool": "Job",
+    "jobs.job": "Job",
     "reporting.report": "Result",
     "rollout.specs": "GradientPlan ReplayPlan StreamPlan",
     "rollout.types": "Act Gradients Noise Policy PolicyHooks Trajectory Transition discounts traces",

@@ -36,6 +36,10 @@ class JobLost(RunFailed):
     """A job has no result: its process was lost, or its exception cannot be pickled."""
 
 
+class ClusterGone(JobLost):
+    """A job has no result: the cluster on which it was to run is lost, or had no node for too long."""
+
+
 class LearnerLost(Exception):
     """One of several learners does not respond, so that the update cannot be finished."""
 

@@ -138,6 +138,14 @@ def require_consent(config: Any, file: str, trust: bool, settings: Collection[st
         raise ConfigError(f"{file}: it would {_listed(needs)}. {ADVICE}")
 
 
+def names_same_code(values: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """True if two configurations, as `RunConfig.to_json` has them, reach the same code, files and machines."""
+    plain = [key for key in TRAINING if key not in NETWORK or key == "algo"]
+    return all(values.get(key) == others.get(key) for key in plain) and all(
+        values["settings"].get(key) == others["settings"].get(key) for key in NETWORK
+    )
+
+
 ADVICE = (
     "Nothing was imported. If you trust all of this, add --trust (in Python trust=True); "
     "code alone can also be named with --import MODULE"

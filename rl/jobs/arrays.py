@@ -1,4 +1,4 @@
-"""Pickles the arguments of jobs; a large array is copied once, into shared memory, and only its place is sent.
+"""Pickles functions and arguments of jobs; a large array is copied once into shared memory, and only its place is sent.
 
 The memory has no name (see rltrain.rollout.shared_memory), so that nothing stays when processes are killed. A worker of
 the same user opens it through /proc. Where that is impossible, arrays are pickled like other arguments.
@@ -10,9 +10,10 @@ import ctypes
 import io
 import mmap
 import os
+import pickle
 import threading
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 import numpy as np
@@ -20,69 +21,84 @@ import numpy as np
 from rltrain.rollout.shared_memory.memory import SharedMemory
 
 LEAST_BYTES = 2**20  # of an array that is shared
+Place = tuple[int, int, int]  # of memory in another process: its pid, the descriptor there, bytes
+
+
+class Pickled(NamedTuple):
+    """A pickled value. The large arrays in it are in shared memory, which lives at least as long as this object."""
+
+    data: bytes
+    arrays: tuple[SharedMemory, ...]
+
+    def sent(self) -> tuple[bytes, list[Place]]:
+        """For `loads` in another process of this machine."""
+        return self.data, [place(memory) for memory in self.arrays]
+
+
+def place(memory: SharedMemory) -> Place:
+    """Where other processes of this machine find this memory."""
+    return os.getpid(), memory.descriptor, memory.size
+
+
+def loads(data: bytes, places: list[Place]) -> Any:
+    """The value. Its large arrays are read-only, since all jobs see the same memory."""
+    return pickle.loads(data, buffers=map(_attach, places))
+
+
+def _attach(where: Place) -> mmap.mmap:
+    pid, descriptor, size = where
+    with open(f"/proc/{pid}/fd/{descriptor}", "rb") as file:
+        return mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
 
 
 class Arrays:
     """The arrays of this process that were sent to jobs, each with its copy in shared memory.
 
-    An array that changed since it was sent is copied again. A copy is freed when its array, and every payload that
+    An array that changed since it was sent is copied again. A copy is freed when its array, and every `Pickled` that
     refers to it, are gone.
     """
 
     def __init__(self) -> None:
-        self._copies: dict[int, tuple[Any, SharedMemory]] = {}
-        self._lock = threading.Lock()
+        self._copies: dict[tuple[int, int], tuple[Any, SharedMemory]] = {}  # by address and size of the data
+        self._lock = threading.RLock()  # a copy may be freed by a thread that is making another one
+        self._can_share = os.path.isdir("/proc/self/fd")
 
-    def dumps(self, value: Any) -> tuple[bytes, list[SharedMemory]]:
-        """The pickled value, and the copies that must live until it is unpickled."""
-        file = io.BytesIO()
-        pickler = _Pickler(file, self)
-        pickler.dump(value)
-        return file.getvalue(), pickler.used
+    def dumps(self, value: Any) -> Pickled:
+        """The pickled value."""
+        file, used = io.BytesIO(), list[SharedMemory]()
 
-    def share(self, array: np.ndarray) -> SharedMemory:
-        """The copy of this array."""
-        key = id(array)
+        def stays_in(buffer: pickle.PickleBuffer) -> bool:
+            raw = buffer.raw()
+            if not self._can_share or raw.nbytes < LEAST_BYTES:
+                return True
+            used.append(self._share(buffer, raw))
+            return False
+
+        cloudpickle.Pickler(file, protocol=5, buffer_callback=stays_in).dump(value)
+        return Pickled(file.getvalue(), tuple(used))
+
+    def _share(self, buffer: pickle.PickleBuffer, raw: memoryview) -> SharedMemory:
+        """The copy of this data."""
+        data = np.frombuffer(raw, np.uint8)
+        owner: Any = memoryview(buffer).obj
+        while isinstance(owner, np.ndarray) and owner.base is not None:
+            owner = owner.base  # a view, as of an array in Fortran's order, lives shorter than the data
+        key = data.ctypes.data, data.nbytes
         with self._lock:
             before = self._copies.get(key)
-            if before is not None and before[0]() is array and _equal(array, before[1]):
+            if before is not None and before[0]() is owner and _equal(data, before[1]):
                 return before[1]
-            memory = SharedMemory(array.nbytes)
-            memory.array(0, array.shape, array.dtype)[...] = array
-            self._copies[key] = weakref.ref(array, lambda _: self._copies.pop(key, None)), memory
+            memory = SharedMemory(data.nbytes)
+            memory.array(0, data.shape, np.uint8)[...] = data
+            try:
+                self._copies[key] = weakref.ref(owner, lambda _: self._copies.pop(key, None)), memory
+            except TypeError:  # a buffer of another kind: the copy is for this job
+                self._copies.pop(key, None)
             return memory
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    def __init__(self, file: io.BytesIO, arrays: Arrays) -> None:
-        super().__init__(file)
-        self._arrays = arrays
-        self.used: list[SharedMemory] = []
-
-    def reducer_override(self, value: Any) -> Any:
-        if type(value) is np.ndarray and value.nbytes >= LEAST_BYTES and _can_be_shared(value):
-            memory = self._arrays.share(value)
-            self.used.append(memory)
-            return attach, (os.getpid(), memory.descriptor, memory.size, value.shape, value.dtype.str)
-        return super().reducer_override(value)
-
-
-def attach(pid: int, descriptor: int, size: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """The array in the shared memory of process `pid`. It is read-only, since all jobs see the same memory."""
-    with open(f"/proc/{pid}/fd/{descriptor}", "rb") as file:
-        data = mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ)
-    return np.frombuffer(data, dtype, int(np.prod(shape, dtype=np.int64))).reshape(shape)
-
-
-def _can_be_shared(array: np.ndarray) -> bool:
-    plain = array.dtype.kind in "biufc" and array.flags.c_contiguous
-    return plain and os.path.isdir("/proc/self/fd")
-
-
-def _equal(array: np.ndarray, memory: SharedMemory) -> bool:
-    if memory.size != array.nbytes:
-        return False
+def _equal(data: np.ndarray, memory: SharedMemory) -> bool:
     copy = memory.array(0, (memory.size,), np.uint8)
     compare = ctypes.CDLL(None).memcmp
-    pointers = ctypes.c_void_p(array.ctypes.data), ctypes.c_void_p(copy.ctypes.data)
+    pointers = ctypes.c_void_p(data.ctypes.data), ctypes.c_void_p(copy.ctypes.data)
     return int(compare(*pointers, ctypes.c_size_t(memory.size))) == 0

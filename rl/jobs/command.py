@@ -12,14 +12,19 @@ import tomllib
 from collections.abc import Callable, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rltrain.config.flags import Parser, whole
+from rltrain.config.flags import Parser, spelled, whole
+from rltrain.config.run_config import RunConfig
 from rltrain.envs.lookup import load_file, make_importable
 from rltrain.errors import ConfigError, RunFailed
-from rltrain.jobs.functions import submit
-from rltrain.jobs.pool import close
+from rltrain.jobs.functions import close, submit
 from rltrain.reporting.console import say
+
+if TYPE_CHECKING:
+    from rltrain.jobs.cluster import ClusterJobs
+
+CLUSTER_FLAGS = ("cluster", "cluster_timeout", "tls_ca", "tls_cert", "tls_key")
 
 
 def run_jobs(argv: Sequence[str], version: str) -> None:
@@ -33,8 +38,8 @@ def run_jobs(argv: Sequence[str], version: str) -> None:
         version,
         prog="rljobs",
         usage="rljobs run FILE.py:FUNCTION --each FILE.toml [flags]",
-        description="Calls a function with each set of keyword arguments of a TOML file, on all cores of this machine. "
-        "Prints one JSON line for each job when it is finished.",
+        description="Calls a function with each set of keyword arguments of a TOML file, on all cores of this machine "
+        "or of a cluster. Prints one JSON line for each job when it is finished.",
     )
     top.add_argument("action", metavar="run", choices=("run",))
     top.add_argument("function", metavar="FUNCTION", help="path/to/file.py:name or package.module:name")
@@ -52,16 +57,18 @@ def run_jobs(argv: Sequence[str], version: str) -> None:
     top.add_argument(
         "--retries", metavar="INT", default=1, type=whole, help="new starts of a job whose process was lost [1]"
     )
+    add_cluster_flags(top)
     given = top.parse(argv)
     if "each" not in given:
         raise ConfigError("--each is needed: a TOML file with the arguments of the jobs")
     sets = read_sets(Path(given["each"]))
     function = load_function(given["function"])
     request = {name: given[name] for name in ("cores", "gpus", "memory", "retries")}
-    jobs = [submit(functools.partial(function, **values), **request) for values in sets]
-    numbers: dict[Any, int] = {job: number for number, job in enumerate(jobs)}
     failed = 0
     try:
+        cluster = chosen_cluster(given, lambda text: say(f"rljobs: {text}", sys.stderr))
+        jobs = [submit(functools.partial(function, **values), cluster=cluster, **request) for values in sets]
+        numbers: dict[Any, int] = {job: number for number, job in enumerate(jobs)}
         for job in as_completed(jobs):
             number, error = numbers[job], job.exception()
             line: dict[str, Any] = {"job": number, "arguments": sets[number], "attempts": jobs[number].attempts}
@@ -77,6 +84,38 @@ def run_jobs(argv: Sequence[str], version: str) -> None:
         close()
     if failed:
         raise RunFailed(f"{failed} of {len(jobs)} jobs failed")
+
+
+def add_cluster_flags(parser: Parser) -> None:
+    """The flags that name a Dask cluster, with the meaning that they have for rltrain."""
+    fields = RunConfig.model_fields
+    for name in CLUSTER_FLAGS:
+        metavar, kind = ("FLOAT", float) if name == "cluster_timeout" else ("STR", str)
+        help = "Dask scheduler: tcp://HOST:PORT or a scheduler file" if name == "cluster" else fields[name].description
+        parser.add_argument(spelled(name), metavar=metavar, type=kind, help=help)
+
+
+def chosen_cluster(given: dict[str, Any], note: Callable[[str], None]) -> ClusterJobs | None:
+    """Removes the flags of a cluster from `given` and connects to it; None without --cluster.
+
+    Args:
+        note: prints a message for the user.
+
+    Raises:
+        ConfigError: the cluster cannot be used; one line for each reason.
+    """
+    values = {name: given.pop(name, None) for name in CLUSTER_FLAGS}
+    where, timeout = values.pop("cluster"), values.pop("cluster_timeout")
+    if where is None:
+        name = next((name for name in CLUSTER_FLAGS if name in values and values[name] is not None), None)
+        if timeout is not None or name is not None:
+            raise ConfigError(f"{spelled(name or 'cluster_timeout')}: is for a cluster; add --cluster")
+        return None
+    if timeout is not None and not timeout > 0:
+        raise ConfigError(f"--cluster-timeout must be above 0, got {timeout!r}")
+    from rltrain.jobs.cluster import cluster_jobs
+
+    return cluster_jobs(where, timeout or RunConfig.model_fields["cluster_timeout"].default, values, note)
 
 
 def read_sets(file: Path) -> list[dict[str, Any]]:

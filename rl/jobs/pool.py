@@ -10,19 +10,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import pickle
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from typing import Any
 
 from rltrain.errors import JobLost
-from rltrain.jobs.arrays import Arrays
+from rltrain.jobs.arrays import Arrays, Pickled
+from rltrain.jobs.job import TOO_MUCH_MEMORY, Job
 from rltrain.jobs.resources import Machine, Request, own_memory
 from rltrain.jobs.worker import JobRunner, environment_of
 from rltrain.rollout.workers.forks import one_thread
@@ -35,39 +33,6 @@ WATCH_SECONDS = 0.2  # between two looks at the memory of jobs
 GROWTH = 2**30  # bytes that a worker may keep after a job; one that keeps more is replaced
 SHORT_SECONDS = 0.5  # a job that was shorter is not examined for the memory that it kept
 CANCELLED = "the job was cancelled"
-
-
-class JobTraceback(Exception):
-    """The traceback of a job's exception, as text: the cause of the exception that `Job.result` raises."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
-class Job(Future[Any]):
-    """The future result of a job. `cancel` also ends a job that runs, with its process.
-
-    Attributes:
-        attempts: how often the job was started.
-    """
-
-    def __init__(self, pool: Pool, payload: tuple[bytes, bytes], copies: Any, request: Request, retries: int) -> None:
-        super().__init__()
-        self._pool, self.payload, self.copies = pool, payload, copies
-        self.request, self.retries, self.attempts = request, retries, 0
-
-    def cancel(self) -> bool:
-        """Cancel the job and end its process if it runs; False if it is finished."""
-        before = self.cancelled()
-        done = super().cancel()  # the job is pending until it has a result
-        if done and not before:
-            self.set_running_or_notify_cancel()
-            self._pool.cancelled(self)
-        return done
-
-    def running(self) -> bool:
-        """True if a process works on it."""
-        return not self.done() and self._pool.is_running(self)
 
 
 class Worker:
@@ -86,8 +51,10 @@ class Worker:
 
     def start(self, job: Job) -> None:
         self.job, self.began = job, time.monotonic()
+        assert job.payload is not None
+        function, arguments = job.payload
         job.attempts += 1
-        self.handle.call("run", *job.payload)
+        self.handle.call("run", function.sent(), arguments.sent())
 
     def own_memory(self) -> int:
         return own_memory([self.handle.pid, *descendants(self.handle.pid)])
@@ -108,11 +75,25 @@ class Pool:
         self._wakes, self._wake = Pipe(duplex=False)
         self._thread: threading.Thread | None = None
 
-    def submit(self, function: bytes, arguments: Any, request: Request, retries: int) -> Job:
-        """Queue a job. `function` is pickled; `arguments` are (positional, keywords)."""
+    def refuse(self, request: Request) -> None:
+        """ConfigError in one line if this machine can never grant the request."""
         self.machine.refuse(request)
-        payload, copies = self._arrays.dumps(arguments)
-        job = Job(self, (function, payload), copies, request, retries)
+
+    def room(self, request: Request) -> int:
+        """How many jobs with this request can run at a time."""
+        return self.machine.room(request)
+
+    def dumps(self, value: Any) -> Pickled:
+        """A function or arguments, as `submit` takes them."""
+        return self._arrays.dumps(value)
+
+    def submit(self, function: Pickled, arguments: Any, request: Request, retries: int) -> Job:
+        """Queue a job. `arguments` are (positional, keywords)."""
+        self.machine.refuse(request)
+        return self.add(Job(self, (function, self.dumps(arguments)), request, retries))
+
+    def add(self, job: Job) -> Job:
+        """Queue a job whose request this machine can grant."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool of jobs is closed")
@@ -122,10 +103,6 @@ class Pool:
                 self._thread.start()
         self._notify()
         return job
-
-    def dumps(self, function: Callable[..., Any]) -> tuple[bytes, Any]:
-        """A function as `submit` wants it, and what must live as long as its jobs."""
-        return self._arrays.dumps(function)
 
     def is_running(self, job: Job) -> bool:
         with self._lock:
@@ -215,7 +192,7 @@ class Pool:
         try:
             worker = Worker(self._count, tuple(cores), tuple(gpus))
         except ActorLost as lost:
-            _set(self._queue.popleft(), JobLost(lost.detail))
+            self._queue.popleft().fail(JobLost(lost.detail))
             return None
         self._workers.append(worker)
         return worker
@@ -232,11 +209,10 @@ class Pool:
                 self._end(worker)
                 if job.cancelled():
                     return
-                if job.attempts <= job.retries and not lost.detail.startswith("it used"):
+                if job.can_start_again(lost.detail):
                     self._queue.appendleft(job)
                     return
-            times = "" if job.attempts == 1 else f"; it was started {job.attempts} times"
-            _set(job, JobLost(f"the process of the job is lost: {lost.detail}{times}"))
+            job.lose(lost.detail)
             return
         with self._lock:
             worker.job = None
@@ -247,15 +223,7 @@ class Pool:
                 worker.memory = memory if worker.memory is None else worker.memory
                 if memory > worker.memory + GROWTH:
                     self._end(worker)
-        if kind == "result":
-            try:
-                result = pickle.loads(value)
-            except Exception as unreadable:
-                _set(job, unreadable)
-            else:
-                _set(job, None, result)
-            return
-        _set(job, _exception_of(*value))
+        job.finish(kind, value)
 
     def _watch_memory(self) -> None:
         with self._lock:
@@ -264,7 +232,7 @@ class Pool:
             used, job = worker.own_memory(), worker.job
             if job is not None and job.request.memory is not None and used > job.request.memory:
                 limit = amount(job.request.memory)
-                worker.handle.kill(f"it used {amount(used)} of memory, and was to use at most {limit}")
+                worker.handle.kill(f"{TOO_MUCH_MEMORY} {amount(used)} of memory, and was to use at most {limit}")
 
     def _end(self, worker: Worker) -> None:
         """End a worker without waiting; its cores are free at once."""
@@ -273,30 +241,6 @@ class Pool:
         thread = threading.Thread(target=worker.handle.close, daemon=True)
         thread.start()
         self._closing = [other for other in self._closing if other.is_alive()] + [thread]
-
-
-def _exception_of(pickled: bytes | None, text: str) -> Exception:
-    """The exception of a job, whose cause is its traceback.
-
-    sys.exit or a KeyboardInterrupt in a job is not one of this process: it becomes a JobLost.
-    """
-    raised: Any = None
-    if pickled is not None:
-        with contextlib.suppress(Exception):
-            raised = pickle.loads(pickled)
-    what = "an exception that cannot be pickled" if raised is None else type(raised).__name__
-    error = raised if isinstance(raised, Exception) else JobLost(f"the job raised {what}:\n{text}")
-    error.__cause__ = JobTraceback(text)
-    return error
-
-
-def _set(job: Job, error: BaseException | None, result: Any = None) -> None:
-    job.copies = job.payload = None  # type: ignore[assignment]  # frees shared memory
-    with contextlib.suppress(InvalidStateError):  # it was cancelled meanwhile
-        if error is not None:
-            job.set_exception(error)
-        else:
-            job.set_result(result)
 
 
 @contextlib.contextmanager

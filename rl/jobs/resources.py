@@ -62,6 +62,15 @@ class Machine:
         if request.memory is not None and self.memory is not None and request.memory > self.memory:
             raise ConfigError(f"memory {amount(request.memory)}: this machine has {amount(self.memory)}")
 
+    def room(self, request: Request) -> int:
+        """How many jobs with this request fit into it."""
+        parts = [len(self.cores) // request.cores]
+        if request.gpus:
+            parts.append(len(self.gpus) // request.gpus)
+        if request.memory is not None and self.memory is not None:
+            parts.append(self.memory // request.memory)
+        return min(parts)
+
 
 def _gpus() -> tuple[str, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -10,6 +10,8 @@ import sys
 import traceback
 from typing import Any
 
+from rltrain.jobs.arrays import Place, loads
+
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -37,14 +39,18 @@ class JobRunner:
         self._path, self._argv = list(sys.path), list(sys.argv)
         self._folder = os.getcwd()
 
-    def run(self, function: bytes, arguments: bytes) -> tuple[str, Any]:
-        """("result", pickled result), or ("error", (pickled exception or None, its traceback as text))."""
+    def run(self, function: tuple[bytes, list[Place]], arguments: tuple[bytes, list[Place]]) -> tuple[str, Any]:
+        """("result", pickled result), or ("error", (pickled exception or None, its traceback as text)).
+
+        Args:
+            function, arguments: as `Pickled.sent` has them.
+        """
         import cloudpickle
 
         self._restore()
         try:
-            args, keywords = pickle.loads(arguments)
-            return "result", cloudpickle.dumps(pickle.loads(function)(*args, **keywords))
+            args, keywords = loads(*arguments)
+            return "result", cloudpickle.dumps(loads(*function)(*args, **keywords))
         except BaseException as error:  # also sys.exit in a job
             own = None if error.__traceback__ is None else error.__traceback__.tb_next or error.__traceback__
             text = "".join(traceback.format_exception(type(error), error, own))

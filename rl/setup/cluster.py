@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rltrain.config.run_config import PRELOAD, RunConfig
 from rltrain.envs.pickling import modules_of
@@ -18,6 +18,7 @@ from rltrain.setup.environment import Environment
 
 if TYPE_CHECKING:
     from rltrain.rollout.cluster.cluster import Cluster
+    from rltrain.rollout.cluster.nodes import Nodes
 
 
 TLS = {"tls_ca": "tls_ca_file", "tls_cert": "tls_client_cert", "tls_key": "tls_client_key"}
@@ -34,27 +35,60 @@ def open_cluster(config: RunConfig, note: Callable[[str], None], closing: ExitSt
     """
     if config.backend != "dask":
         return None
+    _need_dask("--backend dask")
+    from rltrain.rollout.cluster.cluster import Cluster
+
+    tls = {key: getattr(config, key) for key in TLS}
+    cluster = connected(Cluster, config.cluster, config.workers, config.cluster_timeout, tls)
+    closing.callback(cluster.close)
+    cluster.note = note
+    return cluster
+
+
+def _need_dask(what: str) -> None:
+    """ConfigError in one line if Dask is not installed."""
     try:
-        from rltrain.rollout.cluster.connect import connect
+        import rltrain.rollout.cluster.connect  # noqa: F401
     except ImportError:
-        raise ConfigError("--backend dask needs an extra: pip install 'rltrain[cluster]'") from None
+        raise ConfigError(f"{what} needs an extra: pip install 'rltrain[cluster]'") from None
+
+
+Kind = TypeVar("Kind", bound="Nodes[Any]")
+
+
+def connected(kind: Callable[..., Kind], where: Any, room: int, timeout: float, tls: Mapping[str, str | None]) -> Kind:
+    """Connect to a cluster whose nodes have this machine's versions.
+
+    Args:
+        kind:    makes the result of a client: a subclass of `Nodes`.
+        where:   an address, a scheduler file or a `distributed.Client`; None starts a cluster on this machine.
+        room:    actors that a cluster on this machine has room for.
+        timeout: seconds to wait for a node when there is none.
+        tls:     paths of files by the names tls_ca, tls_cert and tls_key; None for those that were not given.
+
+    Raises:
+        ConfigError: the cluster cannot be reached, or a node has other versions; one line for each node.
+    """
+    _need_dask("--cluster")
+    from rltrain.rollout.cluster.connect import connect
     from rltrain.rollout.cluster.versions import differences
 
-    tls = _checked_address(config)
+    files = _checked_address(where, tls)
     try:
-        cluster = connect(config.cluster, config.workers, config.cluster_timeout, tls or None)
+        cluster = connect(kind, where, room, timeout, files or None)
     except ClusterLost as lost:
         raise ConfigError(
             f"--cluster: {lost}; start one with: dask scheduler, and on each machine: dask worker"
         ) from None
-    closing.callback(cluster.close)
-    cluster.note = note
     try:
         faults = differences(cluster.versions())
-    except ClusterLost as lost:
-        raise ConfigError(f"--cluster: {lost}") from None
-    if faults:
-        raise ConfigError("\n".join(f"--cluster: {line}" for line in faults))
+        if faults:
+            raise ConfigError("\n".join(f"--cluster: {line}" for line in faults))
+    except BaseException as error:
+        cluster.close()
+        if isinstance(error, ClusterLost):
+            raise ConfigError(f"--cluster: {error}") from None
+        raise
     return cluster
 
 
@@ -81,14 +115,22 @@ def cluster_options(
 
 def remarks(config: RunConfig, cluster: Cluster) -> list[str]:
     """Notes on the nodes of a cluster that has begun: their number and room, their processors, missing encryption."""
+    room = sum(node.slots for node in cluster.nodes.values())
+    notes = remarks_on_nodes(cluster)
+    if config.workers > room:
+        notes.insert(1, f"{config.workers} actors share room for {room}: add workers to the cluster, or ask for fewer")
+    return notes
+
+
+def remarks_on_nodes(cluster: Nodes[Any]) -> list[str]:
+    """Notes on nodes, whatever runs there: their number and room, their processors, missing encryption."""
     from rltrain.rollout.cluster.connect import open_to_others
     from rltrain.rollout.cluster.node import machine
 
     nodes, local = list(cluster.nodes.values()), machine()
     room = sum(node.slots for node in nodes)
-    notes = [f"{len(nodes)} node{'s' * (len(nodes) != 1)} with room for {room} actor{'s' * (room != 1)}"]
-    if config.workers > room:
-        notes.append(f"{config.workers} actors share room for {room}: add workers to the cluster, or ask for fewer")
+    unit = cluster.unit if room != 1 else cluster.unit.removesuffix("s")
+    notes = [f"{len(nodes)} node{'s' * (len(nodes) != 1)} with room for {room} {unit}"]
     processors = {(node.facts["cpu"], node.facts["kernels"]) for node in nodes}
     if processors - {(local["cpu"], local["kernels"])}:
         names = ", ".join(sorted(f"{cpu} ({kernels})" for cpu, kernels in processors))
@@ -104,12 +146,11 @@ def remarks(config: RunConfig, cluster: Cluster) -> list[str]:
     return notes
 
 
-def _checked_address(config: RunConfig) -> dict[str, str]:
+def _checked_address(address: Any, files: Mapping[str, str | None]) -> dict[str, str]:
     """Dask's names of the TLS files, after a check that `--cluster` and these files can be used; {} without TLS."""
-    address = config.cluster
     if isinstance(address, str) and "://" not in address:
         _check_scheduler_file(Path(address))
-    tls = {name: str(getattr(config, key)) for key, name in TLS.items() if getattr(config, key) is not None}
+    tls = {name: str(files[key]) for key, name in TLS.items() if files.get(key) is not None}
     for key, name in TLS.items():
         if name in tls and not os.path.isfile(tls[name]):
             raise ConfigError(f"--{key.replace('_', '-')} {tls[name]}: there is no such file")

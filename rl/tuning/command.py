@@ -13,7 +13,8 @@ from typing import Any
 from rltrain.config.flags import Parser, spelled, whole
 from rltrain.config.run_config import RunConfig
 from rltrain.errors import ConfigError
-from rltrain.jobs.pool import close
+from rltrain.jobs.command import add_cluster_flags, chosen_cluster
+from rltrain.jobs.functions import close
 from rltrain.reporting.console import say
 from rltrain.tuning.options import SAMPLERS, SCHEDULERS, Options
 from rltrain.tuning.report import best_settings, report_text, tuned_line, write_pictures, write_settings
@@ -91,6 +92,7 @@ def _tune(words: list[str], version: str, parse_run: Callable[[Sequence[str]], A
     top.add_argument("--trust", action="store_true", help="imports code that somebody else's search names")
     top.add_argument("--json", action="store_true", help="prints one JSON object as the last line")
     top.add_argument("--quiet", action="store_true", help="prints only the result")
+    add_cluster_flags(top)
     own, rest = _split(top, words)
     given = top.parse(own)
     json_line, quiet = given.pop("json", False), given.pop("quiet", False)
@@ -100,14 +102,15 @@ def _tune(words: list[str], version: str, parse_run: Callable[[Sequence[str]], A
 
     with ExitStack() as closing:
         closing.callback(close)
+        cluster = chosen_cluster(given, lambda text: say(f"rltune: {text}", sys.stderr))
         view = closing.enter_context(View(quiet, sys.stderr if json_line else sys.stdout))
         if resume is not None:
             if rest or space is not None or name is not None:
                 what = rest[0] if rest else "--space" if space is not None else "--name"
                 raise ConfigError(
-                    f"{what}: cannot be changed by --resume; what can: --trials, --parallel, --cores and the like"
+                    f"{what}: cannot be changed by --resume; what can: --trials, --parallel, --cores, --cluster, ..."
                 )
-            tuned = tune(resume=resume, trials=trials, trust=bool(trust), options=given, watch=view)
+            tuned = tune(resume=resume, trials=trials, trust=bool(trust), options=given, cluster=cluster, watch=view)
         else:
             for key, why in DECIDED.items():
                 if spelled(key) in {word.partition("=")[0].replace("_", "-") for word in rest}:
@@ -117,7 +120,7 @@ def _tune(words: list[str], version: str, parse_run: Callable[[Sequence[str]], A
             if not {"--workers", "--backend"} & {word.partition("=")[0] for word in rest}:
                 rest = [*rest, "--workers", "0"]
             config, _ = parse_run([*rest, *(["--trust"] if trust else [])])
-            tuned = tune(space, trials=trials, name=name, config=config, options=given, watch=view)
+            tuned = tune(space, trials=trials, name=name, config=config, options=given, cluster=cluster, watch=view)
     say(json.dumps(_plain(tuned)) if json_line else tuned_line(tuned))
 
 

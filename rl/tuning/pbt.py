@@ -14,7 +14,7 @@ import numpy as np
 
 from rltrain.config.run_config import RunConfig
 from rltrain.errors import ConfigError, RunFailed
-from rltrain.jobs.pool import Job
+from rltrain.jobs.job import Job
 from rltrain.storage.fork import fork_run
 from rltrain.tuning.journal import Event
 from rltrain.tuning.options import EVALUATIONS, Options

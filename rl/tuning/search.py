@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rltrain.config.run_config import RunConfig
-from rltrain.errors import ConfigError, JobLost, RunFailed
-from rltrain.jobs.functions import submit
-from rltrain.jobs.pool import Job, pool
+from rltrain.errors import ClusterGone, ConfigError, JobLost, RunFailed
+from rltrain.jobs.job import Job, Jobs
+from rltrain.jobs.resources import Request
 from rltrain.storage.files import one_line
 from rltrain.tuning.journal import Event, Journal
 from rltrain.tuning.options import EVALUATIONS, Options, rungs_of
@@ -35,6 +35,7 @@ class Search:
 
     Args:
         config: of all runs, apart from the settings of the space, seeds and folders.
+        jobs:   runs the parts of trials.
         watch:  is called after each event, for a live view.
     """
 
@@ -44,9 +45,10 @@ class Search:
         config: RunConfig,
         space: Space,
         options: Options,
+        jobs: Jobs,
         watch: Callable[[Search], None] = lambda _: None,
     ) -> None:
-        self.folder, self.space, self.options, self._watch = folder, space, options, watch
+        self.folder, self.space, self.options, self.jobs, self._watch = folder, space, options, jobs, watch
         every = max(config.steps // EVALUATIONS, 1)
         self.config = config.model_copy(
             update={"eval_every": every, "checkpoint_every": every, "keep": 1, "quiet": True, "json_line": False}
@@ -68,9 +70,11 @@ class Search:
     @property
     def parallel(self) -> int:
         """Parts that run at a time."""
-        cores = len(pool().machine.cores) // self.options.cores
-        gpus = len(pool().machine.gpus) // self.options.gpus if self.options.gpus else cores
-        return self.options.parallel or max(min(cores, gpus), 1)
+        return self.options.parallel or max(self.jobs.room(self._request), 1)
+
+    @property
+    def _request(self) -> Request:
+        return Request.of(self.options.cores, self.options.gpus, self.options.memory)
 
     @property
     def seconds(self) -> float:
@@ -201,19 +205,15 @@ class Search:
         return self.config.seed + part.seed
 
     def _start(self, function: Callable[..., PartResult], *args: Any) -> Job:
-        options = self.options
-        return submit(
-            functools.partial(function, *args),
-            cores=options.cores,
-            gpus=options.gpus,
-            memory=options.memory,
-            retries=options.retries,
-        )
+        payload = self.jobs.dumps(functools.partial(function, *args))
+        return self.jobs.submit(payload, ((), {}), self._request, self.options.retries)
 
     def _result_of(self, job: Job, out: Path) -> PartResult:
-        """The result of a part; a part whose process was lost failed."""
+        """The result of a part; a part whose process was lost failed. A lost cluster ends the search."""
         try:
             result: PartResult = job.result()
+        except ClusterGone as gone:
+            raise RunFailed(f"{gone}; continue with rltune --resume {self.folder}") from None
         except JobLost as lost:
             return PartResult(None, 0, 0.0, str(folder_in(out) or out), error=one_line(lost))
         return result

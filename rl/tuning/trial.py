@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rltrain.config.consent import names_same_code
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import EnvError, EnvFault, describe
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
 from rltrain.reporting.metrics import read
 from rltrain.storage.files import one_line
-from rltrain.storage.run_folder import RUN_FILE
+from rltrain.storage.run_folder import RUN_FILE, is_locked, saved_config
 
+FREE_SECONDS = 90.0  # that a part waits for the process that has its run; longer than CLIENT_SECONDS of a node
 LAST = 3  # evaluations whose mean is the value of a trial
 
 
@@ -52,12 +56,32 @@ def run_part(config: RunConfig, until: int | None) -> PartResult:
         if folder is None:
             result = train(config, pause_at=until)
         else:
-            result = train(resume=folder, quiet=True, pause_at=until, **env)
+            _wait_until_free(folder)
+            trust = _is_of(folder, config)
+            result = train(resume=folder, trust=trust, quiet=True, pause_at=until, **env)
     except Exception as error:
         return PartResult(None, 0, 0.0, str(folder_in(out) or out), error=_line(error))
     value, seconds = value_at(result.run, result.steps if until is None else until)
     fault = "" if value is not None else "its evaluations have no finite return"
     return PartResult(value, result.steps, seconds, str(result.run), result.fingerprint, fault)
+
+
+def _is_of(folder: Path, config: RunConfig) -> bool:
+    """True if a run reaches no other code than the configuration of its search, to which the user consented.
+
+    The run may have been made by another user's search, or on a node where the user has another home folder.
+    """
+    same = names_same_code(saved_config(folder).values, config.to_json())
+    if same and os.path.isdir(config.folder):
+        os.chdir(config.folder)  # from which code is imported if another key has signed the run
+    return same
+
+
+def _wait_until_free(folder: Path) -> None:
+    """Wait while another process has the run: on a cluster, a node that was cut off ends its jobs after a minute."""
+    until = time.monotonic() + FREE_SECONDS
+    while is_locked(folder) and time.monotonic() < until:
+        time.sleep(0.5)
 
 
 def _line(error: Exception) -> str:

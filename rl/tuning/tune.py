@@ -13,8 +13,9 @@ from typing import Any
 from rltrain.config.consent import TRAINING, SavedConfig, with_consent
 from rltrain.config.load import load
 from rltrain.config.run_config import RunConfig
+from rltrain.envs.pickling import modules_of
 from rltrain.errors import CheckpointError, ConfigError
-from rltrain.jobs.pool import pool
+from rltrain.jobs.functions import jobs_of
 from rltrain.jobs.resources import Request
 from rltrain.storage import files
 from rltrain.storage.run_folder import lock
@@ -76,6 +77,7 @@ def tune(
     watch: Callable[[Search], None] = lambda _: None,
     config: RunConfig | None = None,
     options: Mapping[str, Any] | None = None,
+    cluster: Any = None,
     **settings: Any,
 ) -> Tuned:
     """Search for settings, and run the best ones again with new seeds, next to the default.
@@ -88,6 +90,8 @@ def tune(
         resume:   folder of a search to continue; only `trials`, `env` and options of resources can be given then.
         trust:    a resumed search that somebody else made may import the code that it names.
         options:  fields of `Options`, as `{"scheduler": "asha", "seeds": 3}`.
+        cluster:  trials run on the nodes of this Dask cluster, as `rltrain.submit` takes it. All nodes must see the
+                  folder of the search at the same path.
         settings: `algo="ppo", env="CartPole-v1", steps=100_000, ...`, for all runs.
 
     Raises:
@@ -109,17 +113,26 @@ def tune(
         found = Space.of(default_space(config) if space is None else space, config)
         _refuse(config, found, chosen)
     config = config.model_copy(update={"deterministic": config.deterministic or chosen.deterministic})
-    pool().machine.refuse(Request.of(chosen.cores, chosen.gpus, chosen.memory))
+    jobs = jobs_of(cluster)
+    jobs.refuse(Request.of(chosen.cores, chosen.gpus, chosen.memory))
     if resume is None:
         folder = _new_folder(config, found, chosen, name)
     with ExitStack() as closing:
         closing.callback(lock(folder))
         kind = Population if chosen.scheduler == "pbt" else Search
-        search = kind(folder, config, found, chosen, watch)
+        search = kind(folder, config, found, chosen, jobs, watch)
         if resume is None:
             _write(folder, config, found, chosen)
+        if cluster is not None:
+            _share(jobs, folder, config)
         winner = search.run()
     return result_of(search, winner)
+
+
+def _share(jobs: Any, folder: Path, config: RunConfig) -> None:
+    """Let the jobs of a cluster have the folder of the search, and the user's code."""
+    jobs.require_file(folder / SEARCH)
+    jobs.modules = tuple({name for env in (config.env, config.eval_env) for name in modules_of(env)})
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -137,7 +150,7 @@ def _refuse(config: RunConfig, space: Space, options: Options) -> None:
     """ConfigError if the configuration, the space and the options do not suit each other."""
     if config.learners > 1 or config.backend == "dask":
         raise ConfigError(
-            "a search runs its trials on this machine, with one learner each; leave out learners and cluster"
+            "the trials of a search have one learner each, and their actors next to it; leave out learners and backend"
         )
     if options.scheduler == "asha" and config.steps < 4:
         raise ConfigError(f"steps {config.steps}: a trial needs some evaluations; ask for more steps")

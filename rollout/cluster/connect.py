@@ -8,14 +8,14 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import dask
 from distributed import Client, LocalCluster
 from distributed.security import Security
 
-from rltrain.rollout.cluster.cluster import Cluster
+from rltrain.rollout.cluster.nodes import Nodes
 from rltrain.rollout.workers.cleanup import name_prefix, own_folder
 from rltrain.rollout.workers.handle import ClusterLost
 
@@ -26,10 +26,16 @@ CONNECT_SECONDS = 20.0
 SETTINGS = {"distributed.comm.timeouts.connect": "20s", "distributed.admin.tick.limit": "1h"}
 
 
-def connect(where: Any, workers: int, limit: float, tls: dict[str, str] | None = None) -> Cluster:
+Kind = TypeVar("Kind", bound=Nodes[Any])
+
+
+def connect(
+    kind: Callable[..., Kind], where: Any, workers: int, limit: float, tls: dict[str, str] | None = None
+) -> Kind:
     """Connect to a cluster.
 
     Args:
+        kind:    makes the result of a client: a subclass of `Nodes`.
         where:   tcp://HOST:PORT, a scheduler file, or a `distributed.Client`; None starts a cluster on this machine.
         workers: number of actors that a cluster on this machine has room for.
         limit:   seconds that the run waits for a node when there is none.
@@ -39,19 +45,19 @@ def connect(where: Any, workers: int, limit: float, tls: dict[str, str] | None =
         ClusterLost: there is no scheduler, or it refuses the connection.
     """
     if isinstance(where, Client):
-        return Cluster(where, lambda: None, limit)
+        return kind(where, lambda: None, limit)
     dask.config.set(SETTINGS)
     for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # this package reports what matters
     security = Security(require_encryption=True, **tls) if tls else None
     if where is None:
-        return _own(max(workers, 1), limit)
+        return _own(kind, max(workers, 1), limit)
     if "://" in where:
-        return _client(where, limit, security=security)
-    return _client(None, limit, security=security, scheduler_file=str(where))
+        return _client(kind, where, limit, security=security)
+    return _client(kind, None, limit, security=security, scheduler_file=str(where))
 
 
-def _own(room: int, limit: float) -> Cluster:
+def _own(kind: Callable[..., Kind], room: int, limit: float) -> Kind:
     """A cluster of one node, which is part of this process; the actors are processes of this machine."""
     # within the folder that the fork server removes if this process is killed; without a fork server the next run does
     folder = tempfile.mkdtemp(prefix=name_prefix(), dir=own_folder())
@@ -71,12 +77,14 @@ def _own(room: int, limit: float) -> Cluster:
         own.close()
         shutil.rmtree(folder, ignore_errors=True)
 
-    cluster = _client(own, limit, close)
+    cluster = _client(kind, own, limit, close)
     cluster.own = True
     return cluster
 
 
-def _client(address: Any, limit: float, then: Callable[[], None] | None = None, **ways: Any) -> Cluster:
+def _client(
+    kind: Callable[..., Kind], address: Any, limit: float, then: Callable[[], None] | None = None, **ways: Any
+) -> Kind:
     """Connect a client that the cluster closes; then `then` is called."""
     name = address if isinstance(address, str) else ways.get("scheduler_file", "the cluster on this machine")
     try:
@@ -94,7 +102,7 @@ def _client(address: Any, limit: float, then: Callable[[], None] | None = None, 
             with contextlib.suppress(Exception):
                 then()
 
-    return Cluster(client, close, limit)
+    return kind(client, close, limit)
 
 
 def open_to_others(address: str) -> bool:

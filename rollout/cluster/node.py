@@ -15,7 +15,7 @@ import time
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cloudpickle
 import torch
@@ -33,7 +33,7 @@ from rltrain.rollout.workers.fork_server import start_fork_server
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.process import ProcessHandle, before_exit, let_have_children
 
-LEARNER_SECONDS = 60.0  # without a poll by the learner, after which actors are ended
+CLIENT_SECONDS = 60.0  # without a poll by the client, after which all that runs on its node is ended
 
 
 def _open_actor(job: bytes, links: Links) -> Actor:
@@ -98,8 +98,7 @@ class Node:
         self._published = 0  # number of the newest publication that arrived
         self._arrival = asyncio.Event()  # of a publication
         self._over = False
-        self._last_poll = time.monotonic()
-        self._guard: asyncio.Task[None] | None = None
+        self.client = ClientWatch()
         kill_all = weakref.WeakMethod(self.kill_all)
         before_exit(lambda: method() if (method := kill_all()) is not None else None)
 
@@ -177,9 +176,7 @@ class Node:
 
     async def heartbeats(self) -> dict[int, tuple[int, list[int]]]:
         """By actor: its ticket and its `heartbeat_numbers`."""
-        self._last_poll = time.monotonic()
-        if self._guard is None:
-            self._guard = asyncio.get_running_loop().create_task(_guard(weakref.ref(self)))
+        self.client.heard(self)
         return {
             worker: (actor.ticket, heartbeat_numbers(self._heartbeats, worker).tolist())
             for worker, actor in list(self._actors.items())
@@ -216,9 +213,6 @@ class Node:
         actor = self._actors.get(worker)
         return actor if actor is not None and actor.ticket == ticket else None
 
-    def learner_is_silent(self) -> bool:
-        return time.monotonic() - self._last_poll > LEARNER_SECONDS
-
     def kill_all(self) -> None:
         """Kill all actors: the run, or this process, is over."""
         self._over = True
@@ -236,14 +230,42 @@ class Node:
                 actor.handle.close()
 
 
-async def _guard(reference: weakref.ref[Node]) -> None:
-    """Kill all actors when the learner is silent; an actor that hangs would otherwise keep its node alive for ever."""
+class WatchedNode(Protocol):
+    """A node that ends when its client is silent."""
+
+    client: ClientWatch
+
+    def kill_all(self) -> None:
+        """End all that runs on the node."""
+
+
+class ClientWatch:
+    """Ends all that runs on a node when its client is silent: the client may be gone, or cut off."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_silent(self) -> bool:
+        """True if the client has not been heard for CLIENT_SECONDS."""
+        return time.monotonic() - self._last > CLIENT_SECONDS
+
+    def heard(self, node: WatchedNode) -> None:
+        """The client of the node has called."""
+        self._last = time.monotonic()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(_watch(weakref.ref(node)))
+
+
+async def _watch(reference: weakref.ref[WatchedNode]) -> None:
+    """Does not keep the node alive, which would end its work by itself when the scheduler drops it."""
     while True:
-        await asyncio.sleep(LEARNER_SECONDS / 10)
+        await asyncio.sleep(CLIENT_SECONDS / 10)
         node = reference()
         if node is None:
             return
-        if node.learner_is_silent():
+        if node.client.is_silent:
             node.kill_all()
             return
         del node

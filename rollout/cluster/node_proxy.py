@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from rltrain.rollout.cluster.nodes import SILENT_SECONDS, no_answer
 from rltrain.rollout.shared_memory.heartbeat import Heartbeat, heartbeat_numbers
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.tree import leaves
 from rltrain.rollout.types import Gradients, Trajectory, Weights
 from rltrain.rollout.workers.handle import ActorLost, NotPlaced
-
-SILENT_SECONDS = 30.0  # a node that does not answer for so long is lost
 
 Run = Callable[[Coroutine[Any, Any, None]], None]  # starts a coroutine in the event loop, from any thread
 
@@ -112,7 +111,7 @@ class NodeProxy:
         try:
             reason: str | None = await self.node.open(ticket, worker, streams, job)
         except Exception as error:  # Dask raises many kinds for a node that is gone
-            return self.lose(_no_answer(error))
+            return self.lose(no_answer(error))
         return reason
 
     async def ask(self, handle: RemoteHandle, number: int, required: int, method: str, args: Any) -> tuple[str, Any]:
@@ -123,7 +122,7 @@ class NodeProxy:
         try:
             kind, *result = await self.node.ask(handle.worker, handle.ticket, number, required, method, args)
         except Exception as error:
-            return "lost", self.lose(_no_answer(error))
+            return "lost", self.lose(no_answer(error))
         if kind == "lost":
             return kind, result[0]
         answer, seconds = result
@@ -160,7 +159,7 @@ class NodeProxy:
                     handle.update_heartbeat(numbers)
             self._last_answer = time.monotonic()
         except Exception as error:
-            self.lose(_no_answer(error))
+            self.lose(no_answer(error))
         finally:
             self._polling = False
 
@@ -184,7 +183,7 @@ class NodeProxy:
                 size = sum(array.nbytes for parcel in parcels for array in parcel.arrays.values())
                 news.sent.add(size, time.perf_counter() - began)
         except Exception as error:
-            self.lose(_no_answer(error))
+            self.lose(no_answer(error))
         finally:
             self._sending = False
 
@@ -310,12 +309,3 @@ def _size(answer: Trajectory | Gradients) -> int:
         return int(sum(array.nbytes for array in answer.arrays.values()))
     fields = [*answer.extras.values(), *answer.optional_fields().values()]
     return int(sum(array.nbytes for array in [answer.action, answer.reward, *leaves(answer.obs), *fields]))
-
-
-def one_line(error: BaseException) -> str:
-    """The text of an exception on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _no_answer(error: BaseException) -> str:
-    return f"its node does not answer: {one_line(error)}"

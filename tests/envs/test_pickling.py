@@ -202,18 +202,19 @@ def test_what_is_installed_or_ours_travels_by_name() -> None:
     assert modules_of(self_contained) == ()
 
 
+@pytest.mark.parametrize(("name", "has_init"), [("carried_pack", True), ("carried_namespace", False)])
 def test_a_module_of_a_package_brings_the_whole_package_and_only_while_it_is_carried(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, name: str, has_init: bool
 ) -> None:
-    inner = tmp_path / "carried_pack" / "envs"
+    inner = tmp_path / name / "envs"
     inner.mkdir(parents=True)
-    (tmp_path / "carried_pack" / "__init__.py").write_text("")
-    (tmp_path / "carried_pack" / "common.py").write_text("GOAL = 6.0\n")
-    (inner / "__init__.py").write_text("")
-    (inner / "maze.py").write_text(
-        FILE.partition("gymnasium.register")[0].replace("from goal", "from carried_pack.common")
-    )
+    (tmp_path / name / "common.py").write_text("GOAL = 6.0\n")
+    if has_init:
+        (tmp_path / name / "__init__.py").write_text("")
+        (inner / "__init__.py").write_text("")
+    (inner / "maze.py").write_text(FILE.partition("gymnasium.register")[0].replace("from goal", f"from {name}.common"))
     monkeypatch.chdir(tmp_path)
-    source = self_contained(resolve("carried_pack.envs.maze:Maze"))
+    source = self_contained(resolve(f"{name}.envs.maze:Maze"))
+    assert {f"{name}.common", f"{name}.envs.maze"} <= {*modules_of(source.target)}
     assert elsewhere(source, tmp_path_factory.mktemp("elsewhere")) == [6.0, None]
     assert not cloudpickle.list_registry_pickle_by_value()

@@ -106,9 +106,9 @@ def test_a_large_array_is_sent_once_and_again_if_it_changed() -> None:
     first, copies = arrays.dumps((data, data))
     assert len(first) < 1000
     assert len(copies) == 1
-    assert arrays.dumps(data)[1][0] is copies[0]
+    assert arrays.dumps(data).arrays[0] is copies[0]
     data[7] = -1.0
-    assert arrays.dumps(data)[1][0] is not copies[0]
+    assert arrays.dumps(data).arrays[0] is not copies[0]
 
     def use(array: np.ndarray) -> tuple[float, bool]:
         return float(array[7]), array.flags.writeable

@@ -148,7 +148,7 @@ def test_a_population_replays_to_the_bit_and_continues_after_a_kill(tmp_path: Pa
     options = {"scheduler": "pbt", "population": 4, "intervals": 4, "confirm": 1}
     tuned = tune("lr=1e-5..1e-1:log,entropy=1e-4..1e-1:log", name=str(tmp_path / "s"), options=options, **RUN)
     folder, config, space, chosen = _reopened(tmp_path / "s", None, False)
-    population = Population(folder, config, space, chosen, lambda _: None)
+    population = Population(folder, config, space, chosen, pool.pool(), lambda _: None)
     members = population.state.trials
     assert any(member.home for member in members)
     winner = population.state.winner

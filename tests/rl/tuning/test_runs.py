@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from rltrain.cli import main_tune
+from rltrain.config.load import load
 from rltrain.jobs import pool
 from rltrain.tuning.journal import read_events
+from rltrain.tuning.trial import run_part
 
 COMMAND = (
     "--algo ppo --env probe:choice-given-obs --steps 160 --streams 2 --unroll 8 --widths 4 --epochs 1 --minibatches 1 "
@@ -79,3 +81,36 @@ def test_mistakes_get_one_line(
     (only,) = capsys.readouterr().err.splitlines()
     assert only.startswith(line)
     assert not list(tmp_path.iterdir())
+
+
+ENVIRONMENT = """
+import gymnasium, numpy as np
+
+class Maze(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.ones(1, np.float32), {}
+    def step(self, action):
+        return np.ones(1, np.float32), float(action), True, False, {}
+"""
+
+
+def test_a_part_continues_where_another_key_has_signed_the_run_but_reaches_no_other_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster, each node may have a home folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "maze_of_search.py").write_text(ENVIRONMENT)
+    run = {"algo": "ppo", "streams": 2, "unroll": 8, "widths": (4,), "steps": 96, "eval_every": 16, "workers": 0}
+    config = load({**run, "env": "maze_of_search.py:Maze", "checkpoint_every": 16, "eval_episodes": 1, "quiet": True})
+    config = config.model_copy(update={"out": str(tmp_path / "out")})
+    assert run_part(config, 32).error == ""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "another home"))
+    monkeypatch.chdir("/")
+
+    other = config.model_copy(update={"env": "probe:counter"})
+    assert "you did not make this run here" in run_part(other, None).error
+    done = run_part(config, None)
+    assert (done.error, done.steps) == ("", 96)

@@ -14,7 +14,9 @@ from rich.console import Console as Terminal
 import rltrain
 from rltrain.config.load import load
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
-from rltrain.tuning import search as search_module
+from rltrain.jobs.pool import pool
+from rltrain.jobs.resources import Request
+from rltrain.tuning import tune as tune_module
 from rltrain.tuning.journal import JOURNAL, Journal
 from rltrain.tuning.options import Options
 from rltrain.tuning.report import Found, best_settings, report_text, write_pictures, write_settings
@@ -33,14 +35,19 @@ class Killed(BaseException):
 
 
 class Runs:
-    """In place of `submit`: runs end at once, in the order of `latest_first` among those that are waited for."""
+    """In place of the pool of jobs: runs end at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[float, int, int | None]] = []
         self.kill_at: int | None = None
-        monkeypatch.setattr(search_module, "submit", self.submit)
+        monkeypatch.setattr(tune_module, "jobs_of", lambda cluster: self)
+        self.refuse, self.room = pool().refuse, pool().room
 
-    def submit(self, call: Any, **request: Any) -> Any:
+    def dumps(self, call: Any) -> Any:
+        return call
+
+    def submit(self, call: Any, arguments: Any, request: Request, retries: int) -> Any:
+        assert (arguments, retries) == (((), {}), 1)
         config, until = call.args
         self.calls.append((config.settings.lr, config.seed, until))
         if len(self.calls) == self.kill_at:
@@ -263,7 +270,7 @@ def test_a_terminal_shows_the_trials_that_run_and_the_best_ones(runs: Runs, tmp_
 
     options = Options(sampler="random", confirm=0, parallel=2, trials=12)
     config = load(RUN)
-    search = Search(tmp_path, config, Space.of(SPACE, config), options, look)
+    search = Search(tmp_path, config, Space.of(SPACE, config), options, pool(), look)
     search.run()
 
     assert all(len(line) <= columns for text in shown for line in text.splitlines())

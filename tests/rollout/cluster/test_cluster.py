@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from rltrain.rollout.cluster import cluster as module
+from rltrain.rollout.cluster import nodes as module
 from rltrain.rollout.cluster.cluster import Cluster
+from rltrain.rollout.cluster.nodes import WorkerOfCluster
 from rltrain.rollout.cluster.versions import own_versions
 from rltrain.rollout.types import Weights
 
@@ -56,8 +57,8 @@ def client() -> Iterator[Any]:
 def begin(client: Any, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> list[str]:
     """The nodes of a run that begins; `seconds` say how late each worker becomes a node."""
 
-    async def workers(_: Cluster) -> dict[str, tuple[int, bool]]:
-        return dict.fromkeys(seconds, (1, True))
+    async def workers(_: Cluster) -> dict[str, WorkerOfCluster]:
+        return dict.fromkeys(seconds, WorkerOfCluster(1, is_open=True))
 
     async def versions(_: Cluster, worker: str) -> dict[str, str | None]:
         return own_versions()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rltrain.rollout.cluster.cluster import Cluster
 from rltrain.rollout.cluster.connect import connect
 
 LISTEN = "0A"  # state of a socket in /proc/net/tcp
@@ -36,7 +37,7 @@ def test_a_cluster_of_our_own_can_be_reached_from_this_machine_only_and_leaves_n
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("rltrain.rollout.cluster.connect.own_folder", lambda: None)  # of a server of another test
     before, path = listening(), sys.path[:]
-    cluster = connect(None, 2, 10.0)
+    cluster = connect(Cluster, None, 2, 10.0)
     try:
         found = listening() - before
         assert any(tmp_path.iterdir())
@@ -51,6 +52,7 @@ def test_a_cluster_of_our_own_can_be_reached_from_this_machine_only_and_leaves_n
 
 KILLED = """
 import multiprocessing, os, signal
+from rltrain.rollout.cluster.cluster import Cluster
 from rltrain.rollout.cluster.connect import connect
 from rltrain.rollout.workers.fork_server import start_fork_server
 
@@ -59,7 +61,7 @@ if __name__ == "__main__":
     child = multiprocessing.get_context("forkserver").Process(target=int)
     child.start()
     child.join()  # so the server is there
-    cluster = connect(None, 2, 10.0)
+    cluster = connect(Cluster, None, 2, 10.0)
     print(*os.listdir(os.environ["TMPDIR"]), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -77,7 +77,7 @@ def test_who_was_replaced_is_not_asked() -> None:
 
 def test_an_actor_that_hangs_is_ended_when_the_learner_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its node is held by the question, so nobody else would."""
-    monkeypatch.setattr(module, "LEARNER_SECONDS", 0.5)
+    monkeypatch.setattr(module, "CLIENT_SECONDS", 0.5)
     node, job, _ = made("oracles.faulty:hangs")
 
     async def main() -> tuple[bool, Any]:

@@ -1,0 +1,400 @@
+"""Runs jobs on the nodes of a Dask cluster: who runs where, arrays that a node has, retries, lost nodes.
+
+All this happens in the event loop of the Dask client. A job gets cores, GPUs and memory of one node that no other job
+of this client has. The first job of the queue that does not fit lets all later ones wait, as on one machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rltrain.envs.pickling import modules_of, pickled_by_value
+from rltrain.errors import ClusterGone, ConfigError
+from rltrain.jobs.arrays import Arrays, Pickled
+from rltrain.jobs.job import Job
+from rltrain.jobs.node import JobNode
+from rltrain.jobs.resources import Machine, Request
+from rltrain.rollout.cluster.nodes import OPEN_SECONDS, SILENT_SECONDS, Nodes, no_answer
+from rltrain.rollout.shared_memory.memory import SharedMemory
+from rltrain.rollout.workers.handle import ClusterLost
+from rltrain.rollout.workers.process import before_exit
+from rltrain.setup.cluster import connected, remarks_on_nodes
+from rltrain.storage.files import digest_of, read_file
+from rltrain.system.free_space import amount
+
+POLL_SECONDS = 1.0  # between two calls that say to a node that its client is there
+
+
+class JobNodeProxy:
+    """One node, and the jobs that it runs for this client.
+
+    Args:
+        slots:   number of cores.
+        node:    the Dask actor, a `rltrain.jobs.node.JobNode`.
+        facts:   see `JobNode.facts`.
+        on_lost: called once, when the node is lost.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        node: Any,
+        facts: dict[str, Any],
+        loop: asyncio.AbstractEventLoop,
+        on_lost: Callable[[JobNodeProxy], None],
+    ) -> None:
+        self.address, self.node, self.facts = address, node, facts
+        self.resources: Machine = facts["resources"]
+        self.slots = len(self.resources.cores)
+        self.jobs: dict[Job, int] = {}  # that it runs, and their numbers
+        self.lost: str | None = None  # the reason
+        self._gone: asyncio.Future[None] = loop.create_future()
+        self._loop, self._on_lost = loop, on_lost
+        self._arrays: weakref.WeakKeyDictionary[SharedMemory, tuple[int, asyncio.Task[None]]]
+        self._arrays = weakref.WeakKeyDictionary()  # that it has or is being sent, with their numbers
+        self._numbers = itertools.count()
+        self._polling = False
+        self._polled = self._last_answer = time.monotonic()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def name(self) -> str:
+        return f"{self.address} on {self.facts['host']}"
+
+    def room(self, request: Request) -> int:
+        """How many more jobs with this request it can run now."""
+        requests = [job.request for job in self.jobs]
+        free = Machine(
+            self.resources.cores[sum(one.cores for one in requests) :],
+            self.resources.gpus[sum(one.gpus for one in requests) :],
+            None if self.resources.memory is None else self.resources.memory - sum(one.memory or 0 for one in requests),
+        )
+        return free.room(request)
+
+    def poll(self) -> None:
+        """Say that the client is there; a node that has not answered for SILENT_SECONDS is lost."""
+        now = time.monotonic()
+        if not self._polling and now - self._polled >= POLL_SECONDS:
+            self._polling, self._polled = True, now
+            self._start(self._poll())
+        elif self._polling and now - self._last_answer > SILENT_SECONDS:
+            self.lose(f"its node has not answered for {SILENT_SECONDS:g} s")
+
+    async def _poll(self) -> None:
+        try:
+            await self.node.poll()
+            self._last_answer = time.monotonic()
+        except Exception as error:
+            self.lose(no_answer(error))
+        finally:
+            self._polling = False
+
+    async def start(self, job: Job, payload: tuple[Pickled, Pickled], number: int) -> None:
+        """Send a job, and before it the arrays that the node does not have."""
+        function, arguments = [(pickled.data, [await self._sent(one) for one in pickled.arrays]) for pickled in payload]
+        await self.until_lost(self.node.start(number, function, arguments, job.request))
+
+    async def until_lost(self, call: Any) -> Any:
+        """The answer to a call. Raises OSError when the node is lost meanwhile."""
+        task = asyncio.ensure_future(call)
+        await asyncio.wait({task, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        task.cancel()
+        raise OSError(self.lost)
+
+    async def _sent(self, memory: SharedMemory) -> int:
+        """The number by which the node has an array."""
+        if memory not in self._arrays:
+            number = next(self._numbers)
+            task = self._loop.create_task(self._send(number, memory.array(0, (memory.size,), np.uint8)))
+            self._arrays[memory] = number, task
+            weakref.finalize(memory, self._free, number).atexit = False
+        number, task = self._arrays[memory]
+        await asyncio.shield(task)
+        return number
+
+    async def _send(self, number: int, data: np.ndarray) -> None:
+        await self.until_lost(self.node.keep(number, data))
+
+    def _free(self, number: int) -> None:
+        """The copy of an array is not needed any more. Runs in any thread."""
+        if self.lost is None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(lambda: self._start(self.request("drop", [number])))
+
+    async def request(self, method: str, *args: Any) -> None:
+        """Call a method of the node; errors are ignored, since a lost node is noticed elsewhere."""
+        try:
+            await getattr(self.node, method)(*args)
+        except Exception:
+            return
+
+    def _start(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def lose(self, reason: str) -> str:
+        """Give up the node; the calls that wait for it end. Returns the reason of the first call."""
+        if self.lost is None:
+            self.lost = reason
+            self._start(self.request("end"))  # the node may still exist; its jobs must not
+            self._gone.set_result(None)
+            self._on_lost(self)
+        return self.lost
+
+
+class ClusterJobs(Nodes[JobNodeProxy]):
+    """Jobs on the nodes of a cluster. `begin` makes the nodes. Its methods can be called from any thread.
+
+    Args:
+        shared: a file that a node must see at the same path, for jobs that use files; None: any node is used.
+    """
+
+    hosted, unit = "jobs", "cores"
+
+    def __init__(self, client: Any, closing: Callable[[], None], limit: float) -> None:
+        super().__init__(client, closing, limit)
+        self.shared: Path | None = None
+        self.modules: tuple[str, ...] = ()  # with code of the user that is sent with every job
+        self._arrays = Arrays()
+        self._queue: deque[Job] = deque()
+        self._running: dict[Job, JobNodeProxy] = {}
+        self._numbers = itertools.count()
+
+    def begin(self) -> None:
+        """Make nodes of all workers, and wait for the first ones.
+
+        Raises:
+            ConfigError: no worker can be used, or there is none; one line.
+        """
+        try:
+            self._begin()
+        except ClusterLost as lost:
+            raise ConfigError(f"--cluster: {lost}") from None
+
+    def check(self, waits: bool = True) -> None:
+        if not self._begun and not self._joining and not self.nodes and self._unusable:
+            raise ClusterLost(self._notes[-1])
+        super().check(waits)
+
+    # --- the interface of `Jobs` ---
+
+    def refuse(self, request: Request) -> None:
+        """ConfigError in one line if no node can grant the request."""
+        machines = [node.resources for node in list(self.nodes.values())]
+        if not machines or any(one.room(request) for one in machines):
+            return
+        for name, most in (
+            ("cores", max(len(one.cores) for one in machines)),
+            ("gpus", max(len(one.gpus) for one in machines)),
+        ):
+            if getattr(request, name) > most:
+                raise ConfigError(f"{name} {getattr(request, name)}: the largest node of the cluster has {most}")
+        memory = max(one.memory or 0 for one in machines)
+        if request.memory is not None and request.memory > memory:
+            raise ConfigError(f"memory {amount(request.memory)}: the largest node of the cluster has {amount(memory)}")
+        raise ConfigError("no node of the cluster has these cores, GPUs and memory together")
+
+    def room(self, request: Request) -> int:
+        """How many jobs with this request can run at a time."""
+        return sum(node.resources.room(request) for node in list(self.nodes.values()))
+
+    def dumps(self, value: Any) -> Pickled:
+        """A function or arguments, as `submit` takes them. Code from files of the user is part of it."""
+        with _pickling, pickled_by_value({*self.modules, *modules_of(value)}):
+            return self._arrays.dumps(value)
+
+    def submit(self, function: Pickled, arguments: Any, request: Request, retries: int) -> Job:
+        """Queue a job. `arguments` are (positional, keywords)."""
+        self.refuse(request)
+        args, keywords = arguments
+        modules = {*self.modules, *(name for one in (*args, *keywords.values()) for name in modules_of(type(one)))}
+        with _pickling, pickled_by_value(modules):
+            pickled = self._arrays.dumps(arguments)
+        job = Job(self, (function, pickled), request, retries)
+        self._loop.call_soon_threadsafe(self._queued, job)
+        return job
+
+    def is_running(self, job: Job) -> bool:
+        """True if a process works on the job."""
+        return job in self._running
+
+    def cancelled(self, job: Job) -> None:
+        """The job was cancelled: end its process, if it has one."""
+        self._loop.call_soon_threadsafe(self._cancel, job)
+
+    def require_file(self, file: Path) -> None:
+        """From now on use only nodes that see this file at the same path.
+
+        Raises:
+            ConfigError: no node does.
+        """
+        self._call(self._require(file), OPEN_SECONDS)
+        if not self.nodes:
+            raise ConfigError(f"--cluster: {self._notes[-1]}")
+
+    def close(self) -> None:
+        """Cancel all jobs and end all their processes."""
+        for job in [*self._queue, *self._running]:
+            job.cancel()
+        super().close()
+
+    # --- in the event loop ---
+
+    async def _make_node(self, address: str, slots: int) -> JobNodeProxy:
+        dask_actor, facts = await self._on_worker(address, JobNode, self._cores_before(address), slots)
+        node = JobNodeProxy(address, dask_actor, facts, self._loop, self._remove_node)
+        await self._check_shared(node)
+        return node
+
+    def _cores_before(self, address: str) -> int:
+        """Cores of the same machine that belong to nodes before this one."""
+        host = self._known[address].host
+        return sum(w.slots for other, w in self._known.items() if w.host == host and other < address)
+
+    async def _require(self, file: Path) -> None:
+        self.shared = file
+        for node in list(self.nodes.values()):
+            try:
+                await self._check_shared(node)
+            except OSError as error:
+                self._unusable[node.address] = float("inf")
+                self._notes.append(f"the node {node.address} cannot be used: {error}")
+                node.lose(str(error))
+
+    async def _check_shared(self, node: JobNodeProxy) -> None:
+        if self.shared is not None and not await node.node.sees(str(self.shared), digest_of(read_file(self.shared))):
+            raise OSError(f"it does not see {self.shared.parent}, which must be in a file system that all nodes share")
+
+    def _joined(self, node: JobNodeProxy) -> None:
+        self._place()
+
+    def _queued(self, job: Job) -> None:
+        self._queue.append(job)
+        self._place()
+
+    def _place(self) -> None:
+        """Begin jobs of the queue, each on the node with the most room."""
+        while self._queue:
+            job = self._queue[0]
+            node = max(self.nodes.values(), key=lambda node: node.room(job.request), default=None)
+            if node is None or not node.room(job.request):
+                return
+            self._queue.popleft()
+            payload = job.payload
+            if payload is not None and not job.done():
+                node.jobs[job] = next(self._numbers)
+                self._running[job] = node
+                self._start(self._follow(job, payload, node))
+
+    async def _follow(self, job: Job, payload: tuple[Pickled, Pickled], node: JobNodeProxy) -> None:
+        """Run a job on a node, to its end."""
+        number, began = node.jobs[job], False
+        try:
+            await node.start(job, payload, number)
+            job.attempts, began = job.attempts + 1, True
+            if job.cancelled():  # before the node had it
+                self._start(node.request("cancel", number))
+            kind, value = await node.until_lost(node.node.result(number))
+        except Exception as error:
+            kind, value = "lost", node.lose(no_answer(error))
+        node.jobs.pop(job, None)
+        self._running.pop(job, None)
+        if kind != "lost":
+            await asyncio.to_thread(job.finish, kind, value)  # unpickling may take long
+        elif not job.cancelled():
+            if self.fault is not None:
+                job.fail(ClusterGone(self.fault))
+            elif not began or job.can_start_again(value):
+                self._queue.appendleft(job)
+            else:
+                job.lose(value)
+        self._place()
+
+    def _cancel(self, job: Job) -> None:
+        if job in self._queue:
+            self._queue.remove(job)
+        node = self._running.get(job)
+        if node is not None:
+            self._start(node.request("cancel", node.jobs[job]))
+        self._place()
+
+    def _remove_node(self, node: JobNodeProxy) -> None:
+        if self.nodes.get(node.address) is node:  # a new node may have the same address
+            del self.nodes[node.address]
+            if not self._over:
+                self._notes.append(f"the node {node.name} is lost: {node.lost}")
+
+    def _watched(self) -> None:
+        if not self._begun:
+            return
+        try:
+            self.check()
+        except ClusterLost as lost:
+            self._lost(str(lost))
+
+    def _lost(self, reason: str) -> None:
+        waiting = list(self._queue)
+        self._queue.clear()
+        for job in waiting:
+            job.fail(ClusterGone(reason))
+
+
+_pickling = threading.RLock()  # cloudpickle's list of modules that are pickled by value belongs to the process
+_open: dict[Any, ClusterJobs] = {}  # by address, or client
+_opening = threading.Lock()
+
+
+def cluster_jobs(
+    where: Any, timeout: float = 300.0, tls: Mapping[str, str | None] | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> ClusterJobs:  # fmt: skip
+    """The jobs of this process on a cluster, which is connected if it is not.
+
+    Args:
+        where:   an address, a scheduler file or a `distributed.Client`.
+        timeout: seconds to wait for a node when there is none.
+        tls:     files, as `rltrain.setup.cluster.connected` takes them.
+        note:    prints a message for the user.
+
+    Raises:
+        ConfigError: the cluster cannot be used; one line.
+    """
+    if not (isinstance(where, str) or hasattr(where, "scheduler_info")):
+        raise ConfigError(
+            f"cluster must be an address, a scheduler file or a distributed.Client, got {type(where).__name__}"
+        )
+    with _opening:
+        jobs = _open.get(where)
+        if jobs is None or jobs.fault is not None:
+            jobs = connected(ClusterJobs, where, 0, timeout, tls or {})
+            try:
+                jobs.begin()
+            except BaseException:
+                jobs.close()
+                raise
+            jobs.note = note
+            _open[where] = jobs
+            before_exit(close)
+            for text in remarks_on_nodes(jobs):
+                note(text)
+        return jobs
+
+
+def close() -> None:
+    """End the jobs of this process on all clusters."""
+    with _opening:
+        for jobs in _open.values():
+            jobs.close()
+        _open.clear()
