@@ -195,11 +195,19 @@ def _fill(learner: Learner, replay: Replay, recording: Recording, device: torch.
         learner.algorithm.observe(tensors(piece, device))
     if replay.n_step > 1 and is_data_only(learner.algorithm.plan):
         replay.cut_streams()
-    rows = len(replay)
+    rows, plan = len(replay), learner.algorithm.plan
+    sequences = plan if isinstance(plan, ReplayPlan) and plan.core_size else None
+    if not rows and sequences is not None:
+        raise ConfigError(
+            f"--data {recording.folder}: no sequence of {sequences.window} steps (--burn-in {sequences.burn_in} and "
+            f"--length {sequences.length}) begins in it: it has no stream of so many steps. Ask for "
+            "shorter sequences, or record more"
+        )
     if not rows:
-        raise ConfigError(f"--replay-from {recording.folder}: it holds no row that can be learned from")
+        raise ConfigError(f"--data {recording.folder}: it holds no row that can be learned from")
     line = f"{recording.steps:,} steps of {recording.spec.id} were recorded in {recording.folder}"
-    plan = learner.algorithm.plan
+    if sequences is not None:
+        return f"{line}; {rows:,} sequences of {sequences.window} steps can be learned from"
     if isinstance(plan, ReplayPlan) and plan.best is not None:
         kept = replay.keep_best(plan.best)
         if not kept:

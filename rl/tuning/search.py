@@ -251,6 +251,10 @@ class Search:
 
     # -- confirmation
 
+    def confirming_seed(self, number: int) -> int:
+        """The seed of run `number` of those that confirm the winner."""
+        return self.config.seed + CONFIRMATION + number
+
     def _confirmation(self, winner: Trial, seed: int, out: Path) -> Job:
         """A complete run of the winner's settings."""
         return self._start(run_part, self.config_of(winner.point, seed, out), None)
@@ -266,7 +270,7 @@ class Search:
         while tasks or self.running:
             while tasks and len(self.running) < self.parallel:
                 who, seed = tasks.pop(0)
-                number = self.config.seed + CONFIRMATION + seed
+                number = self.confirming_seed(seed)
                 out = self.folder / TRIALS / f"{who}-seed{number}"
                 if who == "winner":
                     job = self._confirmation(winner, number, out)

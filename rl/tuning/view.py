@@ -42,7 +42,7 @@ class View:
             rungs = [f"{rung.steps:,}" + f" with {rung.seeds} seeds" * (rung.seeds > 1) for rung in search.rungs]
             options, config = search.options, search.config
             note(
-                f"{config.algo} on {config.env_name}: {state.count} trials, {options.scheduler}, {options.sampler}, "
+                f"{config.algo} on {config.env_name}: {_trials(state.count)}, {options.scheduler}, {options.sampler}, "
                 f"{search.parallel} at a time; steps {', '.join(rungs)}; folder {search.folder}"
             )
         failed = [trial for trial in state.trials if trial.error]
@@ -63,17 +63,22 @@ class View:
             self._console.show(self._line(search), lambda: self._table(search))
 
     def _table(self, search: Search) -> Table:
-        """The trials that run now, and the best ones so far."""
+        """The trials that run now, and the best ones so far; at the end the runs that confirm the winner."""
         state = search.state
         running: dict[int, list[int]] = {}  # trial: the rungs of its parts
+        rows = []
+        names = [dimension.name for dimension in search.space.dimensions]
         for part in search.running.values():
             if isinstance(part, Part):
                 running.setdefault(part.trial, []).append(part.rung)
+            else:
+                who, number, _ = part
+                point = state.winner.point if who == "winner" and state.winner is not None else {}
+                values = (shown(point[name]) if name in point else "" for name in names)
+                rows.append([who, "", "", f"runs, seed {search.confirming_seed(number)}", *values])
         ranked = sorted((trial for trial in state.trials if state.highest(trial) is not None), key=_by_rank(state))
         trials = [state.trials[number] for number in sorted(running)][:MOST]
         trials += [trial for trial in ranked if trial.number not in running][: max(MOST - len(trials), 1)]
-        names = [dimension.name for dimension in search.space.dimensions]
-        rows = []
         for trial in trials:
             rung = state.highest(trial)
             value = None if rung is None else trial.value(rung)
@@ -83,13 +88,13 @@ class View:
                 doing = f"runs to {search.rungs[max(running[trial.number])].steps:,}"
             numbers = [str(trial.number), steps, "" if value is None else shown(value)]
             rows.append([*numbers, doing, *(shown(trial.point[name]) for name in names)])
-        return Table(["trial", "steps", "value", "state", *names], rows, whole=4)
+        return Table(["trial", "steps", "value", "state", *names] if rows else [], rows, whole=4)
 
     def _line(self, search: Search) -> str:
         state = search.state
         done = sum(sum(trial.steps.values()) for trial in state.trials)
         begun, failed = len(state.trials), sum(bool(trial.error) for trial in state.trials)
-        parts = [f"{begun} of {state.count} trials", f"{len(search.running)} running"]
+        parts = [f"{begun} of {_trials(state.count)}", f"{len(search.running)} running"]
         if failed:
             parts.append(f"{failed} failed")
         if self._best is not None:
@@ -108,6 +113,10 @@ class View:
             return None
         total = done / finished * state.count + 2 * search.options.confirm * search.config.steps
         return search.seconds * max(total - done, 0) / done
+
+
+def _trials(count: int) -> str:
+    return f"{count:,} trial{'s' * (count != 1)}"
 
 
 def _by_rank(state: State) -> Callable[[Trial], tuple[int, float]]:

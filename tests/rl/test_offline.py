@@ -227,6 +227,26 @@ def test_with_a_memory_a_task_is_solved_that_needs_one(algo: str, memory_data: P
     assert rltrain.evaluate(solved.run, episodes=20).return_mean == 1.0
 
 
+def test_how_many_sequences_can_be_learned_from_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sequence begins at each step that so many others follow."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main_data("record random data --env CartPole-v1 --episodes 1 --seed 3".split()) == 0
+    steps = Recording.open(tmp_path / "data").steps
+    words = "--algo bc --env CartPole-v1 --data data --memory gru --steps 2 --workers 0 --preset none".split()
+    assert steps > 12
+    assert cli.main([*words, "--burn-in", "4", "--length", "6", "--eval-every", "0", "--widths", "4"]) == 0
+    assert f"; {steps - 9} sequences of 10 steps can be learned from" in capsys.readouterr().out
+
+    assert cli.main([*words, "--burn-in", "4", "--length", str(steps)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        f"no sequence of {steps + 4} steps (--burn-in 4 and --length {steps}) begins in it: it has no stream of so many "
+        "steps. Ask for shorter sequences, or record more"
+    )
+
+
 REFUSED = {
     "--filter-top and --memory do not go together": [
         "--algo",

@@ -239,7 +239,8 @@ class _Work:
         reason = self.weights_refusal
         if reason is None and (size := effective_size(self.logged, name)) < LEAST_SIZE:
             reason = f"the weights leave an effective size of {size:.1f} episodes of {len(self.complete):,}, below "
-            reason += f"{LEAST_SIZE:g}: the recorded policy acts too differently; record more, or use fqe"
+            reason += f"{LEAST_SIZE:g}: the recorded policy acts too differently; record more"
+            reason += "" if self.refusal("fqe") else ", or use fqe"
         if reason is None and name == "dr" and self.target.trained.policy.core_size:
             return memory
         return reason
@@ -248,35 +249,38 @@ class _Work:
     def weights_refusal(self) -> str | None:
         """Why there are no weights pi / mu; None: there are."""
         box, target = self.recording.spec.action.kind == "box", self.target
+        fqe_refused = self.refusal("fqe") is not None
+        only_fqe = "" if fqe_refused else "; only fqe applies"
         if box and not target.stochastic:
+            other = "try" if fqe_refused else "only fqe applies, or"
             return "the policy without exploration is deterministic, and never takes exactly a recorded Box action; "\
-                "only fqe applies, or --stochastic for the policy as it acts in training"  # fmt: skip
+                f"{other} --stochastic for the policy as it acts in training"  # fmt: skip
         if not target.has_density:
-            return "the policy has no probabilities of actions that could be computed; only fqe applies"
+            return f"the policy has no probabilities of actions that could be computed{only_fqe}"
         if not self.complete:
             return "no episode is there from its first step to its end"
         if selections(self.recording.run):
             return f"{SELECTED}, and weights do not correct that; estimate from the data before the selection"
         if any("log_prob" not in one.extras for one in self.complete):
-            return "the recording has no log-probabilities of its actions (propensities); only fqe applies"
+            return f"the recording has no log-probabilities of its actions (propensities){only_fqe}"
         log_prob = np.concatenate([one.extras["log_prob"] for one in self.complete])
         if log_prob.ndim > 1 or np.isnan(log_prob).any() or np.isposinf(log_prob).any():
-            return "log-probabilities (propensities) of some recorded actions are missing; only fqe applies"
+            return f"log-probabilities (propensities) of some recorded actions are missing{only_fqe}"
         if noise_steps(self.recording.run) > 1:
             return "the recorded policy held its noise for several steps (sde_every), so that probabilities of single "\
-                "steps do not multiply; only fqe applies"  # fmt: skip
+                f"steps do not multiply{only_fqe}"  # fmt: skip
         if box and (log_prob == 0).any():
-            return "some recorded Box actions were chosen without exploration, so that they have no density; only fqe "\
-                "applies"  # fmt: skip
+            return "some recorded Box actions were chosen without exploration, so that they have no density"\
+                f"{only_fqe}"  # fmt: skip
         if box and self.recording.run.get("served"):
             action, rounded = np.concatenate([one.action for one in self.complete]), self.recording.spec.action.takes
             if (np.abs(action) >= 1).any() or np.dtype(rounded).kind != "f":
                 return "rlserve recorded actions as the environment took them, and some are on the bounds or rounded, "\
-                    "where the recorded density is that of the action before; only fqe applies"  # fmt: skip
+                    f"where the recorded density is that of the action before{only_fqe}"  # fmt: skip
         if np.isneginf(log_prob).any():
-            return "some recorded actions have probability 0; only fqe applies"
+            return f"some recorded actions have probability 0{only_fqe}"
         if not box and log_prob.max() > ROUNDING:
-            return "the recorded log-probabilities of some actions are above 0; only fqe applies"
+            return f"the recorded log-probabilities of some actions are above 0{only_fqe}"
         return None
 
     def weighted(self, name: str) -> Estimate:

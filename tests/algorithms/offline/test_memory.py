@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracles import memory
 from oracles.cases import poisoned
-from oracles.off_policy import BOX, DISCRETE, MASKED
+from oracles.off_policy import BOX, DISCRETE, MASKED, run
 from oracles.offline import (
     AWACReference,
     BCReference,
@@ -130,3 +130,29 @@ def test_with_memory_a_batch_has_fewer_sequences_than_it_would_have_steps(algo: 
     assert CONFIGS[algo](memory="gru").batch == 32
     assert CONFIGS[algo](memory="gru", batch=7).batch == 7
     assert CONFIGS[algo]().batch in (256, 1024)
+
+
+@pytest.mark.parametrize(
+    ("algo", "spec"), [*((algo, BOX) for algo in CONFIGS), ("bc", DISCRETE), ("cql", DISCRETE), ("awac", DISCRETE)]
+)
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_the_policy_acts_from_what_it_has_seen(algo: str, spec: Any, kind: str) -> None:
+    """Oracle: the cell is applied to each row of the stream, and the layers to its output."""
+    ours = make(algo, spec, memory=kind, normalize_obs=False)
+    policy = ours.policy
+    (net,) = reference_of(algo, ours, spec).actor
+    generator = torch.Generator().manual_seed(7)
+    obs = torch.randn(5, 3, *spec.obs.shape, generator=generator)
+    drawn = torch.zeros(3, policy.noise.width)
+    core = expected = torch.zeros(3, policy.core_size)
+    for row in obs:
+        act = policy.act(row, core, None, drawn, False)
+        assert act.core is not None
+        core = act.core
+        expected = torch.stack([memory.cell(kind, net.memory, x, c) for x, c in zip(row, expected, strict=True)])
+        assert_close(core, expected.detach(), atol=1e-6, rtol=0)
+        out = run(net, expected[:, : SMALL["memory_size"]], activation=policy.config.activation).detach()
+        if spec is BOX:
+            assert_close(act.action.flatten(1), torch.tanh(out[:, : act.action[0].numel()]), atol=1e-6, rtol=0)
+        else:
+            assert act.action.tolist() == out.argmax(1).tolist()

@@ -265,6 +265,11 @@ def test_memory_has_weights_and_no_fitted_values(tmp_path: Path, rlope: Callable
     table = rlope(run, "--data", tmp_path / "rec", "--stochastic")
     assert "fqe, dr: refused: the policy has a memory" in table or "dr, fqe" in table
     assert "pdwis" in table
+    recording = Recording.open(tmp_path / "rec")
+    write(tmp_path / "bare", recording.spec, [replace(one, extras={}) for one in episodes_of(recording)], {})
+    refused = rlope(run, "--data", tmp_path / "bare", status=2)
+    assert "no log-probabilities" in refused
+    assert "only fqe" not in refused  # which is refused too
 
 
 @pytest.mark.parametrize(

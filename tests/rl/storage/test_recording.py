@@ -392,6 +392,7 @@ DAMAGE: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "action": (lambda a: a | {"0/action": a["0/action"] + 7}, "action holds numbers outside"),
     "stream": (lambda a: a | {"0/stream": a["0/stream"] + 2**40}, "stream counts from 0 to 2"),
     "nan": (lambda a: a | {"0/reward": a["0/reward"] * np.nan}, "reward holds numbers that are not finite"),
+    "acting": (lambda a: a | {"0/acting": np.ones((2, 2), bool)}, "acting is bool .*, and the spec promises bool"),
     "piece": (lambda a: a | {"x/reward": np.zeros(1)}, "'x/reward' belongs to no piece"),
     "episodes": (lambda a: a | {"0/episode_return": np.zeros((2, 2))}, "is damaged"),
 }

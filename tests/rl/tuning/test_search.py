@@ -258,6 +258,27 @@ def test_the_public_name() -> None:
     assert rltrain.tune is tune
 
 
+def test_a_terminal_shows_the_runs_that_confirm_the_winner(tmp_path: Path) -> None:
+    config = load(RUN)
+    search = Search(tmp_path, config, Space.of(SPACE, config), Options(sampler="random", trials=1), pool())
+    point = {"lr": 1e-3, "epochs": 2}
+    result = {"number": 0, "rung": 0, "seed": 0, "value": 5.0, "steps": 250, "seconds": 1.0, "run": "", "error": ""}
+    for event in (
+        {"event": "trial", "number": 0, "point": point},
+        {"event": "results", "results": [{**result, "fingerprint": ""}]},
+    ):
+        search.state.apply(event)
+    view = View(True, io.StringIO())
+    assert view._table(search).rows == [["0", "250", "5", "best", "0.001", "2"]]
+    search.running = {Future(): ("winner", 0, tmp_path), Future(): ("default", 1, tmp_path)}  # type: ignore[dict-item]
+
+    assert view._table(search).rows[:2] == [
+        ["winner", "", "", "runs, seed 10000", "0.001", "2"],
+        ["default", "", "", "runs, seed 10001", "", ""],
+    ]
+    assert "1 trial " in f"{view._line(search)} "
+
+
 @pytest.mark.parametrize("columns", [44, 100])
 def test_a_terminal_shows_the_trials_that_run_and_the_best_ones(runs: Runs, tmp_path: Path, columns: int) -> None:
     shown: list[str] = []
@@ -275,7 +296,8 @@ def test_a_terminal_shows_the_trials_that_run_and_the_best_ones(runs: Runs, tmp_
 
     assert all(len(line) <= columns for text in shown for line in text.splitlines())
     tables = [[line.split() for line in text.splitlines()] for text in shown]
-    assert tables[0][0][:4] == ["trial", "steps", "value", "state"]
+    assert "".join(shown[0].split()) == ""  # no trial yet
+    assert tables[1][0][:4] == ["trial", "steps", "value", "state"]
     assert [row[:4] for row in tables[2][1:]] == [["0", "runs", "to", "250"], ["1", "runs", "to", "250"]], shown[2]
     last = tables[-1][1:]
     best = search.state.winner

@@ -177,7 +177,10 @@ def test_a_snapshot_that_is_replaced_counts_for_nobody_and_the_others_do() -> No
     ],
 )
 def test_opponents_with_a_memory_remember_their_game(game: Any, own: str, other: str) -> None:
-    """Oracle: each opponent's policy sees each row of each stream, from an empty memory when a game begins."""
+    """Oracle: each opponent's policy sees each row of each stream, from an empty memory when a game begins.
+
+    After half of the unrolls another rollout continues from the state of the first one, as a resumed run does.
+    """
     memory = {"memory": "gru", "memory_size": 6}
     theirs = {"algo": other, "env": game, "workers": 0, "preset": "none", **memory}
     theirs |= {"last_action": True} if other == "iql" else {"sequence": 4}
@@ -186,9 +189,11 @@ def test_opponents_with_a_memory_remember_their_game(game: Any, own: str, other:
     spec = read_spec(resolve(game), 0)
     strangers = make_policy(load(theirs), spec)()
     others = [(load(theirs), {name: x.numpy().copy() for name, x in scaled(strangers).state_dict().items()})]
-    made = Bench(own, game, others, opponents="pool", streams=12, unroll=8, pool_share=0.9, pool_size=1, **mine)
+    settings = {"opponents": "pool", "streams": 12, "unroll": 8, "pool_share": 0.9, "pool_size": 1, **mine}
+    made, again = (Bench(own, game, others, **settings) for _ in range(2))
     snapshot = made.learner.frozen(0)
-    made.rollout.publish_opponent(0, replace(snapshot, version=7))
+    for one in (made, again):
+        one.rollout.publish_opponent(0, replace(snapshot, version=7))
     seen: list[tuple[Any, ...]] = []
     act = Opponents.act
 
@@ -202,9 +207,12 @@ def test_opponents_with_a_memory_remember_their_game(game: Any, own: str, other:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Opponents, "act", told_act)
-        for _ in range(4):
-            made.rollout.start()
-            made.rollout.gather()
+        for unroll in range(4):
+            if unroll == 2:
+                again.rollout.load(made.rollout.state())
+            rollout = (made if unroll < 2 else again).rollout
+            rollout.start()
+            rollout.gather()
 
     policies = {0: strangers, 1: made.policy}
     cores = {n: torch.zeros(len(seen[0][3]), policy.core_size) for n, policy in policies.items()}
