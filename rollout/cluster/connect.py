@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import dask
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, get_worker
 from distributed.security import Security
 
 from rltrain.rollout.cluster.nodes import Nodes
@@ -103,6 +103,15 @@ def _client(
                 then()
 
     return kind(client, close, limit)
+
+
+def who_wants() -> Callable[[Any], bool]:
+    """In a Dask worker: says of a Dask actor whether the scheduler wants it, that is, whether its client is there."""
+    try:
+        worker = get_worker()
+    except ValueError:  # not in a Dask worker
+        return lambda actor: True
+    return lambda actor: any(one is actor for one in list(worker.state.actors.values()))
 
 
 def open_to_others(address: str) -> bool:

@@ -13,6 +13,7 @@ import os
 import platform
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +35,7 @@ from rltrain.rollout.workers.handle import ActorLost
 from rltrain.rollout.workers.process import ProcessHandle, before_exit, let_have_children
 
 CLIENT_SECONDS = 60.0  # without a poll by the client, after which all that runs on its node is ended
+WATCH_SECONDS = 1.0  # between two looks whether the client is there
 
 
 def _open_actor(job: bytes, links: Links) -> Actor:
@@ -240,9 +242,17 @@ class WatchedNode(Protocol):
 
 
 class ClientWatch:
-    """Ends all that runs on a node when its client is silent: the client may be gone, or cut off."""
+    """Ends all that runs on a node when its client is gone, or is silent because it is cut off.
+
+    Made with the node, in a Dask worker. A call that waits would keep a node alive that the scheduler has dropped.
+    """
 
     def __init__(self) -> None:
+        self.wants: Callable[[Any], bool] = lambda node: True  # false when the scheduler has dropped the node
+        with contextlib.suppress(ImportError):
+            from rltrain.rollout.cluster.connect import who_wants
+
+            self.wants = who_wants()
         self._last = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
@@ -261,11 +271,11 @@ class ClientWatch:
 async def _watch(reference: weakref.ref[WatchedNode]) -> None:
     """Does not keep the node alive, which would end its work by itself when the scheduler drops it."""
     while True:
-        await asyncio.sleep(CLIENT_SECONDS / 10)
+        await asyncio.sleep(min(CLIENT_SECONDS / 10, WATCH_SECONDS))
         node = reference()
         if node is None:
             return
-        if node.client.is_silent:
+        if node.client.is_silent or not node.client.wants(node):
             node.kill_all()
             return
         del node

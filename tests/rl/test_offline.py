@@ -242,8 +242,8 @@ def test_how_many_sequences_can_be_learned_from_is_told(
     assert cli.main([*words, "--burn-in", "4", "--length", str(steps)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(
-        f"no sequence of {steps + 4} steps (--burn-in 4 and --length {steps}) begins in it: it has no stream of so many "
-        "steps. Ask for shorter sequences, or record more"
+        f"no sequence of {steps + 4} steps (--burn-in 4 and --length {steps}) begins in it: it has no stream of so "
+        "many steps. Ask for shorter sequences, or record more"
     )
 
 

@@ -22,6 +22,7 @@ from rltrain.errors import ConfigError, JobLost
 from rltrain.jobs import functions
 from rltrain.jobs.node import part_of
 from rltrain.jobs.resources import Machine, Request
+from rltrain.rollout.cluster.node import CLIENT_SECONDS
 
 pytest.importorskip("distributed")
 
@@ -186,6 +187,33 @@ def test_a_cluster_that_is_lost_is_one_line(own: Machines) -> None:
     for job in jobs:
         with pytest.raises(JobLost, match=r"the connection to the scheduler at .* was lost; jobs are gone with it"):
             job.result(60)
+
+
+PROGRAM = """
+import os, sys, time
+import rltrain
+
+def long(folder):
+    open(f"{folder}/pid-{os.getpid()}", "w").close()
+    time.sleep(1000)
+
+if __name__ == "__main__":
+    rltrain.map(long, [os.getcwd()] * 4, cluster=sys.argv[1])
+"""
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_jobs_end_when_their_program_ends(cluster: Machines, tmp_path: Path, number: int) -> None:
+    """Sooner than the minute after which a program counts as silent."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    program = subprocess.Popen([sys.executable, "program.py", cluster.address], cwd=tmp_path, stderr=subprocess.PIPE)
+    assert wait_for(lambda: len(list(tmp_path.glob("pid-*"))) == 2, 120)
+    program.send_signal(number)
+    program.communicate(timeout=120)
+    pids = [int(path.name[4:]) for path in tmp_path.glob("pid-*")]
+    assert wait_for(lambda: not any(map(psutil.pid_exists, pids)), CLIENT_SECONDS / 2)
+    assert rltrain.submit(abs, -5, cluster=cluster.address).result() == 5
 
 
 # --- searches ---
