@@ -7,7 +7,9 @@ of this client has. The first job of the queue that does not fit lets all later 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import sys
 import threading
 import time
 import weakref
@@ -19,12 +21,13 @@ from typing import Any
 import numpy as np
 
 from rltrain.envs.pickling import modules_of, pickled_by_value
-from rltrain.errors import ClusterGone, ConfigError
+from rltrain.errors import ClusterGone, ConfigError, JobLost
 from rltrain.jobs.arrays import Arrays, Pickled
 from rltrain.jobs.job import Job
 from rltrain.jobs.node import JobNode
 from rltrain.jobs.resources import Machine, Request
-from rltrain.rollout.cluster.nodes import OPEN_SECONDS, SILENT_SECONDS, Nodes, no_answer
+from rltrain.reporting.console import say
+from rltrain.rollout.cluster.nodes import CLOSE_SECONDS, OPEN_SECONDS, SILENT_SECONDS, Nodes, no_answer
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.workers.handle import ClusterLost
 from rltrain.rollout.workers.process import before_exit
@@ -171,6 +174,7 @@ class ClusterJobs(Nodes[JobNodeProxy]):
         self._queue: deque[Job] = deque()
         self._running: dict[Job, JobNodeProxy] = {}
         self._numbers = itertools.count()
+        self._too_small_since: float | None = None
 
     def begin(self) -> None:
         """Make nodes of all workers, and wait for the first ones.
@@ -246,11 +250,15 @@ class ClusterJobs(Nodes[JobNodeProxy]):
 
     def close(self) -> None:
         """Cancel all jobs and end all their processes."""
-        for job in [*self._queue, *self._running]:
-            job.cancel()
+        with contextlib.suppress(ClusterLost):
+            for job in self._call(self._unfinished(), CLOSE_SECONDS):
+                job.cancel()
         super().close()
 
     # --- in the event loop ---
+
+    async def _unfinished(self) -> list[Job]:
+        return [*self._queue, *self._running]
 
     async def _make_node(self, address: str, slots: int) -> JobNodeProxy:
         dask_actor, facts = await self._on_worker(address, JobNode, self._cores_before(address), slots)
@@ -343,6 +351,23 @@ class ClusterJobs(Nodes[JobNodeProxy]):
             self.check()
         except ClusterLost as lost:
             self._lost(str(lost))
+        self._watch_for_room()
+
+    def _watch_for_room(self) -> None:
+        """Jobs wait for a node that could grant the next request, if the one that could is lost; but not for ever."""
+        request = self._queue[0].request if self._queue else None
+        if request is None or not self.nodes or self.room(request):
+            self._too_small_since = None
+            return
+        what = f"the nodes that are left cannot run a job with cores {request.cores}, gpus {request.gpus}"
+        what += "" if request.memory is None else f", memory {amount(request.memory)}"
+        if self._too_small_since is None:
+            self._too_small_since = time.monotonic()
+            self.note(f"{what}: waiting for another node, {self.limit:g} s at most")
+        elif time.monotonic() - self._too_small_since > self.limit:
+            self._queue.popleft().fail(JobLost(f"{what}, and none has come for {self.limit:g} s (--cluster-timeout)"))
+            self._too_small_since = None
+            self._place()
 
     def _lost(self, reason: str) -> None:
         waiting = list(self._queue)
@@ -358,7 +383,7 @@ _opening = threading.Lock()
 
 def cluster_jobs(
     where: Any, timeout: float = 300.0, tls: Mapping[str, str | None] | None = None,
-    note: Callable[[str], None] = lambda text: None,
+    note: Callable[[str], None] = lambda text: say(f"rltrain: {text}", sys.stderr),
 ) -> ClusterJobs:  # fmt: skip
     """The jobs of this process on a cluster, which is connected if it is not.
 
@@ -366,7 +391,7 @@ def cluster_jobs(
         where:   an address, a scheduler file or a `distributed.Client`.
         timeout: seconds to wait for a node when there is none.
         tls:     files, as `rltrain.setup.cluster.connected` takes them.
-        note:    prints a message for the user.
+        note:    prints a message for the user; called in any thread.
 
     Raises:
         ConfigError: the cluster cannot be used; one line.

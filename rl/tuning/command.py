@@ -102,8 +102,8 @@ def _tune(words: list[str], version: str, parse_run: Callable[[Sequence[str]], A
 
     with ExitStack() as closing:
         closing.callback(close)
-        cluster = chosen_cluster(given, lambda text: say(f"rltune: {text}", sys.stderr))
         view = closing.enter_context(View(quiet, sys.stderr if json_line else sys.stdout))
+        cluster = chosen_cluster(given, view.note)
         if resume is not None:
             if rest or space is not None or name is not None:
                 what = rest[0] if rest else "--space" if space is not None else "--name"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Self, TextIO
 
@@ -28,15 +29,24 @@ class View:
         self._best: tuple[int, float] | None = None
         self._failed = 0
         self._started = False
+        self._notes: deque[str] = deque()
+
+    def note(self, text: str) -> None:
+        """A permanent line, which the next call shows. Can be called from any thread."""
+        self._notes.append(text)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._console.finish("")
+        while self._notes:
+            self._console.note(self._notes.popleft())
 
     def __call__(self, search: Search) -> None:
         state, note = search.state, self._console.note
+        while self._notes:
+            note(self._notes.popleft())
         if not self._started:
             self._started = True
             rungs = [f"{rung.steps:,}" + f" with {rung.seeds} seeds" * (rung.seeds > 1) for rung in search.rungs]

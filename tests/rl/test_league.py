@@ -110,14 +110,14 @@ GRU = ["--memory", "gru", "--memory-size", "6"]
 @pytest.mark.parametrize(
     ("game", "own"),
     [
-        ("ThreeAtOnce", [*GRU, "--sequence", "7"]),
+        pytest.param("ThreeAtOnce", [*GRU, "--sequence", "7"], marks=pytest.mark.sweep),
         pytest.param("ThreeInTurns", [], marks=pytest.mark.sweep),  # whose learner has no memory
     ],
 )
 def test_neither_workers_nor_a_kill_change_the_memories_of_opponents(
     game: str, own: list[str], tmp_path: Path, launch: Any
 ) -> None:
-    """Of snapshots and of another run, whose memory contains its last action too."""
+    """Of snapshots and of another run. tests/rollout/actor/test_leagues.py has an oracle for what they remember."""
     other = trained(launch, tmp_path, game, "--warmup", "20", "--batch", "4", *GRU, "--last-action", algo="iql")
     words = ["--algo", "ppo", "--env", f"{FILE}:{game}", *SMALL, *own, *POOL, "--opponents", f"pool,{other}"]
 

@@ -179,6 +179,24 @@ def test_jobs_of_a_lost_node_run_again_on_another_one(own: Machines, tmp_path: P
     assert (jobs[0].result(), jobs[0].attempts) == ("done", 2)
 
 
+@pytest.mark.sweep
+def test_a_job_does_not_wait_for_ever_for_a_node_that_is_large_enough(own: Machines) -> None:
+    from rltrain.jobs.cluster import cluster_jobs
+
+    own.add("a", slots=2)
+    own.add("b")
+    notes: list[str] = []
+    jobs = cluster_jobs(own.address, 3.0, None, notes.append)
+    large = rltrain.submit(time.sleep, 1000, cores=2, cluster=jobs)
+    assert wait_for(large.running, 60)
+    own.kill("a")
+    small = rltrain.submit(abs, -5, cluster=jobs)  # its turn is after the large one, which is started again
+    with pytest.raises(JobLost, match="cannot run a job with cores 2, gpus 0, and none has come for 3 s"):
+        large.result(60)
+    assert small.result(60) == 5
+    assert any("waiting for another node, 3 s at most" in note for note in notes)
+
+
 def test_a_cluster_that_is_lost_is_one_line(own: Machines) -> None:
     own.add("a")
     jobs = [rltrain.submit(time.sleep, 1000, cluster=own.address) for _ in range(2)]
