@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,17 @@ def test_pictures(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("rltrain.tuning.report.read", lambda folder: steps)
     for path in write_pictures(tmp_path / "s"):
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_event_is_on_the_disk_when_the_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[list[str]] = []
+    journal = Journal(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _: written.append((tmp_path / JOURNAL).read_text().splitlines()))
+    for number in range(3):
+        journal.add({"event": "trial", "number": number})
+        assert len(written) == number + 1
+        assert json.loads(written[-1][-1])["number"] == number
+    journal.close()
 
 
 def test_the_public_name() -> None:
