@@ -6,6 +6,7 @@ this user made on this machine need no consent: see `rltrain.storage.signature`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
@@ -138,12 +139,21 @@ def require_consent(config: Any, file: str, trust: bool, settings: Collection[st
         raise ConfigError(f"{file}: it would {_listed(needs)}. {ADVICE}")
 
 
-def names_same_code(values: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
-    """True if two configurations, as `RunConfig.to_json` has them, reach the same code, files and machines."""
-    plain = [key for key in TRAINING if key not in NETWORK or key == "algo"]
-    return all(values.get(key) == others.get(key) for key in plain) and all(
-        values["settings"].get(key) == others["settings"].get(key) for key in NETWORK
-    )
+@contextlib.contextmanager
+def granting(config: RunConfig) -> Iterator[None]:
+    """In the block, a run of somebody else may do what this configuration would do, to which the user consented.
+
+    It may do nothing else: the code of its opponents, for example, needs consent of its own.
+    """
+    global _granted
+    before, _granted = _granted, frozenset(_all_code_named(config, TRAINING))
+    try:
+        yield
+    finally:
+        _granted = before
+
+
+_granted: frozenset[str] = frozenset()  # in words, as `_code_named` has them
 
 
 ADVICE = (
@@ -163,6 +173,11 @@ def _listed(needs: list[str]) -> str:
 
 
 def _code_named(config: Any, settings: Collection[str]) -> Iterator[str]:
+    """What a run with this configuration would do without the user's consent."""
+    return (text for text in _all_code_named(config, settings) if text not in _granted)
+
+
+def _all_code_named(config: Any, settings: Collection[str]) -> Iterator[str]:
     """What a run with this configuration would do with code, files and machines that `settings` name, in words."""
     for key in ("env", "eval_env"):
         env = getattr(config, key) if key in settings else None

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rltrain.config.consent import names_same_code
+from rltrain.config.consent import granting
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import EnvError, EnvFault, describe
 from rltrain.errors import CheckpointError, ConfigError, RunFailed
@@ -52,13 +52,16 @@ def run_part(config: RunConfig, until: int | None) -> PartResult:
     out = Path(config.out)
     folder = folder_in(out)
     env: dict[str, Any] = {} if isinstance(config.env, str) else {"env": config.env}
+    if os.path.isdir(config.folder):
+        os.chdir(config.folder)  # names of files in the configuration are relative to it; a node begins elsewhere
     try:
         if folder is None:
             result = train(config, pause_at=until)
         else:
             _wait_until_free(folder)
-            trust = _is_of(folder, config)
-            result = train(resume=folder, trust=trust, quiet=True, pause_at=until, **env)
+            _require_own(folder, config)
+            with granting(config):  # another key may have signed the run, as on a node with another home folder
+                result = train(resume=folder, quiet=True, pause_at=until, **env)
     except Exception as error:
         return PartResult(None, 0, 0.0, str(folder_in(out) or out), error=_line(error))
     value, seconds = value_at(result.run, result.steps if until is None else until)
@@ -66,15 +69,14 @@ def run_part(config: RunConfig, until: int | None) -> PartResult:
     return PartResult(value, result.steps, seconds, str(result.run), result.fingerprint, fault)
 
 
-def _is_of(folder: Path, config: RunConfig) -> bool:
-    """True if a run reaches no other code than the configuration of its search, to which the user consented.
-
-    The run may have been made by another user's search, or on a node where the user has another home folder.
-    """
-    same = names_same_code(saved_config(folder).values, config.to_json())
-    if same and os.path.isdir(config.folder):
-        os.chdir(config.folder)  # from which code is imported if another key has signed the run
-    return same
+def _require_own(folder: Path, config: RunConfig) -> None:
+    """CheckpointError if a run in the folder of this part has other settings."""
+    found, own = saved_config(folder).values, config.to_json()
+    names = [name for name in ("algo", "env", "env_args", "eval_env", "seed", "steps") if found.get(name) != own[name]]
+    given = [name for name in config.settings.model_fields_set if name in own["settings"]]
+    names += [name for name in given if found["settings"].get(name) != own["settings"][name]]
+    if names:
+        raise CheckpointError(f"{folder} is not a run of this search: its {names[0]} is another one")
 
 
 def _wait_until_free(folder: Path) -> None:

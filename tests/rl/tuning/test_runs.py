@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import rltrain
 from rltrain.cli import main_tune
 from rltrain.config.load import load
 from rltrain.jobs import pool
@@ -97,6 +98,21 @@ class Maze(gymnasium.Env):
 """
 
 
+NETWORK = """
+import torch
+
+class Torso(torch.nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.features = 4
+        self.bias = torch.nn.Parameter(torch.zeros(4))
+    def forward(self, obs):
+        while isinstance(obs, dict):
+            obs = max(obs.values(), key=lambda leaf: leaf.ndim)
+        return obs.float().flatten(1).mean(1, keepdim=True) + self.bias
+"""
+
+
 def test_a_part_continues_where_another_key_has_signed_the_run_but_reaches_no_other_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +127,25 @@ def test_a_part_continues_where_another_key_has_signed_the_run_but_reaches_no_ot
     monkeypatch.chdir("/")
 
     other = config.model_copy(update={"env": "probe:counter"})
-    assert "you did not make this run here" in run_part(other, None).error
+    assert "is not a run of this search: its env is another one" in run_part(other, None).error
     done = run_part(config, None)
     assert (done.error, done.steps) == ("", 96)
+
+
+def test_a_part_does_not_run_code_of_somebody_elses_opponents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run in the folder of a part has the settings of the part, and opponents whose network is code."""
+    (tmp_path / "network_of_others.py").write_text(NETWORK)
+    game = {"algo": "ppo", "env": "tic-tac-toe", "streams": 2, "unroll": 8, "workers": 0, "preset": "none"}
+    game |= {"eval_every": 0, "checkpoint_every": 16, "quiet": True, "widths": (4,)}
+    torso = f"{tmp_path}/network_of_others.py:Torso"
+    other = rltrain.train(**game, steps=32, torso=torso, out=str(tmp_path / "others")).run
+    rltrain.train(**game, steps=96, opponents=str(other), out=str(tmp_path / "out"), pause_at=32)
+    (tmp_path / "network_of_others.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w').close()\n" + NETWORK)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "another home"))
+    sys.modules.pop("network_of_others", None)
+
+    config = load({**game, "steps": 96}).model_copy(update={"out": str(tmp_path / "out")})
+    error = run_part(config, None).error
+    assert error.startswith("an opponent, ")
+    assert "you did not make this run here" in error
+    assert not (tmp_path / "was run").exists()
