@@ -53,8 +53,11 @@ def modules_of(thing: Any) -> tuple[str, ...]:
     if isinstance(thing, gymnasium.envs.registration.EnvSpec):
         thing = thing.entry_point
     name = getattr(thing, "__module__", None)
-    if not isinstance(name, str):
-        return ()
+    return _modules_with(name) if isinstance(name, str) else ()
+
+
+def _modules_with(name: str) -> tuple[str, ...]:
+    """The same for the name of a module."""
     top = sys.modules.get(name.partition(".")[0])
     if name == "__main__":
         main = getattr(top, "__file__", None)  # cloudpickle pickles `__main__` itself by value, but not its imports
@@ -80,6 +83,31 @@ def pickled_by_value(modules: Iterable[str]) -> Iterator[None]:
     finally:
         for module in registered:
             cloudpickle.unregister_pickle_by_value(module)
+
+
+class SelfContainedPickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """A pickler of cloudpickle that pickles by value all code that comes from files of the user, wherever it finds it.
+
+    `close` must be called at the end. Not for several threads at once: cloudpickle's list belongs to the process.
+    """
+
+    def __init__(self, file: Any, **options: Any) -> None:
+        super().__init__(file, **options)
+        self._seen: set[str] = set()  # names of top-level modules
+        self._contexts = contextlib.ExitStack()
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, type | FunctionType | ModuleType):
+            name = obj.__name__ if isinstance(obj, ModuleType) else getattr(obj, "__module__", None)
+            top = str(name).partition(".")[0]
+            if top not in self._seen:
+                self._seen.add(top)
+                self._contexts.enter_context(pickled_by_value(_modules_with(str(name))))
+        return super().reducer_override(obj)
+
+    def close(self) -> None:
+        """Forget the modules that were pickled by value."""
+        self._contexts.close()
 
 
 def restore_names(*things: Any) -> None:

@@ -6,6 +6,7 @@ the same user opens it through /proc. Where that is impossible, arrays are pickl
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
 import mmap
@@ -18,8 +19,10 @@ from typing import Any, NamedTuple
 import cloudpickle
 import numpy as np
 
+from rltrain.envs.pickling import SelfContainedPickler
 from rltrain.rollout.shared_memory.memory import SharedMemory
 
+_pickling = threading.RLock()  # for `SelfContainedPickler`
 LEAST_BYTES = 2**20  # of an array that is shared
 Place = tuple[int, int, int]  # of memory in another process: its pid, the descriptor there, bytes
 
@@ -63,8 +66,12 @@ class Arrays:
         self._lock = threading.RLock()  # a copy may be freed by a thread that is making another one
         self._can_share = os.path.isdir("/proc/self/fd")
 
-    def dumps(self, value: Any) -> Pickled:
-        """The pickled value."""
+    def dumps(self, value: Any, self_contained: bool = False) -> Pickled:
+        """The pickled value.
+
+        Args:
+            self_contained: with the code in it that comes from files of the user.
+        """
         file, used = io.BytesIO(), list[SharedMemory]()
 
         def stays_in(buffer: pickle.PickleBuffer) -> bool:
@@ -74,7 +81,12 @@ class Arrays:
             used.append(self._share(buffer, raw))
             return False
 
-        cloudpickle.Pickler(file, protocol=5, buffer_callback=stays_in).dump(value)
+        options = {"protocol": 5, "buffer_callback": stays_in}
+        if self_contained:
+            with _pickling, contextlib.closing(SelfContainedPickler(file, **options)) as pickler:
+                pickler.dump(value)
+        else:
+            cloudpickle.Pickler(file, **options).dump(value)
         return Pickled(file.getvalue(), tuple(used))
 
     def _share(self, buffer: pickle.PickleBuffer, raw: memoryview) -> SharedMemory:

@@ -9,25 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rltrain.envs.pickling import modules_of, pickled_by_value
 from rltrain.errors import ClusterGone, ConfigError, JobLost
 from rltrain.jobs.arrays import Arrays, Pickled
 from rltrain.jobs.job import Job
 from rltrain.jobs.node import JobNode
 from rltrain.jobs.resources import Machine, Request
 from rltrain.reporting.console import say
-from rltrain.rollout.cluster.nodes import CLOSE_SECONDS, OPEN_SECONDS, SILENT_SECONDS, Nodes, no_answer
+from rltrain.rollout.cluster.nodes import CLOSE_SECONDS, OPEN_SECONDS, SILENT_SECONDS, Nodes, no_answer, one_line
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.workers.handle import ClusterLost
 from rltrain.rollout.workers.process import before_exit
@@ -35,7 +35,12 @@ from rltrain.setup.cluster import connected, remarks_on_nodes
 from rltrain.storage.files import digest_of, read_file
 from rltrain.system.free_space import amount
 
+MOST_LOSSES = 3  # nodes that may be lost while a job is sent to them; the job may be the reason
 POLL_SECONDS = 1.0  # between two calls that say to a node that its client is there
+
+
+class _CannotStore(Exception):
+    """The node has no room for an array."""
 
 
 class JobNodeProxy:
@@ -63,7 +68,7 @@ class JobNodeProxy:
         self.lost: str | None = None  # the reason
         self._gone: asyncio.Future[None] = loop.create_future()
         self._loop, self._on_lost = loop, on_lost
-        self._arrays: weakref.WeakKeyDictionary[SharedMemory, tuple[int, asyncio.Task[None]]]
+        self._arrays: weakref.WeakKeyDictionary[SharedMemory, tuple[int, asyncio.Task[str | None]]]
         self._arrays = weakref.WeakKeyDictionary()  # that it has or is being sent, with their numbers
         self._numbers = itertools.count()
         self._polling = False
@@ -102,10 +107,18 @@ class JobNodeProxy:
         finally:
             self._polling = False
 
-    async def start(self, job: Job, payload: tuple[Pickled, Pickled], number: int) -> None:
-        """Send a job, and before it the arrays that the node does not have."""
-        function, arguments = [(pickled.data, [await self._sent(one) for one in pickled.arrays]) for pickled in payload]
-        await self.until_lost(self.node.start(number, function, arguments, job.request))
+    async def start(self, job: Job, payload: tuple[Pickled, Pickled], number: int) -> str | None:
+        """Send a job, and before it the arrays that the node does not have. Returns the reason if the node refuses it.
+
+        Raises:
+            OSError: the node is lost.
+        """
+        try:
+            parts = [(pickled.data, [await self._sent(one) for one in pickled.arrays]) for pickled in payload]
+        except _CannotStore as refused:
+            return str(refused)
+        reason: str | None = await self.until_lost(self.node.start(number, *parts, job.request))
+        return reason
 
     async def until_lost(self, call: Any) -> Any:
         """The answer to a call. Raises OSError when the node is lost meanwhile."""
@@ -124,11 +137,14 @@ class JobNodeProxy:
             self._arrays[memory] = number, task
             weakref.finalize(memory, self._free, number).atexit = False
         number, task = self._arrays[memory]
-        await asyncio.shield(task)
+        if (reason := await asyncio.shield(task)) is not None:
+            self._arrays.pop(memory, None)
+            raise _CannotStore(reason)
         return number
 
-    async def _send(self, number: int, data: np.ndarray) -> None:
-        await self.until_lost(self.node.keep(number, data))
+    async def _send(self, number: int, data: np.ndarray) -> str | None:
+        reason: str | None = await self.until_lost(self.node.keep(number, data))
+        return reason
 
     def _free(self, number: int) -> None:
         """The copy of an array is not needed any more. Runs in any thread."""
@@ -158,18 +174,17 @@ class JobNodeProxy:
 
 
 class ClusterJobs(Nodes[JobNodeProxy]):
-    """Jobs on the nodes of a cluster. `begin` makes the nodes. Its methods can be called from any thread.
-
-    Args:
-        shared: a file that a node must see at the same path, for jobs that use files; None: any node is used.
-    """
+    """Jobs on the nodes of a cluster. `begin` makes the nodes. Its methods can be called from any thread."""
 
     hosted, unit = "jobs", "cores"
 
     def __init__(self, client: Any, closing: Callable[[], None], limit: float) -> None:
         super().__init__(client, closing, limit)
-        self.shared: Path | None = None
-        self.modules: tuple[str, ...] = ()  # with code of the user that is sent with every job
+        self.pid = os.getpid()
+        self._shared: Path | None = None  # a file that nodes must see
+        self._blind: set[str] = set()  # addresses of workers that do not see it
+        self._losses: dict[Job, int] = {}  # nodes that were lost while the job was sent to them
+        self._hosts: dict[str, asyncio.Lock] = {}  # held while the resources of a new node are chosen
         self._arrays = Arrays()
         self._queue: deque[Job] = deque()
         self._running: dict[Job, JobNodeProxy] = {}
@@ -188,7 +203,7 @@ class ClusterJobs(Nodes[JobNodeProxy]):
             raise ConfigError(f"--cluster: {lost}") from None
 
     def check(self, waits: bool = True) -> None:
-        if not self._begun and not self._joining and not self.nodes and self._unusable:
+        if not self._begun and not self._joining and not self.nodes and self._unusable and self._notes:
             raise ClusterLost(self._notes[-1])
         super().check(waits)
 
@@ -216,18 +231,13 @@ class ClusterJobs(Nodes[JobNodeProxy]):
 
     def dumps(self, value: Any) -> Pickled:
         """A function or arguments, as `submit` takes them. Code from files of the user is part of it."""
-        with _pickling, pickled_by_value({*self.modules, *modules_of(value)}):
-            return self._arrays.dumps(value)
+        return self._arrays.dumps(value, self_contained=True)
 
     def submit(self, function: Pickled, arguments: Any, request: Request, retries: int) -> Job:
         """Queue a job. `arguments` are (positional, keywords)."""
         self.refuse(request)
-        args, keywords = arguments
-        modules = {*self.modules, *(name for one in (*args, *keywords.values()) for name in modules_of(type(one)))}
-        with _pickling, pickled_by_value(modules):
-            pickled = self._arrays.dumps(arguments)
-        job = Job(self, (function, pickled), request, retries)
-        self._loop.call_soon_threadsafe(self._queued, job)
+        job = Job(self, (function, self.dumps(arguments)), request, retries)
+        self._soon(self._queued, job)
         return job
 
     def is_running(self, job: Job) -> bool:
@@ -236,17 +246,31 @@ class ClusterJobs(Nodes[JobNodeProxy]):
 
     def cancelled(self, job: Job) -> None:
         """The job was cancelled: end its process, if it has one."""
-        self._loop.call_soon_threadsafe(self._cancel, job)
+        self._soon(self._cancel, job)
 
-    def require_file(self, file: Path) -> None:
-        """From now on use only nodes that see this file at the same path.
+    def _soon(self, call: Callable[[Job], None], job: Job) -> None:
+        """Call a method in the event loop."""
+        try:
+            self._loop.call_soon_threadsafe(call, job)
+        except RuntimeError:  # the user has closed the client
+            job.fail(ClusterGone(f"the connection to the scheduler at {self.address} was closed"))
+
+    @contextlib.contextmanager
+    def requiring(self, file: Path) -> Iterator[None]:
+        """In the block only nodes are used that see this file at the same path.
 
         Raises:
             ConfigError: no node does.
         """
-        self._call(self._require(file), OPEN_SECONDS)
-        if not self.nodes:
-            raise ConfigError(f"--cluster: {self._notes[-1]}")
+        try:
+            if (reason := self._call(self._require(file), OPEN_SECONDS)) is not None and not self.nodes:
+                raise ConfigError(f"--cluster: {reason}")
+            yield
+        except ClusterLost as lost:
+            raise ConfigError(f"--cluster: {lost}") from None
+        finally:
+            with contextlib.suppress(ClusterLost):
+                self._call(self._require(None), OPEN_SECONDS)
 
     def close(self) -> None:
         """Cancel all jobs and end all their processes."""
@@ -255,51 +279,81 @@ class ClusterJobs(Nodes[JobNodeProxy]):
                 job.cancel()
         super().close()
 
+    @property
+    def is_usable(self) -> bool:
+        """False if the cluster is lost, its client was closed, or this process was forked since."""
+        return self.fault is None and self.pid == os.getpid() and self._client.status == "running"
+
     # --- in the event loop ---
 
     async def _unfinished(self) -> list[Job]:
         return [*self._queue, *self._running]
 
     async def _make_node(self, address: str, slots: int) -> JobNodeProxy:
-        dask_actor, facts = await self._on_worker(address, JobNode, self._cores_before(address), slots)
-        node = JobNodeProxy(address, dask_actor, facts, self._loop, self._remove_node)
-        await self._check_shared(node)
+        host = self._known[address].host
+        async with self._hosts.setdefault(host, asyncio.Lock()):
+            others = [node for node in self.nodes.values() if self._host_of(node) == host]
+            cores = {core for node in others for core in node.resources.cores}
+            gpus = {gpu for node in others for gpu in node.resources.gpus}
+            share = slots / sum(worker.slots for worker in self._known.values() if worker.host == host)
+            dask_actor, facts = await self._on_worker(address, JobNode, slots, (cores, gpus), share)
+            node = JobNodeProxy(address, dask_actor, facts, self._loop, self._remove_node)
+            if (reason := await self._blindness(node)) is not None:
+                raise OSError(reason)
+            self.nodes[address] = node  # the next node of this machine takes other cores
         return node
 
-    def _cores_before(self, address: str) -> int:
-        """Cores of the same machine that belong to nodes before this one."""
-        host = self._known[address].host
-        return sum(w.slots for other, w in self._known.items() if w.host == host and other < address)
+    def _host_of(self, node: JobNodeProxy) -> str:
+        return self._known[node.address].host if node.address in self._known else ""
 
-    async def _require(self, file: Path) -> None:
-        self.shared = file
+    async def _require(self, file: Path | None) -> str | None:
+        """Use only nodes that see a file; None: all. Returns why a node cannot be used."""
+        self._shared, found = file, None
+        for address in self._blind:
+            self._unusable.pop(address, None)
+        self._blind.clear()
         for node in list(self.nodes.values()):
-            try:
-                await self._check_shared(node)
-            except OSError as error:
-                self._unusable[node.address] = float("inf")
-                self._notes.append(f"the node {node.address} cannot be used: {error}")
-                node.lose(str(error))
+            if (reason := await self._blindness(node)) is not None:
+                found = f"the node {node.address} cannot be used: {reason}"
+                node.lose(reason)
+        return found
 
-    async def _check_shared(self, node: JobNodeProxy) -> None:
-        if self.shared is not None and not await node.node.sees(str(self.shared), digest_of(read_file(self.shared))):
-            raise OSError(f"it does not see {self.shared.parent}, which must be in a file system that all nodes share")
+    async def _blindness(self, node: JobNodeProxy) -> str | None:
+        """Why a node cannot be used that does not see the file; None: it does."""
+        if self._shared is None:
+            return None
+        try:
+            sees = await node.node.sees(str(self._shared), digest_of(read_file(self._shared)))
+        except Exception as error:
+            return one_line(error)
+        if sees:
+            return None
+        self._blind.add(node.address)
+        self._unusable[node.address] = float("inf")
+        return f"it does not see {self._shared.parent}, which must be in a file system that all nodes share"
 
     def _joined(self, node: JobNodeProxy) -> None:
         self._place()
 
     def _queued(self, job: Job) -> None:
+        if self._over or self.fault is not None:
+            job.fail(ClusterGone(self.fault or "the connection to the cluster was closed"))
+            return
         self._queue.append(job)
         self._place()
 
     def _place(self) -> None:
-        """Begin jobs of the queue, each on the node with the most room."""
-        while self._queue:
-            job = self._queue[0]
-            node = max(self.nodes.values(), key=lambda node: node.room(job.request), default=None)
-            if node is None or not node.room(job.request):
+        """Begin jobs of the queue in their order, each on the node with the most room.
+
+        A job waits until the one before it has begun. Only those that no node could ever grant hold up nobody.
+        """
+        for job in list(self._queue):
+            if not self.room(job.request):
+                continue
+            node = max(self.nodes.values(), key=lambda node: node.room(job.request))
+            if not node.room(job.request):
                 return
-            self._queue.popleft()
+            self._queue.remove(job)
             payload = job.payload
             if payload is not None and not job.done():
                 node.jobs[job] = next(self._numbers)
@@ -310,25 +364,39 @@ class ClusterJobs(Nodes[JobNodeProxy]):
         """Run a job on a node, to its end."""
         number, began = node.jobs[job], False
         try:
-            await node.start(job, payload, number)
-            job.attempts, began = job.attempts + 1, True
-            if job.cancelled():  # before the node had it
-                self._start(node.request("cancel", number))
-            kind, value = await node.until_lost(node.node.result(number))
+            refused = await node.start(job, payload, number)
+            if refused is None:
+                job.attempts, began = job.attempts + 1, True
+                if job.cancelled():  # before the node had it
+                    self._start(node.request("cancel", number))
+                kind, value = await node.until_lost(node.node.result(number))
+            else:
+                kind, value = "refused", refused
         except Exception as error:
             kind, value = "lost", node.lose(no_answer(error))
-        node.jobs.pop(job, None)
-        self._running.pop(job, None)
-        if kind != "lost":
+        finally:
+            node.jobs.pop(job, None)
+            self._running.pop(job, None)
+        if kind in ("result", "error"):
             await asyncio.to_thread(job.finish, kind, value)  # unpickling may take long
         elif not job.cancelled():
-            if self.fault is not None:
-                job.fail(ClusterGone(self.fault))
-            elif not began or job.can_start_again(value):
-                self._queue.appendleft(job)
-            else:
-                job.lose(value)
+            self._repeat(job, began, kind, value)
+        if began or job.done():
+            self._losses.pop(job, None)
         self._place()
+
+    def _repeat(self, job: Job, began: bool, kind: str, reason: str) -> None:
+        """Start a job again that has no result, or end it."""
+        if not began:
+            self._losses[job] = self._losses.get(job, 0) + 1
+        if self.fault is not None:
+            job.fail(ClusterGone(self.fault))
+        elif kind == "refused":
+            job.fail(JobLost(f"the job cannot be started: {reason}"))
+        elif job.can_start_again(reason) and self._losses.get(job, 0) < MOST_LOSSES:
+            self._queue.appendleft(job)
+        else:
+            job.lose(reason)
 
     def _cancel(self, job: Job) -> None:
         if job in self._queue:
@@ -342,10 +410,11 @@ class ClusterJobs(Nodes[JobNodeProxy]):
         if self.nodes.get(node.address) is node:  # a new node may have the same address
             del self.nodes[node.address]
             if not self._over:
-                self._notes.append(f"the node {node.name} is lost: {node.lost}")
+                reason = "" if node.lost in (None, "its node was lost") else f": {node.lost}"
+                self._notes.append(f"the node {node.name} is lost{reason}")
 
     def _watched(self) -> None:
-        if not self._begun:
+        if not self._begun or self._over:
             return
         try:
             self.check()
@@ -354,20 +423,22 @@ class ClusterJobs(Nodes[JobNodeProxy]):
         self._watch_for_room()
 
     def _watch_for_room(self) -> None:
-        """Jobs wait for a node that could grant the next request, if the one that could is lost; but not for ever."""
-        request = self._queue[0].request if self._queue else None
-        if request is None or not self.nodes or self.room(request):
+        """Jobs wait for a node that could grant their requests, if the one that could is lost; but not for ever."""
+        waiting = [job for job in self._queue if not self.room(job.request)] if self.nodes else []
+        if not waiting:
             self._too_small_since = None
             return
+        request = waiting[0].request
         what = f"the nodes that are left cannot run a job with cores {request.cores}, gpus {request.gpus}"
         what += "" if request.memory is None else f", memory {amount(request.memory)}"
         if self._too_small_since is None:
             self._too_small_since = time.monotonic()
             self.note(f"{what}: waiting for another node, {self.limit:g} s at most")
         elif time.monotonic() - self._too_small_since > self.limit:
-            self._queue.popleft().fail(JobLost(f"{what}, and none has come for {self.limit:g} s (--cluster-timeout)"))
             self._too_small_since = None
-            self._place()
+            for job in waiting:
+                self._queue.remove(job)
+                job.fail(JobLost(f"{what}, and none has come for {self.limit:g} s (--cluster-timeout)"))
 
     def _lost(self, reason: str) -> None:
         waiting = list(self._queue)
@@ -376,7 +447,6 @@ class ClusterJobs(Nodes[JobNodeProxy]):
             job.fail(ClusterGone(reason))
 
 
-_pickling = threading.RLock()  # cloudpickle's list of modules that are pickled by value belongs to the process
 _open: dict[Any, ClusterJobs] = {}  # by address, or client
 _opening = threading.Lock()
 
@@ -400,9 +470,15 @@ def cluster_jobs(
         raise ConfigError(
             f"cluster must be an address, a scheduler file or a distributed.Client, got {type(where).__name__}"
         )
+    if getattr(where, "asynchronous", False):
+        raise ConfigError("cluster: an asynchronous distributed.Client cannot be used; give its address")
     with _opening:
         jobs = _open.get(where)
-        if jobs is None or jobs.fault is not None:
+        if jobs is not None and not jobs.is_usable:
+            del _open[where]
+            _close(jobs)
+            jobs = None
+        if jobs is None:
             jobs = connected(ClusterJobs, where, 0, timeout, tls or {})
             try:
                 jobs.begin()
@@ -420,6 +496,11 @@ def cluster_jobs(
 def close() -> None:
     """End the jobs of this process on all clusters."""
     with _opening:
-        for jobs in _open.values():
+        while _open:
+            _close(_open.popitem()[1])
+
+
+def _close(jobs: ClusterJobs) -> None:
+    if jobs.pid == os.getpid():  # not of the process that forked this one
+        with contextlib.suppress(ClusterLost, RuntimeError):
             jobs.close()
-        _open.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, wait
@@ -12,6 +13,7 @@ from rltrain.jobs.job import Job, Jobs
 from rltrain.jobs.pool import close as close_pool
 from rltrain.jobs.pool import pool
 from rltrain.jobs.resources import Request
+from rltrain.jobs.worker import IN_JOB
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -97,6 +99,10 @@ def jobs_of(cluster: Any) -> Jobs:
     """Where the jobs of this process run: on this machine if `cluster` is None."""
     if cluster is None:
         return pool()
+    if os.environ.get(IN_JOB):
+        raise ConfigError(
+            "cluster: a job cannot wait for jobs of a cluster, whose place it takes; leave cluster out here"
+        )
     from rltrain.jobs.cluster import ClusterJobs, cluster_jobs
 
     return cluster if isinstance(cluster, ClusterJobs) else cluster_jobs(cluster)

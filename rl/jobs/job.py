@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import pickle
+import sys
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, Protocol
 
@@ -64,6 +66,7 @@ class Job(Future[Any]):
         before = self.cancelled()
         done = super().cancel()  # the job is pending until it has a result
         if done and not before:
+            self.payload = None  # frees shared memory
             self.set_running_or_notify_cancel()
             self._jobs.cancelled(self)
         return done
@@ -89,9 +92,11 @@ class Job(Future[Any]):
             self.fail(_exception_of(*value))
             return
         try:
-            result = pickle.loads(value)
+            result = unpickled(value)
         except Exception as unreadable:
             self.fail(unreadable)
+        except BaseException as unreadable:  # sys.exit in code of the user; not one of this process
+            self.fail(JobLost(f"the result of the job cannot be unpickled: {unreadable!r}"))
         else:
             self.succeed(result)
 
@@ -115,9 +120,35 @@ def _exception_of(pickled: bytes | None, text: str) -> Exception:
     """
     raised: Any = None
     if pickled is not None:
-        with contextlib.suppress(Exception):
-            raised = pickle.loads(pickled)
+        with contextlib.suppress(BaseException):
+            raised = unpickled(pickled)
     what = "an exception that cannot be pickled" if raised is None else type(raised).__name__
     error = raised if isinstance(raised, Exception) else JobLost(f"the job raised {what}:\n{text}")
     error.__cause__ = JobTraceback(text)
     return error
+
+
+class _Unpickler(pickle.Unpickler):
+    """Leaves classes as they are that this process has already: cloudpickle would replace their methods by copies."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name == "_class_setstate" and module.startswith("cloudpickle"):
+            return _class_setstate
+        return super().find_class(module, name)
+
+
+def _class_setstate(kind: type, state: Any) -> type:
+    found: object = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    if found is kind:
+        return kind
+    from cloudpickle import cloudpickle
+
+    set_up: type = cloudpickle._class_setstate(kind, state)
+    return set_up
+
+
+def unpickled(data: bytes) -> Any:
+    """A value from a job."""
+    return _Unpickler(io.BytesIO(data)).load()

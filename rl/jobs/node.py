@@ -23,7 +23,8 @@ from rltrain.jobs.resources import Machine, Request
 from rltrain.rollout.cluster.node import ClientWatch, machine
 from rltrain.rollout.shared_memory.memory import SharedMemory
 from rltrain.rollout.workers.process import before_exit, let_have_children
-from rltrain.storage.files import digest_of, read_file
+from rltrain.storage.files import digest_of, one_line, read_file
+from rltrain.system.free_space import amount
 
 Answer = tuple[str, Any]
 
@@ -81,13 +82,14 @@ class JobNode:
     """Runs jobs. Its methods that are coroutines run concurrently, in the Dask worker's event loop.
 
     Args:
-        first: number of cores of this machine that belong to nodes before this one.
         slots: cores that this node may use.
+        taken: cores and GPUs of this machine that other nodes use.
+        share: of the memory of this machine.
     """
 
-    def __init__(self, first: int, slots: int) -> None:
+    def __init__(self, slots: int, taken: tuple[set[int], set[str]], share: float) -> None:
         let_have_children()
-        self._pool = _shared.join(self, part_of(Machine.here(), first, slots))
+        self._pool = _shared.join(self, part_of(Machine.here(), slots, taken, share))
         self._jobs: dict[int, ForwardedJob] = {}  # by the client's number
         self._arrays: dict[int, SharedMemory] = {}  # likewise
         self.client = ClientWatch()
@@ -101,15 +103,19 @@ class JobNode:
         """True if this machine has the client's file at the same path."""
         return await asyncio.to_thread(_has, Path(file), digest)
 
-    async def keep(self, number: int, data: np.ndarray) -> None:
-        """Copy an array into shared memory, for jobs that refer to it by its number."""
+    async def keep(self, number: int, data: np.ndarray) -> str | None:
+        """Copy an array into shared memory, for jobs that refer to it by its number. Returns the reason if it fails."""
 
         def copied() -> SharedMemory:
             memory = SharedMemory(data.nbytes)
             memory.array(0, data.shape, np.uint8)[...] = data
             return memory
 
-        self._arrays[number] = await asyncio.to_thread(copied)
+        try:
+            self._arrays[number] = await asyncio.to_thread(copied)
+        except Exception as error:
+            return f"an array of {amount(data.nbytes)} cannot be stored: {one_line(error)}"
+        return None
 
     async def drop(self, numbers: list[int]) -> None:
         """Free arrays; jobs that run keep them."""
@@ -118,15 +124,22 @@ class JobNode:
 
     async def start(
         self, number: int, function: tuple[bytes, list[int]], arguments: tuple[bytes, list[int]], request: Request
-    ) -> None:
-        """Begin a job.
+    ) -> str | None:
+        """Begin a job. Returns the reason if that fails.
 
         Args:
             function, arguments: pickled, and the numbers of the arrays in them.
         """
-        payload = self._pickled(*function), self._pickled(*arguments)
-        self._jobs[number] = ForwardedJob(self._pool, payload, request, retries=0)
-        self._pool.add(self._jobs[number])
+        if self._over:
+            return "its node has ended"
+        try:
+            payload = self._pickled(*function), self._pickled(*arguments)
+            self._jobs[number] = ForwardedJob(self._pool, payload, request, retries=0)
+            self._pool.add(self._jobs[number])
+        except Exception as error:
+            self._jobs.pop(number, None)
+            return one_line(error)
+        return None
 
     def _pickled(self, data: bytes, numbers: list[int]) -> Pickled:
         return Pickled(data, tuple(self._arrays[number] for number in numbers))
@@ -172,11 +185,12 @@ class JobNode:
             self.kill_all()
 
 
-def part_of(whole: Machine, first: int, slots: int) -> Machine:
-    """The resources of one of several nodes on a machine: `slots` of its cores, from number `first` on, in a circle."""
-    count = len(whole.cores)
-    cores = {whole.cores[(first + number) % count] for number in range(min(slots, count))}
-    return Machine(tuple(sorted(cores)), whole.gpus, whole.memory)
+def part_of(whole: Machine, slots: int, taken: tuple[set[int], set[str]], share: float) -> Machine:
+    """The resources of one of several nodes on a machine. Cores are shared only where there are not enough of them."""
+    free = [core for core in whole.cores if core not in taken[0]]
+    cores = (free + [core for core in whole.cores if core in taken[0]])[:slots]
+    gpus = tuple(gpu for gpu in whole.gpus if gpu not in taken[1])
+    return Machine(tuple(sorted(cores)), gpus, None if whole.memory is None else int(whole.memory * share))
 
 
 def _has(file: Path, digest: dict[str, Any]) -> bool:

@@ -12,12 +12,13 @@ from typing import Any
 
 from rltrain.jobs.arrays import Place, loads
 
+IN_JOB = "RLTRAIN_IN_JOB"  # environment variable of processes of jobs
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
 def environment_of(cores: int, gpus: tuple[str, ...]) -> dict[str, str]:
-    """The environment variables that limit a worker to its cores and GPUs."""
-    return {**dict.fromkeys(THREADS, str(cores)), "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+    """The environment variables that limit a worker to its cores and GPUs, and say that this is one."""
+    return {**dict.fromkeys(THREADS, str(cores)), "CUDA_VISIBLE_DEVICES": ",".join(gpus), IN_JOB: "1"}
 
 
 class JobRunner:

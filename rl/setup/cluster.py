@@ -129,8 +129,7 @@ def remarks_on_nodes(cluster: Nodes[Any]) -> list[str]:
 
     nodes, local = list(cluster.nodes.values()), machine()
     room = sum(node.slots for node in nodes)
-    unit = cluster.unit if room != 1 else cluster.unit.removesuffix("s")
-    notes = [f"{len(nodes)} node{'s' * (len(nodes) != 1)} with room for {room} {unit}"]
+    notes = [f"{len(nodes)} node{'s' * (len(nodes) != 1)} with room for {room} {cluster.units(room)}"]
     processors = {(node.facts["cpu"], node.facts["kernels"]) for node in nodes}
     if processors - {(local["cpu"], local["kernels"])}:
         names = ", ".join(sorted(f"{cpu} ({kernels})" for cpu, kernels in processors))

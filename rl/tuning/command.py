@@ -13,7 +13,7 @@ from typing import Any
 from rltrain.config.flags import Parser, spelled, whole
 from rltrain.config.run_config import RunConfig
 from rltrain.errors import ConfigError
-from rltrain.jobs.command import add_cluster_flags, chosen_cluster
+from rltrain.jobs.command import CLUSTER_FLAGS, add_cluster_flags, chosen_cluster
 from rltrain.jobs.functions import close
 from rltrain.reporting.console import say
 from rltrain.tuning.options import SAMPLERS, SCHEDULERS, Options
@@ -103,13 +103,14 @@ def _tune(words: list[str], version: str, parse_run: Callable[[Sequence[str]], A
     with ExitStack() as closing:
         closing.callback(close)
         view = closing.enter_context(View(quiet, sys.stderr if json_line else sys.stdout))
-        cluster = chosen_cluster(given, view.note)
+        flags = {name: given.pop(name) for name in CLUSTER_FLAGS if name in given}
         if resume is not None:
             if rest or space is not None or name is not None:
                 what = rest[0] if rest else "--space" if space is not None else "--name"
                 raise ConfigError(
                     f"{what}: cannot be changed by --resume; what can: --trials, --parallel, --cores, --cluster, ..."
                 )
+            cluster = chosen_cluster(flags, view.note)
             tuned = tune(resume=resume, trials=trials, trust=bool(trust), options=given, cluster=cluster, watch=view)
         else:
             for key, why in DECIDED.items():
@@ -120,6 +121,7 @@ def _tune(words: list[str], version: str, parse_run: Callable[[Sequence[str]], A
             if not {"--workers", "--backend"} & {word.partition("=")[0] for word in rest}:
                 rest = [*rest, "--workers", "0"]
             config, _ = parse_run([*rest, *(["--trust"] if trust else [])])
+            cluster = chosen_cluster(flags, view.note)
             tuned = tune(space, trials=trials, name=name, config=config, options=given, cluster=cluster, watch=view)
     say(json.dumps(_plain(tuned)) if json_line else tuned_line(tuned))
 

@@ -175,9 +175,10 @@ class Search:
         self._finish([results[part] for part in parts])
 
     def _wait(self) -> list[Job]:
-        """The parts that have ended, at least one, in the order in which they began."""
+        """The parts that have ended, in the order in which they began; none if there is room for more than before."""
         done: list[Job] = []
-        while not done:
+        room = self.parallel
+        while not done and self.parallel <= room:
             wait(self.running, 1.0, FIRST_COMPLETED)
             done = [job for job in self.running if job.done()]
             self._watch(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -13,7 +14,6 @@ from typing import Any
 from rltrain.config.consent import TRAINING, SavedConfig, with_consent
 from rltrain.config.load import load
 from rltrain.config.run_config import RunConfig
-from rltrain.envs.pickling import modules_of
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.jobs.functions import jobs_of
 from rltrain.jobs.resources import Request
@@ -113,26 +113,25 @@ def tune(
         found = Space.of(default_space(config) if space is None else space, config)
         _refuse(config, found, chosen)
     config = config.model_copy(update={"deterministic": config.deterministic or chosen.deterministic})
-    jobs = jobs_of(cluster)
+    jobs: Any = jobs_of(cluster)
     jobs.refuse(Request.of(chosen.cores, chosen.gpus, chosen.memory))
     if resume is None:
         folder = _new_folder(config, found, chosen, name)
     with ExitStack() as closing:
         closing.callback(lock(folder))
-        kind = Population if chosen.scheduler == "pbt" else Search
-        search = kind(folder, config, found, chosen, jobs, watch)
         if resume is None:
             _write(folder, config, found, chosen)
         if cluster is not None:
-            _share(jobs, folder, config)
+            try:
+                closing.enter_context(jobs.requiring(folder / SEARCH))
+            except ConfigError:
+                if resume is None:  # nothing has run
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+        kind = Population if chosen.scheduler == "pbt" else Search
+        search = kind(folder, config, found, chosen, jobs, watch)
         winner = search.run()
     return result_of(search, winner)
-
-
-def _share(jobs: Any, folder: Path, config: RunConfig) -> None:
-    """Let the jobs of a cluster have the folder of the search, and the user's code."""
-    jobs.require_file(folder / SEARCH)
-    jobs.modules = tuple({name for env in (config.env, config.eval_env) for name in modules_of(env)})
 
 
 def _given(**values: Any) -> dict[str, Any]:

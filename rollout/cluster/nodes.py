@@ -103,6 +103,10 @@ class Nodes(Generic[Node]):
     def _lost(self, reason: str) -> None:
         """The whole cluster is lost, and all its nodes were given up."""
 
+    def units(self, count: int) -> str:
+        """The word for so many units."""
+        return self.unit if count != 1 else self.unit.removesuffix("s")
+
     def versions(self) -> dict[str, dict[str, str | None]]:
         """By worker: its versions of PACKAGES and Python; empty for a worker that does not answer."""
         versions: dict[str, dict[str, str | None]] = self._call(self._all_versions(), OPEN_SECONDS)
@@ -169,7 +173,11 @@ class Nodes(Generic[Node]):
 
     def _call(self, work: Coroutine[Any, Any, Any], seconds: float) -> Any:
         """Run a coroutine in the event loop and return its result."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:  # the user has closed the client
+            work.close()
+            raise ClusterLost(self.fault or f"the connection to the scheduler at {self.address} was closed") from None
         try:
             return future.result(seconds)
         except (TimeoutError, OSError) as error:
@@ -260,7 +268,7 @@ class Nodes(Generic[Node]):
         self._joined(node)
         if self._begun:
             kind = f"{node.facts['cpu']} ({node.facts['kernels']})"
-            self._notes.append(f"a node joined: {node.name}, {node.slots} {self.unit}, {kind}")
+            self._notes.append(f"a node joined: {node.name}, {node.slots} {self.units(node.slots)}, {kind}")
 
     def _lose_all(self, reason: str) -> None:
         if self._over:

@@ -19,12 +19,14 @@ from oracles.dask_machines import Machines, wait_for
 
 import rltrain
 from rltrain.errors import ConfigError, JobLost
+
+pytest.importorskip("distributed")
+
 from rltrain.jobs import functions
+from rltrain.jobs.cluster import cluster_jobs
 from rltrain.jobs.node import part_of
 from rltrain.jobs.resources import Machine, Request
 from rltrain.rollout.cluster.node import CLIENT_SECONDS
-
-pytest.importorskip("distributed")
 
 SEARCH = """--algo ppo --env probe:counter --streams 2 --unroll 8 --widths 4 --epochs 1 --minibatches 1 --preset none
     --steps 640 --space lr=1e-4..1e-2:log --trials 4 --sampler random --deterministic --round 2 --confirm 0
@@ -32,6 +34,26 @@ SEARCH = """--algo ppo --env probe:counter --streams 2 --unroll 8 --widths 4 --e
 
 USER_CODE = """
 from helper import FACTOR
+
+COUNT = [0]
+
+class Config:
+    def __init__(self, x):
+        self.x = x
+    def bump(self):
+        COUNT[0] += 1
+
+def value(pair):
+    return FACTOR * pair[0].x + pair[1]
+
+def made(x):
+    return Config(x)
+
+def call(function):
+    return function(3)
+
+def double(x):
+    return 2 * x
 
 class Odd(Exception):
     pass
@@ -89,6 +111,13 @@ def test_code_of_the_user_and_its_exceptions_travel(
     import users_code  # type: ignore[import-not-found]
 
     assert rltrain.map(users_code.scaled, [0, 2], cluster=cluster.address) == [0, 14]
+    where: dict[str, Any] = {"cluster": cluster.address}
+    assert rltrain.map(users_code.value, [(users_code.Config(1), 2)], **where) == [9]
+    assert rltrain.submit(users_code.call, users_code.double, **where).result() == 6
+    assert rltrain.submit(sorted, [1, -2, 3], key=users_code.double, **where).result() == [-2, 1, 3]
+    (made,) = rltrain.map(users_code.made, [4], **where)
+    made.bump()
+    assert (type(made), made.x, users_code.COUNT) == (users_code.Config, 4, [1])  # the class is still ours
     job = rltrain.submit(users_code.scaled, 3, cluster=cluster.address)
     with pytest.raises(users_code.Odd) as caught:
         job.result()
@@ -100,8 +129,6 @@ def test_code_of_the_user_and_its_exceptions_travel(
 def test_a_large_array_is_sent_to_each_node_once_and_again_if_it_changed(cluster: Machines) -> None:
     def use(array: np.ndarray, item: int) -> tuple[float, bool, tuple[int, ...]]:
         return float(array[0, 1]), array.flags.writeable, array.shape
-
-    from rltrain.jobs.cluster import cluster_jobs
 
     data = np.asfortranarray(np.ones((1000, 300)))
     nodes = list(cluster_jobs(cluster.address).nodes.values())
@@ -126,11 +153,31 @@ def test_what_no_node_can_give_is_refused_in_one_line(cluster: Machines) -> None
         rltrain.map(abs, [1], cluster=5)
 
 
-def test_nodes_of_one_machine_have_different_cores() -> None:
-    machine = Machine(cores=(0, 1, 4, 5), gpus=(), memory=None)
-    assert [part_of(machine, first, 2).cores for first in (0, 2, 4)] == [(0, 1), (4, 5), (0, 1)]
-    assert part_of(machine, 3, 9).cores == machine.cores
+def test_nodes_of_one_machine_have_different_resources(cluster: Machines) -> None:
+    machine = Machine(cores=(0, 1, 4, 5), gpus=("0", "1"), memory=100)
+    first = part_of(machine, 3, (set(), set()), 0.75)
+    assert first == Machine((0, 1, 4), ("0", "1"), 75)
+    assert part_of(machine, 1, ({*first.cores}, {*first.gpus}), 0.25) == Machine((5,), (), 25)
+    assert part_of(machine, 2, ({*first.cores}, set()), 0.5).cores == (0, 5)  # there are not enough
     assert machine.room(Request(cores=3)) == 1
+
+    nodes = cluster_jobs(cluster.address).nodes.values()
+    cores = [node.resources.cores for node in nodes]
+    assert len(cores) == 2
+    assert len({*cores}) == min(2, len(os.sched_getaffinity(0)))
+
+
+@pytest.mark.sweep
+def test_a_node_that_comes_again_has_the_core_that_is_free(own: Machines) -> None:
+    own.add("a")
+    own.add("b")
+    jobs = cluster_jobs(own.address)
+    for _ in range(3):
+        own.kill("a")
+        assert wait_for(lambda: len(jobs.nodes) == 1, 60)
+        own.add("a")
+        assert wait_for(lambda: len(jobs.nodes) == 2, 60)
+        assert len({node.resources.cores for node in jobs.nodes.values()}) == min(2, len(os.sched_getaffinity(0)))
 
 
 def test_cancel_ends_the_process_of_a_job(cluster: Machines, tmp_path: Path) -> None:
@@ -179,10 +226,46 @@ def test_jobs_of_a_lost_node_run_again_on_another_one(own: Machines, tmp_path: P
     assert (jobs[0].result(), jobs[0].attempts) == ("done", 2)
 
 
+class Exits:
+    """Ends the process that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+def test_what_cannot_be_sent_or_read_is_the_failure_of_one_job(
+    cluster: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: dict[str, Any] = {"cluster": cluster.address}
+    with pytest.raises(JobLost, match="the result of the job cannot be unpickled"):
+        rltrain.submit(Exits, **where).result(60)
+    address = cluster.address
+    with pytest.raises(ConfigError, match="a job cannot wait for jobs of a cluster"):
+        rltrain.submit(lambda: rltrain.map(abs, [1], cluster=address), **where).result(60)
+    for node in cluster_jobs(cluster.address).nodes.values():
+        monkeypatch.setattr(node, "_send", full)
+    with pytest.raises(JobLost, match="the job cannot be started: an array of 8 MB cannot be stored"):
+        rltrain.submit(np.sum, np.ones(1_000_000), **where).result(60)
+    assert rltrain.submit(abs, -5, **where).result(60) == 5
+
+
+async def full(number: int, data: np.ndarray) -> str:
+    return "an array of 8 MB cannot be stored"
+
+
+@pytest.mark.sweep
+def test_a_client_of_the_user_may_be_closed_first(cluster: Machines) -> None:
+    from distributed import Client
+
+    with Client(cluster.address) as client:
+        assert rltrain.map(abs, [-1], cluster=client) == [1]
+    with pytest.raises(ConfigError, match=r"no scheduler can be reached|was closed"):
+        rltrain.map(abs, [-1], cluster=client)
+    assert rltrain.submit(abs, -5, cluster=cluster.address).result(60) == 5
+
+
 @pytest.mark.sweep
 def test_a_job_does_not_wait_for_ever_for_a_node_that_is_large_enough(own: Machines) -> None:
-    from rltrain.jobs.cluster import cluster_jobs
-
     own.add("a", slots=2)
     own.add("b")
     notes: list[str] = []
@@ -199,12 +282,16 @@ def test_a_job_does_not_wait_for_ever_for_a_node_that_is_large_enough(own: Machi
 
 def test_a_cluster_that_is_lost_is_one_line(own: Machines) -> None:
     own.add("a")
+    gone = cluster_jobs(own.address)
     jobs = [rltrain.submit(time.sleep, 1000, cluster=own.address) for _ in range(2)]
     assert wait_for(jobs[0].running, 60)
     own.scheduler.kill()
     for job in jobs:
         with pytest.raises(JobLost, match=r"the connection to the scheduler at .* was lost; jobs are gone with it"):
             job.result(60)
+    late = gone.submit(gone.dumps(abs), ((-1,), {}), Request(), 1)
+    with pytest.raises(JobLost, match="was lost"):
+        late.result(60)
 
 
 PROGRAM = """
@@ -284,8 +371,11 @@ def test_a_search_on_a_cluster_ends_as_on_one_machine_though_a_node_and_the_sear
 
 
 def test_the_folder_of_a_search_must_be_seen_by_the_nodes(cluster: Machines) -> None:
-    from rltrain.jobs.cluster import cluster_jobs
-
     jobs = cluster_jobs(cluster.address)
-    with pytest.raises(ConfigError, match=r"does not see /proc/self/cwd, which must be in a file system that all"):
-        jobs.require_file(Path("/proc/self/cwd/pyproject.toml"))  # the folder of another process has none
+    there = jobs.requiring(Path("/proc/self/cwd/pyproject.toml"))  # the folder of another process has none
+    with (
+        pytest.raises(ConfigError, match=r"does not see /proc/self/cwd, which must be in a file system that all"),
+        there,
+    ):
+        pass
+    assert rltrain.submit(abs, -5, cluster=cluster.address).result(60) == 5  # other jobs do not need it
