@@ -45,6 +45,8 @@ def connect(
         ClusterLost: there is no scheduler, or it refuses the connection.
     """
     if isinstance(where, Client):
+        if where.status != "running" or where.scheduler is None:
+            raise ClusterLost("no scheduler can be reached by this distributed.Client: it was closed")
         return kind(where, lambda: None, limit)
     dask.config.set(SETTINGS)
     for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "distributed"]:

@@ -324,9 +324,46 @@ def test_jobs_end_when_their_program_ends(cluster: Machines, tmp_path: Path, num
 # --- searches ---
 
 
-def rltune(*words: str) -> subprocess.Popen[str]:
+def rltune(*words: str, folder: Path | None = None) -> subprocess.Popen[str]:
     program = [sys.executable, "-c", "from rltrain.cli import main_tune; main_tune()", *words]
-    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
+
+
+FILES = {
+    "maze.py": """
+import gymnasium, numpy as np
+
+class Maze(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(0, 1, (3,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.ones(3, np.float32), {}
+    def step(self, action):
+        return np.ones(3, np.float32), float(action), True, False, {}
+""",
+    "parts.py": """
+import torch
+
+class Torso(torch.nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.features = 3
+    def forward(self, obs):
+        return torch.sin(obs)
+""",
+}
+
+
+@pytest.mark.sweep
+def test_files_that_a_search_names_are_found_on_the_nodes(cluster: Machines, tmp_path: Path) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    words = "--algo ppo --env maze.py:Maze --torso parts:Torso --streams 2 --unroll 8 --widths 4 --preset none".split()
+    words += "--steps 64 --space lr=1e-4..1e-2:log --trials 2 --sampler random --confirm 0 --json --name s".split()
+    out, errors = rltune(*words, "--cluster", cluster.address, folder=tmp_path).communicate(timeout=200)
+    answer = json.loads(out)
+    assert (answer["trials"], answer["failed"]) == (2, 0), errors
 
 
 def trials(folder: Path) -> dict[tuple[int, int], Any]:
