@@ -185,6 +185,8 @@ def tuned_line(tuned: Tuned) -> str:
         text += f", {_spread(tuned.winner)} with {_new_seeds(tuned.winner)}"
     if tuned.default:
         text += f"; default {_spread(tuned.default)} with the same"
+    if tuned.winner and tuned.default and statistics.fmean(tuned.default) > statistics.fmean(tuned.winner):
+        text += ": the default is better; try more --seeds, --trials or --steps"
     return f"{text}; {tuned.folder}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from rltrain.jobs.resources import Request
 from rltrain.tuning import tune as tune_module
 from rltrain.tuning.journal import JOURNAL, Journal
 from rltrain.tuning.options import Options
-from rltrain.tuning.report import Found, best_settings, report_text, write_pictures, write_settings
+from rltrain.tuning.report import Found, best_settings, report_text, tuned_line, write_pictures, write_settings
 from rltrain.tuning.search import Search
 from rltrain.tuning.space import Space
 from rltrain.tuning.trial import PartResult
@@ -264,6 +265,14 @@ def test_an_event_is_on_the_disk_when_the_search_goes_on(tmp_path: Path, monkeyp
         assert len(written) == number + 1
         assert json.loads(written[-1][-1])["number"] == number
     journal.close()
+
+
+def test_a_default_that_is_better_than_the_winner_is_told() -> None:
+    tuned = Tuned(Path("s"), {"lr": 1e-3}, 9.0, (4.0, 6.0), (6.0, 6.0), Path("r"), 3, 0)
+    better = "the default is better; try more --seeds, --trials or --steps"
+    assert better in tuned_line(tuned)
+    assert better not in tuned_line(dataclasses.replace(tuned, winner=(6.0, 6.0)))
+    assert better not in tuned_line(dataclasses.replace(tuned, winner=(), default=()))
 
 
 def test_the_public_name() -> None:
