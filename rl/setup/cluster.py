@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from rltrain.config.run_config import PRELOAD, RunConfig
 from rltrain.envs.pickling import modules_of
@@ -149,6 +150,8 @@ def _checked_address(address: Any, files: Mapping[str, str | None]) -> dict[str,
     """Dask's names of the TLS files, after a check that `--cluster` and these files can be used; {} without TLS."""
     if isinstance(address, str) and "://" not in address:
         _check_scheduler_file(Path(address))
+    elif isinstance(address, str):
+        _check_port(address)
     tls = {name: str(files[key]) for key, name in TLS.items() if files.get(key) is not None}
     for key, name in TLS.items():
         if name in tls and not os.path.isfile(tls[name]):
@@ -160,6 +163,17 @@ def _checked_address(address: Any, files: Mapping[str, str | None]) -> dict[str,
     if isinstance(address, str) and address.startswith("tls://") and not tls:
         raise ConfigError(f"--cluster {address}: needs --tls-ca, --tls-cert and --tls-key")
     return tls
+
+
+def _check_port(address: str) -> None:
+    """ConfigError if the address has a port that is none; Dask would find out late, and with a traceback."""
+    try:
+        parts = urlsplit(address)
+        known = parts.scheme not in ("tcp", "tls") or (parts.hostname and parts.port is not None)
+    except ValueError:
+        known = False
+    if not known:
+        raise ConfigError(f"--cluster {address}: is no address; give tcp://HOST:PORT or tls://HOST:PORT")
 
 
 def _check_scheduler_file(file: Path) -> None:
