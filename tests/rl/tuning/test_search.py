@@ -312,7 +312,7 @@ def test_a_terminal_shows_the_trials_that_run_and_the_best_ones(runs: Runs, tmp_
 
     options = Options(sampler="random", confirm=0, parallel=2, trials=12)
     config = load(RUN)
-    search = Search(tmp_path, config, Space.of(SPACE, config), options, pool(), look)
+    search = Search(tmp_path, config, Space.of(SPACE, config), options, runs, look)
     search.run()
 
     assert all(len(line) <= columns for text in shown for line in text.splitlines())
