@@ -63,7 +63,7 @@ class Arrays:
 
     def __init__(self) -> None:
         self._copies: dict[tuple[int, int], tuple[Any, SharedMemory]] = {}  # by address and size of the data
-        self._lock = threading.RLock()  # a copy may be freed by a thread that is making another one
+        self._lock = threading.Lock()
         self._can_share = os.path.isdir("/proc/self/fd")
 
     def dumps(self, value: Any, self_contained: bool = False) -> Pickled:

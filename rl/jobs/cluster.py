@@ -47,9 +47,10 @@ class JobNodeProxy:
     """One node, and the jobs that it runs for this client.
 
     Args:
-        slots:   number of cores.
+        address: of the Dask worker.
         node:    the Dask actor, a `rltrain.jobs.node.JobNode`.
         facts:   see `JobNode.facts`.
+        loop:    of the Dask client.
         on_lost: called once, when the node is lost.
     """
 
@@ -182,7 +183,7 @@ class ClusterJobs(Nodes[JobNodeProxy]):
         super().__init__(client, closing, limit)
         self.pid = os.getpid()
         self._shared: Path | None = None  # a file that nodes must see
-        self._blind: set[str] = set()  # addresses of workers that do not see it
+        self._without_file: set[str] = set()  # addresses of workers that do not see it
         self._losses: dict[Job, int] = {}  # nodes that were lost while the job was sent to them
         self._hosts: dict[str, asyncio.Lock] = {}  # held while the resources of a new node are chosen
         self._arrays = Arrays()
@@ -298,7 +299,7 @@ class ClusterJobs(Nodes[JobNodeProxy]):
             share = slots / sum(worker.slots for worker in self._known.values() if worker.host == host)
             dask_actor, facts = await self._on_worker(address, JobNode, slots, (cores, gpus), share)
             node = JobNodeProxy(address, dask_actor, facts, self._loop, self._remove_node)
-            if (reason := await self._blindness(node)) is not None:
+            if (reason := await self._missing_file(node)) is not None:
                 raise OSError(reason)
             self.nodes[address] = node  # the next node of this machine takes other cores
         return node
@@ -309,16 +310,16 @@ class ClusterJobs(Nodes[JobNodeProxy]):
     async def _require(self, file: Path | None) -> str | None:
         """Use only nodes that see a file; None: all. Returns why a node cannot be used."""
         self._shared, found = file, None
-        for address in self._blind:
+        for address in self._without_file:
             self._unusable.pop(address, None)
-        self._blind.clear()
+        self._without_file.clear()
         for node in list(self.nodes.values()):
-            if (reason := await self._blindness(node)) is not None:
+            if (reason := await self._missing_file(node)) is not None:
                 found = f"the node {node.address} cannot be used: {reason}"
                 node.lose(reason)
         return found
 
-    async def _blindness(self, node: JobNodeProxy) -> str | None:
+    async def _missing_file(self, node: JobNodeProxy) -> str | None:
         """Why a node cannot be used that does not see the file; None: it does."""
         if self._shared is None:
             return None
@@ -328,7 +329,7 @@ class ClusterJobs(Nodes[JobNodeProxy]):
             return one_line(error)
         if sees:
             return None
-        self._blind.add(node.address)
+        self._without_file.add(node.address)
         self._unusable[node.address] = float("inf")
         return f"it does not see {self._shared.parent}, which must be in a file system that all nodes share"
 

@@ -66,9 +66,9 @@ class Job(Future[Any]):
         before = self.cancelled()
         done = super().cancel()  # the job is pending until it has a result
         if done and not before:
-            self.payload = None  # frees shared memory
             self.set_running_or_notify_cancel()
             self._jobs.cancelled(self)
+            self.payload = None  # frees shared memory; not before, since the job could still be taken from a queue
         return done
 
     def running(self) -> bool:

@@ -102,8 +102,6 @@ class Cluster(Nodes[NodeProxy]):
         node = NodeProxy(address, slots, dask_actor, self._publications, self._heartbeats, self._run, self._remove_node)
         node.facts = facts
         await node.catch_up()  # otherwise an actor could begin with the first weights
-        if node.lost is not None:
-            raise OSError(node.lost)
         return node
 
     def _joined(self, node: NodeProxy) -> None:

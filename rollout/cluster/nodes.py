@@ -41,6 +41,7 @@ class Proxy(Protocol):
     address: str
     slots: int
     facts: dict[str, Any]
+    lost: str | None  # the reason, when it was given up
 
     @property
     def name(self) -> str:
@@ -260,6 +261,8 @@ class Nodes(Generic[Node]):
                 self._notes.append(wrong[0])
                 return
             node = await asyncio.wait_for(self._make_node(address, slots), OPEN_SECONDS)
+            if node.lost is not None:
+                raise OSError(node.lost)
         except Exception as error:  # the worker may be gone already
             self._unusable[address] = time.monotonic() + RETRY_SECONDS
             self._notes.append(f"the node {address} cannot be used: {one_line(error)}")

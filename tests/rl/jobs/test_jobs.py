@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import rltrain
 from rltrain.errors import ConfigError, JobLost
 from rltrain.jobs import pool
 from rltrain.jobs.arrays import Arrays
+from rltrain.jobs.job import Job
 from rltrain.jobs.resources import Machine, Request
 from rltrain.rollout.workers.process import ProcessHandle
 
@@ -167,6 +169,17 @@ def test_cancel_ends_the_process_of_a_job_and_what_it_started(tmp_path: Path) ->
         time.sleep(0.01)
     assert not any(map(psutil.pid_exists, pids))
     assert rltrain.submit(lambda: 5).result() == 5
+
+
+def test_a_job_has_its_payload_until_it_cannot_be_taken_from_a_queue_any_more() -> None:
+    """Without it, the thread that takes the job would end, and all other jobs would wait for ever."""
+    seen: list[Any] = []
+    jobs: Any = SimpleNamespace(cancelled=lambda job: seen.append(job.payload))
+    payload = Arrays().dumps(abs), Arrays().dumps(((-1,), {}))
+    job = Job(jobs, payload, Request(), 1)
+    assert job.cancel()
+    assert seen == [payload]
+    assert job.payload is None
 
 
 def test_a_used_worker_computes_what_a_new_one_does(tmp_path: Path) -> None:

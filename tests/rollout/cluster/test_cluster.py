@@ -21,6 +21,7 @@ class Node:
     """Has the interface of a NodeProxy that a cluster uses while it begins."""
 
     slots = spare = 1
+    lost = None
 
     def __init__(self, address: str) -> None:
         self.address = self.name = address
