@@ -21,7 +21,7 @@ from rltrain.deployment.server.errors import Refused, wrong
 from rltrain.deployment.server.metrics import Metrics, summed
 from rltrain.deployment.server.models import Model, Source, load_model, noise_rows
 from rltrain.deployment.server.page import PAGE
-from rltrain.deployment.server.recording import Episodes, require_recordable
+from rltrain.deployment.server.recording import Episodes, require_complete
 from rltrain.deployment.server.requests import Options, Row, numbers_of
 from rltrain.deployment.server.schema import openapi
 from rltrain.deployment.server.sessions import Sessions
@@ -122,7 +122,6 @@ class App:
         if self.settings.record is not None:
             if not self._one_codec:
                 raise ConfigError("--record: all policies must have equal spaces; serve one of them")
-            require_recordable(first.spec)
             self.episodes = Episodes(first.spec, self.settings.limits.sessions, self.settings.limits.ttl)
         self.ready = True
 
@@ -318,6 +317,8 @@ class App:
         version = self._version(request.policy, request.session, episode)
         model, codec = version.model, version.codec
         rows, options = codec.read(request)
+        if self.episodes is not None and options.episode is not None:
+            require_complete(codec.spec, rows[0])
         interface, now = model.interface, loop.time()
         over = options.outcome is not None and options.outcome.over
         if over:  # there is no action to choose

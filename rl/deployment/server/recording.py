@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from rltrain.deployment.server.errors import wrong
 from rltrain.deployment.server.requests import Outcome, Row
 from rltrain.envs.spec import COSMETIC, EnvSpec, Leaf, spec_differences
 from rltrain.errors import ConfigError, RunFailed
@@ -41,6 +42,9 @@ class _Open:
         self.obs: list[list[np.ndarray]] = []
         self.masks: list[np.ndarray | None] = []
         self.alive: list[np.ndarray | None] = []
+        self.acting: list[np.ndarray | None] = []
+        self.states: list[np.ndarray | None] = []
+        self.ended: np.ndarray | None = None  # [N] bool, games in turns: the agents whose end a client has told
         self.actions: list[np.ndarray] = []
         self.log_probs: list[np.ndarray] = []
         self.results: list[Outcome] = []
@@ -48,10 +52,19 @@ class _Open:
         self.agents: np.ndarray | float = 0.0  # the return of each agent
         self.used = 0.0
 
-    def see(self, row: Row) -> None:
+    def see(self, row: Row, outcome: Outcome | None) -> None:
         self.obs.append(row.obs)
         self.masks.append(row.mask)
-        self.alive.append(row.present)
+        alive = row.present
+        if row.acting is not None:  # a client need not name the agents that wait
+            if self.ended is None:
+                self.ended = np.zeros(len(row.acting), bool)
+            if outcome is not None:
+                self.ended = self.ended | outcome.terminated | outcome.truncated | outcome.over
+            alive = ~self.ended
+        self.alive.append(alive)
+        self.acting.append(row.acting)
+        self.states.append(row.state)
         self.bytes += ROW_BYTES + sum(array.nbytes for array in row.obs)
 
 
@@ -94,6 +107,7 @@ class Episodes:
         A question without the reward of the last action cuts the episode: what was recorded of it stays.
 
         Args:
+            row:      see `require_complete`.
             action:   as the environment takes it, flat; None: the observation is the last one of the episode.
             log_prob: None: the policy has none.
         """
@@ -113,7 +127,7 @@ class Episodes:
                 return False
             self._count += 1
             episode = self._open[name] = _Open(first, version, self._count)
-        episode.see(row)
+        episode.see(row, outcome)
         if action is None:
             self._deliver(episode, ended=True)
             del self._open[name]
@@ -157,7 +171,8 @@ class Episodes:
         """Deliver the rows so far; the episode goes on with its last observation."""
         self._bytes -= episode.bytes
         self._deliver(episode, ended=False)
-        for values in (episode.obs, episode.masks, episode.alive, episode.actions, episode.log_probs):
+        of_rows = (episode.obs, episode.masks, episode.alive, episode.acting, episode.states)
+        for values in (*of_rows, episode.actions, episode.log_probs):
             del values[:-1]
         episode.results.clear()
         episode.begins = False
@@ -189,6 +204,10 @@ class Episodes:
             terminated |= alive[:-1] & ~alive[1:] & ~terminated & ~truncated  # it left without an end
             terminated &= alive[:-1]
             truncated &= alive[:-1] & ~terminated
+        if spec.turns:
+            optional["acting"] = column(episode.acting, rows + 1, bool)
+        if spec.state_shape is not None:
+            optional["state"] = column(episode.states, rows + 1, np.float32)
         episodes: tuple[Episode, ...] = ()
         if ended and episode.whole:
             agents = tuple(np.ravel(episode.agents).tolist()) if spec.groups else ()
@@ -241,11 +260,12 @@ def _start(leaf: Leaf) -> np.ndarray | None:
     return np.array(leaf.start, leaf.dtype).reshape(leaf.shape) if leaf.start else None
 
 
-def require_recordable(spec: EnvSpec) -> None:
-    """ConfigError if the questions of clients do not hold what a recording of this environment needs."""
-    if spec.turns or spec.state_shape is not None:
-        what = "the agents act in turns" if spec.turns else "it has a global state"
-        raise ConfigError(f"--record: {what} in {spec.id}, which requests do not say; record with rltrain --record")
+def require_complete(spec: EnvSpec, row: Row) -> None:
+    """Refused, 400, if a question does not hold what a recording of this environment needs."""
+    if spec.turns and row.acting is None:
+        raise wrong("turn", "the agent that acts now, or obs of that agent alone", "nothing")
+    if spec.state_shape is not None and row.state is None:
+        raise wrong("state", f"the global state, {list(spec.state_shape)} numbers: episodes are recorded", "nothing")
 
 
 class Writer:
@@ -262,7 +282,6 @@ class Writer:
     def __init__(self, folder: Path, spec: EnvSpec, run: Mapping[str, Any]) -> None:
         from rltrain.storage import files
 
-        require_recordable(spec)
         self._folder = folder = folder.absolute()
         try:
             folder.mkdir(parents=True, exist_ok=True)

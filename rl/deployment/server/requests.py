@@ -26,6 +26,8 @@ class Row(NamedTuple):
     mask: np.ndarray | None
     present: np.ndarray | None
     agents: tuple[int, ...]  # numbers of the agents that an answer names; () for a single agent
+    acting: np.ndarray | None = None  # [N] bool, games in turns: the agent that acts; None: the request does not say
+    state: np.ndarray | None = None  # [*S] float32, the global state; None: the request has none
 
 
 class Options(NamedTuple):
@@ -62,6 +64,11 @@ class Codec:
         self._agents = spec.agents
         if spec.groups:
             self._readers = [_reader(part.group.obs) for part in spec.layout.agents]
+            self._waits = [  # the masks of agents that wait: as in training, one action is legal, 0
+                np.array([i == 0 for size in part.group.action.nvec for i in range(size)], bool)
+                for part in spec.layout.agents
+            ]
+            self._read_state = _leaf_reader(Leaf("box", spec.state_shape, "float32")) if spec.state_shape else None
             self._index = {agent: number for number, agent in enumerate(spec.agents)}
         else:
             self._read = _reader(spec.obs)
@@ -105,11 +112,12 @@ class Codec:
         Raises:
             Refused: 400, as `parse`.
         """
-        outcome = None
+        outcome, spec = None, self.spec
         if request.reward is not None or request.terminated or request.truncated:
             outcome = self._outcome(request)
+        turn, state = self._of_game(request)
         if request.batch is msgspec.UNSET:
-            rows = [self._row(request.obs, request.action_mask, "obs", "action_mask", outcome)]
+            rows = [self._row(request.obs, request.action_mask, "obs", "action_mask", outcome, turn, state)]
         else:
             if not 1 <= len(request.batch) <= MAX_ROWS:
                 raise wrong("batch", f"1 to {MAX_ROWS} observations", str(len(request.batch)))
@@ -120,7 +128,27 @@ class Codec:
                 self._row(obs, None if masks is None else masks[i], f"batch[{i}]", f"action_masks[{i}]")
                 for i, obs in enumerate(request.batch)
             ]
-        return rows, self._options(request, len(rows), outcome)
+        options = self._options(request, len(rows), outcome)
+        if spec.turns and self.interface.core_size and options.first:
+            seen = [0 if row.present is None else int(row.present.sum()) for row in rows]
+            if len(spec.agents) > 1 and 1 in seen:
+                alone = seen.index(1)
+                needed = "observations of all agents at each step: they have a memory of every step"
+                raise wrong("obs" if request.batch is msgspec.UNSET else f"batch[{alone}]", needed, "of one")
+        return rows, options
+
+    def _of_game(self, request: Any) -> tuple[str | None, np.ndarray | None]:
+        """The agent whose turn it is and the global state, if the game has them and the request says them."""
+        spec = self.spec
+        turn, state = request.turn if spec.turns else None, None
+        if turn is not None and request.obs is msgspec.UNSET:
+            raise wrong("turn", "obs in place of batch: turn is about one observation", "batch")
+        if spec.state_shape is not None and request.state is not None:
+            if request.obs is msgspec.UNSET:
+                raise wrong("state", "obs in place of batch: state is about one observation", "batch")
+            assert self._read_state is not None
+            state = self._read_state(request.state, "state")
+        return turn, state
 
     def _outcome(self, request: Any) -> Outcome:
         """What the client says about the last action."""
@@ -182,7 +210,16 @@ class Codec:
             request.details,
         )
 
-    def _row(self, obs: Any, mask: Any, name: str, mask_name: str, outcome: Outcome | None = None) -> Row:
+    def _row(
+        self,
+        obs: Any,
+        mask: Any,
+        name: str,
+        mask_name: str,
+        outcome: Outcome | None = None,
+        turn: str | None = None,
+        state: np.ndarray | None = None,
+    ) -> Row:
         spec, over = self.spec, outcome is not None and outcome.over
         if mask is not None and not spec.action_mask:
             raise wrong(mask_name, "no action mask: this policy was trained without", "a mask")
@@ -193,9 +230,9 @@ class Codec:
                 None,
                 (),
             )
-        return self._joint(obs, mask, name, mask_name, outcome)
+        return self._joint(obs, mask, name, mask_name, outcome, turn)._replace(state=state)
 
-    def _joint(self, obs: Any, mask: Any, name: str, mask_name: str, outcome: Outcome | None) -> Row:
+    def _joint(self, obs: Any, mask: Any, name: str, mask_name: str, outcome: Outcome | None, turn: str | None) -> Row:
         """The row of several agents; the observations of absent ones are zeros. Those that have ended get no action."""
         spec = self.spec
         arrays = [np.zeros(port.shape, port.dtype) for port in self._ports]
@@ -223,7 +260,26 @@ class Codec:
             raise wrong(name, f"observations of {', '.join(spec.agents)}", "none of them")
         if outcome is not None:
             present &= ~(outcome.terminated | outcome.truncated)
-        return Row(arrays, joint, present, tuple(np.flatnonzero(present).tolist()))
+        acting = self._acting(present, turn) if spec.turns else None
+        if joint is not None and acting is not None and acting.any():
+            for part, acts, waits in zip(spec.layout.agents, acting, self._waits, strict=True):
+                if not acts:
+                    joint[part.mask] = waits
+        named = present if acting is None else acting
+        return Row(arrays, joint, present, tuple(np.flatnonzero(named).tolist()), acting)
+
+    def _acting(self, present: np.ndarray, turn: str | None) -> np.ndarray | None:
+        """[N] bool, whose turn it is: the agent that the request says, or the only one whose observation it has.
+
+        None: the request has observations of several agents and does not say. All False: the episode is over.
+        """
+        if turn is None:
+            return present.copy() if np.count_nonzero(present) < 2 else None
+        acting: np.ndarray = np.array([agent == turn for agent in self._agents]) & present
+        if not acting.any():
+            names = " or ".join(agent for agent, here in zip(self._agents, present, strict=True) if here)
+            raise wrong("turn", f"an agent that goes on: {names}" if names else "no turn after the end", turn)
+        return acting
 
     def _mask(self, mask: list[Any], heads: tuple[int, ...], name: str, over: bool = False) -> np.ndarray:
         """The legal actions. `over`: of a last observation, where a head without one gets all of them."""
@@ -306,6 +362,11 @@ def _request_type(spec: EnvSpec) -> Any:
         ends = bool | ends
     else:
         obs, mask, rewards, ends = _type_of(spec.obs), flags, float, bool
+    extra: list[Any] = []
+    if spec.turns:
+        extra.append(("turn", str | None, None))
+    if spec.state_shape is not None:
+        extra.append(("state", _nested(float, len(spec.state_shape)) | None, None))
     positive = msgspec.Meta(gt=0, le=3_600_000)
     seed = msgspec.Meta(ge=0, le=2**63 - 1)
     unset = msgspec.UnsetType
@@ -329,6 +390,7 @@ def _request_type(spec: EnvSpec) -> Any:
             ("deadline_ms", _annotated(float, positive) | None, None),
             ("details", bool, False),
             ("id", int | str | None, None),
+            *extra,
         ],
         forbid_unknown_fields=True,
     )
@@ -352,8 +414,12 @@ def _type_of(obs: ObsSpec) -> Any:
         )
     if isinstance(obs, tuple):
         return tuple[tuple(_type_of(child) for child in obs)]  # type: ignore[misc]
-    kind: Any = {"box": float, "multi_binary": float}.get(obs.kind, int)
-    for _ in obs.shape:
+    return _nested({"box": float, "multi_binary": float}.get(obs.kind, int), len(obs.shape))
+
+
+def _nested(kind: Any, depth: int) -> Any:
+    """The type of an array of `depth` axes in JSON."""
+    for _ in range(depth):
         kind = list[kind]
     return kind
 
@@ -409,5 +475,6 @@ def _leaf_reader(leaf: Leaf) -> Callable[[Any, str], np.ndarray]:
 
 
 def numbers_of(spec: EnvSpec) -> int:
-    """Numbers of one observation and its mask."""
-    return sum(math.prod(leaf.shape) for leaf in spec.leaves()) + spec.action.mask_size
+    """Numbers of one observation, its mask and the global state."""
+    state = 0 if spec.state_shape is None else math.prod(spec.state_shape)
+    return sum(math.prod(leaf.shape) for leaf in spec.leaves()) + spec.action.mask_size + state

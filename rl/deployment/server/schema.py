@@ -42,6 +42,10 @@ def openapi(spec: EnvSpec) -> dict[str, Any]:
         "details": boolean,
         "id": {},
     }
+    if spec.turns:
+        request["turn"] = {"type": "string", "enum": list(spec.agents)}
+    if spec.state_shape is not None:
+        request["state"] = _leaf(Leaf("box", spec.state_shape, "float32"))
     answer = {
         "action": {},
         "actions": {"type": "array"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from rl_policies import saved, spec_of
+from oracles.walk import Walk
+from rl_policies import AGENTS, agents_spec, save, saved, spec_of
 from rl_server import Client, app_of, ask, counted, plain, with_client
 
 import rltrain
 from rltrain.deployment.export.observations import random_observations
 from rltrain.deployment.server.recording import Episodes, Writer, policy_units
 from rltrain.deployment.server.requests import Outcome, Row
+from rltrain.envs.problems.games import TicTacToe, two_step
 from rltrain.envs.spaces import action_reader, env_spec
 from rltrain.errors import ConfigError, RunFailed
 from rltrain.rollout.tree import leaves, tree_map
@@ -334,3 +337,185 @@ def test_units_of_the_policy_are_the_inverse_of_those_of_the_environment() -> No
         taken = np.stack(list(action_reader(spec.action)(chosen)))
         again = np.stack([policy_units(spec)(one) for one in taken])
         np.testing.assert_allclose(np.stack(list(action_reader(spec.action)(again))), taken, rtol=1e-6, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def tic_tac_toe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = str(tmp_path_factory.mktemp("runs"))
+    result = rltrain.train(algo="ppo", env="tic-tac-toe", workers=0, streams=4, unroll=16, steps=64, widths=(8,),
+                           eval_every=0, preset="none", quiet=True, out=out)  # fmt: skip
+    return Path(result.checkpoint)
+
+
+@pytest.mark.parametrize("named", ["all agents", "the agent that acts"])
+def test_a_game_in_turns_is_recorded_and_learned_from(named: str, tic_tac_toe: Path, tmp_path: Path) -> None:
+    """A client that plays through PettingZoo's own interface records the rows that a run records."""
+    everyone, game, folder = named == "all agents", TicTacToe(), tmp_path / "recording"
+    seen: list[int] = []
+    with rltrain.serve(tic_tac_toe, sample=True, record=folder) as served:
+        game.reset()
+        told: dict[str, Any] = {"first": True}
+        while True:
+            over, agent = all(game.terminations.values()), game.agent_selection
+            heard = game.possible_agents if everyone or over else [agent]
+            views = {name: game.observe(name) for name in heard}
+            request: dict[str, Any] = {"obs": {name: view["observation"].tolist() for name, view in views.items()}}
+            if any(view["action_mask"].any() for view in views.values()):
+                request["action_mask"] = {agent: views[agent]["action_mask"].tolist()}
+            if everyone and not over:
+                request["turn"] = agent
+            answer = ask(served.url, episode="x", seed=len(seen), **request, **told)
+            assert answer["recorded"] is True
+            if over:
+                assert answer["action"] is None
+                break
+            assert set(answer["action"]) == {agent}
+            seen.append(answer["action"][agent])
+            game.step(seen[-1])
+            told = {"reward": game.rewards, "terminated": game.terminations}
+    (piece,) = list(Recording.open(folder).pieces())
+    walk, length = Walk("tic-tac-toe"), len(seen)
+    for t, cell in enumerate(seen):
+        walk.step(*((cell, 0) if t % 2 == 0 else (0, cell)))
+        np.testing.assert_array_equal(piece.action[t, 0], (cell, 0) if t % 2 == 0 else (0, cell))
+        assert piece.extras["log_prob"][t, 0, 1 - t % 2] == 0
+        assert piece.extras["log_prob"][t, 0, t % 2] < 0 or t == 8  # one cell is left
+    rows = walk.rows
+    for name in ("reward", "terminated", "truncated"):
+        np.testing.assert_array_equal(getattr(piece, name)[:, 0], getattr(rows, name)[:length, 0])
+    for name in ("alive", "acting"):
+        np.testing.assert_array_equal(getattr(piece, name)[:, 0], getattr(rows, name)[: length + 1, 0])
+    np.testing.assert_array_equal(piece.action_mask[:-1, 0], rows.action_mask[:length, 0])
+    wanted = rows.obs["player"][: length + 1, 0].copy()
+    if not everyone:
+        wanted[:-1][~rows.acting[:length, 0]] = 0.0
+    np.testing.assert_array_equal(piece.obs["player"][:, 0], wanted)
+    assert piece.episodes[0].length == len(seen)
+    for algo in ("iql", "vdn"):
+        result = rltrain.train(
+            algo=algo, env="tic-tac-toe", replay_from=str(folder), steps=16, workers=0, streams=1, eval_every=0,
+            widths=(8,), preset="none", quiet=True, out=str(tmp_path / "runs"),
+        )  # fmt: skip
+        assert result.steps >= 16
+
+
+def test_the_documented_client_of_a_game_in_turns_is_recorded(tic_tac_toe: Path, tmp_path: Path) -> None:
+    """The program in docs/serving.md, as printed."""
+    text = (EXAMPLE.parents[1] / "serving.md").read_text()
+    (program,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "agent_selection" in block]
+    game = TicTacToe()
+    with rltrain.serve(tic_tac_toe, sample=True, record=tmp_path / "recording") as served:
+        exec(program, {"game": game, "ask": lambda **request: ask(served.url, **request)})
+    (piece,) = list(Recording.open(tmp_path / "recording").pieces())
+    assert piece.terminated[-1, 0].all()
+    assert piece.rows == (game.board >= 0).sum()
+    np.testing.assert_array_equal(piece.reward[-1, 0], [game.rewards[agent] for agent in game.possible_agents])
+
+
+def test_a_global_state_is_recorded_and_learned_from(tmp_path: Path) -> None:
+    """MatrixGame has a state; QMIX, whose mixer needs it, learns from what clients sent."""
+    run = rltrain.train(
+        algo="qmix", env="two-step", workers=0, steps=64, warmup=32, batch=8, widths=(8,), eval_every=0,
+        preset="none", quiet=True, out=str(tmp_path / "runs"),
+    )  # fmt: skip
+    folder, states = tmp_path / "recording", []
+    with rltrain.serve(run.checkpoint, sample=True, record=folder) as served:
+        for number in range(4):
+            game = two_step()
+            obs, _ = game.reset()
+            told: dict[str, Any] = {"first": True}
+            while True:
+                states.append(game.state())
+                request = {"obs": plain(obs), "state": plain(states[-1]), "episode": f"game {number}", **told}
+                answer = ask(served.url, **request)
+                assert answer["recorded"] is True
+                if answer["action"] is None:
+                    break
+                obs, reward, terminated, truncated, _ = game.step(answer["action"])
+                told = {"reward": reward, "terminated": terminated, "truncated": truncated}
+    pieces = list(Recording.open(folder).pieces())
+    assert len(pieces) == 4
+    np.testing.assert_array_equal(np.concatenate([piece.state[:, 0] for piece in pieces]), states)
+    result = rltrain.train(
+        algo="qmix", env="two-step", replay_from=str(folder), steps=16, workers=0, streams=1, eval_every=0,
+        widths=(8,), preset="none", quiet=True, out=str(tmp_path / "runs"),
+    )  # fmt: skip
+    assert result.steps >= 16
+
+
+def test_a_recording_needs_the_turn_and_the_state(tic_tac_toe: Path, tmp_path: Path) -> None:
+    """They are asked for where episodes are recorded, and only there; wrong ones are refused everywhere."""
+    board = np.zeros((3, 9)).tolist()
+    both = {"obs": {"player_0": board, "player_1": board}}
+    one = {"obs": {"player_1": board}}
+
+    async def turns(client: Client, recorded: bool) -> None:
+        needs = 400 if recorded else 200
+        found = await client.act(needs, **both, episode="x", first=True)
+        assert not recorded or found["error"]["field"] == "turn"
+        assert set((await client.act(**both))["action"]) == {"player_0", "player_1"}
+        assert set((await client.act(**both, turn="player_1"))["action"]) == {"player_1"}
+        assert set((await client.act(**one))["action"]) == {"player_1"}
+        for request, field in (
+            ({**one, "turn": "player_0"}, "turn"),
+            ({**both, "turn": "nobody"}, "turn"),
+            ({**both, "turn": 1}, "turn"),
+            ({**both, "state": [1.0]}, "state"),
+            ({"batch": [both["obs"]], "turn": "player_0"}, "turn"),
+            ({**both, "turn": "player_0", "episode": "x", "terminated": {"player_0": True}}, "turn"),
+        ):
+            assert (await client.act(400, **request))["error"]["field"] == field, request
+
+    for number, record in enumerate((None, tmp_path / "recording")):
+        app = app_of(tic_tac_toe, record=record)
+        with_client(app, lambda client, number=number: turns(client, bool(number)))
+    with_client(app_of(tic_tac_toe), lambda client: turns(client, False))
+
+    async def state(client: Client) -> None:
+        vector = {"obs": {"agent_0": [1, 0, 0], "agent_1": [1, 0, 0]}}
+        for request in ({}, {"state": [1, 0]}, {"state": [1, 0, "x"]}, {"state": [1, 0, 1e39]}):
+            found = await client.act(400, **vector, episode="x", first=True, **request)
+            assert found["error"]["field"].startswith("state")
+        assert (await client.act(**vector))["action"].keys() == vector["obs"].keys()
+        assert (await client.act(**vector, state=[1, 0, 0], episode="x", first=True))["recorded"]
+
+    run = rltrain.train(
+        algo="vdn", env="two-step", workers=0, steps=64, warmup=32, batch=8, widths=(8,), eval_every=0,
+        preset="none", quiet=True, out=str(tmp_path / "runs"),
+    )  # fmt: skip
+    with_client(app_of(Path(run.checkpoint), record=tmp_path / "states"), state)
+
+
+def test_an_agent_of_a_game_in_turns_that_ended_stays_out_of_it() -> None:
+    """The agents that wait are alive, although clients do not name them, until a client tells their end."""
+    spec = agents_spec("qmix-gru", turns=True)
+    episodes = Episodes(spec, 10, 10.0)
+    ends = [[], [0], [], [1, 2]]
+    for t, (turn, ended) in enumerate(zip((0, 1, 2, None), ends, strict=True)):
+        acting = np.arange(3) == turn
+        gone = np.isin(np.arange(3), ended)
+        told = Outcome(np.ones(3, np.float32), gone, np.zeros(3, bool), turn is None) if t else None
+        row = Row([np.zeros(leaf.shape, leaf.dtype) for leaf in spec.leaves()], None, acting, (), acting)
+        episodes.note("x", t == 0, row, told, None if turn is None else np.zeros(3, np.int64), None, 3, 0.0)
+    (piece,) = episodes.take()
+    assert piece.alive[:, 0].astype(int).tolist() == [[1, 1, 1], [0, 1, 1], [0, 1, 1], [0, 0, 0]]
+    assert piece.acting[:, 0].astype(int).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    assert piece.terminated[:, 0].astype(int).tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 1]]
+
+
+def test_agents_with_a_memory_are_all_seen_in_a_game_in_turns(tmp_path: Path) -> None:
+    """As `rltrain.load(...).act`: an observation of one agent would leave a gap in the others' memories."""
+    algo, _, settings = AGENTS["mappo-gru"]
+    app = app_of(save(tmp_path, "mappo-gru", agents_spec("mappo-gru", turns=True), algo, settings))
+
+    async def work(client: Client) -> None:
+        one = [0.1, 0.2, 0.3]
+        error = (await client.act(400, obs={"a": one}, session="x", first=True))["error"]
+        assert error["field"] == "obs"
+        assert "memory" in error["message"]
+        error = (await client.act(400, batch=[{"a": one, "b": one}, {"b": one}], first=True))["error"]
+        assert error["field"] == "batch[1]"
+        answer = await client.act(obs={"a": one, "b": one}, turn="b", session="x", first=True)
+        assert answer["action"].keys() == {"b"}
+
+    with_client(app, work)
