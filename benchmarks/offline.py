@@ -79,10 +79,9 @@ class Begun(rltrain.Callback):
         self.at = time.perf_counter()
 
 
-def million(folder: Path) -> None:
-    """Prints how long a run takes to read a million rows, checksums and statistics of observations included."""
-    rows, draw = 1_000_000, np.random.default_rng(0)
-    folder.mkdir(parents=True, exist_ok=True)
+def cheetah_rows(file: Path, rows: int) -> None:
+    """Writes random rows of HalfCheetah's shape in D4RL's layout."""
+    draw = np.random.default_rng(0)
     obs = draw.standard_normal((rows, 17), np.float32)
     arrays = {
         "observations": obs,
@@ -92,9 +91,15 @@ def million(folder: Path) -> None:
         "terminals": np.zeros(rows, bool),
         "timeouts": np.arange(rows) % 1_000 == 999,
     }
-    with h5py.File(folder / "rows.hdf5", "w") as file:
+    with h5py.File(file, "w") as written:
         for name, array in arrays.items():
-            file[name] = array
+            written[name] = array
+
+
+def million(folder: Path) -> None:
+    """Prints how long a run takes to read a million rows, checksums and statistics of observations included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cheetah_rows(folder / "rows.hdf5", 1_000_000)
     began = time.perf_counter()
     call("import", folder / "rows.hdf5", folder / "data", "--env", "HalfCheetah-v5")
     print(f"rldata import: {time.perf_counter() - began:.1f} s")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from rltrain.system.imports import no_collection
+
 if TYPE_CHECKING:
     from rltrain.algorithms import networks
     from rltrain.algorithms import own_class as algorithm_class
@@ -226,7 +228,8 @@ if not TYPE_CHECKING:  # hidden from type checkers, so that they report a misspe
             return importlib.import_module(_MODULES[name])
         if name in _LOCATION:
             module, attribute = _LOCATION[name]
-            return getattr(importlib.import_module(module), attribute)
+            with no_collection():  # most of them import torch
+                return getattr(importlib.import_module(module), attribute)
         if name == "__version__":
             return importlib.import_module("importlib.metadata").version("rltrain")
         raise AttributeError(f"module 'rltrain' has no attribute {name!r}; it has: {', '.join(__all__)}")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -14,6 +11,7 @@ from rltrain.config.run_config import RunConfig
 from rltrain.errors import as_folder
 from rltrain.setup.first_look import look_at
 from rltrain.storage.run_folder import for_resume, require_free_name, saved_config
+from rltrain.system.imports import no_collection
 from rltrain.system.signals import held
 from rltrain.system.time_limit import TimeLimit
 
@@ -63,7 +61,7 @@ def train(
         require_targets(config)
     limit = TimeLimit(config.max_seconds)
     with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch
-        with held(), _no_collection():
+        with held(), no_collection():
             from rltrain.callbacks.loading import make_callbacks
             from rltrain.run import open_run
         with open_run(config, resume, look, make_callbacks(config, callbacks), limit) as run:  # folder, seeds, actors
@@ -79,20 +77,3 @@ def train(
                     rollout.publish(learner.weights(rollout.steps))
                     run.tick(unrolls)  # log, evaluate, checkpoint, each when due
             return run.finish()
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Switch garbage collection off while torch is imported: it takes a tenth of the time and finds hardly anything.
-
-    Later collections do not visit the objects that exist at the end of the block.
-    """
-    if "torch" in sys.modules or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-        gc.freeze()
-    finally:
-        gc.enable()

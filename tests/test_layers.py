@@ -94,6 +94,7 @@ LIGHT = [  # files that --help imports, and so must not import torch while they 
     "rl/setup/task_process.py",
     "rl/storage/files.py",
     "rl/storage/run_folder.py",
+    "rl/system/imports.py",
     "rl/system/signals.py",
     "rl/system/torchrun.py",
     "rl/training_loop.py",

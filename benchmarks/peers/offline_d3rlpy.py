@@ -63,6 +63,8 @@ def main() -> None:
     data = read(path, discrete)
     learner = makers[name]().create(device="cpu")
     learner.build_with_dataset(data)
+    if learner.observation_scaler is not None:  # `fit` does this, `update` does not
+        learner.observation_scaler.fit_with_transition_picker(data.episodes, data.transition_picker)
     began = time.process_time()
     for _ in range(int(updates)):
         learner.update(data.sample_transition_batch(256))
@@ -76,7 +78,7 @@ def main() -> None:
             obs, reward, terminated, truncated, _ = env.step(int(action) if discrete else action * scale)
             total, over = total + float(reward), terminated or truncated
         returns.append(total)
-    print(json.dumps({"return": float(np.mean(returns)), "cpu_s": seconds}))
+    print(json.dumps({"return": float(np.mean(returns)) if returns else None, "cpu_s": seconds}))
 
 
 if __name__ == "__main__":

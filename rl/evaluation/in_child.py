@@ -11,6 +11,7 @@ from rltrain.envs.errors import Watch
 from rltrain.errors import RunFailed
 from rltrain.setup import task_process
 from rltrain.setup.task_process import EnvLost, TaskProcess
+from rltrain.system.imports import no_collection
 
 if TYPE_CHECKING:
     from rltrain.evaluation.evaluate import Evaluation
@@ -40,8 +41,9 @@ class Player:
 
     def load(self) -> tuple[str, float]:
         """Load the policy. Returns the name of its environment, and the seconds that one call of it may take."""
-        from rltrain.evaluation.evaluate import named_by_run
-        from rltrain.evaluation.policy import load_for
+        with no_collection():
+            from rltrain.evaluation.evaluate import named_by_run
+            from rltrain.evaluation.policy import load_for
 
         settings = self._request.settings
         import_code(self._request.imports)

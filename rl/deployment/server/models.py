@@ -13,6 +13,7 @@ from rltrain.deployment.export.formats import ENDINGS, Exported, example
 from rltrain.deployment.export.interface import Interface
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.rollout.actor.noise import DRAWS
+from rltrain.system.imports import no_collection
 
 Arrays = dict[str, np.ndarray]
 PROOF_ROWS = 16
@@ -71,17 +72,19 @@ def load_model(name: str, source: Source, largest: int) -> Model:
 
 
 def _of_run(source: Source) -> tuple[str, int, str, Interface, Any, str]:
-    try:
-        import torch
-    except ImportError:
-        raise ConfigError(f"{source.path}: torch is not installed; a file of rlexport --to onnx needs none") from None
-    from rltrain.config.consent import NETWORK
-    from rltrain.deployment.export.deployed import DeployedPolicy
-    from rltrain.deployment.export.export import memory_of
-    from rltrain.deployment.export.formats import torch_runner
-    from rltrain.evaluation.policy import load_for
-    from rltrain.storage import checkpoint
-    from rltrain.storage.files import read_json
+    with no_collection():
+        try:
+            import torch
+        except ImportError:
+            text = "torch is not installed; a file of rlexport --to onnx needs none"
+            raise ConfigError(f"{source.path}: {text}") from None
+        from rltrain.config.consent import NETWORK
+        from rltrain.deployment.export.deployed import DeployedPolicy
+        from rltrain.deployment.export.export import memory_of
+        from rltrain.deployment.export.formats import torch_runner
+        from rltrain.evaluation.policy import load_for
+        from rltrain.storage import checkpoint
+        from rltrain.storage.files import read_json
 
     torch.set_num_threads(1)
     trained = load_for(source.path, source.best, source.trust, NETWORK)

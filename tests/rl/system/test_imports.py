@@ -1,4 +1,4 @@
-"""The start of a run: garbage collection around the import of torch."""
+"""Garbage collection around the import of torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rltrain.training_loop import _no_collection
+from rltrain.system.imports import no_collection
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def torch_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_garbage_is_collected_again_after_the_import() -> None:
-    with _no_collection():
+    with no_collection():
         assert not gc.isenabled()
 
     assert gc.isenabled()
@@ -28,7 +28,7 @@ def test_garbage_is_collected_again_after_the_import() -> None:
 
 @pytest.mark.parametrize("failure", [ImportError, KeyboardInterrupt])
 def test_garbage_is_collected_again_after_an_import_that_failed(failure: type[BaseException]) -> None:
-    with pytest.raises(failure), _no_collection():
+    with pytest.raises(failure), no_collection():
         raise failure
 
     assert gc.isenabled()
@@ -36,7 +36,7 @@ def test_garbage_is_collected_again_after_an_import_that_failed(failure: type[Ba
 
 def test_a_program_that_has_switched_collection_off_keeps_it_off() -> None:
     gc.disable()
-    with _no_collection():
+    with no_collection():
         assert not gc.isenabled()
 
     assert not gc.isenabled()
