@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 
 import offline
-import rltrain
 from paired import Bench, Numbers, Ratio, Variant, arguments
+
+import rltrain
 
 METRICS = {"updates_per_cpu_second": "1/s", "wall_s": "s"}
 ENV = "HalfCheetah-v5"

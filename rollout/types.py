@@ -233,6 +233,10 @@ class PolicyHooks:
     of consecutive steps are not independent. Used by `--record`, if `log_prob` is not in the extras, and by `rlope`.
     Default: None."""
 
+    state_value: Callable[[Tree, Tensor | None, Tensor | None, Tensor], Tensor] | None
+    """`(obs, core, action_mask, noise) -> [B]` as for `act`: the value of the observation for the policy that explores.
+    `--record` stores it as `value` beside the `log_prob` of `action_distribution`. Default: None."""
+
 
 RENAMED_HOOKS = {  # names in version 0.1
     "unrolled": "summarize_unroll",
@@ -262,6 +266,7 @@ def hooks_of(policy: object) -> PolicyHooks:
         greedy_network=_of_act(policy, "greedy_network") or _nothing,
         quick_act=_of_act(policy, "quick_act") or _nothing,
         action_distribution=_of_act(policy, "action_distribution"),
+        state_value=_of_act(policy, "state_value"),
     )
 
 

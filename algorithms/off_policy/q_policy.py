@@ -195,6 +195,11 @@ class QPolicy(NormalizedPolicy):
             return None
         return epsilon_greedy(self.step(obs, core, False, None)[0], action_mask, self._epsilon(noise))
 
+    def state_value(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor) -> Tensor:
+        """See `PolicyHooks`: the mean value of the actions, each with the probability that epsilon-greedy gives it."""
+        q = self.step(obs, core, False, None)[0]
+        return (epsilon_greedy(q, action_mask, self._epsilon(noise)).log_probs.exp() * q).sum(-1)
+
     def score(self, obs: Tree, explore: bool, noise: Tensor | None = None) -> Tensor:
         """[B, n] the values that `act` maximises with an empty memory; noise of noisy layers [B, N] is 1 by default."""
         rows = len(leaves(obs)[0])

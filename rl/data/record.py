@@ -48,6 +48,7 @@ class NetworkPlayer:
         policy, self._count = self._policy, len(seeds)
         lacks = self._explore and lacks_log_prob(policy, spec)
         self._density = self._hooks.action_distribution if lacks else None
+        self._value = self._hooks.state_value if lacks else None
         self._noises = [StreamNoise(seed, [0], *policy.noise) for seed in seeds]
         self._noise = np.zeros((1, padded(len(seeds)), policy.noise.columns), np.float32)
         self._core = torch.zeros(padded(len(seeds)), policy.core_size) if policy.core_size else None
@@ -70,6 +71,8 @@ class NetworkPlayer:
             extras = dict(act.extras) if self._explore else {}
             if self._density is not None and (dist := self._density(obs, self._core, mask, noise_row)) is not None:
                 extras["log_prob"] = dist.log_prob(act.action)
+                if self._value is not None:
+                    extras["value"] = self._value(obs, self._core, mask, noise_row)
         self._core = act.core
         self._extras.append({name: value.clone() for name, value in extras.items()})
         self._actions.append(act.action.clone())
@@ -81,9 +84,10 @@ class NetworkPlayer:
         stacked = {name: torch.stack([row[name] for row in self._extras]) for name in self._extras[0]}
         mask = torch.stack(self._masks) if self._masks else None
         if self._explore:
-            own = stacked.pop("log_prob", None) if self._density is not None else None
+            names = () if self._density is None else ("log_prob", "value")
+            own = {name: stacked.pop(name) for name in names if name in stacked}
             stacked = self._hooks.summarize_unroll(stacked, torch.stack(self._actions), mask) if stacked else {}
-            stacked = stacked if own is None else {**stacked, "log_prob": own}
+            stacked |= own
         return {name: value[:, : self._count].numpy() for name, value in stacked.items()}
 
 

@@ -152,7 +152,7 @@ class Actor:
                         for name, value in act.extras.items():
                             extras.setdefault(name, []).append(value)
                         if records:
-                            self._add_log_prob(t, rows, views, previous, extras, at_random)
+                            self._add_recorded(t, rows, views, previous, extras, at_random)
                     env.step(action[:count], rows, t)
                     self._heartbeat.step()
                 with acting():
@@ -213,7 +213,7 @@ class Actor:
             return None
         return self._board.read(self._parameters)[0]
 
-    def _add_log_prob(
+    def _add_recorded(
         self,
         t: int,
         rows: UnrollBuffer,
@@ -222,12 +222,14 @@ class Actor:
         extras: dict[str, list[torch.Tensor]],
         at_random: bool,
     ) -> None:
-        """Append the log probability of the actions of row t to the extras; an inference server has done so."""
-        find, added = self._hooks.action_distribution, extras.setdefault("log_prob", [])
+        """Append log probabilities and values of row t to the extras; an inference server has done so."""
+        find, value, added = self._hooks.action_distribution, self._hooks.state_value, extras.setdefault("log_prob", [])
         if self._client is None:
             assert find is not None
-            distribution = find(views.obs[t], core, views.mask[t], self._noise_rows[t])
-            added.append(distribution.log_prob(torch.from_numpy(self._action[t])).clone())
+            inputs = views.obs[t], core, views.mask[t], self._noise_rows[t]
+            added.append(find(*inputs).log_prob(torch.from_numpy(self._action[t])).clone())
+            if value is not None:
+                extras.setdefault("value", []).append(value(*inputs).clone())
         if at_random:
             legal = None if rows.action_mask is None else rows.action_mask[t]
             self._random_start.log_prob(t, added[-1].numpy(), legal)

@@ -83,6 +83,8 @@ class Blockwise:
         self.score = None if self._inner_score is None else self._score
         self._find = hooks_of(policy).action_distribution
         self.action_distribution = None if self._find is None else self._distribution
+        self._inner_value = hooks_of(policy).state_value
+        self.state_value = None if self._inner_value is None else self._value
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
@@ -106,6 +108,12 @@ class Blockwise:
         inputs, blocks = (obs, core, action_mask, noise), self._blocks(len(noise))
         parts = [self._find(*_each(operator.itemgetter(rows), inputs)) for rows in blocks]
         return None if parts[0] is None else _BlocksDistribution(parts, blocks, self._count)
+
+    def _value(self, obs: Tree, core: Tensor | None, action_mask: Tensor | None, noise: Tensor) -> Tensor:
+        assert self._inner_value is not None
+        inputs, blocks = (obs, core, action_mask, noise), self._blocks(len(noise))
+        values = [self._inner_value(*_each(operator.itemgetter(rows), inputs)) for rows in blocks]
+        return torch.cat([value[: self._count] for value in values])
 
     def _score(self, obs: Tree, explore: bool) -> Tensor:
         assert self._inner_score is not None

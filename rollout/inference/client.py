@@ -31,15 +31,17 @@ def decide(
     """One call of `act` that explores, with the extras summarised row by row, because actors do not hold the policy.
 
     Args:
-        log_prob: add the log probability of the actions: see `PolicyHooks.action_distribution`.
+        log_prob: add what recordings store: see `PolicyHooks.action_distribution` and `state_value`.
     """
     act = policy.act(obs, core, mask, noise, True)
     one = {name: value[None] for name, value in act.extras.items()}  # an unroll of one row
     extras = hooks_of(policy).summarize_unroll(one, act.action[None], None if mask is None else mask[None])
     extras = {name: value[0] for name, value in extras.items()}
-    find = hooks_of(policy).action_distribution
+    find, value = hooks_of(policy).action_distribution, hooks_of(policy).state_value
     if log_prob and find is not None:
         extras["log_prob"] = find(obs, core, mask, noise).log_prob(act.action)
+        if value is not None:
+            extras["value"] = value(obs, core, mask, noise)
     return act._replace(extras=extras)
 
 

@@ -1,4 +1,7 @@
-"""Recordings hold the log probability of each action under the policy that chose it, with all of its exploration."""
+"""Recordings hold the log probability of each action under the policy that chose it, with all of its exploration.
+
+Those of DQN also hold the value of each observation under that policy.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +73,8 @@ def test_of_dqn(each: bool, tmp_path: Path) -> None:
             greedy = np.where(legal, q, -np.inf).argmax() == piece.action[t, b]
             probability = epsilon / legal.sum() + (1 - epsilon) * greedy
             assert piece.extras["log_prob"][t, b] == pytest.approx(np.log(probability), abs=1e-4)
+            value = epsilon * q[legal].mean() + (1 - epsilon) * q[legal].max()
+            assert piece.extras["value"][t, b] == pytest.approx(value, abs=1e-5)
             seen.add((stream, bool(greedy)))
     assert len(seen) >= 4
 
@@ -131,7 +136,9 @@ def test_do_not_depend_on_workers_nor_on_where_the_policy_is(tmp_path: Path) -> 
     _, there, _ = recorded(tmp_path / "there", **words | {"workers": 2, "inference": "central"})
 
     for one, same in zip(here, there, strict=True):
-        np.testing.assert_array_equal(one.extras["log_prob"], same.extras["log_prob"])
+        assert one.extras.keys() == {"log_prob", "value"}
+        for name, values in one.extras.items():
+            np.testing.assert_array_equal(values, same.extras[name])
 
 
 def test_are_missing_where_there_is_no_distribution(tmp_path: Path) -> None:
@@ -152,6 +159,7 @@ def test_a_class_that_replaces_act_has_not_the_distribution_of_its_base(tmp_path
         policy = kind.__new__(kind)
         policy.__dict__.update(trained.policy.__dict__)
         assert (hooks_of(policy).action_distribution is not None) is known
+        assert (hooks_of(policy).state_value is not None) is (kind is base)
 
 
 def test_a_recording_changes_nothing_in_the_run(tmp_path: Path) -> None:
@@ -196,7 +204,7 @@ def test_the_short_way_of_actors_is_not_taken_where_they_are_missing(
     """`quick_act` adds none. PPO has them in its extras; here it is said to lack them."""
     added: list[int] = []
     monkeypatch.setattr(setup_rollout, "lacks_log_prob", lambda *_: True)
-    monkeypatch.setattr(Actor, "_add_log_prob", lambda self, t, *_: added.append(t))
+    monkeypatch.setattr(Actor, "_add_recorded", lambda self, t, *_: added.append(t))
     few = {"workers": 0, "streams": 2, "unroll": 8, "steps": 16, "widths": (4,), "eval_every": 0, "preset": "none"}
 
     rltrain.train(algo="ppo", env="CartPole-v1", record=str(tmp_path / "rec"), out=str(tmp_path), quiet=True, **few)

@@ -128,6 +128,10 @@ def test_log_probabilities_of_q_learning_and_of_sac(rldata: Rldata, policies: Pa
     rldata("record", dqn.run, "a", "--episodes", 3)
     found = np.concatenate([one.extras["log_prob"] for one in read(policies / "a")])
     assert set(np.exp(found.astype(np.float64)).round(5).tolist()) == {0.2, 0.8}
+    policy: Any = rltrain.load(dqn.run).policy
+    for one in read(policies / "a"):
+        q = policy.q(torch.from_numpy(one.obs[0][:-1])).detach().numpy()
+        np.testing.assert_allclose(one.extras["value"], 0.4 * q.mean(1) + 0.6 * q.max(1), atol=1e-5)
 
     sac = rltrain.train(algo="sac", env="Pendulum-v1", **QUIET, **some)
     rldata("record", sac.run, "b", "--episodes", 1)

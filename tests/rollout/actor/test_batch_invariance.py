@@ -237,6 +237,26 @@ def test_blocks_are_the_same_policy(env: str) -> None:
     assert torch.equal(whole.core, parts.core)
 
 
+@pytest.mark.parametrize("single_rows", [False, True])
+def test_blocks_record_what_the_policy_does(single_rows: bool) -> None:
+    """Log-probabilities and values of the rows of a batch that is cut up."""
+    spec = read_spec(resolve("CartPole-v1"), 0)
+    config = load({"algo": "dqn", "env": "CartPole-v1", "epsilon": 0.3, "epsilon_end": 0.3, "widths": [8]})
+    policy: Any = make_policy(config, spec)()
+    obs, noise = torch.randn(64, 4), torch.zeros(64, policy.noise.columns)
+    action, blocks = torch.arange(64) % 2, Blockwise(policy, single_rows)
+    assert blocks.action_distribution is not None
+    assert blocks.state_value is not None
+
+    value = blocks.state_value(obs, None, None, noise)
+    distribution = blocks.action_distribution(obs, None, None, noise)
+
+    q = policy.q(obs)
+    torch.testing.assert_close(value, 0.3 * q.mean(1) + 0.7 * q.amax(1))
+    wanted = torch.where(action == q.argmax(1), 0.85, 0.15).log()
+    torch.testing.assert_close(distribution.log_prob(action), wanted)
+
+
 def test_a_run_cuts_such_a_policy_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     from rltrain.algorithms.on_policy import actor_critic as policies
     from rltrain.learner import algorithm as setup
