@@ -4,7 +4,7 @@
                                  [--first-seed 100] [--episodes 50] [--folder DIR] [--d3rlpy DIR]
 
 million: only the seconds until a run on a million rows of HalfCheetah's shape begins to learn. pendulum: the first
-10,000 steps of SAC. lunar: 100 episodes of gymnasium's heuristic, half of whose actions are random, and 100 of random
+10,000 steps of SAC. lunar: 500 episodes of gymnasium's heuristic, half of whose actions are random, and 500 of random
 actions. ENV:KIND: data of `rldata make`, as HalfCheetah-v5:medium. `--d3rlpy DIR` is the folder of
 `benchmarks/peers.sh DIR d3rlpy`. Data is made once in --folder. Prints a row for each algorithm: ours has the processor
 time of the whole run, evaluation included, d3rlpy's that of the updates.
@@ -59,7 +59,7 @@ def pendulum(folder: Path) -> str:
 
 def lunar(folder: Path) -> str:
     (folder / "lander.py").write_text(HEURISTIC)
-    env, words = "LunarLander-v3", ("--env", "LunarLander-v3", "--episodes", 100)
+    env, words = "LunarLander-v3", ("--env", "LunarLander-v3", "--episodes", 500)
     call("record", f"{folder / 'lander.py'}:act", folder / "half", *words)
     call("record", "random", folder / "random", *words, "--seed", 1)
     call("merge", folder / "half", folder / "random", folder / "data")
