@@ -228,7 +228,7 @@ if not TYPE_CHECKING:  # hidden from type checkers, so that they report a misspe
             return importlib.import_module(_MODULES[name])
         if name in _LOCATION:
             module, attribute = _LOCATION[name]
-            with no_collection():  # most of them import torch
+            with no_collection():  # many of them import torch
                 return getattr(importlib.import_module(module), attribute)
         if name == "__version__":
             return importlib.import_module("importlib.metadata").version("rltrain")

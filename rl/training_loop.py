@@ -61,7 +61,7 @@ def train(
         require_targets(config)
     limit = TimeLimit(config.max_seconds)
     with look_at(config, new=resume is None) as look:  # a child process, while this one imports torch
-        with held(), no_collection():
+        with held(), no_collection(freeze=True):
             from rltrain.callbacks.loading import make_callbacks
             from rltrain.run import open_run
         with open_run(config, resume, look, make_callbacks(config, callbacks), limit) as run:  # folder, seeds, actors

@@ -53,6 +53,7 @@ class NetworkPlayer:
         self._noise = np.zeros((1, padded(len(seeds)), policy.noise.columns), np.float32)
         self._core = torch.zeros(padded(len(seeds)), policy.core_size) if policy.core_size else None
         self._extras: list[dict[str, torch.Tensor]] = []
+        self._added: list[dict[str, torch.Tensor]] = []  # to those of `act`
         self._actions: list[torch.Tensor] = []
         self._masks: list[torch.Tensor] = []
 
@@ -68,26 +69,27 @@ class NetworkPlayer:
         noise_row = torch.from_numpy(self._noise[0])
         with acting():
             act = self._policy.act(obs, self._core, mask, noise_row, self._explore)
-            extras = dict(act.extras) if self._explore else {}
+            extras, added = dict(act.extras) if self._explore else {}, {}
             if self._density is not None and (dist := self._density(obs, self._core, mask, noise_row)) is not None:
-                extras["log_prob"] = dist.log_prob(act.action)
-                if self._value is not None:
-                    extras["value"] = self._value(obs, self._core, mask, noise_row)
+                added["log_prob"] = dist.log_prob(act.action)
+                if self._value is not None and "value" not in extras:
+                    added["value"] = self._value(obs, self._core, mask, noise_row)
         self._core = act.core
         self._extras.append({name: value.clone() for name, value in extras.items()})
+        self._added.append({name: value.clone() for name, value in added.items()})
         self._actions.append(act.action.clone())
         self._masks += [] if mask is None else [mask]
         return act.action.numpy()[: self._count]
 
     def extras(self) -> Extras:
         """[T, B, ...] of all steps since `begin`."""
-        stacked = {name: torch.stack([row[name] for row in self._extras]) for name in self._extras[0]}
+        stacked, added = (
+            {name: torch.stack([row[name] for row in rows]) for name in rows[0]} for rows in (self._extras, self._added)
+        )
         mask = torch.stack(self._masks) if self._masks else None
         if self._explore:
-            names = () if self._density is None else ("log_prob", "value")
-            own = {name: stacked.pop(name) for name in names if name in stacked}
             stacked = self._hooks.summarize_unroll(stacked, torch.stack(self._actions), mask) if stacked else {}
-            stacked |= own
+            stacked |= added
         return {name: value[:, : self._count].numpy() for name, value in stacked.items()}
 
 

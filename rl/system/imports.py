@@ -9,10 +9,12 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def no_collection() -> Iterator[None]:
+def no_collection(freeze: bool = False) -> Iterator[None]:
     """Switch garbage collection off in a block that imports torch, unless torch is there: it finds hardly anything.
 
-    Later collections do not visit the objects that exist at the end of the block.
+    Args:
+        freeze: later collections do not visit the objects that exist at the end of the block, of which none may be
+                garbage.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -20,6 +22,7 @@ def no_collection() -> Iterator[None]:
     gc.disable()
     try:
         yield
-        gc.freeze()
+        if freeze:
+            gc.freeze()
     finally:
         gc.enable()

@@ -228,8 +228,8 @@ class Actor:
             assert find is not None
             inputs = views.obs[t], core, views.mask[t], self._noise_rows[t]
             added.append(find(*inputs).log_prob(torch.from_numpy(self._action[t])).clone())
-            if value is not None:
-                extras.setdefault("value", []).append(value(*inputs).clone())
+            if value is not None and len(values := extras.setdefault("value", [])) == t:  # `act` has returned none
+                values.append(value(*inputs).clone())
         if at_random:
             legal = None if rows.action_mask is None else rows.action_mask[t]
             self._random_start.log_prob(t, added[-1].numpy(), legal)

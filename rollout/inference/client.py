@@ -40,7 +40,7 @@ def decide(
     find, value = hooks_of(policy).action_distribution, hooks_of(policy).state_value
     if log_prob and find is not None:
         extras["log_prob"] = find(obs, core, mask, noise).log_prob(act.action)
-        if value is not None:
+        if value is not None and "value" not in extras:
             extras["value"] = value(obs, core, mask, noise)
     return act._replace(extras=extras)
 

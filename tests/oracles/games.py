@@ -265,10 +265,17 @@ class ThreeInTurns(InTurns):
     """Three players in turns, three rounds, four actions. A player's return is the sum of its actions.
 
     They see the time only. The third player is out after the second round.
+
+    Args:
+        late: the third player is out of time then, and so are the others at the end.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "three_in_turns", "is_parallelizable": False}
     players, actions = 3, 4
+
+    def __init__(self, late: bool = False) -> None:
+        super().__init__()
+        self.late = late
 
     def observe(self, agent: str) -> np.ndarray:
         return np.full(1, self.time, np.float32)
@@ -279,16 +286,17 @@ class ThreeInTurns(InTurns):
 
     def step(self, action: int | None) -> None:
         agent = self.agent_selection
-        if self.terminations[agent]:
+        if self.terminations[agent] or self.truncations[agent]:
             self._was_dead_step(action)
             return
         self._cumulative_rewards[agent] = 0.0
         self.rewards = {name: float(action) * (name == agent) for name in self.agents}
         self.time += 1
+        ends = self.truncations if self.late else self.terminations
         if self.time == 6:
-            self.terminations["a_2"] = True
+            ends["a_2"] = True
         if self.time == len(self.order):
-            self.terminations = dict.fromkeys(self.agents, True)
+            ends.update(dict.fromkeys(self.agents, True))
         else:
             self.agent_selection = self.order[self.time]
         self._accumulate_rewards()

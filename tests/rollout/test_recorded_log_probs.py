@@ -5,6 +5,7 @@ Those of DQN also hold the value of each observation under that policy.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ import torch
 from torch.distributions import Categorical, Normal
 
 import rltrain
+from rltrain.algorithms.off_policy.q_policy import QPolicy
 from rltrain.data.episodes import Recorded, episodes_of
 from rltrain.data.off_policy.target import Steps, Target
+from rltrain.data.record import NetworkPlayer
+from rltrain.data.record import episodes as play
+from rltrain.envs.make import resolve
 from rltrain.rollout.actor.actor import Actor
 from rltrain.rollout.types import hooks_of
 from rltrain.setup import rollout as setup_rollout
@@ -128,6 +133,13 @@ def test_are_those_of_the_policy_at_the_recorded_observations(
 
     assert len(np.unique(expected)) > 3 or algo == "dqn"
     np.testing.assert_allclose(np.concatenate([one.extras["log_prob"] for one in episodes]), expected, atol=1e-4)
+    if algo == "dqn":
+        for one in episodes:
+            core: Any = torch.zeros(1, trained.policy.core_size)
+            for t, obs in enumerate(obs_of(one)):
+                q, core = trained.policy.step(obs[None], core, False, None)
+                value = 0.3 * q.mean() + 0.7 * q.max()
+                assert one.extras["value"][t] == pytest.approx(value.item(), abs=1e-5)
 
 
 def test_do_not_depend_on_workers_nor_on_where_the_policy_is(tmp_path: Path) -> None:
@@ -210,3 +222,32 @@ def test_the_short_way_of_actors_is_not_taken_where_they_are_missing(
     rltrain.train(algo="ppo", env="CartPole-v1", record=str(tmp_path / "rec"), out=str(tmp_path), quiet=True, **few)
 
     assert added == list(range(8))
+
+
+class Valued(QPolicy):
+    """Returns a value of its own, which is doubled when an unroll is complete."""
+
+    def act(self, obs: Any, core: Any, action_mask: Any, noise: torch.Tensor, explore: bool) -> Any:
+        act = super().act(obs, core, action_mask, noise, explore)
+        return act._replace(extras={"value": torch.ones(len(noise))})
+
+    def summarize_unroll(self, extras: dict[str, torch.Tensor], action: Any, action_mask: Any) -> Any:
+        return {**extras, "value": 2 * extras["value"]}
+
+    action_distribution = QPolicy.action_distribution
+    state_value = QPolicy.state_value
+
+
+@pytest.mark.parametrize("inference", ["local", "central"])
+def test_a_value_that_act_returns_is_the_recorded_one(inference: str, tmp_path: Path) -> None:
+    rltrain.register_policy("valued", Valued)
+    workers = 0 if inference == "local" else 1
+    words = {**UNTRAINED, "algo": "dqn", "env": "CartPole-v1", "policy": "valued"}
+    trained, episodes, _ = recorded(tmp_path, **words | {"workers": workers, "inference": inference})
+    player = NetworkPlayer(trained.policy, explore=True)
+    for played in itertools.islice(play(resolve("CartPole-v1"), trained.spec, player, 0), 2):
+        episodes += played
+
+    for one in episodes:
+        assert one.extras["log_prob"].shape == one.extras["value"].shape == (one.steps,)
+        assert set(one.extras["value"].tolist()) == {2.0}

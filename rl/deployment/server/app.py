@@ -21,7 +21,7 @@ from rltrain.deployment.server.errors import Refused, wrong
 from rltrain.deployment.server.metrics import Metrics, summed
 from rltrain.deployment.server.models import Model, Source, load_model, noise_rows
 from rltrain.deployment.server.page import PAGE
-from rltrain.deployment.server.recording import Episodes, require_complete
+from rltrain.deployment.server.recording import Episodes
 from rltrain.deployment.server.requests import Options, Row, numbers_of
 from rltrain.deployment.server.schema import openapi
 from rltrain.deployment.server.sessions import Sessions
@@ -318,7 +318,7 @@ class App:
         model, codec = version.model, version.codec
         rows, options = codec.read(request)
         if self.episodes is not None and options.episode is not None:
-            require_complete(codec.spec, rows[0])
+            self.episodes.require(options.episode, options.first, rows[0], options.outcome)
         interface, now = model.interface, loop.time()
         over = options.outcome is not None and options.outcome.over
         if over:  # there is no action to choose

@@ -44,7 +44,7 @@ class _Open:
         self.alive: list[np.ndarray | None] = []
         self.acting: list[np.ndarray | None] = []
         self.states: list[np.ndarray | None] = []
-        self.ended: np.ndarray | None = None  # [N] bool, games in turns: the agents whose end a client has told
+        self.ended: np.ndarray | None = None  # [N] bool, games in turns: the agents that are not in the game any more
         self.actions: list[np.ndarray] = []
         self.log_probs: list[np.ndarray] = []
         self.results: list[Outcome] = []
@@ -56,16 +56,19 @@ class _Open:
         self.obs.append(row.obs)
         self.masks.append(row.mask)
         alive = row.present
-        if row.acting is not None:  # a client need not name the agents that wait
-            if self.ended is None:
-                self.ended = np.zeros(len(row.acting), bool)
+        if self.ended is not None:
             if outcome is not None:
-                self.ended = self.ended | outcome.terminated | outcome.truncated | outcome.over
+                self.ended = self.ended | outcome.terminated | outcome.truncated
             alive = ~self.ended
         self.alive.append(alive)
         self.acting.append(row.acting)
         self.states.append(row.state)
-        self.bytes += ROW_BYTES + sum(array.nbytes for array in row.obs)
+        self.bytes += _bytes(row.obs, row.state)
+
+
+def _bytes(obs: list[np.ndarray], state: np.ndarray | None) -> int:
+    """The memory of a row."""
+    return ROW_BYTES + sum(array.nbytes for array in obs) + (0 if state is None else state.nbytes)
 
 
 class Episodes:
@@ -91,6 +94,55 @@ class Episodes:
     def __len__(self) -> int:
         return len(self._open)
 
+    def require(self, name: str, first: bool, row: Row, outcome: Outcome | None) -> None:
+        """Check that a question holds what the recording needs, and that it does not contradict those before.
+
+        In games in turns these are the observations of all agents that are in the game, as a run records them.
+
+        Raises:
+            Refused: 400, with the field. What was recorded stays, and the episode can go on.
+        """
+        spec = self.spec
+        if spec.state_shape is not None and row.state is None:
+            raise wrong("state", f"the global state of shape {list(spec.state_shape)}, for the recording", "nothing")
+        if row.seen is None:
+            return
+        episode, told = self._open.get(name), np.zeros(len(spec.agents), bool)
+        terminated, truncated = (told, told) if outcome is None else (outcome.terminated, outcome.truncated)
+        if spec.turns:
+            ended = self._ended(name, first, row)
+            assert ended is not None
+            remaining = ~(ended | terminated | truncated)
+            needed = remaining | (truncated & ~ended)
+            if row.acting is None:
+                raise wrong("turn", "the agent that acts now, for the recording", "nothing")
+            if (row.acting & ended).any():
+                names = " or ".join(self._names(remaining)) or "no agent, since all have ended"
+                raise wrong("turn", f"an agent of this episode: {names}", self._names(row.acting)[0])
+        elif episode is not None and not first and episode.alive[-1] is not None:
+            needed = truncated & episode.alive[-1]
+        else:
+            return
+        missing = self._names(needed & ~row.seen)
+        if missing:
+            what = "its observation, since the recording has those of all agents that go on or are truncated"
+            raise wrong(f"obs.{missing[0]}", what, "nothing")
+
+    def _names(self, flags: np.ndarray) -> list[str]:
+        return [agent for agent, flag in zip(self.spec.agents, flags, strict=True) if flag]
+
+    def _ended(self, name: str, first: bool, row: Row) -> np.ndarray | None:
+        """[N] bool, games in turns: the agents that were not in the game before this question.
+
+        Those whose end was told before; of an episode that is not known, those that the question does not name.
+        """
+        if not self.spec.turns:
+            return None
+        episode = self._open.get(name)
+        if episode is not None and not first:
+            return episode.ended
+        return None if row.seen is None else ~row.seen
+
     def note(
         self,
         name: str,
@@ -107,7 +159,7 @@ class Episodes:
         A question without the reward of the last action cuts the episode: what was recorded of it stays.
 
         Args:
-            row:      see `require_complete`.
+            row:      see `require`.
             action:   as the environment takes it, flat; None: the observation is the last one of the episode.
             log_prob: None: the policy has none.
         """
@@ -117,16 +169,21 @@ class Episodes:
             assert outcome is not None
             self._bytes -= episode.bytes
             episode.results.append(outcome)
+            if episode.alive[-1] is not None:  # of an agent that has left nothing counts
+                outcome = outcome._replace(reward=outcome.reward * episode.alive[-1])
+                episode.results[-1] = outcome
             reward = np.asarray(outcome.reward, np.float64)
             episode.agents, episode.ret = episode.agents + reward, episode.ret + float(reward.sum())
             episode.length += 1
         else:
+            ended = self._ended(name, first, row)
             if episode is not None:
                 self._cut(name)
             if action is None:
                 return False
             self._count += 1
             episode = self._open[name] = _Open(first, version, self._count)
+            episode.ended = ended
         episode.see(row, outcome)
         if action is None:
             self._deliver(episode, ended=True)
@@ -176,7 +233,7 @@ class Episodes:
             del values[:-1]
         episode.results.clear()
         episode.begins = False
-        episode.bytes = ROW_BYTES + sum(array.nbytes for array in episode.obs[0])
+        episode.bytes = _bytes(episode.obs[0], episode.states[0])
         self._bytes += episode.bytes
 
     def _deliver(self, episode: _Open, ended: bool) -> None:
@@ -260,14 +317,6 @@ def _start(leaf: Leaf) -> np.ndarray | None:
     return np.array(leaf.start, leaf.dtype).reshape(leaf.shape) if leaf.start else None
 
 
-def require_complete(spec: EnvSpec, row: Row) -> None:
-    """Refused, 400, if a question does not hold what a recording of this environment needs."""
-    if spec.turns and row.acting is None:
-        raise wrong("turn", "the agent that acts now, or obs of that agent alone", "nothing")
-    if spec.state_shape is not None and row.state is None:
-        raise wrong("state", f"the global state, {list(spec.state_shape)} numbers: episodes are recorded", "nothing")
-
-
 class Writer:
     """Writes trajectories into a folder, as `rltrain --record` does. It continues the recording of an earlier server.
 
@@ -336,7 +385,8 @@ class Writer:
 
     def _add(self, unroll: Trajectory) -> None:
         if self._failed:
-            self._bytes += ROW_BYTES * unroll.rows + sum(array.nbytes for array in leaves(unroll.obs))
+            state = () if unroll.state is None else (unroll.state,)
+            self._bytes += ROW_BYTES * unroll.rows + sum(array.nbytes for array in (*leaves(unroll.obs), *state))
             if self._bytes > UNWRITTEN_BYTES:
                 self.lost += unroll.rows
             else:

@@ -26,6 +26,7 @@ class Row(NamedTuple):
     mask: np.ndarray | None
     present: np.ndarray | None
     agents: tuple[int, ...]  # numbers of the agents that an answer names; () for a single agent
+    seen: np.ndarray | None = None  # [N] bool, several agents: those of which the request has an observation
     acting: np.ndarray | None = None  # [N] bool, games in turns: the agent that acts; None: the request does not say
     state: np.ndarray | None = None  # [*S] float32, the global state; None: the request has none
 
@@ -68,7 +69,7 @@ class Codec:
                 np.array([i == 0 for size in part.group.action.nvec for i in range(size)], bool)
                 for part in spec.layout.agents
             ]
-            self._read_state = _leaf_reader(Leaf("box", spec.state_shape, "float32")) if spec.state_shape else None
+            self._read_state = _leaf_reader(Leaf("box", spec.state_shape or (), "float32"))
             self._index = {agent: number for number, agent in enumerate(spec.agents)}
         else:
             self._read = _reader(spec.obs)
@@ -146,7 +147,6 @@ class Codec:
         if spec.state_shape is not None and request.state is not None:
             if request.obs is msgspec.UNSET:
                 raise wrong("state", "obs in place of batch: state is about one observation", "batch")
-            assert self._read_state is not None
             state = self._read_state(request.state, "state")
         return turn, state
 
@@ -258,15 +258,16 @@ class Codec:
                 joint[part.mask] = self._mask(own_mask, group.action.nvec, f"{mask_name}.{agent}", ended)
         if not present.any():
             raise wrong(name, f"observations of {', '.join(spec.agents)}", "none of them")
+        seen = present.copy()
         if outcome is not None:
             present &= ~(outcome.terminated | outcome.truncated)
         acting = self._acting(present, turn) if spec.turns else None
         if joint is not None and acting is not None and acting.any():
-            for part, acts, waits in zip(spec.layout.agents, acting, self._waits, strict=True):
-                if not acts:
-                    joint[part.mask] = waits
+            for part, waits, mask_of_waiting in zip(spec.layout.agents, present & ~acting, self._waits, strict=True):
+                if waits:
+                    joint[part.mask] = mask_of_waiting
         named = present if acting is None else acting
-        return Row(arrays, joint, present, tuple(np.flatnonzero(named).tolist()), acting)
+        return Row(arrays, joint, present, tuple(np.flatnonzero(named).tolist()), seen, acting)
 
     def _acting(self, present: np.ndarray, turn: str | None) -> np.ndarray | None:
         """[N] bool, whose turn it is: the agent that the request says, or the only one whose observation it has.

@@ -6,12 +6,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+from oracles.games import ThreeInTurns
 from oracles.walk import Walk
 from rl_policies import AGENTS, agents_spec, save, saved, spec_of
 from rl_server import Client, app_of, ask, counted, plain, with_client
@@ -19,7 +21,8 @@ from rl_server import Client, app_of, ask, counted, plain, with_client
 import rltrain
 from rltrain.deployment.export.observations import random_observations
 from rltrain.deployment.server.recording import Episodes, Writer, policy_units
-from rltrain.deployment.server.requests import Outcome, Row
+from rltrain.deployment.server.requests import Outcome, Row, numbers_of
+from rltrain.deployment.server.schema import openapi
 from rltrain.envs.problems.games import TicTacToe, two_step
 from rltrain.envs.spaces import action_reader, env_spec
 from rltrain.errors import ConfigError, RunFailed
@@ -347,50 +350,56 @@ def tic_tac_toe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(result.checkpoint)
 
 
-@pytest.mark.parametrize("named", ["all agents", "the agent that acts"])
-def test_a_game_in_turns_is_recorded_and_learned_from(named: str, tic_tac_toe: Path, tmp_path: Path) -> None:
+def require_rows_of_run(piece: Trajectory, walk: Walk) -> None:
+    """Check that an episode over HTTP has the rows that an actor stores."""
+    rows, length = walk.rows, walk.t
+    for name in ("reward", "terminated", "truncated"):
+        np.testing.assert_array_equal(getattr(piece, name)[:, 0], getattr(rows, name)[:length, 0])
+    for name in ("alive", "acting"):
+        np.testing.assert_array_equal(getattr(piece, name)[:, 0], getattr(rows, name)[: length + 1, 0])
+    for ours, theirs in zip(leaves(piece.obs), leaves(rows.obs), strict=True):
+        np.testing.assert_array_equal(ours[:, 0], theirs[: length + 1, 0])
+    there = rows.alive[: length + 1, 0].copy()
+    there[1:] |= rows.truncated[:length, 0]  # they bootstrap from this observation
+    size = walk.spec.action.mask_size // len(walk.spec.agents)
+    assert piece.action_mask is not None
+    masks = [array[: length + 1, 0].reshape(length + 1, -1, size) for array in (piece.action_mask, rows.action_mask)]
+    np.testing.assert_array_equal(masks[0][there], masks[1][there])
+
+
+def test_a_game_in_turns_is_recorded_and_learned_from(tic_tac_toe: Path, tmp_path: Path) -> None:
     """A client that plays through PettingZoo's own interface records the rows that a run records."""
-    everyone, game, folder = named == "all agents", TicTacToe(), tmp_path / "recording"
-    seen: list[int] = []
+    game, folder = TicTacToe(), tmp_path / "recording"
+    walk, step = Walk("tic-tac-toe"), 0
     with rltrain.serve(tic_tac_toe, sample=True, record=folder) as served:
         game.reset()
         told: dict[str, Any] = {"first": True}
+        log_probs = []
         while True:
             over, agent = all(game.terminations.values()), game.agent_selection
-            heard = game.possible_agents if everyone or over else [agent]
-            views = {name: game.observe(name) for name in heard}
+            views = {name: game.observe(name) for name in game.possible_agents}
             request: dict[str, Any] = {"obs": {name: view["observation"].tolist() for name, view in views.items()}}
-            if any(view["action_mask"].any() for view in views.values()):
-                request["action_mask"] = {agent: views[agent]["action_mask"].tolist()}
-            if everyone and not over:
-                request["turn"] = agent
-            answer = ask(served.url, episode="x", seed=len(seen), **request, **told)
+            if not over:
+                request |= {"turn": agent, "action_mask": {agent: views[agent]["action_mask"].tolist()}}
+            answer = ask(served.url, episode="x", seed=step, **request, **told)
             assert answer["recorded"] is True
             if over:
                 assert answer["action"] is None
                 break
             assert set(answer["action"]) == {agent}
-            seen.append(answer["action"][agent])
-            game.step(seen[-1])
+            cell = answer["action"][agent]
+            log_probs.append(answer["log_prob"])
+            walk.step(*((cell, 0) if agent == "player_0" else (0, cell)))
+            game.step(cell)
+            step += 1
             told = {"reward": game.rewards, "terminated": game.terminations}
     (piece,) = list(Recording.open(folder).pieces())
-    walk, length = Walk("tic-tac-toe"), len(seen)
-    for t, cell in enumerate(seen):
-        walk.step(*((cell, 0) if t % 2 == 0 else (0, cell)))
-        np.testing.assert_array_equal(piece.action[t, 0], (cell, 0) if t % 2 == 0 else (0, cell))
-        assert piece.extras["log_prob"][t, 0, 1 - t % 2] == 0
+    require_rows_of_run(piece, walk)
+    np.testing.assert_allclose(piece.extras["log_prob"][:, 0], log_probs)
+    for t in range(step):
+        assert piece.action[t, 0, 1 - t % 2] == piece.extras["log_prob"][t, 0, 1 - t % 2] == 0
         assert piece.extras["log_prob"][t, 0, t % 2] < 0 or t == 8  # one cell is left
-    rows = walk.rows
-    for name in ("reward", "terminated", "truncated"):
-        np.testing.assert_array_equal(getattr(piece, name)[:, 0], getattr(rows, name)[:length, 0])
-    for name in ("alive", "acting"):
-        np.testing.assert_array_equal(getattr(piece, name)[:, 0], getattr(rows, name)[: length + 1, 0])
-    np.testing.assert_array_equal(piece.action_mask[:-1, 0], rows.action_mask[:length, 0])
-    wanted = rows.obs["player"][: length + 1, 0].copy()
-    if not everyone:
-        wanted[:-1][~rows.acting[:length, 0]] = 0.0
-    np.testing.assert_array_equal(piece.obs["player"][:, 0], wanted)
-    assert piece.episodes[0].length == len(seen)
+    assert piece.episodes[0].length == step
     for algo in ("iql", "vdn"):
         result = rltrain.train(
             algo=algo, env="tic-tac-toe", replay_from=str(folder), steps=16, workers=0, streams=1, eval_every=0,
@@ -399,17 +408,45 @@ def test_a_game_in_turns_is_recorded_and_learned_from(named: str, tic_tac_toe: P
         assert result.steps >= 16
 
 
-def test_the_documented_client_of_a_game_in_turns_is_recorded(tic_tac_toe: Path, tmp_path: Path) -> None:
-    """The program in docs/serving.md, as printed."""
+@pytest.fixture(scope="module")
+def three_in_turns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = str(tmp_path_factory.mktemp("runs"))
+    result = rltrain.train(algo="ppo", env=ThreeInTurns, workers=0, streams=4, unroll=16, steps=64, widths=(8,),
+                           eval_every=0, preset="none", quiet=True, out=out)  # fmt: skip
+    return Path(result.checkpoint)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+def test_the_documented_client_of_a_game_in_turns_is_recorded(
+    late: bool, parts: bool, three_in_turns: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program in docs/serving.md, as printed. An agent dies or is out of time in the middle."""
     text = (EXAMPLE.parents[1] / "serving.md").read_text()
     (program,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "agent_selection" in block]
-    game = TicTacToe()
-    with rltrain.serve(tic_tac_toe, sample=True, record=tmp_path / "recording") as served:
-        exec(program, {"game": game, "ask": lambda **request: ask(served.url, **request)})
+    if parts:
+        monkeypatch.setattr("rltrain.deployment.server.recording.PART_BYTES", 1500)
+    cut: list[Any] = []
+    part = Episodes._part
+    monkeypatch.setattr(Episodes, "_part", lambda self, episode: (cut.append(episode), part(self, episode)))
+    actions: list[dict[str, int]] = []
+    with rltrain.serve(three_in_turns, sample=True, record=tmp_path / "recording") as served:
+
+        def asks(**request: Any) -> Any:
+            answer = ask(served.url, **request)
+            assert answer["recorded"] is True
+            actions.append(answer["action"])
+            return answer
+
+        exec(program, {"game": ThreeInTurns(late), "ask": asks})
+    walk = Walk(lambda: ThreeInTurns(late))
+    for chosen in actions[:-1]:
+        walk.step(*(chosen.get(agent, 0) for agent in walk.spec.agents))
     (piece,) = list(Recording.open(tmp_path / "recording").pieces())
-    assert piece.terminated[-1, 0].all()
-    assert piece.rows == (game.board >= 0).sum()
-    np.testing.assert_array_equal(piece.reward[-1, 0], [game.rewards[agent] for agent in game.possible_agents])
+    assert bool(cut) is parts
+    require_rows_of_run(piece, walk)
+    (episode,) = piece.episodes
+    assert (episode.ret, episode.length) == (walk.rows.reward[: walk.t, 0].sum(), walk.t)
 
 
 def test_a_global_state_is_recorded_and_learned_from(tmp_path: Path) -> None:
@@ -453,6 +490,8 @@ def test_a_recording_needs_the_turn_and_the_state(tic_tac_toe: Path, tmp_path: P
         needs = 400 if recorded else 200
         found = await client.act(needs, **both, episode="x", first=True)
         assert not recorded or found["error"]["field"] == "turn"
+        found = await client.act(needs, **both, session="x", first=True)
+        assert not recorded or found["error"]["field"] == "turn"
         assert set((await client.act(**both))["action"]) == {"player_0", "player_1"}
         assert set((await client.act(**both, turn="player_1"))["action"]) == {"player_1"}
         assert set((await client.act(**one))["action"]) == {"player_1"}
@@ -462,6 +501,7 @@ def test_a_recording_needs_the_turn_and_the_state(tic_tac_toe: Path, tmp_path: P
             ({**both, "turn": 1}, "turn"),
             ({**both, "state": [1.0]}, "state"),
             ({"batch": [both["obs"]], "turn": "player_0"}, "turn"),
+            ({"batch": [both["obs"]], "state": [1.0]}, "state"),
             ({**both, "turn": "player_0", "episode": "x", "terminated": {"player_0": True}}, "turn"),
         ):
             assert (await client.act(400, **request))["error"]["field"] == field, request
@@ -469,10 +509,10 @@ def test_a_recording_needs_the_turn_and_the_state(tic_tac_toe: Path, tmp_path: P
     for number, record in enumerate((None, tmp_path / "recording")):
         app = app_of(tic_tac_toe, record=record)
         with_client(app, lambda client, number=number: turns(client, bool(number)))
-    with_client(app_of(tic_tac_toe), lambda client: turns(client, False))
 
     async def state(client: Client) -> None:
         vector = {"obs": {"agent_0": [1, 0, 0], "agent_1": [1, 0, 0]}}
+        assert (await client.act(400, batch=[vector["obs"]], state=[1, 0, 0]))["error"]["field"] == "state"
         for request in ({}, {"state": [1, 0]}, {"state": [1, 0, "x"]}, {"state": [1, 0, 1e39]}):
             found = await client.act(400, **vector, episode="x", first=True, **request)
             assert found["error"]["field"].startswith("state")
@@ -486,21 +526,66 @@ def test_a_recording_needs_the_turn_and_the_state(tic_tac_toe: Path, tmp_path: P
     with_client(app_of(Path(run.checkpoint), record=tmp_path / "states"), state)
 
 
-def test_an_agent_of_a_game_in_turns_that_ended_stays_out_of_it() -> None:
-    """The agents that wait are alive, although clients do not name them, until a client tells their end."""
-    spec = agents_spec("qmix-gru", turns=True)
+def test_what_contradicts_a_game_in_turns_is_refused(three_in_turns: Path, tmp_path: Path) -> None:
+    """Each refusal leaves the episode as it was, so it can go on; nothing is lost."""
+    app = app_of(three_in_turns, record=tmp_path / "recording")
+    all_of = {f"a_{number}": [1.0] for number in range(3)}
+    rest = {"a_1": [1.0], "a_2": [1.0]}
+    nothing = dict.fromkeys(all_of, 0.0)
+
+    async def work(client: Client) -> None:
+        async def refused(field: str, **request: Any) -> None:
+            error = (await client.act(400, episode="x", **request))["error"]
+            assert error["field"] == field, error
+
+        assert (await client.act(obs=all_of, turn="a_0", episode="x", first=True))["recorded"]
+        await refused("obs.a_1", obs={"a_0": [1.0]}, terminated={"a_0": True}, reward=nothing)
+        await refused("obs.a_2", obs={"a_0": [1.0], "a_1": [1.0]}, turn="a_1", reward=nothing)
+        await refused("obs.a_0", obs=rest, turn="a_1", truncated={"a_0": True}, reward=nothing)
+        assert (await client.act(obs=rest, turn="a_1", terminated={"a_0": True}, reward=nothing, episode="x"))[
+            "recorded"
+        ]
+        await refused("turn", obs=all_of, turn="a_0", reward=nothing)
+        late = {**nothing, "a_0": 7.0, "a_1": 2.0}  # what comes after an agent's end counts nothing
+        assert (await client.act(obs=all_of, turn="a_2", reward=late, episode="x"))["recorded"]
+        assert not (await client.act(obs=rest, turn="a_1", episode="x"))["recorded"]  # a reward is missing: it is cut
+        await refused("turn", obs=all_of, turn="a_0", reward=nothing)
+        assert (await client.act(obs=rest, truncated=True, reward=nothing, episode="x"))["recorded"]
+
+    with_client(app, work)
+    assert app.episodes is not None
+    before, after = app.episodes.take()
+    assert before.alive[:, 0].astype(int).tolist() == [[1, 1, 1], [0, 1, 1], [0, 1, 1]]
+    assert before.acting[:, 0].astype(int).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert before.terminated[:, 0].astype(int).tolist() == [[1, 0, 0], [0, 0, 0]]
+    assert before.reward[:, 0].tolist() == [[0, 0, 0], [0, 2, 0]]
+    assert after.alive[:, 0].astype(int).tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert after.truncated[:, 0].astype(int).tolist() == [[0, 1, 1]]
+    assert not after.terminated.any()
+
+
+def test_the_description_and_the_size_of_requests_count_turn_and_state() -> None:
+    spec = replace(agents_spec("qmix-gru", turns=True), state_shape=(100, 3))
+    body = openapi(spec)["paths"]["/v1/act"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body["properties"]["turn"]["enum"] == ["a", "b", "c"]
+    assert body["properties"]["state"]["maxItems"] == 100
+    assert numbers_of(spec) == numbers_of(replace(spec, state_shape=None)) + 300
+
+
+def test_the_memory_of_states_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part is written when observations and states together are large."""
+    monkeypatch.setattr("rltrain.deployment.server.recording.PART_BYTES", 100_000)
+    spec = replace(agents_spec("qmix-gru"), state_shape=(4000,))
     episodes = Episodes(spec, 10, 10.0)
-    ends = [[], [0], [], [1, 2]]
-    for t, (turn, ended) in enumerate(zip((0, 1, 2, None), ends, strict=True)):
-        acting = np.arange(3) == turn
-        gone = np.isin(np.arange(3), ended)
-        told = Outcome(np.ones(3, np.float32), gone, np.zeros(3, bool), turn is None) if t else None
-        row = Row([np.zeros(leaf.shape, leaf.dtype) for leaf in spec.leaves()], None, acting, (), acting)
-        episodes.note("x", t == 0, row, told, None if turn is None else np.zeros(3, np.int64), None, 3, 0.0)
-    (piece,) = episodes.take()
-    assert piece.alive[:, 0].astype(int).tolist() == [[1, 1, 1], [0, 1, 1], [0, 1, 1], [0, 0, 0]]
-    assert piece.acting[:, 0].astype(int).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]
-    assert piece.terminated[:, 0].astype(int).tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 1]]
+    there = np.ones(3, bool)
+    for t in range(40):
+        told = Outcome(np.zeros(3, np.float32), ~there, ~there, False) if t else None
+        obs = [np.zeros(leaf.shape, leaf.dtype) for leaf in spec.leaves()]
+        row = Row(obs, None, there, (), there, None, np.full(4000, t, np.float32))
+        episodes.note("x", t == 0, row, told, np.zeros(3, np.int64), None, 3, 0.0)
+    parts = episodes.take()
+    assert len(parts) > 4
+    assert [part.state[t, 0, 0] for part in parts for t in range(part.rows)] == list(range(sum(p.rows for p in parts)))
 
 
 def test_agents_with_a_memory_are_all_seen_in_a_game_in_turns(tmp_path: Path) -> None:

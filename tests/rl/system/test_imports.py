@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import rltrain
 from rltrain.system.imports import no_collection
 
 
@@ -40,3 +41,22 @@ def test_a_program_that_has_switched_collection_off_keeps_it_off() -> None:
         assert not gc.isenabled()
 
     assert not gc.isenabled()
+
+
+def test_the_objects_of_a_program_stay_garbage() -> None:
+    """Only a run's own start takes them out of later collections; the names of the package do not."""
+    before = gc.get_freeze_count()
+    for name in ("ConfigError", "submit", "EnvSpec"):
+        assert getattr(rltrain, name)
+    with no_collection():
+        pass
+    assert gc.get_freeze_count() == before
+    with no_collection(freeze=True):
+        pass
+    assert gc.get_freeze_count() > before
+
+
+def test_nothing_changes_once_torch_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    with no_collection(freeze=True):
+        assert gc.isenabled()
