@@ -30,6 +30,8 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -350,7 +352,8 @@ def main() -> None:
             found = part([sys.executable, "-c", MAIN], folder, usual if given.seconds is None else given.seconds)
             print(json.dumps({"load": os.getloadavg()[0], given.part: found}, indent=1))
             return
-        file = policy(folder)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # this process must not share torch with the servers
+            file = pool.submit(policy, folder).result()
         token, script = folder / "token", folder / "request.lua"
         token.write_text(TOKEN)
         token.chmod(0o600)
