@@ -224,11 +224,11 @@ _LOCATION = {
 if not TYPE_CHECKING:  # hidden from type checkers, so that they report a misspelled name
 
     def __getattr__(name: str):
-        if name in _MODULES:
-            return importlib.import_module(_MODULES[name])
-        if name in _LOCATION:
-            module, attribute = _LOCATION[name]
-            with no_collection():  # many of them import torch
+        with no_collection():  # many of them import torch
+            if name in _MODULES:
+                return importlib.import_module(_MODULES[name])
+            if name in _LOCATION:
+                module, attribute = _LOCATION[name]
                 return getattr(importlib.import_module(module), attribute)
         if name == "__version__":
             return importlib.import_module("importlib.metadata").version("rltrain")

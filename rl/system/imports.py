@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def no_collection(freeze: bool = False) -> Iterator[None]:
-    """Switch garbage collection off in a block that imports torch, unless torch is there: it finds hardly anything.
+    """Switch garbage collection off in a block that imports torch. No effect if torch is imported already.
 
     Args:
         freeze: later collections do not visit the objects that exist at the end of the block, of which none may be

@@ -168,10 +168,9 @@ class Episodes:
         if episode is not None and known:
             assert outcome is not None
             self._bytes -= episode.bytes
+            if (alive := episode.alive[-1]) is not None:  # an agent that has left gets no reward
+                outcome = outcome._replace(reward=outcome.reward * alive)
             episode.results.append(outcome)
-            if episode.alive[-1] is not None:  # of an agent that has left nothing counts
-                outcome = outcome._replace(reward=outcome.reward * episode.alive[-1])
-                episode.results[-1] = outcome
             reward = np.asarray(outcome.reward, np.float64)
             episode.agents, episode.ret = episode.agents + reward, episode.ret + float(reward.sum())
             episode.length += 1

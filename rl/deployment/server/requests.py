@@ -262,7 +262,7 @@ class Codec:
         if outcome is not None:
             present &= ~(outcome.terminated | outcome.truncated)
         acting = self._acting(present, turn) if spec.turns else None
-        if joint is not None and acting is not None and acting.any():
+        if joint is not None and acting is not None:
             for part, waits, mask_of_waiting in zip(spec.layout.agents, present & ~acting, self._waits, strict=True):
                 if waits:
                     joint[part.mask] = mask_of_waiting

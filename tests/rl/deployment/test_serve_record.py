@@ -31,12 +31,26 @@ from rltrain.rollout.types import Trajectory
 from rltrain.storage.recording import Recording
 
 
+def checkpoint_of(env: Any, factory: pytest.TempPathFactory) -> Path:
+    """PPO after one round."""
+    result = rltrain.train(algo="ppo", env=env, workers=0, streams=4, unroll=16, steps=64, widths=(8,), eval_every=0,
+                           preset="none", quiet=True, out=str(factory.mktemp("runs")))  # fmt: skip
+    return Path(result.checkpoint)
+
+
 @pytest.fixture(scope="module")
 def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = str(tmp_path_factory.mktemp("runs"))
-    result = rltrain.train(algo="ppo", env="CartPole-v1", workers=0, streams=4, unroll=16, steps=64, widths=(8,),
-                           eval_every=0, preset="none", quiet=True, out=out)  # fmt: skip
-    return Path(result.checkpoint)
+    return checkpoint_of("CartPole-v1", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def tic_tac_toe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint_of("tic-tac-toe", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def three_in_turns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint_of(ThreeInTurns, tmp_path_factory)
 
 
 def test_cartpole_over_http_is_recorded_and_learned_from(cartpole: Path, tmp_path: Path) -> None:
@@ -342,14 +356,6 @@ def test_units_of_the_policy_are_the_inverse_of_those_of_the_environment() -> No
         np.testing.assert_allclose(np.stack(list(action_reader(spec.action)(again))), taken, rtol=1e-6, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def tic_tac_toe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = str(tmp_path_factory.mktemp("runs"))
-    result = rltrain.train(algo="ppo", env="tic-tac-toe", workers=0, streams=4, unroll=16, steps=64, widths=(8,),
-                           eval_every=0, preset="none", quiet=True, out=out)  # fmt: skip
-    return Path(result.checkpoint)
-
-
 def require_rows_of_run(piece: Trajectory, walk: Walk) -> None:
     """Check that an episode over HTTP has the rows that an actor stores."""
     rows, length = walk.rows, walk.t
@@ -406,14 +412,6 @@ def test_a_game_in_turns_is_recorded_and_learned_from(tic_tac_toe: Path, tmp_pat
             widths=(8,), preset="none", quiet=True, out=str(tmp_path / "runs"),
         )  # fmt: skip
         assert result.steps >= 16
-
-
-@pytest.fixture(scope="module")
-def three_in_turns(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = str(tmp_path_factory.mktemp("runs"))
-    result = rltrain.train(algo="ppo", env=ThreeInTurns, workers=0, streams=4, unroll=16, steps=64, widths=(8,),
-                           eval_every=0, preset="none", quiet=True, out=out)  # fmt: skip
-    return Path(result.checkpoint)
 
 
 @pytest.mark.parametrize("parts", [False, True])
