@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from rltrain.algorithms.multi_agent.global_state import GlobalState
 from rltrain.algorithms.multi_agent.settings import MAPPOConfig
 from rltrain.algorithms.multi_agent.turns import own_turns
+from rltrain.algorithms.off_policy.sequences import learned_steps
 from rltrain.algorithms.on_policy.ppo import PPO
 from rltrain.algorithms.protocol import Act, Noise, Stateful, Update, observes
 from rltrain.envs.spec import AgentSlice, EnvSpec, Leaf, ObsSpec
-from rltrain.rollout.specs import StreamPlan
+from rltrain.rollout.specs import ReplayPlan, StreamPlan
 from rltrain.rollout.tree import Tree, leaves, tree_map
-from rltrain.rollout.types import Trajectory, hooks_of
+from rltrain.rollout.types import Trajectory, Transition, hooks_of
 
 OWN, ID, STATE = "obs", "agent", "state"  # keys of an agent's observation: its own, its number, and the global state
 CENTRAL = "central"  # the policy whose value function sees the global state
@@ -201,12 +202,16 @@ def joint_policy(
 class Independent:
     """One single-agent algorithm for each group of agents.
 
+    An algorithm that learns from recorded data gets samples of the replay of all agents. Without memory these become
+    the transitions of single agents: of each sampled step one for each agent that is there.
+
     Args:
-        make: the algorithm, as `algorithms.algorithm_class` returns it; it must learn from unrolls in order.
+        make: the algorithm, as `algorithms.algorithm_class` returns it; it must learn from unrolls in order, or from
+              recorded data.
 
     Raises:
-        ValueError: the algorithm learns from a replay or from gradients, or these settings do not allow agents that act
-            in turns.
+        ValueError: the algorithm needs a replay of its actors' steps or gradients, or these settings do not allow
+            agents that act in turns.
     """
 
     def __init__(
@@ -217,17 +222,19 @@ class Independent:
             make(view.spec, config, device, seed + number, streams * view.count)
             for number, view in enumerate(self.views)
         ]
+        self.policy = JointPolicy(spec, self.views, [algorithm.policy for algorithm in self.inner])
         self.plan = self.inner[0].plan
-        if not isinstance(self.plan, StreamPlan):
+        if isinstance(self.plan, ReplayPlan) and self.plan.data_only:
+            self.plan = _joint_plan(self.plan, spec, config, self.policy.core_size)
+        elif not isinstance(self.plan, StreamPlan):
             raise ValueError(
                 f"this algorithm is for environments of one agent, and {spec.id} is one of several "
                 f"({len(spec.agents)}). Use ppo, iql, qmix, vdn or maddpg"
             )
-        if self.plan.wait != "all":  # the inner algorithms count each agent as a stream
+        elif self.plan.wait != "all":  # the inner algorithms count each agent as a stream
             self.plan = replace(self.plan, wait=min(self.plan.wait, streams))
         if spec.turns:
-            _check_turns(spec, config)
-        self.policy = JointPolicy(spec, self.views, [algorithm.policy for algorithm in self.inner])
+            _check_turns(spec, config, self.plan)
         self.observes = any(map(observes, self.inner))
         self._frozen: frozenset[str] = frozenset()
 
@@ -249,18 +256,20 @@ class Independent:
         """The algorithm of each group that learns."""
         return [self.inner[i] for i in self._learning]
 
-    def member_batches(self, unrolls: Trajectory) -> list[Trajectory]:
-        """The unrolls of each group that learns: see `MultiMember`."""
-        policy = self.policy
-        return [self.views[i].unrolls(unrolls, policy.cores[i], policy.prefix(i)) for i in self._learning]
+    def member_batches(self, unrolls: Trajectory) -> list[Trajectory | Transition]:
+        """The unrolls, or transitions, of each group that learns: see `MultiMember`."""
+        own = self._own_unrolls(unrolls)
+        if isinstance(self.plan, StreamPlan) or self.plan.core_size:
+            return [*own]
+        return [learned_steps(of_group, self.inner[0].plan) for of_group in own]
 
     def update(self, unrolls: Trajectory, progress: float) -> Update:
         """One update of each algorithm that learns; metrics are means over these groups."""
         return self.update_members(self.member_batches(unrolls), progress)
 
-    def update_members(self, batches: Sequence[Trajectory], progress: float) -> Update:
+    def update_members(self, batches: Sequence[Trajectory | Transition], progress: float) -> Update:
         """The same, of batches as `member_batches` returns them, or of a learner's part of them."""
-        pairs = zip(self.members, batches, strict=True)
+        pairs = [pair for pair in zip(self.members, batches, strict=True) if self._has_rows(pair[1])]
         updates = [algorithm.update(own, progress).metrics for algorithm, own in pairs]
         names = dict.fromkeys(name for metrics in updates for name in metrics)
         values = {name: [metrics[name] for metrics in updates if name in metrics] for name in names}
@@ -268,7 +277,7 @@ class Independent:
 
     def observe(self, unrolls: Trajectory) -> None:
         """Running statistics of each algorithm that learns."""
-        for algorithm, own in zip(self.members, self.member_batches(unrolls), strict=True):
+        for algorithm, own in zip(self.members, self._own_unrolls(unrolls), strict=True):
             algorithm.observe(own)
 
     def parts(self) -> dict[str, Stateful]:
@@ -281,6 +290,19 @@ class Independent:
         }
         return {"policy": self.policy, **rest}
 
+    def _own_unrolls(self, unrolls: Trajectory) -> list[Trajectory]:
+        """The unrolls of each group that learns."""
+        policy = self.policy
+        return [self.views[i].unrolls(unrolls, policy.cores[i], policy.prefix(i)) for i in self._learning]
+
+    def _has_rows(self, batch: Trajectory | Transition) -> bool:
+        """Whether a sample of recorded data has a step of the group. Losses of unrolls are 0 without steps."""
+        if isinstance(self.plan, StreamPlan):
+            return True
+        if isinstance(batch, Transition):
+            return len(batch.reward) > 0
+        return bool(batch.valid[self.plan.burn_in :].any())
+
     @property
     def _learning(self) -> list[int]:
         """The numbers of the groups that learn."""
@@ -292,11 +314,23 @@ def mappo(spec: EnvSpec, config: MAPPOConfig, device: torch.device, seed: int, s
     return Independent(PPO, spec, config, device, seed, streams)
 
 
-def _check_turns(spec: EnvSpec, config: Any) -> None:
+def _joint_plan(plan: ReplayPlan, spec: EnvSpec, config: Any, core_size: int) -> ReplayPlan:
+    """The samples of all agents, from the plan of an algorithm of one agent that learns from recorded data.
+
+    Without memory they are sequences: of one step, where nothing else is needed; of `length` steps for targets that sum
+    rewards; and of two turns of each agent if they act in turns. There are as many as have `batch` steps together.
+    """
+    if plan.core_size:
+        return replace(plan, core_size=core_size)
+    length = max(config.length if plan.n_step > 1 else 1, 2 * len(spec.agents) if spec.turns else 1)
+    return replace(plan, n_step=1, length=length, batch=-(-plan.batch // length))
+
+
+def _check_turns(spec: EnvSpec, config: Any, plan: ReplayPlan | StreamPlan) -> None:
     """Raises ValueError if these settings do not allow agents that act in turns."""
     if config.memory != "none":
         raise ValueError(f"the agents of {spec.id} act in turns, which needs memory none here; iql can use memory")
-    if config.unroll <= len(spec.agents):
+    if isinstance(plan, StreamPlan) and config.unroll <= len(spec.agents):
         raise ValueError(
             f"the agents of {spec.id} act in turns: unroll must be above their number {len(spec.agents)}, "
             f"got {config.unroll}"

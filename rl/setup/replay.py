@@ -145,8 +145,9 @@ def _recorded(config: RunConfig, spec: EnvSpec, plan: ReplayPlan) -> DataSource:
     named = data_sets(str(config.replay_from))
     mixed = len(named) > 1 or config.then_online > 0
     what = "several folders" if len(named) > 1 else "--then-online"
-    if mixed and (plan.alpha or plan.core_size or plan.length > 1 or plan.whole_episodes or spec.groups):
-        raise ConfigError(f"--data: with {what} samples are single steps of one agent: no priorities, no memory")
+    if mixed and (plan.alpha or plan.whole_episodes):
+        kind = "priorities" if plan.alpha else "samples of whole episodes, which the memory here needs,"
+        raise ConfigError(f"--data: {what} and {kind} do not go together")
     if plan.best is not None and (mixed or plan.core_size):
         other = what if mixed else "--memory"
         raise ConfigError(f"--filter-top and {other} do not go together; rldata filter selects episodes before")
@@ -158,7 +159,7 @@ def _recorded(config: RunConfig, spec: EnvSpec, plan: ReplayPlan) -> DataSource:
         of_one = plan
         rows = recording.rows_per_stream(history(recording.spec))
         if plan.data_only or mixed:
-            following = plan.window if plan.core_size else plan.n_step
+            following = _following(plan)
             rows = rows + following if following > 1 else max(rows, following + 1)
             of_one = dataclasses.replace(plan, capacity=recording.streams * rows)
         sets.append(DataSet(recording, of_one, share))
@@ -167,9 +168,14 @@ def _recorded(config: RunConfig, spec: EnvSpec, plan: ReplayPlan) -> DataSource:
         return DataSource(first.plan, first.recording.spec, first.recording.streams, (first,))
     online = None
     if config.then_online:
-        least = config.streams * (plan.n_step + plan.unroll + 1)
+        least = config.streams * (_following(plan) + plan.unroll + 1)
         online = dataclasses.replace(plan, capacity=max(plan.capacity, least, config.then_online * plan.data_only))
     return DataSource(plan, spec, config.streams, tuple(sets), online)
+
+
+def _following(plan: ReplayPlan) -> int:
+    """Rows of a stream that a sample consists of at most."""
+    return plan.window if plan.core_size else max(plan.n_step, plan.length)
 
 
 def _replays(data: DataSource) -> list[tuple[EnvSpec, int, ReplayPlan]]:

@@ -1,4 +1,4 @@
-"""A mixture of replays: each row of a batch comes from one of them, chosen at random by their weights."""
+"""A mixture of replays: each sample of a batch comes from one of them, chosen at random by their weights."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import numpy as np
 from rltrain.envs.seeding import REPLAY, seed_of
 from rltrain.rollout.replay.replay import Replay
 from rltrain.rollout.replay.ring import Segment
+from rltrain.rollout.trajectories import join_columns
 from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory, Transition
 
 
 class Mixture:
-    """Several replays of transitions, with the interface of one.
+    """Several replays with equal plans, without priorities and whole episodes, with the interface of one.
 
     Args:
         data:    replays of recorded data, which get no more rows.
-        weights: the share of each of them in the samples; (): in proportion to their rows.
+        weights: the share of each of them in the samples; (): in proportion to what each can sample.
         online:  the replay to which `append` adds. Its share is that of its rows among all; None: there is none.
-        batch:   rows of a sample.
+        batch:   samples: transitions or sequences.
         seed:    the run's.
     """
 
@@ -45,8 +46,8 @@ class Mixture:
         assert self._online is not None
         self._online.append(unroll)
 
-    def sample(self, progress: float) -> Transition:
-        """A batch, see `Replay.sample`. The rows of one replay follow each other."""
+    def sample(self, progress: float) -> Transition | Trajectory:
+        """A batch, see `Replay.sample`. The samples of one replay follow each other."""
         if not len(self):
             raise ValueError("the replays are empty: nothing can be sampled yet")
         counts = self._rng.multinomial(self._batch, self.shares())
@@ -83,10 +84,13 @@ class Mixture:
         self._rng.bit_generator.state = small["rng"]
 
 
-def joined(parts: Sequence[Transition]) -> Transition:
-    """One batch of the rows of several."""
+def joined(parts: Sequence[Any]) -> Transition | Trajectory:
+    """One batch of the samples of several: all transitions, or all sequences of one length."""
     if len(parts) == 1:
-        return parts[0]
+        first: Transition | Trajectory = parts[0]
+        return first
+    if isinstance(parts[0], Trajectory):
+        return join_columns(parts)
     pairs = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Transition)}
     return Transition(**{name: tree_map(_concatenated, *trees) for name, trees in pairs.items()})
 

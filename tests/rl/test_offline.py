@@ -260,7 +260,7 @@ REFUSED = {
     ],
     "--filter-top and several folders do not go together": ["--algo", "bc", "--filter-top", "10%"],
     "give shares to all folders, or to none": ["--algo", "bc", "--data", "DATA=0.3,DATA"],
-    "no priorities, no memory": ["--algo", "rainbow"],
+    "several folders and priorities do not go together": ["--algo", "rainbow"],
     "is not a recording": ["--algo", "bc", "--data", "DATA,nowhere"],
     "bc would imitate its own actions": ["--algo", "bc", "--data", "DATA", "--then-online", "10"],
     "then_online must be less than steps, got 50 of 50": ["--algo", "cql", "--then-online", "50"],
@@ -368,3 +368,112 @@ def test_more_steps_on_resume_are_online(data: Path, tmp_path: Path) -> None:
         online = checkpoint.load(longer.checkpoint).state["feed"]["replay"]["replays"][-1]
         assert longer.steps == 60
         assert 30 <= int(online["head"].sum()) + 1 <= 35
+
+
+GAMES = str(Path(__file__).parents[1] / "oracles" / "games.py")
+BEST = {"ThreeAtOnce": 33.0, "ThreeInTurns": 24.0}  # the team's return if every action is 3
+
+
+@pytest.fixture(scope="module")
+def games(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Games of several agents, by name, as a policy played them that has learnt nothing."""
+    folder = tmp_path_factory.mktemp("games")
+    some = {"epochs": 1, "minibatches": 1, "widths": (4,), "streams": 4, "unroll": 16, "lr": 1e-9, "gamma": 0.9}
+    for name in BEST:
+        run = {"env": f"{GAMES}:{name}", **QUIET, **some, "steps": 2000, "out": str(folder)}
+        rltrain.train(algo="ppo", **run, record=str(folder / name))
+    return folder
+
+
+SEVERAL: dict[str, Any] = {**QUIET, "widths": (32,), "batch": 64, "lr": 3e-3, "steps": 300, "eval_every": 300}
+
+
+@pytest.mark.parametrize(
+    ("algo", "game"),
+    [
+        ("cql", "ThreeAtOnce"),
+        ("marwil", "ThreeInTurns"),
+        *(
+            pytest.param(algo, game, marks=pytest.mark.sweep)
+            for game in BEST
+            for algo in ("cql", "awac", "implicit_q", "marwil")
+            if (algo, game) not in (("cql", "ThreeAtOnce"), ("marwil", "ThreeInTurns"))
+        ),
+    ],
+)
+def test_several_agents_learn_from_what_was_recorded(algo: str, game: str, games: Path, tmp_path: Path) -> None:
+    """Random actions have 1.5 of 3; the best actions are found from these."""
+    some = {"lr_q": 3e-3, "conservative": 0.1} if algo == "cql" else {"advantage_factor": 8.0}
+    run = {"algo": algo, "env": f"{GAMES}:{game}", **SEVERAL, **some, "gamma": 0.5, "data": games / game}
+    result = rltrain.train(**run, out=str(tmp_path), eval_episodes=5)
+
+    assert result.eval_return > 0.9 * BEST[game]
+    assert rltrain.evaluate(result.run, episodes=5).return_mean == pytest.approx(result.eval_return, rel=0.05)
+
+
+@pytest.mark.parametrize("game", BEST)
+def test_of_several_agents_the_best_games_are_imitated(game: str, games: Path, tmp_path: Path) -> None:
+    run = {"algo": "bc", "env": f"{GAMES}:{game}", **SEVERAL, "data": games / game, "eval_episodes": 5}
+    best = rltrain.train(**run, out=str(tmp_path), filter_top=0.02)
+
+    assert best.eval_return > 0.65 * BEST[game]  # the data has half of it
+
+
+@pytest.mark.parametrize(
+    ("game", "settings"),
+    [
+        ("ThreeAtOnce", {"memory": "gru", "memory_size": 8, "length": 4, "burn_in": 2}),
+        ("ThreeInTurns", {}),
+        pytest.param("ThreeAtOnce", {}, marks=pytest.mark.sweep),
+    ],
+    ids=str,
+)
+def test_several_agents_continue_online_with_the_same_bits(
+    game: str, settings: dict[str, Any], games: Path, tmp_path: Path
+) -> None:
+    """For any number of workers, and through a pause on either side of the switch."""
+    run = {"algo": "cql", "env": f"{GAMES}:{game}", **QUIET, "widths": (8,), "batch": 16, "steps": 60, **settings}
+    run |= {"streams": 2, "then_online": 40, "checkpoint_every": 10, "data": games / game, "out": str(tmp_path)}
+    whole = rltrain.train(**run)
+    workers = rltrain.train(**run | {"workers": 2})
+    prints = {whole.fingerprint, workers.fingerprint}
+    for at in (10, 40):
+        prints.add(rltrain.train(resume=rltrain.train(**run, pause_at=at).run, quiet=True).fingerprint)
+
+    assert len(prints) == 1
+    online = checkpoint.load(whole.checkpoint).state["feed"]["replay"]["replays"][-1]
+    assert int(online["head"].sum()) >= 38
+
+
+def test_learners_share_the_updates_of_several_agents(games: Path, tmp_path: Path) -> None:
+    run = {"algo": "implicit_q", "env": f"{GAMES}:ThreeAtOnce", **QUIET, "widths": (8,), "batch": 32, "steps": 20}
+    one = rltrain.train(**run, data=games / "ThreeAtOnce", out=str(tmp_path))
+    two = rltrain.train(**run, data=games / "ThreeAtOnce", out=str(tmp_path), learners=2)
+    first, second = (checkpoint.load(result.checkpoint).state["learner"]["parts"]["policy"] for result in (one, two))
+
+    assert one.fingerprint != two.fingerprint  # sums in another order
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], atol=2e-5, err_msg=name)
+
+
+def test_several_data_sets_of_several_agents(games: Path, tmp_path: Path) -> None:
+    run = {"algo": "cql", "env": f"{GAMES}:ThreeAtOnce", **QUIET, "widths": (8,), "batch": 16, "steps": 10}
+    (tmp_path / "again").symlink_to(games / "ThreeAtOnce")
+    shares = {games / "ThreeAtOnce": 0.25, tmp_path / "again": 0.75}
+    result = rltrain.train(**run, data=shares, out=str(tmp_path))
+
+    assert len(checkpoint.load(result.checkpoint).state["feed"]["replay"]["replays"]) == 2
+
+
+def test_data_of_agents_that_shared_otherwise_is_one_line(
+    games: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--algo", "bc", "--env", f"{GAMES}:ThreeAtOnce", "--data", str(games / "ThreeAtOnce"), "--steps", "5"]
+
+    assert cli.main([*words, "--share", "none", "--workers", "0"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "was recorded with another --share: (a_0, a_1, a_2) share a policy there, and (a_0) and (a_1) and (a_2) here; "
+        "give the --share of the recording"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -58,6 +59,24 @@ def test_rows_come_from_each_replay_by_its_share(weights: tuple[float, ...], onl
     expected = np.array(shares) / sum(shares)
     assert np.abs(counts / 20_000 - expected).max() < 5 * np.sqrt(0.25 / 20_000)
     assert len(seen) == len(mixture) == 120 + online
+
+
+def test_sequences_of_several_replays_are_side_by_side() -> None:
+    plan = replace(PLAN, length=3)
+    replays = [Replay(SPEC, 1, plan, number) for number in range(2)]
+    for number, replay in enumerate(replays):
+        replay.append(rows(number, 60))
+
+    batch = Mixture(replays, (), None, 200, 0).sample(0.0)
+
+    assert isinstance(batch, Trajectory)
+    assert (batch.obs["a"].shape, batch.reward.shape, batch.row.shape) == ((4, 200, 1), (3, 200), (200,))
+    assert set(batch.reward[0].tolist()) == {0.0, 1.0}
+    first = 100 * batch.reward[0] + batch.row  # each is the next three rows of one replay
+    steps = batch.valid.sum(0)
+    expected = first + np.minimum(np.arange(4)[:, None], steps)
+    np.testing.assert_array_equal(batch.obs["a"][..., 0], expected)
+    assert (batch.reward == np.where(batch.valid, batch.reward[0], 0.0)).all()
 
 
 def test_a_replay_without_rows_gives_none() -> None:
