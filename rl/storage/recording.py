@@ -180,6 +180,12 @@ class Recording:
         )
         if spec is not None:
             changed = spec_differences(recording.spec, spec, ignored=(*COSMETIC, "max_steps"))
+            own, other = (sorted(group.agents for group in one.groups) for one in (recording.spec, spec))
+            if changed and own != other and sorted(recording.spec.agents) == sorted(spec.agents):
+                raise CheckpointError(
+                    f"{folder} was recorded with another --share: {_groups(own)} share a policy there, and "
+                    f"{_groups(other)} here; give the --share of the recording"
+                )
             if changed:
                 raise CheckpointError(
                     f"{folder} was recorded on another {recording.spec.id} than {spec.id} is: {changed}"
@@ -332,6 +338,10 @@ def _check(piece: Trajectory, spec: EnvSpec, streams: int) -> None:
     sizes = np.array(spec.action.nvec).reshape(spec.action.shape) if spec.action.nvec else None
     if sizes is not None and ((piece.action < 0) | (piece.action >= sizes)).any():
         raise ValueError(f"action holds numbers outside of 0 to {spec.action.nvec} - 1")
+
+
+def _groups(groups: list[tuple[str, ...]]) -> str:
+    return " and ".join(f"({', '.join(agents)})" for agents in groups)
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
