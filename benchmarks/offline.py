@@ -1,4 +1,4 @@
-"""Learning from recorded data: the last evaluation of each algorithm over some seeds, beside d3rlpy on the same files.
+"""Learning from recorded data: the last policy of each algorithm over some seeds, beside d3rlpy on the same files.
 
     python benchmarks/offline.py million|pendulum|lunar|ENV:KIND [--algos bc,cql] [--updates N] [--seeds 3]
                                  [--first-seed 100] [--episodes 50] [--folder DIR] [--d3rlpy DIR]
@@ -6,8 +6,9 @@
 million: only the seconds until a run on a million rows of HalfCheetah's shape begins to learn. pendulum: the first
 10,000 steps of SAC. lunar: 500 episodes of gymnasium's heuristic, half of whose actions are random, and 500 of random
 actions. ENV:KIND: data of `rldata make`, as HalfCheetah-v5:medium. `--d3rlpy DIR` is the folder of
-`benchmarks/peers.sh DIR d3rlpy`. Data is made once in --folder. Prints a row for each algorithm: ours has the processor
-time of the whole run, evaluation included, d3rlpy's that of the updates.
+`benchmarks/peers.sh DIR d3rlpy`. Data is made once in --folder. Prints a row for each algorithm: the mean return of the
+last policy of each seed, which plays the same episodes on both sides, and the processor time of our run, or of
+d3rlpy's updates.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ import numpy as np
 import rltrain
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "peers"))
+from episodes import returns  # noqa: E402
+
 RLDATA = str(Path(sys.executable).with_name("rldata"))
 HEURISTIC = '''
 from types import SimpleNamespace
@@ -142,7 +146,7 @@ def main() -> None:
     settings = {name: json.loads(value) for name, _, value in (word.partition("=") for word in given.set)}
     algos = [word for word in (given.algos or ALGOS.get(given.data, "bc,td3_bc,implicit_q,cql")).split(",") if word]
     seeds = range(given.first_seed, given.first_seed + given.seeds)
-    print(f"{given.data}: {given.updates:,} updates, last evaluation of {given.episodes} episodes, seeds {[*seeds]}")
+    print(f"{given.data}: {given.updates:,} updates, {given.episodes} episodes of the last policy, seeds {[*seeds]}")
     for algo in algos:
         show(f"{algo} {settings or ''}", [ours(algo, env, folder, seed, given, settings) for seed in seeds])
         if given.d3rlpy is not None:
@@ -153,11 +157,10 @@ def ours(algo: str, env: str, folder: Path, seed: int, given: Any, settings: dic
     began = time.process_time()
     result = rltrain.train(
         algo=algo, env=env, data=str(folder / "data"), steps=given.updates, seed=seed, workers=0, quiet=True,
-        eval_every=given.updates, eval_episodes=given.episodes, checkpoint_every=0,
-        out=str(folder / "runs"), **settings,
+        eval_every=0, checkpoint_every=0, out=str(folder / "runs"), **settings,
     )  # fmt: skip
-    assert result.eval_return is not None
-    return result.eval_return, time.process_time() - began
+    seconds = time.process_time() - began
+    return float(np.mean(returns(env, rltrain.load(result.run).act, given.episodes))), seconds
 
 
 def d3rlpy(algo: str, env: str, folder: Path, seed: int, given: Any) -> tuple[float, float]:

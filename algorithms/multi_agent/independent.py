@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from rltrain.algorithms.multi_agent.global_state import GlobalState
 from rltrain.algorithms.multi_agent.settings import MAPPOConfig
 from rltrain.algorithms.multi_agent.turns import own_turns
-from rltrain.algorithms.off_policy.sequences import learned_steps
 from rltrain.algorithms.on_policy.ppo import PPO
 from rltrain.algorithms.protocol import Act, Noise, Stateful, Update, observes
 from rltrain.envs.spec import AgentSlice, EnvSpec, Leaf, ObsSpec
@@ -88,6 +87,14 @@ class GroupView:
             core:   the group's columns of the recurrent state.
             prefix: of the names of the group's extras.
         """
+        own = self.columns(unrolls, core, prefix)
+        if own.acting is None:
+            return own
+        assert unrolls.acting is not None
+        return own_turns(replace(own, acting=None), own.acting.squeeze(-1), unrolls.acting.shape[-1])
+
+    def columns(self, unrolls: Trajectory, core: slice, prefix: str = "") -> Trajectory:
+        """As `unrolls`; of games in turns all rows, and `acting` [T+1, B * n, 1] says which are the agent's turns."""
         part, count = self.part, self.count
         assert unrolls.alive is not None
         there = unrolls.alive if self.turns or unrolls.acting is None else unrolls.alive & unrolls.acting
@@ -102,7 +109,8 @@ class GroupView:
             return x.reshape(len(x), x.shape[1] * count, -1)
 
         numbers = torch.arange(count, device=unrolls.stream.device)
-        own = Trajectory(
+        acting = unrolls.acting if self.turns else None
+        return Trajectory(
             obs=self.obs(unrolls.obs, 1, None if self.state is None else self.state(unrolls)),
             action=split(action).reshape(len(action), -1, *self.group.action.shape),
             reward=flat(unrolls.reward[..., part.agents]),
@@ -116,10 +124,8 @@ class GroupView:
             action_mask=None if unrolls.action_mask is None else split(unrolls.action_mask[..., part.mask]),
             core=None if unrolls.core is None else split(unrolls.core[..., core]),
             num_rows=None if unrolls.num_rows is None else unrolls.num_rows.repeat_interleave(count),
+            acting=None if acting is None else flat(acting[..., part.agents]).unsqueeze(-1),
         )
-        if unrolls.acting is None or not self.turns:
-            return own
-        return own_turns(own, flat(unrolls.acting[..., part.agents]), unrolls.acting.shape[-1])
 
 
 def group_views(spec: EnvSpec, central: bool = False) -> list[GroupView]:
@@ -141,8 +147,8 @@ class JointPolicy(nn.Module):
         if len(kinds) > 1:
             raise ValueError(f"the actions of the groups of {spec.id} need noise of several kinds: {', '.join(kinds)}")
         pairs = list(zip(views, policies, strict=True))
-        self._noise = _slices([view.count * policy.noise.columns for view, policy in pairs])
-        self.cores = _slices([view.count * policy.core_size for view, policy in pairs])
+        self._noise = column_slices([view.count * policy.noise.columns for view, policy in pairs])
+        self.cores = column_slices([view.count * policy.core_size for view, policy in pairs])
         hold = policies[0].noise.hold  # of the settings, so that of all
         self.noise = Noise(kinds.pop(), self._noise[-1].stop, hold=hold)
         self.core_size = self.cores[-1].stop
@@ -202,16 +208,15 @@ def joint_policy(
 class Independent:
     """One single-agent algorithm for each group of agents.
 
-    An algorithm that learns from recorded data gets samples of the replay of all agents. Without memory these become
-    the transitions of single agents: of each sampled step one for each agent that is there.
+    An algorithm that learns from recorded data gets a batch for each group: see `rltrain.learner.agent_replays`.
 
     Args:
         make: the algorithm, as `algorithms.algorithm_class` returns it; it must learn from unrolls in order, or from
               recorded data.
 
     Raises:
-        ValueError: the algorithm needs a replay of its actors' steps or gradients, or these settings do not allow
-            agents that act in turns.
+        ValueError: the algorithm keeps its actors' steps in a replay, or its actors compute gradients; or these
+            settings do not allow agents that act in turns.
     """
 
     def __init__(
@@ -224,15 +229,14 @@ class Independent:
         ]
         self.policy = JointPolicy(spec, self.views, [algorithm.policy for algorithm in self.inner])
         self.plan = self.inner[0].plan
-        if isinstance(self.plan, ReplayPlan) and self.plan.data_only:
-            self.plan = _joint_plan(self.plan, spec, config, self.policy.core_size)
-        elif not isinstance(self.plan, StreamPlan):
+        if isinstance(self.plan, StreamPlan):
+            if self.plan.wait != "all":  # the inner algorithms count each agent as a stream
+                self.plan = replace(self.plan, wait=min(self.plan.wait, streams))
+        elif not (isinstance(self.plan, ReplayPlan) and self.plan.data_only):
             raise ValueError(
                 f"this algorithm is for environments of one agent, and {spec.id} is one of several "
                 f"({len(spec.agents)}). Use ppo, iql, qmix, vdn or maddpg"
             )
-        elif self.plan.wait != "all":  # the inner algorithms count each agent as a stream
-            self.plan = replace(self.plan, wait=min(self.plan.wait, streams))
         if spec.turns:
             _check_turns(spec, config, self.plan)
         self.observes = any(map(observes, self.inner))
@@ -256,20 +260,21 @@ class Independent:
         """The algorithm of each group that learns."""
         return [self.inner[i] for i in self._learning]
 
-    def member_batches(self, unrolls: Trajectory) -> list[Trajectory | Transition]:
-        """The unrolls, or transitions, of each group that learns: see `MultiMember`."""
-        own = self._own_unrolls(unrolls)
-        if isinstance(self.plan, StreamPlan) or self.plan.core_size:
-            return [*own]
-        return [learned_steps(of_group, self.inner[0].plan) for of_group in own]
+    def member_batches(self, batch: Trajectory | Sequence[Transition | Trajectory]) -> list[Trajectory | Transition]:
+        """The unrolls, or samples, of each group that learns: see `MultiMember`."""
+        return self._own_unrolls(batch) if isinstance(batch, Trajectory) else [batch[i] for i in self._learning]
 
-    def update(self, unrolls: Trajectory, progress: float) -> Update:
-        """One update of each algorithm that learns; metrics are means over these groups."""
-        return self.update_members(self.member_batches(unrolls), progress)
+    def update(self, batch: Trajectory | Sequence[Transition | Trajectory], progress: float) -> Update:
+        """One update of each algorithm that learns; metrics are means over these groups.
+
+        Args:
+            batch: unrolls of all agents; or samples of recorded data, a batch for each group.
+        """
+        return self.update_members(self.member_batches(batch), progress)
 
     def update_members(self, batches: Sequence[Trajectory | Transition], progress: float) -> Update:
         """The same, of batches as `member_batches` returns them, or of a learner's part of them."""
-        pairs = [pair for pair in zip(self.members, batches, strict=True) if self._has_rows(pair[1])]
+        pairs = zip(self.members, batches, strict=True)
         updates = [algorithm.update(own, progress).metrics for algorithm, own in pairs]
         names = dict.fromkeys(name for metrics in updates for name in metrics)
         values = {name: [metrics[name] for metrics in updates if name in metrics] for name in names}
@@ -290,18 +295,10 @@ class Independent:
         }
         return {"policy": self.policy, **rest}
 
-    def _own_unrolls(self, unrolls: Trajectory) -> list[Trajectory]:
+    def _own_unrolls(self, unrolls: Trajectory) -> list[Any]:
         """The unrolls of each group that learns."""
         policy = self.policy
         return [self.views[i].unrolls(unrolls, policy.cores[i], policy.prefix(i)) for i in self._learning]
-
-    def _has_rows(self, batch: Trajectory | Transition) -> bool:
-        """Whether a sample of recorded data has a step of the group. Losses of unrolls are 0 without steps."""
-        if isinstance(self.plan, StreamPlan):
-            return True
-        if isinstance(batch, Transition):
-            return len(batch.reward) > 0
-        return bool(batch.valid[self.plan.burn_in :].any())
 
     @property
     def _learning(self) -> list[int]:
@@ -312,18 +309,6 @@ class Independent:
 def mappo(spec: EnvSpec, config: MAPPOConfig, device: torch.device, seed: int, streams: int) -> Independent:
     """MAPPO, Yu et al. 2022 (arXiv:2103.01955): PPO for each agent, with a value function of the global state."""
     return Independent(PPO, spec, config, device, seed, streams)
-
-
-def _joint_plan(plan: ReplayPlan, spec: EnvSpec, config: Any, core_size: int) -> ReplayPlan:
-    """The samples of all agents, from the plan of an algorithm of one agent that learns from recorded data.
-
-    Without memory they are sequences: of one step, where nothing else is needed; of `length` steps for targets that sum
-    rewards; and of two turns of each agent if they act in turns. There are as many as have `batch` steps together.
-    """
-    if plan.core_size:
-        return replace(plan, core_size=core_size)
-    length = max(config.length if plan.n_step > 1 else 1, 2 * len(spec.agents) if spec.turns else 1)
-    return replace(plan, n_step=1, length=length, batch=-(-plan.batch // length))
 
 
 def _check_turns(spec: EnvSpec, config: Any, plan: ReplayPlan | StreamPlan) -> None:
@@ -342,6 +327,6 @@ def _with_prefix(extras: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: x for name, x in extras.items() if name.startswith(prefix)}
 
 
-def _slices(sizes: Sequence[int]) -> list[slice]:
+def column_slices(sizes: Sequence[int]) -> list[slice]:
     """Consecutive slices of these sizes."""
     return [slice(end - size, end) for size, end in zip(sizes, itertools.accumulate(sizes), strict=True)]

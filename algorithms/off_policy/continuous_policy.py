@@ -150,7 +150,9 @@ def soft(
         return SquashedGaussian(spec, config, streams, generator)
     if spec.action.kind == "discrete":
         return SoftCategorical(spec, config, streams, generator)
-    raise ValueError(f"sac needs Box or Discrete actions; {spec.id} has {spec.action.kind} actions. Use ppo or a2c")
+    raise ValueError(
+        f"this algorithm needs Box or Discrete actions; {spec.id} has {spec.action.kind} actions. Use ppo or a2c"
+    )
 
 
 def require_box(spec: EnvSpec) -> None:

@@ -83,7 +83,7 @@ def _freeze(algorithm: Any, config: RunConfig) -> None:
     if freeze is None:
         raise ValueError(
             f"--freeze: {config.algo} on {config.env_name} has no policies that learn apart from each other; "
-            "ppo, a2c, impala, appo and mappo have them in environments of several agents"
+            "ppo, a2c, impala, appo, mappo and the algorithms of recorded data have them with several agents"
         )
     freeze(config.freeze)
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from rltrain.rollout.replay.replay import Replay
 from rltrain.rollout.specs import ReplayPlan, StreamPlan
 from rltrain.rollout.trajectories import select_columns
 from rltrain.rollout.types import Gradients, Trajectory, Transition
+
+if TYPE_CHECKING:
+    from rltrain.learner.agent_replays import AgentReplays
 
 Block = Callable[[], dict[str, np.ndarray]]
 
@@ -132,14 +135,14 @@ class ReplayFeed:
         device: where the samples are needed.
     """
 
-    def __init__(self, replay: Replay | Mixture, plan: ReplayPlan, device: torch.device) -> None:
+    def __init__(self, replay: Replay | Mixture | AgentReplays, plan: ReplayPlan, device: torch.device) -> None:
         self.replay = replay
         self.steps = 0  # delivered since the run began
         self.updates = 0  # samples returned since then
         self._plan, self._device = plan, device
         self._rate = Fraction(repr(float(plan.updates_per_step)))  # 0.29 is 29/100: no step is lost by rounding
 
-    def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Transition | Trajectory]:
+    def __call__(self, unrolls: list[Trajectory], progress: float) -> Iterator[Any]:
         plan = self._plan
         for unroll in unrolls:
             reward = np.clip(unroll.reward, -1, 1) if plan.clip_reward else unroll.reward
@@ -154,7 +157,11 @@ class ReplayFeed:
             )
         while self.updates < allowed and len(self.replay):
             self.updates += 1
-            yield tensors(self.replay.sample(progress), self._device)
+            batch = self.replay.sample(progress)
+            if isinstance(batch, list):
+                yield [tensors(of_group, self._device) for of_group in batch]
+            else:
+                yield tensors(batch, self._device)
 
     def reprioritise(self, batch: Transition, priority: Tensor) -> None:
         if batch.index is None:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from rltrain.rollout.types import Trajectory, Weights
 from rltrain.rollout.workers.handle import ActorLost
 from rltrain.storage.recording import Recording
 
+if TYPE_CHECKING:
+    from rltrain.learner.agent_replays import AgentReplays, AgentRows
+
 
 class OfflineFeed(ReplayFeed):
     """A replay that was filled before training. Each delivery is empty and counts for `steps_each` steps.
@@ -33,7 +36,9 @@ class OfflineFeed(ReplayFeed):
     `--then-online` has begun deliveries are those of actors.
     """
 
-    def __init__(self, replay: Replay | Mixture, plan: ReplayPlan, device: torch.device, steps_each: int) -> None:
+    def __init__(
+        self, replay: Replay | Mixture | AgentReplays, plan: ReplayPlan, device: torch.device, steps_each: int
+    ) -> None:
         super().__init__(replay, dataclasses.replace(plan, warmup=0), device)
         self._each = steps_each
 
@@ -42,9 +47,9 @@ class OfflineFeed(ReplayFeed):
             self.steps += self._each
         return super().__call__(unrolls, progress)
 
-    def parts(self) -> list[Replay]:
+    def parts(self) -> list[Replay] | list[AgentRows]:
         """The replay of each recording."""
-        return self.replay.data if isinstance(self.replay, Mixture) else [self.replay]
+        return [self.replay] if isinstance(self.replay, Replay) else self.replay.data
 
 
 class OfflineRollout:
@@ -170,11 +175,18 @@ def fill(learner: Learner, recordings: Sequence[Recording], device: torch.device
     Raises: see `_fill`.
     """
     assert isinstance(learner.feed, OfflineFeed)
-    pairs = zip(learner.feed.parts(), recordings, strict=True)
-    return [_fill(learner, replay, recording, device) for replay, recording in pairs]
+    parts: Sequence[Replay | AgentRows] = learner.feed.parts()
+    pairs = zip(parts, recordings, strict=True)
+    notes = [_fill(learner, replay, recording, device) for replay, recording in pairs]
+    if not isinstance(learner.feed.replay, Replay | Mixture):  # each group has its own
+        for view, replay in zip(learner.algorithm.policy.views, learner.feed.replay.groups, strict=True):
+            if not len(replay):
+                agents = ", ".join(view.group.agents)
+                raise ConfigError(f"--data: the recordings hold no row of {agents} that can be learned from")
+    return notes
 
 
-def _fill(learner: Learner, replay: Replay, recording: Recording, device: torch.device) -> str:
+def _fill(learner: Learner, replay: Replay | AgentRows, recording: Recording, device: torch.device) -> str:
     """The same for one recording.
 
     Raises:
@@ -213,4 +225,8 @@ def _fill(learner: Learner, replay: Replay, recording: Recording, device: torch.
         if not kept:
             raise ConfigError(f"--filter-top: {recording.folder} holds no complete episode; leave it out")
         return f"{line}; of the complete episodes the best {kept:,} are learnt from: {len(replay):,} steps"
-    return line if rows >= recording.steps else f"{line}; the replay holds the newest {rows:,} (--capacity)"
+    return (
+        line
+        if rows >= recording.steps or is_data_only(plan)
+        else f"{line}; the replay holds the newest {rows:,} (--capacity)"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.seeding import REPLAY, seed_of
@@ -20,6 +20,10 @@ from rltrain.rollout.specs import DataPlan, GradientPlan, ReplayPlan, StreamPlan
 from rltrain.setup.offline import OfflineFeed, data_sets, steps_each
 from rltrain.storage.recording import Recording, Reference, reference_of
 from rltrain.system.free_space import make_sure
+
+if TYPE_CHECKING:
+    from rltrain.algorithms.multi_agent.independent import GroupView
+    from rltrain.learner.agent_replays import AgentReplays
 
 
 class DataSet(NamedTuple):
@@ -46,6 +50,19 @@ class DataSource:
             return None
         found = {reference_of(one.recording.run, spec, config.env_args) for one in self.sets}
         return found.pop() if len(found) == 1 else None
+
+    @property
+    def by_agent(self) -> bool:
+        """True if the algorithm of one agent learns from a recording of several: each group has replays of its own."""
+        return isinstance(self.plan, ReplayPlan) and self.plan.data_only and bool(self.spec.groups)
+
+    def views(self) -> list[GroupView | None]:
+        """Of the groups of agents that have replays of their own; [None]: there is one for all."""
+        if not self.by_agent:
+            return [None]
+        from rltrain.algorithms.multi_agent.independent import group_views
+
+        return [*group_views(self.spec)]
 
     @property
     def mixed(self) -> bool:
@@ -94,10 +111,10 @@ def open_data(
             "more steps, shorter sequences or fewer --streams"
         )
     try:
-        needed = sum(Replay.bytes_needed(*one) for one in _replays(data))
+        needed = sum(Replay.bytes_needed(*one) for view in data.views() for one in _replays(data, view))
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    rows = None if data.mixed else rows_per_stream(data.streams, plan)
+    rows = None if data.mixed or data.by_agent else rows_per_stream(data.streams, plan)
     if plan.whole_episodes and spec.max_steps is not None and rows is not None and spec.max_steps > rows:
         raise ConfigError(
             f"--capacity {plan.capacity} keeps {rows} steps of each of {data.streams} streams, and an episode may have "
@@ -119,25 +136,55 @@ def make_feed(config: RunConfig, data: DataSource, files: Path | None = None) ->
     if isinstance(plan, GradientPlan):
         return GradientFeed()
     folder = files if config.replay_on_disk else None
-    replay: Replay | Mixture
+    replay: Replay | Mixture | AgentReplays
     try:
-        if data.mixed:
-            parts = [
-                Replay(
-                    spec, streams, of_one, seed_of(config.seed, REPLAY, n), None if folder is None else folder / str(n)
-                )
-                for n, (spec, streams, of_one) in enumerate(_replays(data))
-            ]
-            shares = [one.share for one in data.sets if one.share is not None]
-            online = None if data.online is None else parts.pop()
-            replay = Mixture(parts, shares, online, plan.batch, config.seed)
+        if data.by_agent:
+            replay = _agent_replays(config, data, plan, folder)
         else:
-            replay = Replay(data.spec, data.streams, plan, config.seed, folder)
+            replay, _ = _replay(data, None, plan, config.seed, folder)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if data.sets:
         return OfflineFeed(replay, plan, device, steps_each(config, plan))
     return ReplayFeed(replay, plan, device)
+
+
+def _replay(
+    data: DataSource, view: GroupView | None, plan: ReplayPlan, seed: int, folder: Path | None
+) -> tuple[Replay | Mixture, list[Replay]]:
+    """What the run, or a group of agents, learns from, and the replays that it consists of: that of actors is last."""
+    if not data.mixed:
+        ((spec, streams, of_one),) = _replays(data, view)
+        replay = Replay(spec, streams, of_one, seed, folder)
+        return replay, [replay]
+    parts = [
+        Replay(spec, streams, of_one, seed_of(seed, REPLAY, n), None if folder is None else folder / str(n))
+        for n, (spec, streams, of_one) in enumerate(_replays(data, view))
+    ]
+    shares = [one.share for one in data.sets if one.share is not None]
+    recorded, online = (parts, None) if data.online is None else (parts[:-1], parts[-1])
+    return Mixture(recorded, shares, online, plan.batch, seed), parts
+
+
+def _agent_replays(config: RunConfig, data: DataSource, plan: ReplayPlan, folder: Path | None) -> AgentReplays:
+    """The replays of each group of agents."""
+    from rltrain.learner.agent_replays import AgentReplays, AgentRows
+
+    views = [view for view in data.views() if view is not None]
+    made = [
+        _replay(
+            data, view, plan, seed_of(config.seed, REPLAY, len(data.sets) + 1, n),
+            None if folder is None else folder / f"group{n}",
+        )
+        for n, view in enumerate(views)
+    ]  # fmt: skip
+    streams = [one.recording.streams for one in data.sets] + [config.streams] * (data.online is not None)
+    rows = [
+        AgentRows(views, [parts[n] for _, parts in made], of_source, plan.core_size)
+        for n, of_source in enumerate(streams)
+    ]
+    online = None if data.online is None else rows.pop()
+    return AgentReplays([replay for replay, _ in made], rows, online)
 
 
 def _recorded(config: RunConfig, spec: EnvSpec, plan: ReplayPlan) -> DataSource:
@@ -150,7 +197,8 @@ def _recorded(config: RunConfig, spec: EnvSpec, plan: ReplayPlan) -> DataSource:
         raise ConfigError(f"--data: {what} and {kind} do not go together")
     if plan.best is not None and (mixed or plan.core_size):
         other = what if mixed else "--memory"
-        raise ConfigError(f"--filter-top and {other} do not go together; rldata filter selects episodes before")
+        instead = "" if spec.groups else "; rldata filter selects episodes before"
+        raise ConfigError(f"--filter-top and {other} do not go together{instead}")
     if config.then_online and config.algo == "bc":
         raise ConfigError("--then-online: bc would imitate its own actions; use another algorithm")
     sets = []
@@ -178,10 +226,22 @@ def _following(plan: ReplayPlan) -> int:
     return plan.window if plan.core_size else max(plan.n_step, plan.length)
 
 
-def _replays(data: DataSource) -> list[tuple[EnvSpec, int, ReplayPlan]]:
-    """The spec, the streams and the plan of each replay; that of later actors comes last."""
+def _replays(data: DataSource, view: GroupView | None) -> list[tuple[EnvSpec, int, ReplayPlan]]:
+    """The spec, the streams and the plan of each replay; that of later actors comes last.
+
+    Args:
+        view: of a group of agents, each of which is a stream of its own; None: of the run.
+    """
     if not data.mixed:
         assert isinstance(data.plan, ReplayPlan)
-        return [(data.spec, data.streams, data.plan)]
-    found = [(one.recording.spec, one.recording.streams, one.plan) for one in data.sets]
-    return found if data.online is None else [*found, (data.spec, data.streams, data.online)]
+        found = [(data.spec, data.streams, data.plan)]
+    else:
+        found = [(one.recording.spec, one.recording.streams, one.plan) for one in data.sets]
+        if data.online is not None:
+            found.append((data.spec, data.streams, data.online))
+    if view is None:
+        return found
+    return [
+        (view.spec, streams * view.count, dataclasses.replace(plan, capacity=plan.capacity * view.count))
+        for _, streams, plan in found
+    ]

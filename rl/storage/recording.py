@@ -181,7 +181,7 @@ class Recording:
         if spec is not None:
             changed = spec_differences(recording.spec, spec, ignored=(*COSMETIC, "max_steps"))
             own, other = (sorted(group.agents for group in one.groups) for one in (recording.spec, spec))
-            if changed and own != other and sorted(recording.spec.agents) == sorted(spec.agents):
+            if own != other and _by_agent(recording.spec) == _by_agent(spec):
                 raise CheckpointError(
                     f"{folder} was recorded with another --share: {_groups(own)} share a policy there, and "
                     f"{_groups(other)} here; give the --share of the recording"
@@ -338,6 +338,11 @@ def _check(piece: Trajectory, spec: EnvSpec, streams: int) -> None:
     sizes = np.array(spec.action.nvec).reshape(spec.action.shape) if spec.action.nvec else None
     if sizes is not None and ((piece.action < 0) | (piece.action >= sizes)).any():
         raise ValueError(f"action holds numbers outside of 0 to {spec.action.nvec} - 1")
+
+
+def _by_agent(spec: EnvSpec) -> dict[str, Any]:
+    """What each of several agents observes, and its actions."""
+    return {agent: (group.obs, group.action) for group in spec.groups for agent in group.agents}
 
 
 def _groups(groups: list[tuple[str, ...]]) -> str:

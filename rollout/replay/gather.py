@@ -148,7 +148,7 @@ def sequences(ring: Ring, stream: np.ndarray, row: np.ndarray, length: int) -> T
             array[~valid] = 0
         return array
 
-    optional = _optional_fields(ring, at)
+    optional: dict[str, Any] = {name: flat[name].take(at, 0, mode="clip") for name in OPTIONAL_FIELDS if name in flat}
     if "alive" in optional:  # each agent has its own end; a cut truncates the agents that are still alive
         terminated, truncated = (valid_rows(name) for name in ENDS)
         if cut is not None:
@@ -190,28 +190,19 @@ def windows(
     flags = ring.flag.take(at, mode="clip")
     first = (flags & FIRST) != 0
     first[0] &= (flags[0] & MIDST) == 0  # within an episode the stored state is that of the actor
-    optional = _optional_fields(ring, at)
-    if "alive" in optional:  # each agent has its own end
-        terminated, truncated = (flat[name].take(at[:-1], 0, mode="clip") for name in ENDS)
-    else:
-        terminated, truncated = ((flags[:-1] & bit) != 0 for bit in (TERMINATED, TRUNCATED))
+    mask = flat.get("action_mask")
     return Trajectory(
         obs=ring.obs(wanted, base, at),
         action=flat["action"].take(at[:-1], 0, mode="clip"),
-        reward=flat["reward"].take(at[:-1], 0, mode="clip"),
-        terminated=terminated,
-        truncated=truncated,
+        reward=flat["reward"].take(at[:-1], mode="clip"),
+        terminated=(flags[:-1] & TERMINATED) != 0,
+        truncated=(flags[:-1] & TRUNCATED) != 0,
         first=first,
         version=np.zeros(len(row), np.int64),
         stream=stream,
         row=row,
+        action_mask=None if mask is None else mask.take(at, 0, mode="clip"),
         core=flat["core"].take(at[:1], 0, mode="clip"),
         weight=weight,
         index=index,
-        **optional,
     )
-
-
-def _optional_fields(ring: Ring, at: np.ndarray) -> dict[str, Any]:
-    """The optional fields that the ring holds, at the positions `at` [L+1, B]."""
-    return {name: ring.flat[name].take(at, 0, mode="clip") for name in OPTIONAL_FIELDS if name in ring.flat}

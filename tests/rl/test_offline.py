@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import rltrain
 from rltrain import algorithms, cli
 from rltrain.algorithms.offline.bc import BC
 from rltrain.data.episodes import episodes_of, write
-from rltrain.errors import ConfigError
+from rltrain.errors import CheckpointError, ConfigError
 from rltrain.reporting.metrics import read
 from rltrain.setup import offline
 from rltrain.storage import checkpoint
@@ -420,29 +421,26 @@ def test_of_several_agents_the_best_games_are_imitated(game: str, games: Path, t
 
 
 @pytest.mark.parametrize(
-    ("game", "settings"),
+    ("game", "pause", "settings"),
     [
-        ("ThreeAtOnce", {"memory": "gru", "memory_size": 8, "length": 4, "burn_in": 2}),
-        ("ThreeInTurns", {}),
-        pytest.param("ThreeAtOnce", {}, marks=pytest.mark.sweep),
+        ("ThreeAtOnce", 40, {"memory": "gru", "memory_size": 8, "length": 4, "burn_in": 2}),
+        ("ThreeInTurns", 10, {}),
+        *(pytest.param("ThreeAtOnce", pause, {}, marks=pytest.mark.sweep) for pause in (10, 40)),
     ],
-    ids=str,
 )
 def test_several_agents_continue_online_with_the_same_bits(
-    game: str, settings: dict[str, Any], games: Path, tmp_path: Path
+    game: str, pause: int, settings: dict[str, Any], games: Path, tmp_path: Path
 ) -> None:
-    """For any number of workers, and through a pause on either side of the switch."""
+    """For any number of workers, and through a pause before or after the switch."""
     run = {"algo": "cql", "env": f"{GAMES}:{game}", **QUIET, "widths": (8,), "batch": 16, "steps": 60, **settings}
     run |= {"streams": 2, "then_online": 40, "checkpoint_every": 10, "data": games / game, "out": str(tmp_path)}
     whole = rltrain.train(**run)
     workers = rltrain.train(**run | {"workers": 2})
-    prints = {whole.fingerprint, workers.fingerprint}
-    for at in (10, 40):
-        prints.add(rltrain.train(resume=rltrain.train(**run, pause_at=at).run, quiet=True).fingerprint)
+    resumed = rltrain.train(resume=rltrain.train(**run, pause_at=pause).run, quiet=True)
 
-    assert len(prints) == 1
-    online = checkpoint.load(whole.checkpoint).state["feed"]["replay"]["replays"][-1]
-    assert int(online["head"].sum()) >= 38
+    assert workers.fingerprint == resumed.fingerprint == whole.fingerprint
+    (group,) = checkpoint.load(whole.checkpoint).state["feed"]["replay"]["groups"]
+    assert int(group["replays"][-1]["head"].sum()) >= 30
 
 
 def test_learners_share_the_updates_of_several_agents(games: Path, tmp_path: Path) -> None:
@@ -462,7 +460,8 @@ def test_several_data_sets_of_several_agents(games: Path, tmp_path: Path) -> Non
     shares = {games / "ThreeAtOnce": 0.25, tmp_path / "again": 0.75}
     result = rltrain.train(**run, data=shares, out=str(tmp_path))
 
-    assert len(checkpoint.load(result.checkpoint).state["feed"]["replay"]["replays"]) == 2
+    (group,) = checkpoint.load(result.checkpoint).state["feed"]["replay"]["groups"]
+    assert len(group["replays"]) == 2
 
 
 def test_data_of_agents_that_shared_otherwise_is_one_line(
@@ -477,3 +476,27 @@ def test_data_of_agents_that_shared_otherwise_is_one_line(
         "was recorded with another --share: (a_0, a_1, a_2) share a policy there, and (a_0) and (a_1) and (a_2) here; "
         "give the --share of the recording"
     )
+
+
+def test_samples_of_whole_episodes_are_not_mixed(
+    games: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = games / "ThreeAtOnce"
+    words = ["--algo", "iql", "--env", f"{GAMES}:ThreeAtOnce", "--data", f"{data},{data}", "--steps", "50"]
+
+    assert cli.main([*words, "--memory", "gru", "--workers", "0", "--batch", "2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "--data: several folders and samples of whole episodes, which the memory here needs, do not go together"
+    )
+
+
+def test_agents_with_other_spaces_are_not_called_another_share(games: Path) -> None:
+    recording = Recording.open(games / "ThreeAtOnce")
+    (group,) = recording.spec.groups
+    wide = dataclasses.replace(group, obs=dataclasses.replace(group.obs, shape=(7,)), agents=group.agents[:2])
+    last = dataclasses.replace(group, name="last", agents=group.agents[2:])
+
+    with pytest.raises(CheckpointError, match="was recorded on another"):
+        Recording.open(games / "ThreeAtOnce", dataclasses.replace(recording.spec, groups=(wide, last)))

@@ -200,7 +200,7 @@ def test_choices_follow_the_probabilities():
 def test_wrong_action_spaces_are_refused():
     binary = EnvSpec("x", OBS, ActionSpec("multi_binary", (3,), (2,) * 3))
     generator = torch.Generator()
-    with pytest.raises(ValueError, match="sac needs Box or Discrete actions; x has multi_binary"):
+    with pytest.raises(ValueError, match="this algorithm needs Box or Discrete actions; x has multi_binary"):
         soft(binary, SACConfig(), 1, generator)
     for spec in (binary, DISCRETE):
         with pytest.raises(ValueError, match="needs Box actions"):

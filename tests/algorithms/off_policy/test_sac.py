@@ -150,7 +150,7 @@ def test_masks_leave_no_nan_and_illegal_values_do_not_count(scale):
 def test_the_settings_choose_the_kind_and_refuse_the_rest():
     assert isinstance(make_sac(DISCRETE), DiscreteSAC)
     spec = EnvSpec("x", Leaf("box", (3,), "float32"), ActionSpec("multi_binary", (3,), (2,) * 3))
-    with pytest.raises(ValueError, match="sac needs Box or Discrete actions; x has multi_binary"):
+    with pytest.raises(ValueError, match="this algorithm needs Box or Discrete actions; x has multi_binary"):
         make_sac(spec)
     with pytest.raises(ValueError, match="temperature must be above 0"):
         SACConfig(temperature=0.0)

@@ -11,8 +11,6 @@ import gymnasium
 import numpy as np
 import pytest
 from oracles.replay import DISCRETE, SPECS, Expected, World, name_of
-from oracles.teams import THREE, TWO, team_spec
-from oracles.turns import games
 
 from rltrain.envs.make import read_spec, resolve, vector
 from rltrain.envs.spec import EnvSpec, Leaf
@@ -21,7 +19,6 @@ from rltrain.rollout.replay import ring
 from rltrain.rollout.replay.replay import ROW_BITS, ROW_MASK, Replay
 from rltrain.rollout.replay.ring import NoStack
 from rltrain.rollout.specs import ReplayPlan
-from rltrain.rollout.trajectories import map_arrays, select_columns
 from rltrain.rollout.tree import leaves, tree_map
 from rltrain.rollout.types import Trajectory, Transition
 
@@ -429,29 +426,6 @@ def test_windows_are_all_runs_of_stored_rows_with_the_state_before_them(kind: st
         if round_ % 5 == 4:
             replay = reloaded(replay, disk)
     assert checked > 100
-
-
-def test_windows_of_several_agents_have_all_of_the_rows_that_were_stored() -> None:
-    """Also who is there and who acts, in each row, through ends of agents and of games."""
-    spec = team_spec(THREE, TWO, told=False, turns=True)
-    told = map_arrays(lambda x: x.numpy(), select_columns(games(spec, 0, rows=40), 0, 3))
-    told = replace(told, extras={}, num_rows=None)
-    replay = Replay(spec, 3, plan_for(300, batch=2000, length=4, burn_in=2, core_size=5), 0)
-    replay.append(told)
-
-    batch = replay.sample(0.0)
-
-    assert isinstance(batch, Trajectory)
-    assert batch.core.shape == (1, 2000, 5)
-    assert len(set(zip(batch.stream.tolist(), batch.row.tolist(), strict=True))) == len(replay) > 60
-    for b, (stream, row) in enumerate(zip(batch.stream, batch.row, strict=True)):
-        rows, after = slice(row, row + 6), slice(row, row + 7)
-        for name in ("action", "reward", "terminated", "truncated"):
-            np.testing.assert_array_equal(getattr(batch, name)[:, b], getattr(told, name)[rows, stream], name)
-        for name in ("first", "alive", "acting"):
-            np.testing.assert_array_equal(getattr(batch, name)[:, b], getattr(told, name)[after, stream], name)
-        for group in ("three", "two"):
-            np.testing.assert_array_equal(batch.obs[group][:, b], told.obs[group][after, stream])
 
 
 def test_windows_are_told_what_they_need() -> None:
