@@ -30,6 +30,7 @@ from rltrain.system.free_space import amount, free_memory
 from rltrain.system.torch_setup import keep_memory
 
 DEVICES = ("cpu", "cuda", "mps")
+ON_POLICY = {"actor_critic", "central"}  # policies that the same algorithms can use
 # Buffers that must be finite.
 STATISTICS = re.compile(r"(mean|m2_?|count|shift|scale|running_mean|running_var|running)\d*")
 ITEM = {"float32": 4, "uint8": 1, "int64": 8}  # bytes of a number of an observation
@@ -154,12 +155,20 @@ def import_own_network(config: RunConfig) -> None:
     """Import the policy and the torso of the user's that the settings name.
 
     Raises:
-        ConfigError: there is none of this name; one line. Exceptions of the user's code are passed on.
+        ConfigError: there is none of this name, or it is made for other algorithms; one line. Exceptions of the user's
+            code are passed on.
     """
     settings: Any = config.settings
     policy, torso = getattr(settings, "policy", "actor_critic"), getattr(settings, "torso", "auto")
     if policy in POLICIES:
         raise ConfigError(f"unknown policy {policy!r} of another library: {POLICIES[policy]}")
+    ours = type(settings).__module__.startswith("rltrain.")  # a user's algorithm may have a choice
+    needed = type(settings).model_fields["policy"].default if ours and policy in BUILT_IN else policy
+    if policy != needed and not {policy, needed} <= ON_POLICY:
+        raise ConfigError(
+            f"--policy {policy}: it is made for other algorithms, and {config.algo} needs {needed}, its default; leave "
+            "it out, or give one of your own"
+        )
     for setting, name in (("policy", policy), ("torso", torso)):
         if is_code(name) and (name not in OWN or name in _loaded):  # else it was given as a class
             _loaded.add(name)
