@@ -52,6 +52,13 @@ AGENTS: dict[str, tuple[str, dict[str, tuple[Any, Any]], dict[str, Any]]] = {  #
         {"a": (VECTOR, spaces.Discrete(3)), "b": (VECTOR, spaces.Discrete(3))},
         {"memory": "gru", "memory_size": 8},
     ),
+    "cql-each": (
+        "cql",
+        {"a": (VECTOR, spaces.Discrete(3)), "b": (VECTOR, spaces.Discrete(3)), "c": (DICT, spaces.Discrete(2))},
+        {"memory": "gru", "memory_size": 8},
+    ),
+    "cql-arms": ("cql", {"a": (VECTOR, BOX), "b": (VECTOR, BOX), "c": (DICT, BOX)}, {}),
+    "bc-arms": ("bc", {"a": (VECTOR, BOX), "b": (VECTOR, BOX)}, {}),
     "qmix-gru": (
         "qmix",
         {"a": (VECTOR, spaces.Discrete(3)), "b": (VECTOR, spaces.Discrete(3)), "c": (VECTOR, spaces.Discrete(2))},

@@ -93,6 +93,14 @@ class GroupView:
         assert unrolls.acting is not None
         return own_turns(replace(own, acting=None), own.acting.squeeze(-1), unrolls.acting.shape[-1])
 
+    def steps(self, unrolls: Trajectory, core: slice) -> Trajectory:
+        """As `columns`; in games in turns the rows in which others act are reset rows."""
+        own = self.columns(unrolls, core)
+        if own.acting is None:
+            return own
+        turn = own.acting[:-1].squeeze(-1) & own.valid
+        return replace(own, acting=None, first=torch.cat([own.first[:1], ~turn]))
+
     def columns(self, unrolls: Trajectory, core: slice, prefix: str = "") -> Trajectory:
         """As `unrolls`; of games in turns all rows, and `acting` [T+1, B * n, 1] says which are the agent's turns."""
         part, count = self.part, self.count
@@ -235,7 +243,8 @@ class Independent:
         elif not (isinstance(self.plan, ReplayPlan) and self.plan.data_only):
             raise ValueError(
                 f"this algorithm is for environments of one agent, and {spec.id} is one of several "
-                f"({len(spec.agents)}). Use ppo, iql, qmix, vdn or maddpg"
+                f"({len(spec.agents)}). Use ppo, iql, qmix, vdn or maddpg; with recorded data also bc, cql, "
+                "implicit_q, awac or marwil"
             )
         if spec.turns:
             _check_turns(spec, config, self.plan)
@@ -282,7 +291,11 @@ class Independent:
 
     def observe(self, unrolls: Trajectory) -> None:
         """Running statistics of each algorithm that learns."""
-        for algorithm, own in zip(self.members, self._own_unrolls(unrolls), strict=True):
+        if isinstance(self.plan, StreamPlan):
+            each = self._own_unrolls(unrolls)
+        else:  # each step that is learned from is seen once, however unrolls are cut
+            each = [self.views[i].steps(unrolls, self.policy.cores[i]) for i in self._learning]
+        for algorithm, own in zip(self.members, each, strict=True):
             algorithm.observe(own)
 
     def parts(self) -> dict[str, Stateful]:

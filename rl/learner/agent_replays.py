@@ -86,8 +86,10 @@ class AgentRows:
                     replay.append(rows)
 
     def keep_best(self, share: float) -> int:
-        """As `Replay.keep_best`, by the return of each agent; the number of episodes of all agents together."""
-        return sum(replay.keep_best(share) for replay in self.replays)
+        """As `Replay.keep_best`, of the episodes of each agent; returns the number of them, 0 if an agent has none."""
+        pairs = zip(self._views, self.replays, strict=True)
+        kept = [replay.keep_best(share, view.count) for view, replay in pairs]
+        return sum(kept) if all(kept) else 0
 
     def cut_streams(self) -> None:
         """As `Replay.cut_streams`."""
@@ -112,10 +114,17 @@ class AgentReplays:
         groups: the replay of each group, or the mixture of its replays.
         data:   the replays of each recording.
         online: the replays of the run's own actors; None: there are none.
+        frozen: the numbers of groups that do not learn.
     """
 
-    def __init__(self, groups: Sequence[Replay | Mixture], data: Sequence[AgentRows], online: AgentRows | None) -> None:
-        self.groups, self.data, self._online = list(groups), list(data), online
+    def __init__(
+        self,
+        groups: Sequence[Replay | Mixture],
+        data: Sequence[AgentRows],
+        online: AgentRows | None,
+        frozen: Sequence[int] = (),
+    ) -> None:
+        self.groups, self.data, self._online, self.frozen = list(groups), list(data), online, frozenset(frozen)
 
     def __len__(self) -> int:
         return sum(map(len, self.groups))
@@ -125,9 +134,9 @@ class AgentReplays:
         assert self._online is not None
         self._online.append(unroll)
 
-    def sample(self, progress: float) -> list[Transition | Trajectory]:
-        """A batch of each group: see `Replay.sample`."""
-        return [group.sample(progress) for group in self.groups]
+    def sample(self, progress: float) -> list[Transition | Trajectory | None]:
+        """A batch of each group: see `Replay.sample`; None for frozen ones."""
+        return [None if n in self.frozen else group.sample(progress) for n, group in enumerate(self.groups)]
 
     def reprioritise(self, index: np.ndarray, error: np.ndarray) -> None:
         """No-op: algorithms of recorded data have no priorities."""

@@ -159,7 +159,7 @@ class ReplayFeed:
             self.updates += 1
             batch = self.replay.sample(progress)
             if isinstance(batch, list):
-                yield [tensors(of_group, self._device) for of_group in batch]
+                yield [None if of_group is None else tensors(of_group, self._device) for of_group in batch]
             else:
                 yield tensors(batch, self._device)
 

@@ -179,8 +179,9 @@ def fill(learner: Learner, recordings: Sequence[Recording], device: torch.device
     pairs = zip(parts, recordings, strict=True)
     notes = [_fill(learner, replay, recording, device) for replay, recording in pairs]
     if not isinstance(learner.feed.replay, Replay | Mixture):  # each group has its own
-        for view, replay in zip(learner.algorithm.policy.views, learner.feed.replay.groups, strict=True):
-            if not len(replay):
+        of_groups = learner.feed.replay
+        for n, (view, replay) in enumerate(zip(learner.algorithm.policy.views, of_groups.groups, strict=True)):
+            if n not in of_groups.frozen and not len(replay):
                 agents = ", ".join(view.group.agents)
                 raise ConfigError(f"--data: the recordings hold no row of {agents} that can be learned from")
     return notes

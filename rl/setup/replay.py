@@ -184,7 +184,8 @@ def _agent_replays(config: RunConfig, data: DataSource, plan: ReplayPlan, folder
         for n, of_source in enumerate(streams)
     ]
     online = None if data.online is None else rows.pop()
-    return AgentReplays([replay for replay, _ in made], rows, online)
+    frozen = [n for n, view in enumerate(views) if view.group.name in config.freeze]
+    return AgentReplays([replay for replay, _ in made], rows, online, frozen)
 
 
 def _recorded(config: RunConfig, spec: EnvSpec, plan: ReplayPlan) -> DataSource:

@@ -90,25 +90,30 @@ class Replay:
             self._episodes = self._ring.episodes()
         return self._episodes
 
-    def keep_best(self, share: float) -> int:
+    def keep_best(self, share: float, kinds: int = 1) -> int:
         """Samples no other rows from now on than those of the complete episodes with the highest returns.
 
         Args:
             share: of the complete episodes; at least one is kept. Of equal returns the earlier episodes are kept.
+            kinds: number of kinds of streams whose episodes are ranked apart: stream s is of kind s % kinds.
 
         Returns:
-            The number of episodes that are kept; 0, without a change, if no episode is complete.
+            The number of episodes that are kept; 0, without a change, if no episode of some kind is complete.
         """
         ring = self._ring
         stream, first, length = self._complete_episodes()
-        if not len(stream):
+        if len(set((stream % kinds).tolist())) < kinds:
             return 0
         rows = [
             ring.at(np.arange(row, row + n), s * ring.size) for s, row, n in zip(stream, first, length, strict=True)
         ]
         reward = ring.flat["reward"]
         returns = np.array([reward[at].sum(dtype=np.float64) for at in rows])
-        best = np.argsort(-returns, kind="stable")[: max(1, int(share * len(rows) + 1e-9))]  # 0.29 of 100 are 29
+        best: list[int] = []
+        for kind in range(kinds):
+            own = np.flatnonzero(stream % kinds == kind)
+            count = max(1, int(share * len(own) + 1e-9))  # 0.29 of 100 are 29
+            best += own[np.argsort(-returns[own], kind="stable")[:count]].tolist()
         kept = np.zeros(len(ring.flag), bool)
         for number in best:
             kept[rows[number]] = True

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rltrain.algorithms.functions.losses import gather_action
 from rltrain.algorithms.multi_agent.independent import JointPolicy
 from rltrain.algorithms.multi_agent.maddpg_policy import MADDPGPolicy
 from rltrain.algorithms.multi_agent.q_policy import MultiAgentQPolicy
@@ -118,16 +119,17 @@ def _like(rows: Tensor, x: Tensor) -> Tensor:
 def interface_of(policy: Any, spec: EnvSpec) -> Interface:
     """The inputs and outputs of this policy."""
     scores: tuple[int, ...] | None = None
-    probable = isinstance(policy, ActorCritic | JointPolicy | SquashedGaussian | StateDependentGaussian)
-    if isinstance(policy, SoftCategorical | QPolicy):
+    one = policy.policies[0] if isinstance(policy, JointPolicy) else policy  # of one agent
+    probable = isinstance(one, ActorCritic | SquashedGaussian | StateDependentGaussian | SoftCategorical)
+    if isinstance(policy, QPolicy):
         scores = (spec.action.mask_size,)
     elif isinstance(policy, MultiAgentQPolicy):
         scores = (policy.net.agents, policy.net.actions)
     elif isinstance(policy, MADDPGPolicy) and policy.discrete:
         scores = (spec.action.mask_size,)
-    elif isinstance(policy, ActorCritic | JointPolicy) and spec.action.kind != "box":
+    elif isinstance(one, ActorCritic | SoftCategorical) and spec.action.kind != "box":
         scores = (spec.action.mask_size if spec.action.kind != "multi_binary" else spec.action.size,)
-    probable |= isinstance(policy, SoftCategorical | MultiAgentQPolicy)
+    probable |= isinstance(policy, MultiAgentQPolicy)
     probable |= isinstance(policy, QPolicy) and not policy.net.noisy
     probable |= isinstance(policy, MADDPGPolicy) and policy.discrete
     return Interface(spec, policy.noise, policy.core_size, probable, scores)
@@ -140,6 +142,8 @@ def _density(
     if isinstance(policy, ActorCritic):
         log_prob = policy.summarize_unroll(sampled.extras, sampled.action, mask)["log_prob"]
         return log_prob, sampled.extras["head"]
+    if isinstance(policy, JointPolicy) and not isinstance(policy.policies[0], ActorCritic):
+        return _density_of_groups(policy, obs, core, mask, sampled)
     if isinstance(policy, JointPolicy):
         added = {name: x.unsqueeze(0) for name, x in sampled.extras.items()}
         joint_mask = None if mask is None else mask.unsqueeze(0)
@@ -154,7 +158,7 @@ def _density(
         return policy._distribution(head).log_prob(sampled.action), None
     if isinstance(policy, SoftCategorical):
         logits, _ = policy.actor.step(policy.normalised(obs), core)
-        return Categorical(logits, mask).log_prob(sampled.action), logits
+        return gather_action(Categorical(logits, mask).log_probs, sampled.action), logits  # nll_loss is not exported
     if isinstance(policy, QPolicy):
         score, _ = policy.step(obs, core, False, None)
         return _epsilon_greedy(policy.epsilon[:1], score, mask, sampled.action, greedy.action), score
@@ -170,6 +174,29 @@ def _density(
     parts = zip(policy.split(logits), policy.split(mask), torch.split(sampled.action, _agents(policy), -1), strict=True)
     return torch.cat([Categorical(x, m).log_probs.gather(-1, a.unsqueeze(-1)).squeeze(-1) for x, m, a in parts
                       if x is not None], -1), logits  # fmt: skip
+
+
+def _density_of_groups(
+    policy: JointPolicy, obs: Tree, core: Tensor | None, mask: Tensor | None, sampled: Act
+) -> tuple[Tensor | None, Tensor | None]:
+    """As `_density`, from the policy of one agent of each group, which records nothing when it acts."""
+    log_probs, scores = [], []
+    for number, (view, one) in enumerate(zip(policy.views, policy.policies, strict=True)):
+
+        def own(x: Tensor, columns: slice, agents: int = view.count) -> Tensor:  # [B, ...] to [B * n, ...]
+            flat = x.flatten(1)[:, columns]
+            return flat.reshape(-1, flat.shape[1] // agents)
+
+        action = own(sampled.action, view.part.action).reshape(-1, *view.group.action.shape)
+        act = Act(action, {}, None)
+        own_core = None if core is None else own(core, policy.cores[number])
+        own_mask = None if mask is None else own(mask, view.part.mask)
+        log_prob, score = _density(one, view.obs(obs, 0), own_core, own_mask, action, act, act)
+        assert log_prob is not None
+        log_probs.append(log_prob.reshape(-1, view.count))
+        if score is not None:
+            scores.append(score.reshape(-1, view.count * score.shape[-1]))
+    return torch.cat(log_probs, -1), torch.cat(scores, -1) if scores else None
 
 
 def _agents(policy: MADDPGPolicy) -> list[int]:

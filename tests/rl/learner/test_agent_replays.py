@@ -267,10 +267,43 @@ def test_of_the_best_episodes_of_each_agent() -> None:
     before = len(rows)
     kept = rows.keep_best(0.25)
 
-    assert 2 <= kept < 20
+    assert 3 <= kept < 20
     assert len(rows) < before / 2
-    means = [float(np.mean(replay.sample(0.0).reward)) for replay in rows.replays]
-    assert min(means) > 0.2
+    for view, replay in zip(group_views(AT_ONCE), rows.replays, strict=True):
+        wanted = set()  # the steps of the best quarter of each agent's whole lives
+        for i in range(view.count):
+            lives = _lives(told, FIRST[view.group.name] + i)
+            best = sorted(lives, key=lambda life: -life[0])[: max(1, int(0.25 * len(lives)))]
+            wanted |= {seen(view, told, t, b, i) for _, b, steps in best for t in steps}
+        assert set(names(view, replay.sample(0.0).obs)) == wanted
+
+
+def _lives(told: Trajectory, n: int) -> list[tuple[float, int, list[int]]]:
+    """Return, stream and steps of each life of an agent that is stored from its start to its end."""
+    assert told.alive is not None
+    found = []
+    for b in range(STREAMS):
+        steps: list[int] = []
+        whole = bool(told.first[0, b])
+        for t in range(told.rows):
+            if not (told.valid[t, b] and told.alive[t, b, n]):
+                continue
+            steps.append(t)
+            if told.terminated[t, b, n] or told.truncated[t, b, n]:
+                if whole:
+                    found.append((float(told.reward[steps, b, n].astype(np.float64).sum()), b, steps))
+                steps, whole = [], True
+    return found
+
+
+def test_without_a_whole_episode_of_each_agent_there_are_no_best_ones() -> None:
+    told, rows = recording(AT_ONCE, 0), rows_for(AT_ONCE)
+    ends = told.terminated.copy(), told.truncated.copy()
+    for end in ends:
+        end[..., 1] = False
+    rows.append(replace(told, terminated=ends[0], truncated=ends[1]))
+
+    assert rows.keep_best(0.5) == 0
 
 
 @pytest.mark.parametrize("burn_in", [0, 2])
@@ -327,7 +360,7 @@ def test_each_group_learns_what_one_agent_would(algo: str, spec: EnvSpec) -> Non
     replays = AgentReplays([Mixture([replay], (), None, 32, 0) for replay in rows.replays], [rows], None)
     before = {name: x.clone() for name, x in ours.policy.state_dict().items()}
     for view, one in zip(group_views(spec), alone, strict=True):
-        one.observe(view.unrolls(joint, slice(0, 0), ""))
+        one.observe(view.steps(joint, slice(0, 0)))
     for update in range(3):
         batch: Sequence[Any] = [tensors(of_group, CPU) for of_group in replays.sample(0.0)]
         metrics = ours.update(batch, 0.1 * update).metrics
@@ -356,3 +389,41 @@ def test_agents_in_turns_and_a_memory_are_refused() -> None:
     config = settings_class("cql")(memory="gru")
     with pytest.raises(ValueError, match="act in turns, which needs memory none here"):
         Independent(algorithm_class("cql"), IN_TURNS, config, CPU, 3, STREAMS)
+
+
+@pytest.mark.parametrize("name", ["at once", "in turns"])
+def test_statistics_are_of_each_step_however_unrolls_are_cut(name: str) -> None:
+    spec = SPECS[name]
+    config = settings_class("bc")(widths=(6,), normalize_obs=True)
+    ours = Independent(algorithm_class("bc"), spec, config, CPU, 3, STREAMS)
+    told = recording(spec, 0)
+    for piece in pieces(told, 0):
+        ours.observe(tensors(map_arrays(np.copy, piece), CPU))
+    assert told.alive is not None
+    acts = told.alive[:-1] if told.acting is None else told.acting[:-1]
+    for number, view in enumerate(group_views(spec)):
+        first, statistics = FIRST[view.group.name], ours.policy.policies[number].normalizer
+        rows = [
+            told.obs[view.group.name][t, b, i].astype(np.float64)
+            for t in range(ROWS)
+            for b in range(STREAMS)
+            for i in range(view.count)
+            if told.valid[t, b] and acts[t, b, first + i]
+        ]
+        leaf = statistics.boxes[0]
+        assert float(statistics.get_buffer(f"count{leaf}")) == len(rows)
+        np.testing.assert_allclose(statistics.get_buffer(f"mean{leaf}"), np.mean(rows, 0), atol=1e-9)
+
+
+def test_frozen_groups_need_no_rows() -> None:
+    rows = rows_for(AT_ONCE, batch=32)
+    told = recording(AT_ONCE, 0)
+    alive = told.alive.copy()
+    alive[..., 2] = False
+    rows.append(replace(told, alive=alive))
+    ours = Independent(algorithm_class("bc"), AT_ONCE, settings_class("bc")(widths=(6,)), CPU, 3, STREAMS)
+    ours.freeze(["two"])
+    first, second = AgentReplays(rows.replays, [rows], None, [1]).sample(0.0)
+
+    assert second is None
+    ours.update([tensors(first, CPU), None], 0.0)
