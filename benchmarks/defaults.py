@@ -26,7 +26,8 @@ NOTE = (
     "One torch thread; both sides of a seed run at the same time. The last policy plays 20 greedy episodes, with the "
     "same 20 starts on both sides. The table has the return of each seed, then their mean and standard deviation. "
     "`reached`: our mean is at least the peer's mean minus its standard deviation over the seeds. Seeds that chose a "
-    "default are from 100 on; those here chose nothing."
+    "default are from 100 on; those here chose nothing. The rows were measured on several days and processors, so "
+    "their times cannot be compared."
 )
 
 

@@ -1,7 +1,8 @@
 """Replays of single agents that are filled with the unrolls of several: for algorithms of one agent and recorded data.
 
 Each group of agents that share a policy has a replay of its own, in which each agent of a stream is a stream. So every
-step of an agent is one row, as likely as any other, and the algorithm gets the samples that it gets with one agent.
+step of an agent is one row, as likely as any other (with memory, sequences begin at its steps), and the algorithm gets
+the samples that it gets with one agent.
 """
 
 from __future__ import annotations
