@@ -75,8 +75,10 @@ class Update:
 class Algorithm(Protocol):
     """Built as `Name(spec, config, device, seed, streams)`.
 
-    Two attributes are optional: `observes`, False if `observe` has nothing to do, so that it is not called; and `sync`,
-    a `GradientSync` that the algorithm gives to `step` and `normalised`, so that several learners can share an update.
+    Three attributes are optional: `observes`, False if `observe` has nothing to do, so that it is not called; `sync`, a
+    `GradientSync` that the algorithm gives to `step` and `normalised`, so that several learners can share an update;
+    and `state_value(obs, action_mask)`: [B] values of observations [B, *O], not normalised, for the policy that
+    explores. Recordings store these as `value` if the policy does not return it (its `PolicyHooks.state_value`).
     """
 
     policy: Any  # a Policy with the methods that this algorithm needs: see above

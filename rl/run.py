@@ -344,7 +344,7 @@ class Run:
     def _learned(self, unrolls: list[Trajectory]) -> None:
         """After the updates of a delivery: record it, count its episodes, call callbacks."""
         if self.recorder is not None:
-            self.recorder.add(unrolls)
+            self.recorder.add(unrolls, self.learner.state_values)
         for unroll in unrolls:
             self.window.add(unroll.episodes)
             self.self_play.add(unroll.episodes, self.rollout.steps)

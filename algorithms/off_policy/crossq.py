@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.q_losses import critic_loss
 from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.off_policy.continuous_policy import require_box
 from rltrain.algorithms.off_policy.settings import CrossQConfig
+from rltrain.algorithms.off_policy.state_value import sampled_value, smallest
 from rltrain.algorithms.off_policy.target_network import make_critics, priority, replay_plan
 from rltrain.algorithms.off_policy.temperature import Temperature
 from rltrain.algorithms.protocol import Stateful, Update
@@ -82,6 +84,10 @@ class CrossQ:
 
         metrics |= {"temperature": temperature, "grad_norm": grad_norm}
         return Update({**metrics}, priority(error, batch))
+
+    def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
+        """See `Algorithm`: the mean of the smallest critic's value minus temperature * log pi over fixed draws."""
+        return sampled_value(self.policy, self.critics, obs, self.size, self.temperature.value(), smallest)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics, once per delivery and after its updates: the next unroll acts with them."""

@@ -17,6 +17,7 @@ from rltrain.algorithms.off_policy.temperature import Temperature
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree
 from rltrain.rollout.types import Trajectory, Transition
 
 
@@ -89,6 +90,13 @@ class DiscreteSAC:
             self.target.follow(config.tau)
         metrics |= {"temperature": temperature, "grad_norm": grad_norm}
         return Update({**metrics}, priority(error, batch))
+
+    @torch.no_grad()
+    def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
+        """See `Algorithm`: the expectation of the smallest critic's value minus temperature * log pi."""
+        obs = self.policy.normalised(obs)
+        log_probs = self.policy.distribution(obs, action_mask).log_probs  # [B, n]
+        return expected(self.critics.forward(obs).amin(0) - self.temperature.value() * log_probs, log_probs)
 
     def target_entropy(self, action_mask: Tensor | None, like: Tensor) -> Tensor:
         """[B] in nats: the setting, or a share of the entropy of the uniform distribution over the legal actions."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
@@ -12,11 +13,13 @@ from rltrain.algorithms.functions.q_losses import quantile_loss
 from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.off_policy.continuous_policy import require_box
 from rltrain.algorithms.off_policy.settings import TQCConfig
+from rltrain.algorithms.off_policy.state_value import sampled_value
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, make_critics, priority, replay_plan
 from rltrain.algorithms.off_policy.temperature import Temperature
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree
 from rltrain.rollout.types import Trajectory, Transition
 
 
@@ -82,6 +85,14 @@ class TQC:
             self.target.follow(config.tau)
         metrics |= {"temperature": temperature, "grad_norm": grad_norm}
         return Update({**metrics}, priority(error, batch))
+
+    def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
+        """See `Algorithm`: mean of the quantiles that a target keeps, minus temperature * log pi, over fixed draws."""
+        return sampled_value(self.policy, self.critics, obs, self.size, self.temperature.value(), self._kept_mean)
+
+    def _kept_mean(self, z: Tensor) -> Tensor:
+        """[N] mean of the kept quantiles of z [n, N, M]."""
+        return z.transpose(0, 1).flatten(1).sort(-1).values[:, : self.kept].mean(-1)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics, once per delivery and after its updates: the next unroll acts with them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
 from rltrain.algorithms.off_policy.discrete_sac import expected
 from rltrain.algorithms.off_policy.sequences import learned_steps
+from rltrain.algorithms.off_policy.state_value import fixed_noise
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, replay_plan
 from rltrain.algorithms.offline.action_values import action_critics, taken
 from rltrain.algorithms.offline.settings import AWACConfig
@@ -35,7 +38,7 @@ class AWAC:
         self.observes = config.normalize_obs
         self.policy = build_policy(spec, config, device, seed, streams)
         self.plan = replay_plan(config, core_size=self.policy.core_size)
-        self.box = spec.action.kind == "box"
+        self.box, self.size = spec.action.kind == "box", math.prod(spec.action.shape)
         generator = torch.Generator().manual_seed(seed + 1)
         self.critics = action_critics(spec, config, generator).to(device)
         flat = flatten(self.critics)
@@ -55,7 +58,7 @@ class AWAC:
         lr_fraction = linear(1.0, config.lr_end_share, progress)
 
         with torch.no_grad():
-            next_value = self.state_value(self.target.module, next_obs, batch.next_action_mask)  # [B]
+            next_value = self._sampled_value(self.target.module, next_obs, batch.next_action_mask)  # [B]
             target = torch.addcmul(batch.reward, batch.discount, next_value)
         q = taken(self.critics, obs, batch.action, self.rng)  # [n, B, 1]
         loss_q, _ = critic_loss(q, target, None)
@@ -65,7 +68,7 @@ class AWAC:
 
         with torch.no_grad():
             q = taken(self.critics, obs, batch.action, self.rng).amin(0).view(-1)  # [B]
-            advantage = q - self.state_value(self.critics, obs, batch.action_mask)
+            advantage = q - self._sampled_value(self.critics, obs, batch.action_mask)
             weight = (config.advantage_factor * advantage).exp_().clamp_(max=config.max_weight)
         loss_policy = -(weight * policy.distribution(obs, batch.action_mask).log_prob(batch.action)).mean()
         of_policy = {"loss_policy": loss_policy.detach()}
@@ -73,14 +76,26 @@ class AWAC:
         self.target.follow(config.tau)
         return Update({**metrics, **of_policy, "grad_norm": grad_norm})
 
-    def state_value(self, critics: EncoderMLP, obs: Tree, action_mask: Tensor | None) -> Tensor:
-        """[B] the smallest of the critics' values of the policy at normalised obs."""
+    def _sampled_value(self, critics: EncoderMLP, obs: Tree, action_mask: Tensor | None) -> Tensor:
+        """[B] the smallest of the critics' values of the policy at normalised obs; of one action if they are Box."""
         dist = self.policy.distribution(obs, action_mask)
         if self.box:
             noise = self.rng.normal(*dist.mean.shape).to(dist.mean.device)  # [B, A]
             action = dist.sample(noise).clamp(-1.0, 1.0)
             return taken(critics, obs, action, self.rng).amin(0).view(-1)
         return expected(critics.forward(obs, rng=self.rng).amin(0), dist.log_probs)
+
+    @torch.no_grad()
+    def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
+        """See `Algorithm`: the smallest critic's value, over fixed draws of Box actions or all Discrete ones."""
+        obs = self.policy.normalised(obs)
+        dist = self.policy.distribution(obs, action_mask)
+        if not self.box:
+            return expected(self.critics.forward(obs).amin(0), dist.log_probs)
+        draws = fixed_noise(self.size).to(dist.mean.device)
+        actions = [dist.sample(noise.expand(dist.mean.shape)).clamp(-1.0, 1.0) for noise in draws]
+        q = self.critics.of_actions(obs, torch.stack(actions).flatten(2)).amin(0)  # [D, B, 1]
+        return q.mean(0).view(-1)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics of observations; called with the data before the first update."""

@@ -11,12 +11,14 @@ from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.off_policy.sequences import learned_steps
+from rltrain.algorithms.off_policy.state_value import sampled_value, smallest
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, make_critics, replay_plan
 from rltrain.algorithms.off_policy.temperature import Temperature
 from rltrain.algorithms.offline.settings import CQLConfig
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree
 from rltrain.rollout.types import Trajectory, Transition
 
 
@@ -86,6 +88,10 @@ class CQL:
             self.temperature.update(of_policy["entropy"] - self.target_entropy, lr_fraction)
         self.target.follow(config.tau)
         return Update({**metrics, **of_policy, "temperature": temperature, "grad_norm": grad_norm})
+
+    def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
+        """See `Algorithm`: the mean of the smallest critic's value over fixed draws of the policy."""
+        return sampled_value(self.policy, self.critics, obs, self.size, 0.0, smallest)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics of observations; called with the data before the first update."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.optim import Adam, flatten, step
@@ -18,6 +19,7 @@ from rltrain.algorithms.offline.settings import ImplicitQConfig
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree
 from rltrain.rollout.types import Trajectory, Transition
 
 
@@ -73,6 +75,11 @@ class ImplicitQ:
         lr = config.lr * (0.5 * (1 + math.cos(math.pi * progress)) if config.cosine else 1.0)
         step(self.optimizer, loss_policy, lr, limit, self.sync, rows, of_policy)
         return Update({**metrics, **of_q, **of_policy})
+
+    @torch.no_grad()
+    def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
+        """See `Algorithm`: the learned expectile of the values of the data's actions."""
+        return self.value.forward(self.policy.normalised(obs)).view(-1)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics of observations; called with the data before the first update."""

@@ -15,6 +15,7 @@ from rltrain.algorithms.offline.settings import MARWILConfig
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
+from rltrain.rollout.tree import Tree
 from rltrain.rollout.types import Trajectory, Transition
 
 SMALLEST = 1e-6  # c
@@ -69,6 +70,11 @@ class MARWIL:
         of_policy = {"loss_policy": loss_policy.detach()}
         grad_norm = step(self.optimizer, loss_policy, lr, limit, self.sync, rows, of_policy)
         return Update({**metrics, **of_policy, "advantage_norm": norm, "grad_norm": grad_norm})
+
+    @torch.no_grad()
+    def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
+        """See `Algorithm`: the learned mean return of the data."""
+        return self.value.forward(self.policy.normalised(obs)).view(-1)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics of observations; called with the data before the first update."""

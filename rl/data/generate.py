@@ -18,7 +18,7 @@ from rltrain.envs.make import read_spec, resolve
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
 from rltrain.evaluation.evaluate import named_by_run, source_of, this_process
-from rltrain.evaluation.policy import load_for
+from rltrain.evaluation.policy import load_for, value_function
 
 EPISODES = 100
 RANDOM = "random"
@@ -95,4 +95,5 @@ def of_run(path: str, given: Mapping[str, Any]) -> PolicyAndEnv:
     if (spec.obs, spec.action) != (trained.spec.obs, trained.spec.action):
         raise ConfigError(f"{spec.id} has other spaces than {trained.spec.id}, which {trained.path} was trained on")
     about = {"recorded": trained.config.algo, "checkpoint": trained.path.name, "greedy": greedy}
-    return PolicyAndEnv(NetworkPlayer(trained.policy, not greedy), source, about)
+    values = None if greedy else value_function(trained)
+    return PolicyAndEnv(NetworkPlayer(trained.policy, not greedy, values), source, about)

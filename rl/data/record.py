@@ -28,7 +28,7 @@ from rltrain.rollout.actor.isolated_env import IsolatedEnv, acting
 from rltrain.rollout.actor.noise import StreamNoise
 from rltrain.rollout.buffers import empty_rows, padded, to_next_step
 from rltrain.rollout.inference.client import lacks_log_prob
-from rltrain.rollout.tree import leaves, tree_map, unflatten
+from rltrain.rollout.tree import Tree, leaves, tree_map, unflatten
 from rltrain.rollout.types import LONGEST, Policy, Trajectory, hooks_of
 
 AT_ONCE = 16  # episodes; their rows are in memory
@@ -38,10 +38,20 @@ Extras = dict[str, np.ndarray]
 
 
 class NetworkPlayer:
-    """Acts with a trained policy, and records what the learner would get: log-probabilities, values."""
+    """Acts with a trained policy, and records what the learner would get: log-probabilities, values.
 
-    def __init__(self, policy: Policy, explore: bool) -> None:
+    Args:
+        values: [B] values of observations, if the policy does not return them; from its learner.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        explore: bool,
+        values: Callable[[Tree, torch.Tensor | None], torch.Tensor] | None = None,
+    ) -> None:
         self._policy, self._explore, self._hooks = policy, explore, hooks_of(policy)
+        self._values = values if explore else None
 
     def begin(self, spec: EnvSpec, seeds: list[int], env: Any) -> None:
         """Episodes with these seeds begin."""
@@ -74,6 +84,8 @@ class NetworkPlayer:
                 added["log_prob"] = dist.log_prob(act.action)
                 if self._value is not None and "value" not in extras:
                     added["value"] = self._value(obs, self._core, mask, noise_row)
+            if self._values is not None and "value" not in extras | added:
+                added["value"] = self._values(obs, mask)
         self._core = act.core
         self._extras.append({name: value.clone() for name, value in extras.items()})
         self._added.append({name: value.clone() for name, value in added.items()})

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rltrain.algorithms.networks.mlp import RowPass, for_inference
+from rltrain.algorithms.protocol import modules_of
 from rltrain.config.consent import NETWORK, SavedConfig, use_saved_algorithm, with_consent
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import in_user_code
@@ -20,7 +21,7 @@ from rltrain.envs.spaces import action_reader, split_mask
 from rltrain.envs.spec import EnvSpec, Leaf
 from rltrain.errors import CheckpointError, ConfigError, as_folder
 from rltrain.evaluation.multi_agent import split_actions, write_observations
-from rltrain.learner.algorithm import make_policy, require_finite, uses_own_network
+from rltrain.learner.algorithm import make_algorithm, make_policy, require_finite, uses_own_network
 from rltrain.reporting.console import say
 from rltrain.rollout.actor.isolated_env import acting
 from rltrain.rollout.actor.noise import DRAWS
@@ -227,3 +228,27 @@ def load_for(path: str | Path, best: bool, trust: bool, uses: Collection[str]) -
         policy.load_state_dict(weights)
     require_finite(saved.path, [policy])
     return Trained(for_inference(policy), spec, config, saved.path, saved.own or trust)
+
+
+def value_function(trained: Trained) -> Callable[[Tree, torch.Tensor | None], torch.Tensor] | None:
+    """The values [B] that the learner of a checkpoint gives to observations: see `Algorithm` for `state_value`.
+
+    None: the algorithm has no such values, the policy has a memory, or the checkpoint holds a policy alone.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or does not fit.
+    """
+    if trained.spec.groups or trained.policy.core_size:
+        return None
+    saved = checkpoint.load(trained.path)
+    parts = saved.state["learner"]["parts"]
+    if parts.keys() == {"policy"}:
+        return None
+    schema.check_sizes(saved.path / checkpoint.META, saved.meta["config"], saved.state)
+    with checkpoints.mismatch_as_error(saved.path):
+        algorithm = make_algorithm(trained.config.model_copy(update={"device": "cpu", "compile": False}), trained.spec)
+        values: Callable[..., torch.Tensor] | None = getattr(algorithm, "state_value", None)
+        for name, part in algorithm.parts().items() if values is not None else ():
+            part.load_state_dict(checkpoint.to_tensors(parts[name]))
+    require_finite(saved.path, modules_of(algorithm))
+    return values

@@ -16,6 +16,7 @@ from rltrain.learner.changes import change_settings
 from rltrain.learner.feed import Feed, ReplayFeed, StreamFeed
 from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.trajectories import rounds
+from rltrain.rollout.tree import tree_map
 from rltrain.rollout.types import Trajectory, Weights
 from rltrain.storage.checkpoint import to_tensors
 
@@ -149,6 +150,24 @@ class Learner:
         """A copy of the weights, which later updates do not change."""
         weights = self.weights(step)
         return Weights(weights.version, step, {name: np.copy(array) for name, array in weights.arrays.items()})
+
+    def state_values(self, unrolls: Trajectory) -> np.ndarray | None:
+        """[T, B] values of the observations, for a recording: see `Algorithm`; None if the algorithm has none.
+
+        With a memory there are none, because the critics' memories are not known.
+        """
+        values = getattr(self.algorithm, "state_value", None)
+        if values is None or self.algorithm.policy.core_size:
+            return None
+        rows, columns = unrolls.reward.shape[:2]
+
+        def flat(array: np.ndarray) -> torch.Tensor:
+            """[T + 1, B, ...] to [T B, ...] on the device."""
+            return torch.from_numpy(array[:rows].reshape(rows * columns, *array.shape[2:])).to(self._device)
+
+        mask = unrolls.action_mask
+        found: torch.Tensor = values(tree_map(flat, unrolls.obs), None if mask is None else flat(mask))
+        return found.cpu().numpy().reshape(rows, columns)
 
     def metrics(self) -> dict[str, float]:
         """Means over the updates since the last call, and the metrics of the feed."""

@@ -10,11 +10,12 @@ finished episodes and weights belong to each delivery.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,11 +106,20 @@ class Recorder:
         """The number of complete files."""
         return len(self._files)
 
-    def add(self, unrolls: list[Trajectory]) -> None:
-        """Keeps a copy of a delivery, ordered by stream; writes a file when there is enough for one."""
+    def add(self, unrolls: list[Trajectory], values: Callable[[Trajectory], np.ndarray | None] | None = None) -> None:
+        """Keeps a copy of a delivery, ordered by stream; writes a file when there is enough for one.
+
+        Args:
+            values: [T, B] the value of each observation, or None; used where the extras have none.
+        """
         for once in rounds(unrolls):  # with slow actors a stream may deliver twice, or fewer rows than others
             for rows in sorted({unroll.rows for unroll in once}):
-                self._add(join_columns([unroll for unroll in once if unroll.rows == rows]))
+                delivery = join_columns([unroll for unroll in once if unroll.rows == rows])
+                if values is not None and "value" not in delivery.extras:
+                    found = values(delivery)
+                    if found is not None:
+                        delivery = dataclasses.replace(delivery, extras={**delivery.extras, "value": found})
+                self._add(delivery)
 
     def _add(self, delivery: Trajectory) -> None:
         if self._pieces and _follows(self._pieces[-1][-1], delivery):

@@ -1,6 +1,6 @@
 """Recordings hold the log probability of each action under the policy that chose it, with all of its exploration.
 
-Those of DQN also hold the value of each observation under that policy.
+Those of DQN, SAC and their kin also hold the value of each observation under that policy.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from torch.distributions import Categorical, Normal
 
 import rltrain
 from rltrain.algorithms.off_policy.q_policy import QPolicy
+from rltrain.data.command import run_data
 from rltrain.data.episodes import Recorded, episodes_of
 from rltrain.data.off_policy.target import Steps, Target
 from rltrain.data.record import NetworkPlayer
 from rltrain.data.record import episodes as play
 from rltrain.envs.make import resolve
+from rltrain.evaluation.policy import value_function
+from rltrain.learner.algorithm import make_algorithm
 from rltrain.rollout.actor.actor import Actor
 from rltrain.rollout.types import hooks_of
 from rltrain.setup import rollout as setup_rollout
+from rltrain.storage import checkpoint
 from rltrain.storage.recording import Recording
 
 QUIET: dict[str, Any] = {"workers": 0, "eval_every": 0, "checkpoint_every": 0, "preset": "none", "quiet": True}
@@ -142,8 +146,9 @@ def test_are_those_of_the_policy_at_the_recorded_observations(
                 assert one.extras["value"][t] == pytest.approx(value.item(), abs=1e-5)
 
 
-def test_do_not_depend_on_workers_nor_on_where_the_policy_is(tmp_path: Path) -> None:
-    words = {**UNTRAINED, "algo": "dqn", "env": "CartPole-v1", "warmup": 30, "random_start": True, "seed": 3}
+@pytest.mark.parametrize(("algo", "env"), [("dqn", "CartPole-v1"), ("sac", "Pendulum-v1")])
+def test_do_not_depend_on_workers_nor_on_where_the_policy_is(algo: str, env: str, tmp_path: Path) -> None:
+    words = {**UNTRAINED, "algo": algo, "env": env, "warmup": 30, "random_start": True, "seed": 3, "lr": 1e-2}
     _, here, _ = recorded(tmp_path / "here", **words)
     _, there, _ = recorded(tmp_path / "there", **words | {"workers": 2, "inference": "central"})
 
@@ -151,6 +156,122 @@ def test_do_not_depend_on_workers_nor_on_where_the_policy_is(tmp_path: Path) -> 
         assert one.extras.keys() == {"log_prob", "value"}
         for name, values in one.extras.items():
             np.testing.assert_array_equal(values, same.extras[name])
+
+
+def learner_of(trained: rltrain.Trained) -> Any:
+    """The algorithm of a checkpoint, with all its networks."""
+    algorithm = make_algorithm(trained.config, trained.spec)
+    parts = checkpoint.load(trained.path).state["learner"]["parts"]
+    for name, part in algorithm.parts().items():
+        part.load_state_dict(checkpoint.to_tensors(parts[name]))
+    return algorithm
+
+
+def value_of_one(algorithm: Any, obs: torch.Tensor, mask: torch.Tensor | None) -> float:
+    """The value of one observation, action by action; the noise of Box actions is that of the source, by its words."""
+    policy, alpha = algorithm.policy, float(getattr(algorithm, "temperature", Fixed()).value())
+    alpha = 0.0 if type(algorithm).__name__ == "CQL" else alpha
+    normal = policy.normalised(obs[None])
+    if algorithm.policy.spec.action.kind == "discrete":
+        logits = policy.actor.forward(normal)[0, 0]
+        legal = torch.ones(len(logits), dtype=torch.bool) if mask is None else mask
+        chances = torch.softmax(torch.where(legal, logits, -torch.inf), 0)
+        q = algorithm.critics.forward(normal)[:, 0].amin(0)
+        return sum(float(p * (x - alpha * p.log())) for p, x, ok in zip(chances, q, legal, strict=True) if ok)
+    half = np.random.default_rng(0).standard_normal((8, policy.size), np.float32)
+    values = []
+    for noise in torch.from_numpy(np.concatenate([half, -half])):
+        if hasattr(policy, "log_std"):  # of AWAC: a normal distribution, clipped
+            action = policy.distribution(normal, None).sample(noise[None]).clamp(-1, 1)
+            log_prob = 0.0
+        else:
+            dist = policy.action_distribution(obs[None], None, None, noise)
+            action = dist.sample(noise[None])
+            log_prob = float(dist.log_prob(action))
+        z = algorithm.critics.forward(normal, action)[:, 0]  # [n, outputs]
+        quantiles = sorted(z.flatten().tolist())
+        drop = len(z) * algorithm.config.drop if hasattr(algorithm.config, "drop") else len(z) - 1
+        values.append(np.mean(quantiles[: len(quantiles) - drop]) - alpha * log_prob)
+    return float(np.mean(values))
+
+
+class Fixed:
+    """The temperature of an algorithm that has none."""
+
+    def value(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("algo", "env", "more"),
+    [
+        ("sac", "Pendulum-v1", {"critics": 3, "normalize_obs": True}),
+        ("sac", "probe:masked", {}),
+        pytest.param("sac", "Pendulum-v1", {"sde": True, "sde_every": 1}, marks=pytest.mark.sweep),
+        pytest.param("droq", "Pendulum-v1", {}, marks=pytest.mark.sweep),
+        ("tqc", "Pendulum-v1", {"critics": 3, "quantiles": 5, "drop": 2}),
+        ("crossq", "Pendulum-v1", {}),
+    ],
+)
+def test_hold_the_values_of_the_learner_if_actors_have_no_critics(
+    algo: str, env: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    """Those of the weights after the updates that follow a step; the last ones are those of the last checkpoint."""
+    words = {**UNTRAINED, "steps": 63, "warmup": 30, "lr": 1e-2, "unroll": 3, "temperature": 0.3}
+    trained, _, recording = recorded(tmp_path, algo=algo, env=env, **words | more)
+    algorithm, last = learner_of(trained), list(recording.pieces())[-1]
+
+    with torch.no_grad():
+        for t, b in itertools.product(range(last.rows - 3, last.rows), range(3)):
+            mask = None if last.action_mask is None else torch.from_numpy(last.action_mask[t, b])
+            expected = value_of_one(algorithm, torch.from_numpy(last.obs[t, b]), mask)
+            if not trained.config.settings.normalize_obs:  # the running statistics moved after the last value
+                assert last.extras["value"][t, b] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert len(np.unique(last.extras["value"])) > 3
+
+
+@pytest.mark.parametrize("algo", ["sac", "cql", "awac", "implicit_q", "marwil"])
+def test_of_a_checkpoint_hold_the_values_of_its_learner(algo: str, tmp_path: Path) -> None:
+    result = rltrain.train(algo="sac", env="Pendulum-v1", **UNTRAINED, out=str(tmp_path), record=str(tmp_path / "data"))
+    if algo != "sac":
+        result = rltrain.train(
+            algo=algo,
+            env="Pendulum-v1",
+            **QUIET,
+            data=str(tmp_path / "data"),
+            steps=20,
+            batch=4,
+            widths=(8,),
+            out=str(tmp_path),
+        )
+    trained = rltrain.load(result.run)
+    assert run_data(["record", str(result.run), str(tmp_path / "played"), "--episodes", "1"], "")[1] == 0
+    algorithm, (one,) = learner_of(trained), episodes_of(Recording.open(tmp_path / "played"))
+
+    with torch.no_grad():
+        for t in (0, 7, 150):
+            obs = obs_of(one)[t]
+            if algo in ("implicit_q", "marwil"):
+                expected = float(algorithm.value.forward(trained.policy.normalised(obs[None])))
+            else:
+                expected = value_of_one(algorithm, obs, None)
+            assert one.extras["value"][t] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_values_are_missing_where_nobody_knows_them(tmp_path: Path) -> None:
+    """With a memory the critics' memories are not known; a best policy is saved without the critics."""
+    memory = {"memory": "gru", "memory_size": 8, "burn_in": 2, "length": 4}
+    trained, episodes, _ = recorded(tmp_path / "a", algo="sac", env="CartPole-v1", **UNTRAINED | memory)
+    assert "value" not in episodes[0].extras
+    assert value_function(trained) is None
+    words = {**UNTRAINED, "eval_every": 20, "eval_episodes": 1}
+    trained, _, _ = recorded(tmp_path / "b", algo="sac", env="CartPole-v1", **words)
+    assert value_function(trained) is not None
+    assert value_function(rltrain.load(trained.path.parent.parent, best=True)) is None
+    run = str(trained.path.parent.parent)
+    assert run_data(["record", run, str(tmp_path / "g"), "--episodes", "1", "--greedy"], "")[1] == 0
+    (one,) = episodes_of(Recording.open(tmp_path / "g"))
+    assert one.extras == {}
 
 
 def test_are_missing_where_there_is_no_distribution(tmp_path: Path) -> None:
