@@ -251,4 +251,6 @@ def value_function(trained: Trained) -> Callable[[Tree, torch.Tensor | None], to
         for name, part in algorithm.parts().items() if values is not None else ():
             part.load_state_dict(checkpoint.to_tensors(parts[name]))
     require_finite(saved.path, modules_of(algorithm))
+    for module in modules_of(algorithm):
+        module.eval()
     return values

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rltrain.algorithms.networks import products
-from rltrain.algorithms.protocol import Algorithm, observes, shares_updates
+from rltrain.algorithms.protocol import Algorithm, modules_of, observes, shares_updates
 from rltrain.errors import diverged
 from rltrain.learner.changes import change_settings
 from rltrain.learner.feed import Feed, ReplayFeed, StreamFeed
@@ -166,7 +166,14 @@ class Learner:
             return torch.from_numpy(array[:rows].reshape(rows * columns, *array.shape[2:])).to(self._device)
 
         mask = unrolls.action_mask
-        found: torch.Tensor = values(tree_map(flat, unrolls.obs), None if mask is None else flat(mask))
+        training = [one for part in modules_of(self.algorithm) for one in part.modules() if one.training]
+        try:
+            for module in training:  # a user's torso may draw random numbers, or update its statistics
+                module.training = False
+            found: torch.Tensor = values(tree_map(flat, unrolls.obs), None if mask is None else flat(mask))
+        finally:
+            for module in training:
+                module.training = True
         return found.cpu().numpy().reshape(rows, columns)
 
     def metrics(self) -> dict[str, float]:

@@ -295,9 +295,25 @@ def test_a_class_that_replaces_act_has_not_the_distribution_of_its_base(tmp_path
         assert (hooks_of(policy).state_value is not None) is (kind is base)
 
 
-def test_a_recording_changes_nothing_in_the_run(tmp_path: Path) -> None:
-    words = {**UNTRAINED, "algo": "dqn", "env": "CartPole-v1", "warmup": 10, "lr": 0.1, "out": str(tmp_path / "runs")}
+class Drops(torch.nn.Module):
+    """A torso whose output differs in training: it draws random numbers, and its batches have statistics."""
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5))
+        self.features = 8
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.layers(obs)
+
+
+@pytest.mark.parametrize(("algo", "torso"), [("dqn", "auto"), ("sac", "auto"), ("sac", Drops)])
+def test_a_recording_changes_nothing_in_the_run(algo: str, torso: Any, tmp_path: Path) -> None:
+    words = {**UNTRAINED, "algo": algo, "env": "CartPole-v1", "warmup": 10, "lr": 0.1, "out": str(tmp_path / "runs")}
+    words |= {"torso": torso}
+    torch.manual_seed(0)
     with_record = rltrain.train(**words, record=str(tmp_path / "rec"))
+    torch.manual_seed(0)
     without = rltrain.train(**words)
     one, other = (rltrain.load(result.run).policy.state_dict() for result in (with_record, without))
 
