@@ -164,7 +164,13 @@ class QLearning(Replay, TargetNetwork):
 
 
 class DQNConfig(QLearning, Prioritized, Memory):
-    """DQN and Rainbow. Defaults: Stable-Baselines3's DQN, except where a note says otherwise."""
+    """DQN and Rainbow. Defaults: Stable-Baselines3's DQN, except where a note says otherwise.
+
+    Its step size and its target network are made for images. Without images the step size is five times larger, the
+    target network is copied four times as often as with them, and Q-learning is double Q-learning.
+    """
+
+    DISCRETE: ClassVar[dict[str, Any]] = {"lr": 5e-4, "target_every": 250, "double": True}
 
     warmup: Warmup = default(1000, "Stable-Baselines3 uses 100, the paper 50_000 on Atari")
     lr: Lr = 1e-4
@@ -387,8 +393,8 @@ class TD3Config(Continuous, CriticSubsets, NoisyActions):
     """TD3. Defaults: Fujimoto et al. 2018 and the authors' code."""
 
     batch: Batch = default(256, "the paper uses 100, the authors' code 256")
-    warmup: Warmup = default(1000, "the authors' code uses 25_000 for runs of 1,000,000 steps; Stable-Baselines3 100")
-    lr: Lr = default(3e-4, "of the policy, and of critics without their own")
+    warmup: Warmup = default(100, "as in Stable-Baselines3; the authors' code uses 25_000 for 1,000,000 steps")
+    lr: Lr = default(1e-3, "of the policy, and of critics without their own; the authors' later code uses 3e-4")
     tau: Share = default(0.005, "each update of the policy")
     policy_delay: PolicyDelay = default(2, "and of all targets")
     policy_value: PolicyValue = "first"
@@ -405,7 +411,7 @@ class DDPGConfig(Continuous, NoisyActions):
     """DDPG. Defaults: Lillicrap et al. 2016 (arXiv:1509.02971)."""
 
     batch: Batch = default(256, "the paper uses 64")
-    warmup: Warmup = default(1000, "our choice, as for TD3")
+    warmup: Warmup = default(1000, "our choice")
     lr: Lr = default(1e-4, "of the policy")
     lr_q: LrQ = 1e-3
     tau: Share = default(0.005, "the paper uses 0.001")

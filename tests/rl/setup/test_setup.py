@@ -127,6 +127,24 @@ def test_what_a_user_gives_wins_over_the_defaults_for_discrete_actions() -> None
     assert settled(preset, open_environment(preset)[0]) == (preset.model_copy(update={"products": ANY}), [])
 
 
+@pytest.mark.parametrize(
+    ("env", "given", "expected"),
+    [
+        ("CartPole-v1", {}, (5e-4, 250, None, True)),
+        ("CartPole-v1", {"tau": 0.01}, (5e-4, None, 0.01, True)),  # it replaces the copies
+        ("CartPole-v1", {"lr": 1e-3, "double": False, "target_every": 10}, (1e-3, 10, None, False)),
+        ("CartPole-v1", {"memory": "gru"}, (1e-4, 1000, None, False)),
+        (Task, {"env_args": {"action": "discrete", "obs": "image"}}, (1e-4, 1000, None, False)),
+        ("probe:masked", {}, (1e-4, 1000, None, False)),
+    ],
+)
+def test_dqn_without_images_learns_in_larger_steps(env: Any, given: dict[str, Any], expected: Any) -> None:
+    settings, _ = settled_settings(env, "dqn", **given)
+
+    assert (settings.lr, settings.target_every, settings.tau, settings.double) == expected
+    assert settled_settings("CartPole-v1", "rainbow")[0].target_every == 2000
+
+
 def test_help_shows_the_defaults_of_both_kinds_of_action(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--algo", "ppo", "--help"])
