@@ -30,10 +30,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import DataPlan
+from rltrain.rollout.tree import Tree, leaves
 from rltrain.rollout.types import Act, Noise, Policy, PolicyHooks, hooks_of
 
 __all__ = [
@@ -47,12 +49,14 @@ __all__ = [
     "Update",
     "check_bounded",
     "check_exploration",
+    "gives_values",
     "has_members",
     "hooks_of",
     "members_of",
     "modules_of",
     "observes",
     "shares_updates",
+    "state_values",
 ]
 
 
@@ -77,8 +81,9 @@ class Algorithm(Protocol):
 
     Three attributes are optional: `observes`, False if `observe` has nothing to do, so that it is not called; `sync`, a
     `GradientSync` that the algorithm gives to `step` and `normalised`, so that several learners can share an update;
-    and `state_value(obs, action_mask)`: [B] values of observations [B, *O], not normalised, for the policy that
-    explores. Recordings store these as `value` if the policy does not return it (its `PolicyHooks.state_value`).
+    and a method `state_value(obs, action_mask)`: [B] values of observations [B, *O], not normalised, for the policy
+    that explores, in the unit of the environment's rewards. Recordings store these as `value`, in place of those that
+    the policy returns (`PolicyHooks.state_value`). It is called in eval mode, without gradients.
     """
 
     policy: Any  # a Policy with the methods that this algorithm needs: see above
@@ -123,6 +128,42 @@ def members_of(algorithm: Algorithm) -> list[Any]:
 def shares_updates(algorithm: Algorithm) -> bool:
     """Whether several learners can share an update of the algorithm: whether it, or each member, has a `sync`."""
     return all(hasattr(one, "sync") for one in members_of(algorithm))
+
+
+def gives_values(algorithm: Any) -> bool:
+    """Whether an algorithm, or a class of them, has the method `state_value`."""
+    return hasattr(algorithm if isinstance(algorithm, type) else type(algorithm), "state_value")
+
+
+def state_values(algorithm: Any, obs: Tree, action_mask: Tensor | None) -> Tensor:
+    """[B] the result of the algorithm's `state_value`, in eval mode and without gradients.
+
+    A user's torso may draw random numbers or change its buffers; nothing of that remains.
+
+    Raises:
+        ValueError: it is not one number for each observation.
+    """
+    modules = [module for part in modules_of(algorithm) for module in part.modules()]
+    training = [module for module in modules if module.training]
+    found = [(module._buffers, name, buffer) for module in modules for name, buffer in module._buffers.items()]
+    kept = [None if buffer is None else buffer.clone() for *_, buffer in found]
+    rows = len(leaves(obs)[0])
+    try:
+        for module in training:
+            module.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            values: Tensor = algorithm.state_value(obs, action_mask)
+    finally:
+        for module in training:
+            module.training = True
+        for (owner, name, buffer), before in zip(found, kept, strict=True):
+            if buffer is not None and before is not None:
+                buffer.copy_(before)
+            owner[name] = buffer
+    if tuple(values.shape) != (rows,):
+        shape, name = tuple(values.shape), type(algorithm).__name__
+        raise ValueError(f"state_value of {name} must return one value for each observation, ({rows},); got {shape}")
+    return values.detach().float()
 
 
 def check_exploration(spec: EnvSpec, sde: bool, squash: bool = False) -> None:

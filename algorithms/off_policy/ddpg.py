@@ -50,7 +50,7 @@ class DDPG:
             next_action = deterministic(self.target.module, next_obs)  # [B, A]
             next_q = self.critic_target.module(next_obs, next_action)[0, :, 0]  # [B]
             target = torch.addcmul(batch.reward, batch.discount, next_q)
-        q = critic(obs, batch.action.flatten(1))  # [1, B, 1]
+        q = critic(obs, batch.action.reshape(len(batch.action), -1))  # [1, B, 1]
         loss_q, error = critic_loss(q, target, batch.weight)
         metrics = {"loss_q": loss_q.detach(), "q_mean": q.detach().mean()}
         lr_q = lr_fraction * (config.lr_q or config.lr)

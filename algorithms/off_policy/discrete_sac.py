@@ -91,7 +91,6 @@ class DiscreteSAC:
         metrics |= {"temperature": temperature, "grad_norm": grad_norm}
         return Update({**metrics}, priority(error, batch))
 
-    @torch.no_grad()
     def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
         """See `Algorithm`: the expectation of the smallest critic's value minus temperature * log pi."""
         obs = self.policy.normalised(obs)

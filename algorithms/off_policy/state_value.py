@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from rltrain.algorithms.networks.batched_mlp import EncoderMLP
-from rltrain.rollout.tree import Tree, leaves, tree_map
+from rltrain.algorithms.off_policy.continuous_policy import SquashedGaussian
+from rltrain.rollout.tree import Tree, leaves
 
 DRAWS = 16  # actions of which the mean is taken: 8 draws of noise, and each of them with the opposite sign
 
 
-@torch.no_grad()
 def sampled_value(
     policy: Any,
     critics: EncoderMLP,
@@ -32,18 +32,21 @@ def sampled_value(
         policy: has `sample`, as SAC needs it.
         obs:    not yet normalised, [B, *O].
         size:   A, the numbers of an action.
-        q_of:   from the critics' result [n, D * B, outputs] to [D * B].
+        q_of:   from the critics' result [n, D, B, outputs] to [D, B].
     """
     obs, rows = policy.normalised(obs), len(leaves(obs)[0])
-    repeated = tree_map(lambda leaf: leaf.repeat(DRAWS, *[1] * (leaf.ndim - 1)), obs)
-    noise = fixed_noise(size).to(leaves(repeated)[0].device).repeat_interleave(rows, 0)  # [D * B, A]
-    action, log_prob = policy.sample(repeated, noise)
-    values: Tensor = q_of(critics.forward(repeated, action.flatten(1))) - temperature * log_prob
-    return values.view(DRAWS, rows).mean(0)
+    noise = fixed_noise(size).to(leaves(obs)[0].device).unsqueeze(1).expand(DRAWS, rows, size)
+    if type(policy).sample is SquashedGaussian.sample:  # encodes the observations once
+        action, log_prob = policy.sample(obs, noise)
+    else:
+        action, log_prob = (torch.stack(x) for x in zip(*(policy.sample(obs, one) for one in noise), strict=True))
+    q = critics.of_actions(obs, action.reshape(DRAWS, rows, size))
+    values: Tensor = q_of(q) - temperature * log_prob
+    return values.mean(0)
 
 
 def smallest(q: Tensor) -> Tensor:
-    """[N] the smallest of the critics' values [n, N, 1]."""
+    """[D, B] the smallest of the critics' values [n, D, B, 1]."""
     return q.amin(0).squeeze(-1)
 
 

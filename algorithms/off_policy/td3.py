@@ -48,7 +48,7 @@ class TD3:
         policy.schedule(progress)
         lr_fraction = linear(1.0, config.lr_end_share, progress)
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
-        action = batch.action.flatten(1)  # [B, A]
+        action = batch.action.reshape(len(batch.action), -1)  # [B, A]
         noise = self.rng.normal(*action.shape).to(action.device)  # [B, A]
 
         with torch.no_grad():

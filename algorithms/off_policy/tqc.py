@@ -91,8 +91,8 @@ class TQC:
         return sampled_value(self.policy, self.critics, obs, self.size, self.temperature.value(), self._kept_mean)
 
     def _kept_mean(self, z: Tensor) -> Tensor:
-        """[N] mean of the kept quantiles of z [n, N, M]."""
-        return z.transpose(0, 1).flatten(1).sort(-1).values[:, : self.kept].mean(-1)
+        """[D, B] mean of the kept quantiles of z [n, D, B, M]."""
+        return z.movedim(0, 2).flatten(2).sort(-1).values[..., : self.kept].mean(-1)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics, once per delivery and after its updates: the next unroll acts with them."""

@@ -30,6 +30,6 @@ def taken(critics: EncoderMLP, obs: Any, action: Tensor, rng: Rng) -> Tensor:
         rng:    of dropout.
     """
     if action.is_floating_point():
-        return critics.forward(obs, action.flatten(1), rng=rng)
+        return critics.forward(obs, action.reshape(len(action), -1), rng=rng)
     q = critics.forward(obs, rng=rng)  # [n, B, actions]
     return q.gather(-1, action.view(1, -1, 1).expand(len(q), -1, 1))

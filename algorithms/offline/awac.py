@@ -85,7 +85,6 @@ class AWAC:
             return taken(critics, obs, action, self.rng).amin(0).view(-1)
         return expected(critics.forward(obs, rng=self.rng).amin(0), dist.log_probs)
 
-    @torch.no_grad()
     def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
         """See `Algorithm`: the smallest critic's value, over fixed draws of Box actions or all Discrete ones."""
         obs = self.policy.normalised(obs)
@@ -93,9 +92,9 @@ class AWAC:
         if not self.box:
             return expected(self.critics.forward(obs).amin(0), dist.log_probs)
         draws = fixed_noise(self.size).to(dist.mean.device)
-        actions = [dist.sample(noise.expand(dist.mean.shape)).clamp(-1.0, 1.0) for noise in draws]
-        q = self.critics.of_actions(obs, torch.stack(actions).flatten(2)).amin(0)  # [D, B, 1]
-        return q.mean(0).view(-1)
+        chosen = [dist.sample(noise.expand(dist.mean.shape)).clamp(-1.0, 1.0) for noise in draws]
+        actions = torch.stack(chosen).reshape(len(draws), -1, self.size)  # [D, B, A]
+        return self.critics.of_actions(obs, actions).amin(0).mean(0).view(-1)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update the running statistics of observations; called with the data before the first update."""

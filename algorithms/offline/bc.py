@@ -49,7 +49,7 @@ class BC:
         """[] mean over rows and dimensions of (pi(o) - a)^2, or over rows of -log pi(a | o)."""
         obs = self.policy.normalised(batch.obs)
         if self.box:
-            error: Tensor = deterministic(self.policy.actor, obs) - batch.action.flatten(1)  # [B, A]
+            error: Tensor = deterministic(self.policy.actor, obs) - batch.action.reshape(len(batch.action), -1)
             return error.square().mean()
         log_prob: Tensor = self.policy.distribution(obs, batch.action_mask).log_prob(batch.action)  # [B]
         return -log_prob.mean()

@@ -54,7 +54,7 @@ class CQL:
             batch = learned_steps(batch, self.plan)
         lr_fraction, limit = linear(1.0, config.lr_end_share, progress), config.max_grad_norm
         obs, next_obs = policy.normalised(batch.obs), policy.normalised(batch.next_obs)
-        action, count = batch.action.flatten(1), config.samples  # [B, A]
+        action, count = batch.action.reshape(len(batch.action), -1), config.samples  # [B, A]
         rows, temperature = len(action), self.temperature.value()
         noise = self.rng.normal(2, count + 1, rows, self.size, batch_dim=2).to(action.device)  # [2, K + 1, B, A]
         uniform = self.rng.uniform(count, rows, self.size, batch_dim=1).to(action.device)  # [K, B, A]
@@ -62,10 +62,10 @@ class CQL:
         with torch.no_grad():
             chosen, log_prob = policy.sample(obs, noise[0, 1:])  # [K, B, *A] and [K, B]
             after, after_log_prob = policy.sample(next_obs, noise[1])
-            after = after.flatten(2)  # [K + 1, B, A]
+            after = after.reshape(*after_log_prob.shape, -1)  # [K + 1, B, A]
             next_q = self.target.module(next_obs, after[0], rng=self.rng).amin(0).squeeze(-1)  # [B]
             target = torch.addcmul(batch.reward, batch.discount, next_q)
-            proposed = torch.cat([2 * uniform - 1, after[1:], chosen.flatten(2)])  # [3 K, B, A]
+            proposed = torch.cat([2 * uniform - 1, after[1:], chosen.reshape(*log_prob.shape, -1)])  # [3 K, B, A]
             density = torch.cat([torch.full_like(log_prob, -self.size * math.log(2)), after_log_prob[1:], log_prob])
         actions = torch.cat([action.unsqueeze(0), proposed])  # [3 K + 1, B, A]
         q = critics.of_actions(obs, actions, self.rng).squeeze(-1)  # [n, 3 K + 1, B]
@@ -80,7 +80,7 @@ class CQL:
         grad_norm = step(self.critics_optimizer, loss_q + loss_gap, lr_q, limit, self.sync, rows, metrics)
 
         chosen, log_prob = policy.sample(obs, noise[0, 0])  # [B, *A] and [B]
-        q = critics(obs, chosen.flatten(1), frozen=True, rng=self.rng).amin(0)  # [B, 1]
+        q = critics(obs, chosen.reshape(rows, -1), frozen=True, rng=self.rng).amin(0)  # [B, 1]
         loss_policy = (temperature * log_prob).mean() - q.mean()
         of_policy = {"loss_policy": loss_policy.detach(), "entropy": -log_prob.detach().mean()}
         step(self.optimizer, loss_policy, lr_fraction * config.lr, limit, self.sync, rows, of_policy)

@@ -76,7 +76,6 @@ class ImplicitQ:
         step(self.optimizer, loss_policy, lr, limit, self.sync, rows, of_policy)
         return Update({**metrics, **of_q, **of_policy})
 
-    @torch.no_grad()
     def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
         """See `Algorithm`: the learned expectile of the values of the data's actions."""
         return self.value.forward(self.policy.normalised(obs)).view(-1)

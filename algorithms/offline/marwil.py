@@ -71,7 +71,6 @@ class MARWIL:
         grad_norm = step(self.optimizer, loss_policy, lr, limit, self.sync, rows, of_policy)
         return Update({**metrics, **of_policy, "advantage_norm": norm, "grad_norm": grad_norm})
 
-    @torch.no_grad()
     def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
         """See `Algorithm`: the learned mean return of the data."""
         return self.value.forward(self.policy.normalised(obs)).view(-1)

@@ -305,6 +305,14 @@ def evaluate_actions(policy: ActorCritic, unrolls: Trajectory) -> tuple[Distribu
     return dist, dist.log_prob(action)[:-1], value
 
 
+@torch.no_grad()
+def reward_value(policy: ActorCritic, obs: Tree) -> Tensor:
+    """[B] V(obs) of a policy without memory, in the unit of the environment's rewards."""
+    value: Tensor = policy.value(obs)
+    scale: ReturnScale | None = getattr(policy, "return_scale", None)  # a user's policy may have none
+    return value if scale is None else value / scale.scale().to(value.dtype)
+
+
 def _without(spec: EnvSpec, private: str | None) -> EnvSpec:
     """`spec` without the key `private` of its Dict observation."""
     if private is None:

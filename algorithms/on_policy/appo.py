@@ -6,18 +6,20 @@ import copy
 import math
 
 import torch
+from torch import Tensor
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.losses import clipped_surrogate, masked_mean, squared_error
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.returns import vtrace
 from rltrain.algorithms.networks.distributions import kl_divergence
-from rltrain.algorithms.on_policy.actor_critic import ActorCritic, evaluate_actions
+from rltrain.algorithms.on_policy.actor_critic import ActorCritic, evaluate_actions, reward_value
 from rltrain.algorithms.on_policy.settings import APPOConfig
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import StreamPlan
+from rltrain.rollout.tree import Tree
 from rltrain.rollout.types import Trajectory, discounts, traces
 
 
@@ -110,6 +112,10 @@ class APPO:
         elif config.target_every is not None and self.optimizer.steps % config.target_every == 0:
             self.target_flat.copy_(self.flat.param)
         return Update({**metrics, "grad_norm": grad_norm, "lr": lr})
+
+    def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
+        """See `Algorithm`: the critic's value."""
+        return reward_value(self.policy, obs)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update running statistics, once per delivery; the target network gets the same ones."""

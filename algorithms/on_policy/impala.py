@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from rltrain.algorithms.functions.gradient_sync import SINGLE, GradientSync
 from rltrain.algorithms.functions.losses import masked_mean, squared_error
 from rltrain.algorithms.functions.optim import flatten, linear, make_optimizer, step
 from rltrain.algorithms.functions.returns import vtrace
-from rltrain.algorithms.on_policy.actor_critic import ActorCritic, evaluate_actions
+from rltrain.algorithms.on_policy.actor_critic import ActorCritic, evaluate_actions, reward_value
 from rltrain.algorithms.on_policy.settings import IMPALAConfig
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import StreamPlan
+from rltrain.rollout.tree import Tree
 from rltrain.rollout.types import Trajectory, discounts, traces
 
 
@@ -74,6 +76,10 @@ class IMPALA:
         metrics["approx_kl"] = approx_kl
         grad_norm = step(self.optimizer, loss, lr, config.max_grad_norm, self.sync, valid, metrics)
         return Update({**metrics, "grad_norm": grad_norm, "lr": lr})
+
+    def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
+        """See `Algorithm`: the critic's value."""
+        return reward_value(self.policy, obs)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update running statistics; called once per delivery, see `Algorithm`."""

@@ -19,14 +19,14 @@ from rltrain.algorithms.functions.losses import (
 from rltrain.algorithms.functions.optim import Adam, flatten, linear, step
 from rltrain.algorithms.functions.returns import gae
 from rltrain.algorithms.functions.rng import Rng
-from rltrain.algorithms.on_policy.actor_critic import ActorCritic
+from rltrain.algorithms.on_policy.actor_critic import ActorCritic, reward_value
 from rltrain.algorithms.on_policy.minibatch import Batch, Mean
 from rltrain.algorithms.on_policy.settings import PPOConfig
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
 from rltrain.envs.spec import EnvSpec
 from rltrain.rollout.specs import StreamPlan
-from rltrain.rollout.tree import tree_map
+from rltrain.rollout.tree import Tree, tree_map
 from rltrain.rollout.types import Trajectory, discounts, hooks_of, traces
 
 
@@ -116,6 +116,10 @@ class PPO:
             "clip_fraction": surrogate.clip_fraction,
             "approx_kl": surrogate.approx_kl,
         }
+
+    def state_value(self, obs: Tree, action_mask: Tensor | None) -> Tensor:
+        """See `Algorithm`: the critic's value."""
+        return reward_value(self.policy, obs)
 
     def observe(self, unrolls: Trajectory) -> None:
         """Update running statistics; called once per delivery, see `Algorithm`."""

@@ -211,15 +211,27 @@ class PPOConfig(LearnerActorCriticSettings):
 
 
 class A2CConfig(LearnerActorCriticSettings, RMSprop):
-    """A2C. Defaults: Mnih et al. 2016 in its synchronous form; for Box actions `lam` is RL Zoo's."""
+    """A2C. Defaults: Mnih et al. 2016 in its synchronous form; for Box actions `lam` is RL Zoo's.
+
+    For Discrete actions without images the step size does not fall, and observations and rewards are normalised, as for
+    PPO.
+    """
 
     BOX: ClassVar[dict[str, Any]] = {"lam": 0.9, **LearnerActorCriticSettings.BOX}
+    DISCRETE: ClassVar[dict[str, Any]] = {"lr_end": None, "normalize_obs": True, "normalize_return": True}
 
-    streams: Streams = default(16, "the paper's 16 threads")
-    unroll: Unroll = default(8, "the paper uses 5")
+    streams: Streams = default(4, "the paper uses 16, for runs of many millions of steps")
+    unroll: Unroll = 5
     lr: Lr = 7e-4
     normalize_advantage: NormalizeAdvantage = default(False, "a minibatch is the whole batch here")
-    sequence: SequenceLength = 8
+    sequence: SequenceLength = default(5, "with a memory and another unroll: the whole unroll")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sequence_is_the_unroll(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("memory", "none") != "none" and "sequence" not in data:
+            return {**data, "sequence": data["unroll"]} if "unroll" in data else data
+        return data
 
 
 class IMPALAConfig(LearnerActorCriticSettings, RMSprop, VTrace):

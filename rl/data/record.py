@@ -41,7 +41,7 @@ class NetworkPlayer:
     """Acts with a trained policy, and records what the learner would get: log-probabilities, values.
 
     Args:
-        values: [B] values of observations, if the policy does not return them; from its learner.
+        values: [B] values of observations, from the policy's learner; they replace those of the policy.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class NetworkPlayer:
                 added["log_prob"] = dist.log_prob(act.action)
                 if self._value is not None and "value" not in extras:
                     added["value"] = self._value(obs, self._core, mask, noise_row)
-            if self._values is not None and "value" not in extras | added:
+            if self._values is not None:
                 added["value"] = self._values(obs, mask)
         self._core = act.core
         self._extras.append({name: value.clone() for name, value in extras.items()})

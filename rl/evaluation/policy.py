@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from rltrain import algorithms
 from rltrain.algorithms.networks.mlp import RowPass, for_inference
-from rltrain.algorithms.protocol import modules_of
+from rltrain.algorithms.protocol import gives_values, modules_of, state_values
 from rltrain.config.consent import NETWORK, SavedConfig, use_saved_algorithm, with_consent
 from rltrain.config.run_config import RunConfig
 from rltrain.envs.errors import in_user_code
@@ -212,7 +213,7 @@ def load_for(path: str | Path, best: bool, trust: bool, uses: Collection[str]) -
     except ConfigError as error:
         raise CheckpointError(f"{saved.path}: {error}") from None
     config = with_consent(config, values, trust, uses)
-    schema.check_sizes(meta, saved.meta["config"], saved.state, critics=False)
+    schema.check_sizes(meta, saved.meta["config"], saved.state, critics=False, spec=spec)
     try:
         policy = make_policy(config, spec)()
     except (ConfigError, ValueError) as error:  # the user's own network or policy is not here
@@ -233,24 +234,32 @@ def load_for(path: str | Path, best: bool, trust: bool, uses: Collection[str]) -
 def value_function(trained: Trained) -> Callable[[Tree, torch.Tensor | None], torch.Tensor] | None:
     """The values [B] that the learner of a checkpoint gives to observations: see `Algorithm` for `state_value`.
 
-    None: the algorithm has no such values, the policy has a memory, or the checkpoint holds a policy alone.
+    None: the algorithm has no such values, the policy has a memory, or the checkpoint lacks the other networks, as that
+    of a best policy does.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or does not fit.
     """
-    if trained.spec.groups or trained.policy.core_size:
+    config, spec, path = trained.config, trained.spec, trained.path
+    make = algorithms.algorithm_class(config.algo)
+    if spec.groups or trained.policy.core_size or (isinstance(make, type) and not gives_values(make)):
         return None
-    saved = checkpoint.load(trained.path)
+    saved = checkpoint.load(path)
     parts = saved.state["learner"]["parts"]
     if parts.keys() == {"policy"}:
         return None
-    schema.check_sizes(saved.path / checkpoint.META, saved.meta["config"], saved.state)
-    with checkpoints.mismatch_as_error(saved.path):
-        algorithm = make_algorithm(trained.config.model_copy(update={"device": "cpu", "compile": False}), trained.spec)
-        values: Callable[..., torch.Tensor] | None = getattr(algorithm, "state_value", None)
-        for name, part in algorithm.parts().items() if values is not None else ():
+    schema.check_sizes(path / checkpoint.META, saved.meta["config"], saved.state, spec=spec)
+    try:
+        algorithm = make_algorithm(config.model_copy(update={"device": "cpu", "compile": False}), spec)
+    except (ConfigError, KeyError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        if in_user_code(error):
+            raise
+        raise CheckpointError(f"{path}: {files.one_line(error)}") from None
+    needed = algorithm.parts()
+    if not gives_values(algorithm) or needed.keys() - parts.keys():
+        return None
+    with checkpoints.mismatch_as_error(path):
+        for name, part in needed.items():
             part.load_state_dict(checkpoint.to_tensors(parts[name]))
-    require_finite(saved.path, modules_of(algorithm))
-    for module in modules_of(algorithm):
-        module.eval()
-    return values
+    require_finite(path, modules_of(algorithm))
+    return lambda obs, mask: state_values(algorithm, obs, mask)

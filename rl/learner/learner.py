@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from rltrain.algorithms.networks import products
-from rltrain.algorithms.protocol import Algorithm, modules_of, observes, shares_updates
+from rltrain.algorithms.protocol import Algorithm, gives_values, observes, shares_updates, state_values
 from rltrain.errors import diverged
 from rltrain.learner.changes import change_settings
 from rltrain.learner.feed import Feed, ReplayFeed, StreamFeed
 from rltrain.rollout.specs import ReplayPlan
 from rltrain.rollout.trajectories import rounds
-from rltrain.rollout.tree import tree_map
+from rltrain.rollout.tree import Tree, tree_map
 from rltrain.rollout.types import Trajectory, Weights
 from rltrain.storage.checkpoint import to_tensors
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, torch.Tensor | float]
 
+VALUED = 256  # observations whose values are computed at once, for a recording
 MAX_PENDING = 256  # updates whose metrics are kept before they are added up
 
 
@@ -156,8 +157,7 @@ class Learner:
 
         With a memory there are none, because the critics' memories are not known.
         """
-        values = getattr(self.algorithm, "state_value", None)
-        if values is None or self.algorithm.policy.core_size:
+        if not gives_values(self.algorithm) or self.algorithm.policy.core_size:
             return None
         rows, columns = unrolls.reward.shape[:2]
 
@@ -165,16 +165,11 @@ class Learner:
             """[T + 1, B, ...] to [T B, ...] on the device."""
             return torch.from_numpy(array[:rows].reshape(rows * columns, *array.shape[2:])).to(self._device)
 
-        mask = unrolls.action_mask
-        training = [one for part in modules_of(self.algorithm) for one in part.modules() if one.training]
-        try:
-            for module in training:  # a user's torso may draw random numbers, or update its statistics
-                module.training = False
-            found: torch.Tensor = values(tree_map(flat, unrolls.obs), None if mask is None else flat(mask))
-        finally:
-            for module in training:
-                module.training = True
-        return found.cpu().numpy().reshape(rows, columns)
+        obs = tree_map(flat, unrolls.obs)
+        mask = None if unrolls.action_mask is None else flat(unrolls.action_mask)
+        parts = [slice(begin, begin + VALUED) for begin in range(0, rows * columns, VALUED)]
+        found = [state_values(self.algorithm, _rows(obs, part), None if mask is None else mask[part]) for part in parts]
+        return torch.cat(found).cpu().numpy().reshape(rows, columns)
 
     def metrics(self) -> dict[str, float]:
         """Means over the updates since the last call, and the metrics of the feed."""
@@ -232,6 +227,11 @@ class Learner:
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + _sum(values), count + len(values))
         self._pending.clear()
+
+
+def _rows(obs: Tree, part: slice) -> Tree:
+    """Some rows of a tree of [N, *O]."""
+    return tree_map(lambda leaf: leaf[part], obs)
 
 
 def _sum(values: list[torch.Tensor | float]) -> float:

@@ -105,7 +105,8 @@ def open_saved(resume: Path | None, closing: ExitStack) -> tuple[Saved, list[str
     if saved.checkpoint is not None:
         meta = saved.checkpoint.path / META
         schema.require(meta, saved.checkpoint.meta, "config", "spec", "way")
-        schema.check_sizes(meta, saved.checkpoint.meta["config"], saved.checkpoint.state)
+        spec = schema.read_spec(meta, saved.checkpoint.meta["spec"])
+        schema.check_sizes(meta, saved.checkpoint.meta["config"], saved.checkpoint.state, spec=spec)
         require_same_config(resume, saved.checkpoint.path, saved.checkpoint.meta["config"])
     if saved.checkpoint is None:
         return saved, [*notes, f"{resume} holds no checkpoint yet: it begins at step 0"]

@@ -110,15 +110,14 @@ class Recorder:
         """Keeps a copy of a delivery, ordered by stream; writes a file when there is enough for one.
 
         Args:
-            values: [T, B] the value of each observation, or None; used where the extras have none.
+            values: [T, B] the value of each observation, which replaces that of the policy; or None.
         """
         for once in rounds(unrolls):  # with slow actors a stream may deliver twice, or fewer rows than others
             for rows in sorted({unroll.rows for unroll in once}):
                 delivery = join_columns([unroll for unroll in once if unroll.rows == rows])
-                if values is not None and "value" not in delivery.extras:
-                    found = values(delivery)
-                    if found is not None:
-                        delivery = dataclasses.replace(delivery, extras={**delivery.extras, "value": found})
+                found = None if values is None else values(delivery)
+                if found is not None:
+                    delivery = dataclasses.replace(delivery, extras={**delivery.extras, "value": found})
                 self._add(delivery)
 
     def _add(self, delivery: Trajectory) -> None:

@@ -144,13 +144,16 @@ def _type_of(cls: type[Any]) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
-def check_sizes(path: Path, config: Mapping[str, Any], state: Any, critics: bool = True) -> None:
+def check_sizes(
+    path: Path, config: Mapping[str, Any], state: Any, critics: bool = True, spec: EnvSpec | None = None
+) -> None:
     """CheckpointError if the networks or the streams of the configuration are larger than the saved state allows.
 
     So a small checkpoint cannot ask for all memory.
 
     Args:
         critics: the critics of the state are used too. A best policy is saved without them.
+        spec:    the environment's; None: the layers next to observations and actions are not checked.
     """
     numbers, nodes = 0, [state]
     while nodes:
@@ -166,9 +169,17 @@ def check_sizes(path: Path, config: Mapping[str, Any], state: Any, critics: bool
     for key in ("widths", "widths_q") if critics else ("widths",):
         widths = settings.get(key) or ()
         if isinstance(widths, list) and all(type(width) is int for width in widths):
-            least = sum(a * b for a, b in itertools.pairwise(widths)) + sum(widths)
-            if least > numbers:
-                raise CheckpointError(f"{path} is damaged: {key} {widths[:10]} do not fit its {numbers:,} numbers")
+            outputs = 1 if spec is None or key == "widths_q" else _outputs(spec, settings)
+            copies = 1
+            if critics and (key == "widths_q" or not settings.get("widths_q")):
+                copies, quantiles = (_count(settings, name) for name in ("critics", "quantiles"))
+                outputs = outputs if copies == 1 else quantiles  # the policy is smaller than all critics
+            inputs = 0 if spec is None else _inputs(spec, settings)
+            inner = sum(a * b for a, b in itertools.pairwise(widths)) + sum(widths)
+            least = inner + (inputs * widths[0] + widths[-1] * outputs if widths else 0)
+            if copies * least > numbers:
+                what = f"{key} {widths[:10]}" if copies == 1 else f"{copies} critics with layers of {widths[:10]}"
+                raise CheckpointError(f"{path} is damaged: {what} do not fit its {numbers:,} numbers")
     size = settings.get("memory_size")
     if settings.get("memory", "none") != "none" and type(size) is int and size**2 > numbers:
         raise CheckpointError(f"{path} is damaged: memory_size {size} does not fit its {numbers:,} numbers")
@@ -178,6 +189,34 @@ def check_sizes(path: Path, config: Mapping[str, Any], state: Any, critics: bool
         streams = sum(map(len, units))
         if config.get("streams") != streams:
             raise CheckpointError(f"{path} is damaged: it holds {streams} streams, and not {config.get('streams')!r}")
+
+
+def _count(settings: Mapping[str, Any], name: str) -> int:
+    """A number of networks or outputs; 1 if the settings have none."""
+    count = settings.get(name)
+    return count if type(count) is int and count > 0 else 1
+
+
+def _is_plain(spec: EnvSpec, settings: Mapping[str, Any]) -> bool:
+    """True if layers of `widths` are known to follow the observation, and to come before the action."""
+    from rltrain.algorithms.registry import BUILT_IN
+
+    own = settings.get("policy") not in BUILT_IN or settings.get("torso", "auto") != "auto"
+    return not (own or spec.groups or settings.get("memory", "none") != "none")
+
+
+def _inputs(spec: EnvSpec, settings: Mapping[str, Any]) -> int:
+    """The numbers of an observation that its first layer gets, or less: images pass through others before."""
+    if not _is_plain(spec, settings):
+        return 0
+    return sum(sum(leaf.nvec) or math.prod(leaf.shape) for leaf in spec.leaves() if leaf.kind != "image")
+
+
+def _outputs(spec: EnvSpec, settings: Mapping[str, Any]) -> int:
+    """The outputs of the policy's last layer, or less."""
+    if not _is_plain(spec, settings):
+        return 1
+    return max(sum(spec.action.nvec), spec.action.size) * _count(settings, "atoms")
 
 
 def _check(path: Path, model: type[BaseModel], data: Any) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -500,3 +501,27 @@ def test_agents_with_other_spaces_are_not_called_another_share(games: Path) -> N
 
     with pytest.raises(CheckpointError, match="was recorded on another"):
         Recording.open(games / "ThreeAtOnce", dataclasses.replace(recording.spec, groups=(wide, last)))
+
+
+@pytest.mark.parametrize("algo", ["bc", "marwil", "td3_bc", "cql", "implicit_q", "awac"])
+def test_an_action_without_dimensions_can_be_learned(algo: str, tmp_path: Path) -> None:
+    few = {**QUIET, "widths": (8,), "env": NoAxis, "out": str(tmp_path)}
+    rltrain.train(algo="ppo", **few, streams=2, unroll=16, steps=64, record=str(tmp_path / "rec"))
+
+    assert rltrain.train(algo=algo, **few, batch=8, steps=5, data=tmp_path / "rec").steps == 5
+
+
+class NoAxis(gymnasium.Env[Any, Any]):
+    """Its action is one number."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 2, (), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.left = 9
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        return self.observation_space.sample(), float(action), self.left == 0, False, {}

@@ -9,19 +9,24 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from oracles.acting import Bench
 from torch.distributions import Categorical, Normal
 
 import rltrain
+from rltrain.algorithms.off_policy.continuous_policy import SquashedGaussian
 from rltrain.algorithms.off_policy.q_policy import QPolicy
+from rltrain.algorithms.protocol import state_values
 from rltrain.data.command import run_data
 from rltrain.data.episodes import Recorded, episodes_of
 from rltrain.data.off_policy.target import Steps, Target
 from rltrain.data.record import NetworkPlayer
 from rltrain.data.record import episodes as play
 from rltrain.envs.make import resolve
+from rltrain.errors import CheckpointError
 from rltrain.evaluation.policy import value_function
 from rltrain.learner.algorithm import make_algorithm
 from rltrain.rollout.actor.actor import Actor
@@ -29,6 +34,7 @@ from rltrain.rollout.types import hooks_of
 from rltrain.setup import rollout as setup_rollout
 from rltrain.storage import checkpoint
 from rltrain.storage.recording import Recording
+from rltrain.storage.schema import check_sizes
 
 QUIET: dict[str, Any] = {"workers": 0, "eval_every": 0, "checkpoint_every": 0, "preset": "none", "quiet": True}
 UNTRAINED: dict[str, Any] = {**QUIET, "streams": 3, "steps": 60, "warmup": 59, "random_start": False, "widths": (8,)}
@@ -188,7 +194,7 @@ def value_of_one(algorithm: Any, obs: torch.Tensor, mask: torch.Tensor | None) -
             dist = policy.action_distribution(obs[None], None, None, noise)
             action = dist.sample(noise[None])
             log_prob = float(dist.log_prob(action))
-        z = algorithm.critics.forward(normal, action)[:, 0]  # [n, outputs]
+        z = algorithm.critics.forward(normal, action.reshape(1, -1))[:, 0]  # [n, outputs]
         quantiles = sorted(z.flatten().tolist())
         drop = len(z) * algorithm.config.drop if hasattr(algorithm.config, "drop") else len(z) - 1
         values.append(np.mean(quantiles[: len(quantiles) - drop]) - alpha * log_prob)
@@ -202,11 +208,28 @@ class Fixed:
         return 0.0
 
 
+class Scalar(gymnasium.Env[Any, Any]):
+    """The action is one number without dimensions."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 2, (), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.left = 9
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.left -= 1
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32), float(action), self.left == 0, False, {}
+
+
 @pytest.mark.parametrize(
     ("algo", "env", "more"),
     [
-        ("sac", "Pendulum-v1", {"critics": 3, "normalize_obs": True}),
+        ("sac", "Pendulum-v1", {"critics": 3}),
         ("sac", "probe:masked", {}),
+        pytest.param("sac", Scalar, {}, marks=pytest.mark.sweep),
         pytest.param("sac", "Pendulum-v1", {"sde": True, "sde_every": 1}, marks=pytest.mark.sweep),
         pytest.param("droq", "Pendulum-v1", {}, marks=pytest.mark.sweep),
         ("tqc", "Pendulum-v1", {"critics": 3, "quantiles": 5, "drop": 2}),
@@ -214,7 +237,7 @@ class Fixed:
     ],
 )
 def test_hold_the_values_of_the_learner_if_actors_have_no_critics(
-    algo: str, env: str, more: dict[str, Any], tmp_path: Path
+    algo: str, env: Any, more: dict[str, Any], tmp_path: Path
 ) -> None:
     """Those of the weights after the updates that follow a step; the last ones are those of the last checkpoint."""
     words = {**UNTRAINED, "steps": 63, "warmup": 30, "lr": 1e-2, "unroll": 3, "temperature": 0.3}
@@ -225,37 +248,145 @@ def test_hold_the_values_of_the_learner_if_actors_have_no_critics(
         for t, b in itertools.product(range(last.rows - 3, last.rows), range(3)):
             mask = None if last.action_mask is None else torch.from_numpy(last.action_mask[t, b])
             expected = value_of_one(algorithm, torch.from_numpy(last.obs[t, b]), mask)
-            if not trained.config.settings.normalize_obs:  # the running statistics moved after the last value
-                assert last.extras["value"][t, b] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+            assert last.extras["value"][t, b] == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert len(np.unique(last.extras["value"])) > 3
 
 
-@pytest.mark.parametrize("algo", ["sac", "cql", "awac", "implicit_q", "marwil"])
-def test_of_a_checkpoint_hold_the_values_of_its_learner(algo: str, tmp_path: Path) -> None:
-    result = rltrain.train(algo="sac", env="Pendulum-v1", **UNTRAINED, out=str(tmp_path), record=str(tmp_path / "data"))
+@pytest.mark.parametrize(
+    ("algo", "env"),
+    [
+        ("sac", "Pendulum-v1"),
+        ("sac", "CartPole-v1"),
+        ("cql", "Pendulum-v1"),
+        ("awac", "Pendulum-v1"),
+        ("awac", "CartPole-v1"),
+        ("implicit_q", "Pendulum-v1"),
+        ("marwil", "Pendulum-v1"),
+    ],
+)
+def test_of_a_checkpoint_hold_the_values_of_its_learner(algo: str, env: Any, tmp_path: Path) -> None:
+    """The weights are trained, and the observations normalised."""
+    words = {**UNTRAINED, "warmup": 20, "lr": 1e-2, "normalize_obs": True, "env": env, "out": str(tmp_path)}
+    result = rltrain.train(algo="sac", **words, record=str(tmp_path / "data"))
     if algo != "sac":
-        result = rltrain.train(
-            algo=algo,
-            env="Pendulum-v1",
-            **QUIET,
-            data=str(tmp_path / "data"),
-            steps=20,
-            batch=4,
-            widths=(8,),
-            out=str(tmp_path),
-        )
+        given = {**QUIET, "steps": 20, "batch": 4, "widths": (8,), "lr": 1e-2, "normalize_obs": True, "env": env}
+        result = rltrain.train(algo=algo, **given, data=str(tmp_path / "data"), out=str(tmp_path))
     trained = rltrain.load(result.run)
-    assert run_data(["record", str(result.run), str(tmp_path / "played"), "--episodes", "1"], "")[1] == 0
+    assert run_data(["record", str(result.run), str(tmp_path / "played"), "--episodes", "1", "--trust"], "")[1] == 0
     algorithm, (one,) = learner_of(trained), episodes_of(Recording.open(tmp_path / "played"))
 
     with torch.no_grad():
-        for t in (0, 7, 150):
+        for t in {0, one.steps // 2, one.steps - 1}:
             obs = obs_of(one)[t]
             if algo in ("implicit_q", "marwil"):
                 expected = float(algorithm.value.forward(trained.policy.normalised(obs[None])))
             else:
                 expected = value_of_one(algorithm, obs, None)
             assert one.extras["value"][t] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+class Own(SquashedGaussian):
+    """A user's policy, whose `sample` takes what the protocol says."""
+
+    def sample(self, obs: Any, noise: torch.Tensor, **options: Any) -> Any:
+        assert noise.ndim == 2
+        return super().sample(obs, noise, **options)
+
+
+def test_of_a_users_own_policy_are_the_same(tmp_path: Path) -> None:
+    rltrain.register_policy("own-gaussian", Own)
+    words = {**UNTRAINED, "algo": "sac", "env": "Pendulum-v1"}
+    _, one, _ = recorded(tmp_path / "ours", **words)
+    _, other, _ = recorded(tmp_path / "own", **words, policy="own-gaussian")
+
+    np.testing.assert_allclose(one[0].extras["value"], other[0].extras["value"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("algo", "more"),
+    [("ppo", {"shared_torso": True}), ("a2c", {}), ("impala", {"max_lag": None, "wait": 3}), ("appo", {"wait": 3})],
+)
+@pytest.mark.parametrize("scaled", [True, False])
+def test_of_actor_critics_are_in_the_unit_of_the_rewards(
+    algo: str, more: dict[str, Any], scaled: bool, tmp_path: Path
+) -> None:
+    """Their critics learn rewards that are divided by a running deviation; the recorded values are multiplied by it."""
+    words = {**QUIET, "streams": 3, "unroll": 10, "steps": 60, "widths": (4,), "normalize_return": scaled}
+    trained, _, recording = recorded(tmp_path, algo=algo, env="Pendulum-v1", **words | more)
+    *_, last = recording.pieces()
+    policy = learner_of(trained).policy
+    unit = 1 / float(policy.return_scale.scale()) if scaled else 1.0
+
+    with torch.no_grad():
+        for t, b in itertools.product(range(last.rows - 10, last.rows), range(3)):
+            expected = unit * float(policy.value(torch.from_numpy(last.obs[t, b])[None]))
+            assert last.extras["value"][t, b] == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert not scaled or unit > 5
+
+
+class Wide(rltrain.algorithm_class("sac")):  # type: ignore[misc]
+    """An algorithm of a user's, whose values have a dimension too many."""
+
+    def state_value(self, obs: Any, action_mask: Any) -> torch.Tensor:
+        return super().state_value(obs, action_mask)[:, None]
+
+
+class Raises(rltrain.algorithm_class("sac")):  # type: ignore[misc]
+    """An algorithm of a user's that can be made once."""
+
+    made = 0
+
+    def __init__(self, *inputs: Any) -> None:
+        Raises.made += 1
+        if Raises.made > 1:
+            raise KeyError("mine")
+        super().__init__(*inputs)
+
+
+def test_values_of_a_wrong_shape_are_one_line() -> None:
+    made = Bench("sac", "Pendulum-v1", widths=(4,)).algorithm
+    made.__class__ = Wide
+    with pytest.raises(
+        ValueError, match=r"state_value of Wide must return one value for each .*, \(3,\); got \(3, 1\)"
+    ):
+        state_values(made, torch.zeros(3, 3), None)
+
+
+def test_an_exception_of_a_users_algorithm_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, _, _ = recorded(tmp_path, algo="sac", env="Pendulum-v1", **UNTRAINED)
+    monkeypatch.setattr("rltrain.algorithms.algorithm_class", lambda name: Raises)
+    monkeypatch.setattr(Raises, "made", 1)
+    with pytest.raises(KeyError, match="mine"):
+        value_function(trained)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("critics", 900, "900 critics with layers of"),
+        ("widths_q", [3000], "2 critics with layers of"),
+        ("quantiles", 9000, "2 critics with layers of"),
+    ],
+)
+def test_a_small_checkpoint_cannot_ask_for_large_critics(key: str, value: Any, words: str, tmp_path: Path) -> None:
+    """The numbers of one critic, or of one layer, would fit."""
+    trained, _, _ = recorded(tmp_path, algo="sac", env="Pendulum-v1", **UNTRAINED)
+    saved = checkpoint.load(trained.path)
+    config = saved.meta["config"]
+    check_sizes(trained.path, config, saved.state, spec=trained.spec)
+    changed = {**config, "settings": {**config["settings"], key: value}}
+    with pytest.raises(CheckpointError, match=f"{words}.* do not fit its"):
+        check_sizes(trained.path, changed, {**saved.state, "more": np.zeros(10_000)}, spec=trained.spec)
+
+
+def test_the_weights_of_a_learner_are_finite(tmp_path: Path) -> None:
+    trained, _, _ = recorded(tmp_path, algo="sac", env="Pendulum-v1", **UNTRAINED)
+    saved = checkpoint.load(trained.path)
+    saved.state["learner"]["parts"]["critics"]["dense.bias0"][:] = np.nan
+    checkpoint.save(tmp_path, "spoiled", saved.state, saved.meta)
+    spoiled = rltrain.load(tmp_path / "spoiled")
+    with pytest.raises(CheckpointError, match=r"not finite, in dense\.bias0"):
+        value_function(spoiled)
 
 
 def test_values_are_missing_where_nobody_knows_them(tmp_path: Path) -> None:
@@ -267,6 +398,10 @@ def test_values_are_missing_where_nobody_knows_them(tmp_path: Path) -> None:
     words = {**UNTRAINED, "eval_every": 20, "eval_episodes": 1}
     trained, _, _ = recorded(tmp_path / "b", algo="sac", env="CartPole-v1", **words)
     assert value_function(trained) is not None
+    saved = checkpoint.load(trained.path)  # of a version with fewer parts
+    del saved.state["learner"]["parts"]["target"]
+    checkpoint.save(tmp_path, "older", saved.state, saved.meta)
+    assert value_function(rltrain.load(tmp_path / "older")) is None
     assert value_function(rltrain.load(trained.path.parent.parent, best=True)) is None
     run = str(trained.path.parent.parent)
     assert run_data(["record", run, str(tmp_path / "g"), "--episodes", "1", "--greedy"], "")[1] == 0
@@ -307,7 +442,23 @@ class Drops(torch.nn.Module):
         return self.layers(obs)
 
 
-@pytest.mark.parametrize(("algo", "torso"), [("dqn", "auto"), ("sac", "auto"), ("sac", Drops)])
+class Counts(torch.nn.Module):
+    """A torso whose output depends on the number of its calls."""
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__()
+        self.features = 4
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(4))
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        if not torch.is_inference_mode_enabled():  # the learner calls it
+            self.calls += 1
+        self.last = obs[0].detach().clone()
+        return obs + 0.01 * self.calls
+
+
+@pytest.mark.parametrize(("algo", "torso"), [("dqn", "auto"), ("sac", "auto"), ("sac", Drops), ("sac", Counts)])
 def test_a_recording_changes_nothing_in_the_run(algo: str, torso: Any, tmp_path: Path) -> None:
     words = {**UNTRAINED, "algo": algo, "env": "CartPole-v1", "warmup": 10, "lr": 0.1, "out": str(tmp_path / "runs")}
     words |= {"torso": torso}

@@ -137,7 +137,7 @@ class Matrix(Checked):
 class NoShape(Checked):
     """Actions that are one number without an axis."""
 
-    EXPECT = {"twin": None}
+    EXPECT = {"twin": None, "algos": ["ppo", "sac", "td3", "ddpg"]}
     action_space = spaces.Box(-1.0, 1.0, (), np.float32)
 
 

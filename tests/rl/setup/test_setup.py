@@ -16,7 +16,7 @@ from pydantic import model_validator
 import rltrain
 from rltrain import cli
 from rltrain.algorithms.multi_agent.settings import MAPPOConfig
-from rltrain.algorithms.on_policy.settings import Epochs, Minibatches, PPOConfig
+from rltrain.algorithms.on_policy.settings import A2CConfig, Epochs, Minibatches, PPOConfig
 from rltrain.config.load import load
 from rltrain.errors import ConfigError
 from rltrain.learner.algorithm import make_algorithm
@@ -143,6 +143,22 @@ def test_dqn_without_images_learns_in_larger_steps(env: Any, given: dict[str, An
 
     assert (settings.lr, settings.target_every, settings.tau, settings.double) == expected
     assert settled_settings("CartPole-v1", "rainbow")[0].target_every == 2000
+
+
+def test_a2c_without_images_normalises() -> None:
+    settings, _ = settled_settings("CartPole-v1", "a2c")
+    assert (settings.lr_end, settings.normalize_obs, settings.normalize_return) == (None, True, True)
+    settings, _ = settled_settings("CartPole-v1", "a2c", memory="gru")
+    assert (settings.lr_end, settings.normalize_obs, settings.sequence) == (0.0, False, 5)
+
+
+def test_a_sequence_of_a2c_is_the_unroll() -> None:
+    """Unless it was given, or nothing else was."""
+    assert A2CConfig(memory="gru", unroll=12).sequence == 12
+    assert A2CConfig(memory="gru", unroll=12, sequence=3).sequence == 3
+    assert (A2CConfig(memory="gru").unroll, A2CConfig(memory="gru").sequence) == (5, 5)
+    with pytest.raises(ValueError, match="sequence must divide unroll, got sequence 5 and unroll 12"):
+        A2CConfig(memory="gru", unroll=12, sequence=5)
 
 
 def test_help_shows_the_defaults_of_both_kinds_of_action(capsys: pytest.CaptureFixture[str]) -> None:
