@@ -325,6 +325,7 @@ class StateDependentExploration(Settings):
 class SACConfig(SoftSettings, SoftTargets, CriticSubsets, StateDependentExploration, Memory):
     """SAC. Defaults: Haarnoja et al. 2018 (arXiv:1812.05905)."""
 
+    warmup: Warmup = default(100, "as in Stable-Baselines3; the authors' code uses 1000")
     batch: Batch = default(256, "with memory 32, which are sequences")
     target_entropy_share: float = Field(
         default=0.89,
