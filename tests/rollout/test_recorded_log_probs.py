@@ -5,6 +5,7 @@ Those of DQN, SAC and their kin also hold the value of each observation under th
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -377,6 +378,29 @@ def test_a_small_checkpoint_cannot_ask_for_large_critics(key: str, value: Any, w
     changed = {**config, "settings": {**config["settings"], key: value}}
     with pytest.raises(CheckpointError, match=f"{words}.* do not fit its"):
         check_sizes(trained.path, changed, {**saved.state, "more": np.zeros(10_000)}, spec=trained.spec)
+
+
+def test_forged_critics_are_refused_before_they_are_made(tmp_path: Path) -> None:
+    trained, _, _ = recorded(tmp_path, algo="sac", env="Pendulum-v1", **UNTRAINED)
+    saved = checkpoint.load(trained.path)
+    saved.meta["config"]["settings"]["critics"] = 900
+    checkpoint.save(tmp_path, "forged", saved.state, saved.meta)
+    forged = rltrain.load(tmp_path / "forged")  # does not need them
+    with pytest.raises(CheckpointError, match="900 critics with layers of"):
+        value_function(forged)
+
+
+def test_layers_next_to_observations_and_actions_must_fit(tmp_path: Path) -> None:
+    trained, _, _ = recorded(tmp_path, algo="dqn", env="CartPole-v1", **UNTRAINED)
+    saved, spec = checkpoint.load(trained.path), trained.spec
+    state, config = {**saved.state, "more": np.zeros(4000)}, saved.meta["config"]
+    check_sizes(trained.path, config, state, spec=spec)
+    many = {**config, "settings": {**config["settings"], "atoms": 1000}}
+    with pytest.raises(CheckpointError, match=r"widths \[8\] do not fit its"):
+        check_sizes(trained.path, many, state, spec=spec)
+    large = dataclasses.replace(spec, obs=dataclasses.replace(spec.leaves()[0], shape=(2000,)))
+    with pytest.raises(CheckpointError, match=r"widths \[8\] do not fit its"):
+        check_sizes(trained.path, config, state, spec=large)
 
 
 def test_the_weights_of_a_learner_are_finite(tmp_path: Path) -> None:
