@@ -20,7 +20,7 @@ from torch.distributions import Categorical, Normal
 import rltrain
 from rltrain.algorithms.off_policy.continuous_policy import SquashedGaussian
 from rltrain.algorithms.off_policy.q_policy import QPolicy
-from rltrain.algorithms.protocol import state_values
+from rltrain.algorithms.protocol import modules_of, state_values
 from rltrain.data.command import run_data
 from rltrain.data.episodes import Recorded, episodes_of
 from rltrain.data.off_policy.target import Steps, Target
@@ -34,7 +34,7 @@ from rltrain.rollout.actor.actor import Actor
 from rltrain.rollout.types import hooks_of
 from rltrain.setup import rollout as setup_rollout
 from rltrain.storage import checkpoint
-from rltrain.storage.recording import Recording
+from rltrain.storage.recording import Recorder, Recording
 from rltrain.storage.schema import check_sizes
 
 QUIET: dict[str, Any] = {"workers": 0, "eval_every": 0, "checkpoint_every": 0, "preset": "none", "quiet": True}
@@ -323,6 +323,35 @@ def test_of_actor_critics_are_in_the_unit_of_the_rewards(
             expected = unit * float(policy.value(torch.from_numpy(last.obs[t, b])[None]))
             assert last.extras["value"][t, b] == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert not scaled or unit > 5
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_learners_values_replace_those_of_the_policy(known: bool, tmp_path: Path) -> None:
+    """PPO with a shared torso returns values when it acts, in the unit of scaled rewards."""
+    few = {**QUIET, "streams": 2, "unroll": 8, "steps": 16, "widths": (4,)}
+    _, _, recording = recorded(tmp_path, algo="ppo", env="CartPole-v1", **few)
+    (piece,) = recording.pieces()
+    of_policy = dataclasses.replace(piece, extras={**piece.extras, "value": np.ones((piece.rows, 2), np.float32)})
+    recorder = Recorder(tmp_path / "again", {"streams": 2}, recording.spec)
+    recorder.add([of_policy], lambda one: np.full((one.rows, 2), 3, np.float32) if known else None)
+    recorder.flush()
+
+    (found,) = Recording.open(tmp_path / "again").pieces()
+    assert set(found.extras["value"].ravel().tolist()) == {3.0 if known else 1.0}
+
+
+def test_values_are_computed_in_eval_mode(tmp_path: Path) -> None:
+    """Dropout would make them random."""
+    words = {**UNTRAINED, "algo": "sac", "env": "CartPole-v1", "torso": Drops}
+    trained, _, recording = recorded(tmp_path, **words)
+    algorithm, (*_, last) = learner_of(trained), recording.pieces()
+    for part in modules_of(algorithm):
+        part.eval()
+
+    with torch.no_grad():
+        for b in range(3):
+            expected = value_of_one(algorithm, torch.from_numpy(last.obs[last.rows - 1, b]), None)
+            assert last.extras["value"][-1, b] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 class Wide(rltrain.algorithm_class("sac")):  # type: ignore[misc]
