@@ -238,9 +238,10 @@ class Scalar(gymnasium.Env[Any, Any]):
     ],
 )
 def test_hold_the_values_of_the_learner_if_actors_have_no_critics(
-    algo: str, env: Any, more: dict[str, Any], tmp_path: Path
+    algo: str, env: Any, more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of the weights after the updates that follow a step; the last ones are those of the last checkpoint."""
+    monkeypatch.setattr("rltrain.learner.learner.VALUED", 2)  # of 9 rows
     words = {**UNTRAINED, "steps": 63, "warmup": 30, "lr": 1e-2, "unroll": 3, "temperature": 0.3}
     trained, _, recording = recorded(tmp_path, algo=algo, env=env, **words | more)
     algorithm, last = learner_of(trained), list(recording.pieces())[-1]
