@@ -57,14 +57,21 @@ def same(a: Trajectory, b: Trajectory) -> None:
 
 
 def delivered(monkeypatch: pytest.MonkeyPatch) -> list[Trajectory]:
-    """Copies of what the learner gets from here on, joined."""
-    real, seen = Learner.step, []
+    """Copies of what the learner gets from here on, joined, with the values that it adds for the recording."""
+    real, values, seen = Learner.step, Learner.state_values, []
 
     def step(self: Learner, unrolls: list[Trajectory], progress: float) -> None:
         seen.append(join_columns(unrolls))
         real(self, unrolls, progress)
 
+    def state_values(self: Learner, unrolls: Trajectory) -> Any:
+        found = values(self, unrolls)
+        if found is not None:
+            seen[-1] = replace(seen[-1], extras={**seen[-1].extras, "value": found})
+        return found
+
     monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(Learner, "state_values", state_values)
     return seen
 
 

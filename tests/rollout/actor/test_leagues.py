@@ -183,7 +183,7 @@ def test_opponents_with_a_memory_remember_their_game(game: Any, own: str, other:
     """
     memory = {"memory": "gru", "memory_size": 6}
     theirs = {"algo": other, "env": game, "workers": 0, "preset": "none", **memory}
-    theirs |= {"last_action": True} if other == "iql" else {"sequence": 4}
+    theirs |= {"last_action": True} if other == "iql" else {"sequence": 4, "unroll": 8}
     remembers = game is ThreeAtOnce
     mine = {"sequence": 4, **memory} if remembers else {}
     spec = read_spec(resolve(game), 0)
