@@ -171,7 +171,7 @@ def check_sizes(
         if isinstance(widths, list) and all(type(width) is int for width in widths):
             outputs = 1 if spec is None or key == "widths_q" else _outputs(spec, settings)
             copies = 1
-            if critics and (key == "widths_q" or not settings.get("widths_q")):
+            if critics and _has_critics(spec, config) and (key == "widths_q" or not settings.get("widths_q")):
                 copies, quantiles = (_count(settings, name) for name in ("critics", "quantiles"))
                 outputs = outputs if copies == 1 else quantiles  # the policy is smaller than all critics
             inputs = 0 if spec is None else _inputs(spec, settings)
@@ -197,6 +197,11 @@ def _count(settings: Mapping[str, Any], name: str) -> int:
     return count if type(count) is int and count > 0 else 1
 
 
+def _has_critics(spec: EnvSpec | None, config: Mapping[str, Any]) -> bool:
+    """True if the settings `critics` and `widths_q` are used: CQL with Discrete actions has no critics."""
+    return not (spec is None or spec.groups or (config.get("algo") == "cql" and spec.action.kind == "discrete"))
+
+
 def _is_plain(spec: EnvSpec, settings: Mapping[str, Any]) -> bool:
     """True if layers of `widths` are known to follow the observation, and to come before the action."""
     from rltrain.algorithms.registry import BUILT_IN
@@ -216,7 +221,9 @@ def _outputs(spec: EnvSpec, settings: Mapping[str, Any]) -> int:
     """The outputs of the policy's last layer, or less."""
     if not _is_plain(spec, settings):
         return 1
-    return max(sum(spec.action.nvec), spec.action.size) * _count(settings, "atoms")
+    from rltrain.algorithms.networks.distributions import head_size
+
+    return head_size(spec.action) * _count(settings, "atoms")
 
 
 def _check(path: Path, model: type[BaseModel], data: Any) -> None:

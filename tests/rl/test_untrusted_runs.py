@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -128,6 +129,33 @@ def test_a_small_checkpoint_cannot_ask_for_many_outputs(key: str, run: Path) -> 
     config = {"settings": {key: 10**9}, "streams": 1}
     with pytest.raises(CheckpointError, match=f"{key} 1000000000 do not fit its 6 numbers"):
         check_sizes(newest(run) / META, config, {"weights": np.zeros(5)})
+
+
+class Bits(gymnasium.Env[Any, Any]):
+    """Its action is 500 bits, so that most weights are next to it."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.MultiBinary(500)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, np.float32), 0.0, bool(action[0]), False, {}
+
+
+def test_a_checkpoint_of_an_honest_run_fits(tmp_path: Path) -> None:
+    """A best policy has nothing but its own weights; CQL with Discrete actions has no critics, however many are set."""
+    few: dict[str, Any] = {"workers": 0, "preset": "none", "quiet": True, "out": str(tmp_path), "widths": (8,)}
+    acts = {"streams": 2, "unroll": 8, "steps": 32, "eval_every": 16, "eval_episodes": 1}
+    result = rltrain.train(algo="ppo", env=Bits, **few, **acts)
+    assert rltrain.load(result.run, best=True).policy is not None
+
+    rltrain.train(algo="ppo", env="CartPole-v1", **few, **acts, record=str(tmp_path / "data"))
+    learn = {"data": tmp_path / "data", "critics": 100, "batch": 4, "eval_every": 0}
+    result = rltrain.train(algo="cql", env="CartPole-v1", **few, steps=4, **learn)
+    assert rltrain.train(resume=result.run, steps=8, quiet=True).steps == 8
 
 
 def test_an_edited_run_json_is_refused_with_what_to_do(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
