@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -18,6 +19,7 @@ from oracles.forged import forge, forge_config, forge_state
 import rltrain
 from rltrain import cli
 from rltrain.errors import CheckpointError
+from rltrain.storage import checkpoint
 from rltrain.storage.checkpoint import META
 from rltrain.storage.run_folder import RUN_FILE, saved_config
 from rltrain.storage.schema import check_sizes, read_spec
@@ -129,6 +131,45 @@ def test_a_small_checkpoint_cannot_ask_for_many_outputs(key: str, run: Path) -> 
     config = {"settings": {key: 10**9}, "streams": 1}
     with pytest.raises(CheckpointError, match=f"{key} 1000000000 do not fit its 6 numbers"):
         check_sizes(newest(run) / META, config, {"weights": np.zeros(5)})
+
+
+def small(folder: Path, algo: str, env: Any) -> rltrain.Trained:
+    """The policy of a short run with small layers."""
+    few: dict[str, Any] = {"streams": 1, "steps": 8, "warmup": 4, "batch": 4, "widths": (8,), "eval_every": 0}
+    result = rltrain.train(algo=algo, env=env, workers=0, preset="none", quiet=True, out=str(folder), **few)
+    return rltrain.load(result.run)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("critics", 900, "900 critics with layers of"),
+        ("widths_q", [3000], "2 critics with layers of"),
+        ("quantiles", 9000, "2 critics with layers of"),
+    ],
+)
+def test_a_small_checkpoint_cannot_ask_for_large_critics(key: str, value: Any, words: str, tmp_path: Path) -> None:
+    """The numbers of one critic, or of one layer, would fit."""
+    trained = small(tmp_path, "sac", "Pendulum-v1")
+    saved = checkpoint.load(trained.path)
+    config = saved.meta["config"]
+    check_sizes(trained.path, config, saved.state, spec=trained.spec)
+    changed = {**config, "settings": {**config["settings"], key: value}}
+    with pytest.raises(CheckpointError, match=f"{words}.* do not fit its"):
+        check_sizes(trained.path, changed, {**saved.state, "more": np.zeros(10_000)}, spec=trained.spec)
+
+
+def test_layers_next_to_observations_and_actions_must_fit(tmp_path: Path) -> None:
+    trained = small(tmp_path, "dqn", "CartPole-v1")
+    saved, spec = checkpoint.load(trained.path), trained.spec
+    state, config = {**saved.state, "more": np.zeros(4000)}, saved.meta["config"]
+    check_sizes(trained.path, config, state, spec=spec)
+    many = {**config, "settings": {**config["settings"], "atoms": 1000}}
+    with pytest.raises(CheckpointError, match=r"widths \[8\] do not fit its"):
+        check_sizes(trained.path, many, state, spec=spec)
+    large = dataclasses.replace(spec, obs=dataclasses.replace(spec.leaves()[0], shape=(2000,)))
+    with pytest.raises(CheckpointError, match=r"widths \[8\] do not fit its"):
+        check_sizes(trained.path, config, state, spec=large)
 
 
 class Bits(gymnasium.Env[Any, Any]):
