@@ -23,7 +23,8 @@ def require_one_of(spec: EnvSpec, *kinds: str) -> None:
     """ValueError with one line if the kind of the actions is not one of `kinds`."""
     if spec.action.kind not in kinds:
         known = " or ".join({"box": "Box", "discrete": "Discrete"}[kind] for kind in kinds)
-        raise ValueError(f"this algorithm needs {known} actions; {spec.id} has {spec.action.kind} actions")
+        others = ". Use awac, bc, cql, implicit_q or marwil" if spec.action.kind == "discrete" else ""
+        raise ValueError(f"this algorithm needs {known} actions; {spec.id} has {spec.action.kind} actions{others}")
 
 
 def cloned(spec: EnvSpec, config: Any, streams: int, generator: torch.Generator) -> Deterministic | SoftCategorical:

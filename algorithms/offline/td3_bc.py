@@ -12,6 +12,7 @@ from rltrain.algorithms.functions.rng import Rng
 from rltrain.algorithms.off_policy.continuous_policy import deterministic
 from rltrain.algorithms.off_policy.sequences import learned_steps
 from rltrain.algorithms.off_policy.target_network import TargetNetwork, make_critics, replay_plan
+from rltrain.algorithms.offline.policies import require_one_of
 from rltrain.algorithms.offline.settings import TD3BCConfig
 from rltrain.algorithms.protocol import Stateful, Update
 from rltrain.algorithms.registry import build_policy
@@ -29,6 +30,7 @@ class TD3BC:
     def __init__(self, spec: EnvSpec, config: TD3BCConfig, device: torch.device, seed: int, streams: int) -> None:
         self.config = config
         self.observes = config.normalize_obs
+        require_one_of(spec, "box")
         self.policy = build_policy(spec, config, device, seed, streams)
         self.plan = replay_plan(config, core_size=self.policy.core_size)
         generator = torch.Generator().manual_seed(seed + 1)

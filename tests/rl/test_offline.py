@@ -138,6 +138,8 @@ def test_data_of_another_environment_and_actions_that_cannot_be_cloned(
     assert "was recorded on another CartPole-v1 than Acrobot-v1 is" in capsys.readouterr().err
     assert cli.main([*argv, "--env", "probe:multi-discrete"]) == 2
     assert "bc needs Box or Discrete actions" in capsys.readouterr().err
+    assert cli.main(["--algo", "td3_bc", *argv[2:], "--env", "CartPole-v1"]) == 2
+    assert "has discrete actions. Use awac, bc, cql, implicit_q or marwil" in capsys.readouterr().err
 
 
 def test_a_longer_run_continues_a_shorter_one(data: Path, tmp_path: Path) -> None:
