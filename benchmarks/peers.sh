@@ -22,7 +22,7 @@ for name in "$@"; do
     cleanrl)
       packages=("gym==0.23.1" "numpy<2" cloudpickle pandas matplotlib tensorboard pygame-ce "ale-py==0.12.1")
       packages+=("opencv-python-headless<4.12") ;; # and, below, itself
-    sbx) packages=("sbx-rl==0.28.0") ;;
+    sbx) packages=("sbx-rl==0.28.0" "gymnasium[mujoco]") ;;
     rejax) packages=("rejax==0.1.3" "gymnax==0.0.9") ;; # it calls the step function of gymnax before 1.0
     # Newer PettingZoo has no mpe of its own; torchvision is the one that belongs to this torch.
     benchmarl) packages=("benchmarl==1.5.2" "torchrl==0.11.1" "torchvision==0.28.0" "pettingzoo[mpe]==1.24.3") ;;
