@@ -213,11 +213,12 @@ class PPOConfig(LearnerActorCriticSettings):
 class A2CConfig(LearnerActorCriticSettings, RMSprop):
     """A2C. Defaults: Mnih et al. 2016 in its synchronous form; for Box actions `lam` is RL Zoo's.
 
-    For Discrete actions without images the step size does not fall, and observations and rewards are normalised, as for
-    PPO.
+    Box actions with bounds are tanh of a Gaussian. Otherwise the mean can leave the bounds, where the environment clips
+    all samples to the same action, and no gradient leads it back. For Discrete actions without images the step size
+    does not fall, and observations and rewards are normalised, as for PPO.
     """
 
-    BOX: ClassVar[dict[str, Any]] = {"lam": 0.9, **LearnerActorCriticSettings.BOX}
+    BOX: ClassVar[dict[str, Any]] = {"lam": 0.9, "squash": True, **LearnerActorCriticSettings.BOX}
     DISCRETE: ClassVar[dict[str, Any]] = {"lr_end": None, "normalize_obs": True, "normalize_return": True}
 
     streams: Streams = default(4, "the paper uses 16, for runs of many millions of steps")

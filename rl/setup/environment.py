@@ -15,7 +15,7 @@ from rltrain.envs.errors import EnvError
 from rltrain.envs.lookup import EnvSource
 from rltrain.envs.make import vector
 from rltrain.envs.seeding import stream_seed
-from rltrain.envs.spec import COSMETIC, EnvSpec, spec_differences
+from rltrain.envs.spec import COSMETIC, ActionSpec, EnvSpec, spec_differences
 from rltrain.envs.vector import native
 from rltrain.envs.vector.episode_info import EpisodeOptions
 from rltrain.envs.vector.unroll_rows import VectorEnv
@@ -140,6 +140,9 @@ def settled(config: RunConfig, environment: Environment) -> tuple[RunConfig, lis
             chosen = settings.for_actions(actions, config.streams)
         except ValueError as error:  # a rule of a user's own settings
             raise ConfigError(f"defaults for {actions} actions: {' '.join(str(error).split())}") from None
+        unbounded = any(action.unbounded for action in _actions(spec))
+        if unbounded and getattr(chosen, "squash", False) and "squash" not in settings.model_fields_set:
+            chosen = type(chosen)(**{**chosen.model_dump(), "squash": False})  # it needs bounds
         config = config.model_copy(update={"settings": chosen})
         names = [name for name in settings.defaults_for(actions) if name not in settings.model_fields_set]
         if names:
@@ -150,8 +153,13 @@ def settled(config: RunConfig, environment: Environment) -> tuple[RunConfig, lis
 
 def actions_of(spec: EnvSpec, settings: Any) -> Actions | None:
     """The kind of action whose defaults hold for this environment and these settings; None: those of the fields."""
-    if all(action.kind == "box" for action in [group.action for group in spec.groups] or [spec.action]):
+    if all(action.kind == "box" for action in _actions(spec)):
         return "Box"
     memory = getattr(settings, "memory", "none") != "none"
     images = any(leaf.kind == "image" for leaf in spec.leaves())
     return None if spec.groups or spec.action_mask or images or memory else "Discrete"
+
+
+def _actions(spec: EnvSpec) -> list[ActionSpec]:
+    """The actions of the agent, or of each group of agents."""
+    return [group.action for group in spec.groups] or [spec.action]

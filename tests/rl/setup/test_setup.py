@@ -44,7 +44,7 @@ def test_what_an_algorithm_refuses_is_one_line(monkeypatch, error, raised):
         assert str(caught.value) == str(error).splitlines()[0]
 
 
-def settled_settings(env: str, algo: str = "ppo", **given: Any) -> tuple[Any, list[str]]:
+def settled_settings(env: Any, algo: str = "ppo", **given: Any) -> tuple[Any, list[str]]:
     config = load({"algo": algo, "env": env, "preset": "none", "workers": 0, **given})
     config, notes = settled(config, open_environment(config)[0])
     return config.settings, notes
@@ -72,6 +72,8 @@ class Task(gymnasium.Env[Any, Any]):
             "discrete": spaces.Discrete(3),
             "multi_discrete": spaces.MultiDiscrete([2, 3]),
             "multi_binary": spaces.MultiBinary(2),
+            "box": spaces.Box(-1, 1, (2,), np.float32),
+            "half_open": spaces.Box(np.array([-1, -np.inf], np.float32), np.float32(1)),
         }[action]
         image, numbers = spaces.Box(0, 255, (48, 48, 3), np.uint8), spaces.Box(-1, 1, (3,), np.float32)
         both = spaces.Dict({"image": image, "numbers": numbers})
@@ -83,6 +85,27 @@ class Task(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def test_a2c_keeps_actions_between_bounds_where_there_are_some() -> None:
+    settings, notes = settled_settings(Task, "a2c", env_args={"action": "box"})
+    assert settings == A2CConfig(**A2CConfig.BOX)
+    assert settings.squash
+    assert notes == ["defaults for Box actions: lam 0.9, squash on, entropy 0.0, normalize_obs on, normalize_return on"]
+
+    settings, notes = settled_settings(Task, "a2c", env_args={"action": "half_open"})
+    assert settings == A2CConfig(**{**A2CConfig.BOX, "squash": False})
+    assert "squash off" in notes[0]
+    config = load({"algo": "a2c", "env": Task, "env_args": {"action": "half_open"}, "workers": 0})
+    made = open_environment(config)[0]
+    make_algorithm(settled(config, made)[0], made.spec)
+    wanted = config.model_copy(update={"settings": A2CConfig(squash=True)})
+    with pytest.raises(ConfigError, match="squash keeps actions between bounds"):  # as the user has asked for it
+        make_algorithm(settled(wanted, made)[0], made.spec)
+
+    assert settled_settings("spread", "a2c")[0].squash
+    assert not settled_settings("Pendulum-v1", "a2c", squash=False)[0].squash
+    assert not settled_settings("Pendulum-v1", "a2c", preset="auto")[0].squash
 
 
 @pytest.mark.parametrize("action", ["discrete", "multi_discrete", "multi_binary"])
