@@ -12,12 +12,15 @@ import numpy as np
 from torch import nn
 
 from rltrain.algorithms.protocol import modules_of
+from rltrain.config.flags import as_text
 from rltrain.config.run_config import RunConfig
 from rltrain.errors import CheckpointError, ConfigError
 from rltrain.learner.algorithm import require_finite
 from rltrain.learner.learner import Learner
 from rltrain.storage.checkpoint import Checkpoint, to_tensors
 from rltrain.storage.retention import find, mismatch_as_error
+
+MEANING = ("activation", "squash", "v_min", "v_max")  # settings that change what the same weights compute
 
 
 def open_initial(config: RunConfig, is_new: bool) -> tuple[RunConfig, Checkpoint | None, list[str]]:
@@ -39,17 +42,18 @@ def open_initial(config: RunConfig, is_new: bool) -> tuple[RunConfig, Checkpoint
     return config.model_copy(update={"init_from": str(path)}), found, notes
 
 
-def initialise(learner: Learner, found: Checkpoint, selected: Sequence[str] | None) -> str:
-    """Give the networks of a new run the tensors of a checkpoint; target networks follow. Returns a note about it.
+def initialise(learner: Learner, found: Checkpoint, config: RunConfig) -> list[str]:
+    """Give the networks of a new run the tensors of a checkpoint; target networks follow. Returns notes about it.
 
     Args:
-        selected: names of parts, or of what is in them; None: all parts that the checkpoint has.
+        config: of the new run. `init_parts` are names of parts, or of what is in them; None: all parts that the
+            checkpoint has.
 
     Raises:
         ConfigError: the tensors have other names or shapes; one line, with the parts that fit.
         CheckpointError: the checkpoint has another structure than one of ours.
     """
-    algorithm, path = learner.algorithm, found.path
+    algorithm, path, selected = learner.algorithm, found.path, config.init_parts
     parts = {name: part for name, part in algorithm.parts().items() if isinstance(part, nn.Module)}
     with mismatch_as_error(path):
         saved = {name: dict(found.state["learner"]["parts"].get(name, {})) for name in parts}
@@ -85,7 +89,16 @@ def initialise(learner: Learner, found: Checkpoint, selected: Sequence[str] | No
     taken_parts = _outermost([group for group in _groups(here) if all(n in names for n in here if _is_in(n, group))])
     rest = [part for part in parts if not any(name.startswith(f"{part}.") for name in names)]
     new = f"; new: {', '.join(rest)}" if rest else ""
-    return f"begins with {', '.join(taken_parts)} of {path}{new}"
+    return [f"begins with {', '.join(taken_parts)} of {path}{new}", *_other_meanings(found, config)]
+
+
+def _other_meanings(found: Checkpoint, config: RunConfig) -> list[str]:
+    """One line if settings differ that change what the weights compute."""
+    before = (found.meta.get("config") or {}).get("settings", {})
+    now = config.settings.model_dump()
+    differ = [name for name in MEANING if name in before and name in now and before[name] != now[name]]
+    there, here = (", ".join(f"{name} {as_text(of[name])}" for name in differ) for of in (before, now))
+    return [f"these networks were trained with {there}; this run has {here}"] if differ else []
 
 
 def _is_in(name: str, group: str) -> bool:

@@ -65,7 +65,7 @@ def open_learner(
         require_finite(saved.checkpoint.path, modules_of(algorithm))
         require_finite_optimizers(saved.checkpoint.path, algorithm)
         return learner, []
-    notes = [] if initial is None else [initialise(learner, initial, config.init_parts)]
+    notes = [] if initial is None else initialise(learner, initial, config)
     if data.sets:
         notes += fill(learner, [one.recording for one in data.sets], device)
     return learner, notes

@@ -54,6 +54,21 @@ def test_a_run_begins_with_the_networks_and_the_normaliser(
     assert config["init_from"] == str(first.checkpoint)
 
 
+def test_settings_that_change_what_the_weights_compute_are_named(
+    first: rltrain.Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {**PPO, "quiet": False, "steps": 32, "init_from": str(first.run), "out": str(tmp_path)}
+    rltrain.train(**asked)
+    assert "were trained with" not in capsys.readouterr().out
+    rltrain.train(**asked, activation="relu")
+    assert "these networks were trained with activation tanh; this run has activation relu" in capsys.readouterr().out
+
+    box = {"algo": "a2c", "env": "Pendulum-v1", "workers": 0, "steps": 40, "eval_every": 0, "preset": "none"}
+    free = rltrain.train(**box, squash=False, out=str(tmp_path), quiet=True)
+    rltrain.train(**box, init_from=str(free.run), out=str(tmp_path))
+    assert "these networks were trained with squash off; this run has squash on" in capsys.readouterr().out
+
+
 def test_a_resume_does_not_need_the_other_run(first: rltrain.Result, tmp_path: Path) -> None:
     source = shutil.copytree(first.run, tmp_path / "source")
     whole = rltrain.train(**PPO, init_from=str(source), out=str(tmp_path / "whole"))
