@@ -7,6 +7,7 @@ and declares what its paper adds or changes. A changed default keeps the bounds 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -132,11 +133,11 @@ class Settings(BaseModel):
 
     @classmethod
     def defaults_for(cls, actions: Actions) -> dict[str, Any]:
-        """BOX or DISCRETE, without the settings whose default a subclass has changed: it holds for all actions."""
+        """BOX or DISCRETE, without the settings that a subclass declares: its default holds for all actions."""
         name = actions.upper()
-        owner: Any = next(base for base in cls.__mro__ if name in vars(base))
-        fields, of_owner, values = cls.model_fields, owner.model_fields, getattr(cls, name)
-        return {name: value for name, value in values.items() if fields[name].default == of_owner[name].default}
+        place = next(n for n, base in enumerate(cls.__mro__) if name in vars(base))
+        declared = {setting for base in cls.__mro__[:place] for setting in inspect.get_annotations(base)}
+        return {setting: value for setting, value in getattr(cls, name).items() if setting not in declared}
 
     def for_actions(self, actions: Actions, streams: int) -> Self:
         """These settings with the defaults for this kind of action, for a run of so many streams."""

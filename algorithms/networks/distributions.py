@@ -27,7 +27,7 @@ from rltrain.algorithms.protocol import Noise
 from rltrain.envs.spec import ActionSpec
 
 FORCED = 1e9  # logit of a bit with only one legal value
-LARGEST = 1 - 2.0**-24  # the largest float32 below 1
+EDGE = 1 - 2.0**-16  # up to it, atanh of an action in float32 has an error below 0.002
 
 
 def _require(legal: Tensor, rule: str) -> None:
@@ -216,13 +216,20 @@ class TanhGaussian:
     def log_prob(self, action: Tensor) -> Tensor:
         """[...] log density of action [..., *A] in the policy's units [-1, 1].
 
-        An action that was rounded to 1 counts as the largest number below it.
+        Near 1, float32 rounds tanh(u) so much that u is lost. All values of a number from EDGE on count as one event:
+        the term of this number is the log probability of the event. So the gradient has mean 0 under the policy, and
+        vanishes if all samples are beyond EDGE.
         """
-        bounded = action.reshape(self.mean.shape).clamp(-LARGEST, LARGEST)
+        flat = action.reshape(self.mean.shape)
+        beyond = flat.abs() >= EDGE  # [..., n]
+        bounded = flat.clamp(-EDGE, EDGE)
         one, other = torch.log1p(bounded), torch.log1p(-bounded)
         u = 0.5 * (one - other)  # [..., n] before tanh; log(1 - tanh(u)^2) = one + other
         z = (u - self.mean) * torch.exp(-self.log_std)
-        return (-0.5 * z * z - self.log_std - one - other).sum(-1) - 0.5 * math.log(2 * math.pi) * self.mean.shape[-1]
+        event = torch.special.log_ndtr((-z * flat.sign()).clamp(min=-1000.0))  # the limit keeps its gradient finite
+        z = torch.where(beyond, 0.0, z)
+        density = -0.5 * z * z - self.log_std - one - other - 0.5 * math.log(2 * math.pi)
+        return torch.where(beyond, event, density).sum(-1)
 
     def entropy(self) -> Tensor:
         """[...] in nats, summed over the dimensions: that of u, plus the mean of log(1 - tanh(u)^2) by quadrature."""

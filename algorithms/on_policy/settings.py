@@ -213,8 +213,8 @@ class PPOConfig(LearnerActorCriticSettings):
 class A2CConfig(LearnerActorCriticSettings, RMSprop):
     """A2C. Defaults: Mnih et al. 2016 in its synchronous form; for Box actions `lam` is RL Zoo's.
 
-    Box actions with bounds are tanh of a Gaussian. Otherwise the mean can leave the bounds, where the environment clips
-    all samples to the same action, and no gradient leads it back. For Discrete actions without images the step size
+    Box actions with bounds are tanh of a Gaussian: without it the mean can leave the bounds so far that the environment
+    clips all samples to the same action, and nothing moves it back. For Discrete actions without images the step size
     does not fall, and observations and rewards are normalised, as for PPO.
     """
 

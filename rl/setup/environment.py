@@ -140,11 +140,10 @@ def settled(config: RunConfig, environment: Environment) -> tuple[RunConfig, lis
             chosen = settings.for_actions(actions, config.streams)
         except ValueError as error:  # a rule of a user's own settings
             raise ConfigError(f"defaults for {actions} actions: {' '.join(str(error).split())}") from None
-        unbounded = any(action.unbounded for action in _actions(spec))
-        if unbounded and getattr(chosen, "squash", False) and "squash" not in settings.model_fields_set:
+        names = [name for name in settings.defaults_for(actions) if name not in settings.model_fields_set]
+        if "squash" in names and any(action.unbounded for action in _actions(spec)):
             chosen = type(chosen)(**{**chosen.model_dump(), "squash": False})  # it needs bounds
         config = config.model_copy(update={"settings": chosen})
-        names = [name for name in settings.defaults_for(actions) if name not in settings.model_fields_set]
         if names:
             values = ", ".join(f"{name} {as_text(getattr(chosen, name))}" for name in names)
             notes.append(f"defaults for {actions} actions: {values}")

@@ -97,8 +97,8 @@ def _other_meanings(found: Checkpoint, config: RunConfig) -> list[str]:
     before = (found.meta.get("config") or {}).get("settings", {})
     now = config.settings.model_dump()
     differ = [name for name in MEANING if name in before and name in now and before[name] != now[name]]
-    there, here = (", ".join(f"{name} {as_text(of[name])}" for name in differ) for of in (before, now))
-    return [f"these networks were trained with {there}; this run has {here}"] if differ else []
+    there, here = (", ".join(f"{name} {as_text(of[name])[:40]}" for name in differ) for of in (before, now))
+    return [f"the networks come from a run with {there}; this run has {here}"] if differ else []
 
 
 def _is_in(name: str, group: str) -> bool:

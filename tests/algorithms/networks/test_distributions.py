@@ -11,6 +11,7 @@ from torch import distributions as reference
 from torch.testing import assert_close
 
 from rltrain.algorithms.networks.distributions import (
+    EDGE,
     Bernoulli,
     Categorical,
     DiagGaussian,
@@ -204,7 +205,7 @@ def squashed(mean, std):
 
 
 @pytest.mark.usefixtures("double")
-def test_the_density_of_a_squashed_gaussian_equals_torchs_and_is_finite_at_the_bounds():
+def test_the_density_of_a_squashed_gaussian_equals_torchs():
     mean, log_std = normal(6, 4), 0.3 * normal(6, 4, seed=1) - 0.5
     ours = TanhGaussian(mean, log_std, (2, 2))
     action = ours.sample(normal(6, 4, seed=2))
@@ -213,9 +214,45 @@ def test_the_density_of_a_squashed_gaussian_equals_torchs_and_is_finite_at_the_b
     assert_close(ours.log_prob(action), squashed(mean, log_std.exp()).log_prob(action.flatten(1)), atol=1e-9, rtol=1e-9)
     action, log_prob = ours.sample_with_log_prob(normal(6, 4, seed=3))
     assert_close(ours.log_prob(action), log_prob, atol=1e-9, rtol=1e-9)
-    edge = TanhGaussian(mean.float(), log_std.float(), (4,))
-    assert torch.isfinite(edge.log_prob(torch.ones(6, 4))).all()
-    assert torch.isfinite(edge.log_prob(-torch.ones(6, 4))).all()
+
+
+SATURATED = [(9.0, -2.0), (-9.0, -2.0), (12.0, -4.0), (50.0, 0.0), (-50.0, -4.0), (5.9, 0.0), (-5.6, -1.0), (3.0, 1.5)]
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(("mean", "log_std"), [*SATURATED, (0.0, 0.0)])
+def test_the_probabilities_of_a_squashed_gaussian_add_up_to_one(mean, log_std):
+    """Those of both events at the bounds, and the integral of the density between them."""
+    dist = TanhGaussian(torch.full((1_000_001, 1), mean), torch.full((1,), log_std), (1,))
+    u = torch.linspace(-math.atanh(EDGE), math.atanh(EDGE), 1_000_001, dtype=torch.float64)[1:-1]
+    inside = TanhGaussian(dist.mean[1:-1], dist.log_std, (1,)).log_prob(torch.tanh(u).unsqueeze(1)).exp()
+    between = torch.trapezoid(inside * (1 - torch.tanh(u) ** 2), u)
+    at_bounds = TanhGaussian(dist.mean[:2], dist.log_std, (1,)).log_prob(torch.tensor([[-1.0], [1.0]])).exp()
+    assert_close(between + at_bounds.sum(), torch.tensor(1.0), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("mean", "log_std"), SATURATED)
+def test_the_gradient_of_a_saturated_squashed_gaussian_has_mean_zero(mean, log_std):
+    """The mean of d log p / d parameter over a policy's own actions; else a policy gradient would drift outwards."""
+    rows = 200_000
+    parameters = torch.tensor([[mean], [log_std]]).expand(2, rows).clone().requires_grad_()
+    dist = TanhGaussian(parameters[0].unsqueeze(1), parameters[1].unsqueeze(1), (1,))
+    action = dist.sample(torch.randn(rows, 1, generator=torch.Generator().manual_seed(0))).detach()
+    (scores,) = torch.autograd.grad(dist.log_prob(action).sum(), parameters)  # [2, rows]
+    error = scores.std(1) / math.sqrt(rows)
+    assert torch.isfinite(scores).all()
+    assert (scores.mean(1).abs() <= 5 * error + 1e-3).all(), scores.mean(1)
+
+
+@pytest.mark.parametrize("action", [-1.0, -EDGE, 0.5, EDGE, 1.0])
+@pytest.mark.parametrize("log_std", [-12.0, -4.0, 0.0, 3.0])
+@pytest.mark.parametrize("mean", [-1e4, 0.0, 50.0])
+def test_a_squashed_gaussian_has_finite_gradients_at_actions_of_another_policy(mean, log_std, action):
+    parameters = torch.tensor([mean, log_std], requires_grad=True)
+    log_prob = TanhGaussian(parameters[:1], parameters[1:], (1,)).log_prob(torch.tensor([action]))
+    (gradient,) = torch.autograd.grad(log_prob, parameters)
+    assert torch.isfinite(log_prob)
+    assert torch.isfinite(gradient).all()
 
 
 @pytest.mark.usefixtures("double")

@@ -59,14 +59,30 @@ def test_settings_that_change_what_the_weights_compute_are_named(
 ) -> None:
     asked = {**PPO, "quiet": False, "steps": 32, "init_from": str(first.run), "out": str(tmp_path)}
     rltrain.train(**asked)
-    assert "were trained with" not in capsys.readouterr().out
+    assert "come from a run with" not in capsys.readouterr().out
     rltrain.train(**asked, activation="relu")
-    assert "these networks were trained with activation tanh; this run has activation relu" in capsys.readouterr().out
+    assert "the networks come from a run with activation tanh; this run has activation relu" in capsys.readouterr().out
 
     box = {"algo": "a2c", "env": "Pendulum-v1", "workers": 0, "steps": 40, "eval_every": 0, "preset": "none"}
     free = rltrain.train(**box, squash=False, out=str(tmp_path), quiet=True)
     rltrain.train(**box, init_from=str(free.run), out=str(tmp_path))
-    assert "these networks were trained with squash off; this run has squash on" in capsys.readouterr().out
+    assert "the networks come from a run with squash off; this run has squash on" in capsys.readouterr().out
+
+    saved = checkpoint.load(free.checkpoint)  # of a version without the setting, and one of somebody else
+    for before, known in (({}, False), ({"squash": [1] * 3000}, True)):
+        settings = {name: value for name, value in saved.meta["config"]["settings"].items() if name != "squash"}
+        saved.meta["config"]["settings"] = settings | before
+        checkpoint.save(tmp_path, "changed", saved.state, saved.meta)
+        rltrain.train(**box, init_from=str(tmp_path / "changed"), out=str(tmp_path))
+        found = [line for line in capsys.readouterr().out.splitlines() if "come from a run with" in line]
+        assert len(found) == known
+        assert all(len(line) < 200 for line in found)
+
+    few = {"algo": "rainbow", "env": "CartPole-v1", "workers": 0, "steps": 8, "eval_every": 0, "preset": "none"}
+    few |= {"widths": (4,), "atoms": 5, "streams": 1, "out": str(tmp_path)}
+    first_bounds = rltrain.train(**few, v_min=-5.0, v_max=5.0, quiet=True)
+    rltrain.train(**few, v_min=-5.0, v_max=50.0, init_from=str(first_bounds.run))
+    assert "the networks come from a run with v_max 5.0; this run has v_max 50.0" in capsys.readouterr().out
 
 
 def test_a_resume_does_not_need_the_other_run(first: rltrain.Result, tmp_path: Path) -> None:

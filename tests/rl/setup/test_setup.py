@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, Self
@@ -104,6 +105,12 @@ def test_a2c_keeps_actions_between_bounds_where_there_are_some() -> None:
         make_algorithm(settled(wanted, made)[0], made.spec)
 
     assert settled_settings("spread", "a2c")[0].squash
+    config = load({"algo": "a2c", "env": "spread", "workers": 0})
+    games = open_environment(config)[0]
+    (group,) = games.spec.groups
+    free = dataclasses.replace(group, name="free", action=made.spec.action)
+    games = dataclasses.replace(games, spec=dataclasses.replace(games.spec, groups=(group, free)))
+    assert not settled(config, games)[0].settings.squash
     assert not settled_settings("Pendulum-v1", "a2c", squash=False)[0].squash
     assert not settled_settings("Pendulum-v1", "a2c", preset="auto")[0].squash
 
@@ -246,6 +253,31 @@ def test_a_subclass_keeps_the_defaults_that_it_changes() -> None:
     settings = Mine().for_actions("Box", 8)
 
     assert (settings.epochs, settings.minibatches, settings.unroll, settings.normalize_obs) == (3, 2, 256, True)
+
+
+class Open(A2CConfig):
+    """A user's settings: they declare the default that A2C's fields have, so that it holds for Box actions too."""
+
+    squash: bool = False
+
+
+class Bounded(PPOConfig):
+    """A user's settings whose actions need bounds."""
+
+    squash: bool = True
+
+
+def test_a_default_that_a_subclass_declares_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rltrain.algorithms.settings_class", lambda name: Open)
+    settings, notes = settled_settings("Pendulum-v1")
+    assert (settings.squash, settings.lam) == (False, 0.9)
+    assert "squash" not in notes[0]
+
+    monkeypatch.setattr("rltrain.algorithms.settings_class", lambda name: Bounded)
+    config = load({"algo": "ppo", "env": Task, "env_args": {"action": "half_open"}, "workers": 0})
+    made = open_environment(config)[0]
+    with pytest.raises(ConfigError, match="squash keeps actions between bounds"):  # not turned off without a line
+        make_algorithm(settled(config, made)[0], made.spec)
 
 
 def test_a_run_keeps_and_says_the_defaults_for_its_actions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
