@@ -72,14 +72,14 @@ def test_settings_that_change_what_the_weights_compute_are_named(
     for before, known in (({}, False), ({"squash": [1] * 3000}, True)):
         settings = {name: value for name, value in saved.meta["config"]["settings"].items() if name != "squash"}
         saved.meta["config"]["settings"] = settings | before
-        checkpoint.save(tmp_path, "changed", saved.state, saved.meta)
-        rltrain.train(**box, init_from=str(tmp_path / "changed"), out=str(tmp_path))
+        checkpoint.save(tmp_path, f"changed-{known}", saved.state, saved.meta)
+        rltrain.train(**box, init_from=str(tmp_path / f"changed-{known}"), out=str(tmp_path))
         found = [line for line in capsys.readouterr().out.splitlines() if "come from a run with" in line]
         assert len(found) == known
         assert all(len(line) < 200 for line in found)
 
     few = {"algo": "rainbow", "env": "CartPole-v1", "workers": 0, "steps": 8, "eval_every": 0, "preset": "none"}
-    few |= {"widths": (4,), "atoms": 5, "streams": 1, "out": str(tmp_path)}
+    few |= {"widths": (4,), "atoms": 5, "streams": 1, "warmup": 4, "batch": 2, "capacity": 50, "out": str(tmp_path)}
     first_bounds = rltrain.train(**few, v_min=-5.0, v_max=5.0, quiet=True)
     rltrain.train(**few, v_min=-5.0, v_max=50.0, init_from=str(first_bounds.run))
     assert "the networks come from a run with v_max 5.0; this run has v_max 50.0" in capsys.readouterr().out
