@@ -216,7 +216,17 @@ def test_the_density_of_a_squashed_gaussian_equals_torchs():
     assert_close(ours.log_prob(action), log_prob, atol=1e-9, rtol=1e-9)
 
 
-SATURATED = [(9.0, -2.0), (-9.0, -2.0), (12.0, -4.0), (50.0, 0.0), (-50.0, -4.0), (5.9, 0.0), (-5.6, -1.0), (3.0, 1.5)]
+SATURATED = [
+    (9.0, -2.0),
+    (-9.0, -2.0),
+    (12.0, -4.0),
+    (50.0, 0.0),
+    (-50.0, -4.0),
+    (5.9, 0.0),
+    (-5.6, -1.0),
+    (-8.0, -1.0),
+    (3.0, 1.5),
+]
 
 
 @pytest.mark.usefixtures("double")
