@@ -15,7 +15,7 @@ RUN = "--algo dqn --env CartPole-v1 --json --quiet --checkpoint-every 0".split()
 # updates: the target network is constant within a round and is copied before the next one.
 ZOO = """--preset none --vector serial --streams 1 --unroll 256 --capacity 100000 --warmup 1000 --batch 64
     --updates-per-step 0.5 --lr 2.3e-3 --gamma 0.99 --target-every 0 --epsilon-share 0.16 --epsilon-end 0.04
-    --widths 256,256 --activation relu""".split()
+    --no-double --widths 256,256 --activation relu""".split()
 SOLVE = ["--stop-return", "475"]
 UPDATES = {
     "updates_per_second": "1/s",
