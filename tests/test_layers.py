@@ -27,7 +27,7 @@ ORDER = {  # inside a package, top to bottom: a line may import those after it; 
         "problems spaces",
         "values names",
         "closing",
-        "spec errors seeding",
+        "spec errors seeding known",
     ],
     "rollout": [
         "scheduler",

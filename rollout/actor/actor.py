@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from rltrain.envs.errors import EnvFault
+from rltrain.envs.known import keeps_settings
+from rltrain.envs.vector.serial import SerialVectorEnv
 from rltrain.envs.vector.unroll_rows import UnrollBuffer
 from rltrain.rollout.actor.episodes import EpisodeTracker, TeamTracker, with_infos
 from rltrain.rollout.actor.isolated_env import IsolatedEnv, acting
@@ -271,6 +273,15 @@ class Actor:
         except Exception:
             self.env.check(rows, len(rows.reward))
             raise
+
+    @property
+    def keeps_settings(self) -> bool:
+        """Whether its environments, networks and functions are known to change no setting of the process."""
+        plan, vector, policy = self.job.plan, self.env.vector, self.policy
+        if type(vector) is not SerialVectorEnv or not isinstance(policy, torch.nn.Module):
+            return False
+        ours = all(type(part).__module__.startswith(("rltrain.", "torch.nn.")) for part in policy.modules())
+        return ours and plan.reduce is None and plan.pool is None and all(map(keeps_settings, vector.envs))
 
     def state(self) -> list[dict[str, Any]]:
         """The state for a checkpoint: one dict per unit (a stream, or a block of streams)."""

@@ -178,6 +178,11 @@ class LocalSettings:
                     _signal.signal(number, handler)
             _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
+    @property
+    def unchanged(self) -> bool:
+        """Whether the environment's settings are those of the code around it."""
+        return self._settings.theirs is None and not self._handlers
+
     def end(self) -> None:
         """Call what the environment has registered with `atexit`, the last one first, and end its processes.
 
@@ -346,6 +351,31 @@ def _contents_of(thing: Any) -> Setting:
         names.update(new)
 
     return Setting(names.copy, set_)
+
+
+def _builtins() -> Setting:
+    """Python's own functions, and names that were added to them.
+
+    New names with two underscores belong to neither side: compiled modules keep there what all of them share, once for
+    the whole process (`__pybind11_internals_...`, `__MUJOCO_...`).
+    """
+    names = vars(builtins)
+    own = set(names)
+
+    def get() -> dict[str, Any]:
+        found = names.copy()
+        if len(found) > len(own):
+            for name in names.keys() - own:
+                if name.startswith("__"):
+                    found.pop(name, None)
+        return found
+
+    def set_(new: dict[str, Any]) -> None:
+        for name in get().keys() - new.keys():
+            del names[name]
+        names.update(new)
+
+    return Setting(get, set_)
 
 
 def _set_filters(new: list[Any]) -> None:
@@ -571,7 +601,8 @@ def process_settings() -> tuple[Setting, ...]:
         *(_attribute(sys, name) for name in ("breakpointhook", "dont_write_bytecode")),
         Setting(sys.get_int_max_str_digits, sys.set_int_max_str_digits),
         _attribute(threading, "excepthook"),
-        *(_contents_of(module) for module in (builtins, time)),
+        _builtins(),
+        _contents_of(time),
         Setting(sys.getrecursionlimit, sys.setrecursionlimit),
         Setting(sys.getswitchinterval, sys.setswitchinterval),
         Setting(warnings.filters.copy, _set_filters),  # type: ignore[attr-defined]
