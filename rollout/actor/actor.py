@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from rltrain.envs.errors import EnvFault
 from rltrain.envs.known import keeps_settings
 from rltrain.envs.vector.serial import SerialVectorEnv
-from rltrain.envs.vector.unroll_rows import UnrollBuffer
+from rltrain.envs.vector.unroll_rows import UnrollBuffer, VectorEnv
 from rltrain.rollout.actor.episodes import EpisodeTracker, TeamTracker, with_infos
 from rltrain.rollout.actor.isolated_env import IsolatedEnv, acting
 from rltrain.rollout.actor.noise import RandomStart, StreamNoise
@@ -88,8 +89,11 @@ class Actor:
                 plan.seed, streams, plan.unroll, plan.pool, spec, plan.make_policy, links.opponents
             )
         self.row = np.array(job.rows, np.int64)
-        self.env = IsolatedEnv(lambda: plan.make_env(streams, job.generations))
-        self.env.vector.made = self.row
+        isolated = IsolatedEnv(lambda: plan.make_env(streams, job.generations))
+        self._vector = vector = isolated.vector
+        vector.made = self.row
+        self._known = type(vector) is SerialVectorEnv and all(map(keeps_settings, vector.envs))
+        self.env: IsolatedEnv | VectorEnv = vector if self._known else isolated
         self._last: UnrollBuffer | None = None  # the previous unroll; None before the first one
         self._end = plan.unroll  # the row of the previous unroll that the next one begins with
         self._ended = time.perf_counter()
@@ -192,8 +196,8 @@ class Actor:
             learning = opponents.learning(unroll)
             acts = learning.copy() if trajectory.acting is None else trajectory.acting & learning
             trajectory = replace(trajectory, acting=acts)
-        if env.vector.finals:
-            episodes = with_infos(episodes, ended, env.vector.finals)
+        if self._vector.finals:
+            episodes = with_infos(episodes, ended, self._vector.finals)
         self.row += unroll
         slot = self._slot if len(self._rows) > 1 else None
         self._last, self._end, self._slot = rows, unroll, (self._slot + 1) % len(self._rows)
@@ -277,11 +281,10 @@ class Actor:
     @property
     def keeps_settings(self) -> bool:
         """Whether its environments, networks and functions are known to change no setting of the process."""
-        plan, vector, policy = self.job.plan, self.env.vector, self.policy
-        if type(vector) is not SerialVectorEnv or not isinstance(policy, torch.nn.Module):
+        plan, policy = self.job.plan, self.policy
+        if not self._known or plan.reduce is not None or plan.pool is not None or not isinstance(policy, nn.Module):
             return False
-        ours = all(type(part).__module__.startswith(("rltrain.", "torch.nn.")) for part in policy.modules())
-        return ours and plan.reduce is None and plan.pool is None and all(map(keeps_settings, vector.envs))
+        return all(type(part).__module__.startswith(("rltrain.", "torch.nn.")) for part in policy.modules())
 
     def state(self) -> list[dict[str, Any]]:
         """The state for a checkpoint: one dict per unit (a stream, or a block of streams)."""

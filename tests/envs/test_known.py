@@ -16,6 +16,7 @@ from gymnasium.wrappers import TransformReward
 import rltrain
 from rltrain.envs.known import PACKAGES, keeps_settings
 from rltrain.envs.problems.probes import Counter
+from rltrain.rollout.actor.isolated_env import IsolatedEnv
 from rltrain.rollout.workers.in_process import LocalHandle
 from rltrain.rollout.workers.process_state import LocalSettings
 
@@ -123,23 +124,23 @@ class OwnTorso(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("settings", "separate"),
+    ("settings", "separate", "isolated"),
     [
-        ({"env": "CartPole-v1"}, 1),
-        ({"env": Child}, "all"),
-        ({"env": seeds_numpy}, "all"),
-        ({"env": "CartPole-v1", "vector": "native"}, "all"),
-        ({"env": "CartPole-v1", "torso": OwnTorso}, "all"),
-        ({"env": "CartPole-v1", "algo": "a3c"}, "all"),
+        ({"env": "CartPole-v1"}, "first", False),
+        ({"env": Child}, "all", True),
+        ({"env": seeds_numpy}, "all", False),
+        ({"env": "CartPole-v1", "vector": "native"}, "all", True),
+        ({"env": "CartPole-v1", "torso": OwnTorso}, "all", False),
+        ({"env": "CartPole-v1", "algo": "a3c"}, "all", False),
     ],
     ids=["known", "unknown", "a setting changed", "native", "own network", "gradients by actors"],
 )
 def test_only_unknown_code_has_separate_settings(
-    settings: dict[str, Any], separate: int | str, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], separate: str, isolated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first call, which makes the environment, always has them."""
-    calls, entered = 0, 0
-    call, enter = LocalHandle.call, LocalSettings.__call__
+    """The first call, which makes the environment, always has them. Torch's are separate at each step of an actor."""
+    calls, entered, steps = 0, 0, 0
+    call, enter, step = LocalHandle.call, LocalSettings.__call__, IsolatedEnv.step
 
     def counted(self: LocalHandle, method: str, *args: Any) -> None:
         nonlocal calls
@@ -151,11 +152,18 @@ def test_only_unknown_code_has_separate_settings(
         entered += 1
         return enter(self)
 
+    def counted_step(self: IsolatedEnv, *args: Any) -> None:
+        nonlocal steps
+        steps += 1
+        step(self, *args)
+
+    monkeypatch.setattr(IsolatedEnv, "step", counted_step)
     monkeypatch.setattr(LocalHandle, "call", counted)
     monkeypatch.setattr(LocalSettings, "__call__", counted_settings)
     quick: dict[str, Any] = {"algo": "ppo", "streams": 2, "unroll": 8, "steps": 96, "widths": (8,), "eval_every": 0}
     rltrain.train(**(quick | settings), workers=0, preset="none", quiet=True, checkpoint_every=0)
     assert calls >= 6
+    assert steps == (8 * calls if isolated else 0)
     around = 3  # closing, the end, and perhaps the state for the last checkpoint
     if separate == "all":
         assert calls <= entered <= calls + around
