@@ -265,6 +265,13 @@ def test_a_squashed_gaussian_has_finite_gradients_at_actions_of_another_policy(m
     assert torch.isfinite(gradient).all()
 
 
+def test_all_actions_of_a_squashed_gaussian_from_the_edge_on_are_one_event():
+    dist = TanhGaussian(torch.tensor([3.0]), torch.tensor([0.5]), (1,))
+    first, second, last = (dist.log_prob(torch.tensor([value])) for value in (EDGE, (1 + EDGE) / 2, 1.0))
+    assert first == second == last
+    assert dist.log_prob(torch.tensor([1 - 2.0**-15])) != first
+
+
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(("std", "error"), [(0.05, 1e-9), (0.5, 1e-6), (1.0, 1e-4), (3.0, 2e-2)])
 def test_the_entropy_of_a_squashed_gaussian_is_its_integral(std, error):
