@@ -397,6 +397,7 @@ class TD3Config(Continuous, CriticSubsets, NoisyActions):
     warmup: Warmup = default(100, "as in Stable-Baselines3; the authors' code uses 25_000 for 1,000,000 steps")
     lr: Lr = default(1e-3, "of the policy, and of critics without their own; the authors' later code uses 3e-4")
     tau: Share = default(0.005, "each update of the policy")
+    widths: Widths = default((400, 300), "as in the paper; the authors' later code uses 256,256")
     policy_delay: PolicyDelay = default(2, "and of all targets")
     policy_value: PolicyValue = "first"
     smoothing: Annotated[float, CHANGEABLE] = Field(
