@@ -79,6 +79,7 @@ class RolloutSpec:
     preload: tuple[str, ...] = ()  # modules that actors import; the fork server of a node imports them first
     modules: tuple[str, ...] = ()  # modules from files of the user, which are pickled by value
     movable: bool = True  # an actor can continue on another machine from its current state
+    known: bool = False  # actors run Gymnasium's and our code only: see `rltrain.envs.known`
 
     def without_user_code(self) -> RolloutSpec:
         """A copy that every machine can unpickle: without the functions that only an actor calls."""

@@ -12,11 +12,12 @@ import numpy as np
 
 from rltrain.algorithms.networks.mlp import for_actors
 from rltrain.config.run_config import RunConfig
+from rltrain.envs.known import is_gymnasiums
 from rltrain.envs.names import code_in
 from rltrain.envs.pickling import self_contained
 from rltrain.envs.spec import EnvSpec
 from rltrain.errors import ConfigError
-from rltrain.learner.algorithm import make_policy
+from rltrain.learner.algorithm import make_policy, uses_own_network
 from rltrain.learner.learner import Learner
 from rltrain.rollout.actor.batch_invariance import Blockwise, is_position_invariant, is_width_invariant
 from rltrain.rollout.inference.client import inference_of, lacks_log_prob
@@ -95,8 +96,16 @@ def rollout_spec(
         log_prob=log_prob,
         shorten=isinstance(plan, StreamPlan) and plan.wait != "all" and not config.deterministic,
         deterministic=config.deterministic and plan.overlap,
+        known=_known(config, environment, plan),
         **options,
     )
+
+
+def _known(config: RunConfig, environment: Environment, plan: DataPlan) -> bool:
+    """Whether an actor runs no code of the user's, and its environments are Gymnasium's own."""
+    source = environment.source
+    ours = type(config.settings).__module__.startswith("rltrain.") and not uses_own_network(config)
+    return ours and not isinstance(plan, GradientPlan) and is_gymnasiums(source.target, source.kwargs)
 
 
 def open_actors(

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rltrain.envs.errors import EnvFault
-from rltrain.envs.known import keeps_settings
+from rltrain.envs.known import keep_settings
 from rltrain.envs.vector.serial import SerialVectorEnv
 from rltrain.envs.vector.unroll_rows import UnrollBuffer, VectorEnv
 from rltrain.rollout.actor.episodes import EpisodeTracker, TeamTracker, with_infos
@@ -92,8 +91,9 @@ class Actor:
         isolated = IsolatedEnv(lambda: plan.make_env(streams, job.generations))
         self._vector = vector = isolated.vector
         vector.made = self.row
-        self._known = type(vector) is SerialVectorEnv and all(map(keeps_settings, vector.envs))
-        self.env: IsolatedEnv | VectorEnv = vector if self._known else isolated
+        known = plan.known and type(vector) is SerialVectorEnv and keep_settings(vector.envs)
+        self.keeps_settings = known  # no call changes a setting of the process
+        self.env: IsolatedEnv | VectorEnv = vector if known else isolated
         self._last: UnrollBuffer | None = None  # the previous unroll; None before the first one
         self._end = plan.unroll  # the row of the previous unroll that the next one begins with
         self._ended = time.perf_counter()
@@ -277,14 +277,6 @@ class Actor:
         except Exception:
             self.env.check(rows, len(rows.reward))
             raise
-
-    @property
-    def keeps_settings(self) -> bool:
-        """Whether its environments, networks and functions are known to change no setting of the process."""
-        plan, policy = self.job.plan, self.policy
-        if not self._known or plan.reduce is not None or plan.pool is not None or not isinstance(policy, nn.Module):
-            return False
-        return all(type(part).__module__.startswith(("rltrain.", "torch.nn.")) for part in policy.modules())
 
     def state(self) -> list[dict[str, Any]]:
         """The state for a checkpoint: one dict per unit (a stream, or a block of streams)."""

@@ -180,7 +180,7 @@ class LocalSettings:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the environment's settings are those of the code around it."""
+        """Whether the settings in TORCH and `process_settings` are those of the code around, after the last call."""
         return self._settings.theirs is None and not self._handlers
 
     def end(self) -> None:
@@ -356,18 +356,17 @@ def _contents_of(thing: Any) -> Setting:
 def _builtins() -> Setting:
     """Python's own functions, and names that were added to them.
 
-    New names with two underscores belong to neither side: compiled modules keep there what all of them share, once for
-    the whole process (`__pybind11_internals_...`, `__MUJOCO_...`).
+    Names that are added later and begin with two underscores belong to neither side: compiled modules keep there what
+    all of them share, once for the whole process (`__pybind11_internals_...`, `__MUJOCO_...`).
     """
     names = vars(builtins)
     own = set(names)
 
     def get() -> dict[str, Any]:
         found = names.copy()
-        if len(found) > len(own):
-            for name in names.keys() - own:
-                if name.startswith("__"):
-                    found.pop(name, None)
+        for name in found.keys() - own:
+            if name.startswith("__"):
+                del found[name]
         return found
 
     def set_(new: dict[str, Any]) -> None:

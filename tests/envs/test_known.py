@@ -10,24 +10,31 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.envs.classic_control import CartPoleEnv
-from gymnasium.wrappers import TransformReward
+from gymnasium.envs.classic_control import CartPoleEnv, cartpole
+from gymnasium.wrappers import TimeLimit, TransformReward
 
 import rltrain
-from rltrain.envs.known import PACKAGES, keeps_settings
+from rltrain.envs.known import PACKAGES, is_gymnasiums, keep_settings
 from rltrain.envs.problems.probes import Counter
 from rltrain.rollout.actor.isolated_env import IsolatedEnv
 from rltrain.rollout.workers.in_process import LocalHandle
 from rltrain.rollout.workers.process_state import LocalSettings
 
+ENTRY = "gymnasium.envs.classic_control.cartpole:CartPoleEnv"
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "BipedalWalker-v3": [{"hardcore": True}],
+    "CarRacing-v3": [{"domain_randomize": True, "continuous": False}],
+    "FrozenLake-v1": [{"is_slippery": False}],
+    "LunarLander-v3": [{"continuous": True, "enable_wind": True}],
+    "Taxi-v4": [{"is_rainy": True, "fickle_passenger": True}],
+}
 
-def newest(package: str) -> list[str]:
-    """The newest version of each environment of a package."""
-    found: dict[str, gymnasium.envs.registration.EnvSpec] = {}
-    for spec in gymnasium.registry.values():
-        if isinstance(spec.entry_point, str) and f"{spec.entry_point.split(':')[0]}.".startswith(package):
-            found[spec.name] = max(spec, found.get(spec.name, spec), key=lambda one: one.version or 0)
-    return sorted(spec.id for spec in found.values())
+
+def all_of(package: str) -> list[tuple[str, dict[str, Any]]]:
+    """All environments of a package, and some with options."""
+    ids = [spec.id for spec in gymnasium.registry.values() if is_gymnasiums(spec.id, {})]
+    chosen = [name for name in ids if str(gymnasium.registry[name].entry_point).startswith(package[:-1])]
+    return [(name, kwargs) for name in chosen for kwargs in ({}, *OPTIONS.get(name, []))]
 
 
 def play(env: gymnasium.Env[Any, Any]) -> None:
@@ -42,15 +49,16 @@ def play(env: gymnasium.Env[Any, Any]) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_they_keep_all_settings(package: str) -> None:
-    names = newest(package)
-    assert len(names) >= 4
-    settings, numpys = LocalSettings(), list[Any]()
-    for name in names:
+    settings, numpys, played = LocalSettings(), list[Any](), set[str]()
+    for name, kwargs in all_of(package):
         with settings():
-            env = gymnasium.make(name)
+            try:
+                env = gymnasium.make(name, **kwargs)
+            except ImportError:  # Pusher-v4 needs an older MuJoCo
+                continue
             env.action_space.seed(1)
             numpys.append(np.random.get_state(legacy=False))
-        assert keeps_settings(env), name
+        assert keep_settings([env]), name
         for _ in range(2):
             with settings():
                 play(env)
@@ -59,56 +67,95 @@ def test_they_keep_all_settings(package: str) -> None:
             numpys.append(np.random.get_state(legacy=False))
         assert settings.unchanged, name
         assert str(numpys[-1]) == str(numpys[0]), name
+        played.add(env.unwrapped.spec.name)  # type: ignore[union-attr]
     settings.end()
+    assert len(played) >= 4
 
 
 class Child(CartPoleEnv):
     """A class of a user's."""
 
 
-def with_own_reward() -> Any:
-    return TransformReward(gymnasium.make("CartPole-v1"), float)
+class Function:
+    """Can be called, and is no function."""
 
-
-def with_own_step() -> Any:
-    env = gymnasium.make("CartPole-v1")
-    env.unwrapped.step = functools.partial(CartPoleEnv.step, env.unwrapped)  # type: ignore[method-assign]
-    return env
-
-
-def with_own_reset_of_a_wrapper() -> Any:
-    env = gymnasium.make("CartPole-v1")
-    env.reset = env.unwrapped.reset  # type: ignore[method-assign]
-    return env
+    def __call__(self, *args: Any) -> Any:
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize(
     "make",
     [
         Child,
-        with_own_reward,
-        with_own_step,
-        with_own_reset_of_a_wrapper,
-        functools.partial(gymnasium.make, "CartPole-v1", render_mode="rgb_array"),
+        lambda: TransformReward(gymnasium.make("CartPole-v1"), float),
+        lambda: gymnasium.make("CartPole-v1", render_mode="rgb_array"),
         Counter,
     ],
-    ids=["subclass", "wrapper", "method of the object", "method of a wrapper", "pictures", "own class"],
+    ids=["subclass", "wrapper", "pictures", "own class"],
 )
 def test_code_of_others_is_not_known(make: Callable[[], Any]) -> None:
-    assert not keeps_settings(make())
+    env = make()
+    assert not keep_settings([env])
+    assert not keep_settings([gymnasium.make("CartPole-v1"), env])
 
 
-def test_a_replaced_method_of_the_class_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = CartPoleEnv.step
-    assert keeps_settings(gymnasium.make("CartPole-v1"))
-    monkeypatch.setattr(CartPoleEnv, "step", lambda self, action: step(self, action))
-    assert not keeps_settings(gymnasium.make("CartPole-v1"))
+step, made = CartPoleEnv.step, functools.wraps(CartPoleEnv.step)
+without_module: dict[str, Any] = {}
+exec("def step(self, action): ...", without_module)
+REPLACED: list[tuple[Any, str, Any]] = [
+    (CartPoleEnv, "step", lambda self, action: step(self, action)),
+    (CartPoleEnv, "step", made(lambda self, action: step(self, action))),
+    (CartPoleEnv, "step", functools.partialmethod(Function())),
+    (CartPoleEnv, "step", functools.partial(Function())),
+    (CartPoleEnv, "step", without_module["step"]),
+    (CartPoleEnv, "reset", Function()),
+    (CartPoleEnv, "set_progress", lambda self, progress: None),
+    (CartPoleEnv, "spec", property(lambda self: None)),
+    (gymnasium.Env, "close", lambda self: None),
+    (TimeLimit, "step", lambda self, action: self.env.step(action)),
+    (cartpole, "batch_space", lambda *args: None),
+    (cartpole, "batch_space", functools.partial(Function())),
+]
 
 
-def seeds_numpy() -> Any:
-    """Makes a known environment, and changes a setting before."""
-    np.seterr(all="raise")
+@pytest.mark.parametrize(("owner", "name", "value"), REPLACED, ids=range(len(REPLACED)))
+def test_a_replaced_function_is_not_known(owner: Any, name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = gymnasium.make("CartPole-v1")
+    assert keep_settings([env])
+    monkeypatch.setattr(owner, name, value, raising=False)
+    assert not keep_settings([env])
+
+
+def test_ids_with_code_of_the_users_are_not_gymnasiums() -> None:
+    assert is_gymnasiums("CartPole-v1", {"sutton_barto_reward": True})
+    assert not is_gymnasiums("CartPole-v1", {"reward": Function()})
+    assert not is_gymnasiums(CartPoleEnv, {})
+    assert not is_gymnasiums("Nothing-v0", {})
+    own = {
+        "own/Class-v0": {"entry_point": f"{__name__}:Child"},
+        "own/Function-v0": {"entry_point": lambda: gymnasium.make("CartPole-v1")},
+        "own/Wrapper-v0": {"entry_point": ENTRY, "additional_wrappers": (TransformReward.wrapper_spec(func=float),)},
+        "own/Value-v0": {"entry_point": ENTRY, "kwargs": {"reward": Function()}},
+    }
+    try:
+        for name, fields in own.items():
+            gymnasium.register(name, **fields)  # type: ignore[arg-type]
+        assert [is_gymnasiums(name, {}) for name in own] == [False] * len(own)
+    finally:
+        for name in own:
+            gymnasium.registry.pop(name, None)
+
+
+def makes_cartpole() -> Any:
+    """Makes an environment of Gymnasium, whose methods it could replace."""
     return gymnasium.make("CartPole-v1")
+
+
+def linear_torso(spec: Any) -> Any:
+    """A function of a user's that makes a network of torch's parts only."""
+    network: Any = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    network.features = 4
+    return network
 
 
 class OwnTorso(torch.nn.Module):
@@ -128,12 +175,13 @@ class OwnTorso(torch.nn.Module):
     [
         ({"env": "CartPole-v1"}, "first", False),
         ({"env": Child}, "all", True),
-        ({"env": seeds_numpy}, "all", False),
+        ({"env": makes_cartpole}, "all", True),
         ({"env": "CartPole-v1", "vector": "native"}, "all", True),
-        ({"env": "CartPole-v1", "torso": OwnTorso}, "all", False),
-        ({"env": "CartPole-v1", "algo": "a3c"}, "all", False),
+        ({"env": "CartPole-v1", "torso": OwnTorso}, "all", True),
+        ({"env": "CartPole-v1", "torso": linear_torso}, "all", True),
+        ({"env": "CartPole-v1", "algo": "a3c"}, "all", True),
     ],
-    ids=["known", "unknown", "a setting changed", "native", "own network", "gradients by actors"],
+    ids=["known", "unknown", "own function", "native", "own network", "torch's parts", "gradients by actors"],
 )
 def test_only_unknown_code_has_separate_settings(
     settings: dict[str, Any], separate: str, isolated: bool, monkeypatch: pytest.MonkeyPatch

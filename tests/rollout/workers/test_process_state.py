@@ -262,19 +262,23 @@ def test_other_signals_have_the_handlers_that_the_environment_sets(settings: Loc
 def test_what_compiled_modules_share_belongs_to_no_side(settings: LocalSettings) -> None:
     """MuJoCo and others keep it in `builtins`, under names with two underscores."""
     shared: Any = builtins
-    original = builtins.__build_class__
+    original, removed = builtins.__build_class__, (shared.copyright, shared.credits)
     try:
         with settings():
             shared.__registry = 1
             shared._ = str
+            del shared.copyright, shared.credits
             builtins.__build_class__ = lambda *_: None  # type: ignore[assignment]
         assert shared.__registry == 1
         assert not hasattr(builtins, "_")
+        assert (shared.copyright, shared.credits) == removed
         assert builtins.__build_class__ is original
         shared.__registry = 2
         with settings():
             assert (shared.__registry, shared._) == (2, str)
             assert builtins.__build_class__ is not original
+            assert not hasattr(builtins, "copyright")
+            shared.copyright, shared.credits = removed
             del shared.__registry, shared._
             builtins.__build_class__ = original
         assert settings.unchanged
@@ -282,6 +286,7 @@ def test_what_compiled_modules_share_belongs_to_no_side(settings: LocalSettings)
     finally:
         vars(builtins).pop("__registry", None)
         builtins.__build_class__ = original
+        shared.copyright, shared.credits = removed
 
 
 def test_generators_of_the_environment_go_on_apart_from_those_around_it(settings: LocalSettings) -> None:
