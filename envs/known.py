@@ -53,11 +53,9 @@ def keep_settings(envs: Iterable[gymnasium.Env[Any, Any]]) -> bool:
 def _is_original(kind: type) -> bool:
     """Whether nobody has replaced a method of a class or a function of its modules, or added one."""
     classes = [base for base in kind.__mro__ if base not in (object, Generic)]
-    modules = {base.__module__ for base in classes}
-    if not all(name.startswith("gymnasium.") for name in modules):
-        return False
     values = [value for base in classes for value in vars(base).values()]
-    values += [value for name in modules for value in vars(sys.modules[name]).values()]
+    for name in {base.__module__ for base in classes}:
+        values += vars(sys.modules[name]).values()
     return all(_is_gymnasiums(function) for value in values for function in _functions(value))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -217,3 +219,32 @@ def test_only_unknown_code_has_separate_settings(
         assert calls <= entered <= calls + around
     else:
         assert 1 <= entered <= 1 + around
+
+
+@pytest.mark.parametrize("change", ["nothing", "a setting", "a handler"])
+def test_an_object_that_has_changed_settings_keeps_them_separate(change: str) -> None:
+    """Also if it says that it changes none from now on: the first call, which makes it, may have changed some."""
+    around = np.geterr()["over"], signal.getsignal(signal.SIGTERM)
+    theirs = "raise" if change == "a setting" else around[0], signal.SIG_IGN if change == "a handler" else around[1]
+
+    class Object:
+        keeps_settings = True
+
+        def __init__(self) -> None:
+            np.seterr(over=theirs[0])  # type: ignore[arg-type]
+            if change == "a handler":
+                signal.signal(signal.SIGTERM, theirs[1])
+
+        def look(self) -> Any:
+            return np.geterr()["over"], signal.getsignal(signal.SIGTERM), type(os._exit).__name__
+
+    handle = LocalHandle(0, Object)
+    try:
+        for _ in range(2):
+            handle.call("look")
+            found = handle.result()
+            assert (np.geterr()["over"], signal.getsignal(signal.SIGTERM)) == around
+        assert found[0] == theirs[0]
+        assert found[2] == ("builtin_function_or_method" if change == "nothing" else "method")
+    finally:
+        handle.close()
