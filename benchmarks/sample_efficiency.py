@@ -95,7 +95,7 @@ def compared(found: Mapping[str, list[Numbers]], env: str) -> str:
         cells: list[Any] = [each_and_mean(mine), each_and_mean(theirs) if theirs else "not run", "", ""]
         if theirs:
             peer, spread = mean_and_spread(theirs)
-            cells[2] = "yes" if mean >= peer - spread else "no"
+            cells[2] = "one seed" if len(theirs) == 1 else "yes" if mean >= peer - spread else "no"
         if sac and algo != "sac":
             cells[3] = "yes" if mean > statistics.fmean(run["return"] for run in sac) else "no"
         lines.append(f"| {algo} | {' | '.join(cells)} |")
