@@ -440,6 +440,8 @@ def write(title: str, text: str) -> None:
 class Unprotected:
     """In place of the settings that an environment has in this process: those of this file change nothing in it."""
 
+    unchanged = True
+
     def __call__(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
