@@ -97,7 +97,8 @@ def compared(found: Mapping[str, list[Numbers]], env: str) -> str:
             peer, spread = mean_and_spread(theirs)
             cells[2] = "one seed" if len(theirs) == 1 else "yes" if mean >= peer - spread else "no"
         if sac and algo != "sac":
-            cells[3] = "yes" if mean > statistics.fmean(run["return"] for run in sac) else "no"
+            above = mean > statistics.fmean(run["return"] for run in sac)
+            cells[3] = "one seed" if len(mine) == 1 else "yes" if above else "no"
         lines.append(f"| {algo} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -16,13 +16,14 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 PACKAGES = tuple(f"gymnasium.envs.{name}." for name in ("box2d", "classic_control", "mujoco", "toy_text"))
 WRAPPERS = (OrderEnforcing, PassiveEnvChecker, TimeLimit)  # that `gymnasium.make` adds
-FILES = (os.path.join(os.path.dirname(gymnasium.__file__), ""), copy.__file__, functools.__file__)  # that they call
+# Where the code of their functions may be; the last two hold functions that Gymnasium's modules import.
+FILES = (os.path.join(os.path.dirname(gymnasium.__file__), ""), copy.__file__, functools.__file__)
 PLAIN = (bool, int, float, str, type(None))
 HARMLESS = ("builtins", "numpy", "types", "typing")  # modules of the types of other objects that can be called
 
 
 def is_gymnasiums(target: object, kwargs: Mapping[str, Any]) -> bool:
-    """Whether `gymnasium.make(target, **kwargs)` makes one of them, and no code of the user's gets hold of it.
+    """Whether `gymnasium.make(target, **kwargs)` makes an environment of PACKAGES, to which no user code is passed.
 
     Args:
         target: an id, or something else.
@@ -35,8 +36,9 @@ def is_gymnasiums(target: object, kwargs: Mapping[str, Any]) -> bool:
 
 
 def keep_settings(envs: Iterable[gymnasium.Env[Any, Any]]) -> bool:
-    """Whether all code of environments that `gymnasium.make` has made is Gymnasium's; they have no render mode.
+    """Whether these environments run only Gymnasium's code and have no render mode.
 
+    Only the classes and their modules are checked, not the objects: `gymnasium.make` has just made these.
     `tests/envs/test_known.py` plays these environments and compares the settings of the process.
     """
     kinds = set[type]()
