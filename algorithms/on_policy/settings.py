@@ -214,11 +214,11 @@ class A2CConfig(LearnerActorCriticSettings, RMSprop):
     """A2C. Defaults: Mnih et al. 2016 in its synchronous form; for Box actions `lam` is RL Zoo's.
 
     Box actions with bounds are tanh of a Gaussian: without it the mean can leave the bounds so far that the environment
-    clips all samples to the same action, and nothing moves it back. For Discrete actions without images the step size
-    does not fall, and observations and rewards are normalised, as for PPO.
+    clips all samples to the same action, and nothing moves it back. For Box actions, and for Discrete actions without
+    images, the step size does not fall, and observations and rewards are normalised, as for PPO.
     """
 
-    BOX: ClassVar[dict[str, Any]] = {"lam": 0.9, "squash": True, **LearnerActorCriticSettings.BOX}
+    BOX: ClassVar[dict[str, Any]] = {"lr_end": None, "lam": 0.9, "squash": True, **LearnerActorCriticSettings.BOX}
     DISCRETE: ClassVar[dict[str, Any]] = {"lr_end": None, "normalize_obs": True, "normalize_return": True}
 
     streams: Streams = default(4, "the paper uses 16, for runs of many millions of steps")
