@@ -23,10 +23,13 @@ OF: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 GRU: dict[str, Any] = {"memory": "gru", "memory_size": 16, "length": 8, "burn_in": 4, "batch": 16}
 CARTPOLE: dict[str, Any] = {
-    "algo": "dqn", "env": "probe:stateless-cartpole", "streams": 8, "unroll": 8, "steps": 16_000, "capacity": 20_000,
-    "warmup": 500, "lr": 3e-3, "lr_end": 0.0, "n_step": 5, "double": True, "tau": 0.02, "prioritized": True,
-    "epsilon_share": 0.2, "epsilon_end": 0.02, "widths": (64,), "activation": "tanh", "normalize_obs": True,
-    "updates_per_step": 0.2, "batch": 32,
+    "algo": "dqn", "env": "probe:stateless-cartpole", "streams": 8, "unroll": 8, "steps": 80_000, "capacity": 50_000,
+    "warmup": 500, "lr": 2e-3, "lr_end": 0.0, "n_step": 3, "double": True, "tau": 0.01, "epsilon_share": 0.4,
+    "epsilon_end": 0.06, "widths": (128,), "activation": "relu", "normalize_obs": True, "updates_per_step": 0.125,
+}  # fmt: skip
+PENDULUM: dict[str, Any] = {
+    "algo": "sac", "env": "probe:stateless-pendulum", "streams": 4, "steps": 16_000, "capacity": 20_000, "warmup": 500,
+    "lr": 1e-3, "gamma": 0.98, "widths": (64, 64), "updates_per_step": 0.5,
 }  # fmt: skip
 
 
@@ -47,7 +50,15 @@ def test_the_cue_is_remembered_with_a_memory_only(algo: str, seed: int, tmp_path
 
 @pytest.mark.parametrize("seed", range(3))
 def test_cartpole_without_velocities_is_balanced_with_a_memory_only(seed: int, tmp_path: Path) -> None:
-    memory = {"memory": "gru", "memory_size": 32, "length": 10, "burn_in": 4}
+    memory = {"memory": "gru", "memory_size": 64, "length": 16, "burn_in": 8, "batch": 32}
 
-    assert greedy(tmp_path, 20, **CARTPOLE, **memory, seed=seed) > 130
-    assert greedy(tmp_path, 20, **{**CARTPOLE, "batch": 256}, seed=seed) < 80
+    assert greedy(tmp_path, 30, **CARTPOLE, **memory, seed=seed) > 400
+    assert greedy(tmp_path, 30, **CARTPOLE, batch=512, seed=seed) < 100
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pendulum_without_its_velocity_is_held_up_with_a_memory_only(seed: int, tmp_path: Path) -> None:
+    memory = {"memory": "gru", "memory_size": 32, "length": 16, "burn_in": 8, "batch": 16}
+
+    assert greedy(tmp_path, 30, **PENDULUM, **memory, seed=seed) > -200
+    assert greedy(tmp_path, 30, **PENDULUM, batch=128, seed=seed) < -800
