@@ -26,10 +26,11 @@ NOTE = (
     "One torch thread; both sides of a seed run at the same time. The last policy plays 20 greedy episodes, with the "
     "same 20 starts on both sides. The table has the return of each seed, then their mean and standard deviation. "
     "`reached`: our mean is at least the peer's mean minus its standard deviation over the seeds. Seeds that chose a "
-    "default are from 100 on; those here chose nothing. The rows were measured on several days and processors, so "
-    "their times cannot be compared. On MountainCarContinuous SAC and TD3 stay at the start on both sides: all their "
-    "returns are between -0.02 and 0, and `no` means a difference below 0.01. SAC had a warmup of 1,000 steps there, "
-    "before the default was 100, and TD3 hidden layers of 256 and 256, before the default was 400 and 300."
+    "default are from 100 on; those here chose nothing. The rows were measured on several days and processors, and our "
+    "side of A2C with Box actions was measured alone, so that times cannot be compared. On MountainCarContinuous SAC "
+    "and TD3 stay at the start on both sides: all their returns are between -0.02 and 0, and `no` means a difference "
+    "below 0.01. SAC had a warmup of 1,000 steps there, before the default was 100, and TD3 hidden layers of 256 and "
+    "256, before the default was 400 and 300."
 )
 
 

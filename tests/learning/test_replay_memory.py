@@ -9,7 +9,7 @@ import pytest
 
 import rltrain
 
-pytestmark = pytest.mark.learning
+pytestmark = [pytest.mark.learning, pytest.mark.timeout(3600)]
 
 QUIET: dict[str, Any] = {
     "workers": 0, "preset": "none", "eval_every": 0, "checkpoint_every": 0, "quiet": True, "unroll": 4,

@@ -92,7 +92,9 @@ def test_a2c_keeps_actions_between_bounds_where_there_are_some() -> None:
     settings, notes = settled_settings(Task, "a2c", env_args={"action": "box"})
     assert settings == A2CConfig(**A2CConfig.BOX)
     assert settings.squash
-    assert notes == ["defaults for Box actions: lr_end none, lam 0.9, squash on, entropy 0.0, normalize_obs on, normalize_return on"]
+    assert settings.lr_end is None
+    values = "lr_end none, lam 0.9, squash on, entropy 0.0, normalize_obs on, normalize_return on"
+    assert notes == [f"defaults for Box actions: {values}"]
 
     settings, notes = settled_settings(Task, "a2c", env_args={"action": "half_open"})
     assert settings == A2CConfig(**{**A2CConfig.BOX, "squash": False})
