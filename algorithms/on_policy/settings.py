@@ -214,8 +214,8 @@ class A2CConfig(LearnerActorCriticSettings, RMSprop):
     """A2C. Defaults: Mnih et al. 2016 in its synchronous form, except for those of BOX and DISCRETE.
 
     Box actions with bounds are tanh of a Gaussian: without it the mean can leave the bounds so far that the environment
-    clips all samples to the same action, and nothing moves it back. `lam` for Box actions is RL Zoo's. The step size
-    does not fall, as in Stable-Baselines3.
+    clips all samples to the same action, and nothing moves it back. `lam` for Box actions is RL Zoo's. BOX and
+    DISCRETE keep the step size constant, as Stable-Baselines3 does.
     """
 
     BOX: ClassVar[dict[str, Any]] = {"lr_end": None, "lam": 0.9, "squash": True, **LearnerActorCriticSettings.BOX}

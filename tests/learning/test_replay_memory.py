@@ -53,7 +53,7 @@ def test_cartpole_without_velocities_is_balanced_with_a_memory_only(seed: int, t
     memory = {"memory": "gru", "memory_size": 64, "length": 16, "burn_in": 8, "batch": 32}
 
     assert greedy(tmp_path, 30, **CARTPOLE, **memory, seed=seed) > 400
-    assert greedy(tmp_path, 30, **CARTPOLE, batch=512, seed=seed) < 100
+    assert greedy(tmp_path, 30, **CARTPOLE, batch=512, seed=seed) < 80
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -88,11 +88,20 @@ class Task(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
+def test_the_step_size_of_a2c_is_constant_for_box_actions_unless_it_is_given() -> None:
+    box = {"env": Task, "algo": "a2c", "env_args": {"action": "box"}}
+
+    assert settled_settings(**box)[0].lr_end is None
+    assert settled_settings(**box, memory="gru")[0].lr_end is None
+    assert settled_settings("spread", "a2c")[0].lr_end is None
+    assert settled_settings(**box, lr_end=0.0)[0].lr_end == 0.0
+    assert settled_settings("CartPole-v1", "a2c", memory="gru")[0].lr_end == 0.0
+
+
 def test_a2c_keeps_actions_between_bounds_where_there_are_some() -> None:
     settings, notes = settled_settings(Task, "a2c", env_args={"action": "box"})
     assert settings == A2CConfig(**A2CConfig.BOX)
     assert settings.squash
-    assert settings.lr_end is None
     values = "lr_end none, lam 0.9, squash on, entropy 0.0, normalize_obs on, normalize_return on"
     assert notes == [f"defaults for Box actions: {values}"]
 
